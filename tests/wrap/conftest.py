@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import mlflow
@@ -12,13 +13,60 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.tracking import tracking_at
 
-Matrix = tuple[np.ndarray, np.ndarray]  # The fixture `matrix`: rows and their numbers.
-Weather = tuple[pd.DataFrame, pd.Series]  # The fixture `weather`: a table and its labels.
-
 
 def is_proven(model, example, **options):
     """Return True if the ONNX form of a model answers like the model."""
     return wrap(model, example, WrapOptions(**options)).report.state == "proven"
+
+
+def proven(model, example, **options):
+    """Wrap a model whose ONNX form answers like the model."""
+    wrapped = wrap(model, example, WrapOptions(**options))
+    assert wrapped.report.state == "proven"
+    return wrapped
+
+
+def log(model, example, **options):
+    """Log a model without the time that MLflow takes to infer its requirements."""
+    return onnxserve.log_model(
+        model, name="model", input_example=example, pip_requirements=[], **options
+    )
+
+
+def operators_of(wrapped):
+    """Return the operators of a wrapped model's graph in their order."""
+    return [node.op_type for node in wrapped.converted.proto.graph.node]
+
+
+def cases(rows, is_long=False):
+    """Return the rows of a table for `parametrize`.
+
+    A row of a list is named by the text of its first value.
+    """
+    if isinstance(rows, dict):
+        named = list(rows.items())
+    else:
+        texts = [str(row[0] if isinstance(row, tuple) else row) for row in rows]
+        named = [
+            (" ".join(re.sub(" at 0x[0-9a-f]+", "", text).split()), row)
+            for text, row in zip(texts, rows, strict=True)
+        ]
+    marks = [pytest.mark.long] if is_long else []
+    return [
+        pytest.param(*(row if isinstance(row, tuple) else (row,)), id=name, marks=marks)
+        for name, row in named
+    ]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function that saves the ONNX form of a model, and loads it."""
+
+    def save(model, example=None, **options):
+        onnxserve.save_model(model, tmp_path / "model", input_example=example, **options)
+        return onnxserve.load_model(str(tmp_path / "model"))
+
+    return save
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.wrap.convert.comparison import (
     relative_errors,
     top_margins,
 )
+from tests.wrap.conftest import cases
 
 CASES = {
     "equal labels": ("label", ["a", "b"], ["a", "b"], [0, 0]),
@@ -31,7 +32,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("role", "want", "got", "excess"), CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(("role", "want", "got", "excess"), cases(CASES))
 def test_error_is_measured_in_tolerances(role, want, got, excess):
     agreement = compare(
         np.array(want), np.array(got), parity_tolerance(role, np.array(want), spread=0.0)
@@ -40,7 +41,7 @@ def test_error_is_measured_in_tolerances(role, want, got, excess):
     np.testing.assert_allclose(agreement.by_row().excess, excess, rtol=1e-6)
 
 
-def test_values_near_zero_are_measured_on_the_spread():
+def test_small_values_are_measured_by_spread():
     want = np.array([0.0])
 
     agreement = compare(want, np.array([1e-3]), parity_tolerance("values", want, spread=10.0))
@@ -49,7 +50,7 @@ def test_values_near_zero_are_measured_on_the_spread():
 
 
 @pytest.mark.filterwarnings("error")
-def test_relative_errors_are_shares_of_the_original():
+def test_relative_errors_are_shares():
     want = np.array([[100.0, 2.0], [np.nan, 5.0]])
     got = np.array([[101.0, 2.5], [3.0, 5.0]])
 
@@ -70,7 +71,7 @@ def test_margin_is_the_lead_of_the_best_label():
     np.testing.assert_allclose(top_margins(np.array([-0.3, 0.1])), [0.3, 0.1])
 
 
-def test_spread_is_that_of_each_value_of_a_row():
+def test_spread_is_measured_per_value():
     answers = np.c_[np.arange(100.0), np.arange(100.0) / 10, np.full(100, 7.0)]
 
     by_value = answer_spread(answers)
@@ -80,55 +81,48 @@ def test_spread_is_that_of_each_value_of_a_row():
     assert by_value[2] == pytest.approx(np.std(answers) / 1000)
 
 
-def test_spread_of_few_rows_is_that_of_all_their_values():
+def test_spread_of_few_rows_is_common():
     assert answer_spread(np.array([[1.0, 3.0]])) == 1.0
     assert answer_spread(np.array([np.nan, np.inf])) == 0.0
     assert answer_spread(np.array(["a", "b"])) == 0.0
 
 
-def test_a_row_on_an_edge_is_unstable_and_a_row_away_from_it_is_stable():
-    table = pd.DataFrame({"a": [0.5, 0.6, 0.5], "b": [1.0, 1.0, -1.0], "text": ["x", "y", "z"]})
+UNSTABLE = {
+    "a table": (
+        pd.DataFrame({"a": [0.5, 0.6, 0.5], "b": [1.0, 1.0, -1.0], "text": ["x", "y", "z"]}),
+        [True, False, True],
+    ),
+    "nullable numbers": (
+        pd.DataFrame({"a": pd.array([0.5, 0.6, None], dtype="Float64")}),
+        [True, False, False],
+    ),
+    "a matrix": ({"": np.array([[0.5, 2.0], [0.7, 2.0]])}, [True, False]),
+}
+
+
+@pytest.mark.parametrize(("rows", "unstable"), cases(UNSTABLE))
+def test_rows_on_an_edge_are_unstable(rows, unstable):
+    def is_large(batch):
+        if isinstance(batch.data, pd.DataFrame):
+            assert batch.data.a.dtype == rows.a.dtype
+            return (batch.data.a > 0.5).fillna(False).to_numpy(bool)
+        return batch.data[""][:, 0] > 0.5
+
+    original = is_large(Batch(rows))
+    found = changes_within_one_step(
+        Batch(rows), lambda moved, origin: is_large(moved) != original[origin]
+    )
+
+    assert found.tolist() == unstable
+
+
+@pytest.mark.parametrize("values", [[1, 2], [3, 4, 5, 6, 999_999_999]])
+def test_small_integers_are_not_moved(values):
+    table = pd.DataFrame({"n": values})
 
     def answers_otherwise(moved, origin):
-        return (moved.data.a > 0.5).to_numpy() != (table.a.to_numpy() > 0.5)[origin]
-
-    assert changes_within_one_step(Batch(table), answers_otherwise).tolist() == [True, False, True]
-
-
-def test_matrix_is_moved_column_by_column():
-    matrix = {"": np.array([[0.5, 2.0], [0.7, 2.0]])}
-
-    def answers_otherwise(moved, origin):
-        return (moved.data[""][:, 0] > 0.5) != (matrix[""][:, 0] > 0.5)[origin]
-
-    assert changes_within_one_step(Batch(matrix), answers_otherwise).tolist() == [True, False]
-
-
-def test_rows_without_fractions_are_never_unstable():
-    table = pd.DataFrame({"n": [1, 2]})
-
-    assert changes_within_one_step(
-        Batch(table), lambda moved, origin: np.ones(len(origin), bool)
-    ).tolist() == [False, False]
-
-
-def test_column_of_nullable_floats_is_moved_too():
-    table = pd.DataFrame({"a": pd.array([0.5, 0.6, None], dtype="Float64")})
-
-    def answers_otherwise(moved, origin):
-        assert moved.data.a.dtype == "Float64"
-        return (moved.data.a > 0.5).fillna(False).to_numpy(bool) != (table.a > 0.5).fillna(
-            False
-        ).to_numpy(bool)[origin]
-
-    assert changes_within_one_step(Batch(table), answers_otherwise).tolist() == [True, False, False]
-
-
-def test_small_integers_next_to_a_sentinel_are_not_moved():
-    table = pd.DataFrame({"age": [3, 4, 5, 6, 999_999_999]})
-
-    def answers_otherwise(moved, origin):
-        return moved.data.age.to_numpy() % 2 != table.age.to_numpy()[origin] % 2
+        small = np.array(values)[origin] < 1000
+        return small & (moved.data.n.to_numpy() != np.array(values)[origin])
 
     assert not changes_within_one_step(Batch(table), answers_otherwise).any()
 
@@ -159,7 +153,7 @@ def test_small_integers_next_to_a_sentinel_are_not_moved():
         ),
     ],
 )
-def test_large_integers_are_moved_by_whole_steps_within_their_type(dtype, values, down, up):
+def test_large_integers_stay_within_types(dtype, values, down, up):
     table = pd.DataFrame({"id": pd.Series(values, dtype=dtype)})
     tried: list[int | None] = []
 
@@ -174,7 +168,7 @@ def test_large_integers_are_moved_by_whole_steps_within_their_type(dtype, values
 
 
 @pytest.mark.parametrize("dtype", ["Int64", "Float64", "int64[pyarrow]"])
-def test_a_column_whose_values_are_all_missing_is_not_moved(dtype):
+def test_missing_values_are_not_moved(dtype):
     table = pd.DataFrame({"id": pd.Series([None, None], dtype=dtype)})
 
     def answers_otherwise(moved, origin):
@@ -183,7 +177,7 @@ def test_a_column_whose_values_are_all_missing_is_not_moved(dtype):
     assert not changes_within_one_step(Batch(table), answers_otherwise).any()
 
 
-def test_wide_rows_are_moved_a_few_columns_at_a_time():
+def test_wide_rows_are_moved_in_parts():
     sizes = []
 
     def answers_otherwise(moved, origin):

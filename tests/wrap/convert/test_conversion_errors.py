@@ -2,7 +2,6 @@
 
 import sys
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +10,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.decomposition import NMF
-from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import GradientBoostingClassifier
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.gaussian_process import GaussianProcessClassifier, kernels
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KDTree, RadiusNeighborsClassifier
@@ -28,8 +25,8 @@ from mlflow_deploy_plugin.wrap.convert.conversion_errors import (
     with_alternative,
 )
 from mlflow_deploy_plugin.wrap.convert.converters import converter_for
-from mlflow_deploy_plugin.wrap.flavor.save import save_model
-from tests.support.refusals import mentions
+from tests.support.refusals import refused
+from tests.wrap.conftest import cases
 
 RANDOM = np.random.default_rng(0)
 NUMBERS = pd.DataFrame(RANDOM.normal(size=(60, 2)), columns=["a", "b"])
@@ -51,20 +48,20 @@ class Nearest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     has another kind of tree.
     """
 
-    def fit(self, rows: Any, target: Any) -> "Nearest":
+    def fit(self, rows, target):
         self.tree_ = KDTree(rows)
         self.target_ = np.asarray(target)
         return self
 
-    def predict(self, rows: Any) -> Any:
+    def predict(self, rows):
         return self.target_[self.tree_.query(rows, 1, return_distance=False)[:, 0]]
 
-    def predict_proba(self, rows: Any) -> Any:
+    def predict_proba(self, rows):
         raise AttributeError("probability=False")
 
 
 class Labelled(Nearest):
-    def fit(self, rows: Any, target: Any) -> "Labelled":
+    def fit(self, rows, target):
         self.classes_ = np.unique(target)
         super().fit(rows, target)
         return self
@@ -73,15 +70,15 @@ class Labelled(Nearest):
 class Lazy(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """A regression with an attribute that raises an error, like in scikit-survival."""
 
-    def fit(self, rows: Any, target: Any) -> "Lazy":
+    def fit(self, rows, target):
         self.target_ = target
         return self
 
     @property
-    def baseline_(self) -> Any:
+    def baseline_(self):
         raise ValueError("`fit` must be called with the fit_baseline option")
 
-    def predict(self, rows: Any) -> Any:
+    def predict(self, rows):
         return np.hypot(rows.a, rows.b)
 
 
@@ -90,51 +87,26 @@ SKLEARN = (
     "with the same"
 )
 CASES = {
-    "an estimator": (DummyClassifier(strategy="uniform"), NUMBERS, "its predictions are random"),
     "an outer one": (
         TransformedTargetRegressor(make_pipeline(NMF(1), LinearRegression())),
         NUMBERS.abs(),
-        (
-            "TransformedTargetRegressor cannot be converted to ONNX: its step 'regressor → nmf' "
-            "(NMF): there"
-        ),
+        "TransformedTargetRegressor cannot be converted to ONNX: its step 'regressor → nmf' (NMF)",
     ),
     "an option, deep within": (
         make_pipeline(DOUBLED, LogisticRegression()),
         NUMBERS,
-        (
-            "its step 'columntransformer → functiontransformer' (FunctionTransformer): its option "
-            "func=sort is a Python"
-        ),
+        "its step 'columntransformer → functiontransformer' (FunctionTransformer): its option "
+        "func=sort",
     ),
     "a step that the error does not name": (
         make_pipeline(StandardScaler(), GradientBoostingClassifier(init=LogisticRegression())),
         NUMBERS,
-        (
-            "its step 'gradientboostingclassifier' (GradientBoostingClassifier): Setting init to "
-            "an estimator is not"
-        ),
-    ),
-    "accents": (
-        make_pipeline(TfidfVectorizer(strip_accents=str.title), LogisticRegression()),
-        TEXTS,
-        (
-            "its step 'tfidfvectorizer' (TfidfVectorizer): its option strip_accents=str.title is a "
-            "Python function"
-        ),
+        "its step 'gradientboostingclassifier' (GradientBoostingClassifier)",
     ),
     "a graph that is not loaded": (
         make_pipeline(CountVectorizer(analyzer=str.split), LogisticRegression()),
         TEXTS,
-        (
-            "its step 'countvectorizer' (CountVectorizer): its option analyzer=str.split is a "
-            "Python function"
-        ),
-    ),
-    "a part of an option": (
-        GaussianProcessClassifier(kernels.ExpSineSquared()),
-        NUMBERS,
-        "GaussianProcessClassifier cannot be converted to ONNX: the kernel ExpSineSquared",
+        "its step 'countvectorizer' (CountVectorizer): its option analyzer=str.split",
     ),
     "texts beside numbers": (
         make_pipeline(
@@ -150,53 +122,49 @@ CASES = {
         NUMBERS,
         "its step 'lazy' (Lazy): there is no converter for ",
     ),
-    "an answer for too few rows": (
-        RadiusNeighborsClassifier(radius=0.2),
-        NUMBERS,
-        "parity needs 1000 rows, and only",
-    ),
+    "an answer for too few rows": (RadiusNeighborsClassifier(radius=0.2), NUMBERS, "1000 rows"),
 }
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("model", "data", "words"), CASES.values(), ids=CASES)
-def test_the_step_and_its_option_are_named_and_the_way_that_is_left(model, data, words, tmp_path):
+@pytest.mark.parametrize(("model", "data", "words"), cases(CASES))
+def test_error_names_step_option_and_alternative(model, data, words, saved):
     fitted = model.fit(data, TARGET if data is not TEXTS else [0, 1] * 30)
 
-    with pytest.raises(ModelError) as refused:
-        save_model(fitted, tmp_path / "model", input_example=data)
+    with refused(ModelError) as failed:
+        saved(fitted, data)
 
-    message = refused.value.message
+    message = failed.value.message
     assert words in message
     assert SKLEARN in message
-    assert "://" not in message
-    assert "<class" not in message
-    assert "at most" not in message
+    for technical in ("://", "<class", "at most"):
+        assert technical not in message
 
 
-def test_a_failing_converter_is_explained_with_its_error():
-    reason = explain_failure(KeyError("leaf_weights"), LogisticRegression())
-
-    assert reason.endswith("its converter does not support this variant (KeyError: 'leaf_weights')")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(KeyError("leaf_weights"), "KeyError: 'leaf_weights'"), (NotImplementedError(), "NotImplem")],
+    ids=repr,
+)
+def test_failure_is_explained_by_its_error(error, words):
+    assert words in explain_failure(error, LogisticRegression())
 
 
 @pytest.mark.parametrize(
     ("model", "called"),
     [
-        ({}, "mlflow.pyfunc.log_model(python_model=…)"),
-        (np.square, "mlflow.pyfunc.log_model(python_model=…)"),
-        (Prophet(), "mlflow.prophet.log_model and"),
-        (AgglomerativeClustering().fit(NUMBERS), "mlflow.pyfunc.log_model(python_model=…)"),
+        ({}, "mlflow.pyfunc.log_model"),
+        (np.square, "mlflow.pyfunc.log_model"),
+        (Prophet(), "mlflow.prophet.log_model"),
+        (AgglomerativeClustering().fit(NUMBERS), "mlflow.pyfunc.log_model"),
     ],
 )
-def test_an_object_of_another_framework_has_a_way_too(model, called, tmp_path):
-    with pytest.raises(ConversionError) as refused:
-        save_model(model, tmp_path / "model", input_example=NUMBERS)
-
-    assert called in refused.value.message
+def test_other_framework_has_an_alternative(model, called, saved):
+    with refused(ConversionError, called):
+        saved(model, NUMBERS)
 
 
-def test_an_onnx_file_gets_no_hint_at_an_alternative(tmp_path):
+def test_onnx_file_has_no_alternative(tmp_path):
     error = ConversionError("it is no graph")
     assert with_alternative(error, tmp_path / "model.onnx") is error
 
@@ -265,20 +233,15 @@ def test_an_onnx_file_gets_no_hint_at_an_alternative(tmp_path):
         ),
     ],
 )
-def test_a_converters_words_are_put_plainly(said, plainly):
+def test_messages_of_converters_are_simplified(said, plainly):
     assert plain_reason(said).startswith(plainly)
     assert "://" not in plain_reason(said)
 
 
-def test_a_framework_that_is_too_old_for_its_converter_is_named(monkeypatch):
+def test_too_old_framework_is_named(monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.delitem(sys.modules, "mlflow_deploy_plugin.wrap.convert.torch", raising=False)
     monkeypatch.setitem(sys.modules, "torch.export", ModuleType("torch.export"))
     model = type("Net", (), {"__module__": "torch.old"})()
-    with pytest.raises(ConversionError, match=r"newer torch.*'mlflow-onnxserve\[torch\]'"):
+    with refused(ConversionError, "newer torch", "'mlflow-onnxserve[torch]'"):
         converter_for(model)
-
-
-def test_a_converter_without_a_word_is_named_by_its_error():
-    message = explain_failure(NotImplementedError(), LinearRegression())
-    assert mentions(message, "LinearRegression", "NotImplementedError")

@@ -5,11 +5,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tests.support.refusals import mentions
+from tests.support.refusals import mentions, refused
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -25,8 +24,8 @@ else:
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
-from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
+from tests.wrap.conftest import cases, proven
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 layers = keras.layers
@@ -37,31 +36,31 @@ def _floats(*shape):
 
 
 class Subclassed(keras.Model):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.hidden = layers.Dense(8, activation="relu")
         self.drop = layers.Dropout(0.5)
         self.head = layers.Dense(2)
 
-    def call(self, rows: Any, training: bool = False) -> Any:
+    def call(self, rows, training=False):
         return self.head(self.drop(self.hidden(rows), training=training))
 
 
 class TwoSubclassed(keras.Model):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.head = layers.Dense(2)
 
-    def call(self, rows: Any) -> Any:
+    def call(self, rows):
         return self.head(rows["left"]) + rows["right"]
 
 
 class NamedSubclassed(keras.Model):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.head = layers.Dense(2)
 
-    def call(self, left: Any, right: Any) -> Any:
+    def call(self, left, right):
         return self.head(left) + right
 
 
@@ -94,14 +93,17 @@ def _masked():
     )
 
 
-CASES: dict[str, tuple[Callable[[], Any], Any]] = {
-    "subclassed": (Subclassed, _floats(20, 4)),
-    "several subclassed": (TwoSubclassed, {"left": _floats(20, 4), "right": _floats(20, 2)}),
-    "several parameters": (NamedSubclassed, {"left": _floats(20, 4), "right": _floats(20, 2)}),
-    "functional": (_two_inputs, {"right": _floats(20, 3), "left": _floats(20, 4)}),
-    "normalised": (_normalised, _floats(20, 4).astype(np.float64)),
+LEFT = _floats(20, 4)
+PAIR = {"left": LEFT, "right": _floats(20, 2)}
+TRIPLE = {"right": _floats(20, 3), "left": LEFT}
+CASES = {
+    "subclassed": (Subclassed, LEFT),
+    "several subclassed": (TwoSubclassed, PAIR),
+    "several parameters": (NamedSubclassed, PAIR),
+    "functional": (_two_inputs, TRIPLE),
+    "normalised": (_normalised, LEFT.astype(np.float64)),
     "masked tokens": (_masked, np.random.default_rng(0).integers(0, 20, (20, 6))),
-    "table": (_normalised, pd.DataFrame(_floats(20, 4), columns=list("abcd"))),
+    "table": (_normalised, pd.DataFrame(LEFT, columns=list("abcd"))),
 }
 
 
@@ -112,44 +114,43 @@ CASES: dict[str, tuple[Callable[[], Any], Any]] = {
         for case in CASES
     ],
 )
-def test_a_model_is_served_as_onnx_and_answers_every_batch_size(case, tmp_path):
+def test_model_answers_every_batch_size(case, saved):
     make, example = CASES[case]
     keras.utils.set_random_seed(0)
     net = make()
 
-    save_model(net, tmp_path / "model", input_example=example)
+    model = saved(net, example)
 
-    model = load_model(str(tmp_path / "model"))
     assert model.artifact.framework == "keras"
     assert model.artifact.parity_state == "proven"
     for rows in (1, 2, 7):
-        few = (
-            {name: part[:rows] for name, part in example.items()}
-            if isinstance(example, dict)
-            else example[:rows]
-        )
-        inputs = few.to_numpy() if isinstance(few, pd.DataFrame) else few
-        inputs = [few["left"], few["right"]] if case == "functional" else inputs
-        answer = net(**few) if case == "several parameters" else net(inputs)
-        wanted = [keras.ops.convert_to_numpy(array) for array in keras.tree.flatten(answer)]
-        feeds = (
-            {"": few}
-            if isinstance(few, np.ndarray)
-            else {name: np.asarray(few[name]) for name in few}
-        )
+        if isinstance(example, dict):
+            few = {name: part[:rows] for name, part in example.items()}
+        else:
+            few = example[:rows]
+        match case:
+            case "functional":
+                answer = net([few["left"], few["right"]])
+            case "several parameters":
+                answer = net(**few)
+            case "table":
+                answer = net(np.asarray(few))
+            case _:
+                answer = net(few)
+        feeds = {"": few} if isinstance(few, np.ndarray) else {n: np.asarray(few[n]) for n in few}
         outputs = model.run(model.schema.from_columns(feeds))
-        for array, name in zip(
-            wanted, ["mean", "spread"] if case == "functional" else ["output"], strict=True
-        ):
+        names = ["mean", "spread"] if case == "functional" else ["output"]
+        for wanted, name in zip(keras.tree.flatten(answer), names, strict=True):
+            array = keras.ops.convert_to_numpy(wanted)
             np.testing.assert_allclose(outputs[name], array, atol=1e-5)
 
 
 class OfAMapping(keras.Model):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.head = layers.Dense(2)
 
-    def call(self, rows: Any) -> Any:
+    def call(self, rows):
         return self.head(rows["left"])
 
 
@@ -165,37 +166,30 @@ def _of_mappings():
 
 
 MAPPINGS = {
-    "functional": (_of_mappings, {"left": _floats(20, 4), "right": _floats(20, 3)}),
-    "subclassed": (OfAMapping, {"left": _floats(20, 4)}),
+    "functional": (_of_mappings, TRIPLE, ("twice", "both")),
+    "subclassed": (OfAMapping, {"left": LEFT}, ("output",)),
 }
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("case", MAPPINGS)
-def test_a_mapping_is_taken_as_the_model_takes_it(case):
-    make, example = MAPPINGS[case]
-    net = make()
-    wanted = net(example)
-
-    wrapped = wrap(net, example)
-
-    assert wrapped.report.state == "proven"
-    assert wrapped.converted.prediction == (tuple(wanted) if case == "functional" else ("output",))
+@pytest.mark.parametrize(("make", "example", "outputs"), cases(MAPPINGS))
+def test_mapping_is_an_input(make, example, outputs):
+    assert proven(make(), example).converted.prediction == outputs
 
 
 @pytest.mark.long
-def test_outputs_of_one_name_are_all_answered():
+def test_outputs_of_one_name_are_numbered():
     steps = keras.Input((5, 3))
     net = keras.Model(steps, layers.GRU(4, return_sequences=True, return_state=True)(steps))
 
-    wrapped = wrap(net, _floats(20, 5, 3))
+    converted = wrap(net, _floats(20, 5, 3)).converted
 
-    assert [output.shape for output in wrapped.converted.outputs] == [(-1, 5, 4), (-1, 4)]
-    assert wrapped.converted.prediction == ("output_0", "output_1")
+    assert [output.shape for output in converted.outputs] == [(-1, 5, 4), (-1, 4)]
+    assert converted.prediction == ("output_0", "output_1")
 
 
 @pytest.mark.long
-def test_sizes_that_the_model_leaves_free_are_free():
+def test_free_sizes_stay_free():
     tokens = keras.Input((None, 8))
     attended = layers.LayerNormalization()(tokens + layers.MultiHeadAttention(2, 4)(tokens, tokens))
 
@@ -207,35 +201,30 @@ def test_sizes_that_the_model_leaves_free_are_free():
 
 
 @pytest.mark.long
-def test_a_file_of_keras_is_a_model(tmp_path):
+def test_keras_file_is_a_model(tmp_path):
     _two_inputs().save(tmp_path / "net.keras")
 
-    wrapped = wrap(load_file(tmp_path / "net.keras"), [_floats(20, 4), _floats(20, 3)])
+    wrapped = proven(load_file(tmp_path / "net.keras"), [LEFT, TRIPLE["right"]])
 
-    assert wrapped.report.state == "proven"
     assert [entry.name for entry in wrapped.converted.inputs] == ["left", "right"]
 
 
-def test_unknown_inputs_are_named():
-    with pytest.raises(InvalidConfig, match=r"\['left', 'middle'\].*\['left', 'right'\]"):
-        wrap(_two_inputs(), {"left": _floats(4, 4), "middle": _floats(4, 3)})
-
-
 @pytest.mark.parametrize(
-    ("example", "function", "said"),
+    ("make", "example", "function", "words"),
     [
-        (None, "predict", "needs an example for the shapes"),
-        (_floats(4, 4), "predict_proba", "has only predict"),
+        (_two_inputs, {"left": LEFT, "middle": LEFT}, "predict", ("['left', 'middle']",)),
+        (_normalised, None, "predict", ("example",)),
+        (_normalised, LEFT, "predict_proba", ("only predict",)),
     ],
 )
-def test_a_missing_example_or_predict_function_is_refused(example, function, said):
-    with pytest.raises(InvalidConfig, match=said):
-        wrap(_normalised(), example, WrapOptions(predict_fn=function))
+def test_invalid_example_or_function_is_refused(make, example, function, words):
+    with refused(InvalidConfig, *words):
+        wrap(make(), example, WrapOptions(predict_fn=function))
 
 
 @pytest.mark.long
 @pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
-def test_a_missing_keras_backend_names_the_extra_to_install(tmp_path):
+def test_missing_backend_names_the_extra(tmp_path):
     code = (
         "import sys; from mlflow_deploy_plugin.wrap.convert.converters import load_file; "
         "load_file(sys.argv[1])"

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.wrap.convert import onnx_file
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from tests.support.random_rows import normal_rows
+from tests.support.refusals import refused
 
 ROWS = 300
 WIDTH = 7
@@ -43,7 +44,7 @@ def small(monkeypatch):
     ), table
 
 
-def test_large_weights_are_stored_in_their_own_file_and_give_the_same_answers(small, tmp_path):
+def test_large_weights_have_their_own_file(small, tmp_path):
     model, table = small
     for name in ("first", "again"):  # The original keeps its weights.
         save_model(model, tmp_path / name, input_example={"id": np.arange(5)})
@@ -58,51 +59,44 @@ def test_large_weights_are_stored_in_their_own_file_and_give_the_same_answers(sm
     onnx.checker.check_model(mlflow.onnx.load_model(str(folder)))
 
 
-def test_an_altered_weight_is_found_when_it_is_loaded(small, tmp_path):
+def test_altered_weights_are_refused(small, tmp_path):
     save_model(small[0], tmp_path / "model")
     data = tmp_path / "model" / "model.onnx.data"
     content = bytearray(data.read_bytes())
     content[100] ^= 1
     data.write_bytes(content)
-    with pytest.raises(InvalidArtifact, match=r"model\.onnx\.data"):
+    with refused(InvalidArtifact, "model.onnx.data"):
         load_model(str(tmp_path / "model"))
     data.unlink()
-    with pytest.raises(InvalidArtifact, match=r"'model\.onnx\.data'"):
+    with refused(InvalidArtifact, "'model.onnx.data'"):
         load_model(str(tmp_path / "model"))
 
 
-def test_a_large_graph_is_checked_without_its_weights(small, tmp_path):
+def test_large_graph_is_checked_without_weights(small, tmp_path):
     model, _ = small
     model.graph.node[0].op_type = "NoSuchOperator"
-    with pytest.raises(ConversionError, match="NoSuchOperator"):
+    with refused(ConversionError, "NoSuchOperator"):
         save_model(model, tmp_path / "model")
 
 
 @pytest.mark.long
-def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(tmp_path, serve):
+def test_model_of_two_gigabytes_is_served(tmp_path, serve):
     """Check a real model of 2.2 GB. Its file is sparse: the tables contain zeros except
     for one value each.
     """
     rows = 550_000
     width = 500
+    values = np.memmap(tmp_path / "given.data", np.float32, "w+", shape=(2, rows, width))
+    values[:, 3, 0] = [1, 2]
+    values.flush()
     tables = []
-    with (tmp_path / "given.data").open("wb") as file:
-        for number in range(2):
-            start = number * rows * width * 4
-            file.seek(start + 3 * width * 4)
-            file.write(np.float32(number + 1).tobytes())
-            table = TensorProto(
-                name=f"table{number}", data_type=TensorProto.FLOAT, dims=[rows, width]
-            )
-            table.data_location = TensorProto.EXTERNAL
-            for key, value in (
-                ("location", "given.data"),
-                ("offset", start),
-                ("length", rows * width * 4),
-            ):
-                table.external_data.add(key=key, value=str(value))
-            tables.append(table)
-        file.truncate(2 * rows * width * 4)
+    for number in range(2):
+        table = TensorProto(name=f"table{number}", data_type=TensorProto.FLOAT, dims=[rows, width])
+        table.data_location = TensorProto.EXTERNAL
+        place = {"offset": number * values[0].nbytes, "length": values[0].nbytes}
+        for key, value in {"location": "given.data", **place}.items():
+            table.external_data.add(key=key, value=str(value))
+        tables.append(table)
     (tmp_path / "given.onnx").write_bytes(lookup(tables, width).SerializeToString())
 
     save_model(tmp_path / "given.onnx", tmp_path / "model", input_example={"id": np.arange(5)})

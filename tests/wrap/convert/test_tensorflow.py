@@ -3,7 +3,7 @@ tensorflow-cpu tf2onnx` first.
 """
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -21,19 +21,21 @@ from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
 from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.random_rows import normal_rows
+from tests.support.refusals import refused
+from tests.wrap.conftest import proven
 
 ROWS = normal_rows(20, 4).astype(np.float32)
 SPEC = tf.TensorSpec([None, 4], tf.float32, name="rows")
 
 
 class Linear(tf.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weights = tf.Variable(tf.random.stateless_normal([4, 2], [0, 1]))
         self.shift = tf.constant([3.0, -3.0])
 
     @tf.function(input_signature=[SPEC])
-    def __call__(self, rows: Any) -> Any:
+    def __call__(self, rows):
         return {"sum": tf.reduce_sum(rows, 1), "scores": rows @ self.weights + self.shift}
 
 
@@ -46,21 +48,19 @@ def _saved(tmp_path):
 @pytest.mark.parametrize(
     "example", [ROWS, pd.DataFrame(ROWS, columns=list("abcd"))], ids=["array", "table"]
 )
-def test_a_module_is_proven_as_itself_and_saved(form, example, tmp_path):
-    model: Any = Linear() if form == "module" else _saved(tmp_path)
+def test_module_is_proven_in_every_form(form, example, tmp_path):
+    model = Linear() if form == "module" else _saved(tmp_path)
+    model = tf.saved_model.load(str(model)) if form == "loaded" else load_file(model)
 
-    wrapped = wrap(
-        tf.saved_model.load(str(model)) if form == "loaded" else load_file(model), example
-    )
+    converted = proven(model, example).converted
 
-    assert wrapped.report.state == "proven"
-    assert [output.name for output in wrapped.converted.outputs] == ["scores", "sum"]
-    assert wrapped.converted.inputs[0].shape == (-1, 4)
+    assert [output.name for output in converted.outputs] == ["scores", "sum"]
+    assert converted.inputs[0].shape == (-1, 4)
 
 
-def test_a_function_takes_arrays_by_name_and_free_sizes():
+def test_function_takes_named_arrays():
     @tf.function
-    def scaled(text: Any, factor: Any) -> Any:
+    def scaled(text, factor):
         return tf.cast(text, tf.float32) * factor
 
     def data(length):
@@ -77,15 +77,15 @@ def test_a_function_takes_arrays_by_name_and_free_sizes():
     }
 
 
-def test_an_operation_without_an_operator_is_named():
+def test_unsupported_operation_is_named():
     @tf.function
-    def cleaned(texts: Any) -> Any:
+    def cleaned(texts):
         return tf.strings.length(tf.strings.regex_replace(texts, "[0-9]+", "#"))
 
-    with pytest.raises(ConversionError, match="RegexReplace"):
+    with refused(ConversionError, "RegexReplace"):
         wrap(cleaned, np.array(["a1", "b22"] * 5, dtype=object))
 
 
-def test_a_missing_input_is_named(tmp_path):
-    with pytest.raises(InvalidConfig, match="'rows' is missing"):
+def test_missing_input_is_named(tmp_path):
+    with refused(InvalidConfig, "'rows' is missing"):
         wrap(load_file(_saved(tmp_path)), {"columns": ROWS})

@@ -24,11 +24,13 @@ def loaded(folder):
     return version
 
 
-def test_a_classifier_is_compared_by_its_labels_and_the_figures_of_its_probabilities(tmp_path):
-    base, form = (
-        loaded(write_classifier(tmp_path / n, w))
-        for n, w in (("base", (2.0, -1.0)), ("form", (2.0, -0.8)))
-    )
+def pair(folder, write, weights):
+    """Return a base and a form with other weights."""
+    return loaded(write(folder / "base")), loaded(write(folder / "form", weights))
+
+
+def test_classifiers_are_compared_by_labels(tmp_path):
+    base, form = pair(tmp_path, write_classifier, (2.0, -0.8))
     comparison = compare_with_base(base, form, INPUTS)
     label, other = (side.outputs(INPUTS)["label"] for side in (base, form))
     assert comparison.equal == (label == other).mean()
@@ -36,16 +38,11 @@ def test_a_classifier_is_compared_by_its_labels_and_the_figures_of_its_probabili
     assert comparison.loss_of == "labels"
     assert 0 < comparison.mean_difference < comparison.max_difference < 1  # type: ignore[operator]
     same = compare_with_base(base, base, INPUTS, base_outputs=base.outputs(INPUTS))
-    assert same.equal == 1.0
-    assert same.max_difference == 0.0
-    assert same.loss == 0.0
+    assert (same.equal, same.max_difference, same.loss) == (1.0, 0.0, 0.0)
 
 
-def test_numbers_are_compared_by_their_difference_as_a_share_of_the_spread(tmp_path):
-    base, form = (
-        loaded(write_regressor(tmp_path / n, w))
-        for n, w in (("base", (2.0, -1.0)), ("form", (2.2, -1.1)))
-    )
+def test_numbers_are_compared_by_their_spread(tmp_path):
+    base, form = pair(tmp_path, write_regressor, (2.2, -1.1))
     comparison = compare_with_base(base, form, INPUTS)
     answers = base.outputs(INPUTS)["y"]
     assert comparison.equal is None
@@ -58,23 +55,20 @@ def test_numbers_are_compared_by_their_difference_as_a_share_of_the_spread(tmp_p
     )
 
 
-def test_a_form_that_answers_no_numbers_loses_everything(tmp_path):
-    base, form = (
-        loaded(write_regressor(tmp_path / n, w))
-        for n, w in (("base", (2.0, -1.0)), ("form", (float("nan"), 1)))
-    )
+def test_nan_answers_lose_everything(tmp_path):
+    base, form = pair(tmp_path, write_regressor, (float("nan"), 1))
     assert compare_with_base(base, form, INPUTS).loss == float("inf")
     assert compare_with_base(base, form, INPUTS, ROWS["value"]).loss == float("inf")
 
 
-def test_a_form_with_other_outputs_is_none(tmp_path):
+def test_form_with_other_outputs_is_refused(tmp_path):
     base = loaded(write_regressor(tmp_path / "base"))
     form = loaded(write_classifier(tmp_path / "form"))
-    with pytest.raises(InvalidConfig, match="an output 'y'"):
+    with refused(InvalidConfig, "'y'"):
         compare_with_base(base, form, INPUTS)
 
 
-def test_outputs_may_differ_by_the_rounding_of_the_largest_number_of_their_row():
+def test_outputs_may_differ_by_rounding():
     served = {
         "label": np.array(["a", "b"], object),
         "scores": np.array([[1e6, 1e-3], [1.0, np.nan]], np.float32),

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.wrap.evaluation.proportions import clopper_pearson_bou
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (3, 200), (50, 100), (1_000, 1_000)])
 @pytest.mark.parametrize("confidence", [0.9, 0.9995])
-def test_bounds_equal_those_of_scipy(hits, count, confidence):
+def test_bounds_are_those_of_scipy(hits, count, confidence):
     test = binomtest(hits, count)
 
     wilson = test.proportion_ci(confidence, "wilson")
@@ -21,7 +21,7 @@ def test_bounds_equal_those_of_scipy(hits, count, confidence):
     assert clopper_pearson_bounds(hits, count, confidence) == pytest.approx((exact.low, exact.high))
 
 
-def test_fractional_rows_have_bounds_between_those_of_whole_rows():
+def test_fractions_have_bounds_between():
     low, high = clopper_pearson_bounds(1.5, 30.5, 0.95)
 
     assert clopper_pearson_bounds(1, 30.5, 0.95)[0] < low < clopper_pearson_bounds(2, 30.5, 0.95)[0]

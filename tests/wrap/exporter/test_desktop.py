@@ -10,11 +10,10 @@ from importlib.util import find_spec
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.core.errors import AlreadyExists, ConversionError, NotInstalled
+from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.wrap.exporter import desktop
 from mlflow_deploy_plugin.wrap.exporter.desktop_program import MODEL
 from tests.support.desktop import isolated, write_browser
-from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import refused
 
 needs_builder = pytest.mark.skipif(
@@ -36,7 +35,7 @@ def program(forest, tmp_path_factory):
 
 @needs_builder
 @pytest.mark.long
-def test_a_program_has_its_size_and_start_time_and_no_training_data(program):
+def test_program_is_small_without_training_data(program):
     folder, messages = program
     assert os.access(folder / "predict", os.X_OK)
     assert any("MB" in message and "started" in message for message in messages)
@@ -50,7 +49,7 @@ def test_a_program_has_its_size_and_start_time_and_no_training_data(program):
 
 @needs_builder
 @pytest.mark.long
-def test_program_serves_its_page_without_network_until_its_window_is_closed(program, tmp_path):
+def test_program_serves_its_page_without_network(program, tmp_path):
     folder, _ = program
     browser = tmp_path / "chromium"
     write_browser(browser)
@@ -63,21 +62,6 @@ def test_program_serves_its_page_without_network_until_its_window_is_closed(prog
     )
     assert ran.stderr == ""
     assert "<form" in (tmp_path / "page").read_text()
-
-
-@needs_builder
-def test_an_existing_program_is_not_overwritten(forest, tmp_path):
-    (tmp_path / "dist").mkdir()
-    with refused(AlreadyExists, "dist"):
-        onnxserve.export(str(forest), "desktop", tmp_path / "dist")
-
-
-@needs_builder
-def test_a_version_without_an_onnx_form_has_no_program(tmp_path):
-    pyfunc = next(iter(save_pyfuncs(tmp_path).values()))
-    with refused(ConversionError, "onnxserve wrap"):
-        onnxserve.export(str(pyfunc), "desktop", tmp_path / "dist")
-    assert not (tmp_path / "dist").exists()
 
 
 def test_missing_builder_is_named(forest, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def keep_signal():
     signal.signal(signal.SIGTERM, handler)
 
 
-def test_check_starts_server_and_writes_outputs(mixed, program):
+def test_check_writes_outputs(mixed, program):
     rows = {
         "carrier": np.array(["AA", "UA"], object),
         "distance": np.array([1.0, -1e6]),
@@ -51,7 +51,7 @@ def test_check_starts_server_and_writes_outputs(mixed, program):
     np.testing.assert_equal(outputs, model.run(model.schema.from_columns(rows)))
 
 
-def test_window_shows_page_of_version(program, monkeypatch):
+def test_window_shows_the_page(program, monkeypatch):
     write_browser(program / "chromium")
     monkeypatch.setenv("PATH", str(program))
     main(program, [])
@@ -59,7 +59,7 @@ def test_window_shows_page_of_version(program, monkeypatch):
     assert mentions(page, "flight-delay", "carrier")
 
 
-def test_without_window_standard_browser_opens_until_sigterm(program, tmp_path):
+def test_standard_browser_opens_without_a_window(program, tmp_path):
     # BROWSER is the standard browser of the module webbrowser.
     command = ["env", f"BROWSER={tmp_path / 'none'}", "PATH=/none", sys.executable, "-c", CODE]
     with subprocess.Popen([*command, str(program)], stdout=subprocess.PIPE, text=True) as process:

@@ -27,7 +27,7 @@ def wheel(forest, tmp_path_factory):
     ).path
 
 
-def test_pip_reads_the_name_the_version_and_the_requirements(wheel):
+def test_pip_reads_name_version_and_requirements(wheel):
     assert wheel.name.startswith("flight_delay-0+")
     with zipfile.ZipFile(wheel) as archive:
         (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
@@ -45,7 +45,7 @@ def test_pip_reads_the_name_the_version_and_the_requirements(wheel):
         assert recorded == {name for name in archive.namelist() if not name.endswith("/")}
 
 
-def test_the_same_version_gives_the_same_bytes(wheel, forest, tmp_path):
+def test_same_version_has_the_same_bytes(wheel, forest, tmp_path):
     again = onnxserve.export(str(forest), "wheel", tmp_path / "again.whl", name="flight_delay")
     assert again.path.read_bytes() == wheel.read_bytes()
 
@@ -72,46 +72,39 @@ def _asked_for():
         ("?", "0+unknown"),
     ],
 )
-def test_any_version_of_a_model_has_a_form_that_pip_takes(version, expected):
+def test_any_version_is_valid_for_pip(version, expected):
     assert wheel_version(version) == expected
 
 
 @pytest.mark.install
-def test_a_fresh_environment_answers_as_the_served_model(wheel, forest, forest_rows, tmp_path):
+def test_fresh_environment_answers_as_served(wheel, forest, forest_rows, tmp_path):
     uv = Path(sys.prefix, "bin", "uv")
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([uv, "pip", "install", "-q", "--python", python, wheel], check=True)
-    listed = subprocess.run(
-        [uv, "pip", "list", "--python", python], check=True, capture_output=True, text=True
-    ).stdout
-    assert "onnxserve" not in listed
+
+    def run(*command):
+        ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+        return ran.stdout
+
+    assert "onnxserve" not in run(uv, "pip", "list", "--python", python)
     forest_rows.to_json(tmp_path / "rows.json", orient="records")
-    command = [str(python), "-I", "-m", "flight_delay", str(tmp_path / "rows.json")]
-
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
-
+    lines = run(python, "-I", "-m", "flight_delay", tmp_path / "rows.json").splitlines()
     served = load_model(str(forest))
-    feeds = served.schema.from_columns(
-        {str(column): forest_rows[column].to_numpy() for column in forest_rows}
-    )
-    want = served.run(feeds)
-    records = [orjson.loads(line) for line in ran.stdout.splitlines()]
-    assert [record["label"] for record in records] == want["label"].tolist()
-    np.testing.assert_allclose(
-        [record["probabilities"] for record in records], want["probabilities"], atol=1e-6
-    )
+    want = served.run(served.schema.from_columns({str(c): forest_rows[c] for c in forest_rows}))
+    for name, array in want.items():
+        found = np.array([orjson.loads(line)[name] for line in lines])
+        assert found == (array if name == "label" else pytest.approx(array, abs=1e-6))
     code = (
         "import flight_delay as f; print(f.__version__, f.classes(), f.predict({'carrier': 'UA', "
         "'distance': 9.0}))"
     )
-    ran = subprocess.run([python, "-I", "-c", code], check=True, capture_output=True, text=True)
-    assert ran.stdout.splitlines() == [
-        f"{wheel.name.split('-')[1]} ['late', 'on time'] ['on time']"
-    ]
+    version = wheel.name.split("-")[1]
+    printed = run(python, "-I", "-c", code)
+    assert printed == f"{version} ['late', 'on time'] ['on time']\n"
 
 
-def test_a_model_name_with_code_in_it_is_never_run(mixed, tmp_path):
+def test_code_of_names_is_not_run(mixed, tmp_path):
     name = 'a""";raise SystemExit(7);"""\\'
     folder = shutil.copytree(mixed, tmp_path / name)
     wheel = onnxserve.export(str(folder), "wheel", tmp_path, name="harmless").path

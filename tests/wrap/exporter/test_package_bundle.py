@@ -22,7 +22,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.exporter.package import write_bundle
 from tests.support.models import columns, write_model
-from tests.support.refusals import mentions
+from tests.support.refusals import mentions, refused
 
 KINDS = "float[N,1] f, double[N,1] d, int64[N,1] l, int32[N,1] i, bool[N,1] b, string[N,1] s"
 GRAPH = f"""
@@ -43,7 +43,7 @@ def bundle(tmp_path_factory):
     return onnxserve.export(str(model), "bundle", folder / "bundle", rows=ROW).path
 
 
-def test_a_bundle_says_how_it_is_used(bundle):
+def test_bundle_documents_its_use(bundle):
     page = (bundle / "README.md").read_text()
     assert page.splitlines()[0].removeprefix("# ").split(", ") == ["kinds", "version m-1"]
     assert mentions(
@@ -61,7 +61,7 @@ def test_a_bundle_says_how_it_is_used(bundle):
     assert example["s"] == {"type": "string", "dims": [1, 1], "data": [TEXT]}
 
 
-def test_wheels_of_a_folder_are_in_the_bundle(mixed, tmp_path):
+def test_wheels_of_a_folder_are_bundled(mixed, tmp_path):
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "numpy-2.4-py3-none-any.whl").write_bytes(b"wheel")
 
@@ -77,7 +77,7 @@ def conda(mixed, tmp_path_factory):
     return onnxserve.export(str(mixed), "conda", tmp_path_factory.mktemp("conda") / "flights").path
 
 
-def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(conda):
+def test_conda_environment_has_exact_versions(conda):
     """A file of `conda env create` has a name, channels, packages for conda, and at
     most one list for pip.
     """
@@ -103,72 +103,48 @@ def freeze():
 
 
 @pytest.mark.long
-def test_the_environment_of_a_conda_export_runs_it(conda, tmp_path):
+def test_conda_environment_runs_the_export(conda, tmp_path):
     """Create the environment with micromamba, or only its part for pip in an
     environment of `venv`.
     """
     rows = "carrier,distance,hour,late\nAA,100,3,true\nUA,200,4,false\n"
     (tmp_path / "rows.csv").write_text(rows)
-    python = tmp_path / "environment" / "bin" / "python"
+    environment = tmp_path / "environment"
+    python = environment / "bin" / "python"
+    file = conda / "environment.yml"
     if micromamba := shutil.which("micromamba"):
-        command = [
-            micromamba,
-            "create",
-            "-y",
-            "-p",
-            str(tmp_path / "environment"),
-            "-f",
-            str(conda / "environment.yml"),
-        ]
-        subprocess.run(command, check=True)
+        subprocess.run([micromamba, "create", "-y", "-p", environment, "-f", file], check=True)
     else:
-        packages = yaml.safe_load((conda / "environment.yml").read_text())["dependencies"][-1][
-            "pip"
-        ]
-        subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
-        install = [str(python), "-m", "pip", "install", "-q", "--retries", "0", *packages]
+        packages = yaml.safe_load(file.read_text())["dependencies"][-1]["pip"]
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        install = [python, "-m", "pip", "install", "-q", "--retries", "0", *packages]
         if subprocess.run(install, check=False).returncode:
             pytest.skip("pip cannot install onnxruntime and numpy: there is no package index")
-    done = subprocess.run(
-        [python, "predict.py", tmp_path / "rows.csv"],
-        cwd=conda,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == ["yes", "yes"]
+    assert predicted(python, conda / "predict.py", tmp_path / "rows.csv") == ["yes", "yes"]
 
 
-def test_wheels_that_cannot_be_fetched_are_an_error_and_leave_no_bundle(
-    mixed, tmp_path, monkeypatch
-):
+def predicted(*command):
+    """Return the labels that a command predicts."""
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line)["label"] for line in ran.stdout.splitlines()]
+
+
+def test_missing_wheels_leave_no_bundle(mixed, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ConversionError, match=r"onnxruntime and numpy.*--wheels"):
+    with refused(ConversionError, "onnxruntime and numpy", "--wheels"):
         onnxserve.export(str(mixed), "bundle", tmp_path / "b", download_wheels=True)
     assert not (tmp_path / "b").exists()
 
 
-def test_an_input_that_the_examples_cannot_write_is_refused(tmp_path):
+def test_input_of_another_type_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"")
-    described: dict[str, Any] = {
-        "name": "m",
-        "version": "1",
-        "columns": [],
-        "tensors": [],
-        "outputs": [],
-    }
-    with pytest.raises(ConversionError, match=r"'x' .*float16"):
-        write_bundle(
-            tmp_path / "b",
-            tmp_path / "model.onnx",
-            described,
-            {"x": np.ones((1, 1), np.float16)},
-            None,
-            False,
-        )
+    described: Any = {"name": "m", "version": "1", "columns": [], "tensors": [], "outputs": []}
+    rows = {"x": np.ones((1, 1), np.float16)}
+    with refused(ConversionError, "'x'", "float16"):
+        write_bundle(tmp_path / "b", tmp_path / "model.onnx", described, rows, None, False)
 
 
-def test_the_example_in_cpp_answers_its_row(bundle, tmp_path):
+def test_cpp_example_answers_its_row(bundle, tmp_path):
     """Skip without `ONNXRUNTIME`, an unpacked release of ONNX Runtime: package indexes
     do not contain its headers.
     """
@@ -178,82 +154,45 @@ def test_the_example_in_cpp_answers_its_row(bundle, tmp_path):
     library = next(Path(root, "lib").glob("libonnxruntime.so*"))
     source = bundle / "examples" / "predict.cpp"
     program = tmp_path / "predict"
-    subprocess.run(
-        [
-            "g++",
-            "-std=c++17",
-            "-I",
-            f"{root}/include",
-            source,
-            library,
-            f"-Wl,-rpath,{root}/lib",
-            "-o",
-            program,
-        ],
-        check=True,
-    )
-    ran = subprocess.run(
-        [program, bundle / "model.onnx"], check=True, capture_output=True, text=True
-    )
-    assert ran.stdout.splitlines() == [
-        "f2: nan",
-        "d2: -1e+300",
-        f"l2: {2**53}",
-        "i2: -7",
-        "b2: 0",
-        f"s2: {TEXT}",
-    ]
+    options = ["-std=c++17", "-I", f"{root}/include", f"-Wl,-rpath,{root}/lib"]
+    subprocess.run(["g++", *options, source, library, "-o", program], check=True)
+    command = [program, bundle / "model.onnx"]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    values = dict(line.split(": ", 1) for line in ran.stdout.splitlines())
+    assert values == {
+        "f2": "nan",
+        "d2": "-1e+300",
+        "l2": f"{2**53}",
+        "i2": "-7",
+        "b2": "0",
+        "s2": TEXT,
+    }
 
 
 @pytest.mark.install
-def test_the_example_in_javascript_answers_its_row(bundle, tmp_path):
+def test_javascript_example_answers_its_row(bundle, tmp_path):
     if not shutil.which("npm"):
         pytest.skip("needs node and npm")
     folder = tmp_path / "a bundle"
     shutil.copytree(bundle, folder)
     # The install script would download CUDA.
-    subprocess.run(
-        ["npm", "install", "--ignore-scripts", "--no-save", "onnxruntime-node"],
-        cwd=folder,
-        check=True,
-    )
-    ran = subprocess.run(
-        ["node", folder / "examples" / "predict.mjs"], check=True, capture_output=True, text=True
-    )
+    install = ["npm", "install", "--ignore-scripts", "--no-save", "onnxruntime-node"]
+    subprocess.run(install, cwd=folder, check=True)
+    command = ["node", folder / "examples" / "predict.mjs"]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
     answers = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert [next(iter(answer.values())) for answer in answers] == [
-        [None],
-        [-1e300],
-        [2**53],
-        [-7],
-        [0],
-        [TEXT],
-    ]
+    values = [next(iter(answer.values())) for answer in answers]
+    assert values == [[None], [-1e300], [2**53], [-7], [0], [TEXT]]
 
 
 @pytest.mark.install
-def test_fetched_wheels_are_enough_for_a_machine_without_network(mixed, tmp_path):
+def test_fetched_wheels_are_enough_offline(mixed, tmp_path):
     made = onnxserve.export(str(mixed), "bundle", tmp_path / "b", download_wheels=True).path
     uv = Path(sys.prefix, "bin", "uv")
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
-    offline = ["--offline", "--no-index", "--find-links", str(made / "wheels")]
-    subprocess.run(
-        [
-            str(uv),
-            "pip",
-            "install",
-            "-q",
-            "--python",
-            str(python),
-            *offline,
-            "onnxruntime",
-            "numpy",
-        ],
-        check=True,
-    )
+    offline = ["--offline", "--no-index", "--find-links", made / "wheels"]
+    install = [uv, "pip", "install", "-q", "--python", python, *offline, "onnxruntime", "numpy"]
+    subprocess.run(install, check=True)
     (tmp_path / "rows.csv").write_text("carrier,distance,hour,late\nUA,1400,17,true\n")
-    ran = subprocess.run(
-        [python, "-I", made / "predict.py", tmp_path / "rows.csv"], check=True, capture_output=True
-    )
-    assert json.loads(ran.stdout)["label"] == "yes"
+    assert predicted(python, "-I", made / "predict.py", tmp_path / "rows.csv") == ["yes"]

@@ -15,6 +15,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.wrap.exporter.runner import Model
 from tests.support.models import IDENTITY, parse_graph
 from tests.support.random_rows import normal_rows
+from tests.support.refusals import refused
 
 FRAME = pd.DataFrame(
     {"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]}
@@ -44,12 +45,12 @@ def model(bundle):
     ],
     ids=["frame", "arrays", "lists", "records", "array", "rows", "whole numbers as floats"],
 )
-def test_rows_of_every_kind_are_answered_alike(model, rows):
+def test_rows_of_every_kind_are_answered(model, rows):
     assert model.predict(rows).tolist() == ["yes", "no"]
     assert model.outputs(rows)["probabilities"].shape == (2, 2)
 
 
-def test_a_model_knows_itself(model):
+def test_model_has_its_name_and_columns(model):
     assert model.name == "flight-delay"
     assert model.version == "m-1"
     assert model.classes == ["no", "yes"]
@@ -62,44 +63,34 @@ def test_a_model_knows_itself(model):
     [
         ({"carrier": [1, 2]}, "column 'carrier', row 0: 1; expected a string"),
         ({"carrier": ["UA", None]}, "column 'carrier', row 1: None; expected a string"),
-        (
-            {"distance": ["far", 1]},
-            "column 'distance', row 0: 'far'; expected a value of the type double",
-        ),
-        (
-            {"distance": [1, "far"]},
-            "column 'distance', row 1: 'far'; expected a value of the type double",
-        ),
-        ({"late": [True, None]}, "column 'late', row 1: nan; expected a value of the type boolean"),
-        ({"hour": [17, 9.5]}, "column 'hour', row 1: 9.5; expected a value of the type long"),
-        ({"hour": [None, 9]}, "column 'hour', row 0: nan; expected a value of the type long"),
-        (
-            {"hour": [17, 2**63]},
-            "column 'hour', row 1: 9223372036854775808; expected a value of the type long",
-        ),
-        ({"hour": [np.inf, 9]}, "column 'hour', row 0: inf; expected a value of the type long"),
-        ({"late": [1, 0]}, "column 'late', row 0: 1; expected a value of the type boolean"),
+        ({"distance": ["far", 1]}, "column 'distance', row 0: 'far'; expected .*double"),
+        ({"distance": [1, "far"]}, "column 'distance', row 1: 'far'"),
+        ({"late": [True, None]}, "column 'late', row 1: nan; expected .*boolean"),
+        ({"hour": [17, 9.5]}, r"column 'hour', row 1: 9\.5; expected .*long"),
+        ({"hour": [None, 9]}, "column 'hour', row 0: nan"),
+        ({"hour": [17, 2**63]}, "column 'hour', row 1: 9223372036854775808"),
+        ({"hour": [np.inf, 9]}, "column 'hour', row 0: inf"),
+        ({"late": [1, 0]}, "column 'late', row 0: 1; expected .*boolean"),
     ],
 )
-def test_a_value_that_does_not_fit_is_named(model, change, message):
-    with pytest.raises(ValueError) as refused:  # noqa: PT011 - The test compares the complete message.
+def test_unfit_value_is_named(model, change, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         model.predict({**FRAME.to_dict("list"), **change})
-    assert str(refused.value) == message
 
 
-def test_a_missing_column_is_named(model):
-    with pytest.raises(ValueError, match=r"'hour' is missing.*'carrier', 'distance', 'hour'"):
+def test_missing_column_is_named(model):
+    with refused(ValueError, "'hour'", "'carrier', 'distance', 'hour'"):
         model.predict(FRAME.drop(columns="hour"))
-    with pytest.raises(ValueError, match=r"\[2, 3\].*\[rows, 4\]"):
+    with refused(ValueError, "[2, 3]", "[rows, 4]"):
         model.predict(FRAME.to_numpy()[:, :3])
 
 
-def test_a_missing_number_is_nan_and_other_columns_are_not_read(model):
+def test_missing_number_is_nan(model):
     rows = FRAME.assign(distance=[np.nan, 1.0], extra=["a", "b"])
     assert np.isnan(model.outputs(rows)["probabilities"][0]).all()
 
 
-def test_tensors_are_taken_as_they_are(tensor, tmp_path):
+def test_tensors_are_accepted_in_every_form(tensor, tmp_path):
     model = Model(onnxserve.export(str(tensor), "onnx", tmp_path / "m.onnx").path)
     images = np.arange(8.0).reshape(2, 2, 2)
 
@@ -107,24 +98,24 @@ def test_tensors_are_taken_as_they_are(tensor, tmp_path):
         predicted = model.predict(rows)
         assert predicted["total"].tolist() == [6.0, 22.0]
         np.testing.assert_array_equal(predicted["doubled"], 2 * images)
-    with pytest.raises(ValueError, match="'image' is missing"):
+    with refused(ValueError, "'image' is missing"):
         model.predict({"mask": images, "picture": images})
 
 
-def test_a_frame_is_a_matrix_where_the_model_takes_one(network, tmp_path):
+def test_frame_becomes_a_matrix(network, tmp_path):
     model = Model(onnxserve.export(str(network), "onnx", tmp_path / "m.onnx").path)
     rows = normal_rows(4, 6, seed=1).astype(np.float32)
     np.testing.assert_array_equal(model.predict(pd.DataFrame(rows)), model.predict(rows))
 
 
-def test_a_file_that_was_not_exported_is_refused(tmp_path):
+def test_foreign_file_is_refused(tmp_path):
     (tmp_path / "m.onnx").write_bytes(parse_graph(IDENTITY).SerializeToString())
-    with pytest.raises(ValueError, match="`onnxserve export`"):
+    with refused(ValueError, "`onnxserve export`"):
         Model(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
-def test_its_command_predicts_a_file_without_our_package(bundle, tmp_path, name):
+def test_command_predicts_a_file(bundle, tmp_path, name):
     rows = tmp_path / name
     FRAME.to_csv(rows, index=False) if name.endswith("csv") else FRAME.to_json(
         rows, orient="records"
@@ -134,7 +125,7 @@ def test_its_command_predicts_a_file_without_our_package(bundle, tmp_path, name)
     assert [json.loads(line)["label"] for line in ran.stdout.splitlines()] == ["yes", "no"]
 
 
-def test_the_command_reads_csv_files_of_spreadsheets_and_pandas(bundle, tmp_path, capsys):
+def test_command_reads_csv_of_spreadsheets(bundle, tmp_path, capsys):
     rows = tmp_path / "rows.csv"
     rows.write_bytes(
         "\ufeffcarrier,distance,hour,late\r\nUA,1400,17.0,TRUE\r\nAA,-4000,9,0\r\n".encode()
@@ -149,52 +140,33 @@ def test_the_command_reads_csv_files_of_spreadsheets_and_pandas(bundle, tmp_path
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        (
-            "a.csv",
-            "carrier,distance,hour\nUA,1,\n",
-            "the column 'late' is missing; the model needs 'carrier', ",
-        ),
+        ("a.csv", "carrier,distance,hour\nUA,1,\n", "the column 'late' is missing"),
         ("a.csv", "carrier,distance,hour,late\n", "the file {file} has no rows"),
         ("a.json", "[]", "the file {file} has no rows"),
-        (
-            "a.csv",
-            "carrier,distance,hour,late\nUA,1,9,0\nUA,far,9,0\n",
-            "column 'distance', row 1: 'far'; expected a value of the",
-        ),
-        (
-            "a.csv",
-            "carrier,distance,hour,late\nUA,1,9.5,0\n",
-            "column 'hour', row 0: 9.5; expected a value of the type long",
-        ),
-        (
-            "a.csv",
-            "carrier,distance,hour,late\nUA,1,9,maybe\n",
-            "column 'late', row 0: 'maybe'; expected a value of the type boo",
-        ),
-        ("a.json", '{"carrier":', "the file {file} cannot be read: Expecting value"),
-        ("a.json", "[1, 2]", "row 0 is 1; expected a record or a list of 4 values"),
+        ("a.csv", "carrier,distance,hour,late\nUA,1,9,0\nUA,far,9,0\n", "column 'distance', row 1"),
+        ("a.csv", "carrier,distance,hour,late\nUA,1,9.5,0\n", "column 'hour', row 0: 9.5"),
+        ("a.csv", "carrier,distance,hour,late\nUA,1,9,maybe\n", "column 'late', row 0: 'maybe'"),
+        ("a.json", '{"carrier":', "the file {file} cannot be read"),
+        ("a.json", "[1, 2]", "row 0 is 1"),
         ("a.csv", None, "the file {file} cannot be read: No such file or directory"),
-        (
-            "a.csv",
-            b"carrier\nK\xf6ln\n",
-            "the file {file} cannot be read: 'utf-8' codec can't decode",
-        ),
+        ("a.csv", "carrier\nK\udcf6ln\n", "the file {file} cannot be read: 'utf-8'"),
     ],
 )
-def test_the_command_reports_an_error_in_one_line(bundle, tmp_path, name, text, message):
+def test_command_error_is_one_line(bundle, tmp_path, name, text, message):
     file = tmp_path / name
     if text is not None:
-        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(SystemExit) as ended:
         _run_command(bundle, file)
     assert str(ended.value).startswith(f"Error: {message.format(file=file)}")
+    assert "\n" not in str(ended.value)
 
 
 def _run_command(bundle, *files):
     runpy.run_path(str(bundle / "predict.py"))["main"]([str(file) for file in files])
 
 
-def test_its_command_may_be_read_in_part(bundle, tmp_path):
+def test_command_may_be_read_in_part(bundle, tmp_path):
     rows = tmp_path / "rows.csv"
     pd.concat([FRAME] * 5000).to_csv(rows, index=False)
     command = f"{sys.executable} -I {bundle}/predict.py {rows} | head -n 1"
@@ -203,6 +175,6 @@ def test_its_command_may_be_read_in_part(bundle, tmp_path):
     assert ran.stderr == ""
 
 
-def test_its_command_says_how_it_is_used(bundle):
-    with pytest.raises(SystemExit, match=r"ROWS\.csv or ROWS\.json"):
+def test_command_without_file_shows_usage(bundle):
+    with refused(SystemExit, "ROWS.csv or ROWS.json"):
         _run_command(bundle)

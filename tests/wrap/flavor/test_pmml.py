@@ -4,10 +4,8 @@ import re
 import sys
 
 import mlflow
-import orjson
 import pandas as pd
 import pytest
-import requests
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotInstalled
@@ -34,21 +32,19 @@ INTEGER_DISTANCE = re.sub("<Output>.*</Output>", "", DELAY, flags=re.DOTALL).rep
 
 @pytest.mark.long
 @needs_java
-def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking, tmp_path):
+def test_registered_file_answers_over_http(tracking, tmp_path):
     # MLflow reads paths as URIs.
     path = write_pmml(tmp_path).rename(tmp_path / "delay #1 %20.pmml")
     made = onnxserve.wrap_model(str(path), register="delay", data=ROWS)
 
-    assert made.name == "delay"
-    assert made.version == "1"
-    assert made.report.state == "no-original"
+    assert (made.name, made.version, made.report.state) == ("delay", "1", "no-original")
     assert [(entry.name, entry.dtype) for entry in made.inputs] == [
         ("carrier", "str"),
         ("distance", "float64"),
     ]
     assert made.prediction == ("delay", "minutes", "hours")
-    loaded = mlflow.pyfunc.load_model("models:/delay/1")
-    answers = loaded.predict(ROWS[["carrier", "distance"]].astype({"distance": float}))
+    rows = ROWS[["carrier", "distance"]]
+    answers = mlflow.pyfunc.load_model("models:/delay/1").predict(rows.astype({"distance": float}))
     assert answers.to_dict("list") == {
         "delay": DELAYS,
         "minutes": DELAYS,
@@ -58,13 +54,12 @@ def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking, t
     assert "jpmml-evaluator==" in (folder / "requirements.txt").read_text()
     assert not list(folder.rglob("*.pkl"))
     with gunicorn(tmp_path / "state", one_endpoint(folder)) as running:
-        body = {"dataframe_records": ROWS[["carrier", "distance"]].to_dict("records")}
-        served = requests.post(f"{running.url}/invocations", json=body, timeout=30)
+        served = running.post(json={"dataframe_records": rows.to_dict("records")})
         assert served.json()["predictions"] == answers.to_dict("records")
-        body["dataframe_records"][1]["carrier"] = "ZZ"
-        refusal = requests.post(f"{running.url}/invocations", json=body, timeout=30)
+        unknown = rows.assign(carrier=["UA", "ZZ"])
+        refusal = running.post(json={"dataframe_records": unknown.to_dict("records")})
         assert refusal.status_code == 400
-        assert "row 1" in orjson.dumps(refusal.json()).decode()
+        assert "row 1" in refusal.text
 
 
 @pytest.mark.long
@@ -98,7 +93,7 @@ def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking, t
         "entity-expansion",
     ],
 )
-def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(old, new, names, tmp_path):
+def test_invalid_file_is_refused(old, new, names, tmp_path):
     path = write_pmml(tmp_path, DELAY.replace(old, new))
     with refused(InvalidArtifact, str(path), *names) as refusal:
         read_pmml(path, None)
@@ -108,7 +103,7 @@ def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(old, new, names,
 @pytest.mark.long
 @needs_java
 @pytest.mark.parametrize("name", ["distance", "None"])
-def test_an_integer_may_be_missing_and_a_field_may_have_any_name(name, tmp_path):
+def test_integers_may_be_missing(name, tmp_path):
     path = write_pmml(tmp_path, INTEGER_DISTANCE.replace('"distance"', f'"{name}"'))
     rows = ROWS.rename(columns={"distance": name})
     rows[name] = [100, None]
@@ -123,7 +118,7 @@ def test_an_integer_may_be_missing_and_a_field_may_have_any_name(name, tmp_path)
 
 @pytest.mark.long
 @needs_java
-def test_rows_that_the_file_refuses_are_named(tmp_path):
+def test_refused_rows_are_named(tmp_path):
     path = write_pmml(tmp_path)
     with refused(InvalidArtifact, str(path), "row 1", "carrier", "ZZ"):
         read_pmml(path, ROWS.assign(carrier=["UA", "ZZ"]))
@@ -131,13 +126,13 @@ def test_rows_that_the_file_refuses_are_named(tmp_path):
         read_pmml(path, ROWS.drop(columns="distance"))
 
 
-def test_without_java_the_package_is_named(tmp_path, monkeypatch):
+def test_missing_java_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with refused(NotInstalled, "Java", "default-jre-headless"):
         onnxserve.wrap_model(str(write_pmml(tmp_path)), register="delay", data=ROWS)
 
 
-def test_without_the_extra_the_command_is_named(monkeypatch):
+def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(sys, "path", [])  # No package is installed.
     for name in [name for name in sys.modules if name.startswith("jpmml_evaluator")]:
         monkeypatch.delitem(sys.modules, name)

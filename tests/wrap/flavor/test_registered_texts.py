@@ -41,7 +41,7 @@ TEXTS = [
     "the monitor",
 ]
 REQUIREMENTS: dict[str, Any] = {"pip_requirements": []}
-SMALL: dict[str, Any] = {
+SMALL = {
     "vocab_size": 500,
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -102,8 +102,7 @@ def wrapped(folder, **options):
 
 def labels(folder):
     """Return the labels of MLflow's own pyfunc."""
-    answers: list[str] = mlflow.pyfunc.load_model(str(folder)).predict(TEXTS)["label"].tolist()
-    return answers
+    return mlflow.pyfunc.load_model(str(folder)).predict(TEXTS)["label"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -120,9 +119,7 @@ def labels(folder):
     ],
     ids=["model_config", "params before model_config", "without truncation", "padding", "top_k=1"],
 )
-def test_a_classifier_is_asked_with_the_settings_of_its_version(
-    options, classifier, tracking, tmp_path
-):
+def test_classifier_has_the_saved_settings(options, classifier, tracking, tmp_path):
     folder = saved_classifier(
         classifier, tmp_path / "saved", **{"signature": ModelSignature(TEXT), **options}
     )
@@ -139,20 +136,7 @@ def test_a_classifier_is_asked_with_the_settings_of_its_version(
         assert labels(folder) == [names[0] for names in answers]
 
 
-def test_the_settings_of_a_version_change_its_labels(classifier, tracking, tmp_path):
-    plain = saved_classifier(classifier, tmp_path / "plain", signature=ModelSignature(TEXT))
-    short = {"truncation": True, "max_length": 4}
-    configured = saved_classifier(
-        classifier, tmp_path / "asked", signature=ModelSignature(TEXT), model_config=short
-    )
-    assert labels(plain) != labels(configured)
-    assert [wrapped(folder)[1].predict(TEXTS).tolist() for folder in (plain, configured)] == [
-        labels(plain),
-        labels(configured),
-    ]
-
-
-def test_the_older_file_of_settings_replaces_the_model_config(classifier, tracking, tmp_path):
+def test_older_settings_replace_the_model_config(classifier, tracking, tmp_path):
     options = {"truncation": True, "max_length": 20}
     folder = saved_classifier(
         classifier, tmp_path / "saved", signature=ModelSignature(TEXT), model_config=options
@@ -167,16 +151,14 @@ def test_the_older_file_of_settings_replaces_the_model_config(classifier, tracki
 
 
 @pytest.mark.parametrize("content", [b"{", b"[4]", b"\xff"])
-def test_an_older_file_of_settings_that_is_damaged_is_refused(
-    content, classifier, tracking, tmp_path
-):
+def test_damaged_settings_are_refused(content, classifier, tracking, tmp_path):
     folder = saved_classifier(classifier, tmp_path / "saved", signature=ModelSignature(TEXT))
     (folder / "components" / "inference_config.txt").write_bytes(content)
     with refused(InvalidArtifact, "inference_config.txt"):
         onnxserve.wrap_model(str(folder), data=TEXTS, dry_run=True)
 
 
-def test_the_function_that_is_applied_to_the_logits_is_a_setting(classifier, tracking, tmp_path):
+def test_function_of_logits_is_kept(classifier, tracking, tmp_path):
     config = {"function_to_apply": "sigmoid"}
     folder = saved_classifier(
         classifier, tmp_path / "saved", signature=ModelSignature(TEXT), model_config=config
@@ -186,39 +168,41 @@ def test_the_function_that_is_applied_to_the_logits_is_a_setting(classifier, tra
     assert served.predict(TEXTS).tolist() == labels(folder)
 
 
-def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
-    classifier, encoder, tracking, tmp_path
-):
-    def refuse(folder, *words):
-        with refused(ConversionError, *words, "can be served as pyfunc"):
-            onnxserve.wrap_model(str(folder), data=TEXTS, dry_run=True)
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"top_k": 2}, ("top_k=2", "predict_proba")),
+        ({"add_special_tokens": False}, ("add_special_tokens=False",)),
+        ({"function_to_apply": "tanh"}, ("function_to_apply='tanh'",)),
+    ],
+)
+def test_unsupported_classifier_setting_is_refused(config, words, classifier, tmp_path):
+    saved = saved_classifier(
+        classifier, tmp_path / "saved", model_config=config, signature=ModelSignature(TEXT)
+    )
+    with refused(ConversionError, *words, "pyfunc"):
+        onnxserve.wrap_model(str(saved), data=TEXTS, dry_run=True)
+    if "top_k" in config:
+        made = onnxserve.wrap_model(
+            str(saved), data=TEXTS, dry_run=True, pyfunc_predict_fn="predict_proba"
+        )
+        assert made.report.state == "proven"
+        assert made.prediction == ("probabilities",)
 
-    options = {"signature": ModelSignature(TEXT)}
-    several = saved_classifier(
-        classifier, tmp_path / "several", model_config={"top_k": 2}, **options
-    )
-    refuse(several, "top_k=2", "predict_proba")
-    made = onnxserve.wrap_model(
-        str(several), data=TEXTS, dry_run=True, pyfunc_predict_fn="predict_proba"
-    )
-    assert made.report.state == "proven"
-    assert made.prediction == ("probabilities",)
-    bare = saved_classifier(
-        classifier, tmp_path / "bare", model_config={"add_special_tokens": False}, **options
-    )
-    refuse(bare, "add_special_tokens=False")
-    unknown = saved_classifier(
-        classifier, tmp_path / "unknown", model_config={"function_to_apply": "tanh"}, **options
-    )
-    refuse(unknown, "function_to_apply='tanh'")
-    refuse(
-        saved_encoder(encoder, tmp_path / "task", task="llm/v1/embeddings"),
-        "task='llm/v1/embeddings'",
-    )
-    small = saved_encoder(encoder, tmp_path / "small", signature=params(precision="int8"))
-    refuse(small, "precision='int8'")
-    nobody = saved_encoder(encoder, tmp_path / "nobody", signature=params(prompt_name="p"))
-    refuse(nobody, "prompt_name='p'", "'q'")
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"task": "llm/v1/embeddings"}, ("task='llm/v1/embeddings'",)),
+        ({"signature": params(precision="int8")}, ("precision='int8'",)),
+        ({"signature": params(prompt_name="p")}, ("prompt_name='p'", "'q'")),
+    ],
+    ids=["task", "precision", "prompt"],
+)
+def test_unsupported_encoder_setting_is_refused(options, words, encoder, tmp_path):
+    saved = saved_encoder(encoder, tmp_path / "saved", **options)
+    with refused(ConversionError, *words, "pyfunc"):
+        onnxserve.wrap_model(str(saved), data=TEXTS, dry_run=True)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +216,7 @@ def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
     ],
     ids=["normalized", "truncated and normalized", "truncated", "named prompt", "prompt"],
 )
-def test_an_encoder_is_asked_with_the_defaults_of_its_params(asked, encoder, tracking, tmp_path):
+def test_encoder_has_the_default_params(asked, encoder, tracking, tmp_path):
     want = encoder.encode(TEXTS, **asked)
     assert want.shape != (4, 16) or np.abs(want - encoder.encode(TEXTS)).max() > 0.01
     folder = saved_encoder(encoder, tmp_path / "saved", signature=params(**asked))
@@ -252,7 +236,7 @@ def test_an_encoder_is_asked_with_the_defaults_of_its_params(asked, encoder, tra
 
 
 @pytest.mark.parametrize("name", ["texts.csv", "nothing"])
-def test_a_version_whose_only_input_has_no_name_takes_a_column_of_texts(name, classifier, tmp_path):
+def test_unnamed_input_takes_a_column(name, classifier, tmp_path):
     options = {"signature": ModelSignature(TEXT), "model_config": {"truncation": True}}
     folder = saved_classifier(classifier, tmp_path / "saved", **options)
     pd.DataFrame({"review": TEXTS}).to_csv(tmp_path / "texts.csv", index=False)
@@ -260,8 +244,6 @@ def test_a_version_whose_only_input_has_no_name_takes_a_column_of_texts(name, cl
 
     made = onnxserve.wrap_model(str(folder), data=rows, dry_run=True)
 
-    assert (made.report.state, made.report.sources["example"]) == (
-        "proven",
-        500 if rows is None else 4,
-    )
+    assert made.report.state == "proven"
+    assert made.report.sources["example"] == (500 if rows is None else 4)
     assert [(entry.dtype, entry.shape) for entry in made.inputs] == [("str", (-1,))]

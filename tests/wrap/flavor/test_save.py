@@ -3,8 +3,7 @@ import re
 import subprocess
 import sys
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import lightgbm
 import mlflow
@@ -15,7 +14,6 @@ import pandas as pd
 import pytest
 import xgboost
 from mlflow.models import Model
-from mlflow.models.model import ModelInfo
 from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
@@ -36,10 +34,11 @@ from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.wrap.exporter.runner import Model as ExportedModel
 from mlflow_deploy_plugin.wrap.flavor.wrap import PredictFunction
 from tests.support.models import parse_graph
-from tests.support.refusals import mentions
+from tests.support.refusals import mentions, refused
+from tests.wrap.conftest import cases, log
 
 
-def test_parity_shows_on_run_model_and_version(logged):
+def test_parity_is_tagged_everywhere(logged):
     client = mlflow.MlflowClient()
     run = client.get_run(logged.run_id)
 
@@ -48,50 +47,36 @@ def test_parity_shows_on_run_model_and_version(logged):
     assert client.get_model_version("updown", "1").tags["onnxserve.parity"] == "proven"
     assert run.data.metrics["onnxserve.parity.rows"] >= 1000
     assert run.data.metrics["onnxserve.parity.label.agreement"] == 1
+    assert "onnxserve.parity.probabilities.max_relative_error" in run.data.metrics
     assert run.data.metrics["onnxserve.parity.probabilities.max_absolute_error"] < 1e-4
 
 
-def test_signature_and_example_come_from_the_data(folder):
+def test_signature_and_example_are_saved(folder):
     model = Model.load(folder)
-    example = json.loads((folder / "serving_input_example.json").read_text())
+    example = json.loads((folder / "serving_input_example.json").read_text())["dataframe_split"]
 
-    assert [(spec.name, spec.type.name) for spec in model.signature.inputs.inputs] == [
-        ("a", "double"),
-        ("b", "double"),
-        ("c", "double"),
-    ]
-    assert example["dataframe_split"]["columns"] == ["a", "b", "c"]
-    assert len(example["dataframe_split"]["data"]) == 5
+    types = {spec.name: spec.type.name for spec in model.signature.inputs.inputs}
+    assert types == dict.fromkeys("abc", "double")
+    assert example["columns"] == ["a", "b", "c"]
+    assert len(example["data"]) == 5
 
 
 def test_provenance_names_commit_dataset_and_environment(folder, logged):
     provenance = read_artifact(folder).provenance
-    dataset = mlflow.get_run(logged.run_id).inputs.dataset_inputs[0].dataset
+    [entry] = mlflow.get_run(logged.run_id).inputs.dataset_inputs
 
     assert len(provenance["git_commit"]) == 40
-    assert provenance["dataset_digest"] == dataset.digest
-    assert provenance["dataset_name"] == "training"
+    assert provenance["dataset_digest"] == entry.dataset.digest
+    assert provenance["dataset_name"] == entry.dataset.name == "training"
     assert provenance["algorithm"] == "Pipeline(StandardScaler, LogisticRegression)"
-    assert (
-        f"onnxruntime=={onnxruntime.__version__}"
-        in (folder / provenance["environment"]).read_text()
-    )
-
-
-def test_stock_onnx_flavor_loads_the_same_model(logged, model, table):
-    proto = mlflow.onnx.load_model(logged.model_uri)
-
-    session = onnxruntime.InferenceSession(proto.SerializeToString())
-    labels = session.run(["label"], {"X": table.to_numpy(np.float32)})[0]
-    assert labels.tolist() == model.predict(table).tolist()
+    environment = (folder / provenance["environment"]).read_text()
+    assert f"onnxruntime=={onnxruntime.__version__}" in environment
 
 
 @pytest.mark.long
 def test_mlflow_loads_versions_without_onnxserve(logged, table):
     mixture = GaussianMixture(2, random_state=0).fit(table)
-    pyfunc = onnxserve.log_model(
-        mixture, name="model", input_example=table, pyfunc_predict_fn="predict_proba"
-    )
+    pyfunc = log(mixture, table, pyfunc_predict_fn="predict_proba")
     program = """
 import sys
 sys.modules["mlflow_deploy_plugin"] = None  # An import of onnxserve fails.
@@ -102,30 +87,11 @@ model = mlflow.pyfunc.load_model(sys.argv[3])
 print(model.predict(model.input_example).shape)
 """
 
-    command = [sys.executable, "-W", "ignore", "-c", program, mlflow.get_tracking_uri()]
-    loaded = subprocess.run(
-        [*command, logged.model_uri, pyfunc.model_uri], check=True, capture_output=True, text=True
-    )
+    uris = [mlflow.get_tracking_uri(), logged.model_uri, pyfunc.model_uri]
+    command = [sys.executable, "-W", "ignore", "-c", program, *uris]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True)
 
     assert loaded.stdout.splitlines() == ["['label', 'probabilities']", "(5, 2)"]
-
-
-def test_load_model_gives_the_ready_model(logged, model, table):
-    loaded = onnxserve.load_model("models:/updown/1")
-
-    answers = loaded.run(
-        loaded.schema.from_columns({str(name): table[name].to_numpy() for name in table})
-    )
-    np.testing.assert_allclose(answers["probabilities"], model.predict_proba(table), atol=1e-6)
-
-
-def test_probabilities_as_prediction(model, table, tmp_path):
-    onnxserve.save_model(
-        model, tmp_path / "model", input_example=table, pyfunc_predict_fn="predict_proba"
-    )
-
-    probabilities = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(table)
-    np.testing.assert_allclose(probabilities, model.predict_proba(table), atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -139,37 +105,24 @@ def unfaithful(table):
 def test_unfaithful_model_leaves_nothing_in_mlflow(tracking, unfaithful, table):
     before = len(mlflow.search_logged_models(output_format="list"))
 
-    with mlflow.start_run(), pytest.raises(ParityError, match=r"mlflow\.sklearn\.log_model"):
-        onnxserve.log_model(
-            unfaithful,
-            name="model",
-            input_example=table,
-            registered_model_name="lossy",
-            fallback="error",
-        )
+    with mlflow.start_run(), refused(ParityError, "mlflow.sklearn.log_model"):
+        log(unfaithful, table, registered_model_name="lossy", fallback="error")
 
     assert len(mlflow.search_logged_models(output_format="list")) == before
     assert mlflow.MlflowClient().search_registered_models("name = 'lossy'") == []
 
 
-def test_unfaithful_model_is_logged_as_warned_on_request(tracking, unfaithful, table, caplog):
+def test_unfaithful_model_is_warned_on_request(tracking, unfaithful, table):
     with mlflow.start_run():
-        info = onnxserve.log_model(
-            unfaithful,
-            name="model",
-            input_example=table,
-            registered_model_name="lossy",
-            parity="warn",
-        )
+        info = log(unfaithful, table, registered_model_name="lossy", parity="warn")
 
-    assert (
-        mlflow.MlflowClient().get_model_version("lossy", "1").tags["onnxserve.parity"] == "warned"
-    )
+    version = mlflow.MlflowClient().get_model_version("lossy", "1")
+    assert version.tags["onnxserve.parity"] == "warned"
     assert onnxserve.load_model(info.model_uri).artifact.parity_state == "warned"
 
 
 @pytest.mark.long
-def test_saved_and_exported_models_refuse_the_rows_that_the_original_refuses(tmp_path):
+def test_exported_model_refuses_the_same_rows(tmp_path):
     random = np.random.default_rng(0)
     carriers = random.choice(["AA", "DL", "UA"], 200)
     hours = random.integers(5, 9, 200)
@@ -181,46 +134,37 @@ def test_saved_and_exported_models_refuse_the_rows_that_the_original_refuses(tmp
     )
     onnxserve.save_model(model.fit(rows, rows.distance > 0), tmp_path / "model", input_example=rows)
     saved = mlflow.pyfunc.load_model(str(tmp_path / "model"))
-    exported = ExportedModel(
-        onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").path
-    )
+    onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx")
+    exported = ExportedModel(tmp_path / "m.onnx")
 
     np.testing.assert_array_equal(saved.predict(rows), model.predict(rows))
     for change, words in (
-        ({"carrier": "XX"}, r"column 'carrier', row 0: 'XX' is not a (known )?category"),
-        ({"hour": 23}, r"column 'hour', row 0: 23 is not a (known )?category"),
-        ({"distance": np.nan}, r"'distance', row 0: .* the model does not accept missing values"),
-        ({"wind": -np.inf}, r"'wind', row 0: .*infinite.* the model accepts only finite numbers"),
+        ({"carrier": "XX"}, r"'carrier', row 0: 'XX' is not a (known )?category"),
+        ({"hour": 23}, r"'hour', row 0: 23 is not a (known )?category"),
+        ({"distance": np.nan}, r"'distance', row 0: .*missing"),
+        ({"wind": -np.inf}, r"'wind', row 0: .*infinite"),
     ):
         changed = rows.head(1).assign(**change)
-        for refusing, error in (
-            (model, ValueError),
-            (saved, SchemaMismatch),
-            (exported, ValueError),
-        ):
-            with pytest.raises(error, match="" if refusing is model else words):
-                refusing.predict(changed)
+        with refused(ValueError):
+            model.predict(changed)
+        with pytest.raises(SchemaMismatch, match=words):
+            saved.predict(changed)
+        with pytest.raises(ValueError, match=words):
+            exported.predict(changed)
 
 
-def test_without_a_run_the_model_itself_carries_the_parity(tracking, model, table):
-    info = onnxserve.log_model(model, name="model", input_example=table)
+def test_parity_is_tagged_without_a_run(tracking, model, table):
+    info = log(model, table)
 
-    assert (
-        mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.parity"] == "proven"
-    )
+    logged = mlflow.MlflowClient().get_logged_model(info.model_id)
+    assert logged.tags["onnxserve.parity"] == "proven"
 
 
 def ranked(numbers):
     return numbers.rank(axis=1)
 
 
-def with_month(table):
-    return table.assign(day=table.day.dt.month)
-
-
-def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_why(
-    tracking, table, caplog
-):
+def test_fallback_is_logged_with_its_reason(tracking, table, caplog):
     pipeline = make_pipeline(FunctionTransformer(ranked), LinearRegression()).fit(table, table.a)
 
     with mlflow.start_run() as run:
@@ -235,30 +179,21 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
             pip_requirements=["scikit-learn"],
         )
 
-    (line,) = [
-        record.getMessage()
-        for record in caplog.records
-        if "instead and is served" in record.getMessage()
-    ]
+    [line] = [line for line in caplog.messages if "served as pyfunc" in line]
     assert "func=ranked" in line
     assert "\n" not in line
     client = mlflow.MlflowClient()
     version = client.get_model_version("python-only", "1")
-    tags = (
-        version.tags,
-        client.get_run(run.info.run_id).data.tags,
-        client.get_logged_model(info.model_id).tags,
-    )
-    assert all("FunctionTransformer" in entry["onnxserve.fallback"] for entry in tags)
-    assert client.get_logged_model(info.model_id).tags["team"] == "sky"
+    logged = client.get_logged_model(info.model_id)
+    for tags in (version.tags, client.get_run(run.info.run_id).data.tags, logged.tags):
+        assert "FunctionTransformer" in tags["onnxserve.fallback"]
+    assert logged.tags["team"] == "sky"
     assert "onnxserve.parity" not in version.tags
     assert info.signature.inputs.input_names() == ["a", "b", "c"]
     np.testing.assert_allclose(predictions_of(info, table), pipeline.predict(table))
 
 
-def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
-    tracking, unfaithful, table, caplog, capsys
-):
+def test_unfaithful_model_is_logged_as_pyfunc(tracking, unfaithful, table, caplog, capsys):
     info = log(unfaithful, table)
 
     *_, outcome = capsys.readouterr().err.splitlines()
@@ -270,14 +205,7 @@ def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
     np.testing.assert_array_equal(predictions_of(info, table), unfaithful.predict(table))
 
 
-def log(model, example, **options):
-    """Log a model without the time that MLflow takes to infer its requirements."""
-    return onnxserve.log_model(
-        model, name="model", input_example=example, pip_requirements=[], **options
-    )
-
-
-def predictions_of(info: ModelInfo, rows: Any) -> Any:
+def predictions_of(info, rows):
     return mlflow.pyfunc.load_model(info.model_uri).predict(rows)
 
 
@@ -295,47 +223,64 @@ def lgbm(kind, **options):
     return getattr(lightgbm, f"LGBM{kind}")(n_estimators=3, n_jobs=1, verbose=-1, **options)
 
 
-@pytest.mark.parametrize(
-    ("flavor", "booster"),
-    [
-        ("xgboost", xgboost.XGBRegressor(objective="binary:hinge", n_estimators=3, n_jobs=1)),
-        ("lightgbm", lgbm("Regressor", objective=squared_error)),
-    ],
-)
-def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
-    flavor, booster, tracking, table
-):
-    booster.fit(table, table.a)
+def on_days(table):
+    return table.assign(day=pd.date_range("2013-01-01", periods=len(table)))
 
-    info = log(booster, table)
+
+def with_prices(table):
+    return table.assign(price=[Fraction(number) for number in range(len(table))])
+
+
+def with_durations(table):
+    return table.assign(took=pd.to_timedelta(np.arange(len(table)), unit="s"))
+
+
+def read_columns(table):
+    if "day" in table:
+        return table.assign(day=table.day.dt.month)
+    if "took" in table:
+        return table.assign(took=table.took.dt.total_seconds())
+    return table
+
+
+def hinge(kind):
+    return getattr(xgboost, f"XGB{kind}")(objective="binary:hinge", n_estimators=3, n_jobs=1)
+
+
+LINE = make_pipeline(FunctionTransformer(read_columns), LinearRegression())
+FALLBACKS = {
+    "xgboost": (pd.DataFrame, hinge("Regressor"), "xgboost", ("binary:hinge",)),
+    "lightgbm": (pd.DataFrame, lgbm("Regressor", objective=squared_error), "lightgbm", ()),
+    "dates": (on_days, LINE, "sklearn", ("'day'", "datetime64")),
+    "durations": (with_durations, LINE, "python_function", ("'took'",)),
+    "a reserved name": (
+        lambda table: table.rename(columns={"a": "prediction"}),
+        LINE,
+        "sklearn",
+        ("input_example", "'prediction'"),
+    ),
+    "an example that MLflow cannot save": (with_prices, LINE, "sklearn", ("'price'",)),
+}
+
+
+@pytest.mark.parametrize(("change", "model", "flavor", "words"), cases(FALLBACKS))
+def test_fallback_answers_as_the_original(change, model, flavor, words, tracking, table, caplog):
+    example = change(table)
+    model.fit(example, table.a)
+
+    info = log(model, example)
 
     assert {flavor, "python_function"} <= {*info.flavors}
-    predictions = predictions_of(info, table)
-    np.testing.assert_allclose(predictions, booster.predict(table), rtol=1e-6)
+    assert mentions(fallback_of(info), *words)
+    assert mentions(caplog.text, "input_example", "Fraction") == ("price" in example)
+    sent = example.astype({"took": str}) if "took" in example else example
+    np.testing.assert_allclose(predictions_of(info, sent), model.predict(example), rtol=1e-6)
 
 
-@pytest.mark.parametrize("predict_fn", get_args(PredictFunction))
-def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
-    predict_fn, tracking, table
-):
-    cities = table.assign(city=pd.Categorical(np.resize(["Łódź", "rome", "oslo"], len(table))))
-    booster = lgbm("Classifier").fit(cities, table.a > table.b)
-
-    info = log(booster, cities, pyfunc_predict_fn=predict_fn)
-
-    assert info.signature.inputs.input_dict()["city"].type.name == "string"
-    predictions = predictions_of(info, cities.astype({"city": str}))
-    np.testing.assert_allclose(predictions, getattr(booster, predict_fn)(cities))
-
-
-def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(tracking, table):
+def test_pyfunc_refuses_unknown_categories(tracking, table):
     cities = table.assign(city=pd.Categorical(np.resize(["lima", "rome", "oslo"], len(table))))
-    options: dict[str, Any] = {
-        "objective": "binary:hinge",
-        "n_estimators": 3,
-        "enable_categorical": True,
-    }
-    booster = xgboost.XGBRegressor(**options).fit(cities, table.a > table.b)
+    booster = hinge("Regressor").set_params(enable_categorical=True)
+    booster.fit(cities, table.a > table.b)
 
     info = log(booster, cities)
 
@@ -345,135 +290,78 @@ def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(tra
     assert "python_function" in info.flavors
     assert loaded.predict(texts.head(2)).tolist() == booster.predict(cities.head(2)).tolist()
     texts.loc[1, "city"] = "paris"
-    with pytest.raises(SchemaMismatch, match=r"'city', row 1:.*'paris'"):
+    with refused(SchemaMismatch, "'city'", "row 1", "'paris'"):
         loaded.predict(texts)
 
 
-def test_probabilities_stay_probabilities_without_an_onnx_form(tracking, table):
-    labels = table.a > table.a.median()
-    models: list[Any] = [
-        make_pipeline(FunctionTransformer(ranked), LogisticRegression()),
-        xgboost.XGBClassifier(objective="binary:hinge", n_estimators=3, n_jobs=1),
-    ]
+@pytest.mark.parametrize(
+    "model",
+    [make_pipeline(FunctionTransformer(ranked), LogisticRegression()), hinge("Classifier")],
+    ids=["sklearn", "xgboost"],
+)
+def test_pyfunc_keeps_probabilities(model, tracking, table):
+    model.fit(table, table.a > table.a.median())
 
-    for model in models:
-        model.fit(table, labels)
+    with mlflow.start_run() as run:
         info = log(model, table, pyfunc_predict_fn="predict_proba")
 
-        probabilities = predictions_of(info, table)
-        np.testing.assert_allclose(probabilities, model.predict_proba(table))
-        assert info.signature.outputs.inputs[0].shape == (-1, 2)
+    np.testing.assert_allclose(predictions_of(info, table), model.predict_proba(table))
+    assert info.signature.outputs.inputs[0].shape == (-1, 2)
+    assert [name for name, _ in dataset_inputs(run)] == ["reference"]
 
 
-def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking, table):
-    dated = table.assign(
-        day=pd.Timestamp("2013-01-01") + pd.to_timedelta(np.arange(len(table)), unit="D")
-    )
-    pipeline = make_pipeline(FunctionTransformer(with_month), LinearRegression()).fit(
-        dated, table.a
-    )
-
-    info = log(pipeline, dated)
-
-    reason = fallback_of(info)
-    assert reason.startswith("column 'day' has the type datetime64")
-    np.testing.assert_allclose(predictions_of(info, dated), pipeline.predict(dated))
-
-
-def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(tracking, table):
-    stacked = table.rename(columns={"a": "prediction"})
-    pipeline = LinearRegression().fit(stacked, table.a)
-
-    info = log(pipeline, stacked)
-
-    reason = fallback_of(info)
-    assert reason.startswith("input_example: the name 'prediction' is reserved")
-    np.testing.assert_allclose(predictions_of(info, stacked), pipeline.predict(stacked))
-
-
-def with_seconds(table):
-    return table.assign(took=table.took.dt.total_seconds())
-
-
-def test_a_model_of_durations_takes_them_as_texts(tracking, table):
-    timed = table.assign(took=pd.to_timedelta(np.arange(len(table)), unit="s"))
-    pipeline = make_pipeline(FunctionTransformer(with_seconds), LinearRegression()).fit(
-        timed, table.a
-    )
-
-    info = log(pipeline, timed)
-
-    predictions = predictions_of(info, timed.astype({"took": str}))
-    np.testing.assert_allclose(predictions, pipeline.predict(timed))
-
-
-def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(tracking, table, caplog):
-    prices: Any = [Fraction(number) for number in range(len(table))]
-    fractions = table.assign(price=prices)
-    regression = LinearRegression().fit(fractions, table.a)
-
-    info = log(regression, fractions)
-
-    assert mentions(caplog.text, "input_example", "Fraction")
-    predictions = predictions_of(info, fractions)
-    np.testing.assert_allclose(predictions, regression.predict(fractions))
-
-
-def test_an_unknown_fallback_and_a_model_without_a_flavor_are_refused(tracking, table):
-    with pytest.raises(InvalidConfig, match=r"fallback: 'pickle'.*pyfunc, error"):
-        onnxserve.log_model({}, name="model", fallback="pickle")  # type: ignore[arg-type]
+def test_unknown_fallback_and_object_are_refused(tracking, table):
+    with refused(InvalidConfig, "fallback", "'pickle'", "pyfunc", "error"):
+        log({}, None, fallback="pickle")
     for function in get_args(PredictFunction):
-        with pytest.raises(ConversionError, match=r"mlflow\.pyfunc\.log_model\(python_model=…\)"):
-            onnxserve.log_model({}, name="model", input_example=table, pyfunc_predict_fn=function)
+        with refused(ConversionError, "mlflow.pyfunc.log_model"):
+            log({}, table, pyfunc_predict_fn=function)
 
 
 class Interval:
     """A model of an unknown library."""
 
-    def predict(self, rows: pd.DataFrame, level: float = 0.9) -> pd.Series:  # type: ignore[type-arg]
+    def predict(self, rows, level=0.9):  # type: ignore[type-arg]
         return rows.a * level
 
 
 class Forecaster:
-    def predict(self, horizon: int) -> list[int]:
+    def predict(self, horizon):
         return list(range(horizon))
 
 
 class YearAhead:
-    def predict(self, future: pd.DataFrame) -> list[float]:
+    def predict(self, future):
         return [0.0] * 12
 
 
-def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(tracking, table):
+def test_unknown_library_is_logged_as_pyfunc(tracking, table):
     info = log(Interval(), table)
 
-    reason = fallback_of(info)
-    assert mentions(reason, "Interval", "framework is not supported")
+    assert mentions(fallback_of(info), "Interval", "framework is not supported")
     assert predictions_of(info, table).equals(table.a * 0.9)
     for other in (Forecaster(), YearAhead()):
-        with pytest.raises(
-            ConversionError, match=r"not supported.* mlflow\.pyfunc\.log_model\(python_"
-        ):
-            onnxserve.log_model(other, name="model", input_example=table)
+        with refused(ConversionError, "not supported", "mlflow.pyfunc.log_model"):
+            log(other, table)
 
 
 class WithoutFit(BaseEstimator):  # type: ignore[misc]
-    def predict(self, rows: pd.DataFrame) -> pd.Series:  # type: ignore[type-arg]
+    def predict(self, rows):  # type: ignore[type-arg]
         return rows.a * 0.9
 
 
 class WithoutTags(WithoutFit):
-    def __sklearn_tags__(self) -> None:
+    def __sklearn_tags__(self):
         raise RuntimeError("no tags")
 
 
 class WithoutParams(WithoutFit):
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
+    def get_params(self, deep=True):
         raise RuntimeError("no parameters")
 
 
 class WithoutCopies(WithoutFit):
-    def __deepcopy__(self, memo: object) -> None:
+    def __deepcopy__(self, memo):
         raise RuntimeError("no copies")
 
 
@@ -482,10 +370,10 @@ class Panic(BaseException):
 
 
 class Panicking(WithoutFit):
-    def __sklearn_is_fitted__(self) -> bool:
+    def __sklearn_is_fitted__(self):
         raise Panic("a thread panicked")
 
-    def fit(self, rows: pd.DataFrame) -> None: ...
+    def fit(self, rows): ...
 
 
 @pytest.mark.parametrize(
@@ -493,40 +381,25 @@ class Panicking(WithoutFit):
     [WithoutFit(), WithoutTags(), WithoutParams(), WithoutCopies(), Panicking()],
     ids=lambda model: type(model).__name__,
 )
-def test_any_error_of_a_check_is_a_reason_for_pyfunc(model, tracking, table):
+def test_failing_check_is_a_fallback(model, tracking, table):
     info = log(model, table)
 
     assert type(model).__name__ in fallback_of(info)
     assert predictions_of(info, table).equals(table.a * 0.9)
 
 
-@pytest.mark.long
-def test_a_model_is_explained_where_it_is_logged(tracking, model, table, caplog):
-    with mlflow.start_run() as run:
-        onnxserve.log_model(model, name="model", input_example=table, explain=True)
-    names = [
-        Path(file.path).name
-        for file in mlflow.MlflowClient().list_artifacts(run.info.run_id, "explain")
-    ]
-    assert names == ["bar.png", "beeswarm.png", "contributions.parquet", "explain.json"]
-    assert "not explained" not in caplog.text
-
-
-def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
-    tracking, unfaithful, table, caplog
-):
-    numbers = table.select_dtypes("number").fillna(0).to_numpy(dtype=np.float32)[:, :1]
-    pictures = np.repeat(numbers, 8, axis=1).reshape(-1, 1, 2, 4)[:50]
+def test_unexplained_model_is_logged(tracking, unfaithful, table, caplog):
+    pictures = np.resize(table.to_numpy(np.float32), (50, 1, 2, 4))
     graph = parse_graph("g (float[N,1,2,4] x) => (float[N,1,2,4] y) { y = Identity(x) }")
     with mlflow.start_run():
-        info = onnxserve.log_model(graph, name="model", input_example={"x": pictures}, explain=True)
+        info = log(graph, {"x": pictures}, explain=True)
     assert info.model_id
     assert mentions(caplog.text, "is logged", "not explained", "'x'", "4 dimensions")
     with mlflow.start_run():
         log(unfaithful, table, explain=True)
     assert mentions(caplog.text, "not explained", "no ONNX form")
-    with pytest.raises(InvalidConfig, match=r"explain: .*input_example= .*reference_"):
-        onnxserve.log_model(graph, name="model", explain=True)
+    with refused(InvalidConfig, "explain", "input_example"):
+        log(graph, None, explain=True)
 
 
 def dataset_inputs(run):
@@ -537,28 +410,21 @@ def dataset_inputs(run):
 
 
 @pytest.mark.long
-def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_provenance(
-    tracking, model, table, capsys
-):
+def test_data_are_logged_once_per_run(tracking, model, table, capsys):
     with mlflow.start_run() as run:
-        info = onnxserve.log_model(model, name="model", input_example=table)
-        onnxserve.log_model(model, name="model", input_example=table)
+        info = log(model, table)
+        log(model, table)
         assert len(dataset_inputs(run)) == 1
-        onnxserve.log_model(
-            model, name="model", input_example=table.head(5), reference_data=table.head(200)
-        )
+        log(model, table.head(5), reference_data=table.head(200))
 
-    first, second = (name for name, _ in dataset_inputs(run))
-    assert first == "reference"
-    assert second == "reference"
-    assert onnxserve.load_model(info.model_uri).artifact.provenance["dataset_digest"] in {
-        digest for _, digest in dataset_inputs(run)
-    }
-    rows = {
-        json.loads(entry.dataset.profile)["num_rows"]
+    names, digests = zip(*dataset_inputs(run), strict=True)
+    assert names == ("reference", "reference")
+    assert onnxserve.load_model(info.model_uri).artifact.provenance["dataset_digest"] in digests
+    profiles = [
+        json.loads(entry.dataset.profile)
         for entry in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
-    }
-    assert rows == {300, 200}
+    ]
+    assert {profile["num_rows"] for profile in profiles} == {300, 200}
     steps = ("Converting Pipeline", "Comparing", "Logging the model", "Logged model")
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(steps)]
     assert all(map(str.startswith, lines, steps * 3))
@@ -566,27 +432,8 @@ def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_proven
     assert re.search(r"model .*proven on \d,\d{3} rows", lines[3])
 
 
-def test_data_that_the_run_has_as_an_input_is_not_logged_again(logged):
-    inputs = mlflow.get_run(logged.run_id).inputs.dataset_inputs
-
-    assert [entry.dataset.name for entry in inputs] == ["training"]
-
-
-def test_the_data_of_a_model_without_an_onnx_form_becomes_an_input_too(tracking, table):
-    booster = xgboost.XGBClassifier(objective="binary:hinge", n_estimators=3, n_jobs=1).fit(
-        table, table.a > 0
-    )
-
-    with mlflow.start_run() as run:
-        log(booster, table.to_numpy())
-
-    assert [name for name, _ in dataset_inputs(run)] == ["reference"]
-
-
 @pytest.mark.parametrize("code_paths", [None, [__file__]])
-def test_the_notice_of_a_model_that_needs_modules_of_the_user_names_code_paths(
-    code_paths, tracking, table, caplog
-):
+def test_fallback_names_code_paths(code_paths, tracking, table, caplog):
     model = make_pipeline(FunctionTransformer(ranked), LogisticRegression()).fit(table, table.a > 0)
 
     log(model, table, code_paths=code_paths)

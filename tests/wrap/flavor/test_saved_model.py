@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.wrap.flavor.saved_model import (
 )
 
 
-def test_parity_stands_in_the_folder(folder):
+def test_parity_report_is_in_the_folder(folder):
     report = json.loads((folder / "parity.json").read_text())
 
     assert report["state"] == "proven"
@@ -46,7 +46,7 @@ def test_flavors_and_requirements(folder):
     assert not any(line.startswith("scikit-learn") for line in requirements)
 
 
-def test_the_conda_environment_has_exact_versions(folder):
+def test_conda_environment_has_exact_versions(folder):
     environment = yaml.safe_load((folder / "conda.yaml").read_text())
     python, pip, last = environment["dependencies"]
 
@@ -58,7 +58,7 @@ def test_the_conda_environment_has_exact_versions(folder):
     assert [line for line in last["pip"] if "==" not in line] == ["requests"]
 
 
-def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_repository(tmp_path):
+def test_requirement_names_the_commit(tmp_path):
     origin = {
         "url": "https://git.example/onnxserve",
         "vcs_info": {"vcs": "git", "commit_id": "523f1835"},
@@ -70,7 +70,7 @@ def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_reposito
     assert requirement == "mlflow-onnxserve[cpu] @ git+https://git.example/onnxserve@523f1835"
 
 
-def test_reference_holds_inputs_predictions_and_times(folder, model, table):
+def test_reference_has_inputs_predictions_and_times(folder, model, table):
     artifact = read_artifact(folder)
     assert artifact.reference is not None
     reference = pq.read_table(folder / artifact.reference)
@@ -96,26 +96,21 @@ def test_reference_holds_inputs_predictions_and_times(folder, model, table):
     }
 
 
-def test_the_lock_lists_installed_packages_sorted_by_name():
-    lines = environment_lock().splitlines()
-
-    names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
-    assert all("==" in line for line in lines)
-    assert f"scikit-learn=={version('scikit-learn')}" in lines
-    assert names == sorted(names)
-
-
-def test_the_lock_includes_packages_that_are_installed_later(tmp_path, monkeypatch):
+def test_lock_lists_installed_packages_by_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    assert "late==1.0" not in environment_lock().splitlines()
+    before = environment_lock().splitlines()
 
     (tmp_path / "late-1.0.dist-info").mkdir()
     (tmp_path / "late-1.0.dist-info" / "METADATA").write_text("Name: late\nVersion: 1.0\n\n")
 
-    assert "late==1.0" in environment_lock().splitlines()
+    names = [line.partition("==")[0].lower().replace("_", "-") for line in before]
+    assert all("==" in line for line in before)
+    assert f"scikit-learn=={version('scikit-learn')}" in before
+    assert names == sorted(names)
+    assert {*environment_lock().splitlines()} - {*before} == {"late==1.0"}
 
 
-def test_commit_and_uncommitted_changes_are_recorded(tmp_path, monkeypatch):
+def test_commit_and_changes_are_recorded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     (tmp_path / "train.py").write_text("1")
@@ -130,7 +125,7 @@ def test_commit_and_uncommitted_changes_are_recorded(tmp_path, monkeypatch):
     assert (clean["git_dirty"], dirty["git_dirty"]) == (False, True)
 
 
-def test_without_git_the_provenance_has_no_commit(tmp_path, monkeypatch):
+def test_provenance_without_git_has_no_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     section = provenance_section(Batch(pd.DataFrame({"a": [1]})), "x==1\n")
 
@@ -138,7 +133,7 @@ def test_without_git_the_provenance_has_no_commit(tmp_path, monkeypatch):
     assert section["dataset_name"] == "reference"
 
 
-def test_the_categories_of_texts_are_in_the_folder_if_they_fit_into_a_list(tmp_path):
+def test_short_lists_of_categories_are_saved(tmp_path):
     table = pd.DataFrame(
         {"city": ["rome", "oslo"] * 200, "id": [f"id{number}" for number in range(400)]}
     )

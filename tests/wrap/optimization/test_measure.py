@@ -4,7 +4,7 @@ from mlflow_deploy_plugin.wrap.optimization.measure import SIZES, measure_forms
 from tests.support.networks import network, network_rows, write_network
 
 
-def test_the_ratio_to_the_base_tells_a_slow_form_from_a_fast_one(tmp_path):
+def test_ratio_shows_a_slow_form(tmp_path):
     folders = [
         write_network(tmp_path / "base", rows=0),
         write_network(tmp_path / "wide", rows=0, graph=network((16, 1024, 1024, 3))),

@@ -13,7 +13,7 @@ from tests.support.networks import network, network_rows, write_network
 PARITY = {"state": "warned", "rows": 400, "problem": "it is models:/net/1 as int8 dynamic"}
 
 
-def test_it_is_the_folder_of_its_base_with_another_graph_its_digest_and_the_record(tmp_path):
+def test_folder_has_graph_digest_and_record(tmp_path):
     base = write_network(tmp_path / "base")
     graph = forms.int8_dynamic(network())
     save_model(
@@ -36,7 +36,7 @@ def test_it_is_the_folder_of_its_base_with_another_graph_its_digest_and_the_reco
     assert read_artifact(base).optimization == {}
 
 
-def test_the_reference_has_the_predictions_of_the_form_but_not_in_a_draft(tmp_path):
+def test_reference_has_the_predictions(tmp_path):
     base = write_network(tmp_path / "base", rows=300)
     graph = forms.int8_dynamic(network())
     save_model(tmp_path / "draft", base=base, graph=graph)

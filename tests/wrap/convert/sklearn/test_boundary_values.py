@@ -1,6 +1,5 @@
 import numpy as np
 import pandas as pd
-import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import BaggingRegressor
 from sklearn.linear_model import Ridge
@@ -14,17 +13,19 @@ from mlflow_deploy_plugin.wrap.convert.converted import MAX_VALUES
 from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
+from tests.support.refusals import refused
+from tests.wrap.conftest import is_proven
 
 
-def test_neighbours_that_are_equally_near_are_refused_where_another_one_wins():
+def test_wrong_equal_neighbour_is_refused():
     random = np.random.default_rng(0)
     grid = pd.DataFrame(random.integers(0, 4, (120, 2)).astype(float), columns=["a", "b"])
 
-    with pytest.raises(ParityError):
+    with refused(ParityError):
         wrap(KNeighborsRegressor(3).fit(grid, random.normal(size=120)), grid)
 
 
-def test_the_thresholds_of_a_column_that_a_bag_has_drawn_twice_are_all_there():
+def test_thresholds_of_repeated_columns_are_complete():
     rows = normal_rows(60, 2)
     bag = BaggingRegressor(n_estimators=1, bootstrap_features=True, random_state=1).fit(
         rows, rows[:, 0]
@@ -39,7 +40,7 @@ def test_the_thresholds_of_a_column_that_a_bag_has_drawn_twice_are_all_there():
     assert set(thresholds) <= set(edges)
 
 
-def test_a_tree_of_32_bits_is_tried_at_its_threshold_and_where_roundings_to_it_begin():
+def test_thresholds_include_the_begin_of_rounding():
     rows = np.array([[0.0], [0.1], [0.2], [0.3]])
     tree = DecisionTreeRegressor().fit(rows, rows[:, 0])
     thresholds = tree.tree_.threshold[tree.tree_.feature >= 0]
@@ -54,7 +55,7 @@ def test_a_tree_of_32_bits_is_tried_at_its_threshold_and_where_roundings_to_it_b
         assert np.float32(below) <= threshold < np.float32(above)
 
 
-def test_of_more_values_than_can_be_tried_some_from_the_first_to_the_last_are():
+def test_many_categories_are_sampled_evenly():
     categories = [f"{number:06}" for number in range(MAX_VALUES + 1)]
     encoder = OrdinalEncoder().fit(np.array(categories, dtype=object)[:, None])
 
@@ -65,15 +66,15 @@ def test_of_more_values_than_can_be_tried_some_from_the_first_to_the_last_are():
     assert tried[-1] == categories[-1]
 
 
-def test_a_step_without_edges_has_none_before_its_scaler_either():
+def test_step_without_edges_is_proven():
     rows = pd.DataFrame(normal_rows(60, 2), columns=["a", "b"])
     scaler = StandardScaler().set_output(transform="pandas")
     model = make_pipeline(scaler, FunctionTransformer(np.abs), Ridge()).fit(rows, rows.a)
 
-    assert wrap(model, rows).report.state == "proven"
+    assert is_proven(model, rows)
 
 
-def test_a_tree_that_splits_on_missing_values_only_is_proven_behind_a_scaler():
+def test_infinite_threshold_is_proven():
     random = np.random.default_rng(0)
     gaps = pd.DataFrame(random.normal(size=(90, 2)), columns=["a", "b"])
     gaps.loc[::3, "a"] = np.nan
@@ -86,7 +87,7 @@ def test_a_tree_that_splits_on_missing_values_only_is_proven_behind_a_scaler():
     assert report.left_out == {}
 
 
-def test_an_unreadable_step_is_named_in_the_report_and_the_values_of_the_others_are_kept():
+def test_unreadable_step_is_reported():
     rows = pd.DataFrame({"city": ["rome", "oslo"] * 30, "a": normal_rows(60)})
     columns = make_column_transformer((OrdinalEncoder(), ["city"]), (StandardScaler(), ["a"]))
     model = make_pipeline(columns, DecisionTreeRegressor()).fit(rows, rows.a)

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch")
 
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
+from tests.wrap.conftest import is_proven, proven
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # The exporter warns about future changes.
 ROWS = normal_rows(60, 4).astype(np.float32)
@@ -36,21 +36,20 @@ def regressor(skorch):
 
 
 @pytest.mark.parametrize("make", [classifier, binary_classifier, regressor])
-def test_a_net_of_skorch_answers_as_the_estimator(make):
+def test_net_of_skorch_is_proven(make):
     torch.manual_seed(0)
     model, target = make(pytest.importorskip("skorch"))
     model.fit(ROWS, target)
 
-    wrapped = wrap(model, ROWS)
+    wrapped = proven(model, ROWS)
 
-    assert wrapped.report.state == "proven"
     answers = ["prediction"] if make is regressor else ["label", "probabilities"]
     assert [output.name for output in wrapped.converted.outputs] == answers
 
 
-def test_tabnet_answers_as_the_estimator():
+def test_tabnet_is_proven():
     tabnet = pytest.importorskip("pytorch_tabnet.tab_model")
     model = tabnet.TabNetRegressor(n_d=4, n_a=4, n_steps=1, verbose=0, device_name="cpu")
     model.fit(ROWS, ROWS[:, :1], max_epochs=1)
 
-    assert wrap(model, ROWS).report.state == "proven"
+    assert is_proven(model, ROWS)

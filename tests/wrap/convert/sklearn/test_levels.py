@@ -2,7 +2,6 @@
 operator, with equal answers.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import catboost
@@ -17,10 +16,9 @@ from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.sklearn.levels import MANY_ROWS, MAX_SUMMED, MIN_TREES
-from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.wrap.conftest import cases, operators_of, proven
 
 ROWS = 400
 DRAW = np.random.default_rng(0)
@@ -47,98 +45,93 @@ def cat(kind="Regressor", **options):
     )
 
 
-Case = tuple[Callable[[], Any], np.ndarray]
-BY_LEVELS: dict[str, Case] = {
-    "xgboost": (lambda: xgb().fit(FULL, SCORE), FULL),
-    "xgboost, missing values go either way": (lambda: xgb().fit(GAPS, GAPPY), GAPS),
-    "xgboost, classes": (lambda: xgb("Classifier", max_depth=3).fit(GAPS, THREE), GAPS),
-    "xgboost, depth 9": (lambda: xgb(max_depth=9, min_child_weight=0).fit(FULL, SCORE), FULL),
-    "lightgbm": (lambda: lgbm().fit(GAPS, GAPPY), GAPS),
-    "lightgbm, classes": (lambda: lgbm("Classifier").fit(FULL, THREE), FULL),
-    "catboost": (lambda: cat().fit(GAPS, GAPPY), GAPS),
-    "catboost, missing is the largest": (lambda: cat(nan_mode="Max").fit(GAPS, GAPPY), GAPS),
-    "catboost, depth 9": (lambda: cat(depth=9).fit(FULL, SCORE), FULL),
+Case = tuple[Any, np.ndarray, Any]
+BY_LEVELS = {
+    "xgboost": (xgb(), FULL, SCORE),
+    "xgboost, missing values go either way": (xgb(), GAPS, GAPPY),
+    "xgboost, classes": (xgb("Classifier", max_depth=3), GAPS, THREE),
+    "xgboost, depth 9": (xgb(max_depth=9, min_child_weight=0), FULL, SCORE),
+    "lightgbm": (lgbm(), GAPS, GAPPY),
+    "lightgbm, classes": (lgbm("Classifier"), FULL, THREE),
+    "catboost": (cat(), GAPS, GAPPY),
+    "catboost, missing is the largest": (cat(nan_mode="Max"), GAPS, GAPPY),
+    "catboost, depth 9": (cat(depth=9), FULL, SCORE),
     "catboost, targets that share trees": (
-        lambda: cat(loss_function="MultiRMSE").fit(FULL, np.c_[SCORE, -SCORE, 2 * SCORE]),
+        cat(loss_function="MultiRMSE"),
         FULL,
+        np.c_[SCORE, -SCORE, 2 * SCORE],
     ),
     "catboost, a tree more than is summed at once": (
-        lambda: cat("Classifier", iterations=MAX_SUMMED + 1).fit(FULL, THREE),
+        cat("Classifier", iterations=MAX_SUMMED + 1),
         FULL,
+        THREE,
     ),
     "lightgbm, a tree of each class more than is summed at once": (
-        lambda: lgbm("Classifier", n_estimators=MAX_SUMMED + 1).fit(FULL, THREE),
+        lgbm("Classifier", n_estimators=MAX_SUMMED + 1),
         FULL,
+        THREE,
     ),
-    "catboost, trees of other shapes": (
-        lambda: cat(grow_policy="Depthwise", depth=3).fit(GAPS, GAPPY),
-        GAPS,
-    ),
-    "in a pipeline": (lambda: make_pipeline(StandardScaler(), xgb()).fit(GAPS, GAPPY), GAPS),
-    "calibrated classes": (
-        lambda: CalibratedClassifierCV(cat("Classifier"), cv=2).fit(FULL, THREE),
-        FULL,
-    ),
+    "catboost, trees of other shapes": (cat(grow_policy="Depthwise", depth=3), GAPS, GAPPY),
+    "in a pipeline": (make_pipeline(StandardScaler(), xgb()), GAPS, GAPPY),
+    "calibrated classes": (CalibratedClassifierCV(cat("Classifier"), cv=2), FULL, THREE),
     "beside a line, scaled in 64 bits": (
-        lambda: VotingRegressor(
+        VotingRegressor(
             [
                 ("trees", HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5)),
                 ("line", make_pipeline(StandardScaler(), LinearRegression())),
             ]
-        ).fit(FULL, SCORE),
+        ),
         FULL,
+        SCORE,
     ),
     "histograms": (
-        lambda: HistGradientBoostingRegressor(
-            max_iter=MIN_TREES, max_depth=5, max_leaf_nodes=20
-        ).fit(GAPS, GAPPY),
+        HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5, max_leaf_nodes=20),
         GAPS,
+        GAPPY,
     ),
 }
 
 
-@pytest.mark.parametrize("case", BY_LEVELS.values(), ids=BY_LEVELS.keys())
-def test_many_rows_and_few_are_proven(case):
-    fit, example = case
-    wrapped = wrap(fit(), example)
-    assert wrapped.report.state == "proven"
+@pytest.mark.parametrize(("model", "rows", "target"), cases(BY_LEVELS))
+def test_many_and_few_rows_are_proven(model, rows, target):
+    wrapped = proven(model.fit(rows, target), rows)
+
     assert wrapped.report.doubts == (False, 0, 0, False)
     assert {MANY_ROWS - 1, MANY_ROWS} & {*wrapped.report.batch_sizes}
-    forms = {
+    branches = {
         attribute.name: {node.op_type for node in attribute.g.node}
         for node in wrapped.converted.proto.graph.node
         if node.op_type == "If"
         for attribute in node.attribute
     }
-    assert "Scan" in forms["then_branch"]
-    assert "TreeEnsembleRegressor" in forms["else_branch"]
+    assert "Scan" in branches["then_branch"]
+    assert "TreeEnsembleRegressor" in branches["else_branch"]
 
 
-TREES_ALONE: dict[str, Case] = {
-    "few": (lambda: lgbm(n_estimators=MIN_TREES - 1).fit(FULL, SCORE), FULL),
-    "without a split": (lambda: xgb().fit(FULL, np.ones(ROWS)), FULL),
+TREES_ALONE = {
+    "few": (lgbm(n_estimators=MIN_TREES - 1), FULL, SCORE),
+    "without a split": (xgb(), FULL, np.ones(ROWS)),
     "far from complete": (
-        lambda: lgbm(num_leaves=40, max_depth=-1, min_child_samples=1).fit(FULL, SCORE**9),
+        lgbm(num_leaves=40, max_depth=-1, min_child_samples=1),
         FULL,
+        SCORE**9,
     ),
 }
 
 
-@pytest.mark.parametrize("case", TREES_ALONE.values(), ids=TREES_ALONE.keys())
-def test_trees_that_levels_would_slow_down_stay_one_operator(case):
-    fit, example = case
-    operators = [node.op_type for node in wrap(fit(), example).converted.proto.graph.node]
+@pytest.mark.parametrize(("model", "rows", "target"), cases(TREES_ALONE))
+def test_other_trees_stay_one_operator(model, rows, target):
+    operators = operators_of(wrap(model.fit(rows, target), rows))
     assert "TreeEnsembleRegressor" in operators
     assert "If" not in operators
 
 
-@pytest.mark.parametrize("rows", [1, MANY_ROWS - 1, MANY_ROWS, 8192, 8193, 20_001])
-def test_any_number_of_rows_is_answered_in_order(rows, tmp_path):
+def test_rows_are_answered_in_order(saved):
     model = xgb("Classifier", max_depth=3).fit(GAPS, THREE)
-    save_model(model, tmp_path / "model", input_example=GAPS)
-    loaded = OnnxModel.load(tmp_path / "model")
-    sample = GAPS[np.random.default_rng(rows).integers(0, ROWS, rows)]
-    outputs = loaded.run(loaded.schema.from_array(sample))
-    np.testing.assert_allclose(outputs["probabilities"], model.predict_proba(sample), atol=1e-6)
-    assert outputs["label"].tolist() == model.predict(sample).tolist()
+    loaded = saved(model, GAPS)
+    for rows in (1, MANY_ROWS - 1, MANY_ROWS, 8192, 8193, 20_001):
+        sample = GAPS[np.random.default_rng(rows).integers(0, ROWS, rows)]
+        outputs = loaded.run(loaded.schema.from_array(sample))
+        np.testing.assert_allclose(outputs["probabilities"], model.predict_proba(sample), atol=1e-6)
+        assert outputs["label"].tolist() == model.predict(sample).tolist()
     onnx.checker.check_model(str(loaded.artifact.onnx_file), full_check=True)

@@ -1,7 +1,5 @@
 """The saved model refuses the rows that a step of the original refuses."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,10 +25,10 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC
 
 from mlflow_deploy_plugin.core.errors import InferenceError
-from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
-from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.refusals import refused
+from tests.wrap.conftest import cases
 
 RANDOM = np.random.default_rng(0)
 TABLE = pd.DataFrame({"a": RANDOM.lognormal(size=300), "b": RANDOM.lognormal(size=300)})
@@ -42,35 +40,23 @@ def _of_a(transformer):
     return make_column_transformer((transformer, ["a"]), remainder="passthrough")
 
 
-def _before(last):
-    return make_pipeline(FunctionTransformer(np.log1p), last)
-
-
-LOGARITHM = _before(LogisticRegression())
+LOGARITHM = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression())
 FOREST = RandomForestClassifier(5)
-MODELS: dict[str, Any] = {
-    "log1p, linear": make_pipeline(_of_a(FunctionTransformer(np.log1p)), LogisticRegression()),
+LOG = FunctionTransformer(np.log1p)
+SPLINES = SplineTransformer(extrapolation="error")
+LINE = LogisticRegression()
+MODELS = {
+    "log1p, linear": make_pipeline(_of_a(LOG), LINE),
     "log, scaled": make_pipeline(_of_a(FunctionTransformer(np.log)), StandardScaler(), SVC()),
     "sqrt, a number": make_pipeline(_of_a(FunctionTransformer(np.sqrt)), Ridge()),
-    "log of all": make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()),
-    "a quotient": make_pipeline(
-        FunctionTransformer(lambda x: x[:, 1:] / x[:, :1]), LogisticRegression()
-    ),
-    "Box-Cox": make_pipeline(_of_a(PowerTransformer("box-cox")), LogisticRegression()),
-    "Box-Cox, gaps are taken": make_pipeline(
-        _of_a(PowerTransformer("box-cox")), RandomForestClassifier(5)
-    ),
-    "a forest takes NaN": make_pipeline(
-        _of_a(FunctionTransformer(np.log1p)), RandomForestClassifier(5)
-    ),
-    "gaps are filled": make_pipeline(
-        FunctionTransformer(np.log1p), SimpleImputer(), LogisticRegression()
-    ),
-    "splines": make_pipeline(SplineTransformer(extrapolation="error"), LogisticRegression()),
-    "splines of two columns": make_pipeline(
-        make_column_transformer((SplineTransformer(extrapolation="error"), ["a", "b"])),
-        LogisticRegression(),
-    ),
+    "log of all": LOGARITHM,
+    "a quotient": make_pipeline(FunctionTransformer(lambda x: x[:, 1:] / x[:, :1]), LINE),
+    "Box-Cox": make_pipeline(_of_a(PowerTransformer("box-cox")), LINE),
+    "Box-Cox, gaps are taken": make_pipeline(_of_a(PowerTransformer("box-cox")), FOREST),
+    "a forest takes NaN": make_pipeline(_of_a(LOG), FOREST),
+    "gaps are filled": make_pipeline(LOG, SimpleImputer(), LINE),
+    "splines": make_pipeline(SPLINES, LINE),
+    "splines of two columns": make_pipeline(make_column_transformer((SPLINES, ["a", "b"])), LINE),
     "in a vote": VotingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
     "in a vote, scaled": make_pipeline(
         StandardScaler(with_mean=False), VotingClassifier([("log", LOGARITHM)], voting="soft")
@@ -79,50 +65,44 @@ MODELS: dict[str, Any] = {
         [
             (
                 "log",
-                make_pipeline(
-                    make_column_transformer(
-                        (FunctionTransformer(np.log1p), [0]), remainder="passthrough"
-                    ),
-                    SVC(),
-                ),
+                make_pipeline(make_column_transformer((LOG, [0]), remainder="passthrough"), SVC()),
             )
         ]
     ),
     "in a vote, Box-Cox": VotingClassifier(
         [("one", make_pipeline(PowerTransformer("box-cox"), FOREST)), ("two", FOREST)]
     ),
-    "in a vote, filled": VotingClassifier(
-        [("one", make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), FOREST))]
-    ),
+    "in a vote, filled": VotingClassifier([("one", make_pipeline(LOG, SimpleImputer(), FOREST))]),
     "in a stack": StackingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
     "in a bag": BaggingClassifier(LOGARITHM, 3, random_state=0),
     "one against the rest": OneVsRestClassifier(LOGARITHM),
     "calibrated": CalibratedClassifierCV(LOGARITHM, cv=2),
     "a changed target": TransformedTargetRegressor(
-        _before(Ridge()), func=np.log1p, inverse_func=np.expm1
+        make_pipeline(LOG, Ridge()), func=np.log1p, inverse_func=np.expm1
     ),
 }
 
 
+def _feeds(model, a, b, dtype=None):
+    """Return the feeds of two columns, or of a matrix of two columns."""
+    if len(model.schema.names) == 2:
+        return model.schema.from_columns({"a": np.array(a), "b": np.array(b)})
+    return model.schema.from_array(np.array([a, b], dtype).T)
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # The original raises numpy's warnings.
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_each_row_is_refused_that_the_original_refuses(model, tmp_path):
+@pytest.mark.parametrize("model", cases(MODELS))
+def test_original_refusals_are_kept(model, saved):
     first = model[0] if isinstance(model, Pipeline) else model
     data = TABLE if hasattr(first, "transformers") else TABLE.to_numpy()
-    model.fit(data, IS_LARGE)
-    save_model(model, tmp_path / "model", input_example=data)
-    served = OnnxModel.load(tmp_path / "model")
+    served = saved(model.fit(data, IS_LARGE), data)
 
     for number in ASKED:
-        row = np.array([[number, 1.0]])
-        inputs = pd.DataFrame(row, columns=["a", "b"]) if data is TABLE else row
-        feeds = (
-            served.schema.from_columns({"a": row[:, 0], "b": row[:, 1]}) if data is TABLE else None
-        )
-        feeds = feeds or served.schema.from_array(row)
+        row = pd.DataFrame({"a": [number], "b": [1.0]})
+        feeds = _feeds(served, [number], [1.0])
         try:
-            answer = model.predict(inputs)
+            answer = model.predict(row if data is TABLE else row.to_numpy())
         except ValueError:
             with pytest.raises(InferenceError, match=r"^row 0: "):
                 served.run(feeds)
@@ -131,37 +111,23 @@ def test_each_row_is_refused_that_the_original_refuses(model, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_product_that_32_bits_do_not_hold_is_refused(dtype, tmp_path):
+def test_overflowing_product_is_refused(dtype, saved):
     rows = TABLE.to_numpy(dtype)
-    save_model(
-        make_pipeline(PolynomialFeatures(), Ridge()).fit(rows, IS_LARGE),
-        tmp_path / "m",
-        input_example=rows,
-    )
-    served = OnnxModel.load(tmp_path / "m")
+    served = saved(make_pipeline(PolynomialFeatures(), Ridge()).fit(rows, IS_LARGE), rows)
 
-    with pytest.raises(InferenceError, match=r"^row 1:.*NaN.*Ridge"):
-        served.run(served.schema.from_array(np.array([[1, 1], [1, 1e30]], dtype)))
+    with refused(InferenceError, "row 1", "NaN", "Ridge"):
+        served.run(_feeds(served, [1, 1], [1, 1e30], dtype))
 
 
-def test_the_reason_names_the_step(tmp_path):
-    save_model(
-        MODELS["log1p, linear"].fit(TABLE, IS_LARGE), tmp_path / "model", input_example=TABLE
-    )
-    served = OnnxModel.load(tmp_path / "model")
-    feeds = served.schema.from_columns({"a": np.array([1.0, -5.0]), "b": np.ones(2)})
+def test_refusal_names_row_and_step(saved):
+    served = saved(MODELS["log1p, linear"].fit(TABLE, IS_LARGE), TABLE)
 
-    reason = (
-        "^row 1: the model computes NaN or infinity for the row, which its LogisticRegression "
-        "refuses$"
-    )
-    with pytest.raises(InferenceError, match=reason):
-        served.run(feeds)
-    with pytest.raises(InferenceError, match=reason):
-        served.run(feeds, ["label"])
+    for outputs in (None, ["label"]):
+        with refused(InferenceError, "row 1", "NaN", "LogisticRegression"):
+            served.run(_feeds(served, [1.0, -5.0], [1.0, 1.0]), outputs)
 
 
-def test_steps_that_compute_finite_numbers_mark_no_rows():
+def test_finite_steps_mark_no_rows():
     halved = make_pipeline(
         StandardScaler(), FunctionTransformer(lambda x: x / 2), LogisticRegression()
     )

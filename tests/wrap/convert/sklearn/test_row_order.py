@@ -3,7 +3,6 @@ the order of the request.
 """
 
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,17 +14,16 @@ from sklearn.ensemble import (
     RandomForestRegressor,
 )
 
-from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.sklearn.levels import MANY_ROWS
-from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.wrap.conftest import operators_of, proven
 
 DRAW = np.random.default_rng(0)
 ROWS = DRAW.normal(size=(500, 4))
 ROWS[:, 3] = ROWS[:, 3] > 0
 SCORE = np.sin(2 * ROWS[:, 0]) + ROWS[:, 1] * ROWS[:, 3]
 GAPS = np.where(DRAW.random(ROWS.shape) < 0.1, np.nan, ROWS)
-MODELS: dict[str, Any] = {
+MODELS = {
     "forest": RandomForestRegressor(30, random_state=0).fit(GAPS, SCORE),
     "forest, two targets": RandomForestRegressor(30, random_state=0).fit(
         ROWS, np.c_[SCORE, -2 * SCORE]
@@ -41,59 +39,52 @@ MODELS: dict[str, Any] = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
-def test_many_rows_are_answered_in_their_order(name, tmp_path):
+def test_rows_are_answered_in_order(name, saved):
     model = MODELS[name]
-    save_model(model, tmp_path / "model", input_example=ROWS)
-    loaded = OnnxModel.load(tmp_path / "model")
+    loaded = saved(model, ROWS)
     graph = onnx.load(loaded.artifact.onnx_file)
     onnx.checker.check_model(graph, full_check=True)
     assert "ScatterND" in {node.op_type for node in graph.graph.node}
     for size in (1, MANY_ROWS - 1, MANY_ROWS, 3000):
         sample = ROWS[DRAW.integers(0, len(ROWS), size)]
         outputs = loaded.run(loaded.schema.from_array(sample))
+        predictions = np.asarray(loaded.prediction(outputs))
         if "label" in outputs:
-            assert outputs["label"].tolist() == model.predict(sample).tolist()
-            np.testing.assert_allclose(
-                outputs["probabilities"], model.predict_proba(sample), atol=1e-5
-            )
+            assert predictions.tolist() == model.predict(sample).tolist()
+            expected = model.predict_proba(sample)
+            np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-5)
         else:
-            [answers] = outputs.values()
-            np.testing.assert_allclose(
-                answers.reshape(model.predict(sample).shape), model.predict(sample), atol=1e-4
-            )
+            np.testing.assert_allclose(predictions, model.predict(sample), atol=1e-4)
 
 
 def test_both_orders_are_proven():
-    report = wrap(MODELS["forest"], GAPS).report
-    assert report.state == "proven"
+    report = proven(MODELS["forest"], GAPS).report
     assert report.doubts == (False, 0, 0, False)
     assert {MANY_ROWS - 1, MANY_ROWS} & {*report.batch_sizes}
 
 
-def test_a_small_forest_stays_one_operator():
-    operators = {
-        node.op_type
-        for node in wrap(RandomForestRegressor(5).fit(ROWS, SCORE), ROWS).converted.proto.graph.node
-    }
-    assert not operators & {"If", "GatherND", "ScatterND"}
+@pytest.mark.parametrize(
+    ("model", "target"),
+    [
+        (RandomForestRegressor(5), SCORE),
+        pytest.param(
+            GradientBoostingRegressor(n_estimators=4096), np.ones(500), marks=pytest.mark.long
+        ),
+    ],
+    ids=["few trees", "no splits"],
+)
+def test_small_ensemble_stays_one_operator(model, target):
+    operators = operators_of(wrap(model.fit(ROWS, target), ROWS))
+    assert not {*operators} & {"If", "GatherND", "ScatterND"}
 
 
-@pytest.mark.long
-def test_trees_without_splits_stay_one_operator():
-    constant = GradientBoostingRegressor(n_estimators=4096).fit(ROWS[:20], np.ones(20))
-    assert "ScatterND" not in {
-        node.op_type for node in wrap(constant, ROWS).converted.proto.graph.node
-    }
-
-
-def test_the_key_of_one_column_takes_few_comparisons():
+def test_key_takes_few_comparisons():
     """Each comparison takes nine bytes per row: with 4,000 comparisons, 100,000 rows
     would need gigabytes.
     """
     column = DRAW.normal(size=(2000, 1))
-    graph = wrap(
-        RandomForestRegressor(20).fit(column, DRAW.normal(size=2000)), column
-    ).converted.proto.graph
+    model = RandomForestRegressor(20).fit(column, DRAW.normal(size=2000))
+    graph = wrap(model, column).converted.proto.graph
     choice = next(node for node in graph.node if node.op_type == "If")
     constants = list(chain.from_iterable(branch.g.initializer for branch in choice.attribute))
     assert max(chain.from_iterable(constant.dims for constant in constants)) <= 128

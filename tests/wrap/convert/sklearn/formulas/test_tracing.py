@@ -1,9 +1,5 @@
 """Each numpy function is computed by numpy and as a graph by ONNX Runtime."""
 
-import re
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +14,8 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import SAMPLE_RO
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
+from tests.support.refusals import refused
+from tests.wrap.conftest import cases, is_proven
 
 ROWS = normal_rows(200, 3)
 
@@ -30,7 +28,7 @@ def ratios(rows):
     )
 
 
-FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+FUNCTIONS = {
     "log1p": lambda x: np.log1p(np.abs(x)),
     "operators": lambda x: (x**2 + 3 * x - 1) / (2 + x.clip(0, 1)),
     "columns": lambda x: x[:, [2, 0]] * x[:, 1:2],
@@ -59,28 +57,28 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
-def test_a_function_of_numpy_functions_is_proven(function):
+@pytest.mark.parametrize("function", cases(FUNCTIONS))
+def test_function_of_numpy_is_proven(function):
     model = make_pipeline(FunctionTransformer(function), Ridge()).fit(ROWS, ROWS[:, 0])
 
-    assert wrap(model, ROWS).report.state == "proven"
+    assert is_proven(model, ROWS)
 
 
-REFUSED: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda x: x if x.sum() > 0 else -x, "a reduction (sum, mean, …) over rows"),
-    (lambda x: x if x > 0 else -x, "an `if`, `and` or `or` on values; use numpy.where instead"),
-    (lambda x: np.sort(x, axis=1), "numpy.sort, which is not supported in a graph"),
-    (np.spacing, "numpy.spacing, which is not supported in a graph"),
+REFUSED = [
+    (lambda x: x if x.sum() > 0 else -x, "a reduction"),
+    (lambda x: x if x > 0 else -x, "numpy.where"),
+    (lambda x: np.sort(x, axis=1), "numpy.sort"),
+    (np.spacing, "numpy.spacing"),
     (lambda x: [row[::-1] for row in x], "a loop over rows"),
     (lambda x: x[::-1], "a selection of rows"),
-    (lambda x: x["a"], "columns by name; use positions instead, as in x[:, 0]"),
+    (lambda x: x["a"], "columns by name"),
     (lambda x: x[["a", "b"]], "columns by name"),
     (lambda x: x[:, np.argmax(x, axis=1)], "a selection by computed positions"),
-    (lambda x: x.reshape(200, 3), "a reshape to a fixed number of rows"),
+    (lambda x: x.reshape(200, 3), "a reshape"),
     (lambda x: x * np.ones(len(x))[:, None], "the number of rows"),
-    (np.asarray, "a call that reads values, such as numpy.asarray or float"),
+    (np.asarray, "a call that reads values"),
     (lambda x: np.add(x, 1, where=[True, False, True]), "numpy.add with __call__ or options"),
-    (lambda x: x.astype(np.complex128), "values of the type complex128"),
+    (lambda x: x.astype(np.complex128), "complex128"),
     (lambda x: np.linalg.norm(x, ord=1, axis=1), "numpy.linalg.norm with ord=1"),
     (lambda x: np.digitize(x, [1, 0]), "numpy.digitize with descending bins"),
     (lambda x: np.concatenate([x, np.ones((7, 1))], axis=1), "a concatenation with constants"),
@@ -88,22 +86,19 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
 
 
 @pytest.mark.parametrize(("function", "words"), REFUSED)
-def test_an_operation_that_no_graph_can_follow_is_named(function, words):
-    with pytest.raises(NotImplementedError, match=re.escape(words)):
+def test_untraceable_operation_is_named(function, words):
+    with refused(NotImplementedError, words):
         function(Traced(Subgraph(Scope("refused")), "x", np.ones((SAMPLE_ROWS, 3))))
 
 
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (
-            lambda x: x.rank(axis=1),
-            "a Python function with .rank, which is not supported in a graph",
-        ),
-        (lambda x: np.ones((200, 2)), "a Python function that does not return computed columns"),
+        (lambda x: x.rank(axis=1), ".rank"),
+        (lambda x: np.ones((200, 2)), "computed columns"),
     ],
 )
-def test_a_user_s_function_without_a_graph_is_named_with_its_step(function, words):
+def test_unsupported_function_is_named(function, words):
     table = pd.DataFrame(ROWS, columns=["a", "b", "c"])
     model = make_pipeline(FunctionTransformer(function), Ridge()).fit(table, ROWS[:, 0])
 

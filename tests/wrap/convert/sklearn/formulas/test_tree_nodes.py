@@ -1,7 +1,5 @@
 """Trees are converted to one operator, for any number of trees and in any ensemble."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from sklearn.ensemble import (
@@ -17,12 +15,12 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
+from tests.wrap.conftest import cases, is_proven, operators_of, proven
 
 ROWS = normal_rows(200, 3)
 SIDES = np.where(ROWS > 0, "above", "below")
-MODELS: dict[str, Any] = {
+MODELS = {
     "texts of several targets": RandomForestClassifier(10, random_state=0).fit(ROWS, SIDES),
     "numbers of several targets": DecisionTreeClassifier().fit(
         ROWS, np.digitize(ROWS[:, :2], [-1, 1])
@@ -44,18 +42,10 @@ MEMBERS = (LinearSVC(), GaussianNB(), HistGradientBoostingClassifier(max_iter=2)
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: type(member).__name__)
-def test_members_of_all_kinds_vote_for_texts(member):
-    assert (
-        wrap(AdaBoostClassifier(member, n_estimators=3).fit(ROWS, SIDES[:, 0]), ROWS).report.state
-        == "proven"
-    )
+def test_members_vote_for_texts(member):
+    assert is_proven(AdaBoostClassifier(member, n_estimators=3).fit(ROWS, SIDES[:, 0]), ROWS)
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_trees_are_proven_as_one_operator(model):
-    wrapped = wrap(model, ROWS)
-
-    assert wrapped.report.state == "proven"
-    assert [node.op_type for node in wrapped.converted.proto.graph.node].count(
-        "TreeEnsembleRegressor"
-    ) == 1
+@pytest.mark.parametrize("model", cases(MODELS))
+def test_trees_are_one_operator(model):
+    assert operators_of(proven(model, ROWS)).count("TreeEnsembleRegressor") == 1
