@@ -2,7 +2,7 @@
 and requests to judge them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -79,7 +79,7 @@ class Stream:
     of the windows before.
     """
 
-    def __init__(self, reference: DriftReference, days_per_window: int = 1, **spec: Any) -> None:
+    def __init__(self, reference, days_per_window=1, **spec):
         self.reference = reference
         self._days_per_window = days_per_window
         self._spec = MonitorSpec(**{"min_rows": 30, **spec})
@@ -87,12 +87,12 @@ class Stream:
 
     def judge(
         self,
-        days: Sequence[int],
-        change: Change = lambda rows: rows,
-        per_year: float | None = 1.0,
-        changed_from: int | None = None,
-        **context: Any,
-    ) -> "Judged":
+        days,
+        change=lambda rows: rows,
+        per_year=1.0,
+        changed_from=None,
+        **context,
+    ):
         """Return the verdict on the last of the windows, which begin at the days. By
         default, all days are changed.
         """
