@@ -49,11 +49,11 @@ def mlflow_store(tmp_path, new_database, monkeypatch):
         yield uri
 
 
-def write_model(folder, reference, model_id=""):
+def write_model(folder, reference, model_id="", **meaning):
     """Write the parts of an MLmodel folder that monitoring reads."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"not opened here")
-    section: dict[str, Any] = {"data": "model.onnx", "onnxserve_version": "0"}
+    section: dict[str, Any] = {"data": "model.onnx", "onnxserve_version": "0", **meaning}
     if reference is not None:
         section["reference"] = {"data": "reference.parquet", "rows": len(reference)}
         pq.write_table(reference, folder / "reference.parquet")
@@ -95,23 +95,21 @@ class World:
     model_folder: Path
 
     @property
-    def state_dir(self) -> Path:
+    def state_dir(self):
         return self.settings.deployments_path / ENDPOINT
 
-    def capture_day(
-        self, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS, version: str = "1"
-    ) -> None:
+    def capture_day(self, day, shift=0.0, rows=DAY_ROWS, version="1"):
         """Write the rows of a day to the log; a shift of 6 corresponds to a season."""
         rng = np.random.default_rng(day.toordinal())
         self.writer.write(day_of_rows(rng, day, shift, rows), version)
 
-    def write_model(self, name: str, reference: pa.Table | None) -> Path:
+    def write_model(self, name, reference):
         return write_model(self.model_folder.with_name(name), reference)
 
-    def serve(self, folder: Path, version: str) -> None:
+    def serve(self, folder, version):
         serve(self.state_dir, folder, version)
 
-    def reference(self) -> pa.Table:
+    def reference(self):
         return pq.read_table(self.model_folder / "reference.parquet")
 
 
