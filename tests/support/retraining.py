@@ -139,11 +139,11 @@ class RetrainingWorld:
         assert stored is not None
         self.deployments.store.replace_spec(apply_config(stored.spec, config))
 
-    def result(self, state="violated", version="1", window=DAY):
+    def result(self, state="violated", window=DAY):
         run = LoggedRun("run-of-the-report", f"onnxserve/{ENDPOINT}", "http://mlflow/report")
         fields: dict[str, Any] = {"state": state, "reason": "accuracy is 0.5", "rows": 1000}
         return MonitorResult(
-            ENDPOINT, "accuracy", "performance", MODEL, version, "", window, 1, **fields, run=run
+            ENDPOINT, "accuracy", "performance", MODEL, "1", "", window, 1, **fields, run=run
         )
 
     def latest(self):

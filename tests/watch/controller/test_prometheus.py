@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import Engine, event
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
@@ -197,26 +196,6 @@ def values(gauges):
         (reading.name, *reading.labels.values()) if reading.labels else reading.name: reading.value
         for reading in samples
     }
-
-
-@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
-def test_windows_are_counted_by_a_covering_index(store, read):
-    statements: list[str] = []
-
-    def keep(_connection, _cursor, statement, *_):
-        statements.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", keep)
-    read()
-    event.remove(Engine, "before_cursor_execute", keep)
-
-    (counts,) = [query for query in statements if "GROUP BY onnxserve_monitor_windows" in query]
-    with store.transaction() as session:
-        plan = " ".join(
-            row[-1] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {counts}")
-        )
-    assert "USING COVERING INDEX" in plan
-    assert "TEMP B-TREE" not in plan
 
 
 def test_taken_port_is_refused(store, taken_port):

@@ -131,19 +131,12 @@ def test_effect_of_a_new_category(tmp_path):
         table(2, a=["1.0"] * ROWS),
         table(2, a=[[1.0]] * ROWS),
         table(2).drop_columns(["b"]),
+        table(2, a=np.where(np.arange(ROWS) < 100, np.nan, 0.0)),
     ],
-    ids=["without the column", "without rows", "texts", "lists", "without another column"],
+    ids=["no column", "no rows", "texts", "lists", "no other column", "missing values"],
 )
 def test_unpredictable_rows_have_no_effect(regressor, window):
     assert measure_effect(regressor, table(1), window, "a", ROWS) is None
-
-
-def test_effect_without_predictions_is_unknown(regressor):
-    values = normal(2)
-    values[:100] = np.nan
-
-    assert measure_effect(regressor, table(1), table(2, a=values), "a", ROWS) is None
-    assert measure_effect(regressor, table(1).slice(0, 0), table(2), "a", ROWS) is None
 
 
 def test_effect_on_several_predictions_is_the_largest(tmp_path):

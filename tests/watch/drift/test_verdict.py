@@ -346,11 +346,8 @@ def test_new_and_missing_columns_are_drift(days):
     selected = verdict_on(changed, days, columns=("temperature", "noise"))
 
     assert verdict.state == "drift"
-    assert [found(verdict, name, "presence").state for name in ("carrier", "extra")] == [
-        "drift",
-        "drift",
-    ]
-    assert mentions(found(verdict, "extra", "presence").reason, "int64")
+    for name in ("carrier", "extra"):
+        assert found(verdict, name, "presence").state == "drift"
     assert mentions(verdict.reason, "carrier", "extra")
     assert found(verdict, "carrier").state == "not judged"
     assert selected.state == "no drift"

@@ -17,6 +17,7 @@ from tests.support.inference_log import event_table
 from tests.support.refusals import mentions
 from tests.watch.conftest import serve
 from tests.watch.kinds.conftest import DAY, finding
+from tests.watch.kinds.test_drift import times
 
 ROWS = 240
 REFERENCE_DAYS = 40
@@ -37,11 +38,10 @@ def day(seed, **shifts):
 @pytest.fixture(scope="module")
 def reference():
     first = DAY - timedelta(days=REFERENCE_DAYS)
-    days = []
-    for number in range(REFERENCE_DAYS):
-        start = first + timedelta(days=number)
-        times = [start + timedelta(seconds=86_400 * row // ROWS) for row in range(ROWS)]
-        days.append(event_table({"_event_time": times, **day(number)}))
+    days = [
+        event_table({"_event_time": times(first + timedelta(days=number), ROWS), **day(number)})
+        for number in range(REFERENCE_DAYS)
+    ]
     return pa.concat_tables(days)
 
 

@@ -26,14 +26,6 @@ def judge_performance(endpoint, **changes):
     return judge(endpoint.ask(**(ACCURACY | changes)))
 
 
-def answered(endpoint, rows):
-    """Serve a skilled classifier and write its answers; return them and the truth."""
-    endpoint.serve(CLASSIFIER)
-    columns, truth = classify(np.random.default_rng(0), range(rows), 8.0)
-    endpoint.answer(columns)
-    return columns, truth
-
-
 def flights(endpoint, rows=600, skill=4.0, labelled=None, seed=0, day=DAY, first=0, names=(0, 1)):
     columns, truth = classify(np.random.default_rng(seed), range(first, first + rows), skill)
     endpoint.answer(columns, day)
@@ -87,22 +79,6 @@ def test_earlier_noise_widens_the_interval(endpoint, noise, skill, changes, stat
     low, high = result.figures["accuracy_low"], result.figures["accuracy_high"]
     assert 0 <= low <= accuracy.value <= high <= 1
     assert (high >= 0.8) is (state == "cannot tell")
-
-
-def test_labels_of_one_class_prevent_a_verdict(endpoint):
-    _, truth = answered(endpoint, 300)
-    endpoint.label("flight", dict.fromkeys(truth, 0))
-
-    result = judge_performance(endpoint, require=["accuracy>=0.1", "recall>=0.5", "roc_auc>=0.6"])
-
-    assert [(outcome.subject, outcome.state) for outcome in result.findings] == [
-        ("accuracy", "kept"),
-        ("recall", "not judged"),
-        ("roc_auc", "not judged"),
-    ]
-    assert result.state == "cannot tell"
-    assert "recall: no label is '1'" in result.reason
-    assert mentions(finding(result, "roc_auc").reason, "'0'", "roc_auc")
 
 
 def partly(endpoint, chance, skill=8.0, rows=1_000, seed=0, day=DAY, first=0):
@@ -391,8 +367,6 @@ def test_numeric_answers_are_not_estimated(endpoint):
     assert mentions(before.reason, "cannot be estimated")
     states = [finding(after, name).state for name in ("rmse", "r2", "accuracy")]
     assert states == ["violated", "kept", "not judged"]
-    assert mentions(finding(after, "accuracy").reason, "accuracy", "labels", "numbers")
-    assert after.figures["rmse"] == pytest.approx(2, rel=0.2)
 
 
 def test_segments_share_the_false_alarm_rate(endpoint):
@@ -451,7 +425,9 @@ def test_labels_of_other_classes_are_not_judged(endpoint, rows, names):
 
 
 def test_unknown_class_counts_as_wrong(endpoint):
-    columns, truth = answered(endpoint, 400)
+    endpoint.serve(CLASSIFIER)
+    columns, truth = classify(np.random.default_rng(0), range(400), 8.0)
+    endpoint.answer(columns)
     endpoint.label("flight", truth | dict.fromkeys(range(40), 2))
 
     judged = judge_performance(endpoint, require=["accuracy>=0.5", "recall>=0.5", "roc_auc>=0.5"])
@@ -593,37 +569,23 @@ def test_metrics_of_late_labels_are_not_followed(endpoint, labels, is_known):
 
 
 @pytest.mark.parametrize(
-    "withheld",
+    ("withheld", "state"),
     [
-        CaptureSpec(mask=("prediction",)),
-        CaptureSpec(mask=("output.label",)),
-        CaptureSpec(drop=("prediction",)),
+        ({"mask": ("prediction",)}, "kept"),
+        ({"mask": ("output.label",)}, "kept"),
+        ({"drop": ("prediction",)}, "kept"),
+        ({"mask": ("prediction", "output.probabilities")}, "not judged"),
     ],
-    ids=str,
 )
-def test_withheld_answers_are_derived_from_probabilities(endpoint, withheld):
+def test_withheld_answers_are_derived_from_probabilities(endpoint, withheld, state):
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(600), 8.0)
-    answers = columns.pop("prediction")
-    if withheld.mask:
-        columns["prediction"] = [f"{int(answer):032x}" for answer in answers]
+    del columns["prediction"]
+    for name in withheld.get("mask", ()):
+        logged = name.replace("output.label", "prediction")
+        columns[logged] = [f"{row % 2:032x}" for row in range(600)]
     endpoint.answer(columns)
     endpoint.label("flight", truth)
-    request = replace(endpoint.ask(**ACCURACY), capture=withheld)
+    request = replace(endpoint.ask(**ACCURACY), capture=CaptureSpec(**withheld))
 
-    assert judge(request).state == "kept"  # computed from the probabilities
-
-
-def test_hashes_are_no_answers(endpoint):
-    endpoint.serve(CLASSIFIER)
-    columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
-    for name in ("prediction", "output.probabilities"):
-        columns[name] = [f"{number % 2:032x}" for number in range(300)]
-    endpoint.answer(columns)
-    endpoint.label("flight", truth)
-
-    withheld = CaptureSpec(mask=("prediction", "output.probabilities"))
-    judged = judge(replace(endpoint.ask(**ACCURACY), capture=withheld))
-
-    assert judged.state == "not judged"
-    assert mentions(judged.reason, "no column", "capture.mask")
+    assert judge(request).state == state

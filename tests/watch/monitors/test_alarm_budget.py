@@ -42,12 +42,21 @@ def deployments(tmp_path):
     make_endpoint(tmp_path / "home")
     settings = Settings(home=tmp_path / "home")
     store = open_store(settings.store_url, lambda: CALM + 20 * DAY)
+    configure(store, {"alarms.false_per_year": 1})
     yield Deployments(store, settings, print)
     store.close()
 
 
 def configure(store, fields):
     store.replace_spec(apply_config(store.require_endpoint("flights").spec, fields))
+
+
+def accept(deployments, why="", columns=()):
+    return accept_alarms(deployments, "flights", "daily", why, columns=columns)
+
+
+def checked(deployments, change):
+    return check_change(deployments, "flights", change)
 
 
 def judged(store, start, evidence, length=DAY):
@@ -59,14 +68,13 @@ def judged(store, start, evidence, length=DAY):
 def test_accepted_alarms_set_a_baseline(deployments):
     store = deployments.store
     monitors = Monitors(deployments.store)
-    configure(store, {"alarms.false_per_year": 1})
     monitors.accept("flights", "daily", {"z": SINCE})
     judged(store, CALM + 9 * DAY, SHIFTED)
     # not a window of the schedule
     judged(store, CALM + 9.5 * DAY, Evidence("other", {SeriesKey("w", "level"): 1.0}, ("w",)))
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
 
-    accepted = accept_alarms(deployments, "flights", "daily", "a new carrier")
+    accepted = accept(deployments, "a new carrier")
 
     baseline = accepted.baseline
     assert accepted.still_open == ()
@@ -82,7 +90,6 @@ def test_accepted_alarms_set_a_baseline(deployments):
 
 def test_alert_ends_with_the_last_acceptance(deployments):
     store = deployments.store
-    configure(store, {"alarms.false_per_year": 1})
     alarms = ("x", "carrier=AA/x", "y", "a/x")
     series = [SeriesKey(column, "level") for column in alarms]
     judged(store, CALM + 9 * DAY, Evidence("bins", dict.fromkeys(series, 9.0), alarms))
@@ -94,7 +101,7 @@ def test_alert_ends_with_the_last_acceptance(deployments):
     ]
 
     for columns, baseline, still_open, outcome in rounds:
-        accepted = accept_alarms(deployments, "flights", "daily", columns=columns)
+        accepted = accept(deployments, columns=columns)
         assert accepted.baseline == dict.fromkeys(baseline, start)
         assert accepted.still_open == still_open
         assert len(Alerts(store).firing()) == len(still_open) / 2
@@ -104,16 +111,15 @@ def test_alert_ends_with_the_last_acceptance(deployments):
     assert (window.verdict, {*window.accepted}) == ("drift", {*alarms})
     assert Monitors(store).state("flights", "daily").baseline.keys() == {*alarms}
     with refused(NotFound, "no open alarm"):
-        accept_alarms(deployments, "flights", "daily")
+        accept(deployments)
 
 
 @pytest.mark.parametrize("column", ["weather", "xy", RELATIONS])
 def test_column_without_an_alarm_is_refused(deployments, column):
-    configure(deployments.store, {"alarms.false_per_year": 1})
     judged(deployments.store, CALM + 9 * DAY, SHIFTED)
 
     with refused(NotFound, "'daily'", "no open alarm", f"{column!r}", "x, y"):
-        accept_alarms(deployments, "flights", "daily", columns=["x", column])
+        accept(deployments, columns=["x", column])
 
     assert Monitors(deployments.store).state("flights", "daily").baseline == {}
 
@@ -128,11 +134,10 @@ def test_column_without_an_alarm_is_refused(deployments, column):
 )
 def test_alert_continues_with_alarms_left_open(deployments, columns, alarms, baseline, still_open):
     store = deployments.store
-    configure(store, {"alarms.false_per_year": 1})
     judged(store, CALM + 9 * DAY, replace(SHIFTED, alarms=alarms))
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
 
-    accepted = accept_alarms(deployments, "flights", "daily", columns=columns)
+    accepted = accept(deployments, columns=columns)
 
     assert {*accepted.baseline} == baseline
     assert accepted.still_open == still_open
@@ -141,10 +146,9 @@ def test_alert_continues_with_alarms_left_open(deployments, columns, alarms, bas
 
 def test_accepted_window_is_no_consecutive_alarm(deployments):
     store = deployments.store
-    configure(store, {"alarms.false_per_year": 1})
     judged(store, CALM + 9 * DAY, SHIFTED)
     Monitors(store).update_state("flights", "daily", consecutive=3)
-    accept_alarms(deployments, "flights", "daily")
+    accept(deployments)
     assert Monitors(store).state("flights", "daily").consecutive == 0
     judged(store, CALM + 10 * DAY, SHIFTED)
 
@@ -154,15 +158,14 @@ def test_accepted_window_is_no_consecutive_alarm(deployments):
 @pytest.mark.parametrize("segment", ["", "carrier=AA/"])
 @pytest.mark.parametrize("is_shift", [True, False])
 def test_relations_are_accepted_only_by_name(deployments, segment, is_shift):
-    configure(deployments.store, {"alarms.false_per_year": 1})
     series = FigureSeries(segment.rstrip("/"), PROJECTIONS[3], "spread").series_key
     shifts = {series: SINCE} if is_shift else {}
     alarms = (segment + RELATIONS,)
     judged(deployments.store, CALM + 9 * DAY, Evidence("bins", {series: 9.0}, alarms, shifts))
 
     with refused(NotFound, "no open alarm", f"flights daily --column '{RELATIONS}'"):
-        accept_alarms(deployments, "flights", "daily")
-    baseline = accept_alarms(deployments, "flights", "daily", columns=[RELATIONS]).baseline
+        accept(deployments)
+    baseline = accept(deployments, columns=[RELATIONS]).baseline
 
     assert baseline == {segment + RELATIONS: SINCE if is_shift else (CALM + 9 * DAY).isoformat()}
 
@@ -181,20 +184,22 @@ def test_relations_are_accepted_only_by_name(deployments, segment, is_shift):
     ],
 )
 def test_impossible_acceptance_is_refused(deployments, fields, evidence, error, names):
-    budget = {} if "false_alarm_rate" in fields else {"alarms.false_per_year": 1}
+    if "false_alarm_rate" in fields:
+        configure(deployments.store, {"alarms.false_per_year": ""})
     monitor = {f"monitors.daily.{name}": value for name, value in fields.items()}
-    configure(deployments.store, budget | monitor)
+    configure(deployments.store, monitor)
     judged(deployments.store, CALM + 9 * DAY, evidence)
 
     with refused(error, *names):
-        accept_alarms(deployments, "flights", "daily")
+        accept(deployments)
     assert Monitors(deployments.store).state("flights", "daily").baseline == {}
 
 
 def test_reference_with_future_windows_is_refused(deployments):
     reference = {"monitors.daily.reference": "window:2013-06-01/2013-07-22"}
 
-    assert check_change(deployments, "flights", reference) == []  # without a budget
+    configure(deployments.store, {"alarms.false_per_year": ""})
+    assert checked(deployments, reference) == []  # without a budget
     with refused(
         InvalidConfig,
         "monitors.daily.reference",
@@ -202,10 +207,9 @@ def test_reference_with_future_windows_is_refused(deployments):
         "END",
         "2013-07-21T00:00",
     ):
-        check_change(deployments, "flights", reference | {"alarms.false_per_year": 1})
-    (line,) = check_change(
+        checked(deployments, reference | {"alarms.false_per_year": 1})
+    (line,) = checked(
         deployments,
-        "flights",
         {
             "alarms.false_per_year": 1,
             "monitors.daily.reference": "window:2013-06-01/2013-07-21T00:00",
@@ -237,9 +241,9 @@ def test_min_effect_must_fit_the_model(deployments, tmp_path):
         document["flavors"]["onnxserve"] |= {"outputs": [output], "prediction": ["y"]}
         file.write_text(yaml.safe_dump(document))
         if role == "values":
-            assert check_change(deployments, "flights", change) == []
+            assert checked(deployments, change) == []
     with refused(InvalidConfig, "alarms.min_effect"):
-        check_change(deployments, "flights", change)
+        checked(deployments, change)
 
 
 @pytest.mark.usefixtures("served")
@@ -259,16 +263,12 @@ def test_too_short_reference_is_refused_unless_rolling(deployments, tmp_path, fi
     budget: dict[str, object] = {"alarms.false_per_year": 1}
 
     with refused(InvalidConfig, "monitors.daily", *names):
-        check_change(deployments, "flights", {**budget, **fields})
-    (line,) = check_change(
-        deployments, "flights", budget | {"monitors.daily.reference": "rolling:2d"}
-    )
+        checked(deployments, {**budget, **fields})
+    (line,) = checked(deployments, budget | {"monitors.daily.reference": "rolling:2d"})
     assert mentions(line, "monitor daily", "first judgement", "rolling:2d")
 
 
 def test_missing_reference_is_checked_later(deployments):
-    (line,) = check_change(
-        deployments, "flights", {"alarms.false_per_year": 1, "monitors.other.every": "1h"}
-    )[1:]
+    (line,) = checked(deployments, {"alarms.false_per_year": 1, "monitors.other.every": "1h"})[1:]
 
     assert mentions(line, "flights", "monitor other", "first judgement", "model-of-flights")

@@ -12,9 +12,12 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.watch.monitors.evaluation import (
     SelectedMonitor,
+    endpoint_log,
+    has_rows,
     judge_and_log,
     judging_worker,
     request_from_store,
@@ -22,6 +25,7 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import (
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from tests.support.ecs import read_line
+from tests.support.inference_log import LogWriter
 from tests.support.monitors import HOUR, NOON
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions, refused
@@ -117,8 +121,7 @@ def test_request_has_the_budget_and_earlier_windows(world):
 
     request = asked(world, Window(NOON + 3 * HOUR, NOON + 4 * HOUR))
 
-    assert request.false_per_year == 1.5
-    assert request.min_effect == 0.02
+    assert (request.false_per_year, request.min_effect) == (1.5, 0.02)
     past = [(earlier.start, earlier.evidence.levels) for earlier in request.past]
     assert past == [(NOON, {}), (NOON + HOUR, {X_LEVEL: 1.5}), (NOON + 2 * HOUR, {X_LEVEL: 2.0})]
     assert request.baseline == {"x": NOON}
@@ -180,3 +183,21 @@ def test_requirements_share_the_budget(world):
     assert request.requirement_rate == pytest.approx(1.5 / (365.25 * 24))
     assert mentions(request.notes[1], "budget of 1.5 false alarms")
     assert asked(world, window, "strict").requirement_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "expected"),
+    [
+        ("drift", NOON, True),
+        ("drift", NOON + HOUR / 2, False),
+        ("drift", NOON + HOUR, False),
+        ("service_level", NOON + HOUR, True),
+    ],
+)
+def test_failures_are_rows_of_service_levels(world, kind, start, expected):
+    world.rows(NOON)
+    failures = LogWriter(Path(world.settings.inference_log) / FAILURES)
+    failures.write({"_event_time": [NOON + HOUR]})
+    log = endpoint_log(world.settings, None)
+
+    assert has_rows(log, "flights", Window(start, start + HOUR / 2), kind) is expected

@@ -250,18 +250,3 @@ def test_unknown_column_is_refused_with_a_suggestion(folder, option):
 
     with refused(InvalidConfig, "'temprature'", "'temperature'"):
         compared("recent.csv", "recent.parquet", **{option: ("temprature",)})
-
-
-def test_row_order_does_not_matter():
-    table(144 * 20, 0.0, "2024-02-01").to_parquet("reference.parquet")
-    rows = table(144, 3.0, "2024-03-01")
-    rows.to_parquet("ordered.parquet")
-    rows.sample(frac=1, random_state=0).to_parquet("shuffled.parquet")
-    ordered, shuffled = (
-        compared(f"{name}.parquet", "reference.parquet", min_rows=100)
-        for name in ("ordered", "shuffled")
-    )
-
-    assert shuffled.state == "drift"
-    assert shuffled.reason == ordered.reason
-    assert shuffled.window == ordered.window

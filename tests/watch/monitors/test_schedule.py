@@ -99,9 +99,7 @@ def test_monitor_waits_for_window_and_rows(world):
     world.watermark(NOON + HOUR / 2)
     after = overview_of(world)
 
-    assert before.status == "waiting"
-    assert before.why == ""
-    assert before.last is None
+    assert (before.status, before.why, before.last) == ("waiting", "", None)
     assert timedelta(minutes=65) <= before.next_due - NOON <= timedelta(minutes=66)
     assert mentions(after.why, "waiting for rows", "2026-11-20 12:30:00 UTC")
 
@@ -111,6 +109,5 @@ def test_unknown_time_zone_breaks_its_monitor(world):
 
     overview = overview_of(world)
 
-    assert overview.status == "broken"
-    assert overview.next_due is None
+    assert (overview.status, overview.next_due) == ("broken", None)
     assert "time_zone 'Nowhere/Near'" in overview.why

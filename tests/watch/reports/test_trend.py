@@ -167,15 +167,6 @@ def test_outlier_does_not_flatten_other_windows(faulty, day):
     assert mentions(picture.words, "newest")
 
 
-def test_value_of_a_cut_window_is_written():
-    pictures = {
-        draw_trend([score(*USUAL, *values, *USUAL)], DAY)[0].png
-        for values in ([440.0, -500.0], [441.0, -500.0], [440.0, -501.0], [440.0, 440.0])
-    }
-
-    assert len(pictures) == 4
-
-
 def test_lasting_alarms_are_not_cut():
     (picture,) = draw_trend([score(*USUAL, *[30.0, 60.0] * 4)], DAY)
 

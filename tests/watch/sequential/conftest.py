@@ -13,8 +13,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.core.spec.types import EPOCH
-from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds
 from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
@@ -43,18 +42,13 @@ def rows_of(day):
     }
 
 
-def reference_of(days=REFERENCE_DAYS, length_us=DAY_US, left_out=()):
-    """Return the reference of the first `days`, except those that are `left_out`."""
-    included = [day for day in range(days) if day not in left_out]
-    table = pa.concat_tables([pa.table(rows_of(day)) for day in included])
-    times = np.repeat(included, ROWS) * DAY_US + np.tile(
-        np.arange(ROWS) * (DAY_US // ROWS), len(included)
-    )
-    times += (FIRST - EPOCH) // timedelta(microseconds=1)
+def reference_of(days=REFERENCE_DAYS, length_us=DAY_US):
+    """Return the reference of the first `days`."""
+    table = pa.concat_tables([pa.table(rows_of(day)) for day in range(days)])
+    times = microseconds(FIRST) + np.arange(days * ROWS) * (DAY_US // ROWS)
     bins, _ = freeze_table(table, (), "the rows")
-    return DriftReference(
-        bins, bins_digest(bins), cut_pieces(bins, table, times, int(times[0]), length_us), table
-    )
+    pieces = cut_pieces(bins, table, times, int(times[0]), length_us)
+    return DriftReference(bins, bins_digest(bins), pieces, table)
 
 
 @pytest.fixture(scope="session")

@@ -53,9 +53,8 @@ def test_large_budget_is_a_warning(reference):
 
 
 def test_reference_of_ten_days_is_refused():
-    with pytest.raises(InvalidConfig) as refusal:
+    with refused(InvalidConfig, "false_per_year", "20 windows", "10", "every=12h"):
         budget.check_budget(reference_of(10), MonitorSpec(), 1.0)
-    assert mentions(refusal.value.message, "false_per_year", "20 windows", "10", "every=12h")
 
 
 def test_windows_of_two_rows_are_refused(reference):
@@ -75,26 +74,13 @@ def test_reference_without_event_times_is_refused(source, remedy):
     timed = reference_of(40)
     untimed = replace(timed, pieces=cut_pieces(timed.bins, timed.sample, None, 0, DAY_US))
 
-    with pytest.raises(InvalidConfig) as refusal:
+    with refused(InvalidConfig, "false_per_year", source, "no event times", remedy):
         budget.check_budget(untimed, MonitorSpec(reference=source), 1.0)
-
-    assert mentions(refusal.value.message, "false_per_year", source, "no event times", remedy)
-    assert "longer" not in refusal.value.message
-
-
-def test_proposed_windows_are_enough():
-    with pytest.raises(InvalidConfig) as refusal:
-        budget.check_budget(reference_of(43, 7 * DAY_US), MonitorSpec(every="7d"), 1.0)
-    assert mentions(refusal.value.message, "every=2d")
-    assert budget.check_budget(reference_of(43, 2 * DAY_US), MonitorSpec(every="2d"), 1.0)[
-        0
-    ].startswith("a share")
 
 
 def test_too_long_season_is_refused(reference):
-    with pytest.raises(InvalidConfig) as refusal:
+    with refused(InvalidConfig, "season 60d", "30d"):
         budget.check_budget(reference, MonitorSpec(season="60d"), 1.0)
-    assert mentions(refusal.value.message, "season 60d", "30d")
 
 
 @pytest.mark.parametrize(

@@ -78,14 +78,6 @@ def test_weekend_is_no_shift():
     ] == [3]
 
 
-def test_later_windows_change_no_earlier_alarm():
-    windows = shifted(days(3, 80), since=30, by=2.5)
-    early = replace(
-        windows, values=windows.values[: REFERENCE + 50], scales=windows.scales[: REFERENCE + 50]
-    )
-    assert followed(windows).alarms[:1] == followed(early).alarms[:1]
-
-
 def test_shift_is_open_until_the_return():
     lasting = followed(shifted(days(4, 150), since=10, by=2.0))
     assert [shift.series for shift in lasting.shifts] == [3]

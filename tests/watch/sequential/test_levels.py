@@ -4,8 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import (
@@ -13,6 +11,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     reference_levels,
     window_levels,
 )
+from tests.watch.drift.test_verdict import reference_of as verdict_reference
 from tests.watch.sequential.conftest import DAY_US, REFERENCE_DAYS, ROWS, reference_of, rows_of
 
 
@@ -70,23 +69,9 @@ def test_heavy_tails_add_variance_to_the_spread(outlier, expected):
     size = 40 * 100
     rows = rng.normal(size=size) + outlier * (rng.random(size) < 0.01)
     table = pa.table({"x": rows})
-    bins, _ = freeze_table(table, (), "the rows")
-    days = np.repeat(np.arange(40) * DAY_US, 100)
-    pieces = cut_pieces(bins, table, days, 0, DAY_US)
-    levels = reference_levels(DriftReference(bins, "", pieces, table), ["x"], {})
+    reference = verdict_reference(table, np.repeat(np.arange(40) * DAY_US, 100))
+    levels = reference_levels(reference, ["x"], {})
 
     variance = levels.row_variances[levels.series.index(FigureSeries("", "x", "spread"))]
 
     assert variance == pytest.approx(expected, rel=0.3)
-
-
-@pytest.mark.parametrize(("share_stuck", "is_usual"), [(0.0, True), (0.3, False)])
-def test_repeated_values_raise_the_mode(reference, share_stuck, is_usual):
-    rows = rows_of(501)
-    stuck = np.arange(ROWS) < share_stuck * ROWS
-    rows["temp"] = np.where(stuck, rows["temp"][0], rows["temp"] + 2.5)
-    window = sketch_batches(reference.bins, [pa.table(rows)])
-
-    mode = window_levels(reference, window, ["temp"], "")[SeriesKey("temp", "mode")]
-
-    assert (mode < 0.5) == is_usual

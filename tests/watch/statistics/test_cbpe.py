@@ -148,21 +148,6 @@ def test_interval_covers_the_truth_at_its_rate(rows, windows, spread):
     assert sum(held) >= 70
 
 
-def test_interval_widens_with_fewer_rows_or_windows():
-    rng = np.random.default_rng(0)
-    earlier = [moved(rng, 500, 0.3) for _ in range(8)]
-
-    def width(rows, windows):
-        result = estimate(moved(rng, rows, 0.3).answers, earlier[:windows], ["accuracy"])
-        assert isinstance(result, CbpeEstimate)
-        return result.errors["accuracy"].half_width(0.95)
-
-    assert width(20, 8) > 1.5 * width(100, 8) > 1.5 * width(500, 8) > 0
-    assert width(500, 3) > width(500, 8)
-    # The uncertainty is at least that of the earlier windows.
-    assert width(50_000, 8) == pytest.approx(width(500, 8), rel=0.1)
-
-
 @pytest.mark.parametrize(("kind", "fits"), [("fits", True), ("worse", False), ("better", False)])
 def test_labels_fit_the_probabilities(kind, fits):
     labelled, _ = window(0, rows=500)

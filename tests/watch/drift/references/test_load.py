@@ -12,7 +12,6 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.core.spec.types import rolling_span
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, parse_window
 from mlflow_deploy_plugin.watch.drift.references.load import (
     load_segment_references,
@@ -49,8 +48,6 @@ def test_pieces_are_cached_until_the_rows_change(ask, days, tmp_path):
     )
 
     assert second.pieces is first.pieces
-    longer = ask(f"dataset:{path}", parse_window("2013-02-02/2d"))
-    assert longer.pieces.grid.length_us == 2 * first.pieces.grid.length_us
     pq.write_table(reference_of_days(days[1:]), path)
     assert ask(f"dataset:{path}").pieces.total.rows == (DAYS - 1) * ROWS
 
@@ -163,7 +160,6 @@ def test_rolling_span_stays_in_the_calendar(question_of):
 
     with refused(NotFound, "no rows of 'flights' were captured"):
         rolling_windows(question, MODEL, "1")
-    assert rolling_span(timedelta(3660), timedelta(3660), 1e-300) < timedelta(50_000)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
     SketchStore,
-    hour_profiles,
     spark_window_profile,
     window_profile,
     window_versions,
@@ -91,18 +90,6 @@ def test_profile_of_a_window_equals_its_rows(log, bins, days, window):
     assert_same(made, expected(bins, days, window)) if made.rows else None
     assert made.rows == expected(bins, days, window).rows
     assert_same(profile(log, bins, window), made)  # Stored profiles are used.
-
-
-def test_stored_sketches_replace_reading_rows(log, bins, days):
-    first = profile(log, bins)
-    assert len(stored(log)) == DAYS
-
-    for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
-        # The size is unchanged, so the file is not read again.
-        path.write_bytes(b"x" * path.stat().st_size)
-
-    assert_same(profile(log, bins), first)
-    assert not log.unreadable
 
 
 def test_late_rows_and_compaction_update_profiles(log, bins, days, writer):
@@ -182,19 +169,6 @@ def test_duplicate_row_counts_once(log, bins, days, writer):
     writer.write(days[1], segment="s1", suffix="-again")
 
     assert_same(profile(log, bins), expected(bins, days))
-
-
-def test_hourly_profiles_are_in_order(log, bins, days):
-    hours = list(
-        hour_profiles(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, "1", CUT)
-    )
-
-    starts = [start for start, _ in hours]
-    assert starts == sorted(starts)
-    assert starts[0].hour == 6
-    assert starts[-1].hour == 6
-    inner = parse_window("2013-01-01T06:00/2013-01-03T07:00")
-    assert sum(hourly.rows for _, hourly in hours) == expected(bins, days, inner).rows
 
 
 @pytest.fixture

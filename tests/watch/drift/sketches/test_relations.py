@@ -6,10 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
-from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     PROJECTIONS,
     RELATIONS,
@@ -18,10 +15,9 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     without_projections,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import encode_columns, sketch_batches
-from mlflow_deploy_plugin.watch.drift.verdict import judge_profile
 from tests.support.refusals import mentions
+from tests.watch.drift.test_verdict import DAY, reference_of, replaced, verdict_on
 
-DAY = 86_400_000_000
 DAYS = 30
 ROWS = 200
 
@@ -42,29 +38,17 @@ def rows(seed, count=ROWS, **others):
     return pa.table(columns | others)
 
 
-def in_another_order(table, *names):
+def in_another_order(table, name):
     order = np.random.default_rng(1).permutation(len(table))
-    for name in names:
-        table = table.set_column(
-            table.column_names.index(name), name, table.column(name).take(pa.array(order))
-        )
-    return table
+    return replaced(table, name, table.column(name).to_numpy()[order])
 
 
-def reference_of(table):
-    bins, _ = freeze_table(table, (), "the rows")
-    pieces = cut_pieces(bins, table, np.repeat(np.arange(DAYS) * DAY, ROWS), 0, DAY)
-    return DriftReference(bins, bins_digest(bins), pieces, table)
+TIMES = np.repeat(np.arange(DAYS) * DAY, ROWS)
 
 
 @pytest.fixture(scope="module")
 def days():
-    return reference_of(rows(0, DAYS * ROWS))
-
-
-def verdict_on(table, reference, **spec):
-    profile = sketch_batches(reference.bins, [table])
-    return judge_profile(reference, profile, 100 * DAY, MonitorSpec(min_rows=30, **spec), None)
+    return reference_of(rows(0, DAYS * ROWS), TIMES)
 
 
 def about_relations(verdict):
@@ -99,7 +83,7 @@ def test_column_with_the_reserved_name_is_judged():
         values = pa.array(np.random.default_rng(seed + 20).normal(size=count))
         return rows(seed, count).append_column(RELATIONS, values)
 
-    reference = reference_of(named(0, DAYS * ROWS))
+    reference = reference_of(named(0, DAYS * ROWS), TIMES)
     verdict = verdict_on(in_another_order(named(1, ROWS), "temp"), reference)
 
     states = [finding.state for finding in about_relations(verdict)]
