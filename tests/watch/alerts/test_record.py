@@ -25,7 +25,7 @@ from tests.support.tracking import tracking_at
 from .conftest import OPS, RUN
 
 
-def test_alarm_repeats_if_worse_or_after_the_interval(see, receiver, clock):
+def test_alarm_repeats_if_worse_or_old(see, receiver, clock):
     see(result_of(0, temperature=6.0))
     see(result_of(1, temperature=8.0))
     see(result_of(2, temperature=10.0))

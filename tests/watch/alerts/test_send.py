@@ -23,7 +23,7 @@ from tests.support.results import result_of
 from .conftest import OPS, RUN
 
 
-def test_start_and_end_of_an_alarm_are_sent(see, receiver, store):
+def test_start_and_end_are_sent(see, receiver, store):
     for day, score in enumerate([1.0, 6.0, 6.1, 5.9, 1.0, 1.0]):
         see(result_of(day, temperature=score, wind=4.0 if score > 3 else 0.1, noise=0.2))
 
@@ -59,7 +59,7 @@ def test_alarms_are_grouped_by_endpoint_and_tag(store, settings, receiver):
     assert receiver.titles("science") == ["onnxserve: flights: Alarm: monitor weekly"]
 
 
-def test_alarms_wait_for_others_to_be_grouped(store, settings, receiver, clock):
+def test_new_alarms_wait_for_grouping(store, settings, receiver, clock):
     record_result(store, settings, result_of(0, temperature=6.0), OPS)
 
     assert send_due(store, settings, wait=timedelta(seconds=5)) == 0
@@ -86,7 +86,7 @@ def test_failing_channel_is_retried_with_growing_pauses(
     assert receiver.titles("ops") == ["onnxserve: flights: Alarm: monitor daily"]
 
 
-def test_alarms_are_sent_after_the_clock_goes_back(see, store, settings, receiver, clock):
+def test_alarms_survive_a_corrected_clock(see, store, settings, receiver, clock):
     true_now = clock.now
     clock.pass_by(days=30)
     ahead = (clock.now - datetime(2013, 7, 2, tzinfo=UTC)).days

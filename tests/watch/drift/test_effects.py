@@ -46,7 +46,7 @@ def effect_of(model, window):
     return effect
 
 
-def test_effect_of_a_shift_on_the_prediction(regressor):
+def test_effect_of_a_shift(regressor):
     window = table(2, a=normal(2, mean=1.5), b=normal(3, mean=7))
 
     effect = effect_of(regressor, window)

@@ -402,7 +402,7 @@ def test_reference_without_times_or_rows_is_named():
         ([None] * 500, "missing"),
     ],
 )
-def test_new_value_of_a_constant_is_drift(values, check):
+def test_new_value_of_constant_is_drift(values, check):
     reference = reference_of(pa.table({"a": np.arange(1000.0), "constant": np.ones(1000)}), None)
     table = pa.table({"a": np.arange(0, 1000.0, 2), "constant": values})
 

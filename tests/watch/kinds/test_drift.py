@@ -74,7 +74,7 @@ def ask(endpoint, reference):
     return asked
 
 
-def test_shifted_day_is_drift_with_a_report(ask):
+def test_shifted_day_is_drift(ask):
     accuracy = LevelSeries("accuracy, from labels", (DAY,), (0.8,))
 
     calm = ask(day(100), accuracy=accuracy)
@@ -360,7 +360,7 @@ def test_usual_day_without_rows_is_not_judged(endpoint, past, spec, reason):
     assert mentions(judged.reason, reason)
 
 
-def test_unreadable_file_is_not_a_day_without_rows(endpoint):
+def test_day_with_unreadable_file_is_not_judged(endpoint):
     folder = endpoint.log_folder / f"endpoint={ENDPOINT}" / "date=2013-04-01" / "hour=02"
     folder.mkdir(parents=True)
     (folder / "broken.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
@@ -395,7 +395,7 @@ def test_rows_of_another_version_are_excluded(ask, endpoint):
     assert any(mentions(note, "120 rows", "flight-delay version 2") for note in judged.notes)
 
 
-def test_report_of_a_large_window_samples_hours(ask, endpoint, monkeypatch):
+def test_report_samples_a_large_window(ask, endpoint, monkeypatch):
     monkeypatch.setattr(drift, "READ_ROWS", 80)
 
     judged = ask(day(100))

@@ -78,7 +78,7 @@ def ask(endpoint, model):
     return asked
 
 
-def test_used_column_is_an_alarm_with_its_effect(ask):
+def test_used_column_is_an_alarm(ask):
     judged = ask(day(100, a=3.0, b=9.0))
 
     assert judged.state == "drift"

@@ -294,7 +294,7 @@ def test_confirmed_estimate_decides_if_configured(endpoint, fields, state):
     assert 0 <= figures["estimated/calibration_error"] < 0.1
 
 
-def test_short_windows_are_confirmed_by_earlier_windows(endpoint):
+def test_earlier_windows_confirm_short_windows(endpoint):
     endpoint.serve(CLASSIFIER)
     flights(endpoint, 2_400, labelled=800)  # 200 in each quarter of three hours
 
@@ -449,7 +449,7 @@ def test_labels_of_other_classes_confirm_no_estimate(endpoint):
     assert judge_performance(endpoint).figures["estimated/windows"] == 0
 
 
-def test_thousands_of_unknown_labels_use_little_memory(endpoint):
+def test_many_unknown_labels_use_little_memory(endpoint):
     endpoint.serve(CLASSIFIER)
     rows = 6000
     right = 2000

@@ -257,7 +257,7 @@ def test_min_effect_must_fit_the_model(deployments, tmp_path):
         ({"monitors.daily.season": "30d"}, ["season 30d", "40", "20d"]),
     ],
 )
-def test_too_short_reference_is_refused_unless_rolling(deployments, tmp_path, fields, names):
+def test_short_reference_is_refused_unless_rolling(deployments, tmp_path, fields, names):
     for day in range(12):
         capture(tmp_path / "home", CALM + day * DAY)
     budget: dict[str, object] = {"alarms.false_per_year": 1}

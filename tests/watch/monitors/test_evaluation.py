@@ -110,7 +110,7 @@ def evidence(level):
     return Evidence("bins", {X_LEVEL: level}).to_json()
 
 
-def test_request_has_the_budget_and_earlier_windows(world):
+def test_request_has_budget_and_past(world):
     world.endpoint(hourly={}, other={})
     world.store.replace_spec(apply_config(world.store.require_endpoint("flights").spec, BUDGET))
     for number in (3, 2, 1):  # A backfill may judge windows in any order.

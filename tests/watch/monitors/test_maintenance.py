@@ -110,7 +110,7 @@ def kept_for_90_days(world):
 
 
 @pytest.mark.long
-def test_expired_files_are_deleted_and_others_compacted(kept_for_90_days, tmp_path, caplog):
+def test_files_are_deleted_and_compacted(kept_for_90_days, tmp_path, caplog):
     world = kept_for_90_days
     # Files that were just written are not maintained yet.
     world.now = datetime.now(UTC) + HOUR

@@ -133,7 +133,7 @@ def test_late_labels_are_ignored_after_a_week(turned):
     assert turned.look_again() == 2
 
 
-def test_late_text_labels_of_a_regressor_are_ignored(world):
+def test_text_labels_of_regressors_are_ignored(world):
     turned = Turned(world, require="mae<=3")
     turned.judge()
     turned.label(range(20), "unknown")

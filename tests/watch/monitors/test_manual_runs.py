@@ -72,7 +72,7 @@ def test_latest_window_with_rows_is_judged(world):
     assert world.asked[-1].spec.min_rows == 60
 
 
-def test_columns_and_spark_are_refused_for_service_levels(world):
+def test_service_level_refuses_columns_and_spark(world):
     world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
     monitor = find_monitor(deployments(world), "flights", "level")
 
@@ -100,7 +100,7 @@ def test_judged_window_gets_a_revision(world):
     ]
 
 
-def test_unstored_endpoint_is_judged_by_its_server_spec(world):
+def test_unstored_endpoint_uses_its_server_spec(world):
     left_by_a_server(
         world, capture={"mask": ["carrier"]}, monitors={"hourly": {"every": "1h", "min_rows": 7}}
     )
@@ -117,7 +117,7 @@ def test_unstored_endpoint_is_judged_by_its_server_spec(world):
     ] == [(start, "hourly", 7, ("carrier",)) for start in (NOON + HOUR, NOON)]
 
 
-def test_rows_without_an_endpoint_have_a_default_monitor(world):
+def test_rows_without_endpoint_have_default_monitor(world):
     world.rows(NOON - 24 * HOUR)
 
     written = run(world, "nightly")

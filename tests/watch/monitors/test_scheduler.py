@@ -155,7 +155,7 @@ def test_slow_monitor_delays_no_other(world):
     world.wait_for(2, "slow")
 
 
-def test_changed_files_without_new_rows_add_no_revision(world):
+def test_files_without_new_rows_are_ignored(world):
     world.due()
     world.start()
     (window,) = world.wait_for(1)
@@ -182,7 +182,7 @@ def test_paused_monitor_catches_up_when_resumed(world):
     world.wait_for(1, "paused")
 
 
-def test_pending_windows_of_removed_monitor_are_closed(world):
+def test_windows_of_removed_monitor_are_closed(world):
     def judge(asked):
         raise OnnxserveError("not now")
 
@@ -455,7 +455,7 @@ def test_manual_windows_replace_no_scheduled_window(world):
     assert [window.revision for window in world.monitors.windows(by_hand=False)] == [2, 3]
 
 
-def test_monitor_removed_during_judging_fires_no_alert(world):
+def test_monitor_removed_while_judged_is_silent(world):
     world.due(hourly={}, other={"every": "30d"})
 
     def judge(asked):

@@ -133,7 +133,7 @@ def spoil(world):
         row.spec += "sampling: often\n"
 
 
-def test_version_waits_for_the_server_then_is_proposed(world):
+def test_version_waits_then_is_proposed(world):
     gated(world, "rollout", gate="passed without an evaluation")
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
     waiting = world.take()
@@ -179,7 +179,7 @@ def test_served_version_is_promoted(world):
 
 
 @pytest.mark.parametrize("then", ["rollout", "propose"])
-def test_version_is_judged_again_after_another_promotion(world, then):
+def test_version_is_judged_again_after_promotion(world, then):
     gated(world, then)
     world.register()
     MlflowClient().set_registered_model_alias(MODEL, "champion", "3")
@@ -216,7 +216,7 @@ def test_retraining_of_a_deleted_endpoint_fails(world, state):
 
 
 @pytest.mark.parametrize("state", ["waiting", "running", "registered", "gated"])
-def test_retraining_waits_while_the_spec_is_unreadable(world, state):
+def test_retraining_waits_for_a_readable_spec(world, state):
     world.at(state, "1" if state in ("registered", "gated") else "")
     spoil(world)
     waiting = world.take()
@@ -224,7 +224,7 @@ def test_retraining_waits_while_the_spec_is_unreadable(world, state):
     assert mentions(waiting.reason, f"'{ENDPOINT}'", "the store", "cannot be read")
 
 
-def test_timeout_applies_while_the_spec_is_unreadable(world):
+def test_timeout_applies_with_unreadable_spec(world):
     long_ago = utc_now() - timedelta(days=1)
     world.at("running", started_at=long_ago)
     spoil(world)

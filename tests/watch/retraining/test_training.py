@@ -167,7 +167,7 @@ def test_masked_column_prevents_a_hold_out(world):
     assert collected.rows == 600
 
 
-def test_rows_without_an_optional_column_are_held_out(world):
+def test_optional_column_may_be_missing(world):
     """The column is optional in a pyfunc, so the log may lack it."""
     world.capture()
 
@@ -292,7 +292,7 @@ def test_sample_is_stable_with_late_rows(four_days):
     )
 
 
-def test_fraction_is_of_rows_that_fit_in_memory(four_days, monkeypatch):
+def test_fraction_is_of_the_limited_rows(four_days, monkeypatch):
     monkeypatch.setattr(training, "MAX_ROWS", 400)
 
     data = sampled(four_days, fraction=0.2)

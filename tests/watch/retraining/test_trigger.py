@@ -177,7 +177,7 @@ def test_live_rollout_blocks_retrainings(world):
     assert world.retrainings.find() == []
 
 
-def test_retraining_dated_in_the_future_blocks_none(world):
+def test_future_retraining_blocks_none(world):
     world.monitor(schedule="0 3 * * *")
     world.ahead = timedelta(days=365)
     schedule = RetrainingSchedule(world.deployments, "controller")

@@ -53,7 +53,7 @@ def test_row_count_is_judged_below_min_rows(reference):
     assert alarms(judged) == {(NUMBER_OF_ROWS, "rows")}
 
 
-def test_open_shift_ignores_windows_below_min_rows(reference):
+def test_small_windows_keep_shifts_open(reference):
     stream = Stream(reference)
     found = stream.judge(range(12), lambda rows: {**rows, "temp": rows["temp"] + 1})
     later = stream.judge(range(12, 40), lambda rows: first(rows, 29))
@@ -64,7 +64,7 @@ def test_open_shift_ignores_windows_below_min_rows(reference):
     )
 
 
-def test_row_count_is_compared_with_earlier_windows(stream):
+def test_row_count_follows_earlier_windows(stream):
     stream.judge(range(CALM), twice)
     judged = stream.judge([CALM], twice)
 

@@ -126,7 +126,7 @@ def test_more_complaints_are_found():
     ("before", "context"),
     [(19, {}), (40, {"false_per_year": None}), (40, {"follows_levels": False})],
 )
-def test_metrics_need_a_budget_and_twenty_windows(before, context):
+def test_metrics_need_budget_and_twenty_windows(before, context):
     days = Days()
     days.judge_calm(before, accuracy=0.81)
 

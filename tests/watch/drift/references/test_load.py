@@ -52,7 +52,7 @@ def test_pieces_are_cached_until_the_rows_change(ask, days, tmp_path):
     assert ask(f"dataset:{path}").pieces.total.rows == (DAYS - 1) * ROWS
 
 
-def test_reference_without_times_has_only_a_total(ask, days, tmp_path):
+def test_untimed_reference_has_only_a_total(ask, days, tmp_path):
     table = reference_of_days(days).drop_columns(["_event_time"])
     pq.write_table(table, tmp_path / "models" / "1" / "reference.parquet")
 
@@ -116,7 +116,7 @@ def test_pinned_window_is_a_reference(ask, days):
     assert uneven.pieces.grid.window_steps == 1
 
 
-def test_values_of_one_captured_window_are_new(ask, captured):
+def test_captured_values_of_one_window_are_unseen(ask, captured):
     rng = np.random.default_rng(1)
     days = [
         day_of_rows(rng, FIRST_DAY + timedelta(days=80 + number), rows=ROWS) for number in range(3)
@@ -133,7 +133,7 @@ def test_values_of_one_captured_window_are_new(ask, captured):
     assert sum(block.columns["noise"].below + block.columns["noise"].above for block in blocks) >= 2
 
 
-def test_new_version_is_compared_with_earlier_versions(ask):
+def test_new_version_uses_earlier_versions(ask):
     reference = ask("window:2013-01-03/2013-01-09", version="2")
 
     assert reference.pieces.total.rows == 6 * ROWS

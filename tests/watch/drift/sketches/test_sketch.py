@@ -314,7 +314,7 @@ def test_other_numbers_are_no_booleans():
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
 @pytest.mark.parametrize("given", [pa.float32(), pa.float64()])
 @pytest.mark.parametrize("values", [[0.1, 0.3], [0.1, 0.7, 0.3, 0.2], [123456789, 3]])
-def test_number_is_equal_in_32_and_64_bits(kind, given, values):
+def test_number_equals_its_32_bit_value(kind, given, values):
     sides = [pa.array(np.array(values, dtype.to_pandas_dtype())) for dtype in (kind, given)]
 
     column = sketch({"x": sides[0]}, {"x": sides[1]}).columns["x"]
