@@ -1,6 +1,5 @@
 """The history of a finding, equal for every kind of monitor, and its texts."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -102,14 +101,6 @@ def test_figure_is_compared_with_three_equal_weekdays(days, change):
     (finding,) = told(judged(3 + days, accuracy("violated", 0.7)), past_of(*past))
 
     assert finding.change == change
-
-
-def test_change_of_the_kind_is_kept():
-    of_kind = replace(accuracy("violated", 0.7), change="0.8 (the reference) → 0.7, lower")
-
-    (finding,) = told(judged(10, of_kind), days(("kept", 0.9)))
-
-    assert finding.change == of_kind.change
 
 
 @pytest.mark.parametrize(

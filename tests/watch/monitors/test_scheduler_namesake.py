@@ -68,13 +68,6 @@ def test_rows_of_a_deleted_namesake_are_ignored(heir, is_compacted):
     assert (stats.rows, stats.first) == (5, NOON + HOUR + 40 * MINUTE)
 
 
-def test_first_endpoint_has_all_earlier_rows(world):
-    world.rows(NOON)
-    world.now = NOON + 2 * HOUR
-    world.endpoint()
-    assert judged(world) == (NOON, 3)
-
-
 def test_unreadable_endpoint_stops_no_other(world):
     world.endpoint("flights")
     world.endpoint("taxis")

@@ -41,7 +41,7 @@ def test_alarm_leads_to_a_proposed_version(world):
     assert run.data.params["base_model"] == f"models:/{MODEL}/1"
     actions = [event.action for event in world.deployments.store.events(ENDPOINT)]
     assert actions[-4:] == ["retrain.start", "retrain.run", "retrain.version", "retrain.end"]
-    assert [*world.deployments.store.events(None, MODEL)][-1].action == "gate"
+    assert [*world.deployments.store.events(None, MODEL, actions=["gate"])]
     assert [file.name for file in world.context.folder(proposed).iterdir()] == ["log.txt"]
     (alert,) = Alerts(world.deployments.store).recent()
     assert mentions(alert.detail["lines"][0], ENDPOINT, MODEL, "version 2 is proposed")
