@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.registry.datasets import dataset_columns
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference
@@ -186,3 +187,15 @@ def test_csv_types_follow_signature_or_log(tmp_path, signature, logged, kind):
     types = {name: reference.bins[name].arrow_type for name in without_projections(reference.bins)}
     assert types == {"zip": kind, "y": "int64"}
     assert reference.pieces.total.columns["zip"].missing == 1
+
+
+def test_csv_files_of_a_folder_have_one_type(tmp_path):
+    (tmp_path / "data" / "_hidden").mkdir(parents=True)
+    (tmp_path / "data" / "a.csv").write_text("zip,n\n1234,1\n")
+    (tmp_path / "data" / "b.csv").write_text("n,zip\n2.5,01234\n")
+    (tmp_path / "data" / "_hidden" / "c.csv").write_text("n,zip\nx,x\n")
+
+    (rows,) = load_datasets([str(tmp_path / "data")])
+
+    assert rows.table.to_pydict() == {"zip": ["1234", "01234"], "n": [1.0, 2.5]}
+    assert dataset_columns(str(tmp_path / "data")) == ("zip", "n")
