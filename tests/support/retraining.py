@@ -6,7 +6,6 @@ import atexit
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
 
@@ -24,12 +22,12 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
-from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
-from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, labels_table
+from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.watch.result import MonitorResult, State
+from mlflow_deploy_plugin.watch.result import MonitorResult
 from mlflow_deploy_plugin.watch.retraining import process
 from mlflow_deploy_plugin.watch.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.watch.retraining.runner import try_step
@@ -87,24 +85,24 @@ class RetrainingWorld:
     """The time by which the store's clock is ahead."""
 
     @property
-    def retrainings(self) -> Retrainings:
+    def retrainings(self):
         return Retrainings(self.deployments.store)
 
     @property
-    def project(self) -> Path:
+    def project(self):
         return self.folder / "project"
 
     @property
-    def context(self) -> RetrainingContext:
+    def context(self):
         return RetrainingContext(self.deployments, "controller@here")
 
-    def spec(self, **fields: Any) -> MonitorSpec:
+    def spec(self, **fields):
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
         return MonitorSpec.model_validate(
             {"kind": "performance", "require": ["accuracy>=0.9"], "retrain": retrain}
         )
 
-    def monitor(self, name: str = "accuracy", **fields: Any) -> None:
+    def monitor(self, name="accuracy", **fields):
         """Give the endpoint a monitor with this `retrain`."""
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
         config = {f"monitors.{name}.retrain.{field}": value for field, value in retrain.items()}
@@ -114,14 +112,14 @@ class RetrainingWorld:
         }
         self._change(config)
 
-    def serve_model(self, name: str) -> None:
+    def serve_model(self, name):
         """Let the endpoint serve another registered model."""
         client = MlflowClient()
         client.create_registered_model(name)
         client.create_model_version(name, (self.project / "models" / "better").as_uri())
         self._change({f"variants.{ENDPOINT}.model": f"models:/{name}/1"})
 
-    def divide_traffic(self) -> None:
+    def divide_traffic(self):
         """Roll out a version that is not the candidate."""
         stored = self.deployments.store.endpoint(ENDPOINT)
         assert stored is not None
@@ -129,57 +127,33 @@ class RetrainingWorld:
         config = {"variants.candidate.weight": 10, f"variants.{ENDPOINT}.weight": 90}
         self.deployments.store.replace_spec(apply_config(spec, config))
         uri = f"models:/{MODEL}/1"
-        wish = {
-            "to_uri": uri,
-            "model": MODEL,
-            "version": "1",
-            "before_uri": uri,
-            "before_version": "1",
-        }
-        wish |= {
-            "endpoint": ENDPOINT,
-            "main": ENDPOINT,
-            "candidate": "candidate",
-            "shadow": "",
-            "kind": "pinned",
-        }
-        wish |= {"selector": "", "abort_on": "", "actor": "ada", "why": ""}
+        wish = {"to_uri": uri, "model": MODEL, "version": "1", "actor": "ada"}
+        wish |= {"before_uri": uri, "before_version": "1", "endpoint": ENDPOINT, "main": ENDPOINT}
+        wish |= {"candidate": "candidate", "kind": "pinned"}
+        wish |= dict.fromkeys(("shadow", "selector", "abort_on", "why"), "")
         plan = wish | {"steps": [10, 100], "every": 60.0, "min_requests": 1}
         self.deployments.store.add_rollout(ENDPOINT, plan, "baking")
 
-    def _change(self, config: dict[str, Any]) -> None:
+    def _change(self, config):
         stored = self.deployments.store.endpoint(ENDPOINT)
         assert stored is not None
         self.deployments.store.replace_spec(apply_config(stored.spec, config))
 
-    def result(
-        self, state: State = "violated", version: str = "1", window: Window = DAY
-    ) -> MonitorResult:
-        fields: dict[str, Any] = {
-            "state": state,
-            "reason": "accuracy is 0.5",
-            "rows": 1000,
-            "run": self.run(),
-        }
+    def result(self, state="violated", window=DAY):
+        run = LoggedRun("run-of-the-report", f"onnxserve/{ENDPOINT}", "http://mlflow/report")
+        fields: dict[str, Any] = {"state": state, "reason": "accuracy is 0.5", "rows": 1000}
         return MonitorResult(
-            ENDPOINT, "accuracy", "performance", MODEL, version, "", window, 1, **fields
+            ENDPOINT, "accuracy", "performance", MODEL, "1", "", window, 1, **fields, run=run
         )
 
-    def run(self) -> LoggedRun:
-        return LoggedRun("run-of-the-report", f"onnxserve/{ENDPOINT}", "http://mlflow/report")
-
-    def latest(self) -> Retraining:
+    def latest(self):
         return self.retrainings.find()[-1]
 
-    def retrain_on_result(
-        self, spec: MonitorSpec | None = None, **result: Any
-    ) -> Retraining | None:
+    def retrain_on_result(self, spec=None, **result):
         """Return the retraining that a result starts, for `spec()` by default."""
         return retrain_on_alarm(self.deployments, self.result(**result), spec or self.spec())
 
-    def at(
-        self, state: str, version: str = "", then: str = "propose", **figures: Any
-    ) -> Retraining:
+    def at(self, state, version="", then="propose", **figures):
         """Return a retraining in this state, without running a project."""
         assert self.retrain_on_result(self.spec(then=then)) is not None
         run_id = ""
@@ -195,17 +169,17 @@ class RetrainingWorld:
         assert written is not None
         return written
 
-    def register(self, run_id: str | None = None, model: str = "better") -> str:
-        """Register one of the project's models as the next version."""
-        folder = self.project / "models" / model
+    def register(self, run_id=None):
+        """Register the better model as the next version."""
+        folder = self.project / "models" / "better"
         return str(MlflowClient().create_model_version(MODEL, folder.as_uri(), run_id).version)
 
-    def take(self) -> Retraining:
+    def take(self):
         """Advance the last retraining by one step."""
         try_step(self.context, self.latest())
         return self.latest()
 
-    def until(self, *states: str, seconds: float = 240.0) -> Retraining:
+    def until(self, *states, seconds=240.0):
         """Advance the retraining until it is in one of these states."""
         wait_until(
             lambda: self.take().state in states, seconds, f"the retraining is {' or '.join(states)}"
@@ -214,12 +188,12 @@ class RetrainingWorld:
 
     def capture(
         self,
-        rows: int = 600,
-        start: datetime = DAY.start,
-        seed: int = 1,
-        share_labelled: float = 1.0,
-        change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda rows: rows,
-    ) -> None:
+        rows=600,
+        start=DAY.start,
+        seed=1,
+        share_labelled=1.0,
+        change=lambda rows: rows,
+    ):
         """Write the rows of a day, with one request every four hours, the answers of
         version 1 and the labels.
         """
@@ -232,42 +206,36 @@ class RetrainingWorld:
                 for second in range(len(part))
             ]
             columns = {name: changed[name][part] for name in COLUMNS}
-            answer = (plain["a"][part] * SERVED[0] + plain["b"][part] * SERVED[1] > 0).astype(
-                np.int64
-            )
+            score = plain["a"][part] * SERVED[0] + plain["b"][part] * SERVED[1]
+            answer = (score > 0).astype(np.int64)
             segment = writer.write({"_event_time": times, **columns, "prediction": answer})
             self._label(segment, times, changed["label"][part][: int(len(part) * share_labelled)])
 
-    def _label(self, segment: str, times: list[datetime], labels: np.ndarray) -> None:
+    def _label(self, segment, times, labels):
         root = Path(self.deployments.settings.inference_log)
         file = next((root / f"endpoint={ENDPOINT}").rglob(f"{segment}-*.parquet"))
         prediction_id = pq.read_table(file, columns=["_prediction_id"]).column(0)[0].as_py()
-        received = int((times[0] + timedelta(days=1)).timestamp() * 1e6)
+        received = times[0] + timedelta(days=1)
         entries = [
-            Label(prediction_id, row, None, int(label), received)
+            Label(prediction_id, row, None, int(label), int(received.timestamp() * 1e6))
             for row, label in enumerate(labels)
         ]
-        folder = (
-            root / LABELS / f"endpoint={ENDPOINT}" / f"date={times[0] + timedelta(days=1):%Y-%m-%d}"
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(labels_table(entries), folder / f"{segment}.parquet")
+        LogWriter(root).label(*entries, day=f"{received:%F}", name=segment)
 
 
 @cache
-def _models() -> Path:
+def _models():
     """Make the models once per process. The caller copies them."""
     folder = Path(tempfile.mkdtemp(prefix="retraining-models-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     reference = {name: labelled(400, seed=1)[name] for name in COLUMNS}
     for name, weights in (("better", TRUTH), ("worse", (-1.0, 2.0)), ("served", SERVED)):
         write_classifier(folder / name, weights, reference=reference)
-    write_classifier(folder / "other columns", TRUTH, columns=("a", "c"))
     return folder
 
 
 @contextmanager
-def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
+def retraining_world(folder):
     """MLflow must use a store for the folder's models, and ONNXSERVE_HOME must be below
     the folder.
     """
@@ -290,5 +258,5 @@ def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
         store.close()
 
 
-def written(path: Path) -> pa.Table:
+def written(path):
     return pq.read_table(path)

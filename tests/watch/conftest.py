@@ -1,8 +1,7 @@
 """An endpoint with captured rows, a model with a reference, and a separate MLflow."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -15,7 +14,6 @@ import yaml
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
-from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
 from tests.support.tracking import tracking_at
 
@@ -49,11 +47,11 @@ def mlflow_store(tmp_path, new_database, monkeypatch):
         yield uri
 
 
-def write_model(folder, reference, model_id=""):
+def write_model(folder, reference, model_id="", **meaning):
     """Write the parts of an MLmodel folder that monitoring reads."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"not opened here")
-    section: dict[str, Any] = {"data": "model.onnx", "onnxserve_version": "0"}
+    section: dict[str, Any] = {"data": "model.onnx", "onnxserve_version": "0", **meaning}
     if reference is not None:
         section["reference"] = {"data": "reference.parquet", "rows": len(reference)}
         pq.write_table(reference, folder / "reference.parquet")
@@ -84,39 +82,9 @@ def reference_of_days(days):
     return pa.concat_tables([event_table(day) for day in days])
 
 
-@dataclass(frozen=True)
-class World:
-    """An endpoint with its log, its model and its settings."""
-
-    settings: Settings
-    writer: LogWriter
-    log: InferenceLog
-    model_id: str
-    model_folder: Path
-
-    @property
-    def state_dir(self) -> Path:
-        return self.settings.deployments_path / ENDPOINT
-
-    def capture_day(
-        self, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS, version: str = "1"
-    ) -> None:
-        """Write the rows of a day to the log; a shift of 6 corresponds to a season."""
-        rng = np.random.default_rng(day.toordinal())
-        self.writer.write(day_of_rows(rng, day, shift, rows), version)
-
-    def write_model(self, name: str, reference: pa.Table | None) -> Path:
-        return write_model(self.model_folder.with_name(name), reference)
-
-    def serve(self, folder: Path, version: str) -> None:
-        serve(self.state_dir, folder, version)
-
-    def reference(self) -> pa.Table:
-        return pq.read_table(self.model_folder / "reference.parquet")
-
-
 @pytest.fixture
 def world(tmp_path, mlflow_store):
+    """A served version with a reference, in MLflow."""
     rng = np.random.default_rng(0)
     days = [
         day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(REFERENCE_DAYS)
@@ -128,9 +96,11 @@ def world(tmp_path, mlflow_store):
     client.create_registered_model(MODEL)
     client.create_model_version(MODEL, source=str(folder))
     settings = Settings(home=tmp_path / "home")
-    serve(settings.deployments_path / ENDPOINT, folder)
-    log = open_log(settings.inference_log)
-    return World(settings, LogWriter(Path(settings.inference_log)), log, logged.model_id, folder)
+    state_dir = settings.deployments_path / ENDPOINT
+    serve(state_dir, folder)
+    return SimpleNamespace(
+        settings=settings, state_dir=state_dir, model_id=logged.model_id, model_folder=folder
+    )
 
 
 @pytest.fixture

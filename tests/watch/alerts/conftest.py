@@ -18,10 +18,10 @@ from tests.support.services.alert_receiver import receiver as a_receiver
 class Clock:
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
 
-    def __call__(self) -> datetime:
+    def __call__(self):
         return self.now
 
-    def pass_by(self, **length: float) -> None:
+    def pass_by(self, **length):
         self.now += timedelta(**length)
 
 

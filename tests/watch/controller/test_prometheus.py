@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import Engine, event
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
@@ -80,31 +79,33 @@ def read(store):
     server.server_close()
 
 
-def test_metrics_show_the_monitors_windows_and_alerts_in_the_store(store, read):
+def test_metrics_show_monitors_windows_and_alerts(store, read):
     monitors = Monitors(store)
-    for day, (verdict, share) in enumerate([("no drift", 0.0), ("drift", 0.4)]):
-        window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
-        figures = {"share_of_drifted_columns": share, "rows": 75.0, "drift_score/x": 3.0}
-        monitors.update(replace(window, state="judged", verdict=verdict, figures=figures))
-    window = monitors.add("flights", "hourly", FIRST, FIRST + DAY)
-    monitors.update(replace(window, state="judged", verdict="not judged", reason="3 rows"))
-    window = monitors.add("flights", "hits", FIRST, FIRST + DAY)
-    monitors.update(replace(window, state="judged", verdict="cannot tell", reason="accuracy: 0.79"))
-    window = monitors.add("flights", "broken", FIRST, FIRST + DAY)
-    monitors.update(replace(window, attempts=3, reason="MLflow does not answer"))
+    figures = {"share_of_drifted_columns": 0.4, "rows": 75.0, "drift_score/x": 3.0}
+    windows: list[tuple[str, int, dict[str, Any]]] = [
+        ("daily", 0, {"verdict": "no drift", "figures": figures | {"rows": 1.0}}),
+        ("daily", 1, {"verdict": "drift", "figures": figures}),
+        ("hourly", 0, {"verdict": "not judged"}),
+        ("hits", 0, {"verdict": "cannot tell"}),
+        ("broken", 0, {"state": "pending", "attempts": 3}),
+    ]
+    for name, day, fields in windows:
+        window = monitors.add("flights", name, FIRST + day * DAY, FIRST + (day + 1) * DAY)
+        monitors.update(replace(window, **{"state": "judged"} | fields))
     monitors.pause("flights", "off")
     record_failure(store, Settings(), "flights", "broken", "MLflow does not answer")
 
     gauges = read()
 
-    assert gauges["onnxserve_drift_share", "daily"] == 0.4
+    def of(name, *labels):
+        return gauges["onnxserve_" + name, *labels]
+
+    assert of("drift_share", "daily") == 0.4
     assert ("onnxserve_drift_share", "hourly") not in gauges
-    in_state = {
-        labels[1:]
-        for labels, value in gauges.items()
-        if labels[0] == "onnxserve_monitor_state" and value == 1
+    states = {
+        labels[1:] for labels, value in gauges.items() if "monitor_state" in labels[0] and value
     }
-    assert in_state == {
+    assert states == {
         ("daily", "alarm"),
         ("hourly", "not judged"),
         ("hits", "cannot tell"),
@@ -112,33 +113,23 @@ def test_metrics_show_the_monitors_windows_and_alerts_in_the_store(store, read):
         ("off", "paused"),
         ("broken", "failing"),
     }
-    metrics = {
-        labels[1]
-        for labels in gauges
-        if labels[0] == "onnxserve_monitor_metric" and labels[2] == "daily"
-    }
+    metrics = {labels[1] for labels in gauges if labels[0] == "onnxserve_monitor_metric"}
     assert metrics == {"share_of_drifted_columns", "rows"}
-    assert gauges["onnxserve_monitor_metric", "rows", "daily"] == 75
-    assert gauges["onnxserve_monitor_state", "daily", "ok"] == 0
-    assert gauges["onnxserve_monitor_last_success_timestamp_seconds", "daily"] == NOW.timestamp()
-    assert (
-        gauges["onnxserve_monitor_judged_until_timestamp_seconds", "daily"]
-        == (FIRST + 2 * DAY).timestamp()
-    )
-    assert gauges["onnxserve_monitor_windows_total", "daily", "drift"] == 1
-    assert gauges["onnxserve_monitor_failures_total", "broken"] == 3
-    assert gauges["onnxserve_alerts_firing", "broken"] == 1
+    assert of("monitor_metric", "rows", "daily") == 75
+    assert of("monitor_state", "daily", "ok") == 0
+    assert of("monitor_last_success_timestamp_seconds", "daily") == NOW.timestamp()
+    until = of("monitor_judged_until_timestamp_seconds", "daily")
+    assert until == (FIRST + 2 * DAY).timestamp()
+    assert of("monitor_windows_total", "daily", "drift") == 1
+    assert of("monitor_failures_total", "broken") == 3
+    assert of("alerts_firing", "broken") == 1
     assert read() == gauges
 
 
-def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(store, read):
+def test_drift_share_stays_without_new_rows(store, read):
     monitors = Monitors(store)
-    shares: list[dict[str, float]] = [
-        {"share_of_drifted_columns": 0.1},
-        {"share_of_drifted_columns": 0.3},
-        {},
-    ]
-    for day, figures in enumerate(shares):
+    for day, share in enumerate((0.1, 0.3, None)):
+        figures = {} if share is None else {"share_of_drifted_columns": share}
         window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
         monitors.update(replace(window, state="judged", verdict="not judged", figures=figures))
     monitors.add("flights", "daily", FIRST + 3 * DAY, FIRST + 4 * DAY)
@@ -147,13 +138,9 @@ def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(sto
 
     assert gauges["onnxserve_drift_share", "daily"] == 0.3
     assert gauges["onnxserve_monitor_state", "daily", "not judged"] == 1
-    assert (
-        gauges["onnxserve_monitor_judged_until_timestamp_seconds", "daily"]
-        == (FIRST + 3 * DAY).timestamp()
-    )
 
 
-def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(store, monkeypatch):
+def test_metrics_keep_values_while_the_store_fails(store, monkeypatch):
     go_on = threading.Event()
 
     def down(**how):
@@ -211,32 +198,12 @@ def values(gauges):
     }
 
 
-@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
-def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store, read):
-    statements: list[str] = []
-
-    def keep(_connection, _cursor, statement, *_):
-        statements.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", keep)
-    read()
-    event.remove(Engine, "before_cursor_execute", keep)
-
-    (counts,) = [query for query in statements if "GROUP BY onnxserve_monitor_windows" in query]
-    with store.transaction() as session:
-        plan = " ".join(
-            row[-1] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {counts}")
-        )
-    assert "USING COVERING INDEX" in plan
-    assert "TEMP B-TREE" not in plan
-
-
-def test_a_taken_port_is_one_clear_line(store, taken_port):
+def test_taken_port_is_refused(store, taken_port):
     with refused(InvalidConfig, f"--metrics-port {taken_port}", "in use"):
         start_metrics_server(store, taken_port, "127.0.0.1")
 
 
-def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(store, monkeypatch):
+def test_silent_and_surplus_clients_are_disconnected(store, monkeypatch):
     port = free_port()
     server = start_metrics_server(store, port, "127.0.0.1", request_seconds=0.5)
     try:
@@ -250,7 +217,7 @@ def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(store
         server.server_close()
 
 
-def test_guide_lists_exactly_the_served_metrics_and_rules_use_only_those(store, read):
+def test_guide_and_rules_match_the_served_metrics(store, read):
     root = Path(__file__).parents[3]
     documented = set(
         re.findall(r"\| `(onnxserve_[a-z_]+)", (root / "docs" / "alerts.md").read_text())

@@ -5,12 +5,10 @@ and its reasons.
 import datetime
 import math
 import re
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from sklearn.datasets import load_digits
 
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
@@ -34,7 +32,7 @@ ROWS = 60
 LATER = 1000 * DAY
 
 
-def rows_of_days(rng, days, shift=0.0, rows=ROWS) -> tuple[pa.Table, Any]:
+def rows_of_days(rng, days, shift=0.0, rows=ROWS):
     """Days with their own weather: rows of a day are similar, and days are
     exchangeable.
     """
@@ -52,7 +50,7 @@ def rows_of_days(rng, days, shift=0.0, rows=ROWS) -> tuple[pa.Table, Any]:
     return pa.table(columns), np.repeat(np.arange(days) * DAY, rows) + rng.integers(0, DAY, size)
 
 
-def reference_of(table, times, length=DAY, start=LATER):
+def reference_of(table, times=None, length=DAY, start=LATER):
     bins, notes = freeze_table(table, (), "the table")
     pieces = cut_pieces(bins, table, times, start, length)
     sample = (
@@ -93,7 +91,7 @@ def found(verdict, subject, check="distribution"):
     )
 
 
-def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate():
+def test_false_alarms_have_the_stated_rate():
     alarms = 0
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -106,7 +104,7 @@ def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate():
     assert 1 <= alarms <= 15  # 6 expected
 
 
-def test_verdict_reports_the_evidence_it_is_based_on(days):
+def test_verdict_reports_its_figures(days):
     verdict = verdict_on(window(), days)
 
     assert verdict.state == "no drift"
@@ -116,7 +114,7 @@ def test_verdict_reports_the_evidence_it_is_based_on(days):
 
 
 @pytest.mark.parametrize("rows", [30, 60, 600])
-def test_a_shift_is_found_and_named_whatever_the_number_of_rows(days, rows):
+def test_shift_is_found_for_any_row_count(days, rows):
     verdict = verdict_on(window(shift=8, rows=rows), days)
 
     assert verdict.state == "drift"
@@ -126,17 +124,7 @@ def test_a_shift_is_found_and_named_whatever_the_number_of_rows(days, rows):
     assert verdict.figures["p_value"] <= 0.05
 
 
-def test_columns_above_the_threshold_and_the_verdict_agree(days):
-    for shift in (0, 2, 4, 6):
-        verdict = verdict_on(window(shift=shift), days)
-        ratios = [(item.value or 0) / item.threshold for item in verdict.findings if item.threshold]
-        largest = verdict.figures["statistic"] / verdict.figures["threshold"]
-        is_drifted = verdict.figures["share_of_drifted_columns"] > 0
-        assert (verdict.state == "drift") == is_drifted == (verdict.figures["p_value"] <= 0.05)
-        assert largest == pytest.approx(max(ratios))
-
-
-def test_every_column_stands_there_with_its_outcome(days):
+def test_every_column_has_an_outcome(days):
     verdict = verdict_on(window(), days)
 
     assert {finding.subject for finding in verdict.findings} == {*window().column_names, RELATIONS}
@@ -153,64 +141,17 @@ def test_every_column_stands_there_with_its_outcome(days):
         ("noise", [9.0] * ROWS, "noise", "distribution", "mean"),
         ("carrier", ["c"] * ROWS, "carrier", "distribution", "share of 'c'"),
         ("noise", [9.0] * ROWS, RELATIONS, "distribution", "spread of a projection"),
-        ("noise", [None] * 30 + [0.0] * 30, "noise", "missing", "share of missing values"),
-        ("carrier", ["z"] * 20 + ["a"] * 40, "carrier", "unseen", "share of new values"),
         ("temperature", [99.0] * 50 + [0.0] * 10, "temperature", "range", "share out of range"),
     ],
 )
-def test_the_value_and_the_threshold_of_a_column_have_a_measure_and_its_unit(
-    days, name, values, subject, check, measure
-):
+def test_findings_have_a_measure_and_unit(days, name, values, subject, check, measure):
     verdict = verdict_on(replaced(window(), name, values), days)
 
     finding = found(verdict, subject, check)
     assert finding.measure == measure
     assert finding.unit == "SD"
-    assert finding.threshold is not None
     assert finding.value_text.endswith(" SD")
     assert finding.threshold_text == f"{finding.threshold:.4g} SD"
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "check", "reason"),
-    [
-        ("noise", [None] * 30 + [0.0] * 30, "missing", "50.0% missing"),
-        ("constant", [None] * ROWS, "missing", "100.0% missing, 0.0% in the reference"),
-        (
-            "carrier",
-            ["z"] * 20 + ["a"] * 40,
-            "unseen",
-            r"33.3% of rows have a value that the reference lacks \('z'\)",
-        ),
-        ("temperature", [99.0] * 50 + [0.0] * 10, "range", "83.3% of rows are outside of"),
-        (
-            "carrier",
-            np.arange(ROWS),
-            "type",
-            "60 of 60 values have type int64; the reference has string",
-        ),
-        (
-            "temperature",
-            ["warm"] * ROWS,
-            "type",
-            "60 of 60 values have type string; the reference has double",
-        ),
-        (
-            "noise",
-            pa.array(["x"] * ROWS, pa.large_string()),
-            "type",
-            "60 of 60 values have type string; the reference has double",
-        ),
-    ],
-)
-def test_missing_unseen_out_of_range_or_mistyped_values_are_drift(
-    days, name, values, check, reason
-):
-    verdict = verdict_on(replaced(window(), name, values), days)
-
-    finding = found(verdict, name, check)
-    assert verdict.state == finding.state == "drift"
-    assert re.search(reason, finding.reason)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +161,7 @@ def test_missing_unseen_out_of_range_or_mistyped_values_are_drift(
         ("temperature", np.full(ROWS, 9.0), "(p = "),
     ],
 )
-def test_p_value_is_attributed_only_to_checks_that_have_one(days, name, values, said):
+def test_p_value_excludes_exact_checks(days, name, values, said):
     verdict = verdict_on(replaced(window(), name, values), days)
 
     assert verdict.state == "drift"
@@ -231,7 +172,6 @@ def test_p_value_is_attributed_only_to_checks_that_have_one(days, name, values, 
     ("name", "values", "check", "change"),
     [
         ("temperature", np.full(ROWS, 9.0), "distribution", r"mean -?0\.\d+ → 9, higher"),
-        ("temperature", np.full(ROWS, -9.0), "distribution", r"mean -?0\.\d+ → -9, lower"),
         (
             "noise",
             np.tile([-2.5, 2.5], ROWS // 2),
@@ -256,12 +196,6 @@ def test_p_value_is_attributed_only_to_checks_that_have_one(days, name, values, 
             "distribution",
             r"infinite values 0\.0% → 10\.0%, more often",
         ),
-        (
-            "noise",
-            [-math.inf] * ROWS,
-            "distribution",
-            r"infinite values 0\.0% → 100\.0%, more often",
-        ),
         ("carrier", ["b"] * ROWS, "distribution", r"'b' 3\d\.\d% → 100\.0%, more often"),
         ("carrier", ["a", "b"] * (ROWS // 2), "distribution", r"'c' 3\d\.\d% → 0\.0%, less often"),
         (
@@ -277,6 +211,7 @@ def test_p_value_is_attributed_only_to_checks_that_have_one(days, name, values, 
             r"new values such as 'x' 0\.0% → 50\.0%, more often",
         ),
         ("constant", [None] * ROWS, "missing", r"missing 0\.0% → 100\.0%, more"),
+        ("noise", [None] * 30 + [0.0] * 30, "missing", r"missing \d+\.\d% → 50\.0%, more"),
         (
             "carrier",
             ["z"] * 20 + ["a"] * 40,
@@ -296,14 +231,14 @@ def test_p_value_is_attributed_only_to_checks_that_have_one(days, name, values, 
             r"out of range \d\.\d% → 100\.0%, more on both sides",
         ),
         ("carrier", np.arange(ROWS), "type", r"string → int64"),
+        ("noise", pa.array(["x"] * ROWS, pa.large_string()), "type", r"double → string"),
     ],
 )
-def test_alarm_describes_the_values_before_and_after_and_the_direction(
-    days, name, values, check, change
-):
-    finding = found(verdict_on(replaced(window(), name, values), days), name, check)
+def test_alarm_describes_the_change(days, name, values, check, change):
+    verdict = verdict_on(replaced(window(), name, values), days)
 
-    assert finding.is_alarm
+    finding = found(verdict, name, check)
+    assert verdict.state == finding.state == "drift"
     assert re.fullmatch(change, finding.change.replace(" (Wednesdays)", ""))
 
 
@@ -317,9 +252,7 @@ def test_alarm_describes_the_values_before_and_after_and_the_direction(
         (0, {"season": "28d"}, r"mean 1\.\d+"),
     ],
 )
-def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_three(
-    later, season, before
-):
+def test_mean_is_compared_with_the_same_phase(later, season, before):
     table, times = rows_of_days(np.random.default_rng(0), 56)
     is_wednesday = (times // DAY - LATER // DAY) % 7 == 0
     reference = reference_of(
@@ -332,14 +265,6 @@ def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_thre
     )
 
     assert re.fullmatch(before + " → 20, higher", finding.change)
-
-
-def test_the_phase_follows_the_share_in_the_reference_if_a_value_has_an_arrow(days):
-    judged = replaced(window(), "carrier", ["UA → AA"] * ROWS)
-
-    finding = found(verdict_on(judged, days), "carrier", "distribution")
-
-    assert finding.change == "new value 'UA → AA' 0.0% (Wednesdays) → 100.0%, more often"
 
 
 @pytest.mark.parametrize(
@@ -364,9 +289,7 @@ def test_the_phase_follows_the_share_in_the_reference_if_a_value_has_an_arrow(da
         ),
     ],
 )
-def test_ids_that_are_ever_new_are_found_to_repeat_to_be_empty_and_to_be_of_another_form(
-    days, values, change
-):
+def test_changed_ids_are_described(days, values, change):
     verdict = verdict_on(replaced(window(), "number", values), days)
 
     assert verdict.state == "drift"
@@ -374,24 +297,8 @@ def test_ids_that_are_ever_new_are_found_to_repeat_to_be_empty_and_to_be_of_anot
     assert re.fullmatch(change, verdict.findings[0].change.replace(" (Wednesdays)", ""))
 
 
-def test_images_of_the_same_mean_and_spread_in_each_are_found_by_their_pattern():
-    images = np.random.default_rng(0).permutation(load_digits().images)
-    table = pa.table({"image": images[: 20 * ROWS].tolist()})
-    reference = reference_of(table, np.repeat(np.arange(20) * DAY, ROWS))
-    calm = images[20 * ROWS : 21 * ROWS]
-    turned = images[20 * ROWS : 21 * ROWS].transpose(0, 2, 1)
-
-    verdict = verdict_on(pa.table({"image": turned.tolist()}), reference)
-
-    assert verdict_on(pa.table({"image": calm.tolist()}), reference).state == "no drift"
-    assert verdict.state == "drift"
-    assert {finding.subject for finding in verdict.findings if finding.is_alarm} <= {
-        f"image.projection.{n}" for n in range(8)
-    }
-
-
-def test_a_sensor_that_is_stuck_at_a_usual_value_is_found():
-    table, times = busy_days(np.random.default_rng(1), 8)
+def test_stuck_sensor_is_found(busy):
+    table, times = busy
     reference = reference_of(table, times, HOUR, LATER)
     calm = table.slice(0, ROWS)
 
@@ -400,100 +307,47 @@ def test_a_sensor_that_is_stuck_at_a_usual_value_is_found():
     assert verdict_on(calm, reference, length=HOUR).state == "no drift"
     stuck = verdict.findings[0]
     assert verdict.state == "drift"
-    assert stuck.subject == "level"
-    assert stuck.check == "constant"
+    assert (stuck.subject, stuck.check, stuck.change) == ("level", "constant", "constant 1.5")
     assert mentions(stuck.reason, "60 values", "1.5", "192 windows")
-    assert stuck.change == "constant 1.5"
 
 
-def test_a_column_that_is_constant_in_some_window_of_the_reference_may_be_constant():
-    rng = np.random.default_rng(1)
-    rain = np.where(np.arange(20) % 9, rng.gamma(2, 1, (ROWS, 20)), 0.0).T.ravel()
-    times = np.repeat(np.arange(20) * DAY, ROWS)
-    reference = reference_of(pa.table({"rain": rain}), times)
-
-    verdict = verdict_on(pa.table({"rain": np.zeros(ROWS)}), reference)
-
-    assert [finding.check for finding in verdict.findings if finding.is_alarm] in (
-        [],
-        ["distribution"],
-    )
+RAIN = np.random.default_rng(1).gamma(2, 1, (20, ROWS)) * (np.arange(20) % 9 > 0)[:, None]
 
 
-def test_a_flag_that_is_seldom_set_may_be_set_nowhere():
-    flag = np.zeros(40 * ROWS, bool)
-    flag[::30] = True  # two in each window
+@pytest.mark.parametrize(
+    ("reference", "length", "values"),
+    [
+        (RAIN.ravel(), DAY, np.zeros(ROWS)),
+        (np.arange(40 * ROWS) % 30 == 0, DAY, np.zeros(ROWS, bool)),
+        (np.arange(90 * ROWS) // (20 * ROWS) % 2 == 0, 30 * DAY, np.ones(30 * ROWS, bool)),
+    ],
+    ids=["constant in some windows", "a rare flag", "few windows"],
+)
+def test_usual_constant_is_no_alarm(reference, length, values):
+    times = np.arange(len(reference)) // ROWS * DAY
+    of_reference = reference_of(pa.table({"x": reference}), times, length)
 
-    verdict = verdict_on(
-        pa.table({"flag": [False] * ROWS}),
-        reference_of(pa.table({"flag": flag}), np.repeat(np.arange(40) * DAY, ROWS)),
-    )
+    verdict = verdict_on(pa.table({"x": values}), of_reference, length=length)
 
     assert "constant" not in [finding.check for finding in verdict.findings]
 
 
-def test_constant_flag_is_not_drift_if_the_reference_has_few_windows():
-    days = np.arange(90).repeat(ROWS)
-    reference = reference_of(
-        pa.table({"flag": days // 20 % 2 == 0}), days * DAY, 30 * DAY, 90 * DAY
-    )
-
-    verdict = verdict_on(pa.table({"flag": [True] * (30 * ROWS)}), reference, length=30 * DAY)
-
-    assert "constant" not in [finding.check for finding in verdict.findings]
-
-
-def test_change_of_a_sensor_that_repeats_its_value_is_not_that_of_its_mean(days):
-    repeated = np.where(np.arange(ROWS) % 2 == 0, 0.1, window()["noise"].fill_null(0).to_numpy())
-
-    finding = found(verdict_on(replaced(window(), "noise", repeated), days), "noise")
-
-    assert finding.is_alarm
-    assert finding.measure.startswith("share of the most frequent interval")
-    assert re.search(
-        r"as a multiple of that in the reference [\d.]+ → [\d.]+, more often$", finding.change
-    )
-
-
-def test_column_with_few_values_is_not_called_constant(days):
+def test_few_values_are_not_constant(days):
     verdict = verdict_on(replaced(window(), "noise", [0.5] * 5 + [None] * (ROWS - 5)), days)
 
     assert found(verdict, "noise", "missing").state == "drift"
     assert "constant" not in [finding.check for finding in verdict.findings]
 
 
-def test_change_is_measured_from_the_lagged_window():
-    table, times = busy_days(np.random.default_rng(1), 8)
-    beside = rolling_reference(table, times, 24, 7 * 24 + 14)
-    now = table.filter(pa.array(times // HOUR == 7 * 24 + 14))
-
-    finding = found(
-        verdict_on(
-            replaced(now, "level", now["level"].to_numpy() + 4), beside, (7 * 24 + 14) * HOUR
-        ),
-        "level",
-    )
-
-    assert re.match(r"change of the mean \+\S+, \S+ ± \S+ is usual", finding.reason)
-    means = re.search(r"mean (\S+) → (\S+), higher", finding.change)
-    assert means
-    before, after = (float(text) for text in means.groups())
-    # All hours have a mean of 0, and this hour has a mean of -1.5.
-    assert after - before == pytest.approx(4, abs=1)
-
-
-def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_are_not(days):
+def test_new_and_missing_columns_are_drift(days):
     changed = window().drop_columns(["carrier"]).append_column("extra", pa.array([1] * ROWS))
 
     verdict = verdict_on(changed, days)
     selected = verdict_on(changed, days, columns=("temperature", "noise"))
 
     assert verdict.state == "drift"
-    assert [found(verdict, name, "presence").state for name in ("carrier", "extra")] == [
-        "drift",
-        "drift",
-    ]
-    assert mentions(found(verdict, "extra", "presence").reason, "int64")
+    for name in ("carrier", "extra"):
+        assert found(verdict, name, "presence").state == "drift"
     assert mentions(verdict.reason, "carrier", "extra")
     assert found(verdict, "carrier").state == "not judged"
     assert selected.state == "no drift"
@@ -508,7 +362,7 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
         (60, {"min_rows": 61}, ["60 rows", "min_rows is 61"]),
     ],
 )
-def test_a_window_with_few_rows_is_not_judged(days, rows, spec, names):
+def test_few_rows_are_not_judged(days, rows, spec, names):
     verdict = verdict_on(window(rows=rows), days, **spec)
 
     assert verdict.state == "not judged"
@@ -517,8 +371,9 @@ def test_a_window_with_few_rows_is_not_judged(days, rows, spec, names):
     assert {finding.subject for finding in verdict.findings} == {*window().column_names, RELATIONS}
 
 
-def test_windows_too_short_for_the_reference_say_that_longer_ones_are_judged():
-    hours = reference_of(*rows_of_days(np.random.default_rng(3), 9), length=HOUR)
+def test_too_short_windows_are_not_judged():
+    table, times = rows_of_days(np.random.default_rng(3), 9)
+    hours = reference_of(table, times, HOUR)
 
     refused = verdict_on(window(), hours)
 
@@ -526,7 +381,7 @@ def test_windows_too_short_for_the_reference_say_that_longer_ones_are_judged():
     assert refused.reason.endswith("at least 30 are needed: judge longer windows (every)")
 
 
-def test_one_class_without_times_and_an_empty_reference_are_outcomes():
+def test_reference_without_times_or_rows_is_named():
     table, times = rows_of_days(np.random.default_rng(4), 30)
     reference = reference_of(table, None)
 
@@ -538,26 +393,6 @@ def test_one_class_without_times_and_an_empty_reference_are_outcomes():
     )
 
 
-@pytest.mark.long
-def test_one_odd_row_of_a_constant_column_is_not_drift_for_independent_rows():
-    rng = np.random.default_rng(6)
-    rare = {f"c{number}": (rng.random(2000) < 0.001).astype(float) for number in range(30)}
-    nulls = {
-        f"n{number}": np.where(rng.random(2000) < 0.001, np.nan, rng.normal(size=2000))
-        for number in range(30)
-    }
-    table = pa.table({**rare, **nulls})
-    calm = 0
-    for _ in range(12):
-        order = rng.permutation(len(table))
-        reference = reference_of(table.take(order[1000:]), None)
-        calm += (
-            verdict_on(table.take(order[:1000]), reference, independent_rows=True).state != "drift"
-        )
-
-    assert calm >= 10
-
-
 @pytest.mark.parametrize(
     ("values", "check"),
     [
@@ -567,14 +402,14 @@ def test_one_odd_row_of_a_constant_column_is_not_drift_for_independent_rows():
         ([None] * 500, "missing"),
     ],
 )
-def test_new_value_of_a_constant_column_is_drift_for_independent_rows(values, check):
+def test_new_value_of_constant_is_drift(values, check):
     reference = reference_of(pa.table({"a": np.arange(1000.0), "constant": np.ones(1000)}), None)
     table = pa.table({"a": np.arange(0, 1000.0, 2), "constant": values})
 
     assert found(verdict_on(table, reference, independent_rows=True), "constant", check).is_alarm
 
 
-def test_one_odd_row_of_a_constant_column_is_not_drift(days):
+def test_one_odd_row_is_no_drift(days):
     one_odd = verdict_on(replaced(window(), "constant", [2.0] + [1.0] * (ROWS - 1)), days)
     many_odd = verdict_on(replaced(window(), "constant", [2.0] * 10 + [1.0] * (ROWS - 10)), days)
 
@@ -582,51 +417,36 @@ def test_one_odd_row_of_a_constant_column_is_not_drift(days):
     assert found(many_odd, "constant").state == "drift"
 
 
+def independent_rows(rng, rows, mean=0.0):
+    return pa.table(
+        {"number": rng.normal(mean, 1, rows), "name": rng.choice(["a", "b", "c"], rows)}
+    )
+
+
 def test_independent_rows_need_no_times():
     rng = np.random.default_rng(5)
-    table = pa.table({"a": rng.normal(size=3000), "b": rng.choice(["x", "y"], 3000)})
-    reference = reference_of(table, None)
-    calm = [
-        verdict_on(
-            pa.table({"a": rng.normal(size=300), "b": rng.choice(["x", "y"], 300)}),
-            reference,
-            independent_rows=True,
-        )
-        for _ in range(8)
-    ]
-    shifted = pa.table({"a": rng.normal(0.5, 1, 300), "b": rng.choice(["x", "y"], 300)})
+    reference = reference_of(independent_rows(rng, 3000))
 
-    assert sum(verdict.state == "drift" for verdict in calm) <= 2
-    verdict = verdict_on(shifted, reference, independent_rows=True)
-    assert verdict.state == "drift"
-    assert verdict.findings[0].subject == "a"
-    assert mentions(verdict.notes[0], "90 windows of random rows")
+    calm, shifted = (
+        verdict_on(independent_rows(rng, 300, mean), reference, independent_rows=True)
+        for mean in (0.0, 0.5)
+    )
+
+    assert (calm.state, shifted.state) == ("no drift", "drift")
+    assert shifted.findings[0].subject == "number"
+    assert mentions(shifted.notes[0], "90 windows of random rows")
 
 
-def busy_days(rng, days):
-    """Hours with a level that follows a cycle of ± 3 deviations per day."""
-    cycle = 3 * np.sin(2 * np.pi * np.arange(24 * days) / 24)
+@pytest.fixture(scope="module")
+def busy():
+    """Hours of eight days, whose level follows a daily cycle of ± 3 deviations."""
+    rng = np.random.default_rng(1)
+    cycle = 3 * np.sin(2 * np.pi * np.arange(24 * 8) / 24)
     level = np.repeat(cycle + rng.normal(0, 0.2, len(cycle)), ROWS)
     times = np.repeat(np.arange(len(cycle)) * HOUR, ROWS) + rng.integers(0, HOUR, len(level))
     return pa.table(
         {"level": level + rng.normal(size=len(level)), "noise": rng.normal(size=len(level))}
     ), times
-
-
-def test_calm_windows_are_as_far_as_usual_from_the_lagged_window():
-    rng = np.random.default_rng(2)
-    hours = 7 * 24
-    names = [f"item-{number}" for number in range(40)]
-    table = pa.table({"item": rng.choice(names, hours * ROWS)})
-    reference = rolling_reference(table, np.repeat(np.arange(hours) * HOUR, ROWS), 24, hours)
-
-    states = [
-        verdict_on(pa.table({"item": rng.choice(names, ROWS)}), reference, hours * HOUR).state
-        for _ in range(20)
-    ]
-
-    # At a rate of 5 %, the probability of more than four is below 1 %.
-    assert states.count("no drift") >= 16
 
 
 def rolling_reference(table, times, lag, until):
@@ -643,70 +463,43 @@ def rolling_reference(table, times, lag, until):
     )
 
 
-def test_lagged_reference_finds_a_shift_hidden_in_the_daily_cycle():
-    rng = np.random.default_rng(1)
-    table, times = busy_days(rng, 8)
+def test_lagged_reference_finds_a_hidden_shift(busy):
+    table, times = busy
     hour = 7 * 24 + 14
-    states = []
-    for current in range(hour - 3, hour + 1):
-        now = table.filter(pa.array(times // HOUR == current))
-        beside = rolling_reference(table, times, 24, current)
-        states.append(verdict_on(now, beside, current * HOUR).state)
-    shifted = replaced(now, "level", now["level"].to_numpy() + 1.5)
+    now = table.filter(pa.array(times // HOUR == hour))
+    shifted = replaced(now, "level", now["level"].to_numpy() + 2)
+    lagged = rolling_reference(table, times, 24, hour)
 
-    verdict = verdict_on(shifted, beside, hour * HOUR)
+    verdict = verdict_on(shifted, lagged, hour * HOUR)
 
     all_hours = reference_of(table[: hour * ROWS], times[: hour * ROWS], HOUR, hour * HOUR)
-    assert states.count("drift") <= 1
     assert verdict.state == "drift"
     assert verdict.findings[0].subject == "level"
     assert verdict_on(shifted, all_hours, hour * HOUR).state == "no drift"
+    assert verdict_on(now, lagged, hour * HOUR).state == "no drift"
     assert mentions(verdict.notes[0], "158 windows")
+    # All hours have a mean of 0, and this hour has a mean of -1.5.
+    means = re.match(r"mean (\S+) → (\S+), higher", verdict.findings[0].change)
+    assert means
+    assert float(means[2]) - float(means[1]) == pytest.approx(2, abs=1)
 
 
-def test_missing_lagged_window_is_not_judged():
-    table, times = busy_days(np.random.default_rng(1), 3)
+def test_missing_lagged_window_is_not_judged(busy):
+    table, times = busy
     gap = times // HOUR != 24
     reference = rolling_reference(table.filter(pa.array(gap)), times[gap], 24, 48)
     young = rolling_reference(table, times, 24, 24)
 
     verdict = verdict_on(table.slice(48 * ROWS, ROWS), reference, 48 * HOUR)
+    of_young = verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR)
 
-    assert verdict.state == "not judged"
+    assert verdict.state == of_young.state == "not judged"
     assert mentions(verdict.reason, "24 windows before", "0 rows")
-    assert mentions(
-        verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason, "the log is too short"
-    )
+    assert mentions(of_young.reason, "the log is too short")
 
 
-@pytest.mark.long
-def test_segments_share_the_rate_and_are_named():
-    rng = np.random.default_rng(7)
-    table, times = rows_of_days(rng, 39, rows=150)
-    table = table.select(["temperature", "carrier"])
-    current = window(8, rows=150).select(["temperature", "carrier"])
-    is_b = np.array(current["carrier"].to_pylist()) == "b"
-    current = replaced(current, "temperature", current["temperature"].to_numpy() + 9 * is_b)
-    segments = {}
-    for item in "abc":
-        in_segment, now = (
-            np.array(rows["carrier"].to_pylist()) == item for rows in (table, current)
-        )
-        part = reference_of(table.filter(pa.array(in_segment)), times[in_segment])
-        rows = current.filter(pa.array(now)).slice(0, 20 if item == "c" else 150)
-        segments[f"carrier={item}"] = part, sketch_batches(part.bins, [rows])
-
-    verdict = verdict_on(current, reference_of(table, times), segments=segments)
-
-    alarms = {(item.segment, item.subject) for item in verdict.findings if item.is_alarm}
-    assert ("carrier=b", "temperature") in alarms
-    assert not any(segment in ("carrier=a", "carrier=c") for segment, _ in alarms)
-    left_out = [item.reason for item in verdict.findings if item.segment == "carrier=c"]
-    assert left_out == ["the window has 20 rows; min_rows is 30"] * 2
-
-
-@pytest.mark.parametrize("columns", [50, pytest.param(1000, marks=pytest.mark.long)])
-def test_one_of_many_columns_is_found(columns):
+def test_one_of_many_columns_is_found():
+    columns = 50
     rng = np.random.default_rng(9)
 
     def wide(count, shift):
@@ -727,9 +520,24 @@ def test_one_of_many_columns_is_found(columns):
 
 
 @pytest.mark.parametrize(("shift", "state"), [(2.5, "no drift"), (15.0, "drift")])
-def test_a_budget_of_alarms_raises_the_thresholds(days, shift, state):
+def test_alarm_budget_raises_the_thresholds(days, shift, state):
     verdict = verdict_on(window(shift=shift), days, false_per_year=1.0)
     assert verdict.state == state
     own = found(verdict, "temperature").threshold or 0
     assert own > (found(verdict_on(window(), days), "temperature").threshold or 0)
     assert mentions(verdict.notes[0], "single windows", "0.00068")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("reference_rows", "rows"), [(150, 50), (400, 400), (2_000, 200)])
+def test_calm_independent_rows_are_rarely_drift(reference_rows, rows):
+    rng = np.random.default_rng(0)
+    states = []
+    for _ in range(60):
+        reference = reference_of(independent_rows(rng, reference_rows))
+        verdict = verdict_on(independent_rows(rng, rows), reference, independent_rows=True)
+        states.append(verdict.state)
+
+    # At a rate of 5 %, the probability of more than eight is below 1 %.
+    assert states.count("drift") <= 8
+    assert states.count("not judged") == 0

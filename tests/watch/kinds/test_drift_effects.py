@@ -17,6 +17,7 @@ from tests.support.inference_log import event_table
 from tests.support.refusals import mentions
 from tests.watch.conftest import serve
 from tests.watch.kinds.conftest import DAY, finding
+from tests.watch.kinds.test_drift import times
 
 ROWS = 240
 REFERENCE_DAYS = 40
@@ -37,11 +38,10 @@ def day(seed, **shifts):
 @pytest.fixture(scope="module")
 def reference():
     first = DAY - timedelta(days=REFERENCE_DAYS)
-    days = []
-    for number in range(REFERENCE_DAYS):
-        start = first + timedelta(days=number)
-        times = [start + timedelta(seconds=86_400 * row // ROWS) for row in range(ROWS)]
-        days.append(event_table({"_event_time": times, **day(number)}))
+    days = [
+        event_table({"_event_time": times(first + timedelta(days=number), ROWS), **day(number)})
+        for number in range(REFERENCE_DAYS)
+    ]
     return pa.concat_tables(days)
 
 
@@ -78,7 +78,7 @@ def ask(endpoint, model):
     return asked
 
 
-def test_drift_of_a_column_that_the_model_uses_is_an_alarm_with_its_effect(ask):
+def test_used_column_is_an_alarm(ask):
     judged = ask(day(100, a=3.0, b=9.0))
 
     assert judged.state == "drift"
@@ -91,9 +91,7 @@ def test_drift_of_a_column_that_the_model_uses_is_an_alarm_with_its_effect(ask):
 
 
 @pytest.mark.parametrize("min_effect", [0.02, None])
-def test_lasting_shift_of_a_column_that_the_model_ignores_is_an_alarm_only_without_min_effect(
-    ask, min_effect
-):
+def test_shift_without_effect_is_no_alarm(ask, min_effect):
     judged = ask(*(day(number, b=2.0) for number in range(100, 104)), min_effect=min_effect)
 
     shift = finding(judged, "b", "shift")
@@ -104,29 +102,25 @@ def test_lasting_shift_of_a_column_that_the_model_ignores_is_an_alarm_only_witho
         assert (judged.state, shift.state) == ("drift", "drift")
     else:
         assert (judged.state, shift.state, shift.since) == ("no drift", "no drift", "")
-        assert judged.figures["is_drift"] == 0
-        assert judged.evidence.alarms == ()
+        assert (judged.figures["is_drift"], judged.evidence.alarms) == (0, ())
         assert mentions(judged.reason, "b", "alarms.min_effect 0.02")
     document: Any = to_document(judged)
     assert "probability of 1" in {entry["effect_unit"] for entry in document["findings"]}
 
 
-def test_reason_begins_with_the_column_of_the_largest_effect(ask):
+def test_largest_effect_is_first_in_the_reason(ask):
     days = [day(number, b=9.0) for number in range(100, 103)]
 
     judged = ask(*days, day(103, a=3.0, b=9.0), min_effect=None)
 
-    alarms = [item for item in judged.findings if item.is_alarm]
+    alarms = [item.key for item in judged.findings if item.is_alarm]
     assert judged.reason.startswith("a: ")
-    assert judged.reason.endswith("; without an effect on the predictions b")
-    assert len(judged.reason.split()) <= 40
-    assert alarms[0].subject == "a"
-    assert alarms[-1].subject == "b"
-    charts = [chart.key for chart in judged.report.levels]
-    assert charts == [*dict.fromkeys(alarm.key for alarm in alarms)]
+    assert mentions(judged.reason, "without an effect on the predictions b")
+    assert (alarms[0], alarms[-1]) == ("a", "b")
+    assert [chart.key for chart in judged.report.levels] == [*dict.fromkeys(alarms)]
 
 
-def test_effect_of_a_shift_is_the_mean_since_its_alarm(ask):
+def test_effect_of_a_shift_is_averaged(ask):
     days = [day(number, a=2.0) for number in range(100, 106)]
     before = finding(ask(*days), "a", "shift")
 
@@ -139,7 +133,7 @@ def test_effect_of_a_shift_is_the_mean_since_its_alarm(ask):
     assert mentions(shift.effect_text, "on average since the alarm", "in this window")
 
 
-def test_effect_in_a_segment_is_that_on_its_rows(ask):
+def test_effect_in_a_segment(ask):
     rows = day(100)
     rows["a"] = np.where(rows["carrier"] == "UA", rows["a"] + 9, rows["a"])
 
@@ -148,13 +142,6 @@ def test_effect_in_a_segment_is_that_on_its_rows(ask):
     in_segment = finding(judged, "a", "distribution", "carrier=UA").effect
     assert in_segment == pytest.approx(0.5, abs=0.1)
     assert finding(judged, "a", "distribution").effect == pytest.approx(in_segment / 2, abs=0.1)
-
-
-def test_type_of_a_column_remains_an_alarm(ask):
-    judged = ask({**day(100), "b": np.array(["x"] * ROWS, object)})
-
-    assert judged.state == "drift"
-    assert finding(judged, "b", "type").effect is None
 
 
 @pytest.mark.parametrize(
@@ -167,9 +154,7 @@ def test_type_of_a_column_remains_an_alarm(ask):
     ],
     ids=["masked", "dropped", "no probability", "no graph"],
 )
-def test_unknown_effects_leave_all_alarms_with_a_note(
-    ask, model, capture, min_effect, graph, names
-):
+def test_unknown_effects_keep_all_alarms(ask, model, capture, min_effect, graph, names):
     if graph:
         (model / "model.onnx").write_bytes(graph)
 

@@ -52,7 +52,7 @@ ODD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("given", ODD)
-def test_odd_rows_are_an_outcome(endpoint, given):
+def test_odd_rows_have_an_outcome(endpoint, given):
     """Write labels of every type, and a shadow with equal answers."""
     columns = {
         "flight": np.arange(ROWS),

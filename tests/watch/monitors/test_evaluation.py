@@ -1,20 +1,23 @@
 """The checks before a window is judged."""
 
 import logging
-import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.watch.monitors.evaluation import (
     SelectedMonitor,
+    endpoint_log,
+    has_rows,
     judge_and_log,
     judging_worker,
     request_from_store,
@@ -22,6 +25,7 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import (
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from tests.support.ecs import read_line
+from tests.support.inference_log import LogWriter
 from tests.support.monitors import HOUR, NOON
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions, refused
@@ -29,7 +33,7 @@ from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
 
 
-def test_unavailable_mlflow_is_reported_before_any_window_is_judged(tmp_path, monkeypatch):
+def test_unavailable_mlflow_is_reported_before_judging(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("mlflow_deploy_plugin.watch.monitors.evaluation.count_rows", pytest.fail)
     window = parse_window("2013-07-01/1d")
@@ -52,7 +56,7 @@ def worker():
     new_worker.end()
 
 
-def test_it_yields_to_servers_and_when_memory_is_short_it_is_ended_first(worker):
+def test_worker_has_a_low_priority(worker):
     pid = worker.call(os.getpid, seconds=SECONDS)
 
     assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == 500
@@ -61,13 +65,13 @@ def test_it_yields_to_servers_and_when_memory_is_short_it_is_ended_first(worker)
         worker.call(bytearray, 2**62, seconds=SECONDS)
 
 
-def test_worker_preserves_the_type_of_a_temporary_error(worker):
+def test_worker_preserves_the_error_type(worker):
     with refused(RegistryUnavailable, "MLflow"):
         worker.call(raise_it, RegistryUnavailable("MLflow does not answer"), seconds=SECONDS)
 
 
 @pytest.mark.long
-def test_worker_logs_in_the_format_of_the_controller_without_retry_warnings(monkeypatch, capfd):
+def test_worker_logs_like_the_controller(monkeypatch, capfd):
     monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
     new_worker = judging_worker()
     new_worker.call(
@@ -106,7 +110,7 @@ def evidence(level):
     return Evidence("bins", {X_LEVEL: level}).to_json()
 
 
-def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(world):
+def test_request_has_budget_and_past(world):
     world.endpoint(hourly={}, other={})
     world.store.replace_spec(apply_config(world.store.require_endpoint("flights").spec, BUDGET))
     for number in (3, 2, 1):  # A backfill may judge windows in any order.
@@ -117,8 +121,7 @@ def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(wor
 
     request = asked(world, Window(NOON + 3 * HOUR, NOON + 4 * HOUR))
 
-    assert request.false_per_year == 1.5
-    assert request.min_effect == 0.02
+    assert (request.false_per_year, request.min_effect) == (1.5, 0.02)
     past = [(earlier.start, earlier.evidence.levels) for earlier in request.past]
     assert past == [(NOON, {}), (NOON + HOUR, {X_LEVEL: 1.5}), (NOON + 2 * HOUR, {X_LEVEL: 2.0})]
     assert request.baseline == {"x": NOON}
@@ -127,11 +130,11 @@ def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(wor
     assert request.notes == ("an agent is silent",)
 
 
-def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(world):
+def test_request_has_measured_or_estimated_accuracy(world):
     world.endpoint(hourly={}, hits={"kind": "performance", "require": "f1>=0.5,accuracy>=0.5"})
-    judged(world, 0, monitor="hits", figures={"f1": 0.1})  # before the first window of `hourly`
-    judged(world, 1, monitor="hits", figures={"f1": 0.9, "estimated/f1": 0.8})
-    judged(world, 2, monitor="hits", figures={"rows": 9.0})
+    # The first is before the first window of `hourly`.
+    for number, figures in enumerate(({"f1": 0.1}, {"f1": 0.9, "estimated/f1": 0.8}, {"rows": 9})):
+        judged(world, number, monitor="hits", figures=figures)
     for number in (1, 2):
         judged(world, number, evidence=evidence(number))
     last = Window(NOON + 3 * HOUR, NOON + 4 * HOUR)
@@ -140,30 +143,14 @@ def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(wor
     judged(world, 3, monitor="hits", figures={"f1": None, "estimated/f1": 0.7})
     extended = asked(world, last).accuracy
 
-    assert accuracy is not None
-    assert extended is not None
     assert mentions(accuracy.title, "f1", "from labels")
     assert mentions(extended.title, "f1", "from labels", "estimated")
     assert list(extended.starts) == [NOON + number * HOUR for number in (1, 2, 3)]
-    assert extended.values[0] == 0.9
-    assert math.isnan(extended.values[1])
-    assert extended.values[2] == 0.7
+    np.testing.assert_array_equal(extended.values, [0.9, np.nan, 0.7])
     assert asked(world, last, "hits").accuracy is None
 
 
-def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(world):
-    world.endpoint()
-    judged(world, 0, evidence=evidence(0))
-    window = Window(NOON + HOUR / 2, NOON + 3 * HOUR / 2)
-
-    request = asked(world, window)
-
-    assert mentions(request.notes[1], "overlaps", "2026-11-20T12:00:00/2026-11-20T13:00:00")
-    assert request.past == []
-    assert request.false_per_year == 1
-
-
-def test_windows_outside_the_schedule_have_a_history_without_levels(world):
+def test_unscheduled_window_follows_no_levels(world):
     world.endpoint()
     for number in (0, 0.5, 1):
         judged(world, number, verdict="drift", evidence=evidence(1) | {"alarms": ["x"]})
@@ -171,10 +158,11 @@ def test_windows_outside_the_schedule_have_a_history_without_levels(world):
     request = asked(world, Window(NOON + 3 * HOUR / 2, NOON + 5 * HOUR / 2))
     (before,) = request.past
 
-    assert before.start == NOON + HOUR / 2
-    assert before.state == "drift"
+    assert mentions(request.notes[1], "overlaps", "2026-11-20T13:00:00/2026-11-20T14:00:00")
+    assert (before.start, before.state) == (NOON + HOUR / 2, "drift")
     assert before.evidence.alarms == ("x",)
     assert not request.follows_levels
+    assert request.false_per_year == 1
 
 
 def test_requirements_share_the_budget(world):
@@ -195,3 +183,21 @@ def test_requirements_share_the_budget(world):
     assert request.requirement_rate == pytest.approx(1.5 / (365.25 * 24))
     assert mentions(request.notes[1], "budget of 1.5 false alarms")
     assert asked(world, window, "strict").requirement_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "expected"),
+    [
+        ("drift", NOON, True),
+        ("drift", NOON + HOUR / 2, False),
+        ("drift", NOON + HOUR, False),
+        ("service_level", NOON + HOUR, True),
+    ],
+)
+def test_failures_are_rows_of_service_levels(world, kind, start, expected):
+    world.rows(NOON)
+    failures = LogWriter(Path(world.settings.inference_log) / FAILURES)
+    failures.write({"_event_time": [NOON + HOUR]})
+    log = endpoint_log(world.settings, None)
+
+    assert has_rows(log, "flights", Window(start, start + HOUR / 2), kind) is expected

@@ -1,21 +1,18 @@
 """Labels that arrive after their window was judged, in a real store and log."""
 
 import uuid
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.watch.monitors.maintenance import is_material
 from mlflow_deploy_plugin.watch.monitors.window_runner import Idle, WindowRunner
-from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import HOUR, NOON
 from tests.support.refusals import mentions
 
 ROWS = 40
@@ -28,7 +25,7 @@ class Turned:
     data.
     """
 
-    def __init__(self, world: MonitoredWorld, **monitor: Any) -> None:
+    def __init__(self, world, **monitor):
         self.world = world
         world.endpoint(hits=HITS | monitor)
         times = [NOON + timedelta(seconds=second) for second in range(ROWS)]
@@ -41,20 +38,19 @@ class Turned:
             deployments, Evaluator(world.answer), world.said.append, max_catch_up=1
         )
 
-    def label(self, rows: Iterable[int], label: str | float = "late") -> None:
+    def label(self, rows, label="late"):
         now = self.world.now
         labels = [Label(str(row), None, None, label, int(now.timestamp() * 1e6)) for row in rows]
         self.world.writer.label(*labels, day=f"{now:%F}", name=uuid.uuid4().hex)
 
-    def judge(self) -> None:
+    def judge(self):
         """Return all stored and due windows."""
         lease = self.world.store.acquire_lease("the test's", "the test", 60)
-        assert lease is not None
         with LeaseKeeper(self.world.store, lease) as keeper:
             while not isinstance(self.runner.run_next("flights", "hits", keeper), Idle):
                 pass
 
-    def look_again(self) -> int:
+    def look_again(self):
         """Return the window's newest revision an hour later, after all late data was
         judged.
         """
@@ -64,7 +60,7 @@ class Turned:
         return self.window.revision
 
     @property
-    def window(self) -> MonitorWindow:
+    def window(self):
         return [
             candidate for candidate in self.world.monitors.windows() if candidate.start == NOON
         ][-1]
@@ -75,7 +71,7 @@ def turned(world):
     return Turned(world)
 
 
-def test_a_window_is_judged_again_with_enough_labels_and_then_with_each_twentieth_of_its_rows(
+def test_late_labels_start_revisions(
     turned,
 ):
     turned.label(range(9))
@@ -93,31 +89,27 @@ def test_a_window_is_judged_again_with_enough_labels_and_then_with_each_twentiet
     )
 
 
-@pytest.mark.parametrize(("labels", "is_enough"), [(10_999, False), (11_000, True)])
-def test_of_a_window_of_more_rows_than_are_looked_at_a_twentieth_of_these_is_enough(
-    world, labels, is_enough
-):
-    world.endpoint(hits=HITS)
-    wide = world.monitors.add("flights", "hits", NOON, NOON + HOUR)
-    judged = replace(
-        wide, rows=1_000_000, figures={"labelled_rows": 10_000.0, "labelled_share": 0.5}
-    )
-
-    assert is_material(labels, judged, world.spec(hits=HITS).monitors["hits"]) is is_enough
-
-
-def test_a_single_reported_label_is_enough(world):
-    spec = {**HITS, "labels": "reported"}
-    world.endpoint(hits=spec)
+@pytest.mark.parametrize(
+    ("fields", "known", "labels", "is_enough"),
+    [
+        ({}, 10_000, 10_999, False),
+        ({}, 10_000, 11_000, True),
+        ({"labels": "reported"}, 0, 0, False),
+        ({"labels": "reported"}, 0, 1, True),
+    ],
+)
+def test_share_of_new_labels_is_material(world, fields, known, labels, is_enough):
+    """A window is looked at up to a number of rows, of which a twentieth is enough."""
+    world.endpoint(hits=HITS | fields)
     added = world.monitors.add("flights", "hits", NOON, NOON + HOUR)
-    judged = replace(added, rows=1_000, figures={"labelled_rows": 0.0, "labelled_share": 0.0})
+    figures = {"labelled_rows": float(known), "labelled_share": 0.5}
+    judged = replace(added, rows=1_000_000, figures=figures)
+    monitor = world.spec(hits=HITS | fields).monitors["hits"]
 
-    assert [
-        is_material(labels, judged, world.spec(hits=spec).monitors["hits"]) for labels in (0, 1)
-    ] == [False, True]
+    assert is_material(labels, judged, monitor) is is_enough
 
 
-def test_files_that_hold_no_new_labels_are_counted_once(turned, monkeypatch):
+def test_files_without_new_labels_are_counted_once(turned, monkeypatch):
     turned.label(range(20))
     turned.judge()
     # Later labels replace earlier labels, so their number does not change.
@@ -131,19 +123,17 @@ def test_files_that_hold_no_new_labels_are_counted_once(turned, monkeypatch):
     assert turned.look_again() == 1
 
 
-def test_labels_are_looked_for_a_week_after_they_should_have_been_in(turned):
+def test_late_labels_are_ignored_after_a_week(turned):
     turned.judge()
     turned.world.now = NOON + HOUR + timedelta(hours=2, days=7, minutes=-90)
     turned.label(range(10))
     assert turned.look_again() == 2
     turned.world.now += HOUR
-
     turned.label(range(10, ROWS))
-
     assert turned.look_again() == 2
 
 
-def test_labels_that_are_no_numbers_are_none_of_a_regressor(world):
+def test_text_labels_of_regressors_are_ignored(world):
     turned = Turned(world, require="mae<=3")
     turned.judge()
     turned.label(range(20), "unknown")

@@ -11,8 +11,6 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -52,7 +50,7 @@ def table(count, shift=0.0, start=""):
 
 
 @pytest.mark.long
-def test_rows_without_times_are_judged_as_independent_and_only_reported(folder):
+def test_rows_without_times_are_independent(folder):
     calm = judged(table(300), table(2000))
     shifted = judged(table(300, 2.0), table(2000))
 
@@ -68,16 +66,7 @@ def test_rows_without_times_are_judged_as_independent_and_only_reported(folder):
     assert not (folder / "home" / "inference_log").exists()
 
 
-def test_rows_with_times_are_one_window_compared_to_reference_windows():
-    answer = judged(table(144, 3.0, "2024-03-01"), table(144 * 40, 0.0, "2024-01-01"), min_rows=100)
-
-    assert str(answer.window) == "2024-03-01/2024-03-02"
-    assert answer.state == "drift"
-    assert any("windows of the reference" in note for note in answer.notes)
-    assert not any("independent" in note for note in answer.notes)
-
-
-def test_event_times_in_one_file_only_are_noted():
+def test_event_times_of_one_file_are_noted():
     answer = judged(table(300), table(2000, 0.0, "2024-01-01"))
 
     assert answer.notes[0].startswith(
@@ -92,7 +81,7 @@ def test_too_few_rows_are_not_judged():
     assert answer.reason == "the window has 29 rows; min_rows is 30"
 
 
-def test_sampling_of_a_large_file_is_noted(monkeypatch):
+def test_sampling_of_large_file_is_noted(monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.watch.drift.references.rows.MAX_ROWS", 400)
 
     notes = judged(table(1000), table(300)).notes
@@ -127,19 +116,18 @@ def with_times(rows):
     ).drop(columns="at")
 
 
-def test_excluded_columns_are_not_the_event_times(folder):
+def test_excluded_columns_are_no_event_times(folder):
     with_times(table(144, 3.0, "2024-03-01")).to_csv("rows.csv", index=False)
     with_times(table(144 * 40, 0.0, "2024-01-01")).to_parquet("reference.parquet")
 
     with refused(InvalidConfig, "rows.csv", "signup_date, seen_at", "_event_time", "--exclude"):
         compared("rows.csv", "reference.parquet", min_rows=100)
-    without = compared(
-        "rows.csv", "reference.parquet", exclude=("signup_date", "seen_at"), min_rows=100
+    without, in_time = (
+        compared("rows.csv", "reference.parquet", exclude=excluded, min_rows=100)
+        for excluded in (("signup_date", "seen_at"), ("signup_date",))
     )
-    in_time = compared("rows.csv", "reference.parquet", exclude=("signup_date",), min_rows=100)
 
-    assert without.state == "drift"
-    assert in_time.state == "drift"
+    assert without.state == in_time.state == "drift"
     assert without.notes[0].startswith("neither file has event times")
     assert str(in_time.window) == "2024-03-01/2024-03-02"
     assert not any("independent" in note for note in in_time.notes)
@@ -147,10 +135,10 @@ def test_excluded_columns_are_not_the_event_times(folder):
     assert reasons["signup_date"] == reasons["seen_at"] == "--exclude excludes it"
 
 
-def test_the_only_dates_are_named_as_the_event_times(folder):
+def test_assumed_event_times_are_noted(folder):
     for name in ("rows", "reference"):
-        births = pd.to_datetime("1950-01-01") + pd.to_timedelta(np.arange(1000) * 18, "D")
-        table(1000).assign(birth_date=births).to_csv(f"{name}.csv", index=False)
+        births = pd.date_range("1950-01-01", periods=100)
+        table(100).assign(birth_date=births).to_csv(f"{name}.csv", index=False)
 
     notes = compared("rows.csv", "reference.csv").notes
 
@@ -188,7 +176,7 @@ SAME_ROWS: dict[str, list[Any]] = {
 }
 
 
-def test_the_same_rows_differ_neither_as_csv_nor_as_parquet(folder):
+def test_csv_and_parquet_are_equal(folder):
     kinds = {"whole numbers beyond 2**63": pa.uint64()}
     csv, parquet = written(
         "same",
@@ -198,77 +186,31 @@ def test_the_same_rows_differ_neither_as_csv_nor_as_parquet(folder):
         },
     )
 
-    for rows, reference in ((csv, parquet), (parquet, csv), (csv, csv), (parquet, parquet)):
+    schemas = [read.table.schema for read in load_datasets([csv, parquet])]
+    assert schemas == [pq.read_schema(parquet)] * 2
+    for rows, reference in ((csv, parquet), (parquet, csv)):
         verdict = compared(rows, reference)
-        assert (
-            verdict.state,
-            [finding.subject for finding in verdict.findings if finding.is_alarm],
-        ) == ("no drift", []), rows
+        alarms = [finding.subject for finding in verdict.findings if finding.is_alarm]
+        assert (verdict.state, alarms) == ("no drift", [])
 
 
-TEXTS = st.sampled_from(
-    ["01234", "1234", "007", "0", "-12", "1e5", "NA", "nan", "Y", "N", "true", "31.01.2024"]
+@pytest.mark.parametrize(
+    ("recent", "training", "file", "check"),
+    [
+        ([int(code) for code in CODES] * 100, CODES * 100, "training.csv", "unseen"),
+        ([*map(str, range(299)), "n/d"], list(range(300)), "training.parquet", "type"),
+    ],
+    ids=["codes without leading zeros", "a number that became a text"],
 )
-KINDS = [
-    TEXTS,
-    st.booleans(),
-    st.integers(-(2**63), 2**63 - 1),
-    st.floats(allow_nan=False, width=32),
-]
-SIDES = st.sampled_from(KINDS).flatmap(
-    lambda kind: st.tuples(st.lists(kind, min_size=1), st.lists(kind, min_size=1))
-)
+def test_changed_column_type_is_drift(folder, recent, training, file, check):
+    written("recent", {"x": recent})
+    written("training", {"x": training})
 
+    changed = compared("recent.csv", file)
 
-@pytest.mark.long
-@settings(max_examples=40)
-@given(SIDES, st.booleans())
-def test_the_same_rows_as_csv_and_as_parquet_give_the_same_types_and_the_same_verdict(
-    sides, has_missing
-):
-    files = [
-        written(
-            name,
-            {"x": [*values, *[None] * has_missing], "n": list(range(len(values) + has_missing))},
-        )
-        for name, values in zip(("rows", "reference"), sides, strict=True)
-    ]
-    (rows_csv, rows), (reference_csv, reference) = files
-
-    expected = compared(rows, reference, min_rows=1)
-
-    for recent, other in ((rows_csv, reference), (rows, reference_csv)):
-        assert [read.table.schema for read in load_datasets([recent, other])] == [
-            pq.read_schema(rows)
-        ] * 2
-        verdict = compared(recent, other, min_rows=1)
-        assert verdict.state == expected.state
-        assert verdict.reason == expected.reason
-        assert verdict.findings == expected.findings
-
-
-def test_codes_that_lost_their_leading_zeros_are_drift_between_two_csv_files(folder):
-    written("recent", {"zip": [int(code) for code in CODES] * 100})
-    written("training", {"zip": CODES * 100})
-
-    lost = compared("recent.csv", "training.csv")
-    intact = compared("training.csv", "training.csv")
-
-    assert lost.state == "drift"
-    assert lost.findings[0].subject == "zip"
-    assert lost.findings[0].check == "unseen"
-    assert intact.state == "no drift"
-
-
-def test_a_number_that_became_a_text_is_drift(folder):
-    written("recent", {"n": [*map(str, range(299)), "n/d"]})
-    written("training", {"n": list(range(300))})
-
-    verdict = compared("recent.csv", "training.parquet")
-
-    assert verdict.state == "drift"
-    assert verdict.findings[0].subject == "n"
-    assert verdict.findings[0].change == "int64 → string"
+    assert changed.state == "drift"
+    assert (changed.findings[0].subject, changed.findings[0].check) == ("x", check)
+    assert compared("training.csv", "training.csv").state == "no drift"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +223,7 @@ def test_a_number_that_became_a_text_is_drift(folder):
         ({"exclude": ("calm", "wild", "id")}, "not judged", set()),
     ],
 )
-def test_only_named_columns_are_judged_or_all_others(folder, named, state, judged):
+def test_columns_are_included_and_excluded(folder, named, state, judged):
     # Other rows, from a generator that other tests use, are drift in 5 % of orders.
     rng = np.random.default_rng(0)
     for name, shift in (("recent", 3), ("training", 0)):
@@ -300,32 +242,11 @@ def test_only_named_columns_are_judged_or_all_others(folder, named, state, judge
     assert {
         finding.subject for finding in verdict.findings if finding.state != "not judged"
     } == judged
-    excluded = {
-        finding.reason
-        for finding in verdict.findings
-        if finding.subject in named.get("exclude", ())
-    }
-    assert excluded == ({"--exclude excludes it"} if "exclude" in named else set())
 
 
 @pytest.mark.parametrize("option", ["columns", "exclude"])
-def test_an_unknown_column_is_named_with_the_nearest_one(folder, option):
+def test_unknown_column_is_refused_with_a_suggestion(folder, option):
     written("recent", {"temperature": [1.0] * 300})
 
     with refused(InvalidConfig, "'temprature'", "'temperature'"):
         compared("recent.csv", "recent.parquet", **{option: ("temprature",)})
-
-
-def test_the_rows_of_a_file_may_be_in_any_order():
-    table(144 * 20, 0.0, "2024-02-01").to_parquet("reference.parquet")
-    rows = table(144, 3.0, "2024-03-01")
-    rows.to_parquet("ordered.parquet")
-    rows.sample(frac=1, random_state=0).to_parquet("shuffled.parquet")
-    ordered, shuffled = (
-        compared(f"{name}.parquet", "reference.parquet", min_rows=100)
-        for name in ("ordered", "shuffled")
-    )
-
-    assert shuffled.state == "drift"
-    assert shuffled.reason == ordered.reason
-    assert shuffled.window == ordered.window

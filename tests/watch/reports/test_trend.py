@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
@@ -49,7 +50,7 @@ def score(*values, threshold=3.0):
 
 @pytest.mark.parametrize("length", [timedelta(minutes=1), timedelta(days=1)])
 @pytest.mark.parametrize("count", [2, 3])
-def test_a_few_windows_have_an_axis_of_times(length, count):
+def test_few_windows_have_a_time_axis(length, count):
     windows = windows_of(*["no drift"] * count, length=length)
     line = replace(score(*[1.0] * count), windows=windows)
 
@@ -58,34 +59,18 @@ def test_a_few_windows_have_an_axis_of_times(length, count):
         assert draw_trend([line], length)[0].png.startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("value", "count"), [(1.0, 2), (-123456.78, 3), (2e-7, 40)])
-def test_nothing_of_a_picture_is_cut_off_at_its_edges(value, count):
-    line = score(*(value + value * 1e-6 * day for day in range(count)), threshold=value)
-
-    (drawn,) = draw_trend([line], DAY)
-
-    picture = matplotlib.image.imread(io.BytesIO(drawn.png))
-    assert picture[1:-1, 1:-1, :3].min() < 0.5
-    assert all(
-        edge.min() == 1.0 for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1])
-    )
-
-
 def lines_of(result, *past, **given):
     return trend_lines(result, past_of(*past, result), **given)
 
 
-def test_each_column_that_is_named_has_a_line():
+def test_each_drifted_column_has_a_line():
     segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
-    gone = Finding(
-        "wind", "presence", "drift", "in the reference, not in the window", 1.0, 0.0, change="gone"
-    )
+    gone = Finding("wind", "presence", "drift", "", 1.0, 0.0, change="gone")
     missing = Finding("humid", "distribution", "drift", "", 4.0, 3.0)
-    worse = Finding("humid", "missing", "drift", "", 8.0, 3.0)
+    worse = replace(missing, check="missing", value=8.0)
+    findings = (segment, gone, worse, missing)
 
-    drawn = lines_of(
-        result_of(9, temperature=9.0, noise=1.0, findings=(segment, gone, worse, missing))
-    )
+    drawn = lines_of(result_of(9, temperature=9.0, noise=1.0, findings=findings))
 
     assert [(line.title, line.values, line.bounds) for line in drawn] == [
         ("largest score of a column, in SD", [9.0], [3.0]),
@@ -96,14 +81,14 @@ def test_each_column_that_is_named_has_a_line():
     ]
 
 
-def test_trend_has_a_line_per_requirement_and_per_drifted_column():
+def test_violated_requirements_have_the_first_lines():
     f1 = Finding("f1", "criterion", "kept", "", 0.9, 0.5)
-    of_segment = Finding("f1", "criterion", "violated", "", 0.3, 0.5, "carrier=AA")
-    met = Finding("f1", "criterion", "kept", "", 0.9, 0.5, "carrier=UA")
+    violated = replace(f1, state="violated", value=0.3, segment="carrier=AA")
     unknown = Finding("roc_auc", "criterion", "not judged", "", None, 0.5)
     column = Finding("wind", "missing", "drift", "", 8.0, 3.0)
 
-    drawn = lines_of(result_of(9, kind="drift", findings=(of_segment, column, f1, met, unknown)))
+    findings = (violated, column, f1, replace(f1, segment="carrier=UA"), unknown)
+    drawn = lines_of(result_of(9, kind="drift", findings=findings))
 
     assert [(line.title, line.values, line.bounds) for line in drawn] == [
         ("f1 (carrier=AA)", [0.3], [0.5]),
@@ -112,7 +97,7 @@ def test_trend_has_a_line_per_requirement_and_per_drifted_column():
     ]
 
 
-def test_every_column_that_an_alert_names_has_a_line():
+def test_five_worst_columns_have_lines():
     scores: dict[str, Any] = {f"column_{number}": 9.0 - number / 10 for number in range(12)}
 
     drawn = lines_of(result_of(9, **scores))
@@ -122,7 +107,7 @@ def test_every_column_that_an_alert_names_has_a_line():
     ]
 
 
-def test_the_colour_of_a_window_is_the_state_of_its_own_requirement():
+def test_colours_show_the_state_of_the_requirement():
     states: list[State] = ["kept", "cannot tell", "violated"]
     results = [
         result_of(
@@ -136,7 +121,7 @@ def test_the_colour_of_a_window_is_the_state_of_its_own_requirement():
     assert line.colours == ["#1a7f37", "#9a9a9a", "#cf222e"]
 
 
-def test_a_column_that_is_gone_has_a_line_from_when_it_was_there():
+def test_missing_column_keeps_its_earlier_values():
     gone = Finding("wind", "presence", "drift", "", 1.0, 0.0, change="gone")
     of_earlier_release = result_of(8, state="drift", evidence=Evidence(alarms=("wind",)))
     past = result_of(6, wind=5.0), result_of(7, state="not judged"), of_earlier_release
@@ -144,30 +129,18 @@ def test_a_column_that_is_gone_has_a_line_from_when_it_was_there():
     *_, line = lines_of(result_of(9, findings=(gone,)), *past)
 
     assert line.title == "wind: gone"
-    assert line.values[0] == 0.0
-    assert line.values[3] == 1.0
+    np.testing.assert_array_equal(line.values, [0.0, math.nan, math.nan, 1.0])
     assert line.bounds[:2] == [0.0, 0.0]
-    assert [math.isnan(value) for value in line.values[1:3]] == [True, True]
-    assert line.colours[0] == "#1a7f37"
-    assert line.colours[3] == "#cf222e"
+    assert (line.colours[0], line.colours[3]) == ("#1a7f37", "#cf222e")
 
 
-def test_the_words_of_a_picture_tell_the_newest_value_that_there_is():
+def test_picture_describes_the_newest_value():
     single = replace(score(None, 6.5, None), title="a column of one value")
     line = replace(score(1.0, 6.5, None), windows=windows_of("no drift", "drift", "not judged"))
 
     (picture,) = draw_trend([line, single], DAY)
 
     assert picture.words == "largest score: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
-
-
-def red_and_green(picture):
-    """Return the number of pixels with the colours of alarms and of windows without
-    alarm.
-    """
-    pixels = (matplotlib.image.imread(io.BytesIO(picture))[..., :3] * 255).round()
-    red, green = (int((pixels == colour).all(axis=-1).sum()) for colour in (RED, GREEN))
-    return red, green
 
 
 def height_of_marks(picture, colour):
@@ -184,7 +157,7 @@ USUAL = [1.0, 2.0] * 20
 
 @pytest.mark.parametrize("faulty", [440.0, -440.0, 4e20])
 @pytest.mark.parametrize("day", [0, 20, 39])
-def test_a_faulty_window_does_not_flatten_the_others(faulty, day):
+def test_outlier_does_not_flatten_other_windows(faulty, day):
     calm, picture = (
         draw_trend([score(*values)], DAY)[0]
         for values in (USUAL, [*USUAL[:day], faulty, *USUAL[day + 1 :]])
@@ -192,15 +165,6 @@ def test_a_faulty_window_does_not_flatten_the_others(faulty, day):
 
     assert height_of_marks(picture.png, GREEN) > 0.6 * height_of_marks(calm.png, GREEN)
     assert mentions(picture.words, "newest")
-
-
-def test_the_value_of_a_cut_window_is_written():
-    pictures = {
-        draw_trend([score(*USUAL, *values, *USUAL)], DAY)[0].png
-        for values in ([440.0, -500.0], [441.0, -500.0], [440.0, -501.0], [440.0, 440.0])
-    }
-
-    assert len(pictures) == 4
 
 
 def test_lasting_alarms_are_not_cut():
@@ -238,7 +202,7 @@ def levels_of(*levels):
     return this, past_of(*results, this)
 
 
-def test_a_column_with_a_level_has_its_panel_instead_of_its_score():
+def test_level_replaces_the_score_of_its_column():
     delay = level("delay", [3.0] * 7 + [5.0] * 4, has_onset=True)
     result, windows = levels_of(
         delay, replace(level("", [0.8] * 11, None), title="accuracy, estimated")
@@ -262,10 +226,10 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score():
         "accuracy, estimated",
         "largest score of a column, in SD",
     ]
-    assert min(red_and_green(pictures[0].png)) > 0
+    assert all(height_of_marks(pictures[0].png, colour) for colour in (RED, GREEN))
 
 
-def test_the_description_of_a_level_is_about_the_judged_window_and_not_about_a_later_one():
+def test_level_describes_the_judged_window():
     result, windows = levels_of(level("delay", [3.0, 3.0, 5.0, 4.0]))
     earlier = replace(result, window=Window(result.window.start - DAY, result.window.start))
 
@@ -274,7 +238,7 @@ def test_the_description_of_a_level_is_about_the_judged_window_and_not_about_a_l
     assert mentions(line.describe(), "newest 5")
 
 
-def test_a_level_of_a_segment_belongs_to_the_alarm_of_the_segment():
+def test_level_of_a_segment_has_its_alarms():
     result, windows = levels_of(level("carrier=AA/wind", [3.0] * 11))
 
     lines = level_lines(result, windows)
@@ -285,7 +249,7 @@ def test_a_level_of_a_segment_belongs_to_the_alarm_of_the_segment():
 
 
 @pytest.mark.parametrize("name", ["$a_{$", "price$\\frac$", "two\nlines", "", "x" * 5_000])
-def test_a_column_of_any_name_has_a_picture(name):
+def test_column_of_any_name_is_drawn(name):
     result, windows = levels_of(level(name, [3.0] * 7 + [5.0] * 4, has_onset=True))
 
     assert draw_trend(level_lines(result, windows), DAY)
@@ -294,7 +258,7 @@ def test_a_column_of_any_name_has_a_picture(name):
 @pytest.mark.parametrize(
     "values", [[1e308, -1e308, 1.0], [1e308, 0.0], [math.inf, 1.0, 2.0], [5e-324, 0.0]]
 )
-def test_levels_of_any_size_have_a_picture(values):
+def test_levels_of_any_size_are_drawn(values):
     result, windows = levels_of(level("delay", values * 5))
 
     with warnings.catch_warnings():
@@ -302,7 +266,7 @@ def test_levels_of_any_size_have_a_picture(values):
         assert draw_trend(level_lines(result, windows), DAY)
 
 
-def test_levels_are_drawn_over_the_last_sixty_windows():
+def test_levels_show_the_last_sixty_windows():
     result, windows = levels_of(level("delay", [3.0, math.nan] * 40))
 
     (line,) = level_lines(result, windows)
@@ -312,7 +276,7 @@ def test_levels_are_drawn_over_the_last_sixty_windows():
     } == {60}
 
 
-def test_a_shift_without_a_level_has_no_score_that_could_be_compared_with_the_threshold():
+def test_shift_without_a_level_has_no_line():
     drawn = lines_of(
         result_of(10, findings=(replace(shift(), subject="relations between columns"),))
     )
@@ -320,7 +284,7 @@ def test_a_shift_without_a_level_has_no_score_that_could_be_compared_with_the_th
     assert [line.title for line in drawn] == ["largest score of a column, in SD"]
 
 
-def test_a_line_with_a_single_value_has_no_panel():
+def test_single_value_has_no_panel():
     result, windows = levels_of(level("delay", [math.nan] * 10 + [5.0]))
 
     drawn = draw_trend([*level_lines(result, windows), score(*[None] * 10, 6.5)], DAY)
@@ -328,7 +292,7 @@ def test_a_line_with_a_single_value_has_no_panel():
     assert drawn == []
 
 
-def test_a_logarithmic_level_is_shown_as_its_number():
+def test_logarithmic_level_is_shown_as_a_number():
     rows = replace(level("number of rows", [math.log(400.0)] * 10), is_logarithmic=True)
     result, windows = levels_of(replace(rows, usual=[math.log(300.0)] * 10, deviation=0.0))
 

@@ -45,14 +45,14 @@ def beating(run_id, process):
         thread.join()
 
 
-def test_it_says_again_and_again_that_it_runs(run_id):
+def test_training_writes_heartbeats(run_id):
     with training(run_id) as process, beating(run_id, process):
         wait_until(lambda: get_run(run_id).alive_at is not None, 30, "it has said so")
         first = get_run(run_id).alive_at
         wait_until(lambda: get_run(run_id).alive_at != first, 30, "it has said so again")
 
 
-def test_it_ends_with_its_run(run_id):
+def test_training_ends_with_its_run(run_id):
     with training(run_id) as process, beating(run_id, process):
         wait_until(lambda: get_run(run_id).alive_at is not None, 30, "it has said so")
         assert process.poll() is None
@@ -61,7 +61,7 @@ def test_it_ends_with_its_run(run_id):
         assert process.returncode == -signal.SIGTERM
 
 
-def test_it_lives_on_while_mlflow_is_down(run_id, monkeypatch):
+def test_training_continues_while_mlflow_is_down(run_id, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with tracking_at(f"http://127.0.0.1:{free_port()}"):
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.2)"])

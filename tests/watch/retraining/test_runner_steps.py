@@ -3,7 +3,6 @@ the real gate.
 """
 
 from functools import partial
-from itertools import chain
 
 import psutil
 import pytest
@@ -22,58 +21,36 @@ def begin(world, does="better", **fields):
     assert world.retrain_on_result(spec) is not None
 
 
-def story(world):
-    events = [
-        *world.deployments.store.events(ENDPOINT),
-        *world.deployments.store.events(None, MODEL),
-    ]
-    actions = {
-        id: event.action for id, event in enumerate(sorted(events, key=lambda event: event.at))
-    }
-    return list(
-        dict.fromkeys(
-            action for action in actions.values() if action.startswith(("retrain", "gate"))
-        )
-    )
-
-
 @pytest.mark.long
-def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_down(world):
+def test_alarm_leads_to_a_proposed_version(world):
     begin(world)
     proposed = world.until("proposed", "failed", "left")
     assert proposed.state == "proposed", proposed.reason
     assert proposed.version == "2"
     tags = MlflowClient().get_model_version(MODEL, "2").tags
-    assert tags["onnxserve.candidate"] == "proposed"
-    assert tags["onnxserve.parent"] == f"models:/{MODEL}/1"
     assert tags["onnxserve.cause"].startswith("monitor accuracy, 2026-06-01")
-    assert tags["onnxserve.gate"] == "passed"
+    assert {
+        "onnxserve.candidate": "proposed",
+        "onnxserve.parent": f"models:/{MODEL}/1",
+        "onnxserve.gate": "passed",
+        "onnxserve.training.data": proposed.figures.data_digest,
+    }.items() <= tags.items()
     run = MlflowClient().get_run(proposed.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["onnxserve.cause.run_id"] == "run-of-the-report"
     assert run.data.params["base_model"] == f"models:/{MODEL}/1"
-    assert story(world) == [
-        "retrain.start",
-        "retrain.run",
-        "retrain.version",
-        "gate",
-        "retrain.end",
-    ]
+    actions = [event.action for event in world.deployments.store.events(ENDPOINT)]
+    assert actions[-4:] == ["retrain.start", "retrain.run", "retrain.version", "retrain.end"]
+    assert [*world.deployments.store.events(None, MODEL, actions=["gate"])]
     assert [file.name for file in world.context.folder(proposed).iterdir()] == ["log.txt"]
-    lines = list(
-        chain.from_iterable(
-            alert.detail["lines"] for alert in Alerts(world.deployments.store).recent()
-        )
-    )
-    assert any(line.startswith(f"{ENDPOINT}: {MODEL} version 2 is proposed") for line in lines)
-    assert (
-        proposed.figures.evaluation["accuracy_candidate"]
-        > proposed.figures.evaluation["accuracy_current"]
-    )
+    (alert,) = Alerts(world.deployments.store).recent()
+    assert mentions(alert.detail["lines"][0], ENDPOINT, MODEL, "version 2 is proposed")
+    accuracy = proposed.figures.evaluation
+    assert accuracy["accuracy_candidate"] > accuracy["accuracy_current"]
 
 
 @pytest.mark.long
-def test_a_version_that_is_worse_on_the_newest_rows_is_left(world):
+def test_worse_version_is_left(world):
     begin(world, "worse")
     left = world.until("proposed", "failed", "left")
     assert left.state == "left"
@@ -82,7 +59,7 @@ def test_a_version_that_is_worse_on_the_newest_rows_is_left(world):
 
 
 @pytest.mark.long
-def test_a_run_that_fails_is_not_begun_again_and_its_last_line_is_the_reason(world):
+def test_failed_run_is_not_repeated(world):
     begin(world, "fail")
     failed = world.until("failed")
     assert mentions(failed.reason, "failed", "the data make no sense")
@@ -90,7 +67,7 @@ def test_a_run_that_fails_is_not_begun_again_and_its_last_line_is_the_reason(wor
 
 
 @pytest.mark.long
-def test_a_run_that_registers_nothing_has_failed(world):
+def test_run_without_a_version_has_failed(world):
     begin(world, "nothing")
     assert mentions(world.until("failed").reason, "no version", MODEL, "`mlflow.start_run()`")
 
@@ -100,7 +77,7 @@ def _is_gone(run_id):
 
 
 @pytest.mark.long
-def test_a_run_that_is_killed_is_begun_once_more(world):
+def test_killed_run_is_repeated_once(world):
     begin(world, "hang")
     killed = []
     for _ in range(2):
@@ -122,7 +99,7 @@ def test_a_run_that_is_killed_is_begun_once_more(world):
 
 
 @pytest.mark.long
-def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(world):
+def test_timed_out_run_ends_with_its_processes(world):
     begin(world, "hang", timeout="8s")
     run_id = world.until("running").run_id
     wait_until(lambda: said(world), 90, "the project runs")
@@ -132,19 +109,6 @@ def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(world):
     assert mentions(failed.reason, "8 s")
     assert not any(process.is_running() and process.status() != "zombie" for process in family)
     assert MlflowClient().get_run(run_id).info.status == "KILLED"
-
-
-@pytest.mark.long
-def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(world):
-    begin(world, "hang")
-    run_id = world.until("running").run_id
-    wait_until(
-        lambda: said(world) and process.get_run(run_id).alive_at,
-        90,
-        "the project runs, and says so",
-    )
-    MlflowClient().set_terminated(run_id, "KILLED")
-    wait_until(lambda: not process.is_alive(run_id), 60, "it has ended")
 
 
 def said(world):

@@ -2,7 +2,7 @@
 and requests to judge them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -13,8 +13,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.core.spec.types import EPOCH
-from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds
 from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
@@ -43,18 +42,13 @@ def rows_of(day):
     }
 
 
-def reference_of(days=REFERENCE_DAYS, length_us=DAY_US, left_out=()):
-    """Return the reference of the first `days`, except those that are `left_out`."""
-    included = [day for day in range(days) if day not in left_out]
-    table = pa.concat_tables([pa.table(rows_of(day)) for day in included])
-    times = np.repeat(included, ROWS) * DAY_US + np.tile(
-        np.arange(ROWS) * (DAY_US // ROWS), len(included)
-    )
-    times += (FIRST - EPOCH) // timedelta(microseconds=1)
+def reference_of(days=REFERENCE_DAYS, length_us=DAY_US):
+    """Return the reference of the first `days`."""
+    table = pa.concat_tables([pa.table(rows_of(day)) for day in range(days)])
+    times = microseconds(FIRST) + np.arange(days * ROWS) * (DAY_US // ROWS)
     bins, _ = freeze_table(table, (), "the rows")
-    return DriftReference(
-        bins, bins_digest(bins), cut_pieces(bins, table, times, int(times[0]), length_us), table
-    )
+    pieces = cut_pieces(bins, table, times, int(times[0]), length_us)
+    return DriftReference(bins, bins_digest(bins), pieces, table)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +73,7 @@ class Stream:
     of the windows before.
     """
 
-    def __init__(self, reference: DriftReference, days_per_window: int = 1, **spec: Any) -> None:
+    def __init__(self, reference, days_per_window=1, **spec):
         self.reference = reference
         self._days_per_window = days_per_window
         self._spec = MonitorSpec(**{"min_rows": 30, **spec})
@@ -87,12 +81,12 @@ class Stream:
 
     def judge(
         self,
-        days: Sequence[int],
-        change: Change = lambda rows: rows,
-        per_year: float | None = 1.0,
-        changed_from: int | None = None,
-        **context: Any,
-    ) -> "Judged":
+        days,
+        change=lambda rows: rows,
+        per_year=1.0,
+        changed_from=None,
+        **context,
+    ):
         """Return the verdict on the last of the windows, which begin at the days. By
         default, all days are changed.
         """

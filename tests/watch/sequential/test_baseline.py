@@ -25,12 +25,10 @@ def _levels(correlation, season):
 
 @pytest.mark.parametrize("season", [1, 7])
 @pytest.mark.parametrize("correlation", [0.3, 0.8])
-def test_the_correlation_is_estimated_without_bias_although_the_cycle_is_estimated_too(
-    correlation, season
-):
+def test_correlation_is_estimated_without_bias(correlation, season):
     baseline = RunningBaseline(_levels(correlation, season), season, np.zeros(_SERIES))
     assert baseline.correlation.mean() == pytest.approx(correlation, abs=0.02)
 
 
-def test_the_cycle_is_removed():
+def test_cycle_is_removed():
     assert np.abs(_levels(0.3, 7)).max() < 6

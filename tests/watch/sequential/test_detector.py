@@ -61,7 +61,7 @@ def test_calm_years_keep_the_budget(world):
 
 
 @pytest.mark.parametrize(("by", "latest"), [(2.0, 14), (-2.0, 14), (4.0, 7)])
-def test_a_shift_is_found_within_days_with_its_column_sign_and_onset(by, latest):
+def test_shift_has_column_sign_and_onset(by, latest):
     result = followed(shifted(days(1, 40), since=20, by=by))
     (shift,) = result.shifts
     assert 20 <= result.alarms[-1] - REFERENCE < 20 + latest
@@ -71,22 +71,14 @@ def test_a_shift_is_found_within_days_with_its_column_sign_and_onset(by, latest)
     assert abs(shift.onset - REFERENCE - 20) <= 3
 
 
-def test_a_weekend_is_not_a_shift_but_a_shift_of_workdays_is_found():
+def test_weekend_is_no_shift():
     assert not followed(days(2, 60, weekend=6.0)).shifts
     assert [
         shift.series for shift in followed(shifted(days(2, 60, weekend=6.0), 30, 3.0)).shifts
     ] == [3]
 
 
-def test_the_answer_is_a_function_of_the_windows_so_far():
-    windows = shifted(days(3, 80), since=30, by=2.5)
-    early = replace(
-        windows, values=windows.values[: REFERENCE + 50], scales=windows.scales[: REFERENCE + 50]
-    )
-    assert followed(windows).alarms[:1] == followed(early).alarms[:1]
-
-
-def test_a_shift_stays_open_while_it_lasts_and_ends_after_the_return():
+def test_shift_is_open_until_the_return():
     lasting = followed(shifted(days(4, 150), since=10, by=2.0))
     assert [shift.series for shift in lasting.shifts] == [3]
     returned = followed(shifted(days(4, 150), since=10, by=2.0, until=40))
@@ -94,7 +86,7 @@ def test_a_shift_stays_open_while_it_lasts_and_ends_after_the_return():
     assert not returned.shifts
 
 
-def test_an_accepted_baseline_is_usual_from_then_on():
+def test_accepted_baseline_is_usual():
     windows = shifted(days(5, 150), since=10, by=4.0)
     restarts = windows.restarts.copy()
     restarts[3] = REFERENCE + 10
@@ -104,7 +96,7 @@ def test_an_accepted_baseline_is_usual_from_then_on():
     assert [(shift.series, shift.sign) for shift in again.shifts] == [(3, -1)]
 
 
-def test_gaps_and_unknown_levels_are_no_shifts():
+def test_gaps_are_no_shifts():
     windows = days(6, 60)
     values = windows.values.copy()
     gaps = windows.gaps.copy()
@@ -113,7 +105,7 @@ def test_gaps_and_unknown_levels_are_no_shifts():
     assert not followed(replace(windows, values=values, gaps=gaps)).shifts
 
 
-def test_unknown_windows_are_not_a_part_of_an_accepted_baseline():
+def test_accepted_baseline_ignores_unknown_windows():
     windows = shifted(days(1, 8), 0, by=8)
     windows.values[REFERENCE : REFERENCE + 4, 3] = np.nan
     windows.values[-1, 3] = np.nan
@@ -122,19 +114,19 @@ def test_unknown_windows_are_not_a_part_of_an_accepted_baseline():
     assert np.abs(track(windows, np.inf).innovations[:, 3]).max() < 4
 
 
-def test_a_smaller_budget_has_a_higher_limit():
+def test_smaller_budget_has_a_higher_limit():
     windows = days(7, 0)
     limits = [limit_for(windows, rate) for rate in (1 / 30, 1 / 365, 1 / 3650, 1 / 36500)]
     assert np.all(np.diff(limits) > 0.5)
 
 
-def test_columns_that_move_together_share_their_evidence():
+def test_correlated_columns_share_evidence():
     windows = days(8, 0)
     copied: Array = np.repeat(windows.values[:, :1], COLUMNS, axis=1)
     assert limit_for(replace(windows, values=copied), YEARLY) < limit_for(windows, YEARLY) + 0.5
 
 
-def test_a_figure_that_was_constant_counts_from_its_floor():
+def test_constant_figure_has_a_floor():
     windows = days(9, 40)
     values = windows.values.copy()
     values[:, 3] = 0.0
@@ -144,7 +136,7 @@ def test_a_figure_that_was_constant_counts_from_its_floor():
     assert [shift.series for shift in followed(constant).shifts] == [3]
 
 
-def test_a_single_window_is_unusual_but_no_lasting_shift_and_not_learned():
+def test_single_unusual_window_is_no_shift():
     windows = shifted(days(10, 60), since=20, by=12.0, until=21)
     tracking = track(windows, limit_for(windows, YEARLY), np.full(COLUMNS, 5.0))
 
@@ -153,7 +145,7 @@ def test_a_single_window_is_unusual_but_no_lasting_shift_and_not_learned():
     assert tracking.baseline.deviation[3] == pytest.approx(2.0, rel=0.2)
 
 
-def test_windows_with_few_rows_are_judged_by_their_own_deviation():
+def test_windows_with_few_rows_keep_the_budget():
     """Every third window has a ninth of the rows, and therefore three times the
     deviation.
     """
@@ -168,7 +160,7 @@ def test_windows_with_few_rows_are_judged_by_their_own_deviation():
     assert alarms <= 10
 
 
-def test_an_alarm_without_further_evidence_ends_as_not_confirmed():
+def test_brief_shift_is_not_confirmed():
     brief = shifted(days(11, 60), since=10, by=3.0, until=15)
     tracking = followed(brief)
 
@@ -177,21 +169,11 @@ def test_an_alarm_without_further_evidence_ends_as_not_confirmed():
     assert len(tracking.red) < 20
 
 
-def test_a_shift_of_one_deviation_is_open_while_it_lasts():
-    shares = []
-    for seed in range(6):
-        tracking = followed(shifted(days(seed, 200), since=0, by=1.0))
-        found = tracking.alarms[0]
-        shares.append(len(tracking.red) / (REFERENCE + 200 - found))
-
-    assert np.mean(shares) > 0.75
-
-
 @pytest.mark.parametrize(
     ("factor", "yearly", "has_alarm"),
     [(0.85, 1.0, False), (1.15, 1.0, False), (1.0, 1.25, False), (0.7, 1.0, True)],
 )
-def test_rows_shift_beyond_a_factor_and_growth_is_a_trend(factor, yearly, has_alarm):
+def test_row_count_shift_exceeds_a_factor(factor, yearly, has_alarm):
     windows = days(15, 365)
     rows = (
         0.07 * (windows.values - 50) / 2
@@ -206,14 +188,14 @@ def test_rows_shift_beyond_a_factor_and_growth_is_a_trend(factor, yearly, has_al
     assert {shift.series for shift in result.shifts} == ({3} if has_alarm else set())
 
 
-def test_a_probable_shift_is_open_although_it_is_smaller_than_estimated():
+def test_probable_shift_is_confirmed():
     shift = Shift(0, 1, 0, 0, 0, size=1.5)
 
     assert not any(shift.add_window(0.7) for _ in range(60))
     assert shift.is_confirmed
 
 
-def test_an_improbable_shift_ends_as_not_confirmed():
+def test_improbable_shift_is_not_confirmed():
     shift = Shift(0, 1, 0, 0, 0, size=0.7)
 
     assert [shift.add_window(0.1) for _ in range(14)].index(True) == 13

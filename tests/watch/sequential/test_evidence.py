@@ -20,7 +20,7 @@ EVIDENCE = Evidence(
 )
 
 
-def test_it_is_read_as_it_was_stored_without_unknown_levels():
+def test_evidence_round_trips_without_unknown_levels():
     unknown = {SeriesKey("y", "spread"): math.nan, SeriesKey("z", "level"): math.inf}
     levels = {**EVIDENCE.levels, **unknown}
     outcomes = {**EVIDENCE.outcomes, "y": Outcome("distribution", "no drift", math.nan, math.inf)}
@@ -43,12 +43,12 @@ def test_it_is_read_as_it_was_stored_without_unknown_levels():
         {"shifts": {"x/level": "last week"}},
     ],
 )
-def test_content_that_cannot_be_read_is_empty(wrong):
+def test_unreadable_evidence_is_empty(wrong):
     assert Evidence.from_json({}) == Evidence()
     assert Evidence.from_json(EVIDENCE.to_json() | wrong) == Evidence()
 
 
-def test_windows_of_earlier_releases_have_no_outcomes():
+def test_evidence_without_outcomes_is_read():
     stored = {name: part for name, part in EVIDENCE.to_json().items() if name != "outcomes"}
 
     assert Evidence.from_json(stored) == replace(EVIDENCE, outcomes={})

@@ -4,8 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import (
@@ -13,30 +11,33 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     reference_levels,
     window_levels,
 )
+from tests.watch.drift.test_verdict import reference_of as verdict_reference
 from tests.watch.sequential.conftest import DAY_US, REFERENCE_DAYS, ROWS, reference_of, rows_of
 
 
-def test_figures_describe_level_spread_missing_and_frequent_values(reference):
+def test_figures_describe_the_rows(reference):
     rows = rows_of(500)
     window = sketch_batches(reference.bins, [pa.table(rows)])
-    figures = {
-        str(series): value
-        for series, value in window_levels(reference, window, [*rows], "").items()
+    series = window_levels(reference, window, [*rows], "")
+    figures = {str(key): value for key, value in series.items()}
+
+    expected = {
+        "temp/level": rows["temp"].mean(),
+        "temp/spread": np.log(rows["temp"].std()),
+        "delay/missing": np.isnan(rows["delay"]).mean(),
+        "carrier/frequent": (rows["carrier"] == "UA").mean(),
+        "temp/mean": rows["temp"].mean(),
+        "temp/outside": 0,
+        "carrier/new": 0,
+        "number of rows/rows": np.log(ROWS),
     }
-    assert figures["temp/level"] == pytest.approx(rows["temp"].mean(), abs=0.05)
-    assert figures["temp/spread"] == pytest.approx(np.log(rows["temp"].std()), abs=0.05)
-    assert figures["delay/missing"] == np.isnan(rows["delay"]).mean()
-    assert figures["carrier/frequent"] == (rows["carrier"] == "UA").mean()
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=0.05)
     assert "carrier/level" not in figures
-    assert figures["temp/mean"] == pytest.approx(rows["temp"].mean())
-    assert figures["temp/outside"] == 0
-    assert figures["carrier/new"] == 0
     assert figures["carrier/second"] < figures["carrier/frequent"]
     assert figures["temp/distance"] > 0
-    assert figures["number of rows/rows"] == pytest.approx(np.log(ROWS))
 
 
-def test_the_square_of_the_largest_mean_is_finite(reference):
+def test_square_of_a_huge_mean_is_finite(reference):
     rows = rows_of(500)
     rows["temp"][0] = 1.7e308
     window = sketch_batches(reference.bins, [pa.table(rows)])
@@ -46,7 +47,7 @@ def test_the_square_of_the_largest_mean_is_finite(reference):
     assert 1e6 < mean < 1e12
 
 
-def test_the_reference_has_a_figure_per_window(reference):
+def test_reference_has_a_figure_per_window(reference):
     levels = reference_levels(reference, ["temp"], {"carrier=UA": reference})
     assert len(levels.starts_us) == REFERENCE_DAYS
     assert {series.key for series in levels.series} == {"temp", "carrier=UA/temp"}
@@ -54,7 +55,7 @@ def test_the_reference_has_a_figure_per_window(reference):
     assert of_temp.std() == pytest.approx(0.5, abs=0.15)
 
 
-def test_all_hours_of_a_long_reference_are_known_and_compared_with_the_others():
+def test_each_hour_is_compared_with_the_others():
     levels = reference_levels(reference_of(30, DAY_US // 24), ["temp"], {})
 
     assert len(levels.starts_us) == 30 * 24
@@ -63,30 +64,14 @@ def test_all_hours_of_a_long_reference_are_known_and_compared_with_the_others():
 
 
 @pytest.mark.parametrize(("outlier", "expected"), [(0.0, 0.5), (20.0, 20.0)])
-def test_a_row_of_a_heavy_tailed_column_adds_more_variance_to_its_spread(outlier, expected):
+def test_heavy_tails_add_variance_to_the_spread(outlier, expected):
     rng = np.random.default_rng(0)
     size = 40 * 100
     rows = rng.normal(size=size) + outlier * (rng.random(size) < 0.01)
     table = pa.table({"x": rows})
-    bins, _ = freeze_table(table, (), "the rows")
-    days = np.repeat(np.arange(40) * DAY_US, 100)
-    pieces = cut_pieces(bins, table, days, 0, DAY_US)
-    levels = reference_levels(DriftReference(bins, "", pieces, table), ["x"], {})
+    reference = verdict_reference(table, np.repeat(np.arange(40) * DAY_US, 100))
+    levels = reference_levels(reference, ["x"], {})
 
     variance = levels.row_variances[levels.series.index(FigureSeries("", "x", "spread"))]
 
     assert variance == pytest.approx(expected, rel=0.3)
-
-
-@pytest.mark.parametrize(("share_stuck", "is_usual"), [(0.0, True), (0.3, False)])
-def test_repeated_values_raise_the_mode_and_a_level_in_the_tail_does_not(
-    reference, share_stuck, is_usual
-):
-    rows = rows_of(501)
-    stuck = np.arange(ROWS) < share_stuck * ROWS
-    rows["temp"] = np.where(stuck, rows["temp"][0], rows["temp"] + 2.5)
-    window = sketch_batches(reference.bins, [pa.table(rows)])
-
-    mode = window_levels(reference, window, ["temp"], "")[SeriesKey("temp", "mode")]
-
-    assert (mode < 0.5) == is_usual

@@ -1,9 +1,8 @@
 """Metrics and complaints over windows: a lasting shift for the worse is a finding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ import pytest
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
-from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, SeriesKey
+from mlflow_deploy_plugin.watch.result import WindowRequest
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.metric_shifts import (
     COMPLAINTS,
     LABEL,
@@ -29,18 +28,18 @@ ROWS = 460
 class Days:
     """Judges one day after another; each day sees the evidence of the days before."""
 
-    def __init__(self, **spec: Any) -> None:
+    def __init__(self, **spec):
         self.spec = MonitorSpec(kind="performance", require=("accuracy>=0.6",), **spec)
         self.past: list[JudgedWindow] = []
 
     def judge(
         self,
-        metrics: Mapping[str, float],
-        rows: int = ROWS,
-        false_per_year: float | None = 0.5,
-        labels: Mapping[SeriesKey, float] = MappingProxyType({}),
-        **context: Any,
-    ) -> tuple[Evidence, list[Finding]]:
+        metrics,
+        rows=ROWS,
+        false_per_year=0.5,
+        labels=MappingProxyType({}),
+        **context,
+    ):
         start = FIRST + len(self.past) * DAY
         request = WindowRequest(
             "flights",
@@ -57,7 +56,7 @@ class Days:
         self.past.append(JudgedWindow(start, "cannot tell", evidence))
         return evidence, findings
 
-    def judge_calm(self, count: int, **shares: float) -> None:
+    def judge_calm(self, count, **shares):
         """Judge days with these shares of `ROWS` rows, without a budget."""
         for name, share in shares.items():
             for value in share_of_days(share, count):
@@ -80,54 +79,31 @@ def days_until_found(days, values, name="accuracy"):
 
 
 @pytest.mark.parametrize("before", [20, 45, 99])
-def test_a_lasting_fall_of_the_accuracy_is_found_within_three_days(before):
+def test_lasting_fall_is_found_quickly(before):
     days = Days()
     days.judge_calm(before, accuracy=0.81)
 
     found = days_until_found(days, share_of_days(0.62, 3, seed=1))
     evidence, (shift,) = days.judge({"accuracy": 0.62})
 
-    start = FIRST + before * DAY
+    start = (FIRST + before * DAY).isoformat()
     assert 1 <= found <= 3
     assert (shift.subject, shift.check, shift.state) == ("accuracy", "shift", "drift")
-    assert (shift.since, shift.in_a_row) == (start.isoformat(), found + 1)
-    assert shift.since_range is not None
-    assert shift.since_range[0] <= shift.since < shift.since_range[1]
-    assert shift.value is not None
+    assert (shift.since, shift.in_a_row) == (start, found + 1)
+    assert shift.since_range[0] <= start < shift.since_range[1]
     assert shift.value < -3
     usual, _, fallen, direction = shift.change.replace(",", "").split()
     assert float(usual) == pytest.approx(0.81, abs=0.03)
     assert float(fallen) == pytest.approx(0.62, abs=0.03)
     assert direction == "lower"
-    assert evidence.shifts == {SeriesKey("accuracy", "metric"): start.isoformat()}
-
-
-def test_a_shift_does_not_become_usual():
-    days = Days()
-    days.judge_calm(40, accuracy=0.81)
-    days_until_found(days, share_of_days(0.62, 60, seed=1))
-    for value in share_of_days(0.62, 60, seed=2):
-        _, findings = days.judge({"accuracy": value})
-
-    assert [finding.since for finding in findings] == [(FIRST + 40 * DAY).isoformat()]
-
-
-def test_a_fall_ends_after_the_return():
-    days = Days()
-    days.judge_calm(40, accuracy=0.81)
-    days_until_found(days, share_of_days(0.62, 10, seed=1))
-
-    for value in share_of_days(0.81, 10, seed=2):
-        evidence, findings = days.judge({"accuracy": value})
-
-    assert (findings, evidence.shifts) == ([], {})
+    assert evidence.shifts == {SeriesKey("accuracy", "metric"): start}
 
 
 @pytest.mark.parametrize(
     ("name", "before", "after", "is_found"),
     [("accuracy", 0.81, 0.95, False), ("brier", 0.2, 0.4, True), ("brier", 0.4, 0.2, False)],
 )
-def test_only_a_change_for_the_worse_is_a_shift(name, before, after, is_found):
+def test_only_a_worse_metric_is_a_shift(name, before, after, is_found):
     days = Days()
     days.judge_calm(40, **{name: before})
 
@@ -150,9 +126,7 @@ def test_more_complaints_are_found():
     ("before", "context"),
     [(19, {}), (40, {"false_per_year": None}), (40, {"follows_levels": False})],
 )
-def test_metrics_are_followed_with_a_budget_and_twenty_earlier_windows_of_the_schedule(
-    before, context
-):
+def test_metrics_need_budget_and_twenty_windows(before, context):
     days = Days()
     days.judge_calm(before, accuracy=0.81)
 
@@ -163,7 +137,7 @@ def test_metrics_are_followed_with_a_budget_and_twenty_earlier_windows_of_the_sc
     assert evidence.levels == {SeriesKey("accuracy", "metric"): 0.3, SeriesKey("", "rows"): ROWS}
 
 
-def test_windows_with_other_metrics_or_labels_are_not_compared():
+def test_other_metrics_or_labels_are_not_compared():
     days = Days()
     days.judge_calm(40, accuracy=0.81)
 
@@ -172,7 +146,7 @@ def test_windows_with_other_metrics_or_labels_are_not_compared():
     assert not days_until_found(days, [0.3] * 4)
 
 
-def test_an_accepted_level_is_usual():
+def test_accepted_level_is_usual():
     days = Days()
     days.judge_calm(40, accuracy=0.81)
     days_until_found(days, share_of_days(0.62, 5, seed=1))
@@ -182,7 +156,7 @@ def test_an_accepted_level_is_usual():
     assert findings == []
 
 
-def test_few_rows_make_a_metric_less_certain():
+def test_metric_of_few_rows_is_uncertain():
     few = Days()
     many = Days()
     for days in (few, many):
@@ -204,7 +178,7 @@ def test_few_rows_make_a_metric_less_certain():
         (0.0, 0.0, 0.15, {("accuracy", "drift")}),
     ],
 )
-def test_changed_labels_are_not_a_worse_model(late, redefined, worse, found):
+def test_changed_labels_are_distinguished(late, redefined, worse, found):
     """Labels of 1 come later each day; some labels of 1 become 0; answers are worse."""
     rng = np.random.default_rng(0)
     days = Days()
@@ -232,17 +206,3 @@ def test_changed_labels_are_not_a_worse_model(late, redefined, worse, found):
         outcomes |= {(finding.subject, finding.state) for finding in findings}
 
     assert outcomes == found
-
-
-@pytest.mark.long
-def test_the_budget_is_kept():
-    alarms = 0
-    for seed in range(3):
-        days = Days()
-        is_open = False
-        for value in share_of_days(0.81, 120, seed=seed):
-            _, findings = days.judge({"accuracy": value}, false_per_year=1.0)
-            alarms += bool(findings) and not is_open
-            is_open = bool(findings)
-
-    assert alarms <= 4  # 0.6 are expected.

@@ -10,14 +10,12 @@ import pytest
 
 from mlflow_deploy_plugin.watch.sequential.evidence import SeriesKey
 from tests.support.refusals import mentions
-from tests.watch.sequential import conftest
 from tests.watch.sequential.conftest import (
     DAY_US,
     FIRST,
     REFERENCE_DAYS,
     Stream,
     reference_of,
-    rows_of,
 )
 
 
@@ -25,43 +23,26 @@ def warmer(rows):
     return {**rows, "temp": rows["temp"] + 1.5}
 
 
-def test_calm_days_have_levels_but_no_findings(stream):
-    verdict = stream.judge(range(30))
-    assert verdict.findings == ()
-    assert verdict.evidence.levels[SeriesKey("temp", "level")] == pytest.approx(10, abs=1.5)
-    assert {
-        SeriesKey("temp", "spread"),
-        SeriesKey("delay", "missing"),
-        SeriesKey("carrier", "frequent"),
-    } <= verdict.evidence.levels.keys()
-
-
-def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream):
+def test_shift_has_column_direction_size_and_start(stream):
     stream.judge(range(20))
     verdict = stream.judge(range(20, 32), warmer)
     finding = verdict.findings[0]
-    assert finding.subject == "temp"
-    assert finding.check == "shift"
-    assert finding.state == "drift"
+    assert (finding.subject, finding.check, finding.state) == ("temp", "shift", "drift")
     assert finding.measure == "mean"
     assert finding.value_text == f"{finding.value:+.4g} SD"
     assert finding.value == pytest.approx(3, abs=1)
     assert "higher" in finding.change
-    start = FIRST + timedelta(days=REFERENCE_DAYS + 20)
-    assert (
-        finding.since_end == (datetime.fromisoformat(finding.since) + timedelta(days=1)).isoformat()
-    )
-    assert finding.since_range is not None
-    assert finding.since_range[0] <= start.isoformat() <= finding.since_range[1]
+    start = (FIRST + timedelta(days=REFERENCE_DAYS + 20)).isoformat()
+    assert finding.since_range[0] <= start <= finding.since_range[1]
     assert verdict.evidence.shifts[SeriesKey("temp", "level")] == finding.since
     chart = verdict.charts[0]
     assert chart.title.startswith("temp")
-    assert chart.onset is not None
+    assert chart.onset
     assert len(chart.starts) == len(chart.values) == len(chart.usual)
 
 
 @pytest.mark.parametrize("first_shifted", [150, 151, 152])
-def test_a_shift_on_any_day_of_a_window_is_in_the_interval(first_shifted):
+def test_interval_holds_any_day_of_a_window(first_shifted):
     stream = Stream(reference_of(180, 3 * DAY_US), days_per_window=3, every="3d")
     stream.judge(range(120, 150, 3))
 
@@ -75,37 +56,12 @@ def test_a_shift_on_any_day_of_a_window_is_in_the_interval(first_shifted):
     assert end - start == timedelta(days=3)
 
 
-def test_the_interval_of_a_shift_includes_days_without_a_window_before_it(stream):
+def test_interval_includes_a_gap_before_the_shift(stream):
     stream.judge(range(20))
 
     finding = stream.judge(range(25, 35), warmer).findings[0]
 
-    assert finding.since_range is not None
     assert finding.since_range[0] <= (FIRST + timedelta(days=REFERENCE_DAYS + 20)).isoformat()
-
-
-def test_judged_windows_between_windows_of_the_reference_are_drawn_in_the_order_of_time():
-    days = [*range(21, 51, 3)]
-    stream = Stream(reference_of(left_out=days))
-
-    verdict = stream.judge([day - REFERENCE_DAYS for day in days], warmer)
-
-    chart = verdict.charts[0]
-    assert [*chart.starts] == [FIRST + timedelta(days=day) for day in range(REFERENCE_DAYS)]
-    judged, unjudged = (
-        [chart.values[day] for day in range(20, 51) if (day in days) == is_judged]
-        for is_judged in (True, False)
-    )
-    assert np.mean(judged) - np.mean(unjudged) == pytest.approx(1.5, abs=0.5)
-
-
-def test_a_judged_window_early_in_a_long_reference_is_in_the_chart():
-    days = [*range(21, 51, 3)]
-    stream = Stream(reference_of(150, left_out=days))
-
-    chart = stream.judge([day - REFERENCE_DAYS for day in days], warmer).charts[0]
-
-    assert [*chart.starts] == [FIRST + timedelta(days=day) for day in range(60)]
 
 
 @pytest.mark.parametrize(
@@ -135,9 +91,7 @@ def test_a_judged_window_early_in_a_long_reference_is_in_the_chart():
         (lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)}, "temp", "wider", "deviation"),
     ],
 )
-def test_shares_missing_values_and_spreads_are_followed_too(
-    stream, change, subject, words, measure
-):
+def test_shares_and_spreads_are_followed(stream, change, subject, words, measure):
     stream.judge(range(10))
     finding = stream.judge(range(10, 35), change).findings[0]
     assert finding.subject == subject
@@ -145,13 +99,13 @@ def test_shares_missing_values_and_spreads_are_followed_too(
     assert finding.measure == measure
 
 
-def test_without_a_budget_there_is_only_evidence(stream):
+def test_windows_without_a_budget_have_only_evidence(stream):
     verdict = stream.judge(range(30), warmer, per_year=None)
     assert not verdict.findings
-    assert verdict.evidence.levels
+    assert verdict.evidence.levels[SeriesKey("temp", "level")] == pytest.approx(11.5, abs=1.5)
 
 
-def test_windows_of_another_reference_do_not_count(stream):
+def test_windows_of_another_reference_are_ignored(stream):
     stream.judge(range(30), warmer)
     stream.past = [
         replace(window, evidence=replace(window.evidence, basis="other")) for window in stream.past
@@ -159,19 +113,19 @@ def test_windows_of_another_reference_do_not_count(stream):
     assert not stream.judge([30], warmer).findings
 
 
-def test_an_accepted_column_has_a_new_baseline(stream):
+def test_accepted_column_has_a_new_baseline(stream):
     since = FIRST + timedelta(days=REFERENCE_DAYS)
     assert not stream.judge(range(30), warmer, baseline={"temp": since}).findings
 
 
-def test_a_short_reference_is_named_next_to_the_verdict():
+def test_short_reference_is_noted():
     verdict = Stream(reference_of(10)).judge(range(3))
     assert not verdict.findings
     assert mentions(verdict.notes[0], "false_per_year", "20", "10")
 
 
 @pytest.mark.parametrize(("has_default_budget", "is_alarm"), [(True, True), (False, False)])
-def test_a_short_reference_replaces_the_default_budget_by_a_rate(has_default_budget, is_alarm):
+def test_short_reference_replaces_the_default_budget(has_default_budget, is_alarm):
     def slightly_warmer(rows):
         return {**rows, "temp": rows["temp"] + 2.5}
 
@@ -182,40 +136,20 @@ def test_a_short_reference_replaces_the_default_budget_by_a_rate(has_default_bud
     assert ("0.05 of the windows" in judged.notes[0]) == has_default_budget
 
 
-def test_season_shows_the_moving_mean(monkeypatch):
-    def seasonal(day):
-        rows = rows_of(day)
-        return {**rows, "temp": rows["temp"] + 8 * np.sin(2 * np.pi * day / 365)}
-
-    monkeypatch.setattr(conftest, "rows_of", seasonal)
-
-    verdict = Stream(reference_of()).judge(range(40))
-
-    (finding,) = (finding for finding in verdict.findings if finding.subject == "temp")
-    assert finding.measure == "share out of range"
-    assert mentions(finding.change, "mean", "higher", "share out of range")
-
-
-def test_three_alarms_of_single_windows_are_named(stream):
+def test_three_single_alarms_are_noted(stream):
     def empty(rows):
-        return {
-            **rows,
-            "temp": np.where(np.arange(len(rows["temp"])) % 3, np.nan, 1) * rows["temp"],
-        }
+        return {**rows, "temp": np.where(np.arange(80) % 3, np.nan, rows["temp"])}
 
-    noted = []
-    for day in (2, 12, 22):
-        stream.judge([*range(day - 2, day)])
+    for alarms, day in enumerate((2, 12, 22), 1):
+        stream.judge(range(day - 2, day))
         stream.judge([day], empty)
-        verdict = stream.judge([*range(day + 1, day + 8)])
-        noted.append([note for note in verdict.notes if mentions(note, "temp", "accept")])
-
-    assert [len(notes) for notes in noted] == [0, 0, 1]
-    assert mentions(noted[-1][0], "3 times")
+        verdict = stream.judge(range(day + 1, day + 8))
+        noted = [note for note in verdict.notes if mentions(note, "temp", "accept", "3 times")]
+        assert len(noted) == alarms // 3
 
 
 @pytest.mark.parametrize(("windows", "is_named"), [(39, False), (60, True)])
-def test_moving_columns_are_noted_from_forty_windows(stream, windows, is_named):
+def test_long_open_shifts_are_noted(stream, windows, is_named):
     verdict = stream.judge(range(windows), warmer)
 
     assert any(mentions(note, "open shift", "temp", "accept") for note in verdict.notes) is is_named

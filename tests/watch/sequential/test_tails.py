@@ -23,13 +23,13 @@ def limits(values, p_value):
     return Tails(values, 1, KINDS).limits(np.full(FIGURES, p_value))
 
 
-def test_limits_of_normal_figures_are_near_the_quantiles():
+def test_limits_of_normal_figures_are_quantiles():
     # 3.09 for a known deviation, a little more for one that is estimated
     assert np.median(limits(innovations(), 1e-3)) == pytest.approx(3.2, abs=0.2)
     assert np.median(limits(innovations(), 1e-5)) == pytest.approx(4.6, abs=0.4)
 
 
-def test_heavy_tails_have_a_limit_that_single_windows_rarely_exceed():
+def test_limits_of_heavy_tails_are_rarely_exceeded():
     heavy = limits(innovations(3), 1e-4)
 
     assert np.median(heavy) > 8
@@ -37,11 +37,11 @@ def test_heavy_tails_have_a_limit_that_single_windows_rarely_exceed():
     assert 0 < (later > heavy).mean() < 1.5e-4
 
 
-def test_a_smaller_reference_has_higher_limits():
+def test_smaller_reference_has_higher_limits():
     assert (limits(innovations(windows=20), 1e-4) > limits(innovations(), 1e-4)).all()
 
 
-def test_figures_that_were_constant_do_not_have_a_limit_of_nothing():
+def test_constant_figure_has_a_limit():
     values = innovations()
     values[:, 0] = 0
 
@@ -49,7 +49,7 @@ def test_figures_that_were_constant_do_not_have_a_limit_of_nothing():
 
 
 @pytest.mark.parametrize("p_value", [1e-2, 1e-4, 1e-6])
-def test_the_limit_has_the_stated_probability(p_value):
+def test_limit_has_the_stated_probability(p_value):
     tails = Tails(innovations(5), 7, KINDS)
 
     at_limit = tails.p_values(tails.limits(np.full(FIGURES, p_value)))
@@ -57,7 +57,7 @@ def test_the_limit_has_the_stated_probability(p_value):
     assert at_limit == pytest.approx(np.full(FIGURES, p_value), rel=0.1)
 
 
-def test_the_tails_of_another_kind_do_not_raise_a_limit():
+def test_limits_ignore_tails_of_other_kinds():
     mixed = innovations()
     mixed[:, 15:] = innovations(3)[:, 15:]
     kinds = ["level"] * 15 + ["outside"] * 15
@@ -69,7 +69,7 @@ def test_the_tails_of_another_kind_do_not_raise_a_limit():
 
 
 @pytest.mark.parametrize(("freedom", "limit"), [(0, 4.4), (3, 28)])
-def test_quiet_shares_out_of_range_have_the_tails_of_the_levels(freedom, limit):
+def test_quiet_outside_shares_use_level_tails(freedom, limit):
     mixed = innovations(freedom)
     mixed[:, 15:] = 0
     kinds = ["level"] * 15 + ["outside"] * 15
@@ -82,7 +82,7 @@ def test_quiet_shares_out_of_range_have_the_tails_of_the_levels(freedom, limit):
 @pytest.mark.parametrize(
     ("share", "is_regular", "limit"), [(0.4, False, 0.6), (0.8, False, 0.75), (0.4, True, 0.05)]
 )
-def test_quiet_shares_have_a_limit_beyond_bursts_of_others(share, is_regular, limit):
+def test_quiet_shares_exceed_bursts_of_others(share, is_regular, limit):
     values = innovations() if is_regular else np.zeros((90, FIGURES))
     if not is_regular:
         values[::30, 0] = 5

@@ -2,23 +2,24 @@
 correlated.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.special import expit
 from scipy.stats import binom, norm
 
 from mlflow_deploy_plugin.watch.statistics.intervals import (
-    RESAMPLES,
+    Dependence,
     MetricInterval,
     Sampling,
     auc_interval,
     bootstrap_counts_interval,
+    dependence,
     share_interval,
     wilson_interval,
 )
 from mlflow_deploy_plugin.watch.statistics.metrics import (
-    ClassPredictions,
-    classification_metrics,
     regression_metrics,
 )
 
@@ -28,17 +29,16 @@ def is_held(one, truth):
     return one.low <= truth <= one.high
 
 
-def test_many_rows_are_resampled_without_drawing_each():
+def test_interval_of_many_rows():
     rng = np.random.default_rng(6)
     truth = rng.normal(size=60_000)
     interval = regression_metrics(truth, np.zeros(60_000), ["rmse"], Sampling(0.95))["rmse"]
 
     assert isinstance(interval, MetricInterval)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 / np.sqrt(2 * 60_000), rel=0.2)
-    assert RESAMPLES >= 200
 
 
-def test_a_perfect_order_of_few_rows_is_not_certain():
+def test_perfect_auc_of_few_rows_is_uncertain():
     is_positive = np.arange(20) >= 10
     interval = auc_interval(is_positive[:, None], np.arange(20.0)[:, None], Sampling(0.95))
 
@@ -48,7 +48,7 @@ def test_a_perfect_order_of_few_rows_is_not_certain():
 
 
 @pytest.mark.parametrize(("share", "rows"), [(0.01, 200), (0.01, 2_000), (0.2, 200)])
-def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share, rows):
+def test_share_is_missed_within_the_alarm_rate(share, rows):
     """The budget permits one miss in 1,800 windows. Wilson's interval would miss 1 % of
     200 rows 8 times as often.
     """
@@ -59,7 +59,7 @@ def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share, rows):
     assert float(binom.pmf(hits, rows, share)[missed].sum()) <= rate
 
 
-def test_days_with_noise_violate_a_requirement_within_the_budget():
+def test_noisy_days_keep_the_budget():
     """In 10 years, intervals of the rows violate it 40 times."""
     rng = np.random.default_rng(0)
     confidence = 1 - 0.125 / 365
@@ -83,7 +83,7 @@ def test_days_with_noise_violate_a_requirement_within_the_budget():
         (0.0, [0.66] * 30, 0.66, True),
     ],
 )
-def test_noise_hides_no_crash_and_no_lasting_fall(noise, before, value, is_violated):
+def test_noise_hides_no_lasting_fall(noise, before, value, is_violated):
     rng = np.random.default_rng(0)
     calm = rng.binomial(460, expit(1.45 + noise * rng.normal(size=45))) / 460
     interval = wilson_interval("accuracy", 460 * value, 460, 0.9997)
@@ -110,74 +110,24 @@ def together(rng, stretches, rows=20):
     return np.repeat(rng.normal(size=stretches), rows)
 
 
-NAMES = ("accuracy", "recall", "f1", "roc_auc", "brier")
-
-
-def answered(rng, stretches, dependence) -> tuple[np.ndarray, ClassPredictions]:
-    """Return rows with errors that are correlated within stretches: the stretch shifts
-    the chances of the truth, which the model does not predict.
-    """
-    chances = rng.uniform(0.3, 0.95, stretches * 20)
-    moved = np.log(chances / (1 - chances)) + dependence * together(rng, stretches)
-    truth = (rng.random(len(chances)) < 1 / (1 + np.exp(-moved))).astype(int)
-    probabilities = np.stack([1 - chances, chances], axis=1)
-    return truth, ClassPredictions(probabilities.argmax(axis=1), probabilities, ("no", "yes"))
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("dependence", "before", "least"), [(0.0, 0.85, 0.9), (3.0, 0.0, 0.85)])
-def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(dependence, before, least):
-    rng = np.random.default_rng(0)
-    windows = 60
-    times = np.arange(600.0)
-    many = classification_metrics(*answered(rng, 4_000, dependence), NAMES, Sampling(0.95))
-    values = {
-        name: interval.value
-        for name, interval in many.items()
-        if isinstance(interval, MetricInterval)
-    }
-
-    def held(sampling):
-        draws = np.random.default_rng(1)
-        samples = [
-            classification_metrics(*answered(draws, 30, dependence), NAMES, sampling)
-            for _ in range(windows)
-        ]
-        return {
-            name: float(np.mean([is_held(sample[name], values[name]) for sample in samples]))
-            for name in NAMES
-        }
-
-    alone = held(Sampling(0.95))
-    as_they_come = held(Sampling(0.95, times))
-
-    assert all(share >= least for share in as_they_come.values()), as_they_come
-    assert all(share >= before for share in alone.values())
-    if dependence:
-        assert np.mean([alone["accuracy"], alone["brier"]]) < 0.75
-
-
-def test_rows_that_are_wrong_together_are_worth_fewer():
+def test_rows_wrong_together_count_for_fewer():
     rng = np.random.default_rng(3)
     errors = together(rng, 40) + 0.3 * rng.normal(size=800)
-    shuffled = rng.permutation(800)
+    orders = (None, np.arange(800), rng.permutation(800))
 
-    def rmse(times):
-        interval = regression_metrics(errors, np.zeros(800), ["rmse"], Sampling(0.95, times))[
-            "rmse"
-        ]
-        assert isinstance(interval, MetricInterval)
-        return interval
+    intervals: list[Any] = [
+        regression_metrics(errors, np.zeros(800), ["rmse"], Sampling(0.95, times))["rmse"]
+        for times in orders
+    ]
+    plain, ordered, shuffled = intervals
 
-    assert rmse(None).effective_n == 800
-    assert rmse(np.arange(800)).effective_n < 120
-    assert rmse(shuffled).effective_n > 400  # Without an order, the rows count as independent.
-    assert rmse(np.arange(800)).high - rmse(np.arange(800)).low > 2 * (
-        rmse(None).high - rmse(None).low
-    )
+    assert plain.effective_n == 800
+    assert ordered.effective_n < 120
+    assert shuffled.effective_n > 400  # Without an order, the rows count as independent.
+    assert ordered.high - ordered.low > 2 * (plain.high - plain.low)
 
 
-def test_a_model_that_breaks_within_a_window_is_not_taken_for_one_that_varies():
+def test_change_within_a_window_is_no_variation():
     """28 days of 900 rows, each day with its own error rate: 0.78 are correct, and 0.44
     from the tenth day on.
     """
@@ -190,3 +140,28 @@ def test_a_model_that_breaks_within_a_window_is_not_taken_for_one_that_varies():
             share_interval("accuracy", hits, Sampling(0.95, np.arange(28 * 900))).high < 0.75
         )
     assert np.mean(is_found) > 0.9
+
+
+def autoregressive(coefficient, count, seed=0):
+    noise = np.random.default_rng(seed).normal(size=count + 100)
+    series = np.zeros(count + 100)
+    for position in range(1, len(series)):
+        series[position] = coefficient * series[position - 1] + noise[position]
+    return series[100:]
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "lengths", "correlation_time"),
+    [(0, (0, 4), pytest.approx(1, abs=0.4)), (0.6, (5, 20), pytest.approx(4, abs=1.5))],
+)
+def test_dependence_follows_the_correlation(coefficient, lengths, correlation_time):
+    estimates = [dependence(autoregressive(coefficient, 400, seed)) for seed in range(10)]
+
+    length = np.median([estimate.block_length for estimate in estimates])
+    assert lengths[0] < length < lengths[1]
+    assert np.median([estimate.correlation_time for estimate in estimates]) == correlation_time
+
+
+def test_cycles_and_constants_have_no_dependence():
+    assert dependence(np.tile([0.0, 0, 0, 0, 0, 1, 1], 20)).correlation_time < 1
+    assert dependence(np.ones(50)) == dependence(np.arange(5.0)) == Dependence(1.0, 1.0)

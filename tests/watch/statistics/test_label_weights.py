@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.watch.statistics.cbpe import LabelledWindow, labels_fit
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.watch.statistics.label_weights import weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.watch.statistics.metrics import (
@@ -80,7 +79,7 @@ def accuracy_of(labelled, predictions):
     return interval
 
 
-def test_labels_missing_at_random_are_reported_as_differing_at_the_stated_rate_only():
+def test_random_labels_rarely_differ():
     comparisons = [drawn(seed, at_random)[0] for seed in range(150)]
 
     assert comparisons[0].compared == ("score", "answer", "carrier", "event time")
@@ -91,7 +90,7 @@ def test_labels_missing_at_random_are_reported_as_differing_at_the_stated_rate_o
 @pytest.mark.parametrize(
     ("scheme", "differing"), [(by_score, "score"), (by_age, "event time"), (by_truth, "score")]
 )
-def test_columns_in_which_labelled_rows_differ_are_named(scheme, differing):
+def test_differing_columns_are_named(scheme, differing):
     labelled, _, _ = drawn(0, scheme)
 
     assert differing in labelled.differing
@@ -99,77 +98,7 @@ def test_columns_in_which_labelled_rows_differ_are_named(scheme, differing):
     assert labelled.effective_n < labelled.rows.sum()
 
 
-@pytest.mark.long
-def test_weights_correct_for_labels_missing_by_score():
-    plain = []
-    weighted = []
-    for seed in range(100):
-        labelled, predictions, truth = drawn(seed, by_score)
-        real = float((truth == classes_of(predictions).predicted).mean())
-        alone = classification_metrics(
-            predictions.truth[labelled.rows],
-            classes_of(predictions).take(labelled.rows),
-            ["accuracy"],
-            Sampling(0.95),
-        )["accuracy"]
-        assert isinstance(alone, MetricInterval)
-        plain.append(alone.low <= real <= alone.high)
-        interval = accuracy_of(labelled, predictions)
-        weighted.append(interval.low <= real <= interval.high)
-
-    assert sum(plain) <= 10
-    assert sum(weighted) >= 93
-
-
-def test_labels_missing_by_their_value_are_doubted_and_leave_worst_case_bounds():
-    seen = []
-    held = []
-    for seed in range(60):
-        labelled, predictions, truth = drawn(seed, by_truth)
-        window = LabelledWindow(
-            predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows)
-        )
-        seen.append(labelled.is_selected and not labels_fit(window, [], 0.95))
-        interval = accuracy_of(labelled.at_worst, predictions)
-        assert interval.method == "worst case"
-        held.append(
-            interval.low
-            <= float((truth == classes_of(predictions).predicted).mean())
-            <= interval.high
-        )
-
-    assert all(seen)
-    assert all(held)
-
-
-@pytest.mark.long
-def test_labels_that_are_missing_by_the_score_fit_the_probabilities():
-    departing = 0
-    for seed in range(100):
-        labelled, predictions, _ = drawn(seed, by_score)
-        window = LabelledWindow(
-            predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows)
-        )
-        departing += not labels_fit(window, [], 0.95)
-
-    assert departing <= 11  # 5 are expected
-
-
-def test_wrong_probabilities_are_corrected_by_earlier_windows_before_comparing_labels():
-    def window(seed):
-        answers, truth = answers_of(np.random.default_rng(seed))
-        assert answers.probabilities is not None
-        sharper = answers.probabilities**3 / (answers.probabilities**3).sum(axis=1, keepdims=True)
-        probabilities = sharper + [[0.04, -0.04]] * (sharper[:, 1:] > 0.5)
-        return LabelledWindow(truth, ClassPredictions(answers.predicted, probabilities, ("0", "1")))
-
-    earlier = [window(seed) for seed in range(1, 6)]
-
-    assert not labels_fit(window(0), [], 0.95)
-    assert labels_fit(window(0), earlier, 0.95)
-
-
-def test_rows_that_are_like_no_labelled_one_may_have_any_label():
+def test_rows_unlike_labelled_rows_are_unknown():
     rng = np.random.default_rng(0)
     answers, truth = answers_of(rng)
     table = table_of(rng)
@@ -188,7 +117,7 @@ def test_rows_that_are_like_no_labelled_one_may_have_any_label():
 
 
 @pytest.mark.parametrize("name", ["precision", "recall", "f1", "log_loss", "brier", "accuracy"])
-def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name):
+def test_bounds_hold_for_any_unknown_labels(name):
     rng = np.random.default_rng(3)
     labelled, predictions, truth = drawn(1, by_truth)
     bounds = weighted_metrics(predictions, labelled.at_worst, ALL, [name], Sampling(0.95))[name]
@@ -203,7 +132,7 @@ def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name):
         assert bounds.low < interval.value < bounds.high
 
 
-def test_weighted_figures_are_those_of_rows_that_stand_so_often():
+def test_weights_equal_repeated_rows():
     rng = np.random.default_rng(0)
     answers, truth = answers_of(rng, 400)
     times = rng.integers(1, 4, 400)
@@ -227,7 +156,7 @@ def test_weighted_figures_are_those_of_rows_that_stand_so_often():
         assert interval.high - interval.low > other.high - other.low
 
 
-def test_complete_or_absent_labels_are_not_compared():
+def test_complete_or_absent_labels_need_no_comparison():
     rng = np.random.default_rng(0)
     answers, truth = answers_of(rng)
     table = table_of(rng)

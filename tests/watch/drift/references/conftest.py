@@ -67,9 +67,3 @@ def ask(question_of):
         return load_reference(question_of(reference, window, columns, every), MODEL, version)
 
     return ask
-
-
-def window_rows(reference, window):
-    return reference.pieces.windows[
-        reference.pieces.window_starts_us.index(parse_window(window).start_us)
-    ].rows

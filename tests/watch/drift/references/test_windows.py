@@ -12,18 +12,21 @@ import pytest
 from mlflow_deploy_plugin.core.spec.types import SMALLEST_ROLLING_RATE, rolling_span
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, parse_window
 from mlflow_deploy_plugin.watch.drift.references.windows import (
+    RANDOM_WINDOWS,
     correct_for_rest,
     cut_pieces,
     window_grid,
+    with_random_windows,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.watch.drift.sketches.columns import read_columns
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import merge
 from tests.support.inference_log import event_table
 from tests.watch.conftest import FIRST_DAY, reference_of_days
+from tests.watch.drift.test_verdict import reference_of
 
 
-def test_steps_are_contiguous_and_make_the_blocks(ask):
+def test_steps_add_up_to_windows(ask):
     reference = ask(window=parse_window("2013-02-01T06:00/12h"))
 
     assert reference.pieces.grid.step_us == HOUR_US
@@ -38,31 +41,17 @@ def test_steps_are_contiguous_and_make_the_blocks(ask):
     assert sum(step.rows for step in reference.pieces.steps) == reference.pieces.total.rows
 
 
-def test_values_found_in_one_block_only_count_as_new_there(ask, days, tmp_path):
+def test_values_of_one_window_are_unseen(ask, days, tmp_path):
     days[3]["carrier"][:5] = "ZZ"
-    days[4]["temperature"][0] = 99.0
     pq.write_table(reference_of_days(days), tmp_path / "models" / "1" / "reference.parquet")
 
-    blocks = ask().pieces.windows
-
-    assert [block.columns["carrier"].unseen for block in blocks] == [0, 0, 0, 5] + [0] * 8
-    assert [block.columns["temperature"].above for block in blocks][4] == 1
-    # The pieces are in the cache.
-    assert sum(block.columns["carrier"].unseen for block in ask().pieces.windows) == 5
-
-
-def test_of_more_windows_than_are_kept_pairs_are(ask):
-    pieces = ask("rolling:4d", window=parse_window("2013-01-11T05:00/10m")).pieces
-
-    later, earlier = pieces.pairs()
-    starts = np.array(pieces.window_starts_us)
-    assert len(later) > 30
-    assert (starts[later] - starts[earlier] == 4 * 86_400_000_000).all()
-    assert pieces.others.rows > 0
+    for _ in range(2):  # The second time, the pieces are in the cache.
+        unseen = [block.columns["carrier"].unseen for block in ask().pieces.windows]
+        assert unseen == [0, 0, 0, 5] + [0] * 8
 
 
 @pytest.mark.parametrize("lag", [1, 24, 168, 5000])
-def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag):
+def test_pairs_suffice_for_the_smallest_rate(lag):
     length = timedelta(hours=1)
     span = rolling_span(lag * length, length, SMALLEST_ROLLING_RATE)
 
@@ -76,7 +65,7 @@ def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag):
     )
 
 
-def test_bins_and_pieces_hold_any_number_of_windows(ask, days, tmp_path):
+def test_windows_of_a_long_reference_are_limited(ask, days, tmp_path):
     times = [FIRST_DAY + timedelta(days=40 * number) for number in range(900)]
     pq.write_table(
         event_table({"_event_time": times, "x": np.arange(900.0)}),
@@ -97,7 +86,7 @@ FOUR_DAYS = {
 }
 
 
-def test_a_day_is_measured_against_the_others():
+def test_day_is_compared_with_other_days():
     times = np.repeat(np.arange(4) * DAY_US, 2)
     table = pa.table(FOUR_DAYS).append_column(
         "_event_time", pa.array(times, pa.timestamp("us", tz="UTC"))
@@ -109,3 +98,51 @@ def test_a_day_is_measured_against_the_others():
 
     assert [block.columns["text"].unseen for block in blocks] == [0, 1, 0, 0]
     assert [block.columns["number"].above for block in blocks] == [0, 0, 1, 0]
+
+
+def independent_reference(rows):
+    table = pa.table(
+        {"number": np.arange(float(rows)), "name": [f"id-{row}" for row in range(rows)]}
+    )
+    return reference_of(table, None)
+
+
+@pytest.mark.parametrize(
+    ("reference_rows", "rows", "window_rows"),
+    [
+        (9_000, 50, 50),
+        # A window has at most an eighth of the rows.
+        (400, 50, 50),
+        (400, 300, 50),
+        (30, 300, 3),
+    ],
+)
+def test_random_windows_have_the_judged_size(reference_rows, rows, window_rows):
+    reference = independent_reference(reference_rows)
+
+    pieces = with_random_windows(reference, rows).pieces
+
+    assert len(pieces.windows) == len(set(pieces.window_starts_us)) == RANDOM_WINDOWS
+    assert min(window.rows for window in pieces.windows) == window_rows
+    assert pieces.total is reference.pieces.total
+
+
+def test_random_windows_count_their_unique_values():
+    windows = with_random_windows(independent_reference(800), 100).pieces.windows
+
+    assert [window.columns["name"].unseen for window in windows] == [100] * RANDOM_WINDOWS
+    # The smallest and the largest number are in one window each of every division.
+    outside = [
+        window.columns["number"].below + window.columns["number"].above for window in windows
+    ]
+    assert 0 < np.count_nonzero(outside) < RANDOM_WINDOWS / 2
+
+
+def test_random_windows_are_reproducible():
+    first, second = (with_random_windows(independent_reference(800), 100) for _ in range(2))
+
+    means = [
+        [window.columns["number"].mean for window in reference.pieces.windows]
+        for reference in (first, second)
+    ]
+    assert means[0] == means[1]

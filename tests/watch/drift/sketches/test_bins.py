@@ -40,7 +40,7 @@ def frozen_texts(values):
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 2.0, 8.0])
-def test_the_distance_of_numbers_is_the_way_they_moved_in_standard_deviations(shift):
+def test_distance_of_numbers_is_in_deviations(shift):
     values = RNG.normal(10, 3, 20_000)
 
     assert distance(numbers(values), numbers(values + 3 * shift)) == pytest.approx(
@@ -48,7 +48,7 @@ def test_the_distance_of_numbers_is_the_way_they_moved_in_standard_deviations(sh
     )
 
 
-def test_one_sentinel_among_the_values_has_a_bounded_weight():
+def test_sentinel_has_a_bounded_weight():
     values = RNG.normal(size=10_000)
     with_sentinel = np.append(values[1:], -1e300)
 
@@ -56,7 +56,7 @@ def test_one_sentinel_among_the_values_has_a_bounded_weight():
     assert distance(numbers(with_sentinel), numbers(values + 1)) == pytest.approx(1, abs=0.05)
 
 
-def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones():
+def test_new_categories_count_as_rare():
     reference = texts([f"id{number}" for number in range(1000, 6000)])
     fresh = texts([f"is{number}" for number in range(1000, 6000)])
 
@@ -72,9 +72,7 @@ def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones():
         ([f"id{number}" for number in range(10**9, 10**9 + 5000)], 1.0),
     ],
 )
-def test_ids_and_free_texts_are_far_from_one_value_from_no_text_and_from_texts_of_another_length(
-    values, least
-):
+def test_ids_differ_from_constants_and_other_lengths(values, least):
     reference = texts([f"id{number}" for number in range(1000, 6000)])
 
     assert distance(reference, texts(values)) >= least - 0.02
@@ -93,7 +91,7 @@ def test_ids_and_free_texts_are_far_from_one_value_from_no_text_and_from_texts_o
         [5e-324, 0.0, 1.0],
     ],
 )
-def test_numbers_without_a_spread_are_compared_by_value(values):
+def test_numbers_without_spread_are_categories(values):
     bins = freeze_bins(numbers(values))
 
     codes = codes_of(bins, numbers([*values, 7.0, np.inf, np.nan]))
@@ -102,7 +100,7 @@ def test_numbers_without_a_spread_are_compared_by_value(values):
     assert ((codes >= 0) & (codes <= bins.size)).all()
 
 
-def test_the_bins_do_not_depend_on_the_order_of_the_rows():
+def test_bins_are_independent_of_row_order():
     values = [f"c{number % 70}" for number in range(700)]
     shuffled = list(RNG.permutation(values))
 
@@ -110,7 +108,7 @@ def test_the_bins_do_not_depend_on_the_order_of_the_rows():
     assert isinstance(freeze_bins(numbers(np.arange(1000))), OrderedBins)
 
 
-def test_a_side_without_values_has_no_distance():
+def test_empty_side_has_no_distance():
     bins = freeze_bins(numbers(np.arange(100)))
 
     empty = np.zeros(bins.size)
@@ -134,7 +132,7 @@ def test_a_side_without_values_has_no_distance():
         "a sentinel",
     ],
 )
-def test_a_number_is_in_the_bin_that_a_binary_search_finds(reference):
+def test_bin_of_a_number_equals_binary_search(reference):
     bins = freeze_bins(numbers(reference), "double")
     assert isinstance(bins, OrderedBins)
     beside = [np.nextafter(bins.edges, -np.inf), bins.edges, np.nextafter(bins.edges, np.inf)]
@@ -148,26 +146,13 @@ def test_a_number_is_in_the_bin_that_a_binary_search_finds(reference):
 
 
 @pytest.mark.filterwarnings("error")
-def test_range_beyond_a_float_is_binned_without_a_warning():
+def test_range_beyond_a_float_is_binned():
     values = np.array([-1.7e308, 1.7e308, np.inf, *np.zeros(5), np.nan])
 
     assert isinstance(freeze_bins(ColumnValues("x", "number", values)), CategoryBins)
 
 
-def test_bins_describe_the_reference_values():
-    bins = freeze_bins(numbers([*range(1000), np.nan]), "int64")
-    assert bins.kind == "number"
-    assert bins.minimum == 0
-    assert bins.maximum == 999
-    assert bins.arrow_type == "int64"
-
-    categories = frozen_texts([f"id{number}" for number in range(5000)])
-    assert categories.kind == "category"
-    assert len(categories.codes) == 0
-    assert len(categories.known) == 5000
-
-
-def test_of_many_categories_those_are_frequent_that_are_it_by_more_than_chance():
+def test_frequent_categories_exceed_chance():
     alike, few = (list(RNG.integers(1000, 1000 + count, 9000).astype(str)) for count in (500, 100))
 
     assert len(frozen_texts(few).codes) == 100

@@ -2,7 +2,6 @@
 
 import datetime
 import decimal
-from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +28,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.columns import (
         (pa.nulls(2), "category", [None, None]),
     ],
 )
-def test_a_column_becomes_a_feature(column, kind, values):
+def test_column_becomes_a_feature(column, kind, values):
     features, notes = read_columns(pa.table({"x": column}))
 
     assert features["x"].kind == kind
@@ -39,30 +38,27 @@ def test_a_column_becomes_a_feature(column, kind, values):
     )
 
 
-def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row():
+def test_tensor_becomes_mean_spread_and_projections():
     nested = pa.array([[[1.0, 3.0], [5.0, 7.0]], [[2.0, 2.0], [2.0, 2.0]]])
     long = pa.array([list(range(9)), []])
 
     features, _ = read_columns(pa.table({"image": nested, "tokens": long}))
 
-    figures = ["mean", "std", *(f"projection.{number}" for number in range(8))]
-    assert list(features) == [
-        f"{name}.{figure}" for name, figure in product(("image", "tokens"), figures)
-    ]
+    projections = [f"projection.{number}" for number in range(8)]
+    figures = ["mean", "std", *projections]
+    assert list(features) == [f"{name}.{each}" for name in ("image", "tokens") for each in figures]
     np.testing.assert_allclose(features["image.mean"].values, [4, 2])
     np.testing.assert_allclose(features["image.std"].values, [np.sqrt(5), 0])
     np.testing.assert_array_equal(features["tokens.mean"].values, [4, np.nan])
-    for number in range(
-        8
-        # The deviations of the first image, -3, -1, 1 and 3, each with a sign, over the
-        # root of four.
-    ):
-        assert features[f"image.projection.{number}"].values[0] in (-4, -3, -2, -1, 0, 1, 2, 3, 4)
-        assert features[f"image.projection.{number}"].values[1] == 0
-        assert np.isnan(features[f"tokens.projection.{number}"].values[1])
+    for name in projections:
+        first, second = features[f"image.{name}"].values
+        # The deviations -3, -1, 1 and 3, each with a sign, over the root of four.
+        assert first in range(-4, 5)
+        assert second == 0
+        assert np.isnan(features[f"tokens.{name}"].values[1])
 
 
-def test_a_short_vector_becomes_its_components():
+def test_short_vector_becomes_components():
     features, _ = read_columns(
         pa.table({"p": pa.array([[0.25, 0.75], [1.0], [], None, [None, 0.5]])})
     )
@@ -72,7 +68,7 @@ def test_a_short_vector_becomes_its_components():
     np.testing.assert_array_equal(features["p.1"].values, [0.75, np.nan, np.nan, np.nan, 0.5])
 
 
-def test_the_logs_own_columns_and_times_are_no_features():
+def test_log_columns_and_times_are_no_features():
     table = pa.table(
         {"_row": [1], "when": [datetime.datetime(2013, 1, 1)], "words": [["a"]], "x": [1.0]}
     )
@@ -93,7 +89,7 @@ def test_features_are_paired_by_name():
     assert pair_columns({"x": number, "gone": number}, {"x": text, "new": text}) == [(number, text)]
 
 
-def test_booleans_compared_with_numbers_become_numbers():
+def test_booleans_paired_with_numbers_are_numbers():
     reference, _ = read_columns(pa.table({"flag": pa.array([1.0, 0.0, 1.0], pa.float32())}))
     current, _ = read_columns(pa.table({"flag": [True, None, False]}))
 

@@ -6,11 +6,9 @@ machine.
 """
 
 import io
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +23,6 @@ from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
     SketchStore,
-    hour_profiles,
     spark_window_profile,
     window_profile,
     window_versions,
@@ -37,8 +34,6 @@ from tests.watch.conftest import FIRST_DAY, day_of_rows
 
 from .test_sketch import assert_same
 
-Bins = dict[str, Any]
-Days = list[dict[str, Any]]  # The columns of the rows of each day.
 DAYS = 3
 MONTH = parse_window("2013-01-01/2013-02-01")
 CUT = parse_window("2013-01-01T05:20/2013-01-03T07:40")
@@ -89,7 +84,7 @@ def stored(log):
 @pytest.mark.parametrize(
     "window", [MONTH, CUT, parse_window("2013-01-02T03:10/10m"), parse_window("2014-01-01/1d")]
 )
-def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(log, bins, days, window):
+def test_profile_of_a_window_equals_its_rows(log, bins, days, window):
     made = profile(log, bins, window)
 
     assert_same(made, expected(bins, days, window)) if made.rows else None
@@ -97,19 +92,7 @@ def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(log, 
     assert_same(profile(log, bins, window), made)  # Stored profiles are used.
 
 
-def test_stored_sketches_are_used_instead_of_the_rows(log, bins, days):
-    first = profile(log, bins)
-    assert len(stored(log)) == DAYS
-
-    for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
-        # The size is unchanged, so the file is not read again.
-        path.write_bytes(b"x" * path.stat().st_size)
-
-    assert_same(profile(log, bins), first)
-    assert not log.unreadable
-
-
-def test_late_rows_and_compaction_are_noticed(log, bins, days, writer):
+def test_late_rows_and_compaction_update_profiles(log, bins, days, writer):
     profile(log, bins)
     late = day_of_rows(np.random.default_rng(9), FIRST_DAY + timedelta(days=1), rows=7)
 
@@ -122,7 +105,7 @@ def test_late_rows_and_compaction_are_noticed(log, bins, days, writer):
     assert_same(profile(log, bins), expected(bins, [*days, late]))
 
 
-def test_stored_profiles_that_make_no_sense_are_made_anew(log, bins, days):
+def test_invalid_stored_profiles_are_replaced(log, bins, days):
     profile(log, bins)
     other = io.BytesIO()
     pq.write_table(pa.table({"x": [1]}).replace_schema_metadata({"onnxserve": "[1]"}), other)
@@ -134,7 +117,7 @@ def test_stored_profiles_that_make_no_sense_are_made_anew(log, bins, days):
     assert all(path.stat().st_size > 1000 for path in stored(log))
 
 
-def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(log, bins, days):
+def test_unreadable_file_is_named_until_readable(log, bins, days):
     path = next(Path(log.location.root).glob("endpoint=*/date=2013-01-02/hour=*/*.parquet"))
     content = path.read_bytes()
     path.write_bytes(b"x" * len(content))
@@ -148,13 +131,13 @@ def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(log, bins
     assert_same(profile(open_log(log.location.shown), bins), expected(bins, days))
 
 
-def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(log, bins, days):
+def test_unwritable_sketches_do_not_matter(log, bins, days):
     (Path(log.location.root) / "_sketches").write_text("a file where the folder would be")
 
     assert_same(profile(log, bins), expected(bins, days))
 
 
-def test_a_log_in_a_bucket_keeps_its_profiles_there(log, bins, days, monkeypatch):
+def test_profiles_are_stored_in_the_bucket(log, bins, days, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     with s3_server() as bucket:
@@ -172,18 +155,7 @@ def test_a_log_in_a_bucket_keeps_its_profiles_there(log, bins, days, monkeypatch
         assert len(bucket.asked) < 20
 
 
-def test_two_that_sketch_at_once_do_no_harm(log, bins, days):
-    with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: profile(open_log(log.location.shown), bins), range(8)))
-
-    for result in [*made, profile(log, bins)]:
-        assert_same(result, expected(bins, days))
-    # The folder for temporary files is empty.
-    # The folder for temporary files is empty.
-    assert len(list(Path(log.location.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2
-
-
-def test_versions_are_kept_apart_and_counted(log, bins, days, writer):
+def test_versions_have_separate_profiles(log, bins, days, writer):
     writer.write(day_of_rows(np.random.default_rng(9), FIRST_DAY, rows=11), version="2")
 
     assert profile(log, bins, version="2").rows == 11
@@ -193,23 +165,10 @@ def test_versions_are_kept_apart_and_counted(log, bins, days, writer):
     assert window_versions(log, ENDPOINT, MONTH) == {(MODEL, "1"): 360, (MODEL, "2"): 11}
 
 
-def test_a_row_that_stands_in_the_log_twice_counts_once(log, bins, days, writer):
+def test_duplicate_row_counts_once(log, bins, days, writer):
     writer.write(days[1], segment="s1", suffix="-again")
 
     assert_same(profile(log, bins), expected(bins, days))
-
-
-def test_hours_come_in_order_with_their_own_profiles(log, bins, days):
-    hours = list(
-        hour_profiles(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, "1", CUT)
-    )
-
-    starts = [start for start, _ in hours]
-    assert starts == sorted(starts)
-    assert starts[0].hour == 6
-    assert starts[-1].hour == 6
-    inner = parse_window("2013-01-01T06:00/2013-01-03T07:00")
-    assert sum(hourly.rows for _, hourly in hours) == expected(bins, days, inner).rows
 
 
 @pytest.fixture
@@ -221,7 +180,7 @@ def session():
 
 
 @pytest.mark.long
-def test_spark_gives_the_same_numbers(session, writer):
+def test_spark_profile_equals_local_profile(session, writer):
     rng = np.random.default_rng(0)
     days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=200) for number in range(3)]
     for day in days:
@@ -237,12 +196,9 @@ def test_spark_gives_the_same_numbers(session, writer):
         path.unlink()
     local = window_profile(sketches, MODEL, "1", CUT)
     assert_same(spread, local)
-    assert [column.mean.hex() for column in spread.columns.values()] == [
-        column.mean.hex() for column in local.columns.values()
-    ]
-    assert [column.m2.hex() for column in spread.columns.values()] == [
-        column.m2.hex() for column in local.columns.values()
-    ]
+    for name, column in local.columns.items():
+        exact = spread.columns[name]
+        assert (column.mean.hex(), column.m2.hex()) == (exact.mean.hex(), exact.m2.hex())
 
     lost = replace(sketches, log=InferenceLog(replace(log.location, shown="ftp://nowhere")))
     with pytest.raises(OnnxserveError, match=r"^2013-01-01T05:20:00/2013-01-02: .*ftp://nowhere"):
