@@ -107,7 +107,7 @@ def test_retrain_list_shows_cause_and_state(retraining):
     text = onnxserve("retrain list").output
     assert mentions(text, "flights", "retraining 1", "X", "full", "waiting")
     assert "asked by ada: new carrier" in text
-    assert told("retrain list -o json")[0]["state"] == "waiting"
+    assert told("retrain list")[0]["state"] == "waiting"
     assert mentions(onnxserve("retrain list other").output, "no retrainings", "'other'")
 
 

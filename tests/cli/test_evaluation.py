@@ -52,7 +52,7 @@ def test_explain_orders_columns_by_importance(folder):
     assert done.stderr.splitlines() == ["explaining 10 rows", "permuting 2 columns of 300 rows"]
     assert len(pd.read_json(folder / "rows.jsonl", lines=True)) == 20
 
-    document = told(f"{EXPLAIN} -o json")
+    document = told(EXPLAIN)
     assert [entry["column"] for entry in document["importance"]] == ["a", "b"]
     assert document["importance"][0]["permutation"] is None
 
@@ -95,7 +95,7 @@ def test_profile_lists_operators(folder):
     assert lines[1].split() == ["operator", "share", "µs"]
     assert any(line.startswith("Softmax ") for line in lines[2:])
 
-    document = told("profile small --rows 8 -o json")
+    document = told("profile small --rows 8")
     assert document["rows"] == 8
     assert Path(document["file"]).is_file()
     assert sum(operator["share"] for operator in document["operators"]) == pytest.approx(1)

@@ -160,7 +160,7 @@ def test_stats_count_rows_and_labels(writer):
     assert mentions(lines["rows"], "30", "2013-07-01 00:00:00", "2013-07-01 01:27:00")
     assert mentions(lines["labels"], "1 rows", "3.3%", "0 unmatched")
     assert ["2013-07-01", "00:00", "20"] in [line.split()[:3] for line in text.splitlines()]
-    figures = told("log stats flights -o json --since 2013-07-01T01:00")
+    figures = told("log stats flights --since 2013-07-01T01:00")
     assert figures["rows"] == 10
     assert figures["by_hour"] == {"2013-07-01T01:00:00+00:00": 10}
 
@@ -262,7 +262,7 @@ def test_table_shortens_long_and_missing_values():
 
 
 def found(options="", name="flights"):
-    return told(f"log errors {name} {options} -o json")
+    return told(f"log errors {name} {options}")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests.support.monitored_endpoint import CALM, DAY, SHIFTED, capture, make_e
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
-OF_SHIFTED = "--window 2013-07-02/1d -o json"
+OF_SHIFTED = "--window 2013-07-02/1d"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def figures(result):
 @pytest.mark.long
 def test_run_prints_and_stores_a_verdict(home, store):
     first = onnxserve("drift run flights")
-    again = onnxserve(f"monitor run flights {OF_SHIFTED} --exit-code")
+    again = onnxserve(f"monitor run flights {OF_SHIFTED} -o json --exit-code")
 
     assert (first.exit_code, again.exit_code) == (0, 1), first.output + again.output
     assert first.stdout.startswith("flights daily 2013-07-02/2013-07-03: drift\n")
@@ -223,7 +223,7 @@ def test_list_shows_monitor_states(home, store):
     monitors = Monitors(store)
     window = monitors.add("flights", "daily", CALM + 100 * DAY, CALM + 101 * DAY)
 
-    (before,) = told("monitor list -o json")
+    (before,) = told("monitor list")
     monitors.close(window, "the log is gone")
     paused = onnxserve("monitor pause flights daily --why fault").stdout
     text = onnxserve("monitor list flights")
@@ -272,7 +272,7 @@ def test_alarm_budget_is_of_the_endpoint(home, store):
     command = "monitor add flights other -C alarms.false_per_year"
     added = onnxserve(f"{command}=2 -C min_rows=60")
     text = onnxserve("monitor list flights")
-    documents = told("monitor list flights -o json")
+    documents = told("monitor list flights")
     spec = store.require_endpoint("flights").spec
     onnxserve("endpoint update flights -C alarms.false_per_year=")
     onnxserve("monitor remove flights other")
@@ -298,7 +298,7 @@ def test_accepted_alarms_are_listed(home, store):
     onnxserve("endpoint update flights -C alarms.false_per_year=1")
     accepted = done("monitor accept flights daily --column x --why 'a new carrier'")
     listed = done("monitor list flights")
-    document = told("monitor list flights -o json")[0]
+    document = told("monitor list flights")[0]
     history = done("audit history flights")
     onnxserve("endpoint update flights -C alarms.false_per_year=")
 
@@ -380,7 +380,7 @@ def test_silence_from_begin_to_end(silenced):
     assert made.endswith(": a known storm\n")
     assert onnxserve(command).output.startswith("2  flights, all monitors, ")
     assert onnxserve("alert silences").output.count("\n") == 2
-    assert [entry["monitor"] for entry in told("alert silences -o json")] == ["daily", None]
+    assert [entry["monitor"] for entry in told("alert silences")] == ["daily", None]
     ended = onnxserve("alert unsilence 1 --why passed").output
     assert mentions(ended, "silence 1", "over")
     assert onnxserve("alert silences").output.startswith("2  ")

@@ -150,7 +150,7 @@ def test_promotion_reports_gate_and_followers():
 
     # The version is now the only one that is served.
     (line,) = done("gate models:/toy/2 --policy cheap.yaml").splitlines()
-    document = told("gate models:/toy/2 --policy cheap.yaml -o json")
+    document = told("gate models:/toy/2 --policy cheap.yaml")
     assert mentions(line, "toy version 2", "Production", "no version to compare")
     assert document["version"] == "2"
     assert document["stands"] == "Production"
@@ -198,13 +198,13 @@ def test_diff_shows_changed_facts():
 
 
 def test_diff_as_json_has_numbers():
-    document = told("diff models:/pair/1 models:/pair/3 --all -o json")
+    document = told("diff models:/pair/1 models:/pair/3 --all")
     (operator,) = [row for row in document["rows"] if row["name"] == "operator MatMul"]
     assert operator["before"] == operator["after"] == 1
     assert operator["is_changed"] is False
     assert mentions(document["sentence"], "version 3", "neither better nor worse")
     assert document["disagreement"] == 0.0
     assert document["predictions"][1]["output"] == "probabilities"
-    document = told("diff models:/pair/1 models:/pair/2 -o json")
+    document = told("diff models:/pair/1 models:/pair/2")
     assert document["rows"] == []
     assert mentions(document["predictions"]["reason"], "input_example")

@@ -43,7 +43,7 @@ def test_promotion_is_requested_approved_and_done(server):
     assert mentions(requested.stdout, model, "version 1", "@champion", "faster", "passed", "1 of 1")
 
     with server.logged_in("carol"):
-        (listed,) = told(f"request list {model} -o json")
+        (listed,) = told(f"request list {model}")
         approved = done(f"{approve} --why fine")
         done(approve)
     assert (listed["requested_by"], listed["missing"], listed["why"]) == ("alice", 1, "faster")

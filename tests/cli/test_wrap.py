@@ -47,7 +47,7 @@ def test_new_version_has_a_parity_proof():
 
 @pytest.mark.long
 def test_dry_run_creates_no_version():
-    document = told("wrap models:/old/1 --dry-run -o json")
+    document = told("wrap models:/old/1 --dry-run")
     assert document["source"] == "models:/old/1"
     assert document["name"] == "old"
     assert document["version"] is None

@@ -24,7 +24,7 @@ def done(line: str, *more: object) -> str:
 
 def told(line: str, *more: object) -> Any:
     """Return the JSON output of a command that succeeds."""
-    return json.loads(done(line, *more))
+    return json.loads(done(f"{line} -o json", *more))
 
 
 def said(result: Result) -> str:

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import VariantSpec
+from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
@@ -27,10 +28,12 @@ from mlflow_deploy_plugin.promote.gate.verdict import (
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.ship.deployments.server_metrics import parse_server_metrics
 from mlflow_deploy_plugin.watch.reports.log import build_report
 from tests.support.approvals import record_gate
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.console import PAGE, POLICY
+from tests.support.metrics_page import PAGE as METRICS
 from tests.support.results import past_of, result_of
 
 pytestmark = NEEDS_CHROMIUM
@@ -43,9 +46,15 @@ STATES: tuple[Literal["starting", "failed", "stopped"], ...] = ("starting", "fai
 def url(mlflow_app, console):
     """Yield the address of a console that shows all of its states."""
     with pytest.MonkeyPatch.context() as patch:
-        populate(mlflow_app)
+        model = populate(mlflow_app)
+        counted = METRICS.replace(
+            '"f",variant="main",model="X"', f'"{ENDPOINT}",variant="v0",model="{model}"'
+        )
+        metrics = {"server": parse_server_metrics(counted)}
+        loaded = {ENDPOINT: {"v0": LoadedVariant(version="6")}}
+        worker = WorkerState(pid=1, generation=1, endpoints=loaded)
         observations: dict[str, Observation] = {
-            ENDPOINT: Observation("running", url="http://f:80"),
+            ENDPOINT: Observation("running", url="http://f:80", workers=(worker,)),
             **{state: Observation(state, reason=f"it is {state}") for state in STATES},
         }
         observed = {
@@ -58,7 +67,7 @@ def url(mlflow_app, console):
             lambda _, on: [observed[name] for name in on if name in observed],
         )
         patch.setattr(Deployments, "get_endpoint", lambda _, name: observed[name])
-        patch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
+        patch.setattr(Deployments, "server_metrics", lambda *asked, **more: metrics)
         yield console
 
 
@@ -119,6 +128,7 @@ def populate(mlflow_app):
         start = datetime(2026, 11, 20, hour, tzinfo=UTC)
         window = monitors.add(ENDPOINT, "drift", start, start + timedelta(hours=1))
         monitors.update(replace(window, **outcome))
+    return model
 
 
 def history_line(model, ago):

@@ -238,9 +238,9 @@ def test_reason_is_red_only_for_a_problem(store, page, observe, endpoint, state,
     assert f'<p class="{colour}">loading the model</p>' in html
 
 
-def test_shipping_error_degrades_the_server(store, page, observe, endpoint):
+def test_shipping_error_degrades_the_server(add, page, observe):
     error = "the inference log s3://rows cannot be written: 403"
-    observe(store.endpoint(endpoint), shipping_error=error)
+    observe(add("behind"), shipping_error=error)
     html = page()
     assert '<span class="mark mark-degraded">degraded</span>' in html
     assert error in html
