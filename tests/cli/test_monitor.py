@@ -61,10 +61,10 @@ def test_run_prints_and_stores_a_verdict(home, store):
 
     assert (first.exit_code, again.exit_code) == (0, 1), first.output + again.output
     assert first.stdout.startswith("flights daily 2013-07-02/2013-07-03: drift\n")
-    change = r"mean -?0\.\d+ \(Tuesdays\) → 9\.\d+, higher; "
-    assert re.search(rf"\n  x: {change}since 2 July 2013", first.stdout)
+    assert re.search(r"\n  x: out of range [\d.]+% → 100.0%, .*; since 2 July 2013\n", first.stdout)
     measured = r"distribution +mean [\d.]+ SD +threshold [\d.]+ SD"
-    history = f"{change}drift since the window of 2 July 2013"
+    change = r"mean -?0\.\d+ \(Tuesdays\) → 9\.\d+, higher"
+    history = f"{change}; drift since the window of 2 July 2013"
     assert re.search(rf"\n  x +{measured} .*{history}\n", first.stdout)
     assert "\n  SD: " in first.stdout
     assert first.stderr.splitlines()[::5] == [
@@ -74,7 +74,11 @@ def test_run_prints_and_stores_a_verdict(home, store):
     result = json.loads(again.stdout)
     finding = result["findings"][0]
     assert (result["verdict"], result["revision"], result["rows"]) == ("drift", 2, 250)
-    assert (finding["subject"], finding["measure"], finding["unit"]) == ("x", "mean", "SD")
+    assert (finding["subject"], finding["measure"], finding["unit"]) == (
+        "x",
+        "share out of range",
+        "SD",
+    )
     assert finding["since"] == SHIFTED.isoformat()
     assert finding["in_a_row"] == 1
     windows = Monitors(store).windows("flights", "daily")
