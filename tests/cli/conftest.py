@@ -12,46 +12,21 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.deployments import empty_home, save_models
-from tests.support.models import adder, parse_graph
+from tests.support.models import adder
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 _numbers = itertools.count(1)
 
 
-def counter():
-    """Counts to the number it is given, one step after the other: a request that takes
-    as long as one likes.
-    """
-    return parse_graph(
-        """counter (int64[N] x) => (int64[N] y)
-        <int64[1] axes = {0}, int64[1] first = {0}, int64[1] zero = {0}, bool go = {1}> {
-          one = Gather(x, first)
-          trips = Squeeze(one, axes)
-          total = Loop(trips, go, zero) <body = step (int64 i, bool c, int64[1] s) => \
-(bool d, int64[1] t)
-            <int64[1] unit = {1}> { d = Identity(c)
-              t = Add(s, unit) }>
-          nothing = Sub(x, x)
-          y = Add(nothing, total)
-        }"""
-    )
-
-
 @pytest.fixture(scope="session")
 def logged(mlflow_server):
-    """Return URIs of logged models: adders by their summand, a slow model, and models
-    without or with broken ONNX.
-    """
+    """Return URIs of logged models: adders by their summand, and a broken model."""
     requirements: dict[str, Any] = {"pip_requirements": ["onnxruntime"]}
     with tracking_at(mlflow_server.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         uris = {
             f"+{n}": mlflow.onnx.log_model(adder(n), name=f"add{n}", **requirements).model_uri
-            for n in (1, 2, 3)
+            for n in (1, 2)
         }
-        uris["slow"] = mlflow.onnx.log_model(counter(), name="slow", **requirements).model_uri
-        uris["pyfunc"] = mlflow.pyfunc.log_model(
-            name="pyfunc", loader_module="json", pip_requirements=["mlflow"]
-        ).model_uri
         uris["broken"] = mlflow.onnx.log_model(adder(9), name="broken", **requirements).model_uri
     model_id = uris["broken"].removeprefix("models:/")
     (file,) = mlflow_server.folder.glob(f"artifacts/**/{model_id}/artifacts/model.onnx")
@@ -66,8 +41,8 @@ class Registered:
     client: MlflowClient
     name: str
 
-    def promote(self, version: int, stage: str = "Production") -> None:
-        self.client.transition_model_version_stage(self.name, str(version), stage)
+    def promote(self, version):
+        self.client.transition_model_version_stage(self.name, str(version), "Production")
 
 
 @pytest.fixture

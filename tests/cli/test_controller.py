@@ -1,24 +1,21 @@
-"""Tests of `onnxserve rollback`, `retrain` and `controller` with valid and invalid
-options.
-"""
+"""Tests of `onnxserve rollout`, `rollback`, `retrain` and `controller`."""
 
-import json
 import os
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
-from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
 from tests.support.clusters import silent_api
+from tests.support.commands import onnxserve, said, told
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN as ROLLOUT
 
@@ -34,7 +31,7 @@ finally:
 
 
 @pytest.mark.long
-def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path, new_database):
+def test_rollback_imports_no_pandas(tmp_path, new_database):
     environment = {
         **os.environ,
         "ONNXSERVE_HOME": str(tmp_path),
@@ -44,16 +41,8 @@ def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path, new_database
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/Production"))
     store.close()
 
-    command = [
-        sys.executable,
-        "-c",
-        CODE,
-        "pandas,scipy,sklearn,shap,onnxruntime",
-        "rollback",
-        "flights",
-        "--to",
-        "1",
-    ]
+    modules = "pandas,scipy,sklearn,shap,onnxruntime"
+    command = [sys.executable, "-c", CODE, modules, "rollback", "flights", "--to", "1"]
     result = subprocess.run(
         command, capture_output=True, text=True, env=environment, check=False, timeout=120
     )
@@ -71,9 +60,7 @@ def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path, new_database
         (["list"], "there are no deployments"),
     ],
 )
-def test_rollout_status_and_list_read_the_store_without_importing_mlflow_or_arrow(
-    store, tmp_path, command, answer
-):
+def test_status_and_list_import_no_mlflow(store, tmp_path, command, answer):
     store.add_rollout("flights", ROLLOUT.to_json(), "promoted")
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path)}
     typed = [sys.executable, "-c", CODE, "mlflow,limits,kubernetes,pyarrow", *command]
@@ -102,65 +89,61 @@ PLAN = {
 }
 
 
-def ask(*arguments):
-    return CliRunner().invoke(main, ["retrain", "run", *arguments])
-
-
-def listed(*arguments):
-    return CliRunner().invoke(main, ["retrain", "list", *arguments]).output
-
-
-def test_retrain_without_an_endpoint_asks_for_its_name(store):
-    result = ask()
-    assert result.exit_code == 2
-    assert mentions(result.output.splitlines()[-1], "NAME")
-
-
-def test_unknown_endpoint_is_an_error_for_retrain_and_lists_no_retrainings(store):
-    result = ask("flights")
-    assert result.exit_code == 1
-    assert mentions(result.output, "no endpoint", "'flights'")
-    assert mentions(listed("flights"), "no retrainings", "'flights'")
-
-
-def test_started_retraining_points_to_the_retrainings_command(store, monkeypatch):
-    begun = Retrainings(store).add(
-        "flights", "accuracy", "X", {"kind": "asked", "why": "new"}, PLAN
-    )
-    monkeypatch.setattr(TRIGGER, lambda *_, **__: begun)
-    store.acquire_lease(STORE_LEASE, "controller@here", 15.0)
-    assert mentions(ask("flights").output, "controller@here", "`onnxserve retrain list`")
-
-
-def test_list_shows_the_cause_and_state_of_a_retraining(store):
+@pytest.fixture
+def retraining(store, monkeypatch):
+    """A retraining of `flights` by the command, which does not start it."""
     cause = {"kind": "asked", "why": "asked by ada: new carrier"}
-    Retrainings(store).add("flights", "accuracy", "X", cause, PLAN)
-    text = listed()
-    assert mentions(text, "flights", "retraining 1", "X", "full", "waiting")
-    assert cause["why"] in text
-    assert json.loads(listed("-o", "json"))[0]["state"] == "waiting"
-
-
-def test_wait_shows_how_a_retraining_ends(store, monkeypatch):
-    cause = {"kind": "asked", "why": "asked by ada"}
     begun = Retrainings(store).add("flights", "accuracy", "X", cause, PLAN)
     monkeypatch.setattr(TRIGGER, lambda *_, **__: begun)
 
-    result = ask("flights", "--wait")
+
+def test_started_retraining_names_the_controller(store, retraining):
+    store.acquire_lease(STORE_LEASE, "controller@here", 15.0)
+    shown = onnxserve("retrain run flights").output
+    assert mentions(shown, "controller@here", "`onnxserve retrain list`")
+
+
+def test_retrain_list_shows_cause_and_state(retraining):
+    text = onnxserve("retrain list").output
+    assert mentions(text, "flights", "retraining 1", "X", "full", "waiting")
+    assert "asked by ada: new carrier" in text
+    assert told("retrain list")[0]["state"] == "waiting"
+    assert mentions(onnxserve("retrain list other").output, "no retrainings", "'other'")
+
+
+def test_retrain_wait_shows_the_end(store, retraining):
+    result = onnxserve("retrain run flights --wait")
 
     assert result.exit_code == 1
-    assert result.stdout.splitlines() == [
-        "flights: retraining 1 of X, full: waiting",
-        (
-            "flights: retraining 1 of X, full: failed; endpoint 'flights' was deleted during the "
-            "retraining"
-        ),
-    ]
+    waiting, failed = result.stdout.splitlines()
+    assert waiting == "flights: retraining 1 of X, full: waiting"
+    assert mentions(failed, "retraining 1 of X", "failed", "endpoint 'flights' was deleted")
     assert store.lease("controller") is None
 
 
 @pytest.mark.long
-def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store, tmp_path):
+def test_rollout_wait_follows_another_controller(store, tmp_path):
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/Production"))
+    begun = store.add_rollout("flights", ROLLOUT.to_json(), "stepping")
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "wait", "flights"]
+    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path)}
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as shown:
+        assert shown.stdout is not None
+        first = shown.stdout.readline()
+        store.update_rollout(replace(begun, state="promoted", ended_at=store.now()), None)
+        rest, complaint = shown.communicate(timeout=120)
+
+    assert first.startswith("flights: ")
+    assert "promoted" in rest
+    assert shown.returncode == 0
+    assert mentions(complaint, "another controller", "'flights'")
+
+
+@pytest.mark.long
+def test_controller_ends_while_a_cluster_hangs(store, tmp_path):
     store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/X/Production"))
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"]
 
@@ -183,17 +166,10 @@ def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store, tmp_path):
     assert mentions(complaint, "controller", "8 s")
 
 
-def test_migrate_makes_the_store_and_says_why_it_cannot(tmp_path, monkeypatch):
+def test_migrate_creates_the_store(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/new/store.db")
     for _ in range(2):
-        assert (
-            CliRunner()
-            .invoke(main, ["migrate"])
-            .stdout.startswith("the store is up to date with onnxserve ")
-        )
+        assert onnxserve("migrate").stdout.startswith("the store is up to date with onnxserve ")
     assert (tmp_path / "new" / "store.db").exists()
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://onnx:s3cret@127.0.0.1:1/db")
-    failed = CliRunner().invoke(main, ["migrate"])
-    assert failed.exit_code == 1
-    assert failed.stderr.count("\n") == 1
-    assert "s3cret" not in failed.stderr
+    assert "s3cret" not in said(onnxserve("migrate"))

@@ -3,10 +3,8 @@
 import json
 
 import pytest
-from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.packages import check_fit
+from tests.support.commands import onnxserve
 from tests.support.refusals import mentions
 
 
@@ -17,8 +15,8 @@ def environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_an_environment_that_fits_has_no_failed_check(tmp_path):
-    ended = CliRunner().invoke(main, ["doctor", "-o", "json"])
+def test_fitting_environment_has_no_failed_check(tmp_path):
+    ended = onnxserve("doctor -o json")
     checks = {check["check"]: (check["state"], check["text"]) for check in json.loads(ended.stdout)}
     assert ended.exit_code == 0
     unset = [name for name, (state, _) in checks.items() if state == "--"]
@@ -39,23 +37,12 @@ def test_an_environment_that_fits_has_no_failed_check(tmp_path):
         ("ONNXSERVE_LOG_URI", "gs://bucket", "log", "s3://BUCKET/PREFIX"),
     ],
 )
-def test_a_failed_check_is_one_line_with_the_remedy(variable, value, check, remedy, monkeypatch):
+def test_failed_check_names_the_remedy(variable, value, check, remedy, monkeypatch):
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    ended = CliRunner().invoke(main, ["doctor"])
+    ended = onnxserve("doctor")
     assert ended.exit_code == 1
     (line,) = [line for line in ended.stdout.splitlines() if f"  {check}  " in line]
     assert line.startswith("FAILED  ")
     assert mentions(line, remedy)
     assert "secret" not in ended.output
-
-
-def test_two_onnx_runtimes_are_a_failed_check(tmp_path, monkeypatch):
-    folder = tmp_path / "onnxruntime_gpu-1.31.1.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 1.31.1\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    check_fit.cache_clear()
-    ended = CliRunner().invoke(main, ["doctor"])
-    assert ended.exit_code == 1
-    assert mentions(ended.stdout, "onnxruntime", "onnxruntime-gpu", "uninstall")

@@ -8,18 +8,17 @@ import sys
 from contextlib import closing
 
 import pytest
-from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
+from tests.support.commands import onnxserve
 
 HEAVY = ("click", "orjson", "pydantic", "requests", "yaml")
 
 
 @pytest.mark.parametrize("arguments", [["health", "http://127.0.0.1:1"], ["list-packages"]])
-def test_a_command_of_containers_starts_without_heavy_modules(arguments):
+def test_container_command_imports_no_heavy_modules(arguments):
     code = (
         f"import atexit, sys; sys.argv[1:] = {arguments}; from mlflow_deploy_plugin.cli.entry "
         f"import main; atexit.register(lambda: print([name for name in {HEAVY} if name in "
@@ -31,8 +30,8 @@ def test_a_command_of_containers_starts_without_heavy_modules(arguments):
     assert ended.stdout.endswith("[]\n")
 
 
-def test_the_help_does_not_list_the_commands_of_containers():
-    listed = CliRunner().invoke(main, ["--help"]).output
+def test_help_hides_container_commands():
+    listed = onnxserve("--help").output
     assert "serve" in listed
     assert not any(name in listed for name in ("hold-socket", "list-packages"))
 

@@ -1,5 +1,6 @@
-"""The options of the commands have the choices and defaults of the Python interface."""
+"""Tests of all commands: choices, defaults, completion and MLflow's telemetry."""
 
+import os
 from dataclasses import MISSING, fields
 from typing import get_args
 
@@ -12,6 +13,7 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
 from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.core.statedir.models import Scope
 from mlflow_deploy_plugin.core.tabular.row_files import FileFormat
+from tests.support.commands import onnxserve
 
 
 def commands(command, path):
@@ -27,7 +29,7 @@ def commands(command, path):
 ALL = dict(commands(main, "onnxserve"))
 
 
-def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes():
+def test_choices_are_those_of_the_type():
     """The commands do not import these modules for their help, which would take a
     second.
     """
@@ -91,7 +93,7 @@ def test_shells_complete_commands_and_options(words, start, completions):
     assert [item.value for item in shell.get_completions(words, start)] == completions
 
 
-def test_the_defaults_of_a_rollout_are_the_same_in_python():
+def test_rollout_defaults_equal_those_of_python():
     from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest
 
     defaults = {
@@ -102,3 +104,14 @@ def test_the_defaults_of_a_rollout_are_the_same_in_python():
         for field in fields(RolloutRequest)
         if field.default not in (MISSING, "")
     }.items() <= defaults.items()
+
+
+@pytest.mark.parametrize(("value", "kept"), [("", "true"), ("false", "false")])
+def test_mlflow_telemetry_is_off_by_default(value, kept, monkeypatch):
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", value)
+    if not value:
+        del os.environ["MLFLOW_DISABLE_TELEMETRY"]
+
+    onnxserve("alert --help")
+
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == kept

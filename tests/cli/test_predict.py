@@ -1,27 +1,26 @@
-"""Tests of `onnxserve predict`: every file format, with a model and with a deployment,
-and every error.
+"""Tests of `onnxserve predict` and `batch`: file formats, models and deployments, and
+errors.
 """
 
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
-from typing import Any
 
 import mlflow.pyfunc
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.tabular.row_files import FILE_FORMATS, open_output, value_writer
-from tests.support.commands import said
+from tests.support.commands import onnxserve, said
+from tests.support.models import columns, write_model
 from tests.support.pyfuncs import Days, save_pyfuncs
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -31,15 +30,11 @@ FRAME = pd.DataFrame({"b": [row / 4 for row in range(ROWS)], "a": range(ROWS)})
 SUMS = [{"y": row * 1.25} for row in range(ROWS)]
 
 
-def predict(*arguments: str, given: bytes | None = None) -> Result:
-    return CliRunner().invoke(main, ["predict", *arguments], input=given)
-
-
 @pytest.fixture(scope="module")
 def by(home, models):
-    """The two ways to be answered by the same model."""
+    """The arguments of the same model in this process and in a server."""
     home.create_deployment("once", models.once)
-    return {"model": [models.once], "deployment": ["-n", "once"]}
+    return {"model": models.once, "deployment": "-n once"}
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +58,15 @@ def answers(file):
         case ".jsonl":
             return [json.loads(line) for line in file.read_text().splitlines()]
         case _:
-            answered: list[Any] = json.loads(file.read_text())["predictions"]
-            return answered
+            return json.loads(file.read_text())["predictions"]
 
 
 @pytest.mark.parametrize("way", ["model", "deployment"])
 @pytest.mark.parametrize("kind", FILE_FORMATS)
-def test_every_row_of_every_kind_of_file_is_answered_in_its_order(by, folder, tmp_path, way, kind):
+def test_rows_are_answered_in_order(by, folder, tmp_path, way, kind):
     out = tmp_path / f"out.{kind}"
 
-    result = predict(*by[way], "-i", str(folder / f"rows.{kind}"), "-o", str(out))
+    result = onnxserve(f"predict {by[way]} -i {folder}/rows.{kind} -o {out}")
 
     assert result.exit_code == 0
     assert result.stdout == ""
@@ -82,98 +76,73 @@ def test_every_row_of_every_kind_of_file_is_answered_in_its_order(by, folder, tm
 
 
 @pytest.mark.parametrize(
-    "document",
+    ("document", "sums"),
     [
-        {"dataframe_split": {"columns": ["b", "a"], "data": [[1, 2], [3, 4]], "index": [7, 8]}},
-        {"dataframe_records": [{"a": 1, "b": 2}, {"a": 3, "b": 4}]},
-        {"instances": [[1, 2], [3, 4]]},
-        {"inputs": {"a": [1, 3], "b": [2, 4]}, "params": {"x": 1}},
-        {"a": [1, 3], "b": [2, 4]},
-        [[1, 2], [3, 4]],
+        (
+            {"dataframe_split": {"columns": ["b", "a"], "data": [[1, 2], [3, 4]], "index": [7, 8]}},
+            [3, 7],
+        ),
+        ({"dataframe_records": [{"a": 1, "b": 2}, {"a": 3, "b": 4}]}, [3, 7]),
+        ({"inputs": {"a": [1, 3], "b": [2, 4]}, "params": {"x": 1}}, [3, 7]),
+        ({"inputs": {"a": 1, "b": 2}}, [3]),
+        ({"a": [1, 3], "b": [2, 4]}, [3, 7]),
+        ([[1, 2], [3, 4]], [3, 7]),
     ],
     ids=lambda document: str(document)[:24],
 )
-def test_every_form_of_json_is_cut_into_batches(by, document):
-    result = predict(*by["model"], "--batch-rows", "1", given=json.dumps(document).encode())
+def test_json_documents_are_split_into_batches(by, document, sums):
+    result = onnxserve(f"predict {by['model']} --batch-rows 1", given=json.dumps(document))
 
-    assert json.loads(result.stdout) == {"predictions": [{"y": 3.0}, {"y": 7.0}]}
-
-
-def test_one_record_is_one_row(by):
-    result = predict(*by["model"], "-O", "csv", given=b'{"inputs": {"a": 1, "b": 2}}')
-
-    assert result.stdout == "y\n3.0\n"
+    assert json.loads(result.stdout) == {"predictions": [{"y": value} for value in sums]}
 
 
-def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still_counted(by):
-    text = b'\xef\xbb\xbf"b","a",note\r\n1,2,"two\r\nlines"\r\n\r\n3,4,""\r\n5,x,'
-
-    result = predict(*by["model"], "-t", "csv", given=text[: text.rindex(b"5")])
-    assert result.stdout == "y\n3.0\n7.0\n"
-
-    assert mentions(
-        said(predict(*by["model"], "-t", "csv", given=text)),
-        "standard input",
-        "line 6",
-        "column 'a'",
-    )
-
-
-@pytest.mark.parametrize("way", ["model", "deployment"])
 @pytest.mark.parametrize(
-    ("kind", "text", "names"),
+    ("way", "kind", "text", "names"),
     [
-        ("csv", "b,a\n{ok}1,x\n1,y\n{ok}", ["line 1202", "column 'a'", "'x'"]),
-        ("csv", "b,a\n{ok}1\n{ok}", ["line 1202", "1 fields", "2"]),
-        ("csv", 'b,a\n{ok}1,"x\n{ok}', ["line 1202", "CSV"]),
-        ("csv", "c,a\n{ok}", ["'b'", "'c'", "a, b"]),
-        ("csv", "b,a\n", ["no rows"]),
-        ("jsonl", '{ok}{"a": 1, "b": }\n', ["line 1201", "JSON"]),
-        ("jsonl", '{ok}{"a": 1, "b": "x"}\n', ["line 1201", "column 'b'", "'x'"]),
-        ("jsonl", "{ok}[1, 2]\n", ["line 1201", "JSON objects"]),
-        ("json", '[{"a": 1, "b": 2}, {"a": 1, "b": []}]', ["row 1", "column 'b'"]),
-        ("json", '{"x": {"y": 1}, "z": [1]}', ["no rows", "dataframe_split"]),
-        ("json", "a,b", ["not valid JSON"]),
-        ("parquet", "a,b", ["a Parquet file"]),
+        ("model", "csv", "b,a\n{ok}1,x\n1,y\n{ok}", ["line 1202", "column 'a'", "'x'"]),
+        ("deployment", "csv", "b,a\n{ok}1,x\n1,y\n{ok}", ["line 1202", "column 'a'", "'x'"]),
+        ("model", "csv", '\ufeff"b",a\n{ok}1,"x\n{ok}', ["line 1202", "CSV"]),
+        ("model", "csv", "c,a\n{ok}", ["'b'", "'c'", "a, b"]),
+        ("deployment", "csv", "c,a\n{ok}", ["'b'", "'c'", "a, b"]),
+        ("model", "csv", "b,a\n", ["no rows"]),
+        ("deployment", "jsonl", '{ok}{"a": 1, "b": "x"}\n', ["line 1201", "column 'b'", "'x'"]),
+        ("model", "json", '[{"a": 1, "b": 2}, {"a": 1, "b": []}]', ["row 1", "column 'b'"]),
+        ("model", "json", '{"x": {"y": 1}, "z": [1]}', ["no rows", "dataframe_split"]),
+        ("deployment", "parquet", "a,b", ["a Parquet file"]),
     ],
 )
-def test_input_file_error_names_its_place_and_leaves_the_output_file_unchanged(
-    by, tmp_path, way, kind, text, names
-):
+def test_invalid_row_leaves_the_output_unchanged(by, tmp_path, way, kind, text, names):
     good = {"csv": "1,2\n", "jsonl": '{"a": 1, "b": 2}\n'}.get(kind, "") * 1200
-    (tmp_path / f"rows.{kind}").write_text(text.replace("{ok}", good))
-    (tmp_path / "out.csv").write_text("before")
+    rows = tmp_path / f"rows.{kind}"
+    out = tmp_path / "out.csv"
+    rows.write_text(text.replace("{ok}", good))
+    out.write_text("before")
 
-    message = said(
-        predict(*by[way], "-i", str(tmp_path / f"rows.{kind}"), "-o", str(tmp_path / "out.csv"))
-    )
+    message = said(onnxserve(f"predict {by[way]} -i {rows} -o {out}"))
 
-    assert message.startswith(f"{tmp_path}/rows.{kind}")
+    assert message.startswith(str(rows))
     assert mentions(message, *names)
-    assert (tmp_path / "out.csv").read_text() == "before"
+    assert out.read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["-n", "nobody"], ["no deployment", "'nobody'", "once"]),
-        (["-n", "nobody", "-i", "/nowhere.csv"], ["no deployment", "'nobody'", "once"]),
-        (["-n", "onec"], ["no deployment", "'onec'", "'once'"]),
-        (["-n", "once", "-o", "out.xlsx"], ["out.xlsx", ".csv .json .jsonl"]),
-        (["/nowhere"], ["folder /nowhere"]),
-        (["-n", "once", "-i", "/nowhere.csv"], ["file /nowhere.csv", "read", "No such file"]),
-        (
-            ["-n", "once", "-o", "/nowhere/x.csv"],
-            ["file /nowhere/x.csv", "written", "folder /nowhere"],
-        ),
-        (["-n", "idle"], ["idle", "empty"]),
+        ("-n nobody -i /nowhere.csv", ["no deployment", "'nobody'", "once"]),
+        ("-n onec", ["no deployment", "'onec'", "'once'"]),
+        ("-n once -o out.xlsx", ["out.xlsx", ".csv .json .jsonl"]),
+        ("/nowhere", ["folder /nowhere"]),
+        ("-n once -i /nowhere.csv", ["file /nowhere.csv", "read", "No such file"]),
+        ("-n once -o /nowhere/x.csv", ["file /nowhere/x.csv", "written", "folder /nowhere"]),
+        ("-n idle", ["idle", "empty"]),
     ],
 )
-def test_predictions_that_cannot_start_give_a_reason(home, by, arguments, names):
+def test_impossible_prediction_is_refused(home, by, arguments, names):
     home.create_endpoint("idle")
     try:
-        assert mentions(said(predict(*arguments, given=b'[{"a": 1, "b": 2}]')), *names)
+        result = onnxserve(f"predict {arguments}", given=b'[{"a": 1, "b": 2}]')
+        assert mentions(said(result), *names)
     finally:
         home.delete_endpoint("idle")
 
@@ -185,51 +154,33 @@ def captured(home, models):
 
 
 def logged_times():
-    select = "strftime(_event_time, '%Y-%m-%dT%H:%M')"
-    result = CliRunner().invoke(
-        main,
-        [
-            "log",
-            "query",
-            "captured",
-            "--select",
-            f"{select} AS at",
-            "--order-by",
-            "a",
-            "-o",
-            "jsonl",
-        ],
-    )
+    select = "strftime(_event_time, '%Y-%m-%dT%H:%M') AS at"
+    result = onnxserve("log query captured --order-by a -o jsonl --select", select)
     if result.exit_code == 0:
         return [json.loads(line)["at"] for line in result.stdout.splitlines()]
     return []
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_the_column_of_event_times_reaches_the_log(captured, tmp_path, kind):
+def test_event_times_reach_the_log(captured, tmp_path, kind):
     """Rows without an offset are in UTC; the third row is at 08:00 in UTC."""
     before = len(logged_times())
     times = ["2026-07-01T10:00:00", "2026-07-01T10:00:00", "2026-07-02T10:00:00+02:00"]
     frame = pd.DataFrame({"b": [0.0] * 3, "a": [before, before + 1, before + 2], "at": times})
+    rows = tmp_path / f"rows.{kind}"
     if kind == "parquet":
         frame["at"] = [datetime.fromisoformat(time).replace(tzinfo=UTC) for time in times[:2]] + [
             datetime(2026, 7, 2, 8, tzinfo=UTC)
         ]
-        frame.to_parquet(tmp_path / "rows.parquet")
+        frame.to_parquet(rows)
     elif kind == "csv":
-        frame.to_csv(tmp_path / "rows.csv", index=False)
+        frame.to_csv(rows, index=False)
     else:
-        frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+        frame.to_json(rows, orient="records", lines=True)
 
-    result = predict(
-        "-n", captured, "-i", str(tmp_path / f"rows.{kind}"), "-O", "jsonl", "--event-time", "at"
-    )
+    result = onnxserve(f"predict -n captured -i {rows} -O jsonl --event-time at")
 
-    assert [json.loads(line)["y"] for line in result.stdout.splitlines()] == [
-        before,
-        before + 1,
-        before + 2,
-    ]
+    assert result.stdout == "".join(f'{{"y":{value}.0}}\n' for value in frame["a"])
     wait_until(lambda: len(logged_times()) == before + 3, 60, "the rows are logged")
     assert logged_times()[before:] == ["2026-07-01T10:00", "2026-07-01T10:00", "2026-07-02T08:00"]
 
@@ -242,52 +193,40 @@ def test_the_column_of_event_times_reaches_the_log(captured, tmp_path, kind):
         ("b,a,at\n1,2,soon\n", ["line 2", "at is 'soon'", "2013-07-01T12:30:00Z"]),
     ],
 )
-def test_a_row_without_an_event_time_is_named(captured, text, names):
-    message = said(predict("-n", captured, "-t", "csv", "--event-time", "at", given=text.encode()))
-    assert mentions(message, *names)
-
-
-def test_an_event_time_needs_a_deployment():
-    result = predict("/nowhere", "--event-time", "at")
-    assert (result.exit_code, mentions(result.stderr, "--event-time", "-n DEPLOYMENT")) == (2, True)
+def test_row_without_event_time_is_named(captured, text, names):
+    result = onnxserve("predict -n captured -t csv --event-time at", given=text)
+    assert mentions(said(result), *names)
 
 
 @pytest.mark.parametrize(
     ("rows", "name"), [("1,x\n", "one"), ("1,2\n" * 9 + "1,x\n" + "1,2\n" * 9, "many")]
 )
-def test_a_bad_row_is_one_failed_request(home, models, rows, name):
+def test_bad_row_is_one_failed_request(home, models, rows, name):
     home.create_deployment(name, models.once)
 
     def failed():
-        result = CliRunner().invoke(main, ["log", "errors", name, "-o", "json"])
+        result = onnxserve(f"log errors {name} -o json")
         if result.exit_code == 0:
             return json.loads(result.stdout)["failed"]
         return 0
 
-    assert mentions(
-        said(predict("-n", name, "-t", "csv", given=f"b,a\n{rows}".encode())), "column 'a'", "'x'"
-    )
-    assert mentions(said(predict("-n", name, "-t", "csv", given=b"b\n1\n")), "'a'")
+    message = said(onnxserve(f"predict -n {name} -t csv", given=f"b,a\n{rows}"))
+    assert mentions(message, "column 'a'", "'x'")
+    assert mentions(said(onnxserve(f"predict -n {name} -t csv", given="b\n1\n")), "'a'")
     wait_until(lambda: failed() >= 2, 60, "both failures are logged")
     assert failed() == 2
 
 
-def test_an_endpoint_is_asked_as_its_traffic_goes_and_in_parts_where_a_batch_is_too_large(
-    home, models, folder, tmp_path
-):
+def test_large_batches_are_split_for_endpoints(home, models, folder, tmp_path):
     home.create_deployment(
         "champion", models.twice, config={"server.max_body_bytes": 4096}, endpoint="shared"
     )
+    out = tmp_path / "out.csv"
 
-    assert (
-        predict(
-            "-n", "shared", "-i", str(folder / "rows.csv"), "-o", str(tmp_path / "out.csv")
-        ).exit_code
-        == 0
-    )
+    assert onnxserve(f"predict -n shared -i {folder}/rows.csv -o {out}").exit_code == 0
 
-    assert answers(tmp_path / "out.csv") == [{"y": 2 * row["y"]} for row in SUMS]
-    assert predict("-n", "champion", "-O", "jsonl", given=b"[[1, 2]]").stdout == '{"y":6.0}\n'
+    assert answers(out) == [{"y": 2 * row["y"]} for row in SUMS]
+    assert onnxserve("predict -n champion -O jsonl", given="[[1, 2]]").stdout == '{"y":6.0}\n'
 
 
 def typed(*arguments, given=b"", after=""):
@@ -303,9 +242,9 @@ def typed(*arguments, given=b"", after=""):
 
 
 @pytest.mark.long
-def test_a_server_is_asked_without_pandas(by, folder):
+def test_deployment_predicts_without_pandas(by, folder):
     code = "print('pandas' in sys.modules, file=sys.stderr)"
-    ended = typed(*by["deployment"], "-i", str(folder / "rows.parquet"), "-O", "jsonl", after=code)
+    ended = typed("-n", "once", "-i", f"{folder}/rows.parquet", "-O", "jsonl", after=code)
     assert ended.stderr == b"False\n"
 
 
@@ -334,7 +273,7 @@ def as_parquet(frame):
 
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "encode"), [("jsonl", as_jsonl), ("parquet", as_parquet)])
-def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(days, kind, encode):
+def test_pyfunc_answers_as_in_mlflow(days, kind, encode):
     frame = pd.DataFrame(
         {"when": pd.to_datetime(["2013-01-01", "2013-07-04"]), "name": ["ana", "007"]}
     )
@@ -345,28 +284,26 @@ def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(days, kind, encod
 
 
 @pytest.mark.long
-def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_reads(
-    home, tmp_path
-):
+def test_deployed_pyfunc_reads_parquet_rows(home, tmp_path):
     folder = save_pyfuncs(tmp_path, ["bytes"])["bytes"]
     rows = as_parquet(pd.DataFrame({"blob": [b"\xff\0\x01", b""], "extra": [float("inf"), None]}))
     spans = as_parquet(pd.DataFrame({"blob": [b"\0"], "span": pd.to_timedelta(["1h"])}))
     home.create_deployment("bytes", str(folder))
     try:
         answered = [
-            predict(*way, "-t", "parquet", "-O", "jsonl", given=rows)
-            for way in (["-n", "bytes"], [str(folder)])
+            onnxserve(f"predict {way} -t parquet -O jsonl", given=rows).stdout
+            for way in ("-n bytes", folder)
         ]
-        refused = predict("-n", "bytes", "-t", "parquet", "-O", "jsonl", given=spans)
+        refused = onnxserve("predict -n bytes -t parquet -O jsonl", given=spans)
     finally:
         home.delete_deployment("bytes")
 
-    assert [result.stdout for result in answered] == ["3\n0\n"] * 2, answered
+    assert answered == ["3\n0\n"] * 2
     assert refused.exit_code == 1
     assert "JSON" in refused.stderr
 
 
-def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path):
+def test_parquet_type_widens_after_later_rows(tmp_path):
     out = tmp_path / "out.parquet"
     with (
         open_output(str(out), sys.stdout.buffer) as target,
@@ -379,30 +316,47 @@ def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path
     assert pq.read_table(out).to_pydict() == {"score": [None, 1.0, 0.5], "label": ["x", None, "y"]}
 
 
-def test_a_bar_is_drawn_on_a_terminal_only(folder, tmp_path, models):
-    """The bar on a terminal reaches its end,
-    and stdout contains only the predictions.
-    """
-    typed = [
-        sys.executable,
-        "-m",
-        "mlflow_deploy_plugin.cli",
-        "predict",
-        models.once,
-        "-O",
-        "jsonl",
-    ]
+def test_terminal_shows_a_progress_bar(folder, tmp_path, models):
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "predict", models.once]
+    command += ["-O", "jsonl", "-i", f"{folder}/rows.csv"]
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal:
-        process = subprocess.Popen(
-            [*typed, "-i", str(folder / "rows.csv")],
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-            cwd=tmp_path,
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path)
         os.close(theirs)
         output, _ = process.communicate(timeout=120)
         shown = terminal.read(100_000).decode()
 
     assert [json.loads(line) for line in output.splitlines()] == SUMS
     assert "100%" in shown
+
+
+@pytest.mark.long
+def test_batch_reports_bad_rows(tmp_path):
+    model = write_model(tmp_path / "same", signature=columns(x="float"))
+    (tmp_path / "rows.csv").write_text("id,x\na,1\nb,oops\nc,3\n")
+    command = f"batch {model} -i {tmp_path}/rows.csv --keep id --workers 1 --folder {tmp_path}"
+
+    failed = onnxserve(f"{command}/failed")
+    skipped = onnxserve(f"{command}/out --on-error skip-row")
+    left_out = onnxserve(f"{command}/none --on-error skip-part")
+
+    assert mentions(said(failed), "rows.csv", "row 1", "'x'", "'oops'")
+    assert skipped.exit_code == 0
+    assert skipped.stdout.startswith("2 predictions of same in ")
+    assert mentions(skipped.stderr, "1 bad rows", f"{tmp_path}/out/_rejected")
+    assert (tmp_path / "out" / "rows.csv").read_text() == '"id","y"\n"a",1\n"c",3\n'
+    assert left_out.exit_code == 1
+    assert left_out.stderr.count("skipped: rows.csv: row 1") == 1
+
+
+def test_batch_progress_without_a_terminal_is_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlflow_deploy_plugin.cli.predict._LINE_SECONDS", 0)
+    model = write_model(tmp_path / "same", signature=columns(x="float"))
+    (tmp_path / "rows.csv").write_text("x\n" + "1\n" * 1000)
+
+    result = onnxserve(f"batch {model} -i {tmp_path}/rows.csv --folder {tmp_path}/out --workers 1")
+
+    line = r"[\d,]+ rows, [\d,]+ rows/s, [01] of 1 parts(, about [\d:]+ left)?"
+    lines = result.stderr.splitlines()
+    assert all(re.fullmatch(line, shown) for shown in lines)
+    assert re.fullmatch(r"1,000 rows, [\d,]+ rows/s, 1 of 1 parts, about 0:00:00 left", lines[-1])

@@ -1,36 +1,31 @@
-"""Tests of `onnxserve replay PREDICTION_ID`.
-See tests/promote/replay for the results.
-"""
+"""Tests of `onnxserve replay` and `backtest`. See tests/promote/replay."""
 
 import json
 import subprocess
 import sys
-from functools import partial
+from contextlib import closing
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-import requests
-from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from tests.promote.replay.conftest import answering
-from tests.support.classifiers import labelled, write_classifier
-from tests.support.commands import said
+from tests.support.classifiers import COLUMNS, labelled, write_classifier
+from tests.support.commands import done, onnxserve, said
+from tests.support.inference_log import LogWriter, write_answers
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions
-from tests.support.waiting import free_port as find_free_port
-from tests.support.waiting import wait_until
+from tests.support.tracking import tracking_at
 
 __all__ = ["answering"]
 
 ROWS = {name: labelled(3)[name] for name in ("a", "b")}
 REFERENCE = {name: labelled(80, seed=5)[name] for name in ("a", "b")}
-
-
-def replay(*arguments, typed=None):
-    return CliRunner().invoke(main, ["replay", *arguments], input=typed)
+CAPTURED = labelled(300)
 
 
 @pytest.fixture
@@ -46,15 +41,13 @@ def identity(answering):
     return answering.answer(model, ROWS, change=change)
 
 
-def test_an_equal_request_is_computed_node_by_node(answering):
-    identity = answering.answer(
-        answering.register(write_classifier(answering.folder / "model")), ROWS
-    )
+def test_equal_request_is_computed_by_node(answering):
+    model = answering.register(write_classifier(answering.folder / "model"))
+    identity = answering.answer(model, ROWS)
 
-    result = replay(identity, "--row", "1", "--nodes", "2")
+    shown = done(f"replay {identity} --row 1 --nodes 2")
 
-    assert result.exit_code == 0, result.output
-    lines = [line for line in result.stdout.splitlines() if not line.startswith("not explained")]
+    lines = [line for line in shown.splitlines() if not line.startswith("not explained")]
     assert mentions(lines[0], "toys", "models:/toy/1")
     assert lines[1:3] == [
         "  prediction: equal to the bit",
@@ -69,62 +62,40 @@ def test_an_equal_request_is_computed_node_by_node(answering):
 
 
 @pytest.mark.long
-def test_the_contributions_of_the_columns_are_a_table(identity):
-    result = replay(identity, "--row", "1", "--nodes", "0")
+def test_difference_is_shown_with_contributions(identity):
+    result = onnxserve(f"replay {identity} --row 1 --nodes 0 --endpoint toys")
 
     assert result.exit_code == 1, result.output
-    title, header, *columns = result.stdout.splitlines()[3:7]
+    _, equal, different, title, header, *columns = result.stdout.splitlines()[:7]
+    assert mentions(equal, "prediction", "equal")
+    assert mentions(different, "output.probabilities", "DIFFERENT", "2, 0")
     assert mentions(title, "row 1", "80 rows")
     assert header.split() == ["column", "value", "contribution"]
     assert {line.split()[0] for line in columns} == {"a", "b"}
 
 
-def test_a_difference_ends_with_status_1_and_possible_causes(identity):
-    result = replay(identity, "--nodes", "0", "--endpoint", "toys")
-
-    assert result.exit_code == 1
-    _, equal, different = result.stdout.splitlines()[:3]
-    assert mentions(equal, "prediction", "equal")
-    assert mentions(different, "output.probabilities", "DIFFERENT", "2, 0")
-
-
 @pytest.mark.long
-def test_json_holds_everything_for_programs(identity):
-    result = replay(identity, "-o", "json", "--nodes", "2")
+def test_json_has_the_whole_replay(identity):
+    result = onnxserve(f"replay {identity} -o json --nodes 2")
 
     assert result.exit_code == 1
     document = json.loads(result.stdout)
-    assert document["endpoint"] == "toys"
-    assert document["version"] == "models:/toy/1"
+    assert (document["endpoint"], document["version"]) == ("toys", "models:/toy/1")
     assert document["is_equal"] is False
     assert document["outputs"][1]["index"] == [2, 0]
     assert document["inputs"]["a"] == ROWS["a"].tolist()
     assert [feature["name"] for feature in document["explanation"]["features"]] == ["a", "b"]
     assert np.shape(document["explanation"]["values"]) == (1, 2, 2)
-    assert document["nodes"][0] == {
-        "operator": "Identity",
-        "output": "z",
-        "type": "float64 [1, 2]",
-        "values": [ROWS["a"][0], ROWS["b"][0]],
-        "nan": 0,
-        "infinite": 0,
-    }
+    node = document["nodes"][0]
+    assert (node["operator"], node["output"], node["type"]) == ("Identity", "z", "float64 [1, 2]")
+    assert node["values"] == [ROWS["a"][0], ROWS["b"][0]]
     assert document["left_out"] == 5
 
 
-def test_bad_input_gives_a_line(identity):
-    assert mentions(said(replay("p-1")), "p-1", "capture.retention")
-    assert mentions(said(replay(identity, "--row", "7")).splitlines()[-1], "--row 7", "0 to 2")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [(["p", "--max-rows", "9"], "--max-rows"), (["p", "--row", "-1"], "--row")],
-)
-def test_unknown_options_and_rows_are_refused(arguments, name):
-    result = replay(*arguments)
-    assert result.exit_code == 2
-    assert mentions(result.stderr, name)
+def test_unknown_request_or_row_is_refused(identity):
+    assert mentions(said(onnxserve("replay p-1")), "p-1", "capture.retention")
+    row = said(onnxserve(f"replay {identity} --row 7"))
+    assert mentions(row.splitlines()[-1], "--row 7", "0 to 2")
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +111,12 @@ def debug(identity, typed):
 
 
 @pytest.mark.long
-def test_pdb_stops_in_the_first_line_of_predict(answering, pyfuncs):
+def test_pdb_stops_in_predict(answering, pyfuncs):
     model = answering.register(pyfuncs["troubled"])
     identity = answering.answer(model, {"do": ["echo"]})
 
     result = debug(identity, "p len(model_input)\nn\np what\nc\n")
+    ended = debug(identity, "q\n")
 
     assert result.returncode == 0, result.stderr
     shown = result.stdout.splitlines()
@@ -152,32 +124,66 @@ def test_pdb_stops_in_the_first_line_of_predict(answering, pyfuncs):
     assert "(Pdb) 1" in shown
     assert "(Pdb) 'echo'" in shown
     assert mentions(shown[-3], "prediction", "equal")
-    ended = debug(identity, "q\n")
-    assert (ended.returncode, ended.stderr.count("\n"), "Traceback" in ended.stderr) == (
-        1,
-        1,
-        False,
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def backtest(tmp_path, new_database, monkeypatch):
+    """A function that tests versions on the endpoint `flights`, whose version 1 has
+    answered 300 rows, of which 100 have a label.
+    """
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    writer = LogWriter(tmp_path / "log")
+    folder = write_classifier(tmp_path / "equal")
+    captured = {name: CAPTURED[name] for name in COLUMNS}
+    write_answers(writer, folder, captured, datetime(2013, 7, 1, tzinfo=UTC))
+    labels = enumerate(CAPTURED["label"][:100])
+    writer.label(*(Label(f"1-{row}", None, None, int(label), 1) for row, label in labels))
+    write_classifier(tmp_path / "worse", (1.0, 2.0))
+    with tracking_at(new_database(tmp_path)):
+        yield lambda options: onnxserve(f"backtest flights {options}")
+
+
+def test_backtest_prints_the_differences(backtest):
+    result = backtest("--window 2013-07-01/1d --against worse")
+
+    assert result.exit_code == 0, result.output
+    assert mentions(result.stdout, "300 of 300", "flight-delay version 1", "disagreement")
+    assert mentions(result.stdout, "accuracy", "refusals: 0 rows", "100 rows", "median")
+    assert result.stdout.count("onnxserve replay 1-") == 5
+
+
+def test_equal_version_has_no_disagreement(backtest):
+    report = json.loads(backtest("--against equal --max-rows 200 --metric f1 -o json").stdout)
+
+    assert report["captured_rows"] == 300
+    assert report["rows"] == 200
+    assert report["disagreement"] == 0
+    assert report["comparison"]["metric"] == "f1"
+    assert report["comparison"]["candidate"] == report["comparison"]["current"]
+
+
+def test_impossible_backtest_is_refused(backtest):
+    without_rows = said(backtest("--since 2013-07-02 --against equal"))
+    assert mentions(without_rows, "flights", "onnxserve log stats flights")
+    assert mentions(said(backtest("--against models:/missing/8")), "missing")
+
+
+def test_masked_columns_are_not_replayed(backtest, monkeypatch, tmp_path):
+    spec = EndpointSpec(
+        name="flights",
+        variants={"main": VariantSpec(model="models:/m/1")},
+        capture=CaptureSpec(mask=("b",)),
     )
+    with closing(open_store(load_settings().store_url)) as store:
+        store.add_endpoint("onnxserve", spec)
+    assert mentions(said(backtest("--against equal")), "b", "mask", "capture.mask")
 
-
-@pytest.mark.long
-def test_a_served_prediction_is_replayed_by_its_id(answering, serve, pyfuncs, monkeypatch):
-    answering.register(write_classifier(answering.folder / "model", reference=REFERENCE))
-    answering.register(pyfuncs["troubled"], "troubled")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{answering.folder / 'mlflow.db'}")
-    rows = [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]
-    for name, records in (("toy", rows), ("troubled", [{"do": "echo"}])):
-        served = serve(
-            f"models:/{name}/1", "--name", name, "-p", str(find_free_port()), state=name
-        ).wait_ready()
-        answer = requests.post(
-            f"{served.url}/invocations", json={"dataframe_records": records}, timeout=60
-        )
-        identity = answer.headers["X-Prediction-Id"]
-        log = open_log(load_settings().inference_log)
-        wait_until(partial(log.hours, name), 30, "the row is logged")
-
-        result = replay(identity)
-
-        assert result.exit_code == 0, result.output
-        assert mentions(result.stdout, "equal to the bit")
+    # Without the store, it is not known which columns are masked.
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/file/store.db")
+    assert mentions(said(backtest("--against equal")), "store")

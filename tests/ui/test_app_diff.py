@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import Metric, Param
-from mlflow.entities.model_registry import ModelVersionTag
+from mlflow.server import handlers
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict, verdict_as_json
@@ -21,49 +21,56 @@ from tests.support.refusals import mentions
 @pytest.fixture
 def model(mlflow_app, tmp_path):
     """Register two versions, the first of which has a run and a gate report."""
-    from mlflow.server import handlers
-
     tracking = handlers._get_tracking_store()
     name = mlflow_app.model(versions=0)
-    for number, weights in enumerate([(2.0, -1.0), (1.0, 2.0)], 1):
-        run = tracking.create_run("0", "eva", 0, [], f"run {number}")
-        tracking.log_batch(
-            run.info.run_id, [Metric("accuracy", number / 10, 0, 0)], [Param("C", str(number))], []
-        )
-        folder = write_classifier(
-            tmp_path / str(number), weights, parity="proven" if number == 1 else "warned"
-        )
-        mlflow_app.registry.create_model_version(name, str(folder), run.info.run_id)
-        if number == 1:
-            checks = (CheckResult("parity", "passed", "<b>proven</b>", {"rows": 1000.0}),)
-            verdict = GateVerdict(name, "1", "", "", datetime.now(UTC), checks, {}, "", "")
-            report = Path(run.info.artifact_uri, "gate.json")
-            report.parent.mkdir(parents=True)
-            report.write_text(json.dumps(verdict_as_json(verdict)))
-            mlflow_app.stands(name, "1", "passed", "checked: parity")
-            tag = ModelVersionTag("onnxserve.gate.report", f"{run.info.run_id}/gate_report.html")
-            mlflow_app.registry.set_model_version_tag(name, "1", tag)
-    return str(name)
+    runs = []
+    for number, weights, parity in ((1, (2.0, -1.0), "proven"), (2, (1.0, 2.0), "warned")):
+        run = tracking.create_run("0", "eva", 0, [], f"run {number}").info
+        metrics = [Metric("accuracy", number / 10, 0, 0)]
+        tracking.log_batch(run.run_id, metrics, [Param("C", str(number))], [])
+        folder = write_classifier(tmp_path / str(number), weights, parity=parity)
+        mlflow_app.registry.create_model_version(name, str(folder), run.run_id)
+        runs.append(run)
+    checks = (CheckResult("parity", "passed", "<b>proven</b>", {"rows": 1000.0}),)
+    verdict = GateVerdict(str(name), "1", "", "", datetime.now(UTC), checks, {}, "", "")
+    report = Path(runs[0].artifact_uri, "gate.json")
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps(verdict_as_json(verdict)))
+    name.passed("1")
+    name.tag("1", "onnxserve.gate.report", f"{runs[0].run_id}/gate_report.html")
+    return name
 
 
 class Reader(Login):
     """A login whose caller is not an administrator and may read one model."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model):
         self._model = model
 
-    def is_administrator(self) -> bool:
+    def is_administrator(self):
         return False
 
-    def permission(self, model: str) -> ModelPermission:
+    def permission(self, model):
         return ModelPermission(can_read=model == self._model)
 
 
-def open_diff(mlflow_app, model, before="1", after="2"):
-    answer = mlflow_app.client.get(
-        f"{PAGE}/diff", query_string={"model": model, "before": before, "after": after}
-    )
-    return answer.status_code, answer.text
+@pytest.fixture
+def diff(mlflow_app):
+    """A function that returns the page of a model, which has this status."""
+
+    def opened(model, before="1", status=200):
+        answer = mlflow_app.client.get(f"{PAGE}/diff?model={model}&before={before}&after=2")
+        assert answer.status_code == status
+        return answer.text
+
+    return opened
+
+
+@pytest.fixture
+def read_only(mlflow_app, monkeypatch):
+    """A function that limits the caller to reading a model."""
+    extensions = mlflow_app.app.extensions
+    return lambda model: monkeypatch.setitem(extensions, "onnxserve.login", Reader(model))
 
 
 def rows(html):
@@ -73,9 +80,8 @@ def rows(html):
     return {name: (before, after) for name, before, after in matches}
 
 
-def test_diff_page_shows_changed_values_and_the_command_for_predictions(mlflow_app, model):
-    status, html = open_diff(mlflow_app, model)
-    assert status == 200
+def test_diff_page_shows_changed_values(model, diff):
+    html = diff(model)
     changed = rows(html)
     assert changed["accuracy"] == ("0.1", "0.2")
     assert changed["C"] == ("1", "2")
@@ -86,10 +92,6 @@ def test_diff_page_shows_changed_values_and_the_command_for_predictions(mlflow_a
     assert f'<a href="/#/models/{model}/versions/2">2</a>' in html
     assert mentions(html, f"onnxserve diff models:/{model}/1 models:/{model}/2")
     assert mentions(html, f"models:/{model}/2, gate")
-
-
-def test_the_metrics_come_first_and_say_which_version_is_better(mlflow_app, model):
-    html = open_diff(mlflow_app, model)[1]
     visible, _, folded = html.partition("<details")
     sections = [re.findall(r"<h2>(\w+)</h2>", part) for part in (visible, folded)]
     assert sections == [["Metrics", "Gate", "Parameters"], ["Parity"]]
@@ -100,75 +102,57 @@ def test_the_metrics_come_first_and_say_which_version_is_better(mlflow_app, mode
     assert re.sub("<[^>]*>", "", change[1]) == "+0.1 better"
 
 
-def test_a_caller_who_is_not_an_administrator_sees_no_run(mlflow_app, model, monkeypatch):
-    monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader(model))
-    status, html = open_diff(mlflow_app, model)
-    assert status == 200
+def test_only_administrators_see_runs(model, diff, read_only):
+    read_only(model)
+    html = diff(model)
     assert not {"accuracy", "C", "parity rows"} & rows(html).keys()
     assert mentions(html, "administrator")
 
 
-def test_the_original_of_a_copy_is_read_only_with_a_permission(mlflow_app, model, monkeypatch):
+def test_original_of_a_copy_needs_a_permission(mlflow_app, model, diff, read_only):
+    registry = mlflow_app.registry
     copies = mlflow_app.model(versions=0)
-    for number in ("1", "2"):
-        mlflow_app.registry.copy_model_version(
-            mlflow_app.registry.get_model_version(model, number), copies
-        )
-    assert mentions(open_diff(mlflow_app, copies)[1], f"models:/{copies}/1", f"models:/{model}/1")
-    monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader(copies))
-    assert mentions(open_diff(mlflow_app, copies)[1], f"models:/{copies}/1, original")
+    for number in "12":
+        registry.copy_model_version(registry.get_model_version(model, number), copies)
+    assert mentions(diff(copies), f"models:/{copies}/1", f"models:/{model}/1")
+    read_only(copies)
+    assert mentions(diff(copies), f"models:/{copies}/1, original")
 
 
-def test_a_model_that_may_not_be_read_and_a_version_that_does_not_exist_are_not_found(
-    mlflow_app, model, monkeypatch
-):
+def test_unreadable_model_or_unknown_version_is_404(model, diff, read_only):
     for before in ("9", "", "x"):
-        status, text = open_diff(mlflow_app, model, before)
-        assert status == 404
-        assert text.count("\n") == 0
-    assert open_diff(mlflow_app, "")[0] == 404
-    monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader("another"))
-    status, text = open_diff(mlflow_app, model)
-    assert (status, mentions(text, model)) == (404, True)
+        assert diff(model, before, status=404).count("\n") == 0
+    diff("", status=404)
+    read_only("another")
+    assert mentions(diff(model, status=404), model)
 
 
-def test_a_file_outside_of_the_version_or_too_large_is_not_read(
-    mlflow_app, model, tmp_path, monkeypatch
-):
+def test_foreign_and_large_files_are_skipped(model, diff, tmp_path, monkeypatch):
     mlmodel = tmp_path / "2" / "MLmodel"
     mlmodel.write_text(mlmodel.read_text().replace("data: model.onnx", "data: ../1/model.onnx"))
-    html = open_diff(mlflow_app, model)[1]
-    assert mentions(html, f"models:/{model}/2, graph", "../1/model.onnx")
+    assert mentions(diff(model), f"models:/{model}/2, graph", "../1/model.onnx")
     monkeypatch.setattr(mlflow_stores, "_RECORD_BYTES", 100)
-    assert mentions(
-        open_diff(mlflow_app, model)[1], f"models:/{model}/1, graph", f"models:/{model}/1, model"
-    )
+    assert mentions(diff(model), f"models:/{model}/1, graph", f"models:/{model}/1, model")
 
 
 @pytest.mark.parametrize("section", ["5", "{parity: [1]}", "{outputs: [1]}", "{provenance: 3}"])
-def test_a_section_of_another_type_is_a_note(mlflow_app, model, tmp_path, section):
+def test_invalid_section_is_a_note(model, diff, tmp_path, section):
     (tmp_path / "2" / "MLmodel").write_text(f"flavors: {{onnxserve: {section}}}")
-    status, html = open_diff(mlflow_app, model)
-    assert (status, mentions(html, f"models:/{model}/2, model", "cannot be understood")) == (
-        200,
-        True,
-    )
+    html = diff(model)
+    assert mentions(html, f"models:/{model}/2, model", "cannot be understood")
     assert rows(html)["accuracy"] == ("0.1", "0.2")
 
 
-def test_a_store_that_cannot_be_read_is_a_note(mlflow_app):
+def test_unreadable_store_is_a_note(mlflow_app, diff):
     name = mlflow_app.model(versions=0)
     for _ in range(2):
         mlflow_app.registry.create_model_version(name, "gopher://host/folder")
-    status, html = open_diff(mlflow_app, name)
-    assert (status, mentions(html, f"models:/{name}/1, model", "log")) == (200, True)
+    assert mentions(diff(name), f"models:/{name}/1, model", "log")
 
 
-def test_the_list_of_versions_links_to_the_page(mlflow_app, model):
-    mlflow_app.store.add_endpoint(
-        "onnxserve", new_endpoint(f"of-{model}", f"models:/{model}/Production")
-    )
+def test_versions_are_linked_to_their_diff(mlflow_app, model):
+    spec = new_endpoint(f"of-{model}", f"models:/{model}/Production")
+    mlflow_app.store.add_endpoint("onnxserve", spec)
     html = mlflow_app.client.get(f"{PAGE}?endpoint=of-{model}").text
     links = re.findall(rf'href="({PAGE}/diff[^"]+)"', html)
     assert links == [f"{PAGE}/diff?model={model}&amp;before=1&amp;after=2"]
-    assert mlflow_app.client.get(links[0].replace("&amp;", "&")).status_code == 200

@@ -10,16 +10,16 @@ from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard import mlflow_stores
-from tests.support.console import POLICY, move
+from tests.support.console import POLICY
 
 
 @pytest.fixture
 def changed_model(mlflow_app):
     """A model with a version in a gated stage whose files were replaced."""
-    model: str = mlflow_app.model(policy=POLICY)
-    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
-    (mlflow_app.files(model, "1") / "MLmodel").write_text("model_id: replaced")
+    model = mlflow_app.model(policy=POLICY)
+    model.passed("1")
+    assert model.enter("1") == 200
+    (model.files("1") / "MLmodel").write_text("model_id: replaced")
     return model
 
 
@@ -28,11 +28,9 @@ def find(mlflow_app, search):
         return search.find()
 
 
-def test_only_models_that_the_caller_may_read_are_searched(
-    mlflow_app, changed_model, monkeypatch, caplog
-):
+def test_only_readable_models_are_searched(mlflow_app, changed_model, monkeypatch, caplog):
     search = ChangedFilesSearch(AuditTrail())
-    (mlflow_app.files(changed_model, "1") / "MLmodel").unlink()  # Reading it is logged.
+    (changed_model.files("1") / "MLmodel").unlink()  # Reading it is logged.
     with monkeypatch.context() as forbidden:
         forbidden.setattr(access, "may_read", lambda model: model != changed_model)
         find(mlflow_app, search)
@@ -40,9 +38,7 @@ def test_only_models_that_the_caller_may_read_are_searched(
     assert [entry.now for entry in find(mlflow_app, search) if entry.model == changed_model] == [""]
 
 
-def test_a_caller_does_not_wait_for_the_search_of_another_caller(
-    mlflow_app, changed_model, monkeypatch
-):
+def test_concurrent_search_does_not_wait(mlflow_app, changed_model, monkeypatch):
     search = ChangedFilesSearch(AuditTrail())
     is_reading = threading.Event()
     may_go_on = threading.Event()

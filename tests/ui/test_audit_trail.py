@@ -7,13 +7,10 @@ import pytest
 from sqlalchemy import create_engine, func, select
 
 from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
-from mlflow_deploy_plugin.core.store.store import Store
-from tests.support.console import API, POLICY, move, point
+from tests.support.console import POLICY
 from tests.support.refusals import mentions
 from tests.support.services.postgresql import postgresql_server
 from tests.support.waiting import wait_until
-
-PASSED = ("passed", "all 5 checks passed")
 
 
 @contextmanager
@@ -33,28 +30,37 @@ def locked_chain(url, model):
         yield
 
 
-@pytest.fixture
-def store(mlflow_app, tmp_path, monkeypatch):
-    """A new store of the app's server, in `tmp_path / "store.db"`."""
-    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path / 'store.db'}")
+def opened_store(mlflow_app, monkeypatch, url):
+    """Return a new store of the app's server."""
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", url)
     with mlflow_app.app.app_context():
-        opened: Store = mlflow_app.app.extensions["onnxserve"].store()
-    return opened
+        return mlflow_app.app.extensions["onnxserve"].store()
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def store(mlflow_app, file, monkeypatch):
+    return opened_store(mlflow_app, monkeypatch, f"sqlite:///{file}")
 
 
 def actions(store, model):
     return [event.action for event in store.events(model=model)]
 
 
-def judged_model(mlflow_app):
-    model: str = mlflow_app.model()
-    mlflow_app.stands(model, "1", *PASSED)
+@pytest.fixture
+def model(mlflow_app):
+    """A model whose version 1 has passed the gate."""
+    model = mlflow_app.model()
+    model.passed("1")
     return model
 
 
-def test_an_intention_is_stored_before_a_move_to_a_gated_place(mlflow_app, store):
-    model = judged_model(mlflow_app)
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
+def test_intention_precedes_a_gated_move(model, store):
+    assert model.enter("1") == 200
     intention, moved = store.events(model=model)
     assert (intention.action, moved.action) == ("intend", "transition")
     assert intention.detail["intention"] == moved.detail["intention"]
@@ -62,42 +68,38 @@ def test_an_intention_is_stored_before_a_move_to_a_gated_place(mlflow_app, store
     assert intention.detail["moved"] == moved.detail["moved"]
 
 
-def test_a_move_is_refused_if_its_intention_cannot_be_stored(mlflow_app, store, tmp_path):
-    model = judged_model(mlflow_app)
-    with locked_file(tmp_path / "store.db"):
-        answer = move(mlflow_app, model, "1", "Production")
+def test_move_is_refused_without_its_intention(model, store, file):
+    with locked_file(file):
+        answer = model.ask("1")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     assert answer.json["error_code"] == "TEMPORARILY_UNAVAILABLE"
-    assert mlflow_app.stage(model, "1") == "None"
+    assert model.stage("1") == "None"
     # The intention may have been stored too late.
     assert actions(store, model) in ([], ["intend"], ["intend", "failed"])
 
 
-def test_a_refusal_of_the_gate_is_answered_only_if_it_is_stored(mlflow_app, store, tmp_path):
-    model = mlflow_app.model()
-    with locked_file(tmp_path / "store.db"):
-        assert move(mlflow_app, model, "1", "Production").status_code == 503
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
+def test_gate_refusal_must_be_stored(model, store, file):
+    with locked_file(file):
+        assert model.enter("2") == 503
+    assert model.enter("2") == 403
     assert actions(store, model)[-1] == "refused"
 
 
-def test_an_intended_move_that_mlflow_refuses_is_recorded_as_failed(mlflow_app, store):
+def test_refused_intention_is_recorded_as_failed(mlflow_app, store):
     model = mlflow_app.model("gated_aliases: [latest]")  # MLflow reserves this alias.
-    mlflow_app.stands(model, "1", *PASSED)
-    assert point(mlflow_app, model, "latest", "1").status_code == 400
+    model.passed("1")
+    assert model.enter("1", "@latest") == 400
     intention, failed = store.events(model=model)
     assert (intention.action, failed.action) == ("intend", "failed")
-    assert failed.why == "MLflow's server answered 400"
+    assert mentions(failed.why, "400")
     assert store.counted_events(model, ("alias",)) == []
 
 
-def test_other_changes_are_kept_while_the_store_is_away_and_stored_afterwards(
-    mlflow_app, store, tmp_path
-):
+def test_ungated_moves_survive_an_outage(mlflow_app, store, file):
     model = mlflow_app.model(policy=None)
-    with locked_file(tmp_path / "store.db"):
-        assert move(mlflow_app, model, "1", "Staging").status_code == 200
-        assert move(mlflow_app, model, "1", "Production").status_code == 200
+    with locked_file(file):
+        assert model.enter("1", "Staging") == 200
+        assert model.enter("1") == 200
         wait_until(
             lambda: len(store.counted_events(model, ("transition",))) == 2,
             what="the kept events count already",
@@ -116,33 +118,24 @@ def test_other_changes_are_kept_while_the_store_is_away_and_stored_afterwards(
 
 
 @pytest.mark.postgresql
-def test_a_locked_chain_stops_no_other_model(mlflow_app, monkeypatch):
-    locked = judged_model(mlflow_app)
-    other = judged_model(mlflow_app)
+def test_locked_chain_stops_no_other_model(mlflow_app, model, monkeypatch):
+    other = mlflow_app.model()
+    other.passed("1")
     with postgresql_server() as url:
-        monkeypatch.setenv("ONNXSERVE_STORE_URI", url)
-        with mlflow_app.app.app_context():
-            store = mlflow_app.app.extensions["onnxserve"].store()
-        with closing(store), locked_chain(url, locked):
-            assert move(mlflow_app, locked, "1", "Production").status_code == 503
-            assert move(mlflow_app, other, "1", "Production").status_code == 200
+        store = opened_store(mlflow_app, monkeypatch, url)
+        with closing(store), locked_chain(url, model):
+            assert model.enter("1") == 503
+            assert other.enter("1") == 200
             assert actions(store, other) == ["intend", "transition"]
-    assert mlflow_app.stage(locked, "1") == "None"
+    assert model.stage("1") == "None"
 
 
-def test_approvals_need_a_server_with_a_key(mlflow_app, tmp_path, monkeypatch):
-    model = judged_model(mlflow_app)
+def test_approvals_need_a_server_with_a_key(mlflow_app, model, file, monkeypatch):
     policy = f"{POLICY}\napprovals: {{count: 1}}"
     approved = mlflow_app.model(policy)
-    mlflow_app.stands(approved, "1", *PASSED)
+    approved.passed("1")
     monkeypatch.setenv("ONNXSERVE_HOME", "/proc/nobody")
-    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path / 'unsigned.db'}")
-    tag = {"name": model, "key": "onnxserve.gate.policy", "value": policy}
-    answers = [
-        mlflow_app.client.post(f"{API}/registered-models/set-tag", json=tag),
-        move(mlflow_app, approved, "1", "Production"),
-    ]
-    for answer in answers:
-        assert answer.status_code == 403
-        assert mentions(answer.json["message"], "openssl genpkey", "ONNXSERVE_AUDIT_KEY_FILE")
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{file}")
+    assert mentions(approved.refusal("1"), "openssl genpkey", "ONNXSERVE_AUDIT_KEY_FILE")
+    assert model.set_policy(policy) == 403
+    assert model.enter("1") == 200

@@ -6,7 +6,7 @@ import http.client
 import os
 import signal
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from urllib.parse import urlencode
 
 import pytest
@@ -19,17 +19,18 @@ from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
+pytestmark = pytest.mark.long
+
 CHAMPION = "models:/X@champion"
 PRODUCTION = "models:/X/Production"
 TAGGED = "models:/X/tag:region=eu"
-URIS = [CHAMPION, PRODUCTION, TAGGED]
 SECONDS = 20.0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("feed")
-    server = MlflowServer(folder, app="onnxserve", options=("--workers", "2"))
+@contextmanager
+def running(folder, *options):
+    """Run a server with the models `X` and `other`."""
+    server = MlflowServer(folder, app="onnxserve", options=options)
     server.variables = {"ONNXSERVE_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": ""}
     try:
         server.start()
@@ -41,6 +42,18 @@ def server(tmp_path_factory):
         server.kill()
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("feed"), "--workers", "2") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("one_worker")) as server:
+        yield server
+
+
 def register(url, name):
     client = MlflowClient(url)
     client.create_registered_model(name)
@@ -50,16 +63,12 @@ def register(url, name):
     client.set_registered_model_alias(name, "champion", "1")
 
 
-def versions(selected):
-    return {uri: "" if resolved is None else resolved.version for uri, resolved in selected.items()}
-
-
 def next_event(events):
-    """Return the next event that is not a comment."""
+    """Return the versions of the next event that is not a comment."""
     until = time.monotonic() + SECONDS
     for selected in events:
         if selected:
-            return versions(selected)
+            return {uri: resolved.version if resolved else "" for uri, resolved in selected.items()}
         assert time.monotonic() < until, "no event"
     raise AssertionError("the feed has ended")
 
@@ -74,13 +83,13 @@ def first_events(events, count):
     return arrived
 
 
-@pytest.mark.long
 def test_every_change_arrives_in_every_worker(server):
     client = MlflowClient(server.url)
+    first = {CHAMPION: "1", PRODUCTION: "", TAGGED: ""}
     # With six connections, each of the two workers has some.
-    streams = [read_changes(URIS) for _ in range(6)]
+    streams = [read_changes([*first]) for _ in range(6)]
     for events in streams:
-        assert first_events(events, 3) == {CHAMPION: "1", PRODUCTION: "", TAGGED: ""}
+        assert first_events(events, 3) == first
 
     client.set_registered_model_alias("other", "champion", "2")
     client.set_registered_model_alias("X", "champion", "2")
@@ -97,23 +106,16 @@ def test_every_change_arrives_in_every_worker(server):
     client.transition_model_version_stage("X", "1", "None")
     for events in streams:
         arrived: dict[str, str] = {}
-        while arrived != {CHAMPION: "1", PRODUCTION: "", TAGGED: ""}:
+        while arrived != first:
             arrived |= next_event(events)
         events.close()
 
 
-@pytest.mark.long
-def test_a_change_of_a_verdict_arrives_too(server):
+def test_changed_verdict_arrives(server):
     """Endpoints with `require: gate=passed` wait for it."""
+    verdict = {"model": "X", "version": "1", "state": "failed", "reason": "bad", "files": "ab12"}
     with closing(read_changes([CHAMPION])) as events:
         next_event(events)
-        verdict = {
-            "model": "X",
-            "version": "1",
-            "state": "failed",
-            "reason": "worse",
-            "files": "ab12",
-        }
         assert requests.post(f"{server.url}{VERDICTS}", json=verdict, timeout=60).ok
         (resolved,) = next(selected for selected in events if selected).values()
     assert resolved is not None
@@ -121,19 +123,7 @@ def test_a_change_of_a_verdict_arrives_too(server):
     assert resolved.gate_status.state == "failed"
 
 
-@pytest.mark.long
-def test_a_change_without_the_app_arrives_after_some_seconds(server):
-    with closing(read_changes([CHAMPION])) as events:
-        next_event(events)
-        database = f"sqlite:///{server.folder}/mlflow.db"
-        MlflowClient(registry_uri=database, tracking_uri=database).set_registered_model_alias(
-            "X", "champion", "2"
-        )
-        assert next_event(events) == {CHAMPION: "2"}
-
-
-@pytest.mark.long
-def test_changes_without_the_app_arrive_for_every_uri_of_a_reader(server):
+def test_changes_without_the_app_arrive(server):
     uris = [f"models:/X@alias{number}" for number in range(60)]
     database = f"sqlite:///{server.folder}/mlflow.db"
     client = MlflowClient(registry_uri=database, tracking_uri=database)
@@ -154,33 +144,17 @@ def test_changes_without_the_app_arrive_for_every_uri_of_a_reader(server):
         [f"models:/X{number}@champion" for number in range(1001)],
     ],
 )
-@pytest.mark.long
 def test_invalid_uris_are_refused(server, uris):
     answer = requests.get(f"{server.url}{CHANGES}", {"uri": uris}, timeout=60)
     assert answer.status_code == 400
     assert "change feed" in answer.text or "URI" in answer.text
 
 
-@pytest.fixture(scope="module")
-def one_worker(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one_worker")
-    server = MlflowServer(folder, app="onnxserve")
-    server.variables = {"ONNXSERVE_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": ""}
-    try:
-        server.start()
-        with tracking_at(server.url):
-            register(server.url, "X")
-            yield server
-    finally:
-        server.kill()
-
-
 def tag_uris(begin):
     return [f"models:/X/tag:key{number}=1" for number in range(begin, begin + 1000)]
 
 
-@pytest.mark.long
-def test_a_reader_of_a_thousand_tags_does_not_delay_the_other_readers(one_worker):
+def test_reader_of_many_tags_delays_no_other(one_worker):
     uris = tag_uris(0)
     with (
         closing(read_changes([CHAMPION])) as small,
@@ -199,16 +173,13 @@ def test_a_reader_of_a_thousand_tags_does_not_delay_the_other_readers(one_worker
         assert arrived == dict.fromkeys(uris, "")
 
 
-@pytest.mark.long
-def test_a_caller_with_too_many_uris_is_refused_and_others_are_not(one_worker):
+def test_caller_with_too_many_uris_is_refused(one_worker):
     def status(uris, address="127.0.0.1"):
         connection = http.client.HTTPConnection(one_worker.host, one_worker.port, 60, (address, 0))
         opened.callback(connection.close)
         connection.request("GET", f"{CHANGES}?{urlencode({'uri': uris}, doseq=True)}")
         answer = connection.getresponse()
         opened.callback(answer.close)
-        if answer.status == 429:
-            assert b"127.0.0.1 already follows so many URIs" in answer.read()
         return answer.status
 
     with ExitStack() as opened:
@@ -217,8 +188,7 @@ def test_a_caller_with_too_many_uris_is_refused_and_others_are_not(one_worker):
         assert status(tag_uris(5000), "127.0.0.2") == 200
 
 
-@pytest.mark.long
-def test_a_caller_follows_only_models_that_it_may_read(tmp_path, monkeypatch):
+def test_caller_follows_only_readable_models(tmp_path, monkeypatch):
     with basic_auth_server(tmp_path, "ann", "bob") as server, tracking_at(server.url):
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password("ann"))
@@ -226,34 +196,21 @@ def test_a_caller_follows_only_models_that_it_may_read(tmp_path, monkeypatch):
         with closing(read_changes([CHAMPION])) as events:
             assert next_event(events) == {CHAMPION: "1"}
 
-        def status(*account):
-            url = f"{server.url}{CHANGES}"
-            return requests.get(
-                url,
-                {"uri": CHAMPION},
-                auth=account or None,  # type: ignore[arg-type]
-                timeout=60,
-            ).status_code
-
-        assert status("bob", password("bob")) == 403
-        assert status("ann", "wrong") == 401
-        assert status() == 401
+        url = f"{server.url}{CHANGES}"
+        for account, status in (
+            (("bob", password("bob")), 403),
+            (("ann", "wrong"), 401),
+            (None, 401),
+        ):
+            answer = requests.get(url, {"uri": CHAMPION}, auth=account, timeout=60)
+            assert answer.status_code == status
 
 
-@pytest.mark.long
-def test_open_streams_do_not_delay_the_end_of_the_server(tmp_path):
-    server = MlflowServer(tmp_path, app="onnxserve")
-    server.variables = {"ONNXSERVE_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": ""}
-    server.start()
-    try:
-        with tracking_at(server.url):
-            register(server.url, "X")
-            events = read_changes([CHAMPION])
-            next_event(events)
-            assert server.process is not None
-            os.killpg(server.process.pid, signal.SIGTERM)
-            assert [selected for selected in events if selected] == []
-            server.process.wait(timeout=30)
-            server.process = None
-    finally:
-        server.kill()
+def test_open_streams_do_not_delay_the_end(tmp_path):
+    with running(tmp_path) as server:
+        events = read_changes([CHAMPION])
+        next_event(events)
+        os.killpg(server.process.pid, signal.SIGTERM)
+        assert [selected for selected in events if selected] == []
+        server.process.wait(timeout=30)
+        server.process = None

@@ -64,7 +64,7 @@ def points(path):
     st.text(st.characters(exclude_categories=["Cs", "Cc"])),
     st.none() | st.floats(0.1, 1000),
 )
-def test_whatever_the_values_are_the_picture_is_well_formed_and_within_its_box(values, name, limit):
+def test_chart_is_valid_within_its_box(values, name, limit):
     series = [Series(name, line_values, number) for number, line_values in enumerate(values)]
     made = line_chart("f-x", name, "ms", ago_axis(NOON, 3600), series, limit=limit)
 
@@ -82,39 +82,26 @@ def test_whatever_the_values_are_the_picture_is_well_formed_and_within_its_box(v
 
 
 @given(st.floats(1e-6, 1e12))
-def test_the_axis_ends_at_a_short_number_not_far_above_the_values(value):
+def test_axis_ends_at_a_round_number(value):
     top = nice_top(value)
     assert value <= top <= 2.0001 * value
     assert float(f"{top:.0e}") == pytest.approx(top)
 
 
-def test_gap_breaks_the_line_and_a_lone_value_is_a_dot():
+def test_lone_value_between_gaps_is_a_dot():
+    assert chart([3.0]).lines[0].path == "M0.0 25.0 h0"
     (line,) = chart([1.0, 2.0, None, 4.0, math.nan]).lines
     assert line.path.split() == ["M0.0", "75.0", "L250.0", "50.0", "M750.0", "0.0", "h0"]
     assert line.last == "–"
 
 
-def test_one_point_is_a_dot():
-    (line,) = chart([3.0]).lines
-    assert line.path == "M0.0 25.0 h0"
-    assert line.last == "3 /s"
-
-
-def test_summary_describes_the_chart_in_words():
+def test_summary_has_times_and_figures():
     summary = chart([1.0, 12.0], [None, 0.5]).summary
-    assert mentions(
-        summary,
-        "Requests",
-        "2026-11-21 11:00",
-        "12:00 UTC",
-        "version 0",
-        "12 /s",
-        "version 1",
-        "0.5 /s",
-    )
+    assert mentions(summary, "Requests", "2026-11-21 11:00", "12:00 UTC")
+    assert mentions(summary, "version 0", "12 /s", "version 1", "0.5 /s")
 
 
-def test_of_nothing_it_says_so():
+def test_chart_without_values_is_empty():
     for made in (chart(), chart([]), chart([None, math.inf])):
         assert made.empty == "no requests"
         assert made.ticks == ("0.1", "0.05", "0")
@@ -122,18 +109,18 @@ def test_of_nothing_it_says_so():
 
 
 @pytest.mark.parametrize(("unit", "top"), [("/s", 0.1), ("%", 1)])
-def test_noise_about_nothing_does_not_fill_the_chart(unit, top):
+def test_noise_does_not_fill_the_chart(unit, top):
     noise = line_chart("f-x", "x", unit, ago_axis(NOON, 60), [Series("x", [0.001])])
     assert noise.top == top
 
 
-def test_limit_has_room():
+def test_limit_is_within_the_chart():
     made = chart([20.0], limit=100.0)
     assert made.top == 100
     assert made.limit == 0
 
 
-def test_names_that_are_html_stay_text():
+def test_html_in_names_is_escaped():
     made = line_chart("f-x", "<b>", "%", ago_axis(NOON, 60), [Series('"><script>', [1.0])])
     html = drawn(made)
     assert html.find(".//script") is None
@@ -144,10 +131,7 @@ def test_names_that_are_html_stay_text():
     ("seconds", "said"),
     [
         (0, "0 s"),
-        (90, "90 s"),
         (2700, "45 min"),
-        (3600, "60 min"),
-        (5400, "90 min"),
         (9000, "2.5 h"),
         (200_000, "2.31 d"),
     ],
@@ -159,28 +143,25 @@ def test_durations_are_short(seconds, said):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (None, "– ms"),
-        (0.0, "0 ms"),
-        (0.0456, "0.0456 ms"),
+        (None, "–"),
         (12.345, "12.3 ms"),
         (1234.5, "1,234 ms"),
-        (23456.0, "23.5 k ms"),
         (4.2e6, "4.2 M ms"),
     ],
 )
 def test_numbers_are_short(value, said):
-    assert shown(value, "ms") == (said if value is not None else "–")
+    assert shown(value, "ms") == said
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.0004, "0.4 ms"), (0.1, "100 ms"), (0.9996, "1 s"), (1.0, "1 s"), (9.5, "9.5 s")],
+    [(0.0004, "0.4 ms"), (0.1, "100 ms"), (0.9996, "1 s"), (9.5, "9.5 s")],
 )
-def test_a_time_has_the_unit_that_fits_it(seconds, said):
+def test_seconds_have_a_fitting_unit(seconds, said):
     assert shown(seconds, "s") == said
 
 
-def test_the_ticks_of_an_axis():
+def test_ticks_of_an_axis():
     assert ago_axis(NOON, 3600).ticks == ("60 min ago", "45 min", "30 min", "15 min", "now")
     assert ago_axis(NOON, 120, 600).ticks[-2:] == ("10.5 min", "10 min ago")
     growing = since_axis(NOON, 300)

@@ -11,8 +11,6 @@ import pytest
 from mlflow.entities import RunStatus, ViewType
 from mlflow.server import handlers
 
-from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
-from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.audit_record import chain_id
 from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
 from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
@@ -25,9 +23,7 @@ from mlflow_deploy_plugin.ui.checkpoints import (
     log_checkpoints,
     newest_checkpoint,
 )
-from mlflow_deploy_plugin.ui.guard import moves
 from tests.support.approvals import REPORT, record_gate
-from tests.support.console import move
 from tests.support.services.s3 import s3_server
 from tests.support.waiting import wait_until
 
@@ -44,62 +40,27 @@ def command(mlflow_app):
 
 @pytest.fixture
 def model(mlflow_app):
-    name: str = mlflow_app.model(policy=POLICY)
-    mlflow_app.stands(name, "1", "passed", "all 5 checks passed")
+    name = mlflow_app.model(policy=POLICY)
+    name.passed("1")
     return name
 
 
-def promotion(mlflow_app, model):
-    with mlflow_app.app.test_request_context():
-        return moves.promotion_now(model, "1", parse_stage_or_alias("Production"))
-
-
-def request_and_approve(store, policy, subject):
+def request_and_approve(store, model):
     """Forge approvals of other people, like a script that opens the store."""
+    policy, subject = model.promotion()
     record_gate(store, subject)
     request_promotion(store, policy, subject, Person("eva", frozenset(), may_edit=True))
     for user in ("ada", "bob"):
         approve(store, policy, subject, Person(user, frozenset({"risk"}), False), REPORT)
 
 
-def test_forged_approvals_are_no_approvals(mlflow_app, command, model):
-    policy, subject = promotion(mlflow_app, model)
-    request_and_approve(command, policy, subject)
+def test_forged_approvals_do_not_count(command, model):
+    request_and_approve(command, model)
 
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
-    assert mlflow_app.stage(model, "1") == "None"
-    request_and_approve(mlflow_app.store, policy, subject)
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
-
-
-def test_forged_moves_record_no_files(mlflow_app, command, model):
-    """A version returns without approvals if the trail has its move and its files."""
-    _, subject = promotion(mlflow_app, model)
-    for version, before in (("1", ""), ("2", "1")):
-        command.record(
-            "transition",
-            model=model,
-            version=version,
-            after="Production",
-            detail=move_detail("Production", before, subject.files),
-        )
-    mlflow_app.registry.transition_model_version_stage(model, 2, "Production", False)
-
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
-
-
-def test_a_tampered_trail_ends_the_request(mlflow_app, model):
-    policy, subject = promotion(mlflow_app, model)
-    request_and_approve(mlflow_app.store, policy, subject)
-    with mlflow_app.store._engine.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE onnxserve_audit_events SET actor = 'ada' WHERE model = ? AND actor = 'eva'",
-            (model,),
-        )
-
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
-    request_and_approve(mlflow_app.store, policy, subject)
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
+    assert model.enter("1") == 403
+    assert model.stage("1") == "None"
+    request_and_approve(model.mlflow.store, model)
+    assert model.enter("1") == 200
 
 
 @pytest.fixture
@@ -109,7 +70,7 @@ def worm(tmp_path, monkeypatch):
     return tmp_path / "worm"
 
 
-def test_checkpoint_in_mlflow_and_a_folder(mlflow_app, command, worm):
+def test_checkpoint_is_in_mlflow_and_folder(mlflow_app, command, worm):
     assert mlflow_app.client.get(TRAIL).json["checkpoint"] == ""
     with mlflow_app.app.test_request_context():
         log_checkpoint(mlflow_app.store)
@@ -126,7 +87,7 @@ def test_checkpoint_in_mlflow_and_a_folder(mlflow_app, command, worm):
     assert len(list(worm.iterdir())) == 2
 
 
-def test_checkpoints_continue_after_a_run_of_the_year_2100(mlflow_app, worm):
+def test_checkpoints_continue_after_a_future_run(mlflow_app, worm):
     with mlflow_app.app.test_request_context():
         log_checkpoint(mlflow_app.store)
         tracking = handlers._get_tracking_store()
@@ -139,8 +100,7 @@ def test_checkpoints_continue_after_a_run_of_the_year_2100(mlflow_app, worm):
     assert text == max(worm.iterdir()).read_text()
 
 
-def test_checkpoints_have_a_clock_of_their_own(mlflow_app, worm, monkeypatch):
-    """Of two workers, one logs the checkpoints."""
+def test_only_one_worker_logs_checkpoints(mlflow_app, worm, monkeypatch):
     monkeypatch.setattr(checkpoints, "_FIRST_SECONDS", 0.01)
     monkeypatch.setattr(checkpoints, "_PAUSE_SECONDS", 0.5)
     monkeypatch.setattr(checkpoints, "_EVERY_SECONDS", 1.4)
@@ -162,7 +122,7 @@ def test_checkpoints_have_a_clock_of_their_own(mlflow_app, worm, monkeypatch):
         ("experiments/delete", "experimentId"),
     ],
 )
-def test_callers_change_no_run_of_the_trail(mlflow_app, path, field):
+def test_callers_may_not_change_the_runs(mlflow_app, path, field):
     with mlflow_app.app.test_request_context():
         log_checkpoint(mlflow_app.store)
         number = handlers._get_tracking_store().get_experiment_by_name(EXPERIMENT).experiment_id
@@ -173,7 +133,7 @@ def test_callers_change_no_run_of_the_trail(mlflow_app, path, field):
     assert (own.status_code, other.status_code) == (403, 200)
 
 
-def test_a_checkpoint_is_an_object_in_a_bucket(mlflow_app, monkeypatch):
+def test_checkpoint_is_written_to_a_bucket(mlflow_app, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_AUDIT_CHECKPOINTS", "s3://worm/trail")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")

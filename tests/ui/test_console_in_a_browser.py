@@ -3,31 +3,18 @@ small screen.
 """
 
 import re
-import threading
 from datetime import UTC, datetime
 
 import mlflow
 import pytest
 from playwright.sync_api import expect
-from werkzeug.serving import make_server
 
 from mlflow_deploy_plugin.ui.jobs import Jobs
 from tests.support.browser import NEEDS_CHROMIUM
-from tests.support.console import PAGE
 from tests.support.monitors import judged_window
 
 pytestmark = NEEDS_CHROMIUM
 SOON = 7_000  # milliseconds until the page has refreshed
-
-
-@pytest.fixture(scope="module")
-def url(mlflow_app):
-    server = make_server("127.0.0.1", 0, mlflow_app.app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}{PAGE}"
-    server.shutdown()
-    thread.join()
 
 
 @pytest.fixture
@@ -44,19 +31,17 @@ def page(browser):
     [{"status": 302, "headers": {"Location": "http://login.example/"}}, {"status": 401}],
     ids=["proxy", "mlflow"],
 )
-def test_ended_session_shows_a_message_and_keeps_the_charts(page, url, endpoint, answer):
-    page.goto(f"{url}?endpoint={endpoint}")
+def test_ended_session_keeps_the_charts(page, console, endpoint, answer):
+    page.goto(f"{console}?endpoint={endpoint}")
     page.route("**/pictures?*", lambda route: route.fulfill(**answer))
     page.clock.run_for(SOON)
-    notice = page.get_by_role("status").filter(
-        has_text="the session has ended: load the page again"
-    )
+    notice = page.get_by_role("status").filter(has_text="the session has ended")
     expect(notice).to_be_visible()
     expect(page.locator("figure.chart")).to_have_count(4)
 
 
-def test_unavailable_store_shows_a_message_and_keeps_the_page(page, url, endpoint, monkeypatch):
-    page.goto(f"{url}?endpoint={endpoint}")
+def test_unavailable_store_keeps_the_page(page, console, endpoint, monkeypatch):
+    page.goto(f"{console}?endpoint={endpoint}")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     page.evaluate("window.notLoadedAgain = true")
     with page.expect_response(
@@ -71,11 +56,9 @@ def test_unavailable_store_shows_a_message_and_keeps_the_page(page, url, endpoin
 
 
 @pytest.mark.parametrize("width", [360, 700, 1000])
-def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate_into_letters(
-    page, url, endpoint, width
-):
+def test_tables_fit_the_window(page, console, endpoint, width):
     page.set_viewport_size({"width": width, "height": 900})
-    page.goto(url)
+    page.goto(console)
     expect(page.locator(".versions summary").first).to_be_visible()
     hidden = (
         "[...document.querySelectorAll('.scroll')].filter(table => table.scrollWidth > "
@@ -85,13 +68,11 @@ def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate
     assert page.locator('.versions td[data-label="Gate"]').first.bounding_box()["width"] > 200
 
 
-def test_on_a_phone_no_label_covers_a_value_and_the_name_of_the_model_is_complete(
-    page, url, mlflow_app, endpoint
-):
+def test_phone_labels_cover_no_value(page, console, mlflow_app, endpoint):
     model = endpoint.removeprefix("of-")
     mlflow_app.registry.set_registered_model_alias(model, "challenger-of-the-week", "1")
     page.set_viewport_size({"width": 390, "height": 800})
-    page.goto(url)
+    page.goto(console)
     served = page.locator(
         '.variants td[data-label="Model"]', has_text=f"models:/{model}/Production"
     )
@@ -101,27 +82,23 @@ def test_on_a_phone_no_label_covers_a_value_and_the_name_of_the_model_is_complet
     )
     # The label is a float, which is in front of the value and makes the cell at least
     # as high as the label.
-    label = aliases.evaluate(
-        "cell => getComputedStyle(cell, '::before').getPropertyValue('height')"
-    )
-    assert float(label.removesuffix("px")) <= aliases.bounding_box()["height"]
-    beginning = """cell => {
+    is_beside = """cell => {
+        const label = getComputedStyle(cell, '::before');
         const range = document.createRange();
         range.selectNodeContents(cell);
-        return range.getBoundingClientRect().left - cell.getBoundingClientRect().left;
+        const outer = cell.getBoundingClientRect();
+        return range.getBoundingClientRect().left - outer.left >= parseFloat(label.width)
+            && outer.height >= parseFloat(label.height);
     }"""
-    width = aliases.evaluate("cell => getComputedStyle(cell, '::before').getPropertyValue('width')")
-    assert aliases.evaluate(beginning) >= float(width.removesuffix("px"))
+    assert aliases.evaluate(is_beside)
 
 
-def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(
-    page, url, mlflow_app, endpoint
-):
+def test_focus_survives_new_pictures(page, console, mlflow_app, endpoint):
     mlflow.MlflowClient().create_experiment(f"onnxserve/{endpoint}")
     judged_window(
         mlflow_app.store, endpoint, "hits", datetime(2026, 11, 19, tzinfo=UTC), "drift", "a-run"
     )
-    page.goto(f"{url}?endpoint={endpoint}")
+    page.goto(f"{console}?endpoint={endpoint}")
     page.get_by_role("link", name="report").focus()
     page.locator("figure.chart").first.evaluate("figure => { figure.dataset.isOld = '' }")
     page.clock.run_for(SOON)
@@ -129,8 +106,8 @@ def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(
     expect(page.get_by_role("link", name="report")).to_be_focused()
 
 
-def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(page, url, endpoint):
-    page.goto(f"{url}?endpoint={endpoint}")
+def test_only_one_reason_form_is_open(page, console, endpoint):
+    page.goto(f"{console}?endpoint={endpoint}")
     reasons = page.get_by_label("Why").locator("visible=true")
     forms = page.locator("summary").filter(has_text=endpoint.removeprefix("of-"))
     expect(forms).to_have_count(3)  # One form for the endpoint, and one per version.
@@ -144,9 +121,9 @@ def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(page, url, e
     expect(reasons).to_have_value("typed")
 
 
-def test_promotion_form_shows_the_effect_of_the_target(page, url, endpoint):
+def test_promotion_form_shows_its_effect(page, console, endpoint):
     model = endpoint.removeprefix("of-")
-    page.goto(f"{url}?endpoint={endpoint}")
+    page.goto(f"{console}?endpoint={endpoint}")
     page.locator("summary", has_text=f"Promote or judge version 2 of {model}").click()
     effect = page.locator(".effect").locator("visible=true")
     expect(effect).to_contain_text(f"Will serve it: {endpoint}.")
@@ -156,10 +133,10 @@ def test_promotion_form_shows_the_effect_of_the_target(page, url, endpoint):
 
 
 @pytest.mark.parametrize("width", [390, 1400, 1900])
-def test_header_and_footer_are_in_line_with_the_content(page, url, endpoint, width):
+def test_header_and_footer_are_aligned(page, console, endpoint, width):
     page.set_viewport_size({"width": width, "height": 900})
     for path in ("", "/history"):
-        page.goto(f"{url}{path}")
+        page.goto(f"{console}{path}")
         content = page.locator(".card").first.bounding_box()
         brand = page.locator(".brand").bounding_box()
         footer = page.locator("footer").evaluate(
@@ -170,18 +147,16 @@ def test_header_and_footer_are_in_line_with_the_content(page, url, endpoint, wid
         assert footer == pytest.approx(content["x"], abs=1)
 
 
-def test_an_address_with_user_and_password_is_kept_up_to_date(page, url, endpoint):
-    page.goto(f"{url.replace('://', '://somebody:password@')}?endpoint={endpoint}")
+def test_address_with_a_password_is_refreshed(page, console, endpoint):
+    page.goto(f"{console.replace('://', '://somebody:password@')}?endpoint={endpoint}")
     with page.expect_response("**/pictures?*") as drawn:
         page.clock.run_for(SOON)
     assert drawn.value.ok
 
 
-def test_a_page_of_an_ended_session_says_that_nothing_was_done_and_its_button_works_the_next_time(
-    page, url, endpoint, monkeypatch
-):
+def test_button_works_after_an_ended_session(page, console, endpoint, monkeypatch):
     monkeypatch.setattr(Jobs, "start", lambda _, job, secret: job)
-    address = f"{url}?endpoint={endpoint}"
+    address = f"{console}?endpoint={endpoint}"
     promote = page.get_by_role("button", name="Promote version 1 of")
     opened = page.locator("summary", has_text="Promote or judge version 1 of")
     page.goto(address)
@@ -192,4 +167,4 @@ def test_a_page_of_an_ended_session_says_that_nothing_was_done_and_its_button_wo
     assert page.url == address
     opened.click()
     promote.click()
-    page.wait_for_url(f"{url}?job=*&endpoint={endpoint}")
+    page.wait_for_url(f"{console}?job=*&endpoint={endpoint}")

@@ -29,18 +29,6 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
             "Staging → Production",
         ),
         (
-            "gate",
-            {"model": "m", "version": "7", "before": "models:/m/6", "after": "failed"},
-            "ran the gate for version 7 of m: failed",
-            "",
-        ),
-        (
-            "approve",
-            {"model": "m", "version": "7", "after": "@champion"},
-            "approved the promotion of version 7 of m to @champion",
-            "",
-        ),
-        (
             "tag",
             {"model": "m", "after": "skip: [budget]", "detail": {"tag": "t"}},
             "changed the tag t of m",
@@ -60,18 +48,11 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
         ),
         (
             "refused",
-            {"model": "m", "version": "6", "detail": {"to": "@champion"}},
-            "was refused a change of version 6 of m",
-            "@champion",
-        ),
-        (
-            "refused",
             {"model": "m", "version": "6", "before": "Staging", "after": "Production"},
             "was refused a change of version 6 of m",
             "Staging → Production",
         ),
         ("load", {"endpoint": "f", "after": "loaded"}, "loaded f by model control", ""),
-        ("load", {"endpoint": "f", "after": "failed"}, "failed to load f by model control", ""),
         ("unload", {"endpoint": "f", "after": "failed"}, "failed to unload f by model control", ""),
         (
             "rollback",
@@ -102,24 +83,16 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
             "deleted version 6 of m",
             "Staging → deleted",
         ),
-        (
-            "monitor.pause",
-            {"endpoint": "f", "detail": {"monitor": "hits"}},
-            "paused the monitor hits of f",
-            "",
-        ),
         ("of a later version", {"endpoint": "f", "model": "m"}, "of a later version: f m", ""),
         ("a {b} <c>", {"endpoint": "f", "model": "m"}, "a {b} &lt;c&gt;: f m", ""),
     ],
 )
-def test_an_event_is_a_phrase_about_its_actor_and_has_the_values_that_the_phrase_lacks(
-    action, fields, words, change
-):
+def test_event_is_a_phrase_with_values(action, fields, words, change):
     (row,) = event_rows([AuditEvent(AT, "ada", action, **fields)])
     assert re.sub("<[^>]*>", "", row.words).strip() == words
     assert row.change == change
 
 
-def test_a_name_is_not_markup():
+def test_name_is_escaped():
     (row,) = event_rows([AuditEvent(AT, "ada", "promote", model="<b>{after}</b>", version="7")])
     assert row.words == "promoted version 7 of <bdi>&lt;b&gt;{after}&lt;/b&gt;</bdi>"

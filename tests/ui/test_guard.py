@@ -3,226 +3,192 @@ requests.
 """
 
 import shutil
-from itertools import count
 
 import pytest
+from mlflow.entities.model_registry import RegisteredModelTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.registry.policy import parse_policy
 from mlflow_deploy_plugin.ui.audit_trail import registry_name
-from tests.support.console import AJAX, API, POLICY, events, move, point
+from tests.support.console import AJAX, API, POLICY, events
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
+POLICY_TAG = "onnxserve.gate.policy"
+ROLLED_BACK = "onnxserve.rolled_back"
+
+
+@pytest.fixture
+def model(mlflow_app):
+    return mlflow_app.model()
+
+
+@pytest.fixture
+def ungated(mlflow_app):
+    return mlflow_app.model(policy=None)
+
 
 @pytest.mark.parametrize("base", [API, AJAX])
-def test_a_version_that_did_not_pass_may_not_enter_a_gated_stage(mlflow_app, base):
-    model = mlflow_app.model()
-    answer = move(mlflow_app, model, "2", "production", base)
+def test_failed_version_is_refused_and_recorded(model, base):
+    reason = "evaluation: accuracy 0.71 against 0.80"
+    model.mlflow.stands(model, "2", "failed", reason)
+
+    answer = model.ask("2", "production", base=base)
+
     assert answer.status_code == 403
     assert answer.json["error_code"] == "PERMISSION_DENIED"
-    command = f"`onnxserve promote models:/{model}/2 --to Production`"
-    assert mentions(
-        answer.json["message"], f"version 2 of {model}", "Production", "the gate", command
-    )
-    assert mlflow_app.stage(model, "2") == "None"
-
-
-def test_a_refusal_is_in_the_audit_trail_with_its_reason(mlflow_app):
-    model = mlflow_app.model()
-    reason = "evaluation: accuracy 0.71 against 0.80"
-    mlflow_app.stands(model, "1", "failed", reason)
-    move(mlflow_app, model, "1", "Production")
-    (event,) = events(mlflow_app, model)
-    assert event.action == "refused"
-    assert event.version == "1"
-    assert event.before == "None"
-    assert event.after == "Production"
-    assert event.actor == "anonymous@127.0.0.1"
+    message = answer.json["message"]
+    assert mentions(message, f"version 2 of {model}", "Production", reason)
+    assert mentions(message, f"`onnxserve promote models:/{model}/2 --to Production`")
+    assert model.stage("2") == "None"
+    (event,) = model.events
+    assert (event.action, event.version, event.before) == ("refused", "2", "None")
+    assert (event.after, event.actor) == ("Production", "anonymous@127.0.0.1")
     assert reason in event.why
 
 
+def test_version_without_a_verdict_is_refused(model):
+    assert mentions(model.refusal("1"), "the gate")
+    assert model.stage("1") == "None"
+
+
 @pytest.mark.parametrize("gate", ["passed", "passed without an evaluation", "forced"])
-def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(mlflow_app, gate):
-    model = mlflow_app.model()
-    mlflow_app.stands(model, "1", gate, "all 5 checks passed")
-    mlflow_app.stands(model, "2", gate, "all 5 checks passed")
-    move(mlflow_app, model, "1", "Production")
-    assert (
-        move(mlflow_app, model, "2", "Production", archive_existing_versions=True).status_code
-        == 200
-    )
-    assert mlflow_app.stage(model, "2") == "Production"
-    first, second = events(mlflow_app, model)
-    assert first.action == "transition"
-    assert first.version == "1"
-    assert first.before == "None"
-    assert first.after == "Production"
+def test_passed_version_moves_and_is_recorded(model, gate):
+    model.passed("1", "2", gate=gate)
+    assert model.enter("1") == 200
+    assert model.enter("2", archive_existing_versions=True) == 200
+    assert model.stage("2") == "Production"
+    first, second = model.events
+    assert (first.action, first.version) == ("transition", "1")
+    assert (first.before, first.after) == ("None", "Production")
     assert mentions(first.why, f"gate {gate}", "all 5 checks passed")
-    files = combine_hashes(hash_files(mlflow_app.files(model, "2")))
-    moved = {
+    files = combine_hashes(hash_files(model.files("2")))
+    assert second.detail == {
+        "via": "mlflow",
+        "address": "127.0.0.1",
+        "registry": registry_name(),
         "stood_there": "1",
         "archived": True,
         "moved": {"place": "Production", "before": "1", "files": files},
     }
-    detail = {"via": "mlflow", "address": "127.0.0.1", "registry": registry_name()}
-    assert second.detail == detail | moved
 
 
-def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_are_back(mlflow_app):
-    model = mlflow_app.model()
-    judged = mlflow_app.files(model, "1")
-    other_files = mlflow_app.files(model, "2")
+def test_unjudged_files_are_refused(model):
+    judged = model.files("1")
     (judged / "data").mkdir()
     (judged / "data" / "weights.bin").write_bytes(b"judged")
-    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
+    model.passed("1")
     right = (judged / "MLmodel").read_text()
-    (judged / "MLmodel").write_text((other_files / "MLmodel").read_text())  # The size is the same.
-    for answer in (
-        move(mlflow_app, model, "1", "Production"),
-        point(mlflow_app, model, "champion", "1"),
-    ):
-        assert answer.status_code == 403
-        assert mentions(answer.json["message"], "differ", "the gate")
+    (judged / "MLmodel").write_text((model.files("2") / "MLmodel").read_text())  # The same size.
+    for place in ("Production", "@champion"):
+        assert mentions(model.refusal("1", place), "differ", "the gate")
     (judged / "MLmodel").write_text(right)
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
+    assert model.enter("1") == 200
 
 
-def test_files_that_loading_a_version_in_place_writes_do_not_void_its_verdict(mlflow_app):
-    model = mlflow_app.model()
-    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
-    files = mlflow_app.files(model, "1")
+def test_files_from_loading_keep_the_verdict(model):
+    model.passed("1")
+    files = model.files("1")
     (files / "registered_model_meta").write_text("model_version: 1")
     (files / "code" / "__pycache__").mkdir(parents=True)
     (files / "code" / "__pycache__" / "module.cpython-311.pyc").write_bytes(b"compiled")
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
+    assert model.enter("1") == 200
 
 
-def test_the_files_of_a_version_are_read_again_if_a_name_a_size_or_its_mlmodel_changes(mlflow_app):
-    model = mlflow_app.model()
-    weights = mlflow_app.files(model, "1") / "weights.bin"
+def test_changed_size_rereads_the_files(model):
+    weights = model.files("1") / "weights.bin"
     weights.write_bytes(b"judged")
-    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
+    model.passed("1")
     # The file of the second request is not read, because its size is unchanged.
     for content, status in ((b"judged", 200), (b"edited", 200), (b"judged and more", 403)):
         weights.write_bytes(content)
-        assert move(mlflow_app, model, "1", "Archived").status_code == 200
-        assert move(mlflow_app, model, "1", "Production").status_code == status
+        assert model.enter("1", "Archived") == 200
+        assert model.enter("1") == status
 
 
-def test_a_version_whose_files_are_gone_is_refused(mlflow_app):
-    model = mlflow_app.model()
-    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
-    shutil.rmtree(mlflow_app.files(model, "1"))
-    answer = move(mlflow_app, model, "1", "Production")
+def test_version_without_files_is_refused(model):
+    model.passed("1")
+    shutil.rmtree(model.files("1"))
+    answer = model.ask("1")
     assert answer.status_code == 403
     assert "cannot be read" in answer.json["message"]
 
 
-def test_no_files_of_a_model_without_a_policy_or_for_a_place_without_a_gate_are_read(
-    mlflow_app, caplog
-):
-    gated = mlflow_app.model()
-    free = mlflow_app.model(policy=None)
-    for model in (gated, free):
-        shutil.rmtree(mlflow_app.files(model, "1"))
-        assert move(mlflow_app, model, "1", "Staging").status_code == 200
-    assert point(mlflow_app, free, "champion", "1").status_code == 200
+def test_ungated_move_reads_no_files(model, ungated, caplog):
+    for each in (model, ungated):
+        shutil.rmtree(each.files("1"))
+        assert each.enter("1", "Staging") == 200
+    assert ungated.enter("1", "@champion") == 200
     assert caplog.records == []
-    assert {
-        "files" in event.detail["moved"]
-        for model in (gated, free)
-        for event in events(mlflow_app, model)
-    } == {False}
+    recorded = [*model.events, *ungated.events]
+    assert {"files" in event.detail["moved"] for event in recorded} == {False}
 
 
 @pytest.mark.parametrize(
-    ("to", "stays"), [("Production", False), ("@best", False), ("Staging", True)]
+    ("policy", "place", "status", "stays"),
+    [
+        (None, "Production", 200, False),
+        (None, "@best", 200, False),
+        (None, "Staging", 200, True),
+        (POLICY, "Production", 403, True),
+    ],
 )
-def test_promotion_to_a_followed_target_clears_the_rolled_back_mark(mlflow_app, to, stays):
-    from mlflow.entities.model_registry import ModelVersionTag
-
-    tag = "onnxserve.rolled_back"
-    model = mlflow_app.model(policy=None)
-    mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "flights: too slow"))
-    answer = (
-        point(mlflow_app, model, to[1:], "1")
-        if to.startswith("@")
-        else move(mlflow_app, model, "1", to)
-    )
-    assert answer.status_code == 200
-    assert (tag in mlflow_app.registry.get_model_version(model, "1").tags) is stays
-
-
-def test_refused_promotion_keeps_the_rolled_back_mark(mlflow_app):
-    from mlflow.entities.model_registry import ModelVersionTag
-
-    tag = "onnxserve.rolled_back"
-    model = mlflow_app.model()
-    mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "flights: too slow"))
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
-    assert tag in mlflow_app.registry.get_model_version(model, "1").tags
+def test_promotion_clears_the_rollback_mark(mlflow_app, policy, place, status, stays):
+    model = mlflow_app.model(policy=policy)
+    model.tag("1", ROLLED_BACK, "flights: too slow")
+    assert model.enter("1", place) == status
+    assert (ROLLED_BACK in model.tags("1")) is stays
 
 
 @pytest.mark.parametrize(
     ("asked", "status", "code"),
     [
-        ({"name": "nobody", "version": "1", "stage": "Production"}, 404, "RESOURCE_DOES_NOT_EXIST"),
-        ({"name": "", "version": "1", "stage": "Production"}, 400, "INVALID_PARAMETER_VALUE"),
-        ({"version": "1"}, 400, "INVALID_PARAMETER_VALUE"),
-        ({"name": "model-0", "version": 1, "stage": "Production"}, 400, "INVALID_PARAMETER_VALUE"),
+        ({"name": "nobody"}, 404, "RESOURCE_DOES_NOT_EXIST"),
+        ({"name": ""}, 400, "INVALID_PARAMETER_VALUE"),
+        ({"name": None}, 400, "INVALID_PARAMETER_VALUE"),
+        ({"version": 1}, 400, "INVALID_PARAMETER_VALUE"),
+        ({"stage": "Nowhere"}, 400, "INVALID_PARAMETER_VALUE"),
     ],
 )
-def test_invalid_transition_gets_the_error_of_mlflow(mlflow_app, asked, status, code):
-    answer = mlflow_app.client.post(f"{API}/model-versions/transition-stage", json=asked)
+def test_invalid_move_gets_mlflow_error(mlflow_app, model, asked, status, code):
+    body = {"name": model, "version": "1", "stage": "Production", **asked}
+    answer = mlflow_app.client.post(f"{API}/model-versions/transition-stage", json=body)
     assert answer.status_code == status
     assert answer.json["error_code"] == code
-    if isinstance(asked["version"], int):
-        assert mentions(answer.json["message"], "'version'")
+    assert model.events == []
 
 
-def test_an_unknown_stage_is_answered_by_mlflow_and_not_written_down(mlflow_app):
-    model = mlflow_app.model()
-    assert move(mlflow_app, model, "1", "Nowhere").json["error_code"] == "INVALID_PARAMETER_VALUE"
-    assert events(mlflow_app, model) == []
-
-
-def test_a_new_version_brings_no_verdict_along(mlflow_app):
-    model = mlflow_app.model()
+def test_new_version_has_no_verdict(model):
     tags = [
         {"key": key, "value": "passed"}
         for key in ("onnxserve.gate", "onnxserve.gate.reason", "team")
     ]
-    body = {"name": model, "source": "s3://bucket/x", "tags": tags}
-    assert mlflow_app.client.post(f"{API}/model-versions/create", json=body).status_code == 200
-    assert mlflow_app.registry.get_model_version(model, "3").tags == {"team": "passed"}
+    assert model.send("model-versions/create", source="s3://bucket/x", tags=tags) == 200
+    assert model.tags("3") == {"team": "passed"}
 
 
-def test_version_is_not_moved_while_its_model_cannot_be_read(mlflow_app, monkeypatch):
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
-
-    model = mlflow_app.model()
-
+def test_unreadable_model_is_not_moved(model, monkeypatch):
     def busy(*arguments):
         raise MlflowException("the database is locked", TEMPORARILY_UNAVAILABLE)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow_app.registry, "get_registered_model", busy)
-        answer = move(mlflow_app, model, "1", "Production")
+        patch.setattr(model.mlflow.registry, "get_registered_model", busy)
+        answer = model.ask("1")
     assert answer.status_code == 503
     assert answer.json["error_code"] == "TEMPORARILY_UNAVAILABLE"
-    assert mlflow_app.stage(model, "1") == "None"
+    assert model.stage("1") == "None"
 
 
-def test_a_gated_alias_is_refused_and_others_are_written_down(mlflow_app):
-    model = mlflow_app.model()
-    assert point(mlflow_app, model, "Champion", "1").status_code == 403
-    assert point(mlflow_app, model, "candidate", "1").status_code == 200
-    point(mlflow_app, model, "candidate", "2")
+def test_moves_of_aliases_are_recorded(model):
+    assert model.enter("1", "@Champion") == 403
+    assert model.enter("1", "@candidate") == 200
+    assert model.enter("2", "@candidate") == 200
     body = {"name": model, "alias": "candidate"}
-    assert mlflow_app.client.delete(f"{API}/registered-models/alias", json=body).status_code == 200
-    assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
+    answer = model.mlflow.client.delete(f"{API}/registered-models/alias", json=body)
+    assert answer.status_code == 200
+    assert [(event.action, event.before, event.after) for event in model.events] == [
         ("refused", "", "version 1 in @Champion"),
         ("alias", "", "version 1 in @candidate"),
         ("alias", "version 1 in @candidate", "version 2 in @candidate"),
@@ -230,232 +196,148 @@ def test_a_gated_alias_is_refused_and_others_are_written_down(mlflow_app):
     ]
 
 
-def test_a_version_that_is_deleted_out_of_a_stage_is_in_the_trail(mlflow_app):
-    model = mlflow_app.model(policy=None)
-    move(mlflow_app, model, "1", "Production")
-    body = {"name": model, "version": "1"}
-    assert mlflow_app.client.delete(f"{API}/model-versions/delete", json=body).status_code == 200
-    assert [event.after for event in events(mlflow_app, model)] == ["Production", "deleted"]
+def test_deleted_staged_version_is_recorded(ungated):
+    ungated.enter("1")
+    assert ungated.send("model-versions/delete", version="1") == 200
+    assert [event.after for event in ungated.events] == ["Production", "deleted"]
 
 
-def set_policy(mlflow_app, model, policy):
-    tag = {"name": model, "key": "onnxserve.gate.policy", "value": policy}
-    assert mlflow_app.client.post(f"{API}/registered-models/set-tag", json=tag).status_code == 200
-
-
-@pytest.mark.parametrize("tag", ["", "onnxserve.rolled_back"])
-def test_earlier_production_version_may_return_ungated_unless_rolled_back(mlflow_app, tag):
-    from mlflow.entities.model_registry import ModelVersionTag
-
+@pytest.mark.parametrize(("is_rolled_back", "status"), [(False, 200), (True, 403)])
+def test_earlier_version_returns_unless_rolled_back(mlflow_app, is_rolled_back, status):
     model = mlflow_app.model(policy="gated_stages: [Staging]", versions=3)
-    move(mlflow_app, model, "1", "Production")
-    set_policy(mlflow_app, model, "skip: []")
-    mlflow_app.stands(model, "2", "passed", "all checks passed")
-    assert (
-        move(mlflow_app, model, "2", "Production", archive_existing_versions=True).status_code
-        == 200
-    )
-    if tag:
-        mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "it was worse"))
-    assert move(mlflow_app, model, "3", "Production").status_code == 403
-    assert move(mlflow_app, model, "1", "Production").status_code == (403 if tag else 200)
+    model.enter("1")
+    model.set_policy("skip: []")
+    model.passed("2")
+    assert model.enter("2", archive_existing_versions=True) == 200
+    if is_rolled_back:
+        model.tag("1", ROLLED_BACK, "it was worse")
+    assert model.enter("3") == 403
+    assert model.enter("1") == status
 
 
-def test_a_version_without_a_verdict_returns_only_with_the_files_that_were_served(mlflow_app):
-    model = mlflow_app.model(policy=None, versions=2)
+def test_earlier_version_needs_its_served_files(ungated):
     for version in "12":
-        assert (
-            move(
-                mlflow_app, model, version, "Production", archive_existing_versions=True
-            ).status_code
-            == 200
-        )
-    set_policy(mlflow_app, model, POLICY)
-    weights = mlflow_app.files(model, "1") / "weights.bin"
+        assert ungated.enter(version, archive_existing_versions=True) == 200
+    ungated.set_policy(POLICY)
+    weights = ungated.files("1") / "weights.bin"
     weights.write_bytes(b"of a version that was never served")
-    answer = move(mlflow_app, model, "1", "Production", archive_existing_versions=True)
-    assert answer.status_code == 403
-    assert mentions(answer.json["message"], "version 1", "differ", "served")
-    weights.unlink()
-    assert (
-        move(mlflow_app, model, "1", "Production", archive_existing_versions=True).status_code
-        == 200
+    assert mentions(
+        ungated.refusal("1", archive_existing_versions=True), "version 1", "differ", "served"
     )
+    weights.unlink()
+    assert ungated.enter("1", archive_existing_versions=True) == 200
 
 
-def test_the_alias_that_was_there_before_may_come_back(mlflow_app):
-    model = mlflow_app.model(policy=None)
-    point(mlflow_app, model, "best", "1")
-    point(mlflow_app, model, "best", "2")
-    set_policy(mlflow_app, model, "gated_aliases: [best]")
-    assert point(mlflow_app, model, "best", "1").status_code == 200
+def test_alias_returns_to_its_earlier_version(ungated):
+    for version in "12":
+        ungated.enter(version, "@best")
+    ungated.set_policy("gated_aliases: [best]")
+    assert ungated.enter("1", "@best") == 200
 
 
 @pytest.mark.parametrize("gate", ["passed", "passed without an evaluation"])
-def test_a_verdict_by_another_policy_does_not_count(mlflow_app, gate):
-    from mlflow.entities.model_registry import ModelVersionTag
-
-    model = mlflow_app.model()
-    mlflow_app.stands(model, "1", gate, "all 5 checks passed")
+def test_verdict_needs_the_current_policy(model, gate):
+    model.passed("1", gate=gate)
     digest = parse_policy(POLICY, "here").digest
     for tagged_digest, status in (("0" * 16, 403), (digest, 200)):
-        mlflow_app.registry.set_model_version_tag(
-            model, "1", ModelVersionTag("onnxserve.gate.policy_digest", tagged_digest)
-        )
-        assert move(mlflow_app, model, "1", "Production").status_code == status
+        model.tag("1", "onnxserve.gate.policy_digest", tagged_digest)
+        assert model.enter("1") == status
 
 
-def test_who_writes_a_policy_or_tries_to_write_a_verdict_by_hand_is_in_the_trail(mlflow_app):
-    model = mlflow_app.model(policy=None)
-    policy = {"name": model, "key": "onnxserve.gate.policy", "value": "gated_stages: [Production]"}
-    verdict = {"name": model, "version": "1", "key": "onnxserve.gate", "value": "passed"}
-    other = {"name": model, "version": "1", "key": "team", "value": "flights"}
-    for path, body in (
-        ("registered-models", policy),
-        ("model-versions", verdict),
-        ("model-versions", other),
-    ):
-        status = 403 if body is verdict else 200
-        assert mlflow_app.client.post(f"{API}/{path}/set-tag", json=body).status_code == status
-    body = {"name": model, "key": "onnxserve.gate.policy"}
-    assert (
-        mlflow_app.client.delete(f"{API}/registered-models/delete-tag", json=body).status_code
-        == 200
-    )
-    assert [
-        (event.action, event.version, event.before, event.after)
-        for event in events(mlflow_app, model)
-    ] == [
-        ("tag", "", "", "gated_stages: [Production]"),
-        ("refused", "1", "", "passed"),
-        ("tag", "", "gated_stages: [Production]", ""),
+def test_changes_of_a_policy_are_recorded(ungated):
+    policy = "gated_stages: [Production]"
+    assert ungated.set_policy(policy) == 200
+    team = {"version": "1", "key": "team", "value": "flights"}
+    assert ungated.send("model-versions/set-tag", **team) == 200
+    assert ungated.send("registered-models/delete-tag", key=POLICY_TAG) == 200
+    assert [(event.action, event.before, event.after) for event in ungated.events] == [
+        ("tag", "", policy),
+        ("tag", policy, ""),
     ]
 
 
-def test_a_policy_that_cannot_be_read_lets_nothing_through(mlflow_app):
-    model = mlflow_app.model(policy="gated_stage: [Production]")
-    answer = move(mlflow_app, model, "1", "Production")
+def test_unreadable_policy_refuses_every_move(mlflow_app):
+    answer = mlflow_app.model(policy="gated_stage: [Production]").ask("1")
     assert answer.status_code == 403
     assert "gated_stage" in answer.json["message"]
 
 
-def test_a_tag_that_makes_a_model_a_prompt_opens_no_gate(mlflow_app):
-    from mlflow.entities.model_registry import RegisteredModelTag
-
-    model = mlflow_app.model()
-    mlflow_app.registry.set_registered_model_tag(
-        model, RegisteredModelTag("mlflow.prompt.is_prompt", "true")
-    )
-    assert point(mlflow_app, model, "champion", "1").status_code == 403
+def test_prompt_tag_opens_no_gate(model):
+    tag = RegisteredModelTag("mlflow.prompt.is_prompt", "true")
+    model.mlflow.registry.set_registered_model_tag(model, tag)
+    assert model.enter("1", "@champion") == 403
 
 
 @pytest.mark.parametrize(
     "key", ["onnxserve.gate", "onnxserve.gate.digest", "onnxserve.gate.policy_digest"]
 )
-def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app, key):
-    from mlflow.entities.model_registry import ModelVersionTag
-
-    model = mlflow_app.model(policy=None)
-    mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(key, "old"))
-    body = {"name": model, "version": "1", "key": key}
+def test_callers_may_not_change_verdict_tags(ungated, key):
+    ungated.tag("1", key, "old")
+    client = ungated.mlflow.client
+    body = {"name": ungated, "version": "1", "key": key}
     for base in (API, AJAX):
-        answer = mlflow_app.client.post(
-            f"{base}/model-versions/set-tag", json={**body, "value": "new"}
-        )
-        assert answer.status_code == 403
-        assert mentions(answer.json["message"], key, f"`onnxserve gate models:/{model}/1`")
-        assert (
-            mlflow_app.client.delete(f"{base}/model-versions/delete-tag", json=body).status_code
-            == 403
-        )
-    assert mlflow_app.registry.get_model_version(model, "1").tags == {key: "old"}
-    assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
+        changed = client.post(f"{base}/model-versions/set-tag", json={**body, "value": "new"})
+        deleted = client.delete(f"{base}/model-versions/delete-tag", json=body)
+        assert changed.status_code == deleted.status_code == 403
+        assert mentions(changed.json["message"], key, f"`onnxserve gate models:/{ungated}/1`")
+    assert ungated.tags("1") == {key: "old"}
+    assert [(event.action, event.before, event.after) for event in ungated.events] == [
         ("refused", "old", "new"),
         ("refused", "old", ""),
     ] * 2
 
 
-def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_names(mlflow_app):
-    model = "made-here"
-    tags = [{"key": "onnxserve.gate.policy", "value": POLICY}]
-    client = mlflow_app.client
-    base = f"{API}/registered-models"
-    assert client.post(f"{base}/create", json={"name": model, "tags": tags}).status_code == 200
-    assert (
-        client.post(f"{base}/rename", json={"name": model, "new_name": "renamed"}).status_code
-        == 200
-    )
-    assert client.delete(f"{base}/delete", json={"name": "renamed"}).status_code == 200
-    assert [(event.action, event.after) for event in events(mlflow_app, model)] == [
-        ("tag", POLICY),
-        ("rename", "renamed"),
+def test_creation_rename_and_deletion_are_recorded(mlflow_app):
+    tags = [{"key": POLICY_TAG, "value": POLICY}]
+    assert mlflow_app.send("registered-models/create", name="made-here", tags=tags) == 200
+    rename = {"name": "made-here", "new_name": "renamed"}
+    assert mlflow_app.send("registered-models/rename", **rename) == 200
+    assert mlflow_app.send("registered-models/delete", name="renamed") == 200
+    recorded = [
+        (event.action, event.before, event.after)
+        for name in ("made-here", "renamed")
+        for event in events(mlflow_app, name)
     ]
-    assert [(event.action, event.before) for event in events(mlflow_app, "renamed")] == [
-        ("rename", model),
-        ("delete", "renamed"),
-    ]
+    renamed = ("rename", "made-here", "renamed")
+    assert recorded == [("tag", "", POLICY), renamed, renamed, ("delete", "renamed", "")]
 
 
-def test_version_of_a_renamed_model_is_gated_despite_the_history_of_the_name(mlflow_app):
+def test_renamed_model_stays_gated(mlflow_app):
     first = mlflow_app.model(policy=None)
     second = mlflow_app.model(policy=None)
-    for model, versions in ((first, "12"), (second, "2")):
-        for version in versions:
-            move(mlflow_app, model, version, "Production", archive_existing_versions=True)
-    rename = f"{API}/registered-models/rename"
-    for name, new in ((first, f"{first}-old"), (second, first)):
-        assert (
-            mlflow_app.client.post(rename, json={"name": name, "new_name": new}).status_code == 200
-        )
-    policy = {"name": first, "key": "onnxserve.gate.policy", "value": POLICY}
-    assert (
-        mlflow_app.client.post(f"{API}/registered-models/set-tag", json=policy).status_code == 200
-    )
-    assert move(mlflow_app, first, "1", "Production").status_code == 403
+    for version in "12":
+        first.enter(version, archive_existing_versions=True)
+    second.enter("2", archive_existing_versions=True)
+    assert first.send("registered-models/rename", new_name=f"{first}-old") == 200
+    assert second.send("registered-models/rename", new_name=first) == 200
+    assert first.set_policy(POLICY) == 200
+    assert first.enter("1") == 403
 
 
-def test_changes_are_counted_for_the_change_feed(mlflow_app):
-    model = mlflow_app.model()
-    counts = count(1)
+def test_changes_are_counted_for_the_change_feed(model):
+    def wait_for(name, count):
+        changes = model.mlflow.store.recent_changes
+        wait_until(lambda: changes().get(name) == count, what=f"change {count} is counted")
 
-    def is_counted():
-        expected = next(counts)
-        wait_until(
-            lambda: mlflow_app.store.recent_changes().get(model) == expected,
-            what=f"change {expected} is counted",
-        )
-
-    version = {"name": model, "version": "1"}
-    for path, body in (
-        ("model-versions/create", {"name": model, "source": "s3://bucket/x"}),
+    version = {"version": "1"}
+    new_name = f"{model}-new"
+    requests: list[tuple[str, dict[str, str]]] = [
+        ("model-versions/create", {"source": "s3://bucket/x"}),
         ("model-versions/set-tag", {**version, "key": "region", "value": "eu"}),
         ("model-versions/delete-tag", {**version, "key": "region"}),
-        (
-            "registered-models/set-tag",
-            {"name": model, "key": "onnxserve.gate.policy", "value": "{}"},
-        ),
+        ("registered-models/set-tag", {"key": POLICY_TAG, "value": "{}"}),
         ("registered-models/alias", {**version, "alias": "shadow"}),
-    ):
-        method = "delete" if "delete" in path else "post"
-        assert mlflow_app.client.open(f"{API}/{path}", method=method, json=body).status_code == 200
-        is_counted()
-    assert move(mlflow_app, model, "1", "Staging").status_code == 200
-    is_counted()
-    new_name = f"{model}-new"
-    rename = {"name": model, "new_name": new_name}
-    assert mlflow_app.client.post(f"{API}/registered-models/rename", json=rename).status_code == 200
-    is_counted()
-    wait_until(
-        lambda: mlflow_app.store.recent_changes().get(new_name) == 1,
-        what="the new name has changed",
-    )
+        ("model-versions/transition-stage", {**version, "stage": "Staging"}),
+        ("registered-models/rename", {"new_name": new_name}),
+    ]
+    for number, (path, body) in enumerate(requests, 1):
+        assert model.send(path, **body) == 200
+        wait_for(model, number)
+    wait_for(new_name, 1)
 
 
-def test_an_event_is_kept_and_mlflow_goes_on_if_the_audit_store_is_broken(
-    mlflow_app, monkeypatch, caplog
-):
-    model = mlflow_app.model(policy=None)
+def test_move_survives_a_broken_audit_store(ungated, monkeypatch, caplog):
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
-    assert mlflow_app.stage(model, "1") == "Production"
+    assert ungated.enter("1") == 200
+    assert ungated.stage("1") == "Production"
     assert mentions(caplog.text, "transition by anonymous@127.0.0.1 is kept", "store")

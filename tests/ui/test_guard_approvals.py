@@ -13,8 +13,6 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
-from mlflow_deploy_plugin.core.registry.policy import parse_policy
-from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.store.served_files import served_files
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Person,
@@ -25,7 +23,6 @@ from mlflow_deploy_plugin.promote.gate.approvals import (
 )
 from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves, readers, views
 from tests.support.approvals import REPORT, record_gate
-from tests.support.console import API, events, move, point
 from tests.support.refusals import mentions
 
 GATED = "gated_stages: [Production]\ngated_aliases: [champion]\n"
@@ -61,476 +58,346 @@ def caller(monkeypatch):
 @pytest.fixture
 def model(mlflow_app, caller):
     """A model whose two versions have passed the gate, but have no approvals."""
-    name: str = mlflow_app.model(policy=POLICY)
-    for version in "12":
-        mlflow_app.stands(name, version, "passed", "all 5 checks passed")
+    name = mlflow_app.model(policy=POLICY)
+    name.passed("1", "2")
     return name
 
 
-def approve_all(mlflow_app, model, version="1", place="Production", report=""):
+@pytest.fixture
+def administrator(caller):
+    caller.is_administrator = True
+
+
+def approve_all(model, version="1", place="Production"):
     """Request the promotion, and approve it by two people."""
-    with mlflow_app.app.test_request_context():
-        policy, subject = moves.promotion_now(model, version, parse_stage_or_alias(place))
-    if not report:
-        record_gate(mlflow_app.store, subject)
-    request_promotion(mlflow_app.store, policy, subject, Person("eva", frozenset(), may_edit=True))
+    store = model.mlflow.store
+    policy, subject = model.promotion(version, place)
+    record_gate(store, subject)
+    request_promotion(store, policy, subject, Person("eva", frozenset(), may_edit=True))
     for user in ("ada", "bob"):
         person = Person(user, frozenset({"risk"}), may_edit=False)
-        approve(mlflow_app.store, policy, subject, person, report or REPORT)
+        approve(store, policy, subject, person, REPORT)
 
 
-def send(mlflow_app, path, **body):
-    method = (
-        mlflow_app.client.delete
-        if path.endswith(("/delete", "/delete-tag"))
-        else mlflow_app.client.post
-    )
-    status: int = method(f"{API}/{path}", json=body).status_code
-    return status
+def promote_both(model, place="Production", **more):
+    """Move version 1 and then version 2, both with their approvals."""
+    for version in "12":
+        approve_all(model, version, place)
+        assert model.enter(version, place, **more) == 200
 
 
-def test_a_version_moves_only_with_its_approvals(mlflow_app, model):
-    for answer in (
-        move(mlflow_app, model, "1", "Production"),
-        point(mlflow_app, model, "champion", "1"),
-    ):
+def replace_files(model, version):
+    """Change a file, and return a function that restores it."""
+    file = model.files(version) / "MLmodel"
+    approved = file.read_text()
+    file.write_text("model_id: never judged")
+    return lambda: file.write_text(approved)
+
+
+def files_of(model, version):
+    return combine_hashes(hash_files(model.files(version)))
+
+
+def recorded_files(model, version="1", place="@champion"):
+    return served_files(model.mlflow.store, model, version, place)
+
+
+def test_version_moves_only_with_approvals(model):
+    for place in ("Production", "@champion"):
+        answer = model.ask("1", place)
         assert answer.status_code == 403
         assert answer.json["error_code"] == "PERMISSION_DENIED"
-        assert mentions(
-            answer.json["message"], "2 of 2", "risk", f"http://localhost/onnxserve?model={model}"
-        )
-    approve_all(mlflow_app, model)
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
-    assert mlflow_app.stage(model, "1") == "Production"
-    assert promotion_requests(mlflow_app.store, model) == []
+        link = f"http://localhost/onnxserve?model={model}"
+        assert mentions(answer.json["message"], "2 of 2", "risk", link)
+    approve_all(model)
+    assert model.enter("1") == 200
+    assert model.stage("1") == "Production"
+    assert promotion_requests(model.mlflow.store, model) == []
 
 
-def test_the_refusal_links_to_the_address_of_the_operator(mlflow_app, model, monkeypatch):
+def test_refusal_links_to_the_configured_address(model, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_MLFLOW_URL", "https://mlflow.example/ml/")
-    message = move(mlflow_app, model, "1", "Production").json["message"]
+    message = model.refusal("1")
     assert mentions(message, f"https://mlflow.example/ml/onnxserve?model={model}")
-    assert events(mlflow_app, model)[-1].action == "refused"
-    assert events(mlflow_app, model)[-1].actor == "mallory"
+    assert (model.events[-1].action, model.events[-1].actor) == ("refused", "mallory")
 
 
-def test_an_anonymous_caller_reads_that_a_login_is_needed(mlflow_app, model, caller):
+def test_anonymous_caller_is_refused(model, caller, administrator):
     caller.user = ""
-    caller.is_administrator = True
-    answer = move(mlflow_app, model, "1", "Production")
-    assert answer.status_code == 403
-    assert mentions(answer.json["message"], "login")
+    assert mentions(model.refusal("1"), "login")
 
 
 @pytest.mark.parametrize(
-    ("approved", "other"), [("Production", "@champion"), ("@champion", "Production")]
+    ("key", "status"),
+    [
+        ("onnxserve.gate", 403),
+        ("onnxserve.gate.policy_digest", 403),
+        ("onnxserve.gate.approved_by", 403),
+        ("onnxserve.approve", 200),
+        ("approve", 200),
+    ],
 )
-def test_an_approval_is_for_one_stage_or_alias(approved, other, mlflow_app, model):
-    approve_all(mlflow_app, model, place=approved)
-    statuses = {
-        "Production": move(mlflow_app, model, "1", "Production").status_code,
-        "@champion": point(mlflow_app, model, "champion", "1").status_code,
-    }
-    assert statuses == {approved: 200, other: 403}
-
-
-@pytest.mark.parametrize("state", ["passed", "passed without an evaluation", "forced"])
-def test_tags_are_not_approvals(state, mlflow_app, model):
-    tags = {
-        "onnxserve.gate": state,
-        "onnxserve.gate.policy_digest": parse_policy(POLICY, "it").digest,
-    }
-    texts = ("reason", "report", "against", "at", "approve", "approvals", "approved_by", "request")
-    tags |= {f"onnxserve.gate.{name}": "ada, bob" for name in texts} | {
-        "approve": "ada",
-        "onnxserve.approve": "ada",
-    }
-    for key, value in tags.items():
-        status = 403 if key.startswith("onnxserve.gate") else 200
-        assert (
-            send(
-                mlflow_app, "model-versions/set-tag", name=model, version="1", key=key, value=value
-            )
-            == status
-        )
-        assert (
-            send(mlflow_app, "registered-models/set-tag", name=model, key=f"x.{key}", value=value)
-            == 200
-        )
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
+def test_tags_are_not_approvals(model, key, status):
+    tag = {"key": key, "value": "ada, bob"}
+    assert model.send("model-versions/set-tag", version="1", **tag) == status
+    assert model.send("registered-models/set-tag", key=f"x.{key}", value="ada, bob") == 200
+    assert model.enter("1") == 403
 
 
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("registered-models/set-tag", {"key": POLICY_TAG, "value": GATED}),
-        (
-            "registered-models/set-tag",
-            {"key": POLICY_TAG, "value": f"{GATED}approvals: {{count: 1}}"},
-        ),
-        (
-            "registered-models/set-tag",
-            {"key": POLICY_TAG, "value": "gated_stages: []\ngated_aliases: []"},
-        ),
-        ("registered-models/delete-tag", {"key": POLICY_TAG}),
-        ("registered-models/rename", {"new_name": "elsewhere"}),
-        ("registered-models/delete", {}),
+        ("set-tag", {"key": POLICY_TAG, "value": GATED}),
+        ("set-tag", {"key": POLICY_TAG, "value": f"{GATED}approvals: {{count: 1}}"}),
+        ("set-tag", {"key": POLICY_TAG, "value": "gated_stages: []\ngated_aliases: []"}),
+        ("delete-tag", {"key": POLICY_TAG}),
+        ("rename", {"new_name": "elsewhere"}),
+        ("delete", {}),
     ],
 )
-def test_only_an_administrator_may_remove_the_need_for_approvals(path, body, mlflow_app, model):
-    assert send(mlflow_app, path, name=model, **body) == 403
-    assert mlflow_app.registry.get_registered_model(model).tags[POLICY_TAG] == POLICY
-    assert [(event.action, event.actor) for event in events(mlflow_app, model)] == [
-        ("refused", "mallory")
-    ]
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
+def test_editor_may_not_remove_approvals(model, path, body):
+    assert model.send(f"registered-models/{path}", **body) == 403
+    assert model.mlflow.registry.get_registered_model(model).tags[POLICY_TAG] == POLICY
+    (event,) = model.events
+    assert (event.action, event.actor) == ("refused", "mallory")
+    assert model.enter("1") == 403
 
 
 @pytest.mark.parametrize(
-    "policy", ["approvals: {count: 0}", "approvals: [", "gated_stages: [Production]"]
+    ("policy", "status"),
+    [
+        ("approvals: {count: 0}", 403),
+        ("approvals: [", 403),  # An invalid policy may be meant to require approvals.
+        ("gated_stages: [Production]", 200),
+    ],
 )
-def test_an_administrator_may_change_the_policy_and_an_editor_a_policy_without_approvals(
-    policy, mlflow_app, model, caller
-):
-    tag = {"name": model, "key": POLICY_TAG}
-    caller.is_administrator = True
-    assert send(mlflow_app, "registered-models/set-tag", **tag, value=policy) == 200
+def test_editor_may_change_unapproved_policies(model, caller, administrator, policy, status):
+    assert model.set_policy(policy) == 200
     caller.is_administrator = False
-    # An invalid policy may be meant to require approvals.
-    status = 403 if "approvals" in policy else 200
-    assert send(mlflow_app, "registered-models/set-tag", **tag, value=GATED) == status
+    assert model.set_policy(GATED) == status
 
 
-@pytest.mark.parametrize("target", ["same", "other"])
-def test_a_copy_of_an_approved_version_needs_its_own_approvals(target, mlflow_app, model):
-    approve_all(mlflow_app, model)
-    name = model if target == "same" else mlflow_app.model(policy=POLICY, versions=0)
-    assert send(mlflow_app, "model-versions/create", name=name, source=f"models:/{model}/1") == 200
-    copy = "3" if target == "same" else "1"
-    mlflow_app.stands(name, copy, "passed", "all 5 checks passed")
-    assert move(mlflow_app, name, copy, "Production").status_code == 403
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
+@pytest.mark.parametrize("is_same", [True, False])
+def test_copy_needs_its_own_approvals(mlflow_app, model, is_same):
+    approve_all(model)
+    target = model if is_same else mlflow_app.model(policy=POLICY, versions=0)
+    assert target.send("model-versions/create", source=f"models:/{model}/1") == 200
+    copy = "3" if is_same else "1"
+    target.passed(copy)
+    assert target.enter(copy) == 403
+    assert model.enter("1") == 200
 
 
 @pytest.mark.parametrize("slashes", ["/", "///"])
-def test_the_authors_of_a_version_are_authors_of_its_copies(slashes, mlflow_app, model, caller):
+def test_copies_keep_their_authors(mlflow_app, model, caller, slashes):
     other = mlflow_app.model(policy=POLICY, versions=0)
-    for user, name, source in (
-        ("lea", model, "s3://bucket/x"),
-        ("max", other, f"models:{slashes}{model}/3"),
-    ):
-        caller.user = user
-        assert send(mlflow_app, "model-versions/create", name=name, source=source) == 200
+    caller.user = "lea"
+    assert model.send("model-versions/create", source="s3://bucket/x") == 200
+    caller.user = "max"
+    assert other.send("model-versions/create", source=f"models:{slashes}{model}/3") == 200
     for name, version, authors in ((model, "3", ("lea",)), (other, "1", ("max", "lea"))):
         created = mlflow_app.registry.get_model_version(name, version).creation_timestamp
         assert version_authors(mlflow_app.store, version, created) == authors
 
 
-def test_approvals_do_not_survive_a_rename_there_and_back(mlflow_app, model, caller):
-    approve_all(mlflow_app, model)
-    caller.is_administrator = True
-    for before, after in ((model, f"{model}-away"), (f"{model}-away", model)):
-        assert send(mlflow_app, "registered-models/rename", name=before, new_name=after) == 200
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
+def test_renamed_model_loses_its_approvals(model, administrator):
+    approve_all(model)
+    assert model.send("registered-models/rename", new_name=f"{model}-away") == 200
+    back = {"name": f"{model}-away", "new_name": model}
+    assert model.mlflow.send("registered-models/rename", **back) == 200
+    assert model.enter("1") == 403
 
 
-def test_approvals_are_not_for_another_model_of_the_same_name(mlflow_app, model, caller):
-    approve_all(mlflow_app, model)
-    source = mlflow_app.registry.get_model_version(model, "1").source
-    caller.is_administrator = True
-    assert send(mlflow_app, "registered-models/delete", name=model) == 200
+def test_deleted_model_loses_its_approvals(model, administrator):
+    approve_all(model)
+    source = model.mlflow.registry.get_model_version(model, "1").source
+    assert model.send("registered-models/delete") == 200
     tags = [{"key": POLICY_TAG, "value": POLICY}]
-    assert send(mlflow_app, "registered-models/create", name=model, tags=tags) == 200
-    mlflow_app.registry.create_model_version(model, source)
-    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
+    assert model.send("registered-models/create", tags=tags) == 200
+    model.mlflow.registry.create_model_version(model, source)
+    model.passed("1")
+    assert model.enter("1") == 403
 
 
-def test_a_version_that_is_deleted_and_created_again_needs_new_approvals(mlflow_app, model):
-    approve_all(mlflow_app, model, "2")
-    source = mlflow_app.registry.get_model_version(model, "2").source
-    assert send(mlflow_app, "model-versions/delete", name=model, version="2") == 200
-    created = mlflow_app.registry.create_model_version(model, source)
-    mlflow_app.stands(model, str(created.version), "passed", "all 5 checks passed")
-    assert move(mlflow_app, model, str(created.version), "Production").status_code == 403
+def test_deleted_version_loses_its_approvals(model):
+    approve_all(model, "2")
+    source = model.mlflow.registry.get_model_version(model, "2").source
+    assert model.send("model-versions/delete", version="2") == 200
+    created = str(model.mlflow.registry.create_model_version(model, source).version)
+    model.passed(created)
+    assert model.enter(created) == 403
 
 
-def test_approvals_lapse_when_a_file_changes_even_if_the_gate_passes_again(mlflow_app, model):
-    approve_all(mlflow_app, model)
-    mlmodel = mlflow_app.files(model, "1") / "MLmodel"
-    approved = mlmodel.read_text()
-    mlmodel.write_text("model_id: another")
-    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
-    answer = move(mlflow_app, model, "1", "Production")
-    assert answer.status_code == 403
-    assert mentions(answer.json["message"], "lapsed", "files")
-    mlmodel.write_text(approved)
-    mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
+def test_approvals_lapse_with_changed_files(model):
+    approve_all(model)
+    restore = replace_files(model, "1")
+    model.passed("1")
+    assert mentions(model.refusal("1"), "lapsed", "files")
+    restore()
+    model.passed("1")
+    assert model.enter("1") == 200
 
 
-def test_approvals_lapse_when_the_policy_changes(mlflow_app, model, caller):
-    approve_all(mlflow_app, model)
-    caller.is_administrator = True
-    tag = {
-        "name": model,
-        "key": POLICY_TAG,
-        "value": f"{GATED}approvals: {{count: 1, groups: [risk]}}",
-    }
-    assert send(mlflow_app, "registered-models/set-tag", **tag) == 200
-    answer = move(mlflow_app, model, "1", "Production")
-    assert answer.status_code == 403
-    assert mentions(answer.json["message"], "1 of 1", "lapsed", "policy")
-
-
-@pytest.mark.parametrize("state", ["forced", "passed"])
-def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(state, mlflow_app, model):
-    approve_all(mlflow_app, model)
-    with mlflow_app.app.test_request_context():
-        _, subject = moves.promotion_now(model, "1", parse_stage_or_alias("Production"))
-    record_gate(mlflow_app.store, subject, "2" * 64, "failed")
-    mlflow_app.stands(model, "1", state, "set by mallory")
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
-    approve_all(mlflow_app, model, report="2" * 64)
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
-
-
-def test_a_promotion_uses_its_approvals_up(mlflow_app, model):
-    approve_all(mlflow_app, model)
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
+def test_promotion_uses_up_its_approvals(model):
+    approve_all(model)
+    assert model.enter("1") == 200
     # The version is already there.
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
-    assert move(mlflow_app, model, "1", "Archived").status_code == 200
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
+    assert model.enter("1") == 200
+    assert model.enter("1", "Archived") == 200
+    assert model.enter("1") == 403
 
 
-def test_a_version_that_was_rolled_back_does_not_return_as_a_rollback(mlflow_app, model):
-    for version in "12":
-        approve_all(mlflow_app, model, version, "@champion")
-        assert point(mlflow_app, model, "champion", version).status_code == 200
+def test_rolled_back_version_needs_new_approvals(model):
+    promote_both(model, "@champion")
     for _ in range(2):  # The way back stays open after every promotion.
-        assert [point(mlflow_app, model, "champion", version).status_code for version in "12"] == [
-            200,
-            403,
-        ]
-        approve_all(mlflow_app, model, "2", "@champion")
-        assert point(mlflow_app, model, "champion", "2").status_code == 200
+        assert model.enter("1", "@champion") == 200
+        assert model.enter("2", "@champion") == 403
+        approve_all(model, "2", "@champion")
+        assert model.enter("2", "@champion") == 200
 
 
-def test_a_version_returns_only_with_the_files_that_were_approved(mlflow_app, model):
+def test_version_returns_with_approved_files_only(model):
+    promote_both(model, "@champion")
+    restore = replace_files(model, "1")
+    assert mentions(model.refusal("1", "@champion"), "version 1", "differ", "served")
+    assert model.mlflow.registry.get_registered_model(model).aliases == {"champion": 2}
+    restore()
+    assert model.enter("1", "@champion") == 200
+
+
+def test_repeated_move_approves_no_files(model):
+    approve_all(model)
+    assert model.enter("1") == 200
+    replace_files(model, "1")
+    for archives in (False, True):
+        assert model.enter("1", archive_existing_versions=archives) == 200
+    approve_all(model, "2")
+    assert model.enter("2", archive_existing_versions=True) == 200
+    assert model.enter("1") == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "more"), [("transition-stage", {"stage": "Archived"}), ("delete", {})]
+)
+def test_version_leaves_only_to_approved_files(model, path, more):
+    promote_both(model)
+    restore = replace_files(model, "1")
+    assert model.send(f"model-versions/{path}", version="2", **more) == 403
+    assert model.stage("2") == "Production"
+    restore()
+    assert model.send(f"model-versions/{path}", version="2", **more) == 200
+
+
+def stage_both(model):
+    """Move both versions without the guard, as by an older server."""
     for version in "12":
-        approve_all(mlflow_app, model, version, "@champion")
-        assert point(mlflow_app, model, "champion", version).status_code == 200
-    files = mlflow_app.files(model, "1") / "MLmodel"
-    approved = files.read_text()
-    files.write_text("model_id: never judged")
-    answer = point(mlflow_app, model, "champion", "1")
-    assert answer.status_code == 403
-    assert mentions(answer.json["message"], "version 1", "differ", "served")
-    assert mlflow_app.registry.get_registered_model(model).aliases == {"champion": 2}
-    files.write_text(approved)
-    assert point(mlflow_app, model, "champion", "1").status_code == 200
+        model.mlflow.registry.transition_model_version_stage(model, version, "Production", False)
 
 
-def test_a_move_to_the_same_place_does_not_make_other_files_the_approved_ones(mlflow_app, model):
-    for version in "12":
-        approve_all(mlflow_app, model, version)
-        if version == "2":
-            (mlflow_app.files(model, "1") / "MLmodel").write_text("model_id: never judged")
-            for archives in (False, True):  # The version is already there, so nothing moves.
-                assert (
-                    move(
-                        mlflow_app, model, "1", "Production", archive_existing_versions=archives
-                    ).status_code
-                    == 200
-                )
-        assert (
-            move(
-                mlflow_app, model, version, "Production", archive_existing_versions=True
-            ).status_code
-            == 200
-        )
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
+def test_version_leaves_to_a_judged_version(mlflow_app, caller):
+    model = mlflow_app.model(policy=GATED)
+    stage_both(model)
+    assert mentions(model.refusal("2", "Archived"), "version 1", "audit trail", "digest")
+    model.passed("1")
+    assert model.enter("2", "Archived") == 200
 
 
-@pytest.mark.parametrize("path", ["transition-stage", "delete"])
-def test_a_version_leaves_a_stage_only_if_the_version_below_has_its_approved_files(
-    path, mlflow_app, model
-):
-    for version in "12":
-        approve_all(mlflow_app, model, version)
-        assert move(mlflow_app, model, version, "Production").status_code == 200
-    files = mlflow_app.files(model, "1") / "MLmodel"
-    approved = files.read_text()
-    files.write_text("model_id: never judged")
-    leave = {"name": model, "version": "2"} | (
-        {"stage": "Archived"} if path == "transition-stage" else {}
-    )
-    assert send(mlflow_app, f"model-versions/{path}", **leave) == 403
-    assert mlflow_app.stage(model, "2") == "Production"
-    files.write_text(approved)
-    assert send(mlflow_app, f"model-versions/{path}", **leave) == 200
-
-
-def test_a_version_leaves_a_stage_if_the_version_below_is_judged_but_not_recorded(
-    mlflow_app, caller
-):
-    name = mlflow_app.model(policy=GATED)
-    for version in "12":
-        mlflow_app.registry.transition_model_version_stage(name, version, "Production", False)
-    answer = move(mlflow_app, name, "2", "Archived")
-    assert answer.status_code == 403
-    assert mentions(answer.json["message"], "version 1", "audit trail", "digest")
-    mlflow_app.stands(name, "1", "passed", "all 5 checks passed")
-    assert move(mlflow_app, name, "2", "Archived").status_code == 200
-
-
-def test_a_version_leaves_a_stage_if_people_have_approved_the_version_below(
-    mlflow_app, model, tmp_path, monkeypatch
-):
-    for version in "12":
-        mlflow_app.registry.transition_model_version_stage(model, version, "Production", False)
+def test_version_leaves_to_an_approved_version(model, tmp_path, monkeypatch):
+    stage_both(model)
     with monkeypatch.context() as changed:
         changed.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}")
-        answer = move(mlflow_app, model, "2", "Archived")
-        assert answer.status_code == 503
-        assert mentions(answer.json["message"], "audit trail", "store")
-    assert move(mlflow_app, model, "2", "Archived").status_code == 403
-    approve_all(mlflow_app, model)
-    assert move(mlflow_app, model, "2", "Archived").status_code == 200
+        assert mentions(model.refusal("2", "Archived", status=503), "audit trail", "store")
+    assert model.enter("2", "Archived") == 403
+    approve_all(model)
+    assert model.enter("2", "Archived") == 200
 
 
-def test_the_files_of_a_served_version_are_recorded_when_approvals_become_required(
-    mlflow_app, caller
-):
-    name = mlflow_app.model(policy=None)
-    # Without the guard, as by an older server.
-    mlflow_app.registry.set_registered_model_alias(name, "champion", "1")
-    caller.is_administrator = True
-    tag = {"name": name, "key": POLICY_TAG, "value": POLICY}
-    assert send(mlflow_app, "registered-models/set-tag", **tag) == 200
-    recorded = combine_hashes(hash_files(mlflow_app.files(name, "1")))
-    assert served_files(mlflow_app.store, name, "1", "@champion") == recorded
-    assert send(mlflow_app, "registered-models/rename", name=name, new_name=f"{name}-new") == 200
-    assert served_files(mlflow_app.store, f"{name}-new", "1", "@champion") == recorded
-    (mlflow_app.files(f"{name}-new", "1") / "MLmodel").write_text("model_id: never judged")
-    assert send(mlflow_app, "registered-models/set-tag", **tag | {"name": f"{name}-new"}) == 200
-    assert served_files(mlflow_app.store, f"{name}-new", "1", "@champion") == recorded
-
-
-def test_the_same_policy_records_the_files_of_a_version_that_an_older_server_moved(
-    mlflow_app, model, caller
-):
+def test_new_policy_records_served_files(mlflow_app, administrator):
+    model = mlflow_app.model(policy=None)
     mlflow_app.registry.set_registered_model_alias(model, "champion", "1")
-    caller.is_administrator = True
-    tag = {"name": model, "key": POLICY_TAG, "value": POLICY}
+    assert model.set_policy(POLICY) == 200
+    recorded = files_of(model, "1")
+    assert recorded_files(model) == recorded
+    new_name = f"{model}-new"
+    assert model.send("registered-models/rename", new_name=new_name) == 200
+    assert served_files(mlflow_app.store, new_name, "1", "@champion") == recorded
+    (mlflow_app.files(new_name, "1") / "MLmodel").write_text("model_id: never judged")
+    tag = {"name": new_name, "key": POLICY_TAG, "value": POLICY}
+    assert mlflow_app.send("registered-models/set-tag", **tag) == 200
+    assert served_files(mlflow_app.store, new_name, "1", "@champion") == recorded
+
+
+def test_repeated_policy_records_served_files(model, administrator):
+    model.mlflow.registry.set_registered_model_alias(model, "champion", "1")
     for _ in range(2):
-        assert send(mlflow_app, "registered-models/set-tag", **tag) == 200
-    assert [event.action for event in events(mlflow_app, model)] == ["tag"]
-    files = combine_hashes(hash_files(mlflow_app.files(model, "1")))
-    assert served_files(mlflow_app.store, model, "1", "@champion") == files
+        assert model.set_policy(POLICY) == 200
+    assert [event.action for event in model.events] == ["tag"]
+    assert recorded_files(model) == files_of(model, "1")
 
 
 @pytest.mark.parametrize("place", ["@champion", "Production"])
-def test_files_that_are_approved_again_for_a_version_that_is_there_are_recorded(
-    place, mlflow_app, model
-):
-    def enter(version):
-        is_alias = place.startswith("@")
-        answer = (
-            point(mlflow_app, model, place[1:], version)
-            if is_alias
-            else move(mlflow_app, model, version, place)
-        )
-        return int(answer.status_code)
-
-    for version in "12":
-        approve_all(mlflow_app, model, version, place)
-        assert enter(version) == 200
-    (mlflow_app.files(model, "2") / "MLmodel").write_text("model_id: replaced")
-    before = served_files(mlflow_app.store, model, "2", place)
-    assert enter("2") == 200
-    assert served_files(mlflow_app.store, model, "2", place) == before
-    mlflow_app.stands(model, "2", "passed", "all 5 checks passed")
-    approve_all(mlflow_app, model, "2", place)
-    assert enter("2") == 200
-    replaced = combine_hashes(hash_files(mlflow_app.files(model, "2")))
-    assert served_files(mlflow_app.store, model, "2", place) == replaced != before
-    assert promotion_requests(mlflow_app.store, model) == []
-    assert enter("1") == 200  # The way back to version 1 stays open.
+def test_newly_approved_files_are_recorded(model, place):
+    promote_both(model, place)
+    replace_files(model, "2")
+    before = recorded_files(model, "2", place)
+    assert model.enter("2", place) == 200
+    assert recorded_files(model, "2", place) == before
+    model.passed("2")
+    approve_all(model, "2", place)
+    assert model.enter("2", place) == 200
+    assert recorded_files(model, "2", place) == files_of(model, "2") != before
+    assert promotion_requests(model.mlflow.store, model) == []
+    assert model.enter("1", place) == 200  # The way back to version 1 stays open.
 
 
-def test_a_rollback_by_command_counts_as_a_rollback_too(mlflow_app, model):
-    for version in "12":
-        approve_all(mlflow_app, model, version)
-        assert (
-            move(
-                mlflow_app, model, version, "Production", archive_existing_versions=True
-            ).status_code
-            == 200
-        )
-    assert (
-        move(mlflow_app, model, "1", "Production", archive_existing_versions=True).status_code
-        == 200
-    )
-    moved = {"moved": {"place": "Production", "before": "2"}}
-    mlflow_app.store.record(
-        "transition", endpoint="flights", model=model, version="1", detail=moved
-    )
-    assert move(mlflow_app, model, "2", "Production").status_code == 403
+def test_rollback_by_command_counts(model):
+    promote_both(model, archive_existing_versions=True)
+    assert model.enter("1", archive_existing_versions=True) == 200
+    moved = {"version": "1", "detail": {"moved": {"place": "Production", "before": "2"}}}
+    model.mlflow.store.record("transition", endpoint="flights", model=model, **moved)
+    assert model.enter("2") == 403
 
 
 @pytest.mark.parametrize("approved", ["1", "2"])
-def test_a_second_promotion_during_the_first_needs_its_own_approvals(approved, mlflow_app, model):
-    approve_all(mlflow_app, model, approved)
+def test_concurrent_promotions_need_their_own_approvals(model, approved):
+    approve_all(model, approved)
     with ThreadPoolExecutor(4) as pool:
-        answers = [
-            *pool.map(
-                lambda version: (version, move(mlflow_app, model, version, "Production")), "1212"
-            )
-        ]
-    assert {version for version, answer in answers if answer.status_code == 200} == {approved}
-    assert {version: mlflow_app.stage(model, version) for version in "12"}[approved] == "Production"
+        statuses = [*pool.map(model.enter, "1212")]
+    passed = {version for version, status in zip("1212", statuses, strict=True) if status == 200}
+    assert passed == {approved}
+    assert model.stage(approved) == "Production"
 
 
-def test_an_intention_without_a_result_uses_the_approvals_up(mlflow_app, model):
-    """MLflow's server was killed after it had stored the intention."""
-    approve_all(mlflow_app, model)
+@pytest.mark.parametrize(("actions", "status"), [(["intend"], 403), (["intend", "failed"], 200)])
+def test_intention_uses_up_its_approvals(model, actions, status):
+    """Without a result, the server was killed after it had stored the intention."""
+    approve_all(model)
     moved = {"moved": {"place": "Production", "before": ""}}
     detail = {"intention": "1", "intended": "transition", **moved}
-    mlflow_app.store.record("intend", actor="eva", model=model, version="1", detail=detail)
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
+    for action in actions:
+        model.mlflow.store.record(action, actor="eva", model=model, version="1", detail=detail)
+    assert model.enter("1") == status
 
 
-def test_a_failed_intention_leaves_the_approvals(mlflow_app, model):
-    approve_all(mlflow_app, model)
-    moved = {"moved": {"place": "Production", "before": ""}}
-    detail = {"intention": "1", "intended": "transition", **moved}
-    for action in ("intend", "failed"):
-        mlflow_app.store.record(action, actor="eva", model=model, version="1", detail=detail)
-    assert move(mlflow_app, model, "1", "Production").status_code == 200
-
-
-def test_a_failed_gate_is_refused_even_with_approvals(mlflow_app, model):
-    approve_all(mlflow_app, model)
-    mlflow_app.stands(model, "1", "failed", "evaluation: accuracy 0.71 against 0.80")
-    assert move(mlflow_app, model, "1", "Production").status_code == 403
+def test_failed_gate_is_refused_despite_approvals(model):
+    approve_all(model)
+    model.mlflow.stands(model, "1", "failed", "evaluation: accuracy 0.71 against 0.80")
+    assert model.enter("1") == 403
 
 
 @pytest.mark.parametrize(
     ("break_store", "status"),
     [(lambda path: shutil.copy("/dev/null", path), 403), (lambda path: path.mkdir(), 503)],
 )
-def test_approvals_that_cannot_be_read_let_nothing_through(
-    break_store, status, mlflow_app, model, tmp_path, monkeypatch
-):
-    approve_all(mlflow_app, model)
+def test_unreadable_approvals_refuse_a_move(model, tmp_path, monkeypatch, break_store, status):
+    approve_all(model)
     break_store(tmp_path / "store.db")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path / 'store.db'}")
-    assert move(mlflow_app, model, "1", "Production").status_code == status
-    assert mlflow_app.stage(model, "1") == "None"
+    assert model.enter("1") == status
+    assert model.stage("1") == "None"
 
 
-def test_a_report_that_was_replaced_in_its_run_has_another_digest(mlflow_app, model):
+def test_report_digest_follows_the_report(mlflow_app):
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
     for text in ("judged", "replaced"):

@@ -9,8 +9,10 @@ from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
+ID = "a" * 16
 
-def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path, monkeypatch):
+
+def test_hanging_job_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "hangs.py").write_text("import time; time.sleep(600)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(jobs, "_MODULE", "hangs")
@@ -21,32 +23,25 @@ def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path, monkeypatch):
 
 
 def test_job_of_a_dead_server_times_out(tmp_path):
-    write_state(
-        tmp_path / f"{'a' * 16}.json", press({}, id="a" * 16, pid=os.getpid(), started_at=0.0)
-    )
-    job = Jobs(tmp_path).get("a" * 16)
-    assert job is not None
-    assert job.state == "failed"
-    assert job.message == "timeout of the action"
+    write_state(tmp_path / f"{ID}.json", press({}, id=ID, pid=os.getpid(), started_at=0.0))
+    assert mentions(found(tmp_path, ID, "failed").message, "timeout")
 
 
-def test_a_button_that_is_pressed_twice_starts_one_job(tmp_path, monkeypatch):
+def test_repeated_button_starts_one_job(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.waiting")
-    write_state(tmp_path / f"{'a' * 16}.json", press({"endpoint": "x"}, id="a" * 16))
+    write_state(tmp_path / f"{ID}.json", press({"endpoint": "x"}, id=ID))
 
-    assert Jobs(tmp_path).start(press({"endpoint": "x"}), {}).id == "a" * 16
+    assert Jobs(tmp_path).start(press({"endpoint": "x"}), {}).id == ID
     other = Jobs(tmp_path).start(press({"endpoint": "y"}), {}).id
-    assert other != "a" * 16
+    assert other != ID
     wait_until(lambda: found(tmp_path, other, "failed"), 60, "the other one has ended")
 
 
-def test_one_person_cannot_take_the_places_of_the_others(tmp_path, monkeypatch):
+def test_jobs_are_limited_per_person(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.waiting")
     for place in range(4):
-        write_state(
-            tmp_path / f"{place:016}.json",
-            press({"version": str(place)}, id=f"{place:016}", actor="mallory"),
-        )
+        job = press({"version": str(place)}, id=f"{place:016}", actor="mallory")
+        write_state(tmp_path / f"{job.id}.json", job)
 
     with refused(TooManyRequests, "4 of your actions"):
         Jobs(tmp_path).start(press({"version": "4"}, actor="mallory"), {})
@@ -54,7 +49,7 @@ def test_one_person_cannot_take_the_places_of_the_others(tmp_path, monkeypatch):
     wait_until(lambda: found(tmp_path, started, "failed"), 60, "that of another person has run")
 
 
-def test_job_does_not_receive_the_database_uris_of_the_server(tmp_path, monkeypatch):
+def test_job_has_no_database_uris(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.environment")
     for variable in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_WORKSPACE_STORE_URI"):
         monkeypatch.setenv(variable, "postgresql://user:password@db")

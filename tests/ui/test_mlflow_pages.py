@@ -1,12 +1,10 @@
-"""Tests of the description of a monitor's window and of its verdict
-from an MLflow run.
-"""
+"""Tests of the description of a monitor's window and of its verdict."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import mlflow
 import pytest
+from mlflow.server import handlers
 
 from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
@@ -16,8 +14,19 @@ from tests.support.refusals import mentions
 DAY = datetime(2026, 11, 20, tzinfo=UTC)
 
 
+def window(state="judged", start=DAY, length=timedelta(days=1), by_hand=False, **more):
+    return MonitorWindow(
+        1, "judged", "hits", start, start + length, 1, by_hand, state, DAY, DAY, **more
+    )
+
+
+@pytest.fixture
+def pages(mlflow_app):
+    return MlflowPages(handlers._get_tracking_store(), "/mlflow")
+
+
 @pytest.mark.parametrize(
-    ("start", "length", "said"),
+    ("start", "length", "text"),
     [
         (DAY, timedelta(days=1), "2026-11-20"),
         (DAY, timedelta(days=7), "2026-11-20 – 2026-11-26"),
@@ -26,16 +35,16 @@ DAY = datetime(2026, 11, 20, tzinfo=UTC)
         (DAY, timedelta(), "2026-11-20 00:00 – 00:00"),
     ],
 )
-def test_a_window_is_written_as_short_as_it_can_be(start, length, said):
-    stored = replace(window("judged"), start=start, end=start + length)
-    assert MonitorVerdict(stored, "drift", "alarm").window == said
+def test_window_text_is_short(start, length, text):
+    stored = window(start=start, length=length)
+    assert MonitorVerdict(stored, "drift", "alarm").window == text
 
 
-def test_a_window_in_words():
-    stored = window("judged", reason="0.84 → 0.71", figures={"labelled_share": 0.835})
+def test_title_has_verdict_and_figures():
+    stored = window(reason="0.84 → 0.71", figures={"labelled_share": 0.835})
     verdict = MonitorVerdict(stored, "violated", "alarm")
     assert mentions(verdict.words, "hits, 2026-11-20", "violated", "84%", "0.84 → 0.71")
-    by_hand = MonitorVerdict(replace(stored, by_hand=True), "no drift", "fine")
+    by_hand = MonitorVerdict(window(by_hand=True), "no drift", "fine")
     assert mentions(by_hand.words, "hits, 2026-11-20", "no drift", "by hand")
 
 
@@ -46,100 +55,49 @@ def test_a_window_in_words():
         ("violated", "alarm", ("a", "b", "c", "d", "e"), "in a, b, c and 2 more"),
         ("drift", "alarm", (), "a reason (p = 0.2)"),
         ("no drift", "fine", (), "there is no alarm"),
+        ("kept", "fine", (), "there is no alarm"),
         ("cannot tell", "undecided", (), "the rows do not decide the requirement"),
         ("not judged", "undecided", (), "a reason (p = 0.2)"),
     ],
 )
-def test_the_sentence_of_a_verdict_has_no_statistics_if_the_store_has_the_columns(
-    verdict, mark, alarms, sentence
-):
-    stored = window(
-        "judged",
-        verdict=verdict,
-        reason="a reason (p = 0.2)",
-        evidence=Evidence(alarms=alarms).to_json(),
-    )
-    assert MonitorVerdict(stored, verdict, mark).sentence == sentence
+def test_verdict_has_mark_and_sentence(pages, verdict, mark, alarms, sentence):
+    evidence = Evidence(alarms=alarms).to_json()
+    stored = window(verdict=verdict, reason="a reason (p = 0.2)", evidence=evidence)
+    (shown,) = pages.windows("nobody", [stored])
+    assert (shown.state, shown.mark, shown.sentence) == (verdict, mark, sentence)
 
 
-def window(state, **more):
-    return MonitorWindow(
-        1, "judged", "hits", DAY, DAY + timedelta(days=1), 1, False, state, DAY, DAY, **more
-    )
+@pytest.mark.parametrize(
+    ("state", "reason", "attempts", "shown", "mark"),
+    [
+        ("running", "", 0, "running", "waiting"),
+        ("failed", "a timeout", 5, "failed", "failed"),
+        ("pending", "no column", 1, "failing", "failed"),
+    ],
+)
+def test_unjudged_window_has_its_state(pages, state, reason, attempts, shown, mark):
+    (verdict,) = pages.windows("nobody", [window(state, reason=reason, attempts=attempts)])
+    assert (verdict.state, verdict.mark) == (shown, mark)
+    assert verdict.stored.reason == reason
 
 
-def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app):
-    from mlflow.server import handlers
-
-    experiment = mlflow.MlflowClient().create_experiment("onnxserve/judged")
-    pages = MlflowPages(handlers._get_tracking_store(), "/mlflow")
-    violated = window("judged", verdict="violated", run_id="a-run", figures={"labelled_share": 0.5})
-    windows = [violated, window("judged", verdict="cannot tell"), window("running")]
-    windows += [
-        window("failed", reason="a timeout", attempts=5),
-        window("pending", reason="no column", attempts=1),
-    ]
-
-    judged, undecided, running, failed, failing = pages.windows("judged", windows)
-
-    assert judged.state == "violated"
-    assert judged.mark == "alarm"
-    assert judged.window == "2026-11-20"
-    assert mentions(judged.words, "50%")
-    assert judged.report == f"/mlflow/#/experiments/{experiment}/runs/a-run/artifacts/report.html"
-    assert undecided.state == "cannot tell"
-    assert undecided.mark == "undecided"
-    assert undecided.report == ""
-    assert running.state == "running"
-    assert running.mark == "waiting"
-    assert failed.state == "failed"
-    assert failed.mark == "failed"
-    assert failed.stored.reason == "a timeout"
-    assert failing.state == "failing"
-    assert failing.mark == "failed"
-    assert failing.stored.reason == "no column"
+def test_report_needs_an_experiment(pages):
+    stored = window(verdict="violated", run_id="a-run")
+    (without_experiment,) = pages.windows("reported", [stored])
+    experiment = mlflow.MlflowClient().create_experiment("onnxserve/reported")
+    reported, without_run = pages.windows("reported", [stored, window(verdict="kept")])
+    assert without_experiment.report == without_run.report == ""
+    assert reported.report == f"/mlflow/#/experiments/{experiment}/runs/a-run/artifacts/report.html"
 
 
-def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(mlflow_app):
-    from mlflow.server import handlers
-
-    pages = MlflowPages(handlers._get_tracking_store(), "")
-    evidence = {"alarms": ["x", "y"], "accepted": ["x"]}
-    partly = window("judged", verdict="drift", evidence=evidence)
-    fully = window("judged", verdict="drift", evidence={**evidence, "accepted": ["y", "x"]})
-
-    outcomes = [
-        (verdict.state, verdict.mark) for verdict in pages.windows("nobody", [partly, fully])
-    ]
-
-    assert outcomes == [("drift", "alarm"), ("accepted", "fine")]
-
-
-def test_the_sentence_of_a_verdict_names_the_alarms_that_are_not_accepted(mlflow_app):
-    from mlflow.server import handlers
-
-    pages = MlflowPages(handlers._get_tracking_store(), "")
-    alarms = ("delay", "fare")
-    windows = [
-        window(
-            "judged",
-            verdict="drift",
-            reason="a",
-            evidence=Evidence(alarms=alarms, accepted=accepted).to_json(),
-        )
-        for accepted in (("delay",), alarms)
-    ]
-
-    sentences = [verdict.sentence for verdict in pages.windows("nobody", windows)]
-
-    assert sentences == ["in fare", "all alarms are accepted: delay, fare"]
-
-
-def test_a_window_without_an_experiment_has_its_verdict(mlflow_app):
-    from mlflow.server import handlers
-
-    pages = MlflowPages(handlers._get_tracking_store(), "")
-    (verdict,) = pages.windows("nobody", [window("judged", verdict="no drift", run_id="a-run")])
-    assert verdict.state == "no drift"
-    assert verdict.mark == "fine"
-    assert verdict.report == ""
+@pytest.mark.parametrize(
+    ("accepted", "state", "mark", "sentence"),
+    [
+        (("x",), "drift", "alarm", "in y"),
+        (("y", "x"), "accepted", "fine", "all alarms are accepted: x, y"),
+    ],
+)
+def test_accepted_alarms_are_no_alarm(pages, accepted, state, mark, sentence):
+    evidence = Evidence(alarms=("x", "y"), accepted=accepted).to_json()
+    (verdict,) = pages.windows("nobody", [window(verdict="drift", evidence=evidence, reason="a")])
+    assert (verdict.state, verdict.mark, verdict.sentence) == (state, mark, sentence)

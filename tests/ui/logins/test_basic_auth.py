@@ -8,6 +8,7 @@ from unittest.mock import Mock
 import pytest
 from flask import Flask
 from mlflow.entities import Workspace
+from mlflow.server import auth, handlers
 from werkzeug.datastructures import Authorization
 
 from mlflow_deploy_plugin.ui import access
@@ -18,9 +19,7 @@ app = Flask(__name__)
 set_login(app, BasicAuth())
 
 
-def test_a_password_is_checked_once_a_request(monkeypatch):
-    from mlflow.server import auth
-
+def test_password_is_checked_once_per_request(monkeypatch):
     checks = count(1)
     monkeypatch.setattr(auth, "authenticate_request", lambda: next(checks))
     BasicAuth().install(app, app)
@@ -32,37 +31,28 @@ def test_a_password_is_checked_once_a_request(monkeypatch):
 @pytest.mark.parametrize(
     ("is_admin", "seen"), [(True, ["default", "team-a", "team-b"]), (False, ["default", "team-b"])]
 )
-def test_an_account_is_offered_the_workspaces_that_mlflow_lists_for_it_and_the_one_at_hand(
-    monkeypatch, is_admin, seen
-):
-    from mlflow.server import auth, handlers
-
+def test_accounts_see_their_workspaces(monkeypatch, is_admin, seen):
     with app.test_request_context():
         assert access.seen_workspaces() == []
     monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
     monkeypatch.setenv("MLFLOW_WORKSPACE", "default")
-    workspaces = Mock(
-        **{
-            "list_workspaces.return_value": [
-                Workspace(name) for name in ("team-b", "team-a", "default")
-            ]
-        }
-    )
+    workspaces = Mock()
+    workspaces.list_workspaces.return_value = [
+        Workspace(name) for name in ("team-b", "team-a", "default")
+    ]
     monkeypatch.setattr(handlers, "_get_workspace_store", lambda: workspaces)
     monkeypatch.setattr(auth, "sender_is_admin", lambda: is_admin)
     monkeypatch.setattr(
         auth, "authenticate_request", lambda: Authorization("basic", {"username": "bob"})
     )
-    monkeypatch.setattr(
-        auth, "store", Mock(**{"list_accessible_workspace_names.return_value": {"team-b"}})
-    )
+    store = Mock()
+    store.list_accessible_workspace_names.return_value = {"team-b"}
+    monkeypatch.setattr(auth, "store", store)
     with app.test_request_context():
         assert access.seen_workspaces() == seen
 
 
-def test_models_are_listed_for_an_account_without_a_look_for_each(monkeypatch):
-    from mlflow.server import auth
-
+def test_models_are_listed_with_one_query(monkeypatch):
     monkeypatch.setattr(auth, "sender_is_admin", lambda: False)
     monkeypatch.setattr(auth, "store", Mock(**{"list_grants.return_value": []}))
     monkeypatch.setattr(
@@ -72,3 +62,11 @@ def test_models_are_listed_for_an_account_without_a_look_for_each(monkeypatch):
         assert access.may_list("X")  # MLflow's default permission allows it.
         assert access.may_list("Y")
     auth.store.list_grants.assert_called_once()
+
+
+def test_job_has_its_caller_password():
+    with app.test_request_context(auth=("bob", "secret")):
+        assert BasicAuth().credentials() == {
+            "MLFLOW_TRACKING_USERNAME": "bob",
+            "MLFLOW_TRACKING_PASSWORD": "secret",
+        }
