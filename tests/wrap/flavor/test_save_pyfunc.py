@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -145,7 +146,7 @@ def test_several_outputs_are_a_mapping(tmp_path):
 
 
 TEXTS = ["good day", "bad day", "good night", "bad night"]
-FORMS = {
+FORMS: dict[str, Any] = {
     "an array": np.array,
     "an array of objects": lambda texts: np.array(texts, dtype=object),
     "texts of any width": lambda texts: np.array(texts, dtype=np.dtypes.StringDType()),
