@@ -18,13 +18,13 @@ from mlflow_deploy_plugin.core.statedir.files import COMMANDS
         (OnnxserveError("something"), OnnxserveError),
     ],
 )
-def test_an_error_is_read_from_its_answer(error, kind):
+def test_error_keeps_its_class(error, kind):
     read = command_error(command_answer(error))
     assert type(read) is kind
     assert str(read) == str(error)
 
 
-def test_commands_wait_in_the_order_of_their_names_and_half_written_ones_do_not_count(tmp_path):
+def test_complete_commands_are_sorted_by_name(tmp_path):
     folder = tmp_path / COMMANDS
     folder.mkdir()
     for name in ("2.json", "1.json", ".3.json"):
