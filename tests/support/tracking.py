@@ -5,12 +5,11 @@ not need it.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 DEFAULT_EXPERIMENT = "0"
-NewDatabase = Callable[[Path], str]  # The fixture `new_database`.
 
 
 def create_database(path: Path) -> None:
