@@ -104,7 +104,7 @@ def guide_section(heading):
     return str(text)
 
 
-def test_the_proto_file_for_clients_has_the_server_s_messages():
+def test_client_proto_matches_server():
     client, server = (
         path.read_text()
         for path in (
@@ -264,9 +264,7 @@ def count_of_503(url):
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.heading)
-def test_a_program_waits_for_the_model_and_prints_its_predictions_and_the_server_s_errors(
-    language, model, folder, generator, tmp_path
-):
+def test_client_program_predicts_and_reports_errors(language, model, folder, generator, tmp_path):
     missing = [
         tool for tool in language.tools if not shutil.which(tool) and not Path(tool).exists()
     ]

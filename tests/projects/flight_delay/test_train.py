@@ -25,6 +25,6 @@ from tests.support.tracking import tracking_at
         ),
     ],
 )
-def test_invalid_training_parameters_are_refused_at_once(asked, kind, said, tmp_path, new_database):
+def test_invalid_parameters_are_refused(asked, kind, said, tmp_path, new_database):
     with tracking_at(new_database(tmp_path)), pytest.raises(kind, match=said):
         train(asked)
