@@ -16,7 +16,6 @@ IMPORT = ["-c", "from mlflow_deploy_plugin import log_model"]
     ("package", "command", "remedy"),
     [
         ("mlflow 2.22.5", ["-m", "mlflow_deploy_plugin.cli", "list"], "'mlflow<4,>=3.17'"),
-        ("mlflow 2.22.5", ["-m", "mlflow", "deployments", "list", "-t", "onnxserve"], "'mlflow<4"),
         ("mlflow_skinny 2.22.5", IMPORT, "'mlflow-skinny<4,>=3.17'"),
         ("numpy 1.26.4", IMPORT, "'numpy>=2'"),
     ],

@@ -3,6 +3,7 @@
 import gzip
 import threading
 import time
+from itertools import chain, repeat
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
@@ -24,24 +25,17 @@ def trickled(content):
         yield bytes([byte])
 
 
-def endless():
-    yield HEAD + b"Content-Length: 600000000\r\n\r\n"
-    yield from iter(lambda: ZEROS, b"")
+def endless(head, piece=ZEROS):
+    """Return a function that yields this head, and then the piece again and again."""
+    return lambda: chain([head], repeat(piece))
 
 
-def endless_chunks():
-    yield HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-    yield from iter(lambda: b"10000\r\n" + ZEROS + b"\r\n", b"")
-
-
-def endless_until_closed():
-    yield HEAD + b"Connection: close\r\n\r\n"
-    yield from iter(lambda: ZEROS, b"")
-
-
-def endless_redirection():
-    yield b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 600000000\r\n\r\n"
-    yield from iter(lambda: ZEROS, b"")
+ENDLESS = {
+    "length": endless(HEAD + b"Content-Length: 600000000\r\n\r\n"),
+    "chunks": endless(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + ZEROS + b"\r\n"),
+    "until closed": endless(HEAD + b"Connection: close\r\n\r\n"),
+}
+REDIRECTION = b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 600000000\r\n\r\n"
 
 
 def packed():
@@ -97,14 +91,14 @@ def serve():
         server.server_close()
 
 
-@pytest.mark.parametrize("answer", [endless, endless_chunks, endless_until_closed, packed])
+@pytest.mark.parametrize("answer", [*ENDLESS.values(), packed], ids=[*ENDLESS, "packed"])
 def test_oversized_body_is_refused(serve, answer):
     with bounded_answers(MOST), refused(requests.RequestException, "100,000 bytes"):
         requests.get(serve(answer), timeout=5)
 
 
 def test_redirection_body_is_bounded(serve):
-    url = serve(endless_redirection)
+    url = serve(endless(REDIRECTION))
     with requests.Session() as session:
         session.max_redirects = 3
         with bounded_answers(MOST), pytest.raises(requests.TooManyRedirects):

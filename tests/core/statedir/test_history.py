@@ -39,7 +39,10 @@ class Machine:
         return self.metrics
 
     def agent(self):
-        return HistoryWriter(self.folder, lambda: self.wall + self.now, lambda: self.now)
+        """Return an agent that has read the counts at its start."""
+        agent = HistoryWriter(self.folder, lambda: self.wall + self.now, lambda: self.now)
+        agent.round()
+        return agent
 
     def answer(self, requests, status="200", seconds=0.003, protocol="v2"):
         for _ in range(requests):
@@ -65,7 +68,6 @@ def rounds(machine, agent, seconds):
 def test_line_counts_requests_since_last_line(machine):
     machine.answer(5)
     agent = machine.agent()
-    agent.round()  # Counts at the start are from earlier intervals.
     machine.answer(30)
     machine.answer(2, "500", seconds=0.2)
     machine.answer(1, "499")
@@ -97,7 +99,6 @@ def test_line_counts_requests_since_last_line(machine):
 
 def test_restart_is_no_drop_in_counts(machine):
     agent = machine.agent()
-    agent.round()
     machine.answer(30)
     rounds(machine, agent, 10)
     (machine.folder / METRICS).unlink()
@@ -112,12 +113,10 @@ def test_restart_is_no_drop_in_counts(machine):
 
 def test_new_agent_skips_truncated_line(machine):
     agent = machine.agent()
-    agent.round()
     rounds(machine, agent, 20)
     file = machine.folder / history.HISTORY / "hour.jsonl"
     file.write_bytes(file.read_bytes() + b'\n{"at": 17')
     agent = machine.agent()
-    agent.round()
     machine.answer(1)
     rounds(machine, agent, 20)
 
@@ -127,7 +126,6 @@ def test_new_agent_skips_truncated_line(machine):
 def test_history_files_are_bounded(machine, monkeypatch):
     monkeypatch.setattr(history, "HISTORY_INTERVALS", {"hour": (10.0, 6), "day": (60.0, 2)})
     agent = machine.agent()
-    agent.round()
     most = 0
     for _ in range(40):
         machine.answer(1)
@@ -147,7 +145,6 @@ def test_full_disk_is_logged(machine, monkeypatch, caplog):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     agent = machine.agent()
-    agent.round()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", full)
         rounds(machine, agent, 40)
