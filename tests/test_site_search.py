@@ -48,10 +48,6 @@ def search(browser, site, query):
     return [str(link.get_attribute("href")) for link in links.all()]
 
 
-def test_stop_words_have_results(browser, site):
-    assert search(browser, site, "the") != []
-
-
 def test_error_message_is_found(browser, site):
     links = search(browser, site, "the ZipMap node has no classes")
 

@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.serving.load import (
     Target,
-    answer_length,
     closed_loop,
     constant_rate,
     post,
@@ -77,17 +76,3 @@ def test_constant_rate_counts_wrong_responses(status, wrong):
     assert measured.requests == 50 - wrong
     assert measured.wrong == wrong
     assert 0.02 <= measured.p50 <= measured.p99
-
-
-@pytest.mark.parametrize(
-    ("answer", "length"),
-    [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 40),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1", 40),
-        (b"HTTP/1.1 200 OK\r\nContent-Le", None),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 59),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", None),
-    ],
-)
-def test_answer_length_is_parsed(answer, length):
-    assert answer_length(answer) == length

@@ -144,12 +144,6 @@ def test_remaining_nodes_run_on_listed_cpu(tmp_path):
         open_session(save_graph(tmp_path, TEXTS), Placement(listed=listed))
 
 
-def test_listed_providers_are_checked():
-    require_device(ServerSpec(providers=({CUDA: {}}, {CPU: {}})))
-    with refused(DeviceUnavailable, "server.providers", "device_id", "63"):
-        require_device(ServerSpec(providers=({CUDA: {"device_id": 63}}, {CPU: {}})))
-
-
 def test_server_answers_and_reports_gpu_memory(tmp_path, serve):
     signature = [
         {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1]}, "name": "x"}

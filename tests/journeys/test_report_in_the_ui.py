@@ -17,7 +17,6 @@ from tests.support.tracking import tracking_at
 
 pytestmark = [pytest.mark.long, *NEEDS_CHROMIUM]
 ROWS = 500
-RNG = np.random.default_rng(0)
 
 
 @pytest.fixture

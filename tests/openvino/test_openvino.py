@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 
@@ -15,7 +14,6 @@ from mlflow_deploy_plugin.core.errors import (
     DeviceUnavailable,
     InferenceError,
     InvalidArtifact,
-    RuntimeMissing,
 )
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
@@ -23,13 +21,12 @@ from mlflow_deploy_plugin.serve.device import require_device
 from mlflow_deploy_plugin.serve.models.loading import load_warm
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import (
-    ON_CPU,
     OPENVINO,
     Placement,
     open_session,
     operators_of,
 )
-from tests.support.models import dense_layer, parse_graph, save_graph, write_model
+from tests.support.models import dense_layer, save_graph, write_model
 from tests.support.refusals import mentions, refused
 
 if OPENVINO not in onnxruntime.get_available_providers():
@@ -118,31 +115,6 @@ def test_missing_hardware_is_named():
     require_device(ServerSpec(providers=({OPENVINO: {}}, {CPU: {}})))
     with refused(DeviceUnavailable, "server.providers", OPENVINO, "GPU.7"):
         require_device(ServerSpec(providers=({OPENVINO: {"device_type": "GPU.7"}}, {CPU: {}})))
-
-
-def test_forest_needs_newer_runtime(tmp_path):
-    tree = onnx.helper.make_node(
-        "TreeEnsembleRegressor",
-        ["x"],
-        ["y"],
-        domain="ai.onnx.ml",
-        n_targets=1,
-        nodes_treeids=[0],
-        nodes_nodeids=[0],
-        nodes_featureids=[0],
-        nodes_modes=["LEAF"],
-        nodes_values=[0.0],
-        nodes_truenodeids=[0],
-        nodes_falsenodeids=[0],
-        target_treeids=[0],
-        target_nodeids=[0],
-        target_ids=[0],
-        target_weights=[1.0],
-    )
-    model = parse_graph("forest (float[N,1] x) => (float[N,1] y) { y = Identity(x) }")
-    model.graph.node[0].CopyFrom(tree)
-    with refused(RuntimeMissing, onnxruntime.__version__, "forest", "pip install"):
-        open_session(save_graph(tmp_path, model), ON_CPU)
 
 
 @pytest.mark.parametrize(

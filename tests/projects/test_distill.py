@@ -21,7 +21,7 @@ from tests.support.tracking import tracking_at
 @pytest.fixture
 def client(tmp_path, new_database, monkeypatch):
     """A registry of teachers: `labels` and `values` of two columns with a reference,
-    and `net` of tensors.
+    and `few` with 50 rows.
     """
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -32,7 +32,6 @@ def client(tmp_path, new_database, monkeypatch):
         folders = {
             "labels": write_classifier(tmp_path / "teachers" / "labels", reference=reference),
             "values": write_regressor(tmp_path / "teachers" / "values", reference=reference),
-            "net": write_network(tmp_path / "teachers" / "net", rows=0),
             "few": write_network(tmp_path / "teachers" / "few", rows=50),
         }
         for name, folder in folders.items():

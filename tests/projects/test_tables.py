@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from projects.churn.train import generate as customers
 from projects.house_price.train import generate as houses
 from projects.tables import TableOptions, load_table, numbers, two_answers
 
@@ -39,13 +38,6 @@ def test_columns_are_typed(tmp_path, capsys):
         "left out: none, which has no values",
     ]
     assert table.origin.startswith("rows.csv (SHA-256 ")
-
-
-def test_default_rows_are_synthetic():
-    table = load_table(TableOptions(seed=3), customers)
-    assert table.origin.split(", ") == ["synthetic data", "seed 3"]
-    assert table.target.name == "churned"
-    assert 0.2 < table.target.mean() < 0.35
 
 
 @pytest.mark.parametrize(

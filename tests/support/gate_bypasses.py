@@ -208,6 +208,10 @@ def _raw_attempt(
     return _one(_raw(path, body, content_type), is_ignored)
 
 
+def _stage(**changed: object) -> Attempt:
+    return _attempt(API + _STAGE_PATH, {**_STAGE, **changed})
+
+
 def _values() -> Iterator[tuple[str, Attempt]]:
     """Yield spellings of the fields, at the usual paths."""
     for base in (API, AJAX):
@@ -225,11 +229,11 @@ def _values() -> Iterator[tuple[str, Attempt]]:
                 _attempt(base + _ALIAS_PATH, {**_ALIAS, "alias": alias}),
             )
     for stage in (" Production", "Production ", "Production\n", "PRODUCT\u0130ON"):
-        yield f"stage {stage!r}", _attempt(API + _STAGE_PATH, {**_STAGE, "stage": stage})
+        yield f"stage {stage!r}", _stage(stage=stage)
     for version in (1, "01", " 1", "+1", "1.0", "\uff11", True, [1]):
         yield (
             f"stage version {version!r}",
-            _attempt(API + _STAGE_PATH, {**_STAGE, "version": version}),
+            _stage(version=version),
         )
         yield (
             f"alias version {version!r}",
@@ -245,7 +249,7 @@ def _values() -> Iterator[tuple[str, Attempt]]:
         "gate": "passed",
         "why": "urgent",
     }
-    yield "stage camel case and unknown fields", _attempt(API + _STAGE_PATH, {**_STAGE, **extra})
+    yield "stage camel case and unknown fields", _stage(**extra)
     yield "alias unknown fields", _attempt(API + _ALIAS_PATH, {**_ALIAS, **extra})
     both = {**_STAGE, "archive_existing_versions": False, "archiveExistingVersions": True}
     yield "stage conflicting spellings", _attempt(API + _STAGE_PATH, both)

@@ -7,7 +7,6 @@ from mlflow import MlflowClient
 
 pytest.importorskip("torch")
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.digits_cnn.fitting import (
     WEIGHTS,
     accuracy,
@@ -55,10 +54,3 @@ def test_base_without_weights_uses_replay(base, monkeypatch):
     monkeypatch.setattr("projects.digits_cnn.fitting.WEIGHTS", f"other-{WEIGHTS}")
     _, way = fit_incremental((IMAGES, DIGITS), (IMAGES[:50], DIGITS[:50]), base, epochs=1, seed=7)
     assert mentions(way, "sampled replay", "100 built-in images")
-
-
-def test_incremental_without_images_or_base_is_refused():
-    with pytest.raises(InvalidConfig, match="needs labelled images"):
-        fit_incremental((IMAGES, DIGITS), (IMAGES[:0], DIGITS[:0]), "models:/digits-cnn/1", 1, 7)
-    with pytest.raises(InvalidConfig, match="needs the version"):
-        fit_incremental((IMAGES, DIGITS), (IMAGES[:5], DIGITS[:5]), "", 1, 7)

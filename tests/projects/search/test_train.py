@@ -86,14 +86,6 @@ def deployments(client):
         yield opened
 
 
-@pytest.mark.usefixtures("client")
-def test_model_name_depends_on_endpoint():
-    assert deployed_model(Search()) == (MODEL, False)
-    assert deployed_model(Search(registered_model="mine")) == ("mine", False)
-    assert deployed_model(Search(deploy="flights")) == (MODEL, True)
-    assert deployed_model(Search(deploy="flights", registered_model="mine")) == ("mine", True)
-
-
 @pytest.mark.usefixtures("deployments")
 @pytest.mark.parametrize(
     ("options", "kind", "names"),
