@@ -7,6 +7,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, ModelError, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.statedir.commands import command_answer, command_error, command_files
 from mlflow_deploy_plugin.core.statedir.files import COMMANDS
+from mlflow_deploy_plugin.core.statedir.models import WorkerState
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,8 @@ def test_complete_commands_are_sorted_by_name(tmp_path):
     for name in ("2.json", "1.json", ".3.json"):
         (folder / name).touch()
     assert [path.name for path in command_files(tmp_path)] == ["1.json", "2.json"]
+
+
+def test_unknown_fields_are_ignored():
+    state = WorkerState.model_validate_json('{"pid": 7, "generation": 3, "mood": "fine"}')
+    assert state == WorkerState(pid=7, generation=3)
