@@ -8,11 +8,10 @@ alias champion. The names are placeholders in paths and bodies.
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any
 from urllib.parse import quote, urlencode
 
 import requests
@@ -66,14 +65,14 @@ class GatedRegistry:
     session: requests.Session
     admin: requests.Session
 
-    def send(self, step: Step) -> requests.Response:
+    def send(self, step):
         body = iter([step.body]) if step.is_chunked else step.body
         request = requests.Request(step.method, self.url, data=body, headers=dict(step.headers))
         prepared = self.session.prepare_request(request)
         prepared.url = f"{self.url}{step.path}"  # requests would decode and shorten the path.
         return self.session.send(prepared, timeout=_SECONDS, allow_redirects=False)
 
-    def create_model(self, policy: str = "") -> str:
+    def create_model(self, policy=""):
         """Create a model with this policy and one version, and return its name."""
         name = f"model-{uuid.uuid4().hex[:12]}"
         tags = [{"key": "onnxserve.gate.policy", "value": policy}] if policy else []
@@ -84,7 +83,7 @@ class GatedRegistry:
         return name
 
     @cached_property
-    def files(self) -> dict[str, str]:
+    def files(self):
         """Return the placeholders of a run of the caller and of its folder, which is
         the source of all versions.
         """
@@ -94,7 +93,7 @@ class GatedRegistry:
         run = self._post("/runs/create", experiment_id=experiment)["run"]["info"]
         return {RUN: run["run_id"], SOURCE: f"{run['artifact_uri']}/model"}
 
-    def create_models(self, attempt: Attempt) -> dict[str, str]:
+    def create_models(self, attempt):
         """Create the models of an attempt. Return the placeholder of each name and the
         name.
         """
@@ -105,7 +104,7 @@ class GatedRegistry:
             self._post(_ALIAS_PATH, **{**_ALIAS, "name": names[FREE]})
         return names
 
-    def placed(self, model: str) -> set[str]:
+    def placed(self, model):
         """Return the stages and the aliases of the model's versions, in lower case."""
         answer = self.admin.get(
             f"{self.url}{API}/registered-models/get", params={"name": model}, timeout=_SECONDS
@@ -115,13 +114,13 @@ class GatedRegistry:
         stages = {version["current_stage"].lower() for version in registered["latest_versions"]}
         return stages | {alias["alias"].lower() for alias in registered.get("aliases", [])}
 
-    def _post(self, path: str, **fields: Any) -> dict[str, Any]:
+    def _post(self, path, **fields):
         answer = self.session.post(f"{self.url}{API}{path}", json=fields, timeout=_SECONDS)
         answer.raise_for_status()
         return dict(answer.json())
 
 
-def check_refused(registry: GatedRegistry, attempt: Attempt) -> None:
+def check_refused(registry, attempt):
     """Fail if the attempt moves a version of the gated model, or if its last request is
     not refused.
     """
@@ -131,7 +130,7 @@ def check_refused(registry: GatedRegistry, attempt: Attempt) -> None:
         assert is_refusal(answer), f"{answer.status_code}: {answer.text}"
 
 
-def run(registry: GatedRegistry, attempt: Attempt) -> tuple[dict[str, str], requests.Response]:
+def run(registry, attempt):
     """Send the requests of the attempt. Return the names of its models and the last
     answer.
     """
@@ -145,14 +144,14 @@ def run(registry: GatedRegistry, attempt: Attempt) -> tuple[dict[str, str], requ
     return names, registry.send(last)
 
 
-def is_moved(registry: GatedRegistry, model: str) -> bool:
+def is_moved(registry, model):
     """Return True if a version of the model has the stage or the alias that the policy
     gates.
     """
     return not registry.placed(model).isdisjoint({"production", "champion"})
 
 
-def is_refusal(answer: requests.Response) -> bool:
+def is_refusal(answer):
     """Return True for a status that is not 2xx, and for a GraphQL answer that contains
     only errors.
     """
@@ -165,7 +164,7 @@ def is_refusal(answer: requests.Response) -> bool:
     return False
 
 
-def _named(step: Step, names: Mapping[str, str]) -> Step:
+def _named(step, names):
     path = step.path
     body = step.body
     for placeholder, name in names.items():
@@ -175,44 +174,40 @@ def _named(step: Step, names: Mapping[str, str]) -> Step:
     return Step(step.method, path, body, step.headers, step.is_chunked)
 
 
-def _call(
-    path: str, fields: object, method: str = "POST", headers: Mapping[str, str] | None = None
-) -> Step:
+def _call(path, fields, method="POST", headers=None):
     return Step(
         method, path, json.dumps(fields).encode(), {"Content-Type": _JSON, **(headers or {})}
     )
 
 
-def _raw(path: str, body: str | bytes, content_type: str = _JSON) -> Step:
+def _raw(path, body, content_type=_JSON):
     content = body.encode() if isinstance(body, str) else body
     return Step("POST", path, content, {"Content-Type": content_type} if content_type else {})
 
 
-def _one(step: Step, is_ignored: bool = False) -> Attempt:
+def _one(step, is_ignored=False):
     return Attempt((step,), is_ignored)
 
 
 def _attempt(
-    path: str,
-    fields: object,
-    method: str = "POST",
-    headers: Mapping[str, str] | None = None,
-    is_ignored: bool = False,
-) -> Attempt:
+    path,
+    fields,
+    method="POST",
+    headers=None,
+    is_ignored=False,
+):
     return _one(_call(path, fields, method, headers), is_ignored)
 
 
-def _raw_attempt(
-    path: str, body: str | bytes, content_type: str = _JSON, is_ignored: bool = False
-) -> Attempt:
+def _raw_attempt(path, body, content_type=_JSON, is_ignored=False):
     return _one(_raw(path, body, content_type), is_ignored)
 
 
-def _stage(**changed: object) -> Attempt:
+def _stage(**changed):
     return _attempt(API + _STAGE_PATH, {**_STAGE, **changed})
 
 
-def _values() -> Iterator[tuple[str, Attempt]]:
+def _values():
     """Yield spellings of the fields, at the usual paths."""
     for base in (API, AJAX):
         label = base.split("/")[1]
@@ -255,7 +250,7 @@ def _values() -> Iterator[tuple[str, Attempt]]:
     yield "stage conflicting spellings", _attempt(API + _STAGE_PATH, both)
 
 
-def _encodings() -> Iterator[tuple[str, Attempt]]:
+def _encodings():
     """Yield encodings of the same fields."""
     for label, path, fields in (
         ("stage", API + _STAGE_PATH, _STAGE),
@@ -306,7 +301,7 @@ def _encodings() -> Iterator[tuple[str, Attempt]]:
         )
 
 
-def _paths() -> Iterator[tuple[str, Attempt]]:
+def _paths():
     """Yield other paths, methods and headers for the same fields."""
     for label, path, fields in (("stage", _STAGE_PATH, _STAGE), ("alias", _ALIAS_PATH, _ALIAS)):
         usual = API + path
@@ -370,7 +365,7 @@ def _paths() -> Iterator[tuple[str, Attempt]]:
         )
 
 
-def _other_calls() -> Iterator[tuple[str, Attempt]]:
+def _other_calls():
     """Yield calls that change other things, with the fields of a stage or an alias in
     them.
     """
@@ -423,7 +418,7 @@ def _other_calls() -> Iterator[tuple[str, Attempt]]:
     yield "console without its token", _one(console)
 
 
-def _in_steps() -> Iterator[tuple[str, Attempt]]:
+def _in_steps():
     """Yield attempts that first change something else that is allowed."""
     stage = _call(API + _STAGE_PATH, _STAGE)
     alias = _call(API + _ALIAS_PATH, _ALIAS)
@@ -477,7 +472,7 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
     )
 
 
-def _graphql() -> Iterator[tuple[str, Attempt]]:
+def _graphql():
     """Yield GraphQL mutations. MLflow's GraphQL has no mutation
     of a stage or an alias.
     """

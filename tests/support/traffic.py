@@ -11,7 +11,7 @@ class Traffic(threading.Thread):
     is stopped.
     """
 
-    def __init__(self, url: str, width: int = 1) -> None:
+    def __init__(self, url, width=1):
         super().__init__(daemon=True)
         self._url = f"{url}/invocations"
         self._width = width
@@ -19,7 +19,7 @@ class Traffic(threading.Thread):
         self.answers: Counter[tuple[str, int]] = Counter()
         self.last_version = ""
 
-    def run(self) -> None:
+    def run(self):
         session = requests.Session()
         count = 0
         while not self._ended.wait(0.01):
@@ -34,6 +34,6 @@ class Traffic(threading.Thread):
             self.answers[self.last_version, response.status_code] += 1
             count += 1
 
-    def stop(self) -> None:
+    def stop(self):
         self._ended.set()
         self.join()
