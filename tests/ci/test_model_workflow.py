@@ -80,8 +80,12 @@ def test_push_is_gated_and_rolled_out(
     first = repository.push(endpoint="")  # there is no version yet for a canary
 
     assert [(step.name, step.status) for step in chain.from_iterable(first.values())] == [
-        *(("Install", 0), ("Test", 0), ("Train", 0), ("Gate", 0)),
-        *(("Install", 0), ("Promote", 0)),
+        ("Install", 0),
+        ("Test", 0),
+        ("Train", 0),
+        ("Gate", 0),
+        ("Install", 0),
+        ("Promote", 0),
     ]
     assert champion() == "1"
     assert mentions((repository.folder / "summary.md").read_text(), MODEL, "version 1: passed")

@@ -109,9 +109,13 @@ def worse_version_is_refused_until_forced(journey):
     events = [json.loads(line) for line in lines]
     done = [(event["action"], event["version"]) for event in events if event["model"] == MODEL]
     assert done == [
-        *[("gate", "1"), ("promote", "1")],
-        *[("gate", "2"), ("promote", "2")],
-        *[("gate", "3"), ("refused", "3"), ("promote", "3")],
+        ("gate", "1"),
+        ("promote", "1"),
+        ("gate", "2"),
+        ("promote", "2"),
+        ("gate", "3"),
+        ("refused", "3"),
+        ("promote", "3"),
     ]
     assert (events[-1]["why"], events[-1]["detail"]["forced"]) == ("drill", True)
 
