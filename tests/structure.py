@@ -15,7 +15,6 @@ import re
 import sys
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -47,14 +46,14 @@ class MeasuredFile(NamedTuple):
     functions: list[MeasuredFunction]
 
 
-def measure_folder(folder: Path) -> list[MeasuredFile]:
+def measure_folder(folder):
     """Measure the Python files of a folder, except those that protoc generates."""
     paths = [path for path in sorted(folder.rglob("*.py")) if not path.name.endswith("_pb2.py")]
     with ProcessPoolExecutor() as pool:
         return list(pool.map(measure_text, map(Path.read_text, paths), paths, chunksize=16))
 
 
-def measure_text(text: str, path: Path) -> MeasuredFile:
+def measure_text(text, path):
     nodes = list(ast.walk(ast.parse(text)))
     tokens = count_tokens(text, set(docstring_lines(nodes)))
     definitions = [node for node in nodes if isinstance(node, Function)]
@@ -70,7 +69,7 @@ def measure_text(text: str, path: Path) -> MeasuredFile:
     return MeasuredFile(path, counts, functions)
 
 
-def docstring_lines(nodes: list[ast.AST]) -> Iterator[int]:
+def docstring_lines(nodes):
     """Yield the lines of docstrings, and of descriptions below constants and fields."""
     for node in nodes:
         match node:
@@ -78,11 +77,11 @@ def docstring_lines(nodes: list[ast.AST]) -> Iterator[int]:
                 yield from lines_of(node)
 
 
-def lines_of(node: ast.stmt) -> range:
+def lines_of(node):
     return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
-def count_tokens(text: str, ignored_lines: set[int]) -> Counter[int]:
+def count_tokens(text, ignored_lines):
     """Return the number of tokens per line. An f-string is one token in every version
     of Python.
     """
@@ -97,7 +96,7 @@ def count_tokens(text: str, ignored_lines: set[int]) -> Counter[int]:
     return tokens
 
 
-def count_nodes(nodes: list[ast.AST]) -> Counter[str]:
+def count_nodes(nodes):
     """Count the nodes that make code dense, and the tests. The swap `a, b = b, a` is
     not dense.
     """
@@ -120,7 +119,7 @@ def count_nodes(nodes: list[ast.AST]) -> Counter[str]:
     return counts
 
 
-def measure_function(function: Function, tokens: Counter[int], path: Path) -> MeasuredFunction:
+def measure_function(function, tokens, path):
     nodes = list(own_nodes(function))
     names = [node for node in nodes if isinstance(node, ast.Name)]
     local_names = len({name.id for name in names if isinstance(name.ctx, ast.Store)})
@@ -131,7 +130,7 @@ def measure_function(function: Function, tokens: Counter[int], path: Path) -> Me
     return MeasuredFunction(weight, local_names, branches, size, place)
 
 
-def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
+def own_nodes(node):
     """Yield the nodes inside a node, but not the bodies of functions and classes inside
     it.
     """
@@ -141,7 +140,7 @@ def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
             yield from own_nodes(child)
 
 
-def density(group: str, files: list[MeasuredFile]) -> dict[str, float]:
+def density(group, files):
     total = sum((file.counts for file in files), Counter[str]())
     lines = max(total["code lines"], 1)
     functions = max(total["functions"], 1)
@@ -158,7 +157,7 @@ def density(group: str, files: list[MeasuredFile]) -> dict[str, float]:
     return {f"{group}: {name}": round(value, 2) for name, value in figures.items()}
 
 
-def tokens_per_part(package: list[MeasuredFile], tests: list[MeasuredFile]) -> dict[str, float]:
+def tokens_per_part(package, tests):
     tokens = Counter({"tokens of tests": sum(file.counts["tokens"] for file in tests)})
     for file in package:
         if file.path.parent != PACKAGE:
@@ -166,19 +165,19 @@ def tokens_per_part(package: list[MeasuredFile], tests: list[MeasuredFile]) -> d
     return dict(tokens)
 
 
-def worse(limits: dict[str, float], figures: dict[str, float]) -> list[str]:
+def worse(limits, figures):
     """Return a line per figure that exceeds its limit. The limit of a new part is 0."""
     allowed = {name: limits.get(name, 0) * (1 + SLACK) for name in figures}
     names = [name for name, value in figures.items() if value > allowed[name]]
     return [f"{name}: {figures[name]:,}, limit {limits.get(name, 0):,}" for name in names]
 
 
-def better(limits: dict[str, float], figures: dict[str, float]) -> dict[str, float]:
+def better(limits, figures):
     """Return the limits of today's parts, with the figures that are better or new."""
     return {name: min(value, limits.get(name, value)) for name, value in figures.items()}
 
 
-def main() -> int:
+def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worst", type=int, metavar="N", help="print the N densest functions")
     parser.add_argument("--record", action="store_true", help="record better figures and new parts")

@@ -107,7 +107,7 @@ def used_names(path):
             yield f"{module}.{node.attr}"
 
 
-def test_each_private_name_that_the_package_uses_is_listed():
+def test_used_private_names_are_listed():
     package = Path(mlflow_deploy_plugin.__file__).parent
     names: set[str] = set()
     for path in package.rglob("*.py"):
@@ -161,7 +161,7 @@ def admitted_versions():
 
 @pytest.mark.install  # MLflow is downloaded.
 @pytest.mark.parametrize("resolution", ["lowest", "highest"])
-def test_the_oldest_and_the_newest_mlflow_have_the_names(resolution, tmp_path):
+def test_oldest_and_newest_mlflow_have_the_names(resolution, tmp_path):
     command = [
         str(Path(sys.prefix, "bin", "uv")),
         "pip",
@@ -182,7 +182,7 @@ def test_the_oldest_and_the_newest_mlflow_have_the_names(resolution, tmp_path):
     assert [message for message, _ in READERS.values() if message not in messages] == []
 
 
-def test_the_installed_mlflow_has_the_names():
+def test_installed_mlflow_has_the_names():
     import mlflow
 
     site = Path(mlflow.__file__).parent.parent

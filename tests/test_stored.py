@@ -69,13 +69,7 @@ def store(folder, expected, tmp_path_factory):
     return as_json(store_contents(url, datetime.fromisoformat(expected["now"])))
 
 
-def test_the_loader_of_a_saved_model_is_the_package(folder):
-    document = yaml.safe_load((folder / "model" / "MLmodel").read_text())
-
-    assert document["flavors"]["python_function"]["loader_module"] == "mlflow_deploy_plugin"
-
-
-def test_both_loaders_answer_as_the_version_that_saved_the_model(folder, expected):
+def test_stored_model_answers_are_unchanged(folder, expected):
     contents = as_json(model_contents(folder / "model", expected["examples"]))
 
     probabilities = contents["outputs"].pop("probabilities")
@@ -85,13 +79,11 @@ def test_both_loaders_answer_as_the_version_that_saved_the_model(folder, expecte
     assert reduced_to(contents, saved) == saved
 
 
-def test_the_reference_of_a_saved_model_has_the_columns_and_rows_that_were_written(
-    folder, expected, tmp_path
-):
+def test_stored_reference_is_unchanged(folder, expected, tmp_path):
     assert reference_contents(folder / "model", tmp_path) == expected["reference"]
 
 
-def test_a_migrated_store_has_the_tables_of_the_models(folder, tmp_path):
+def test_migrated_store_has_all_tables(folder, tmp_path):
     url = load_dump(folder / "store.sql", tmp_path / "store.db")
     open_store(url).close()
 
@@ -102,7 +94,7 @@ def test_a_migrated_store_has_the_tables_of_the_models(folder, tmp_path):
 
 
 @pytest.mark.parametrize("part", ROWS)
-def test_a_store_has_the_rows_that_were_written(part, store, expected):
+def test_stored_rows_are_unchanged(part, store, expected):
     rows = expected["store"][part]
 
     assert rows
@@ -110,12 +102,12 @@ def test_a_store_has_the_rows_that_were_written(part, store, expected):
 
 
 @pytest.mark.parametrize("part", VALUES)
-def test_a_store_has_the_values_that_were_written(part, store, expected):
+def test_stored_values_are_unchanged(part, store, expected):
     assert store[part] == expected["store"][part]
 
 
 @pytest.mark.parametrize("name", ["spec.yaml", "spec-providers.yaml"])
-def test_a_spec_has_the_fields_that_were_written(folder, name):
+def test_stored_spec_is_unchanged(folder, name):
     text = (folder / name).read_text()
     documents = list(yaml.safe_load_all(text))
 
@@ -126,7 +118,7 @@ def test_a_spec_has_the_fields_that_were_written(folder, name):
     assert [load_specs(dump_spec(spec)) for spec in specs] == [[spec] for spec in specs]
 
 
-def test_a_policy_has_the_fields_that_were_written_and_keeps_its_digest(folder, expected):
+def test_stored_policy_keeps_its_digest(folder, expected):
     text = (folder / "policy.yaml").read_text()
     document = yaml.safe_load(text)
 
@@ -138,21 +130,21 @@ def test_a_policy_has_the_fields_that_were_written_and_keeps_its_digest(folder, 
     assert parse_policy(yaml.safe_dump(contents), "the policy") == policy
 
 
-def test_the_state_files_have_the_versions_that_were_served(folder, expected):
+def test_stored_state_is_unchanged(folder, expected):
     contents = as_json(state_contents(folder / "state"))
 
     assert reduced_to(contents, expected["state"]) == expected["state"]
     assert {*contents["wanted"]} == {"flights", "extra"}
 
 
-def test_the_inference_log_has_the_rows_and_labels_that_were_captured(folder, expected):
+def test_stored_log_is_unchanged(folder, expected):
     contents = as_json(log_contents(folder / "log"))
 
     assert reduced_to(contents, expected["log"]) == expected["log"]
     assert len(contents["rows"]) == contents["count"] == 10
 
 
-def test_a_stored_folder_is_never_written_again(folder, monkeypatch):
+def test_stored_folder_is_never_overwritten(folder, monkeypatch):
     monkeypatch.setattr("sys.argv", ["write.py", folder.name])
 
     with pytest.raises(SystemExit, match="exists already"):

@@ -7,14 +7,11 @@ from contextlib import contextmanager
 import pytest
 
 from benchmarks.serving.load import (
-    Measured,
     Target,
-    answer_length,
     closed_loop,
     constant_rate,
     post,
 )
-from benchmarks.serving.table import compared, markdown, times_less
 from tests.support.waiting import free_port, wait_until
 
 SLOW = """
@@ -59,7 +56,7 @@ def slow(status=200):
     return (sys.executable, "-c", SLOW, "PORT", str(status))
 
 
-def test_the_closed_loop_asks_as_fast_as_it_is_answered():
+def test_closed_loop_follows_the_server():
     with listening(*slow()) as port:
         measured = closed_loop(Target(port, post("/", b"body"), b"ok"), connections=2, seconds=0.5)
     # two connections, 20 ms per response, and one more response per connection at the
@@ -73,55 +70,9 @@ def test_the_closed_loop_asks_as_fast_as_it_is_answered():
 
 
 @pytest.mark.parametrize(("status", "wrong"), [(200, 0), (503, 1)])
-def test_a_constant_rate_reports_the_requests_and_a_wrong_response(status, wrong):
+def test_constant_rate_counts_wrong_responses(status, wrong):
     with listening(*slow(status)) as port:
         measured = constant_rate(Target(port, post("/", b"body"), b"ok"), seconds=0.5, rate=100)
     assert measured.requests == 50 - wrong
     assert measured.wrong == wrong
     assert 0.02 <= measured.p50 <= measured.p99
-
-
-@pytest.mark.parametrize(("status", "expected"), [(500, b"ok"), (200, b"something else")])
-def test_wrong_answers_are_not_counted_as_requests(status, expected):
-    with listening(*slow(status)) as port:
-        measured = closed_loop(
-            Target(port, post("/", b"body"), expected), connections=1, seconds=0.2
-        )
-    assert measured.requests == 0
-    assert measured.wrong > 0
-
-
-@pytest.mark.parametrize(
-    ("answer", "length"),
-    [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 40),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1", 40),
-        (b"HTTP/1.1 200 OK\r\nContent-Le", None),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 59),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", None),
-    ],
-)
-def test_an_answer_is_whole_when_its_head_says_so(answer, length):
-    assert answer_length(answer) == length
-
-
-def test_a_row_says_the_median_of_the_rounds_ratios_and_whether_it_holds():
-    ours = [Measured(rate, 1.0, 0.001, 0.002, 0) for rate in (100, 300, 200)]
-    theirs = [Measured(rate, 1.0, 0.001, 0.002, 0) for rate in (10, 10, 100)]
-    row = compared("1 row", "slow", ours, theirs, 8)
-    assert row.ratio == 10
-    assert row.low == 2
-    assert row.high == 30
-    assert row.holds == "yes"
-    memory = times_less("memory", "slow", [100.0], [250.0], "MB", 3)
-    assert memory.ratio == 2.5
-    assert memory.holds == "**no**"
-    assert [cell.strip() for cell in markdown([row]).splitlines()[-1].strip("|").split("|")] == [
-        "1 row",
-        "slow",
-        "200/s, 1.00 / 2.00 ms",
-        "10/s, 1.00 / 2.00 ms",
-        "10.00 (2.00–30.00)",
-        "≥ 8",
-        "yes",
-    ]

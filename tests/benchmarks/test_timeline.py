@@ -22,30 +22,30 @@ ANSWERS = {
 class Server:
     """A server whose responses depend on its mood."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.mood = "first"
         self.port = 0
         self.answered = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()])
 
-    def __enter__(self) -> "Server":
+    def __enter__(self):
         self._thread.start()
         wait_until(lambda: self.port, what="the server listens")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join()
 
-    async def _serve(self) -> None:
+    async def _serve(self):
         self._ended = asyncio.Event()
         server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         await self._ended.wait()
         server.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, reader, writer):
         try:
             while await reader.readuntil(b"body") and (answer := ANSWERS[self.mood]):
                 writer.write(answer)
@@ -62,7 +62,7 @@ def server():
         yield server
 
 
-def test_every_answer_is_recorded_with_its_version_and_outcome(server, tmp_path):
+def test_answers_are_recorded_with_version_and_outcome(server, tmp_path):
     values = {"1": b"one", "2": b"two"}
     with OpenLoop(server.port, post("/", b"body"), values, 200.0, tmp_path / "kept.npy") as loop:
         for mood in ANSWERS:

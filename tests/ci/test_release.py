@@ -25,7 +25,7 @@ def clone(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_words(clone):
+def test_release_checklist_passes_workflow(clone):
     run_page("release.md", clone, "")
     tag = git(clone, "tag").strip()
 
@@ -45,7 +45,7 @@ def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_
 
 
 @pytest.mark.long
-def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone):
+def test_pypi_page_links_to_tag(clone):
     at = "https://github.com/somebody/onnxserve"
     tag = f"v{__version__}"
     environment = {
@@ -81,7 +81,7 @@ def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone):
         (f"v{__version__}", 1, f"CHANGELOG.md has no section [{__version__}]"),
     ],
 )
-def test_a_tag_that_does_not_fit_is_refused_in_one_line(clone, tag, step, said):
+def test_unfit_tag_is_refused(clone, tag, step, said):
     (clone / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n\n- Much.\n")
 
     steps = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run(
@@ -92,7 +92,7 @@ def test_a_tag_that_does_not_fit_is_refused_in_one_line(clone, tag, step, said):
     assert steps[step].error == said
 
 
-def test_the_version_stands_in_one_place():
+def test_version_is_defined_once():
     """Only version.py contains the version, and charts, whose format requires it as
     text.
     """

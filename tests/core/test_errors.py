@@ -19,7 +19,7 @@ OURS = [error for error in tree(OnnxserveError) if error.__module__ == errors.__
 
 
 @pytest.mark.parametrize("error", OURS, ids=lambda error: error.__name__)
-def test_every_error_says_its_status_and_a_code_of_mlflow(error):
+def test_error_has_status_and_mlflow_code(error):
     raised = error("what was wrong")
 
     assert str(raised) == raised.message == "what was wrong"
@@ -28,7 +28,7 @@ def test_every_error_says_its_status_and_a_code_of_mlflow(error):
     assert error.__doc__
 
 
-def test_the_drawing_shows_the_tree_as_it_is():
+def test_docstring_draws_the_tree():
     drawn = re.findall(
         r"^ {4}[│├└─ ]*([A-Z]\w+)(?: +(\d{3}) +([A-Z_]+))?", errors.__doc__ or "", re.MULTILINE
     )
@@ -43,11 +43,6 @@ def test_the_drawing_shows_the_tree_as_it_is():
             assert error.error_code == code
 
 
-@pytest.mark.parametrize("error", OURS, ids=lambda error: error.__name__)
-def test_a_status_means_an_error_that_has_it(error):
-    assert errors.error_of_status(error.http_status).http_status == error.http_status
-
-
 @pytest.mark.parametrize(
     ("status", "error"),
     [
@@ -60,5 +55,5 @@ def test_a_status_means_an_error_that_has_it(error):
         (502, OnnxserveError),
     ],
 )
-def test_the_most_general_error_of_a_status_is_meant(status, error):
+def test_status_maps_to_most_general_error(status, error):
     assert errors.error_of_status(status) is error

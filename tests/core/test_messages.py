@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.core.messages import (
 from tests.support.refusals import mentions
 
 
-def test_the_nearest_known_name_is_meant():
+def test_closest_name_is_suggested():
     assert closest_match("dep_tme", ["arr_time", "dep_time", "carrier"]) == "dep_time"
     assert closest_match("xyz", ["dep_time"]) is None
     assert (
@@ -38,18 +38,18 @@ def test_the_nearest_known_name_is_meant():
         (["dep_time"], [], ""),
     ],
 )
-def test_hint_names_the_unknown_field_in_place_of_the_missing_one(missing, unknown, told):
+def test_hint_names_unknown_field(missing, unknown, told):
     assert hint_for_missing(missing, unknown) == told
 
 
-def test_a_list_is_cut_at_ten_and_has_the_nearest_name_first():
+def test_long_list_starts_with_closest_name():
     names = [f"column {letter}" for letter in "abcdefghijk"] + ["dep_time"]
     assert join_names(names[:10]) == ", ".join(names[:10])
     assert join_names(names, "dep_tme").startswith("dep_time, column a, ")
     assert join_names(names, "dep_tme").endswith(" and 2 more")
 
 
-def test_a_hostile_number_of_long_names_costs_milliseconds():
+def test_hostile_names_are_handled_fast():
     began = time.process_time()
     hint_for_missing(
         (f"wanted {number}" for number in range(5000)), ("x" * 1_000_000 for _ in range(100_000))
@@ -68,5 +68,5 @@ def test_a_hostile_number_of_long_names_costs_milliseconds():
         ("\x1b[1mkeras says\x1b[0m", None, "keras says"),
     ],
 )
-def test_a_message_of_others_is_one_line(text, most, line):
+def test_foreign_message_is_one_line(text, most, line):
     assert one_line(text, most) == line

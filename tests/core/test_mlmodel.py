@@ -14,7 +14,7 @@ BOMB = (
 )
 
 
-def test_a_file_that_changes_is_read_again(tmp_path):
+def test_changed_file_is_read_again(tmp_path):
     (tmp_path / MLMODEL).write_text("a: 1")
     assert read_mlmodel(tmp_path) == {"a": 1}
     (tmp_path / MLMODEL).write_text("a: 2")
@@ -44,7 +44,7 @@ def test_a_file_that_changes_is_read_again(tmp_path):
         (b"model_id: " + b"m" * 257, "model_id .*at most 256"),
     ],
 )
-def test_invalid_mlmodel_file_is_refused_in_one_line(tmp_path, content, words):
+def test_invalid_mlmodel_is_refused(tmp_path, content, words):
     (tmp_path / MLMODEL).write_bytes(content)
     with pytest.raises(InvalidArtifact, match=words) as caught:
         read_mlmodel(tmp_path)
@@ -79,21 +79,21 @@ ODD: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "words"), ODD)
-def test_a_section_of_another_type_is_refused_where_it_is_read(tmp_path, text, words):
+def test_section_of_wrong_type_is_refused(tmp_path, text, words):
     (tmp_path / MLMODEL).write_text(text)
     with pytest.raises(InvalidArtifact, match=f"cannot be understood: {words}") as caught:
         read_mlmodel(tmp_path)
     assert "\n" not in caught.value.message
 
 
-def test_an_empty_entry_is_like_a_missing_entry(tmp_path):
+def test_empty_entry_counts_as_missing(tmp_path):
     (tmp_path / MLMODEL).write_text(
         "flavors: {onnxserve: {parity: null, data: x}, onnx: null}\nsignature: null"
     )
     assert read_mlmodel(tmp_path) == {"flavors": {"onnxserve": {"data": "x"}}}
 
 
-def test_folder_without_an_mlmodel_file_is_refused(tmp_path):
+def test_folder_without_mlmodel_is_refused(tmp_path):
     with pytest.raises(InvalidArtifact, match="no MLmodel file"):
         read_mlmodel(tmp_path)
 

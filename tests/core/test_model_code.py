@@ -12,9 +12,7 @@ from mlflow_deploy_plugin.core.model_code import MODEL_CODE, model_code_refusal
     ("setting", "is_allowed"),
     [("true", True), ("1", True), ("FALSE", False), ("0", False), ("", False), ("off", False)],
 )
-def test_code_execution_follows_the_user_after_a_process_has_switched_it_off(
-    setting, is_allowed, monkeypatch
-):
+def test_user_setting_survives_switch_off(setting, is_allowed, monkeypatch):
     monkeypatch.setattr(model_code._process, "setting", None)
     monkeypatch.setenv(MODEL_CODE, setting)
     assert (model_code_refusal("x") == "") is is_allowed

@@ -16,12 +16,11 @@ IMPORT = ["-c", "from mlflow_deploy_plugin import log_model"]
     ("package", "command", "remedy"),
     [
         ("mlflow 2.22.5", ["-m", "mlflow_deploy_plugin.cli", "list"], "'mlflow<4,>=3.17'"),
-        ("mlflow 2.22.5", ["-m", "mlflow", "deployments", "list", "-t", "onnxserve"], "'mlflow<4"),
         ("mlflow_skinny 2.22.5", IMPORT, "'mlflow-skinny<4,>=3.17'"),
         ("numpy 1.26.4", IMPORT, "'numpy>=2'"),
     ],
 )
-def test_package_that_does_not_fit_is_refused_in_one_line(package, command, remedy, tmp_path):
+def test_unfit_package_is_refused(package, command, remedy, tmp_path):
     name, version = package.split()
     folder = tmp_path / f"{name}-{version}.dist-info"
     folder.mkdir()
@@ -41,5 +40,5 @@ def test_package_that_does_not_fit_is_refused_in_one_line(package, command, reme
     assert ("Traceback" in ended.stderr) == (command is IMPORT)
 
 
-def test_packages_that_fit_are_listed_with_versions():
+def test_fitting_packages_are_listed():
     assert check_fit("numpy", "not-required")[0].startswith("numpy 2.")

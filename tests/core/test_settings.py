@@ -21,28 +21,23 @@ def _no_home(monkeypatch):
     monkeypatch.delenv("ONNXSERVE_HOME", raising=False)
 
 
-def test_everything_lies_below_home():
+@pytest.mark.parametrize(
+    ("workspace", "home", "log"),
+    [
+        ("default", "", "inference_log"),
+        ("team-a", "workspaces/team-a", "inference_log/workspaces/team-a"),
+    ],
+)
+def test_paths_are_below_home_of_workspace(workspace, home, log, monkeypatch):
+    monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
     settings = load_settings()
 
-    home = Path.home() / ".onnxserve"
-    assert settings.home_path == home
-    assert settings.store_url == f"sqlite:///{home}/onnxserve.db"
-    assert settings.inference_log == str(home / "inference_log")
-    assert settings.cache_path == home / "cache"
-    assert settings.deployments_path == home / "deployments"
-
-
-def test_each_workspace_of_mlflow_has_a_home_of_its_own(monkeypatch):
-    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
-    settings = load_settings()
-
-    home = Path.home() / ".onnxserve"
-    assert settings.home_path == home / "workspaces/team-a"
-    assert settings.store_url == f"sqlite:///{home}/workspaces/team-a/onnxserve.db"
-    assert settings.inference_log == str(home / "inference_log/workspaces/team-a")
-
-    monkeypatch.setenv("MLFLOW_WORKSPACE", "default")
-    assert load_settings().home_path == home
+    root = Path.home() / ".onnxserve"
+    assert settings.home_path == root / home
+    assert settings.store_url == f"sqlite:///{root / home}/onnxserve.db"
+    assert settings.inference_log == str(root / log)
+    assert settings.cache_path == root / home / "cache"
+    assert settings.deployments_path == root / home / "deployments"
 
 
 def test_settings_keep_their_workspace(monkeypatch):
@@ -53,7 +48,7 @@ def test_settings_keep_their_workspace(monkeypatch):
     assert pickle.loads(pickle.dumps(settings)).home_path.name == "team-a"
 
 
-def test_each_workspace_has_its_own_store_and_log(monkeypatch):
+def test_workspace_has_its_own_store_and_log(monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     monkeypatch.setenv("ONNXSERVE_LOG_URI", "s3://bucket/log/")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://db/{workspace}")
@@ -63,7 +58,7 @@ def test_each_workspace_has_its_own_store_and_log(monkeypatch):
     assert load_settings().store_url == "postgresql+psycopg://db/default"
 
 
-def test_one_store_for_two_workspaces_is_refused(monkeypatch):
+def test_shared_store_of_workspaces_is_refused(monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://db/onnxserve")
     with pytest.raises(InvalidConfig, match=r"team-a .*\{workspace\}"):
@@ -77,7 +72,7 @@ def test_invalid_workspace_name_is_refused(name, monkeypatch):
         load_settings()
 
 
-def test_user_without_a_home_is_asked_to_set_one(monkeypatch):
+def test_missing_home_error_names_variable(monkeypatch):
     def unknown(_):
         raise KeyError
 
@@ -89,13 +84,13 @@ def test_user_without_a_home_is_asked_to_set_one(monkeypatch):
     assert mentions(result.stderr, "~/.onnxserve", "HOME")
 
 
-def test_folder_of_an_unknown_user_is_a_clear_error():
+def test_unknown_user_folder_is_refused():
     result = CliRunner().invoke(main, ["predict", "~nobody-of-this-name/model"], input='[{"a": 1}]')
     assert result.exit_code == 1
     assert mentions(result.stderr, "~nobody-of-this-name/model", "HOME")
 
 
-def test_relative_path_in_a_deleted_folder_is_a_clear_error(monkeypatch, tmp_path):
+def test_relative_path_in_deleted_folder_is_refused(monkeypatch, tmp_path):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -104,7 +99,7 @@ def test_relative_path_in_a_deleted_folder_is_a_clear_error(monkeypatch, tmp_pat
     assert mentions(result.stderr, "rows.csv", "current folder")
 
 
-def test_a_relative_home_is_made_absolute(monkeypatch, tmp_path):
+def test_relative_home_is_made_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ONNXSERVE_HOME", "here")
 
@@ -130,7 +125,7 @@ def test_store_and_log_can_be_elsewhere(monkeypatch):
         ("ONNXSERVE_READY_TIMEOUT_SECONDS", "-1", "greater than 0"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_with_its_variable(monkeypatch, variable, value, said):
+def test_invalid_value_error_names_variable(monkeypatch, variable, value, said):
     monkeypatch.setenv(variable, value)
 
     with pytest.raises(InvalidConfig, match=f"^{variable}: .*{said}.*'{value}'"):
@@ -150,7 +145,7 @@ def secrets(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_files_of_a_folder_are_variables_and_the_environment_wins(secrets, monkeypatch):
+def test_environment_overrides_secret_files(secrets, monkeypatch):
     (secrets / "ONNXSERVE_STORE_URI").write_text("postgresql+psycopg://onnx:s3cret@host/db\n")
     (secrets / "AWS_SECRET_ACCESS_KEY").write_text("of the file")
     (secrets / "tls.key").write_bytes(b"\xff is no variable")
@@ -170,7 +165,7 @@ def test_files_of_a_folder_are_variables_and_the_environment_wins(secrets, monke
         (b"a\0b", "ONNXSERVE_STORE_URI cannot be read: it is not a text"),
     ],
 )
-def test_secrets_that_cannot_be_read_are_one_line(secrets, monkeypatch, content, why):
+def test_unreadable_secrets_are_refused(secrets, monkeypatch, content, why):
     if content is None:
         monkeypatch.setenv("ONNXSERVE_SECRETS", str(secrets / "absent"))
     else:

@@ -55,7 +55,7 @@ def model_signing(*arguments):
     subprocess.run([sys.executable, "-m", "model_signing", *arguments], check=True)
 
 
-def test_the_library_s_command_accepts_our_signature(model, bundle, keys):
+def test_library_accepts_our_signature(model, bundle, keys):
     shutil.copy(bundle, model)
     (model / "registered_model_meta").write_text("model_version: '1'\n")
     check(model, bundle, keys.public)
@@ -63,14 +63,14 @@ def test_the_library_s_command_accepts_our_signature(model, bundle, keys):
     model_signing("verify", "key", model, "--signature", ours, "--public_key", keys.public)
 
 
-def test_a_signature_by_the_library_s_command_is_accepted(model, keys):
+def test_library_signature_is_accepted(model, keys):
     theirs = model / BUNDLE
     model_signing("sign", "key", model, "--signature", theirs, "--private_key", keys.key)
     check(model, theirs, keys.public)
 
 
 @pytest.mark.parametrize("name", [".gitignore", f"data/{BUNDLE}", "data/code.py"])
-def test_an_added_file_is_refused(model, bundle, keys, name):
+def test_added_file_is_refused(model, bundle, keys, name):
     (model / name).touch()
     with pytest.raises(SignatureRefused) as refused:
         check(model, bundle, keys.public)
@@ -78,14 +78,14 @@ def test_an_added_file_is_refused(model, bundle, keys, name):
 
 
 @pytest.mark.parametrize("name", UNSIGNED)
-def test_a_folder_with_an_ignored_name_is_refused(model, bundle, keys, name):
+def test_ignored_folder_is_refused(model, bundle, keys, name):
     (model / name).mkdir()
     (model / name / "code.py").touch()
     with pytest.raises(SignatureRefused, match=f"does not cover {name}"):
         check(model, bundle, keys.public)
 
 
-def test_files_that_the_signer_ignored_are_refused(model, keys):
+def test_files_ignored_by_signer_are_refused(model, keys):
     theirs = model.parent / BUNDLE
     ignored = model / "data"
     key = ("--private_key", keys.key)
@@ -94,7 +94,7 @@ def test_files_that_the_signer_ignored_are_refused(model, keys):
         check(model, theirs, keys.public)
 
 
-def test_the_signature_of_another_key_is_refused(model, bundle):
+def test_signature_of_other_key_is_refused(model, bundle):
     other = write_key(model.parent, "other")
     with pytest.raises(SignatureRefused, match=r"other\.pub: Key mismatch"):
         check(model, bundle, other.public)
@@ -104,20 +104,20 @@ def test_the_signature_of_another_key_is_refused(model, bundle):
     "content",
     [b"", b"{}", b"[" * 100_000, b"\xff", b'{"verificationMaterial": {}, "dsseEnvelope": 3}'],
 )
-def test_a_bundle_that_is_not_a_bundle_has_no_valid_signature(model, keys, content):
+def test_invalid_bundle_is_refused(model, keys, content):
     with pytest.raises(SignatureRefused, match=BUNDLE):
         Signature(content, trust_file(keys.public)).check(model)
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", b"-----BEGIN CERTIFICATE-----"])
-def test_a_file_without_a_key_cannot_verify_a_signature(model, bundle, content):
+def test_file_without_key_is_refused(model, bundle, content):
     file = model.parent / "trusted.pem"
     file.write_bytes(content)
     with pytest.raises(SignatureRefused, match=r"trusted\.pem has no elliptic-curve key"):
         check(model, bundle, file)
 
 
-def test_a_signature_by_a_certificate_is_valid_until_the_certificate_expires(model):
+def test_expired_or_foreign_certificate_is_refused(model):
     authority = Authority(model.parent / "ours", "ours")
     valid, expired = (
         authority.issue(name, timedelta(seconds=seconds))
@@ -135,7 +135,7 @@ def test_a_signature_by_a_certificate_is_valid_until_the_certificate_expires(mod
 
 
 @pytest.mark.skipif(not SOFTHSM.exists(), reason="SoftHSM is not installed")
-def test_a_key_in_a_token_signs(model, monkeypatch):
+def test_pkcs11_token_signs(model, monkeypatch):
     folder = model.parent
     keys = write_key(folder)
     (folder / "tokens").mkdir()

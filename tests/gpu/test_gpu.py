@@ -12,7 +12,7 @@ import requests
 from mlflow_deploy_plugin.core.errors import DeviceUnavailable
 from mlflow_deploy_plugin.core.spec.parts import ProviderOptions, ServerSpec
 from mlflow_deploy_plugin.serve.device import require_device
-from mlflow_deploy_plugin.serve.runtime.binding import MAX_GRAPHS, GraphSession, pinned_empty
+from mlflow_deploy_plugin.serve.runtime.binding import MAX_GRAPHS, GraphSession
 from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session, operators_of
 from tests.support.models import dense_layer, save_graph, write_model
 from tests.support.refusals import refused
@@ -45,7 +45,7 @@ def runner(graph, placement):
 
 
 @pytest.mark.parametrize("placement", WAYS.values(), ids=WAYS)
-def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(graph, placement):
+def test_answers_match_the_cpu(graph, placement):
     on_gpu = runner(graph, placement)
     on_cpu = runner(graph, Placement())
     random = np.random.default_rng(1)
@@ -59,7 +59,7 @@ def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(graph, plac
         np.testing.assert_allclose(y, on_cpu(x), rtol=1e-5, atol=1e-5)
 
 
-def test_shapes_above_the_limit_run_without_a_graph_beside_those_with_one(graph):
+def test_shapes_above_graph_limit_are_computed(graph):
     placement = WAYS["graphs"]
     on_cpu = runner(graph, Placement())
     session = GraphSession(open_session(graph, placement), placement)
@@ -77,7 +77,7 @@ def test_shapes_above_the_limit_run_without_a_graph_beside_those_with_one(graph)
     assert len(session._graphs) == MAX_GRAPHS
 
 
-def test_threads_that_ended_leave_no_memory_on_the_gpu(graph):
+def test_ended_threads_free_gpu_memory(graph):
     pynvml = pytest.importorskip("pynvml")
     pynvml.nvmlInit()
     device = pynvml.nvmlDeviceGetHandleByIndex(0)
@@ -92,7 +92,7 @@ def test_threads_that_ended_leave_no_memory_on_the_gpu(graph):
     assert pynvml.nvmlDeviceGetMemoryInfo(device).used - before < 200 * 2**20
 
 
-def test_the_provider_has_the_options_that_were_given(graph):
+def test_provider_options_are_passed_on(graph):
     options = ProviderOptions(
         gpu_mem_limit=2**30,
         arena_extend_strategy="kSameAsRequested",
@@ -105,25 +105,25 @@ def test_the_provider_has_the_options_that_were_given(graph):
     assert {name: session_options[name] for name in provider_options} == provider_options
 
 
-def test_a_memory_limit_is_kept(graph):
+def test_memory_limit_is_enforced(graph):
     run = runner(graph, Placement("cuda", options=ProviderOptions(gpu_mem_limit=2**20)))
     with pytest.raises(Exception, match=r"(?i)memory|alloc"):
         run(np.ones((2**16, SIDE), np.float32))
 
 
-def test_a_gpu_that_is_not_there_is_refused_by_its_number():
+def test_missing_gpu_is_refused():
     with pytest.raises(DeviceUnavailable, match=r"^--device cuda.*GPU 63"):
         require_device(ServerSpec(device="cuda", device_ids=(63,)))
 
 
-def test_a_graph_with_a_node_for_the_cpu_alone_is_refused(tmp_path):
+def test_graph_with_cpu_node_is_refused(tmp_path):
     with refused(
         DeviceUnavailable, "--device cuda", "StringConcat", "--device cpu", f"{CUDA},{CPU}"
     ):
         open_session(save_graph(tmp_path, TEXTS), Placement("cuda"))
 
 
-def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_contains_it(tmp_path):
+def test_remaining_nodes_run_on_listed_cpu(tmp_path):
     listed: tuple[dict[str, dict[str, object]], ...] = (
         {CUDA: {"device_id": 0, "use_tf32": False}},
         {CPU: {}},
@@ -144,19 +144,7 @@ def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_conta
         open_session(save_graph(tmp_path, TEXTS), Placement(listed=listed))
 
 
-def test_listed_providers_are_checked_before_the_start():
-    require_device(ServerSpec(providers=({CUDA: {}}, {CPU: {}})))
-    with refused(DeviceUnavailable, "server.providers", "device_id", "63"):
-        require_device(ServerSpec(providers=({CUDA: {"device_id": 63}}, {CPU: {}})))
-
-
-def test_page_locked_memory_is_written_and_read():
-    array = pinned_empty((1000, SIDE), np.float32, 0)
-    array[:] = np.arange(SIDE)
-    assert array.sum() == 1000 * SIDE * (SIDE - 1) / 2
-
-
-def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(tmp_path, serve):
+def test_server_answers_and_reports_gpu_memory(tmp_path, serve):
     signature = [
         {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1]}, "name": "x"}
     ]

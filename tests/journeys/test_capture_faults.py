@@ -14,7 +14,6 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -27,19 +26,16 @@ import requests
 
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_workers
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
-from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, read_watermarks
+from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.support.models import write_model
-from tests.support.serving import Served
 from tests.support.waiting import wait_until
 
 PATIENCE = 90.0
 ENDPOINT = f"adder-{uuid.uuid4().hex}"
 EVENT_TIME = "2026-06-01T12:30:00Z"
 COLUMN = {"name": "x", "type": "float", "required": True}
-
-Serve = Callable[..., Served]
 
 
 @dataclass
@@ -58,7 +54,7 @@ class Load:
     broken: int = 0
     stopping: threading.Event = field(default_factory=threading.Event)
 
-    def ask(self, seed: int) -> None:
+    def ask(self, seed):
         number = seed
         while not self.stopping.wait(0.02):
             number += 1000
@@ -79,7 +75,7 @@ class Load:
             else:
                 self.refused.append(answer.status_code)
 
-    def wait_for(self, more: int) -> None:
+    def wait_for(self, more):
         """Wait until this number of additional responses has arrived."""
         goal = len(self.answered) + more
         wait_until(lambda: len(self.answered) >= goal, PATIENCE, f"{more} more answers")
@@ -105,7 +101,7 @@ class Log:
 
     uri: str
 
-    def predictions(self) -> list[str]:
+    def predictions(self):
         log = open_log(self.uri)
         window = parse_window("2026-06-01/1d")
         tables = list(log.batches(ENDPOINT, window, ["_prediction_id"]))
@@ -116,7 +112,7 @@ class Log:
             )
         )
 
-    def has_all(self, answered: list[str]) -> None:
+    def has_all(self, answered):
         """Check that each prediction id is in the log exactly once."""
         logged_ids = self.predictions()
         assert len(logged_ids) == len(set(logged_ids))
@@ -124,7 +120,7 @@ class Log:
             f"{len(set(answered) - set(logged_ids))} of {len(answered)} are missing"
         )
 
-    def told(self) -> Watermark:
+    def told(self):
         (mark,) = read_watermarks(open_log(self.uri).location)
         return mark
 
@@ -193,9 +189,7 @@ def kill_all_of(served):
 
 
 @pytest.mark.long
-def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
-    start, log, tmp_path
-):
+def test_killed_processes_and_log_outage_lose_no_rows(start, log, tmp_path):
     served = start()
     with asking(served.url) as load:
         load.wait_for(15)
@@ -232,7 +226,7 @@ def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
-def test_answered_rows_are_in_the_log_after_everything_was_killed(start, log, seed):
+def test_killed_server_loses_no_answered_rows(start, log, seed):
     draw = random.Random(seed)
     answered: list[str] = []
     for _ in range(2):
@@ -254,27 +248,7 @@ def test_answered_rows_are_in_the_log_after_everything_was_killed(start, log, se
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("goes_on", [True, False])
-def test_gunicorn_killed_again_and_again_under_load_and_at_the_end(start, log, goes_on):
-    draw = random.Random(7)
-    served = start()
-    with asking(served.url, 3) as load:
-        for _ in range(3):
-            load.wait_for(50)
-            time.sleep(draw.uniform(0, 2.5))
-            gunicorn_of(served).kill()
-        if goes_on:
-            load.wait_for(50)
-    assert load.refused == []
-    assert served.end() == 0, served.log.read_text()
-    log.has_all(load.answered)
-    mark = log.told()
-    assert mark.ended
-    assert mark.shipped_rows[ENDPOINT] == len(log.predictions()) >= mark.captured_rows[ENDPOINT]
-
-
-@pytest.mark.long
-def test_full_disk_drops_and_counts_rows_without_refusing_requests(start, log):
+def test_full_disk_counts_dropped_rows(start, log):
     served = start()
     limits = {
         worker.pid: resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)

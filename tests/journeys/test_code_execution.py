@@ -84,7 +84,7 @@ def post(served, path, row):
     return answer
 
 
-def test_code_execution_is_not_needed_to_log_a_version(registry, caplog, monkeypatch):
+def test_logging_needs_no_code_execution(registry, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
     log_version(2)
     assert [record for record in caplog.records if record.name.startswith("mlflow.")] == []
@@ -104,7 +104,7 @@ def test_code_execution_is_not_needed_to_log_a_version(registry, caplog, monkeyp
     ],
     ids=lambda arguments: str(arguments[0]),
 )
-def test_code_execution_is_not_needed_by_a_command(registry, arguments):
+def test_command_needs_no_code_execution(registry, arguments):
     result = run(*arguments)
     assert result.exit_code == 0, result.output
 
@@ -118,7 +118,7 @@ def test_code_execution_is_not_needed_by_a_command(registry, arguments):
         ("sklearn", ("wrap", "sklearn", "--dry-run")),
     ],
 )
-def test_code_execution_is_refused_by_a_command(registry, refusal, arguments):
+def test_command_refuses_code_execution(registry, refusal, arguments):
     result = run(*arguments)
     assert result.exit_code == 1
     error = result.stderr.splitlines()[-1]
@@ -127,7 +127,7 @@ def test_code_execution_is_refused_by_a_command(registry, refusal, arguments):
     assert MODEL_CODE in error
 
 
-def test_code_execution_stays_off_when_an_alias_moves_to_a_pyfunc(registry, serve):
+def test_alias_move_to_pyfunc_is_refused(registry, serve):
     registry.set_registered_model_alias("toy", "live", "1")
     allowed = "variants.toy.allow_pyfunc=true"
     served = serve("models:/toy@live", "-C", allowed).wait_ready()
@@ -143,9 +143,7 @@ def test_code_execution_stays_off_when_an_alias_moves_to_a_pyfunc(registry, serv
     assert post(served, "invocations", row).headers["X-Model-Version"] == "1"
 
 
-def test_code_execution_is_switched_on_only_for_the_process_of_a_pyfunc(
-    registry, serve, monkeypatch
-):
+def test_only_pyfunc_process_executes_code(registry, serve, monkeypatch):
     monkeypatch.delenv(MODEL_CODE)
     served = serve("models:/toy/3").wait_ready()
     (inherited,) = {

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.support.deployments import empty_home
-from tests.support.guides import ROOT, blocks, page_reader, run_page
+from tests.support.guides import page_reader, run_page
 from tests.support.refusals import mentions
 
 
@@ -23,7 +23,7 @@ def objects(text):
 
 
 @pytest.mark.long
-def test_the_page_of_deployments_runs_as_it_stands(client, tmp_path, new_database):
+def test_deployments_page_runs(client, tmp_path, new_database):
     trained, single, several, files, python = run_page(
         "deployments.md", tmp_path, new_database(tmp_path)
     )
@@ -44,9 +44,7 @@ def test_the_page_of_deployments_runs_as_it_stands(client, tmp_path, new_databas
 
 
 @pytest.mark.long
-def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back(
-    client, tmp_path, new_database
-):
+def test_registered_models_page_runs(client, tmp_path, new_database):
     _, _, as_it_is, converted, dry, compared, moved, back = run_page(
         "registered.md", tmp_path, new_database(tmp_path)
     )
@@ -72,7 +70,7 @@ def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back
 
 
 @pytest.mark.long
-def test_the_pages_of_protocols_and_of_the_client_run_as_they_stand(client, tmp_path, new_database):
+def test_protocols_and_client_pages_run(client, tmp_path, new_database):
     reader = page_reader(tmp_path, new_database(tmp_path))
     _, _, mlflow, v2, triton, load, tensorflow, _, lines, guides = reader.run_page("protocols.md")
     output, together, refused = reader.run_page("client.md")
@@ -93,9 +91,7 @@ def test_the_pages_of_protocols_and_of_the_client_run_as_they_stand(client, tmp_
 
 
 @pytest.mark.long
-def test_the_page_for_those_who_come_from_elsewhere_runs_as_it_stands(
-    client, tmp_path, new_database
-):
+def test_coming_from_page_runs(client, tmp_path, new_database):
     _, _, answers, clients, _ = run_page("coming-from.md", tmp_path, new_database(tmp_path))
 
     kserve, tensorflow, mlflow, azure = map(json.loads, answers.splitlines())
@@ -105,22 +101,3 @@ def test_the_page_for_those_who_come_from_elsewhere_runs_as_it_stands(
     assert azure == [1]
     assert clients.splitlines() == ["[1]", '{"predictions":[1]}', "   0", "0  1"]
     assert client.list_endpoints() == []
-
-
-@pytest.mark.long
-def test_the_threshold_of_the_page_is_in_the_onnx_form(tmp_path, new_database):
-    reader = page_reader(tmp_path, new_database(tmp_path))
-    page = (ROOT / "docs" / "wrap.md").read_text()
-    example = page.partition("## The threshold of a classifier")[2]
-    (code, *_) = blocks("python", example)
-    labels = """
-import mlflow
-served = mlflow.pyfunc.load_model("models:/careful/1").predict(X)
-print((served != trained.predict(X)).sum(), (served != model.predict(X)).sum())
-print(mlflow.MlflowClient().get_model_version("careful", "1").tags["onnxserve.parity"])
-"""
-    printed = reader.run(code + labels, "python")
-
-    moved, wrong, parity = printed.split()[-3:]
-    assert int(moved) > 0
-    assert (wrong, parity) == ("0", "proven")

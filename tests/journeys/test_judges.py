@@ -58,7 +58,7 @@ def get(user, url):
     return requests.get(url, auth=(user, password(user)), timeout=60)
 
 
-def test_only_verdicts_of_judges_move_a_version(server):
+def test_only_judges_verdicts_count(server):
     model = server.register("alice", JUDGES)
     with server.logged_in("alice") as client:
         with refused(ScopeMissing, "alice", "admin", "judges"):
@@ -76,7 +76,7 @@ def test_only_verdicts_of_judges_move_a_version(server):
         assert promote(model, "1", TO).is_moved
 
 
-def test_approvers_without_judges_see_whose_report_it_is(server):
+def test_approvers_see_author_of_report(server):
     model = server.register("alice", APPROVALS)
     with server.logged_in("alice") as client:
         run_id = client.get_model_version(model, "1").run_id

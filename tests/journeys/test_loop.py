@@ -22,9 +22,7 @@ make a version reliably better.
 """
 
 
-def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
-    tracking, tmp_path, monkeypatch
-):
+def test_replay_retrains_and_promotes(tracking, tmp_path, monkeypatch):
     folder = tmp_path / "outcome"
     folder.mkdir()
     # No model is correct for 99 of 100 flights, so that the first window raises an

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.long
     ],
 )
 @pytest.mark.timeout(1200)  # MLflow creates the environments from scratch.
-def test_a_model_is_trained_proven_and_registered(folder, entry_point, model, arguments, tmp_path):
+def test_project_trains_and_registers_a_model(folder, entry_point, model, arguments, tmp_path):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     environment = {
         **os.environ,
@@ -61,7 +61,7 @@ def test_a_model_is_trained_proven_and_registered(folder, entry_point, model, ar
 
 
 @pytest.mark.timeout(120)
-def test_a_batch_is_an_entry_point_and_logs_to_the_run_of_the_project(new_database, tmp_path):
+def test_batch_project_logs_to_its_run(new_database, tmp_path):
     store = new_database(tmp_path)
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("id,x\na,1\nb,2\n")

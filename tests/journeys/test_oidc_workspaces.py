@@ -35,7 +35,7 @@ class Workspaces:
     server: OidcServer
     sessions: dict[str, requests.Session]
 
-    def page(self, user: str, workspace: str, headers: dict[str, str]) -> str:
+    def page(self, user, workspace, headers):
         url = f"{self.server.url}{PAGE}?workspace={workspace}"
         answer = self.sessions[user].get(url, headers=headers, timeout=SECONDS)
         assert answer.status_code == 200, answer.text
@@ -87,9 +87,7 @@ def workspaces(tmp_path_factory, new_database):
 
 @pytest.mark.parametrize("headers", HEADERS)
 @pytest.mark.parametrize("user", ["reader", "editor", "stranger"])
-def test_the_permissions_of_the_workspace_in_the_url_apply_for_any_workspace_in_the_header(
-    workspaces, user, headers
-):
+def test_url_workspace_decides_permissions(workspaces, user, headers):
     team, default = (workspaces.page(user, workspace, headers) for workspace in ("team", "default"))
     assert ('id="endpoint-teams"' in team) == (user == "stranger")
     assert "Promote version 1 of X" not in team
@@ -98,9 +96,7 @@ def test_the_permissions_of_the_workspace_in_the_url_apply_for_any_workspace_in_
 
 
 @pytest.mark.parametrize("headers", HEADERS)
-def test_an_endpoint_of_another_workspace_cannot_be_changed_with_permission_for_a_model_of_its_name(
-    workspaces, headers
-):
+def test_endpoint_of_other_workspace_cannot_be_changed(workspaces, headers):
     page = workspaces.page("editor", "default", {})
     token = re.findall(r'name="csrf_token" value="([\w.-]+)"', page)[0]
     form = {"csrf_token": token, "action": "traffic", "endpoint": "teams", "weight:teams": "100"}

@@ -74,7 +74,7 @@ def reader(tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_runs_as_it_stands(reader, page):
+def test_page_runs(reader, page):
     printed = "\n".join(reader.run_page(page))
     assert [line for line in PAGES[page] if not re.search(line, printed, re.MULTILINE)] == [], (
         printed

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 import pytest
 import requests
 from mlflow import MlflowClient
-from playwright.sync_api import expect
 
-from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
-from tests.support.browser import CHROMIUM, chromium
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import free_port, wait_until
 
@@ -108,7 +105,7 @@ def browser(user):
     return session
 
 
-def test_a_request_that_does_not_come_through_the_proxy_is_refused(behind):
+def test_request_around_proxy_is_refused(behind):
     for headers in ({}, {"X-Forwarded-For": "10.0.0.1"}, {"Authorization": "Bearer forged"}):
         answer = requests.get(f"{behind.server.url}/onnxserve", headers=headers, timeout=60)
         assert answer.status_code == 401
@@ -116,7 +113,7 @@ def test_a_request_that_does_not_come_through_the_proxy_is_refused(behind):
     assert requests.get(f"{behind.server.url}/health", timeout=60).ok
 
 
-def test_a_header_of_the_client_does_not_reach_mlflow(behind):
+def test_forged_header_is_replaced(behind):
     forged = {
         "X-Forwarded-User": "admin",
         "X-Forwarded-Groups": "admins",
@@ -126,40 +123,9 @@ def test_a_header_of_the_client_does_not_reach_mlflow(behind):
     assert '<span class="muted">alice</span>' in page
 
 
-def test_the_gate_holds_and_the_trail_has_the_name(behind):
-    body = {"name": "X", "alias": "champion", "version": "1"}
-    answer = browser("alice").post(
-        f"{behind.url}/api/2.0/mlflow/registered-models/alias", json=body, timeout=60
-    )
-    assert answer.status_code == 403
-    assert ("alice", "refused") in [
-        (event.actor, event.action) for event in behind.store.events(model="X")
-    ]
-
-
-def test_only_members_of_an_administrators_group_see_the_events_of_keys(behind):
+def test_only_administrators_see_key_events(behind):
     behind.store.record("key.create", actor="root", detail={"name": "shop"})
     url = f"{behind.url}/onnxserve/history.jsonl"
     of_alice, of_admin = (browser(user).get(url, timeout=60).text for user in ("alice", "admin"))
     assert "key.create" not in of_alice
     assert "key.create" in of_admin
-
-
-@pytest.mark.chromium
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"
-)
-def test_a_button_acts_as_the_caller_who_pressed_it(behind):
-    with chromium() as running:
-        page = running.new_context(
-            http_credentials={"username": "carol", "password": "password-of-carol"}
-        ).new_page()
-        behind.store.add_endpoint("onnxserve", new_endpoint("x", "models:/X@champion"))
-        page.goto(f"{behind.url}/onnxserve")
-        page.locator("summary", has_text="Promote or judge version 1 of X").click()
-        page.get_by_label("Target of version 1 of X").select_option("Archived")
-        page.get_by_role("button", name="Promote version 1 of X").click()
-        expect(page.get_by_text("Done: promote version 1 of X")).to_be_visible()
-    assert ("carol", "promote") in [
-        (event.actor, event.action) for event in behind.store.events(model="X")
-    ]

@@ -11,5 +11,5 @@ from tests.support.guides import run_smallest_example
 
 
 @pytest.mark.long
-def test_readme_example_prints_the_shown_lines(tmp_path):
+def test_readme_example_prints_shown_lines(tmp_path):
     run_smallest_example(Path(sys.prefix), tmp_path)

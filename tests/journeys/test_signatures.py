@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 from sklearn.linear_model import LinearRegression
@@ -39,10 +39,10 @@ class Journey:
     keys: KeyFiles
     artifacts: Path
 
-    def run(self, line: str) -> Result:
+    def run(self, line):
         return CliRunner().invoke(main, line.split())
 
-    def log(self, factor: float, key: Path | None = None) -> Path:
+    def log(self, factor, key=None):
         """Log a version, sign it with the key, and return its folder in the artifact
         store.
         """
@@ -56,24 +56,24 @@ class Journey:
         (folder,) = self.artifacts.glob(f"*/models/{info.model_id}/artifacts")
         return folder
 
-    def served(self) -> str:
+    def served(self):
         url = self.deployments.get_deployment("line")["url"]
         body = {"inputs": [[1.0, 0.0]]}
         answer = requests.post(f"{url}/invocations", json=body, timeout=30)
         assert answer.status_code == 200, answer.text
         return answer.headers["X-Model-Version"]
 
-    def page(self) -> str:
+    def page(self):
         """Return the endpoint's page in the console as text."""
         answer = requests.get(f"{self.url}/onnxserve", {"endpoint": "line"}, timeout=60)
         assert answer.status_code == 200, answer.text
         return unescape(answer.text)
 
-    def error_of(self, version: str) -> str:
+    def error_of(self, version):
         """Move the alias to the version, and return its error when it is tagged."""
         self.client.set_registered_model_alias(MODEL, "live", version)
 
-        def error() -> str:
+        def error():
             tags = self.client.get_model_version(MODEL, version).tags
             return str(tags.get("onnxserve.error", ""))
 
@@ -96,7 +96,7 @@ def journey(new_database, tmp_path_factory, tmp_path):
             server.kill()
 
 
-def test_an_endpoint_that_requires_a_signature_serves_only_signed_versions(journey):
+def test_only_signed_versions_are_served(journey):
     signed = journey.log(1.0, journey.keys.key)
     assert (signed / BUNDLE).exists()
     journey.client.set_registered_model_alias(MODEL, "live", "1")

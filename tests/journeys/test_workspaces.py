@@ -3,27 +3,19 @@ of models and endpoints.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import mlflow
 import pytest
 import requests
 from mlflow import MlflowClient
-from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 from mlflow.utils.workspace_context import WorkspaceContext
-from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
-from tests.support.browser import CHROMIUM, accessibility_findings, chromium
-from tests.support.deployments import SIGNATURE, weighted_sum, working_in
 from tests.support.refusals import refused
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
-from tests.support.waiting import free_port, wait_until
 
 GATED = "team-a"
 FREE = "team-b"
@@ -36,16 +28,15 @@ class Workspaces:
     """
 
     url: str
-    folder: Path
 
-    def page(self, workspace: str, path: str = "") -> requests.Response:
+    def page(self, workspace, path=""):
         return requests.get(f"{self.url}/onnxserve{path}", {"workspace": workspace}, timeout=60)
 
-    def move(self, workspace: str, version: str) -> None:
+    def move(self, workspace, version):
         with WorkspaceContext(workspace):
             MlflowClient(self.url).transition_model_version_stage("X", version, "Production", True)
 
-    def events(self, workspace: str) -> list[AuditEvent]:
+    def events(self, workspace):
         with WorkspaceContext(workspace):
             store = open_store(load_settings().store_url)
         try:
@@ -55,9 +46,10 @@ class Workspaces:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def workspaces(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workspaces")
     server = MlflowServer(folder, app="onnxserve", options=("--enable-workspaces",))
+    policies = {GATED: {"onnxserve.gate.policy": "gated_stages: [Production]"}, FREE: {}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
         with patch.context() as of_server:
@@ -65,30 +57,20 @@ def server(tmp_path_factory):
             server.start()
         try:
             with tracking_at(server.url):
-                yield Workspaces(server.url, folder)
+                client = MlflowClient()
+                for workspace, policy in policies.items():
+                    client.create_workspace(workspace)
+                    with WorkspaceContext(workspace):
+                        client.create_registered_model("X", tags=policy)
+                        for number in (1, 2):
+                            client.create_model_version("X", f"s3://bucket/{workspace}/{number}")
+                yield Workspaces(server.url)
         finally:
             server.kill()
 
 
-@pytest.fixture(scope="module")
-def workspaces(server):
-    client = MlflowClient(server.url)
-    for workspace in (GATED, FREE):
-        client.create_workspace(workspace)
-        with WorkspaceContext(workspace):
-            tags = (
-                {"onnxserve.gate.policy": "gated_stages: [Production]"}
-                if workspace == GATED
-                else {}
-            )
-            client.create_registered_model("X", tags=tags)
-            for number in (1, 2):
-                client.create_model_version("X", f"s3://bucket/{workspace}/{number}")
-    return server
-
-
 @pytest.mark.long
-def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces):
+def test_workspace_has_its_own_gate_and_trail(workspaces):
     for version in ("1", "2"):
         workspaces.move(FREE, version)
     with refused(MlflowException, "Production", "the gate", code="PERMISSION_DENIED"):
@@ -106,7 +88,7 @@ def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces):
 
 
 @pytest.mark.long
-def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_in_it(workspaces):
+def test_console_shows_endpoints_of_its_workspace(workspaces):
     with WorkspaceContext(GATED):
         store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("of-a", "models:/X/Production"))
@@ -119,67 +101,3 @@ def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_i
     assert "/#/models/X/versions/1?workspace=team-a" in page.text
     assert "of-a" not in workspaces.page(FREE).text
     assert "of-a" not in requests.get(f"{workspaces.url}/onnxserve", timeout=60).text
-
-
-@pytest.mark.long
-@pytest.mark.chromium
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"
-)
-def test_a_reader_switches_between_workspaces_without_a_script(workspaces):
-    with chromium() as browser:
-        page = browser.new_page(java_script_enabled=False)
-        page.goto(f"{workspaces.url}/onnxserve?workspace={GATED}&endpoint=of-a")
-        switch = page.get_by_label("Workspace")
-        expect(switch).to_have_value(GATED)
-        assert switch.locator("option").all_inner_texts() == ["default", GATED, FREE]
-        for wanted in (FREE, "default"):
-            switch.select_option(wanted)
-            page.get_by_role("button", name="Switch").click()
-            page.wait_for_url(f"{workspaces.url}/onnxserve?workspace={wanted}")
-            expect(switch).to_have_value(wanted)
-        page.go_back()
-        expect(switch).to_have_value(FREE)  # The workspace of the page, not the selected workspace.
-        scripted = browser.new_page()
-        scripted.goto(f"{workspaces.url}/onnxserve")
-        assert accessibility_findings(scripted) == []
-
-
-@pytest.mark.long
-def test_missing_workspace_is_not_found(workspaces):
-    answer = workspaces.page("team-z")
-    assert answer.status_code == 404
-    assert answer.text == "Workspace 'team-z' not found"
-
-
-@pytest.mark.long
-def test_endpoints_of_one_name_serve_the_models_of_one_name_each_of_its_own_workspace(
-    server, monkeypatch
-):
-    client = MlflowClient(server.url)
-    deployments = get_deploy_client("onnxserve")
-    factors = {"team-c": 2.0, "team-d": 3.0}
-    try:
-        for workspace, factor in factors.items():
-            client.create_workspace(workspace)
-            monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
-            mlflow.set_experiment("training")
-            mlflow.onnx.log_model(
-                weighted_sum(factor),
-                name="sum",
-                registered_model_name="sum",
-                signature=SIGNATURE,
-                pip_requirements=["onnxruntime"],
-            )
-            deployments.create_deployment(
-                "sum", "models:/sum/latest", config={"server.port": free_port()}
-            )
-        for workspace, factor in factors.items():
-            monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
-            answer = deployments.predict("sum", {"inputs": [[1.0, 2.0]]})
-            assert answer["predictions"] == [{"y": 3 * factor}]
-            deployments.delete_deployment("sum")
-    finally:
-        for process in working_in(server.folder):
-            process.kill()
-    wait_until(lambda: not working_in(server.folder), 10, "every server ends")

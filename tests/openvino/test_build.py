@@ -54,7 +54,7 @@ def installed_build():
 
 
 @pytest.mark.long
-def test_the_openvino_build_passes_its_tests():
+def test_openvino_build_passes_its_tests():
     environment = {**os.environ, "PYTHONPATH": f"{installed_build()}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TESTS]
     done = subprocess.run(

@@ -51,25 +51,26 @@ class Language:
 
 
 _JARS = (
-    *(
-        "grpc-api",
-        "grpc-context",
-        "grpc-core",
-        "grpc-netty",
-        "grpc-protobuf",
-        "grpc-protobuf-lite",
-        "grpc-stub",
-    ),
-    *(
-        "netty-buffer",
-        "netty-codec",
-        "netty-codec-http",
-        "netty-codec-http2",
-        "netty-common",
-        "netty-handler",
-    ),
-    *("netty-resolver", "netty-transport", "perfmark-api", "protobuf", "guava"),
-    *("jakarta-annotation-api", "geronimo-annotation-1.3-spec"),
+    "grpc-api",
+    "grpc-context",
+    "grpc-core",
+    "grpc-netty",
+    "grpc-protobuf",
+    "grpc-protobuf-lite",
+    "grpc-stub",
+    "netty-buffer",
+    "netty-codec",
+    "netty-codec-http",
+    "netty-codec-http2",
+    "netty-common",
+    "netty-handler",
+    "netty-resolver",
+    "netty-transport",
+    "perfmark-api",
+    "protobuf",
+    "guava",
+    "jakarta-annotation-api",
+    "geronimo-annotation-1.3-spec",
 )
 _GO_MODULES = (
     "google.golang.org/grpc",
@@ -104,7 +105,7 @@ def guide_section(heading):
     return str(text)
 
 
-def test_the_proto_file_for_clients_has_the_server_s_messages():
+def test_client_proto_matches_server():
     client, server = (
         path.read_text()
         for path in (
@@ -264,9 +265,7 @@ def count_of_503(url):
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.heading)
-def test_a_program_waits_for_the_model_and_prints_its_predictions_and_the_server_s_errors(
-    language, model, folder, generator, tmp_path
-):
+def test_client_program_predicts_and_reports_errors(language, model, folder, generator, tmp_path):
     missing = [
         tool for tool in language.tools if not shutil.which(tool) and not Path(tool).exists()
     ]

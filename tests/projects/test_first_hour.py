@@ -20,7 +20,7 @@ def _printed(notebook):
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_notebook_reaches_the_verdicts_that_it_shows(tmp_path, monkeypatch):
+def test_notebook_reaches_shown_verdicts(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     notebook = nbformat.read(ROOT / "projects" / "first_hour.ipynb", as_version=4)
     shown = _printed(notebook)

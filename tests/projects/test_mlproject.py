@@ -6,15 +6,11 @@ import argparse
 import runpy
 import shlex
 from pathlib import Path
-from typing import Any
 
-import click
 import pytest
 import yaml
 from mlflow.projects._project_spec import load_project
 from mlflow.utils.environment import _PythonEnv
-
-from mlflow_deploy_plugin.cli.commands import main
 
 ROOT = Path(__file__).parents[2]
 PROJECTS = sorted(
@@ -35,7 +31,7 @@ NEED_TORCH = ("train_digits", "image_resnet18", "prune")
 class Parsed(Exception):
     """Ends a module after it has parsed its options."""
 
-    def __init__(self, options: dict[str, Any], defaults: dict[str, Any]) -> None:
+    def __init__(self, options, defaults):
         super().__init__(options)
         self.options = options
         self.defaults = defaults
@@ -57,7 +53,7 @@ def words(folder, name):
     return command[2:]
 
 
-def test_conda_yaml_and_python_env_yaml_are_equal():
+def test_conda_and_python_env_are_equal():
     conda = _PythonEnv.from_conda_yaml(ROOT / "conda.yaml")
     python = _PythonEnv.from_yaml(ROOT / "python_env.yaml")
     assert conda.build_dependencies == python.build_dependencies
@@ -67,9 +63,7 @@ def test_conda_yaml_and_python_env_yaml_are_equal():
 @pytest.mark.parametrize(
     ("folder", "name"), [entry for entry in ENTRY_POINTS if entry.id != "batch"]
 )
-def test_the_parameters_of_an_entry_point_are_options_of_its_module_with_the_same_defaults(
-    folder, name, monkeypatch
-):
+def test_entry_point_parameters_match_module_options(folder, name, monkeypatch):
     if name in NEED_TORCH:
         pytest.importorskip("torch")
     module, *arguments = words(folder, name)
@@ -90,17 +84,3 @@ def test_the_parameters_of_an_entry_point_are_options_of_its_module_with_the_sam
     assert {argument for argument in arguments if argument.startswith("--")} == {
         f"--{parameter.replace('_', '-')}" for parameter in declared
     }
-
-
-def test_the_entry_point_batch_is_the_command_batch():
-    folder = ROOT / "projects" / "batch"
-    module, command, *arguments = words(folder, "batch")
-    assert module == "mlflow_deploy_plugin.cli"
-    assert command == "batch"
-    batch = main.get_command(click.Context(main), command)
-    assert batch is not None
-    options = batch.make_context(command, arguments).params
-    declared = parameters(folder, "batch")
-    assert {str(entry["default"]) for entry in declared.values() if entry["default"]} <= set(
-        map(str, options.values())
-    )

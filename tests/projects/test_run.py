@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,6 @@ from projects import run
 
 INSTALL = ["install", "-q", "-c", "constraints.txt", ".[projects]"]
 PIP = [sys.executable, "-m", "pip", *INSTALL]
-UV = ["uv", "pip", *INSTALL]
 STARTED = [sys.executable, "-m", "projects.churn.train", "--trees", "10"]
 
 
@@ -27,14 +25,14 @@ class Calls:
     started: list[tuple[list[str], Path]] = field(default_factory=list)
     status: int = 0
 
-    def install(self, command: list[str], cwd: str, check: bool) -> Any:
+    def install(self, command, cwd, check):
         assert Path(cwd) != run.ROOT
         assert (Path(cwd) / "constraints.txt").resolve() == run.ROOT / "constraints.txt"
         assert (Path(cwd) / "mlflow_deploy_plugin" / "__init__.py").is_file()
         self.installed.append(command)
         return subprocess.CompletedProcess(command, self.status)
 
-    def start(self, program: str, command: list[str]) -> None:
+    def start(self, program, command):
         assert program == sys.executable
         self.started.append((command, Path.cwd()))
 
@@ -54,7 +52,7 @@ def calls(monkeypatch, tmp_path):
     return made
 
 
-def test_the_active_environment_is_not_changed(calls, tmp_path, monkeypatch):
+def test_active_environment_is_unchanged(calls, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
 
     run.main()
@@ -63,7 +61,7 @@ def test_the_active_environment_is_not_changed(calls, tmp_path, monkeypatch):
     assert calls.installed == []
 
 
-def test_an_environment_of_mlflow_gets_the_package_once(calls):
+def test_mlflow_environment_is_installed_once(calls):
     run.main()
     run.main()
 
@@ -71,24 +69,7 @@ def test_an_environment_of_mlflow_gets_the_package_once(calls):
     assert calls.started == [(STARTED, run.ROOT)] * 2
 
 
-def test_an_environment_of_uv_gets_the_package_from_uv(calls):
-    (Path(sys.prefix) / "pyvenv.cfg").write_text("implementation = CPython\nuv = 0.9.1\n")
-
-    run.main()
-
-    assert calls.installed == [UV]
-    assert calls.started == [(STARTED, run.ROOT)]
-
-
-def test_the_package_is_installed_again_with_other_requirements(calls, monkeypatch):
-    run.main()
-    monkeypatch.setattr(run, "_REQUIREMENTS", ("setup.cfg",))
-    run.main()
-
-    assert calls.installed == [PIP, PIP]
-
-
-def test_a_failed_installation_ends_the_run_and_is_repeated_by_the_next(calls):
+def test_failed_installation_is_repeated(calls):
     calls.status = 2
     with pytest.raises(SystemExit) as ended:
         run.main()

@@ -47,7 +47,7 @@ class NativeStack:
     settings: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         document = yaml.safe_load(COMPOSE.read_text())
         self.services: dict[str, dict[str, Any]] = document["services"]
         self._secrets = {
@@ -59,39 +59,39 @@ class NativeStack:
         }
 
     @property
-    def secrets(self) -> Path:
+    def secrets(self):
         return self.folder / "secrets"
 
     @property
-    def door(self) -> str:
+    def door(self):
         """The address at which nginx answers predictions."""
         return f"https://{self.addresses['nginx']}:8443"
 
-    def url(self, name: str, port: int, path: str = "") -> str:
+    def url(self, name, port, path=""):
         return f"http://{self.addresses[name]}:{port}{path}"
 
     @property
-    def key(self) -> str:
+    def key(self):
         return (self.secrets / "shop_key").read_text()
 
     def predict(
         self,
-        rows: list[list[float]],
-        key: str = "",
-        session: requests.Session | None = None,
-        **headers: str,
-    ) -> requests.Response:
+        rows,
+        key="",
+        session=None,
+        **headers,
+    ):
         """Send a request through nginx, by default with the key `shop`."""
         return self.post("/invocations", {"inputs": rows}, key, session, **headers)
 
     def post(
         self,
-        path: str,
-        document: Any,
-        key: str = "",
-        session: requests.Session | None = None,
-        **headers: str,
-    ) -> requests.Response:
+        path,
+        document,
+        key="",
+        session=None,
+        **headers,
+    ):
         http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         http_headers["Authorization"] = f"Bearer {key or self.key}"
         ask = (session or requests).post
@@ -100,10 +100,10 @@ class NativeStack:
             self.door + path, json=document, headers=http_headers, verify=certificate, timeout=30
         )
 
-    def log(self, name: str) -> Path:
+    def log(self, name):
         return self.folder / f"{name}.log"
 
-    def start(self, name: str) -> subprocess.Popen[bytes]:
+    def start(self, name):
         """Start a service, even if it ran before."""
         command, environment = self._prepare(name, self._command(name))
         with self.log(name).open("ab") as output:
@@ -117,7 +117,7 @@ class NativeStack:
             )
         return self.processes[name]
 
-    def execute(self, name: str, *command: str) -> str:
+    def execute(self, name, *command):
         """Run `docker compose exec NAME COMMAND`, and return its output, including
         stderr.
         """
@@ -133,7 +133,7 @@ class NativeStack:
             check=False,
         ).stdout
 
-    def _prepare(self, name: str, command: list[str]) -> tuple[list[str], dict[str, str]]:
+    def _prepare(self, name, command):
         """Return the command and the environment of a process of a service, and write
         its files.
         """
@@ -148,15 +148,15 @@ class NativeStack:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(names)}
         return [self._native(part, name, mounts) for part in command], {**inherited, **environment}
 
-    def mounted(self, name: str, path: str) -> Path:
+    def mounted(self, name, path):
         """Return the file on this machine that a service reads at `path`."""
         return self.folder / name / path.strip("/")
 
-    def run(self, name: str, seconds: float = 180) -> None:
+    def run(self, name, seconds=180):
         """Run a service that ends by itself."""
         assert self.start(name).wait(seconds) == 0, self.log(name).read_text()[-4000:]
 
-    def wait_for(self, name: str, condition: Any, seconds: float = 120) -> None:
+    def wait_for(self, name, condition, seconds=120):
         process = self.processes[name]
         wait_until(
             lambda: process.poll() is not None or condition(),
@@ -165,14 +165,14 @@ class NativeStack:
         )
         assert process.poll() is None, self.log(name).read_text()[-4000:]
 
-    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+    def kill(self, name, number=signal.SIGKILL):
         """Signal every process of a service, and wait for its first process."""
         process = self.processes.pop(name)
         if process.poll() is None:
             os.killpg(process.pid, number)
         process.wait(60)
 
-    def end(self) -> None:
+    def end(self):
         """End the processes in reverse order, and kill a process
         that exceeds its time.
         """
@@ -187,13 +187,13 @@ class NativeStack:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def _set(self, text: str) -> str:
+    def _set(self, text):
         """Return a text of compose.yaml with its variables replaced."""
         return re.sub(
             r"\$\{(\w+):-([^}]*)\}", lambda found: self.settings.get(found[1], found[2]), text
         )
 
-    def _command(self, name: str) -> list[str]:
+    def _command(self, name):
         service = self.services[name]
         command = [self._set(part) for part in service.get("command", [])]
         image = re.split(r"[/:]", service["image"])
@@ -205,7 +205,7 @@ class NativeStack:
             command += ["-c", "/etc/nginx/nginx.conf", "-g", "daemon off;"]
         return self._program(command)
 
-    def _program(self, command: list[str]) -> list[str]:
+    def _program(self, command):
         ours = {
             "python": [sys.executable],
             "onnxserve": [sys.executable, "-m", "mlflow_deploy_plugin.cli"],
@@ -215,7 +215,7 @@ class NativeStack:
             pytest.skip(f"{command[0]} is not installed: Debian's package of that name has it")
         return [*ours.get(command[0], command[:1]), *command[1:]]
 
-    def _mounts(self, name: str, home: Path) -> dict[str, str]:
+    def _mounts(self, name, home):
         """Return the path on this machine for each path in the container; mounted files
         are rendered to `home`.
         """
@@ -255,7 +255,7 @@ class NativeStack:
                 Path(mounts[target]).write_text(self._native(source.read_text(), name, mounts))
         return mounts
 
-    def _native(self, text: str, name: str, mounts: dict[str, str]) -> str:
+    def _native(self, text, name, mounts):
         text = self._set(text)
         for old, new in self.changed.items():
             text = text.replace(old, new)

@@ -65,7 +65,7 @@ def _compose():
 
 
 @pytest.mark.parametrize(("profile", "more"), [("", set()), *PROFILES.items()])
-def test_a_profile_adds_its_services_to_the_core(profile, more):
+def test_profile_adds_its_services(profile, more):
     services = read(*filter(None, [profile]))["services"]
     assert services.keys() == CORE | more
     for name, service in services.items():
@@ -77,7 +77,7 @@ def test_a_profile_adds_its_services_to_the_core(profile, more):
         )
 
 
-def test_every_port_is_published_on_this_machine_only_and_nothing_of_the_core_but_by_tls():
+def test_only_tls_ports_of_core_are_published():
     services = read(*PROFILES)["services"]
     ports = {name: service.get("ports", []) for name, service in services.items()}
     assert {port["host_ip"] for port in chain.from_iterable(ports.values())} == {"127.0.0.1"}
@@ -85,7 +85,7 @@ def test_every_port_is_published_on_this_machine_only_and_nothing_of_the_core_bu
     assert {port["target"] for port in ports["nginx"]} == {8443, 5443}
 
 
-def test_our_containers_have_no_more_rights_than_they_need():
+def test_our_containers_have_minimal_rights():
     services = read()["services"]
     ours = {
         name: service
@@ -102,7 +102,7 @@ def test_our_containers_have_no_more_rights_than_they_need():
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_no_secret_stands_in_an_environment():
+def test_environments_contain_no_secret():
     services = read(*PROFILES)["services"]
     values = [
         (key, value)
@@ -113,14 +113,14 @@ def test_no_secret_stands_in_an_environment():
     assert {key for key in keys if not key.endswith("_FILE")} == set()
 
 
-def test_the_example_of_a_settings_file_has_the_defaults_and_nothing_that_is_unknown():
+def test_env_example_has_all_defaults():
     lines = (COMPOSE.parent / ".env.example").read_text().splitlines()[1:]
     example = dict(line.partition(" #")[0].strip().split("=", 1) for line in lines)
     defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE.read_text()))
     assert {**defaults, "COMPOSE_PROFILES": ""} == example
 
 
-def test_every_file_that_is_mounted_is_in_the_checkout():
+def test_mounted_files_exist():
     document = yaml.safe_load(COMPOSE.read_text())
     services = document["services"].values()
     volumes = chain.from_iterable(service.get("volumes", ()) for service in services)
@@ -133,7 +133,7 @@ def test_every_file_that_is_mounted_is_in_the_checkout():
     assert missing == []
 
 
-def test_secrets_are_made_once_for_this_user_alone(tmp_path):
+def test_secrets_are_created_once_and_private(tmp_path):
     folder = tmp_path / "secrets"
     make = [
         sys.executable,

@@ -5,13 +5,9 @@ to existing metrics.
 import importlib.util
 import json
 import re
-import shutil
-import subprocess
-from itertools import chain
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.support.metrics_page import undeclared_metrics
 
@@ -30,8 +26,8 @@ def test_dashboard_files_match_their_generator():
         "make_dashboards", GRAFANA / "make_dashboards.py"
     )
     assert source is not None
-    assert source.loader is not None
     module = importlib.util.module_from_spec(source)
+    assert source.loader is not None
     source.loader.exec_module(module)
     assert {file.stem: file.read_text() for file in DASHBOARDS} == {
         name: module.text(name) for name in module.DASHBOARDS
@@ -39,7 +35,7 @@ def test_dashboard_files_match_their_generator():
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
-def test_a_dashboard_is_one_of_grafana_11_and_asks_for_metrics_that_the_package_has(file):
+def test_dashboard_uses_declared_metrics(file):
     made = json.loads(file.read_text())
     assert made["schemaVersion"] == 39
     assert made["uid"] == f"onnxserve-{file.stem}"
@@ -53,23 +49,3 @@ def test_a_dashboard_is_one_of_grafana_11_and_asks_for_metrics_that_the_package_
     variables = {variable["name"] for variable in made["templating"]["list"]} | {"__rate_interval"}
     assert set(re.findall(r"\$\{?(\w+)", json.dumps(made["panels"]))) <= variables
     assert undeclared_metrics(" ".join(target["expr"] for _, target in targets(file))) == set()
-
-
-def test_prometheus_can_read_every_query(tmp_path):
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool is not installed (apt-get install prometheus)")
-    expressions = [target["expr"] for _, target in chain.from_iterable(map(targets, DASHBOARDS))]
-    filled = [
-        re.sub(r"\$\{?\w+(:\w+)?\}?", "x", expression.replace("$__rate_interval", "5m"))
-        for expression in expressions
-    ]
-    rules = [
-        {"record": "asked", "expr": query, "labels": {"number": str(at)}}
-        for at, query in enumerate(filled)
-    ]
-    (tmp_path / "rules.yaml").write_text(
-        yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]})
-    )
-    check = ["promtool", "check", "rules", str(tmp_path / "rules.yaml")]
-    checked = subprocess.run(check, capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr

@@ -4,11 +4,8 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -35,7 +32,6 @@ from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 from mlflow_deploy_plugin.core.store.served_files import served_files
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.approvals import promotion_requests
 from mlflow_deploy_plugin.promote.rollouts import plan as rollout_plan
 from mlflow_deploy_plugin.promote.rollouts.state_machine import progress_of
@@ -111,7 +107,7 @@ WRITTEN = {
 """The attributes that are compared, by the kind of object."""
 
 
-def model_contents(folder: Path, rows: dict[str, list[Any]]) -> dict[str, Any]:
+def model_contents(folder, rows):
     """Return the answers of both loaders of the model for these columns, and the values
     that are stored with it.
     """
@@ -131,7 +127,7 @@ def model_contents(folder: Path, rows: dict[str, list[Any]]) -> dict[str, Any]:
     }
 
 
-def reference_contents(folder: Path, state_dir: Path) -> dict[str, Any]:
+def reference_contents(folder, state_dir):
     """Return the reference sample of the model. `state_dir` becomes the state folder of
     a server of this model.
     """
@@ -147,7 +143,7 @@ def reference_contents(folder: Path, state_dir: Path) -> dict[str, Any]:
     }
 
 
-def load_dump(dump: Path, database: Path) -> str:
+def load_dump(dump, database):
     """Load an SQL dump into a new SQLite file, and return its URL."""
     connection = sqlite3.connect(database)
     connection.executescript(dump.read_text())
@@ -155,7 +151,7 @@ def load_dump(dump: Path, database: Path) -> str:
     return f"sqlite:///{database}"
 
 
-def store_contents(url: str, now: datetime) -> dict[str, Any]:
+def store_contents(url, now):
     """Return the contents of a store at this time of its clock."""
     store = open_store(url, lambda: now)
     try:
@@ -182,11 +178,11 @@ def store_contents(url: str, now: datetime) -> dict[str, Any]:
         store.close()
 
 
-def _written(kind: str, objects: Iterable[object]) -> list[dict[str, Any]]:
+def _written(kind, objects):
     return [{name: getattr(entry, name) for name in WRITTEN[kind]} for entry in objects]
 
 
-def _endpoints(store: Store) -> list[dict[str, Any]]:
+def _endpoints(store):
     entries = store.endpoints()
     written = _written("endpoint", entries)
     for row, entry in zip(written, entries, strict=True):
@@ -196,7 +192,7 @@ def _endpoints(store: Store) -> list[dict[str, Any]]:
     return written
 
 
-def _requests(store: Store) -> list[dict[str, Any]]:
+def _requests(store):
     entries = promotion_requests(store, MODEL)
     written = _written("request", entries)
     for row, entry in zip(written, entries, strict=True):
@@ -205,7 +201,7 @@ def _requests(store: Store) -> list[dict[str, Any]]:
     return written
 
 
-def _rollouts(store: Store) -> list[dict[str, Any]]:
+def _rollouts(store):
     entries = store.rollouts()
     written = _written("rollout", entries)
     for row, entry in zip(written, entries, strict=True):
@@ -218,7 +214,7 @@ def _rollouts(store: Store) -> list[dict[str, Any]]:
     return written
 
 
-def _windows(store: Store) -> list[dict[str, Any]]:
+def _windows(store):
     entries = Monitors(store).windows(ENDPOINT)
     written = _written("window", entries)
     for row, entry in zip(written, entries, strict=True):
@@ -227,7 +223,7 @@ def _windows(store: Store) -> list[dict[str, Any]]:
     return written
 
 
-def _retrainings(store: Store) -> list[dict[str, Any]]:
+def _retrainings(store):
     entries = Retrainings(store).find()
     written = _written("retraining", entries)
     for row, entry in zip(written, entries, strict=True):
@@ -237,14 +233,14 @@ def _retrainings(store: Store) -> list[dict[str, Any]]:
     return written
 
 
-def state_contents(folder: Path) -> dict[str, Any]:
+def state_contents(folder):
     """Return the files of a server's state folder that the next start reads."""
     wanted = read_state(folder / WANTED, Wanted)
     followed = read_state(folder / FOLLOWED, Followed)
     control = read_state(folder / CONTROL, Control)
-    assert wanted is not None
-    assert followed is not None
     assert control is not None
+    assert followed is not None
+    assert wanted is not None
     return {
         "generation": wanted.generation,
         "wanted": {
@@ -256,7 +252,7 @@ def state_contents(folder: Path) -> dict[str, Any]:
     }
 
 
-def log_contents(folder: Path) -> dict[str, Any]:
+def log_contents(folder):
     """Return the rows of an inference log with one hour of rows, and their labels."""
     log = open_log(str(folder))
     (hour,) = log.hours(ENDPOINT)
@@ -282,12 +278,12 @@ def log_contents(folder: Path) -> dict[str, Any]:
     }
 
 
-def as_json(contents: Any) -> Any:
+def as_json(contents):
     """Return the contents as the values that JSON has."""
     return json.loads(json.dumps(contents, default=_plain))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value):
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, datetime):

@@ -2,8 +2,7 @@
 field.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 from pydantic import BaseModel
 
@@ -208,7 +207,7 @@ unapproved: {share: 5, for: 1h}
 """
 
 
-def reduced_to(document: Any, part: Any) -> Any:
+def reduced_to(document, part):
     """Return the entries of the document that `part` has, at all levels. A newer
     version may have more entries.
     """
@@ -223,7 +222,7 @@ def reduced_to(document: Any, part: Any) -> Any:
     return document
 
 
-def unset_fields(*models: BaseModel) -> set[str]:
+def unset_fields(*models):
     """Return the fields that no part of these models sets, as `CLASS.FIELD`."""
     defined: set[str] = set()
     in_use: set[str] = set()
@@ -233,7 +232,7 @@ def unset_fields(*models: BaseModel) -> set[str]:
     return defined - in_use
 
 
-def _parts(value: object) -> Iterator[BaseModel]:
+def _parts(value):
     """Yield the models in a value, at all levels."""
     values: Iterable[object] = ()
     if isinstance(value, BaseModel):

@@ -21,7 +21,6 @@ import sqlite3
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,7 +35,7 @@ from mlflow import MlflowClient
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
@@ -52,7 +51,6 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
-from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Person,
@@ -144,7 +142,7 @@ MlflowClient().create_model_version(sys.argv[1], folder.as_uri(), os.environ["ML
 """
 
 
-def flights(count: int, seed: int, shift: float = 0.0) -> tuple[pd.DataFrame, np.ndarray]:
+def flights(count, seed, shift=0.0):
     """Return rows and their labels.
     A shift of 2000 is a strong drift of the distance.
     """
@@ -160,7 +158,7 @@ def flights(count: int, seed: int, shift: float = 0.0) -> tuple[pd.DataFrame, np
     return rows, np.where(score > 0, "late", "on time")
 
 
-def pipeline(strength: float) -> Pipeline:
+def pipeline(strength):
     numbers = make_pipeline(SimpleImputer(), StandardScaler())
     texts = OneHotEncoder(handle_unknown="ignore")
     columns = ColumnTransformer(
@@ -169,7 +167,7 @@ def pipeline(strength: float) -> Pipeline:
     return make_pipeline(columns, LogisticRegression(C=strength)).fit(*flights(500, seed=0))
 
 
-def save(folder: Path, strength: float, rows: int) -> None:
+def save(folder, strength, rows):
     example, _ = flights(rows, seed=1)
     example.loc[0, "distance"] = np.nan
     requirements = ["onnxruntime"]
@@ -179,7 +177,7 @@ def save(folder: Path, strength: float, rows: int) -> None:
 
 
 @contextlib.contextmanager
-def workspace() -> Iterator[Path]:
+def workspace():
     """Yield a temporary folder with an empty MLflow store and an empty ONNXSERVE_HOME,
     in which ada@laptop works.
     """
@@ -205,7 +203,7 @@ def workspace() -> Iterator[Path]:
                 os.chdir(before)
 
 
-def register_models(folder: Path) -> MlflowClient:
+def register_models(folder):
     """Register versions 1 and 2, and write the project that registers version 3."""
     client = MlflowClient()
     client.create_registered_model(MODEL)
@@ -221,7 +219,7 @@ def register_models(folder: Path) -> MlflowClient:
     return client
 
 
-def capture_days(url: str) -> None:
+def capture_days(url):
     """Send two days of requests, of which the second has a drift, and the labels of all
     requests.
     """
@@ -234,7 +232,7 @@ def capture_days(url: str) -> None:
         client.feedback(prediction, labels.tolist())
 
 
-def judge_days(deployments: Deployments, clock: Clock[datetime]) -> None:
+def judge_days(deployments, clock):
     """Judge the days by all monitors, with an alert and a retraining.
 
     Afterwards a person judges the second day again, accepts its alarm, pauses a monitor
@@ -260,14 +258,14 @@ def judge_days(deployments: Deployments, clock: Clock[datetime]) -> None:
     Silences(store).add(ENDPOINT, "accuracy", 7 * DAY, why="the labels are late")
 
 
-def retrain(deployments: Deployments) -> None:
+def retrain(deployments):
     """Take all steps of the retraining that the drift has started. It proposes version
     3.
     """
     context = RetrainingContext(deployments, "controller@laptop")
     retrainings = Retrainings(deployments.store)
 
-    def has_ended() -> bool:
+    def has_ended():
         (last,) = retrainings.find()
         if last.is_live:
             try_step(context, last)
@@ -276,9 +274,7 @@ def retrain(deployments: Deployments) -> None:
     wait_until(has_ended, SECONDS, "the end of the retraining")
 
 
-def roll_out(
-    deployments: Deployments, url: str, request: RolloutRequest, has_come: Callable[[Rollout], bool]
-) -> None:
+def roll_out(deployments, url, request, has_come):
     """Start a rollout while requests arrive, and run it until `has_come` is true."""
     rollout = start_rollout(deployments, ENDPOINT, request)
     store = deployments.store
@@ -290,7 +286,7 @@ def roll_out(
     client = onnxserve.Client(url, ENDPOINT)
     rows, _ = flights(1, seed=7)
 
-    def is_over() -> bool:
+    def is_over():
         client.predict(rows, event_time=BEGIN + 3 * DAY)
         current = store.rollout(rollout.id)
         return current is not None and has_come(current)
@@ -302,7 +298,7 @@ def roll_out(
         thread.join()
 
 
-def roll_out_twice(deployments: Deployments, url: str) -> None:
+def roll_out_twice(deployments, url):
     """Roll out version 2, and then version 1 up to a pause in the first step, with
     evidence of all kinds.
     """
@@ -321,7 +317,7 @@ def roll_out_twice(deployments: Deployments, url: str) -> None:
     command_rollout(deployments, ENDPOINT, "pause", "it is Friday")
 
 
-def approve_versions(store: Store, client: MlflowClient, clock: Clock[datetime]) -> None:
+def approve_versions(store, client, clock):
     """Promote version 3 with two approvals, and request the promotion of version 4,
     which one person approves.
     """
@@ -348,7 +344,7 @@ def approve_versions(store: Store, client: MlflowClient, clock: Clock[datetime])
     _record_moves_of_server(store)
 
 
-def _record_moves_of_server(store: Store) -> None:
+def _record_moves_of_server(store):
     """Record moves as MLflow's server does, which also records the digests of the
     files, and count the changes.
     """
@@ -362,7 +358,7 @@ def _record_moves_of_server(store: Store) -> None:
     store.count_change(MODEL)
 
 
-def make_keys(store: Store) -> None:
+def make_keys(store):
     keys = ApiKeys(store)
     keys.create("robot", ["infer", "read"], [ENDPOINT], limits=["1000/hour", "10/second"])
     keys.create("dashboard", ["read"], lifetime=90 * DAY)
@@ -370,7 +366,7 @@ def make_keys(store: Store) -> None:
     keys.revoke("lost", why="it was in a log")
 
 
-def add_unapproved(store: Store) -> None:
+def add_unapproved(store):
     """Add an endpoint on Kubernetes whose version 2 answers without the approvals that
     the model requires.
     """
@@ -389,7 +385,7 @@ def add_unapproved(store: Store) -> None:
     )
 
 
-def load_more(url: str) -> None:
+def load_more(url):
     """Load two endpoints that are not in the spec, and unload one of them, which
     control.json remembers.
     """
@@ -405,7 +401,7 @@ def load_more(url: str) -> None:
         response.raise_for_status()
 
 
-def write_store_and_server(folder: Path, work: Path) -> datetime:
+def write_store_and_server(folder, work):
     """Write the store's dump, the state files and an hour of the log. Return the last
     time of the store's clock.
     """
@@ -442,7 +438,7 @@ def write_store_and_server(folder: Path, work: Path) -> datetime:
     return clock.now
 
 
-def copy_server_files(folder: Path, work: Path) -> None:
+def copy_server_files(folder, work):
     state = load_settings().state_dir(ENDPOINT)
     (folder / "state").mkdir()
     for name in (WANTED, FOLLOWED, CONTROL):
@@ -455,7 +451,7 @@ def copy_server_files(folder: Path, work: Path) -> None:
     shutil.copytree(log / "_labels", folder / "log" / "_labels")
 
 
-def write_dump(work: Path, folder: Path) -> None:
+def write_dump(work, folder):
     """Write the store as SQL, without the white space that SQLAlchemy writes at the
     ends of lines of the schema.
     """
@@ -467,7 +463,7 @@ def write_dump(work: Path, folder: Path) -> None:
     (folder / "store.sql").write_text("\n".join(stripped) + "\n")
 
 
-def write_documents(folder: Path) -> None:
+def write_documents(folder):
     """Write the specs and the policy, if they set every field."""
     specs = [*load_specs(SPEC), *load_specs(PROVIDERS)]
     if unset := unset_fields(*specs, parse_policy(POLICY, "POLICY")):
@@ -477,7 +473,7 @@ def write_documents(folder: Path) -> None:
     (folder / "policy.yaml").write_text(POLICY)
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,10 +3,8 @@ their roles and models.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import requests
@@ -30,14 +28,14 @@ class People:
     store: Store
 
     @contextmanager
-    def logged_in(self, user: str) -> Iterator[MlflowClient]:
+    def logged_in(self, user):
         """Use the credentials of the user in MLflow's client and in commands."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_USERNAME", user)
             patch.setenv("MLFLOW_TRACKING_PASSWORD", password(user))
             yield MlflowClient()
 
-    def add_role(self, role: str, *users: str) -> None:
+    def add_role(self, role, *users):
         """Create a role that may read all registered models, and assign it to the
         users.
         """
@@ -51,7 +49,7 @@ class People:
         for user in users:
             self._administer("assign", username=user, role_id=created)
 
-    def _administer(self, path: str, **body: object) -> dict[str, dict[str, object]]:
+    def _administer(self, path, **body):
         url = f"{self.server.url}/api/3.0/mlflow/roles/{path}"
         admin = ("admin", password("admin"))
         answer = requests.post(url, json=body, auth=admin, timeout=60)
@@ -59,7 +57,7 @@ class People:
         content: dict[str, dict[str, object]] = answer.json()
         return content
 
-    def register(self, user: str, policy: str, parity: str = "proven") -> str:
+    def register(self, user, policy, parity="proven"):
         """Register a model with this gate policy and a version as the user, and return
         its name.
         """
@@ -74,7 +72,7 @@ class People:
 
 
 @contextmanager
-def people(folder: Path, new_database: Callable[[Path], str], *users: str) -> Iterator[People]:
+def people(folder, new_database, *users):
     """Run a server with these accounts. It is the MLflow of this process, and both use
     the same store.
     """

@@ -1,17 +1,12 @@
 """Runs of the gate as events in the audit trail, for approvals."""
 
-from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.gate.approvals import Subject
-
 REPORT = "r" * 64
 """The digest of a report."""
 RUN = "f" * 32
 """The run of a report."""
 
 
-def record_gate(
-    store: Store, subject: Subject, report: str = REPORT, state: str = "passed"
-) -> None:
+def record_gate(store, subject, report=REPORT, state="passed"):
     detail = {
         "report": "https://mlflow/report",
         "run_id": RUN,

@@ -1,11 +1,9 @@
 """Parts of request bodies: tensors of V2, and Arrow tables."""
 
-from typing import Any
-
 import pyarrow as pa
 
 
-def v2_tensor(name: str, datatype: str, data: Any, shape: Any = None) -> dict[str, Any]:
+def v2_tensor(name, datatype, data, shape=None):
     """Return a tensor of a V2 request; without a shape, it is a vector."""
     return {
         "name": name,
@@ -15,7 +13,7 @@ def v2_tensor(name: str, datatype: str, data: Any, shape: Any = None) -> dict[st
     }
 
 
-def arrow_stream(table: pa.Table, compression: str | None = None) -> bytes:
+def arrow_stream(table, compression=None):
     """Return the table in Arrow's stream format."""
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=compression)
@@ -24,7 +22,7 @@ def arrow_stream(table: pa.Table, compression: str | None = None) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def arrow_file(table: pa.Table) -> bytes:
+def arrow_file(table):
     """Return the table in Arrow's file format."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:

@@ -3,13 +3,12 @@ installed.
 """
 
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 NEEDS_CHROMIUM = [
@@ -26,7 +25,7 @@ expect.set_options(timeout=60_000)
 
 
 @contextmanager
-def chromium(*options: str) -> Iterator[Browser]:
+def chromium(*options):
     """Run a browser with these options in addition to its usual options."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -36,7 +35,7 @@ def chromium(*options: str) -> Iterator[Browser]:
         browser.close()
 
 
-def accessibility_findings(page: Page) -> list[str]:
+def accessibility_findings(page):
     """Return the violations that axe-core reports for the page, on a phone with the
     dark scheme or on a desktop.
 

@@ -3,7 +3,6 @@ process needs to judge them.
 """
 
 import os
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,7 +21,6 @@ from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.s3 import own_bucket
-from tests.support.serving import Served
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 DAY = timedelta(days=1)
@@ -45,14 +43,12 @@ class TwoDays:
     mlflow: MlflowServer
     settings: dict[str, str]
 
-    def verdicts(self, monitor: str) -> list[str]:
+    def verdicts(self, monitor):
         return [window.verdict for window in Monitors(self.store).windows("flights", monitor)]
 
 
 @contextmanager
-def two_captured_days(
-    server: MlflowServer, store_url: str, serve: Callable[..., Served]
-) -> Iterator[TwoDays]:
+def two_captured_days(server, store_url, serve):
     """Capture the days. The process that judges must reach MLflow's server, the store
     and the environment's S3 API.
 
@@ -81,7 +77,7 @@ def two_captured_days(
             server.kill()
 
 
-def _register() -> None:
+def _register():
     """Return the model y = 2x, whose reference is forty days without drift."""
     times = pd.date_range(BEGIN - 40 * DAY, BEGIN, periods=3000, inclusive="left")
     rows = pd.DataFrame({"x": np.random.default_rng(0).normal(size=len(times))})
@@ -97,7 +93,7 @@ def _register() -> None:
         )
 
 
-def _capture(served: Served) -> None:
+def _capture(served):
     rng = np.random.default_rng(1)
     for hour in range(48):
         rows = rng.normal(9 if hour >= 24 else 0, 1, size=(10, 1)).tolist()

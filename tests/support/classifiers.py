@@ -2,7 +2,6 @@
 registered model.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ TRUTH = (2.0, -1.0)
 """The weights that `labelled` uses to compute the labels."""
 
 
-def labelled(count: int, seed: int = 0, noise: float = 0.5) -> dict[str, np.ndarray]:
+def labelled(count, seed=0, noise=0.5):
     """Return columns a, b, `label` (0 or 1, from the noisy score) and `value` (the
     noisy score).
     """
@@ -27,21 +26,21 @@ def labelled(count: int, seed: int = 0, noise: float = 0.5) -> dict[str, np.ndar
     return {"a": a, "b": b, "label": (score > 0).astype(np.int64), "value": score}
 
 
-def write_rows(path: Path, rows: dict[str, Any]) -> Path:
+def write_rows(path, rows):
     pq.write_table(pa.table(rows), path)
     return path
 
 
 def write_classifier(
-    folder: Path,
-    weights: tuple[float, ...] = TRUTH,
+    folder,
+    weights=TRUTH,
     *,
-    parity: str = "proven",
-    columns: tuple[str, ...] = COLUMNS,
-    types: tuple[str, ...] = (),
-    reference: dict[str, Any] | None = None,
-    extra: str = "",
-) -> Path:
+    parity="proven",
+    columns=COLUMNS,
+    types=(),
+    reference=None,
+    extra="",
+):
     """Write a model of the onnxserve flavor that returns label (0, 1) and probabilities
     of a weighted sum.
 
@@ -73,9 +72,7 @@ def write_classifier(
     return _write(folder, graph, section, columns, types, reference)
 
 
-def write_regressor(
-    folder: Path, weights: tuple[float, ...] = TRUTH, reference: dict[str, Any] | None = None
-) -> Path:
+def write_regressor(folder, weights=TRUTH, reference=None):
     """Write a model of the onnxserve flavor that returns the weighted sum."""
     graph = f"""linear (double[N,2] x) => (double[N,1] y) \
 <double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
@@ -91,13 +88,13 @@ def write_regressor(
 
 
 def _write(
-    folder: Path,
-    graph: str,
-    section: dict[str, Any],
-    columns: tuple[str, ...],
-    types: tuple[str, ...],
-    reference: dict[str, Any] | None,
-) -> Path:
+    folder,
+    graph,
+    section,
+    columns,
+    types,
+    reference,
+):
     signature = [
         {"name": name, "type": kind, "required": True}
         for name, kind in zip(columns, types or ("double",) * len(columns), strict=True)
@@ -110,7 +107,7 @@ def _write(
     return folder
 
 
-def registered_toy(client: Any, folder: Path) -> None:
+def registered_toy(client, folder):
     """Register `toy`: version 1 (the best possible) is in Production, 2 gives equal
     answers, 3 has no parity proof.
     """

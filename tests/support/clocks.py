@@ -12,5 +12,5 @@ class Clock(Generic[Moment]):
 
     now: Moment
 
-    def __call__(self) -> Moment:
+    def __call__(self):
         return self.now

@@ -1,16 +1,14 @@
 """The configuration of a cluster, for KUBECONFIG."""
 
 import socket
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import yaml
 
 from tests.support.waiting import free_port
 
 
-def kubeconfig(folder: Path, server: str) -> Path:
+def kubeconfig(folder, server):
     """Write the configuration of a cluster."""
     config = {
         "apiVersion": "v1",
@@ -25,7 +23,7 @@ def kubeconfig(folder: Path, server: str) -> Path:
 
 
 @contextmanager
-def silent_api(folder: Path) -> Iterator[tuple[Path, socket.socket]]:
+def silent_api(folder):
     """Yield the configuration and listener of a cluster whose API server accepts
     connections but never responds.
     """

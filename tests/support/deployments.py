@@ -3,16 +3,14 @@ the test.
 """
 
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow.onnx
-import onnx
 import psutil
 import pytest
-from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.deployments import get_deploy_client
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
@@ -26,7 +24,7 @@ from tests.support.waiting import free_port
 SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("double", "b")]))
 
 
-def weighted_sum(factor: float) -> onnx.ModelProto:
+def weighted_sum(factor):
     """Return the model y = (a + b) * factor, whose answers identify the model."""
     return parse_graph(
         f"""sum (float[N,2] x) => (float[N] y) \
@@ -49,7 +47,7 @@ class Models:
     pyfunc: str
 
 
-def save_models(folder: Path) -> Models:
+def save_models(folder):
     """Write the models into `folder`."""
     for name, factor in (("once", 1.0), ("twice", 2.0)):
         mlflow.onnx.save_model(
@@ -68,7 +66,7 @@ def save_models(folder: Path) -> Models:
 
 
 @contextmanager
-def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
+def empty_home(folder):
     """Yield a client with an empty home. At the end, remove the home and check that no
     process is left.
     """
@@ -92,7 +90,7 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
     assert left == []
 
 
-def working_in(folder: Path) -> list[psutil.Process]:
+def working_in(folder):
     """Return the processes whose working directory is below `folder`."""
     processes = []
     for process in psutil.process_iter():

@@ -2,10 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 
-def write_browser(path: Path) -> None:
+def write_browser(path):
     """Write a browser that saves the page of `--app` to the file `page` next to it."""
     code = f"""#!{sys.executable}
 import pathlib, sys, urllib.request
@@ -16,7 +15,7 @@ pathlib.Path(__file__).with_name("page").write_bytes(urllib.request.urlopen(url)
     path.chmod(0o755)
 
 
-def isolated() -> list[str]:
+def isolated():
     """Return the beginning of a command that has only the loopback of its own."""
     command = ["unshare", "-rn", "--", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     is_possible = subprocess.run([*command, "true"], check=False, capture_output=True).returncode

@@ -3,15 +3,13 @@
 import os
 import resource
 import subprocess
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 
 @contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
+def files_of_at_most(size):
     """Let writes beyond `size` bytes be truncated, then fail with EFBIG (Python ignores
     SIGXFSZ).
 
@@ -27,7 +25,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @contextmanager
-def read_only(folder: Path) -> Iterator[None]:
+def read_only(folder):
     """Make creating, replacing and removing files in the folder fail. Open files can
     still be written.
     """

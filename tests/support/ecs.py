@@ -4,10 +4,8 @@ The names and types are from elastic/ecs, `generated/csv/fields.csv` at v8.11.0.
 """
 
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from ipaddress import ip_address
-from typing import Any
 
 _TEXT = "keyword"
 _NUMBER = "long"
@@ -52,7 +50,7 @@ users.
 """
 
 
-def read_line(line: str) -> dict[str, Any]:
+def read_line(line):
     """Return the fields of a line by their dotted names.
 
     Raises:
@@ -70,7 +68,7 @@ def read_line(line: str) -> dict[str, Any]:
     return fields
 
 
-def _check(kind: str, value: Any) -> None:
+def _check(kind, value):
     if kind == "long":
         assert isinstance(value, int), value
         return
@@ -81,7 +79,7 @@ def _check(kind: str, value: Any) -> None:
         ip_address(value)
 
 
-def _flat(document: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(document, before=""):
     for name, value in document.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}.")

@@ -22,7 +22,6 @@ from mlflow_deploy_plugin.core.statedir.files import (
 )
 from mlflow_deploy_plugin.core.statedir.models import (
     FetchedVersion,
-    LoadedVariant,
     Wanted,
     WorkerState,
 )
@@ -36,9 +35,7 @@ STAGE = "models:/tiny/Production"
 class AtOnce(Executor):
     """An executor that runs each function immediately in the caller's thread."""
 
-    def submit(
-        self, function: Callable[..., Any], /, *arguments: Any, **named: Any
-    ) -> "Future[Any]":
+    def submit(self, function, /, *arguments, **named):
         future: Future[Any] = Future()
         try:
             future.set_result(function(*arguments, **named))
@@ -50,28 +47,26 @@ class AtOnce(Executor):
 class Later(Executor):
     """An executor that runs functions only when the test calls it."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
 
-    def submit(
-        self, function: Callable[..., Any], /, *arguments: Any, **named: Any
-    ) -> "Future[Any]":
+    def submit(self, function, /, *arguments, **named):
         self.waiting.append((Future(), lambda: function(*arguments, **named)))
         return self.waiting[-1][0]
 
-    def go_on(self) -> None:
+    def go_on(self):
         waiting = self.waiting
         self.waiting = []
         for future, work in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_result(work())
 
-    def go_on_once_asked(self) -> None:
+    def go_on_once_asked(self):
         """Let another thread run the next submitted function while the submitting
         thread waits.
         """
 
-        def go_on() -> None:
+        def go_on():
             wait_until(lambda: self.waiting)
             self.go_on()
 
@@ -106,7 +101,7 @@ class World:
     received: int = 0
     is_deaf: bool = False
 
-    def resolve(self, model_uri: str) -> ResolvedModel:
+    def resolve(self, model_uri):
         self.calls += 1
         self.resolved.append(model_uri)
         answer = self.versions[model_uri]
@@ -122,7 +117,7 @@ class World:
             model_uri, "tiny", answer, f"models:/tiny/{answer}", followed, gate_status=status
         )
 
-    def fetch(self, resolved: ResolvedModel, trusted_file: str = "") -> FetchedVersion:
+    def fetch(self, resolved, trusted_file=""):
         self.fetched.append(resolved.version)
         self.trusted.append(trusted_file)
         if resolved.version in self.unusable:
@@ -143,10 +138,10 @@ class World:
             unapproved_at=("Production",) if resolved.version in self.unapproved else (),
         )
 
-    def received_bytes(self, resolved: ResolvedModel) -> int:
+    def received_bytes(self, resolved):
         return self.received
 
-    def report_failure(self, source: str, error: str) -> bool:
+    def report_failure(self, source, error):
         if self.is_deaf:
             return False
         self.failures.append((source, error))
@@ -160,27 +155,25 @@ class Case:
     now: float = 1000.0
     jumped: float = 0.0
 
-    def spec(self, *variants: str) -> None:
+    def spec(self, *variants):
         lines = [f"  v{number}: {{model: '{uri}'}}" for number, uri in enumerate(variants, 1)]
         (self.state_dir / SPEC).write_text("\n".join(["name: e", "variants:", *lines]))
 
-    def require_gate(self, *variants: str) -> None:
+    def require_gate(self, *variants):
         self.require("gate=passed", *variants)
 
-    def require(self, requirements: str, *variants: str) -> None:
+    def require(self, requirements, *variants):
         self.spec(*variants)
         text = (self.state_dir / SPEC).read_text()
         (self.state_dir / SPEC).write_text(f"{text}\nrequire: {requirements}\n")
 
-    def follower(
-        self, follow: bool = True, looks: Executor | None = None, fetches: Executor | None = None
-    ) -> Follower:
+    def follower(self, follow=True, looks=None, fetches=None):
         clock = lambda: self.now  # noqa: E731
         polling = PollPolicy(2.0, follow, clock, uniform=lambda low, high: 1.0)
         resolver = VersionResolver(self.world, looks or AtOnce(), fetches or AtOnce(), polling)
         return Follower(self.state_dir, resolver, lambda: self.now + self.jumped)
 
-    def serving(self, version: str) -> Follower:
+    def serving(self, version):
         """Return a follower of the stage after the round that makes it serve this
         version.
         """
@@ -190,22 +183,22 @@ class Case:
         follower.round()
         return follower
 
-    def move(self, version: str) -> None:
+    def move(self, version):
         """Move the stage to a version, and advance the clock to the next poll."""
         self.world.versions[STAGE] = version
         self.now += 2
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self):
         return read_state(self.state_dir / WANTED, Wanted) or Wanted()
 
     @property
-    def versions(self) -> dict[str, str]:
+    def versions(self):
         return {
             name: variant.version for name, variant in self.wanted.endpoints["e"].variants.items()
         }
 
-    def worker_says(self, **loaded: LoadedVariant) -> None:
+    def worker_says(self, **loaded):
         state = WorkerState(
             pid=os.getpid(), generation=self.wanted.generation, endpoints={"e": loaded}
         )

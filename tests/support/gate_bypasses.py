@@ -8,11 +8,10 @@ alias champion. The names are placeholders in paths and bodies.
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any
 from urllib.parse import quote, urlencode
 
 import requests
@@ -66,14 +65,14 @@ class GatedRegistry:
     session: requests.Session
     admin: requests.Session
 
-    def send(self, step: Step) -> requests.Response:
+    def send(self, step):
         body = iter([step.body]) if step.is_chunked else step.body
         request = requests.Request(step.method, self.url, data=body, headers=dict(step.headers))
         prepared = self.session.prepare_request(request)
         prepared.url = f"{self.url}{step.path}"  # requests would decode and shorten the path.
         return self.session.send(prepared, timeout=_SECONDS, allow_redirects=False)
 
-    def create_model(self, policy: str = "") -> str:
+    def create_model(self, policy=""):
         """Create a model with this policy and one version, and return its name."""
         name = f"model-{uuid.uuid4().hex[:12]}"
         tags = [{"key": "onnxserve.gate.policy", "value": policy}] if policy else []
@@ -84,7 +83,7 @@ class GatedRegistry:
         return name
 
     @cached_property
-    def files(self) -> dict[str, str]:
+    def files(self):
         """Return the placeholders of a run of the caller and of its folder, which is
         the source of all versions.
         """
@@ -94,7 +93,7 @@ class GatedRegistry:
         run = self._post("/runs/create", experiment_id=experiment)["run"]["info"]
         return {RUN: run["run_id"], SOURCE: f"{run['artifact_uri']}/model"}
 
-    def create_models(self, attempt: Attempt) -> dict[str, str]:
+    def create_models(self, attempt):
         """Create the models of an attempt. Return the placeholder of each name and the
         name.
         """
@@ -105,7 +104,7 @@ class GatedRegistry:
             self._post(_ALIAS_PATH, **{**_ALIAS, "name": names[FREE]})
         return names
 
-    def placed(self, model: str) -> set[str]:
+    def placed(self, model):
         """Return the stages and the aliases of the model's versions, in lower case."""
         answer = self.admin.get(
             f"{self.url}{API}/registered-models/get", params={"name": model}, timeout=_SECONDS
@@ -115,13 +114,13 @@ class GatedRegistry:
         stages = {version["current_stage"].lower() for version in registered["latest_versions"]}
         return stages | {alias["alias"].lower() for alias in registered.get("aliases", [])}
 
-    def _post(self, path: str, **fields: Any) -> dict[str, Any]:
+    def _post(self, path, **fields):
         answer = self.session.post(f"{self.url}{API}{path}", json=fields, timeout=_SECONDS)
         answer.raise_for_status()
         return dict(answer.json())
 
 
-def check_refused(registry: GatedRegistry, attempt: Attempt) -> None:
+def check_refused(registry, attempt):
     """Fail if the attempt moves a version of the gated model, or if its last request is
     not refused.
     """
@@ -131,7 +130,7 @@ def check_refused(registry: GatedRegistry, attempt: Attempt) -> None:
         assert is_refusal(answer), f"{answer.status_code}: {answer.text}"
 
 
-def run(registry: GatedRegistry, attempt: Attempt) -> tuple[dict[str, str], requests.Response]:
+def run(registry, attempt):
     """Send the requests of the attempt. Return the names of its models and the last
     answer.
     """
@@ -145,14 +144,14 @@ def run(registry: GatedRegistry, attempt: Attempt) -> tuple[dict[str, str], requ
     return names, registry.send(last)
 
 
-def is_moved(registry: GatedRegistry, model: str) -> bool:
+def is_moved(registry, model):
     """Return True if a version of the model has the stage or the alias that the policy
     gates.
     """
     return not registry.placed(model).isdisjoint({"production", "champion"})
 
 
-def is_refusal(answer: requests.Response) -> bool:
+def is_refusal(answer):
     """Return True for a status that is not 2xx, and for a GraphQL answer that contains
     only errors.
     """
@@ -165,7 +164,7 @@ def is_refusal(answer: requests.Response) -> bool:
     return False
 
 
-def _named(step: Step, names: Mapping[str, str]) -> Step:
+def _named(step, names):
     path = step.path
     body = step.body
     for placeholder, name in names.items():
@@ -175,53 +174,69 @@ def _named(step: Step, names: Mapping[str, str]) -> Step:
     return Step(step.method, path, body, step.headers, step.is_chunked)
 
 
-def _call(
-    path: str, fields: object, method: str = "POST", headers: Mapping[str, str] | None = None
-) -> Step:
+def _call(path, fields, method="POST", headers=None):
     return Step(
         method, path, json.dumps(fields).encode(), {"Content-Type": _JSON, **(headers or {})}
     )
 
 
-def _raw(path: str, body: str | bytes, content_type: str = _JSON) -> Step:
+def _raw(path, body, content_type=_JSON):
     content = body.encode() if isinstance(body, str) else body
     return Step("POST", path, content, {"Content-Type": content_type} if content_type else {})
 
 
-def _one(step: Step, is_ignored: bool = False) -> Attempt:
+def _one(step, is_ignored=False):
     return Attempt((step,), is_ignored)
 
 
-def _values() -> Iterator[tuple[str, Attempt]]:
+def _attempt(
+    path,
+    fields,
+    method="POST",
+    headers=None,
+    is_ignored=False,
+):
+    return _one(_call(path, fields, method, headers), is_ignored)
+
+
+def _raw_attempt(path, body, content_type=_JSON, is_ignored=False):
+    return _one(_raw(path, body, content_type), is_ignored)
+
+
+def _stage(**changed):
+    return _attempt(API + _STAGE_PATH, {**_STAGE, **changed})
+
+
+def _values():
     """Yield spellings of the fields, at the usual paths."""
     for base in (API, AJAX):
         label = base.split("/")[1]
-        yield f"stage {label}", _one(_call(base + _STAGE_PATH, _STAGE))
-        yield f"alias {label}", _one(_call(base + _ALIAS_PATH, _ALIAS))
+        yield f"stage {label}", _attempt(base + _STAGE_PATH, _STAGE)
+        yield f"alias {label}", _attempt(base + _ALIAS_PATH, _ALIAS)
         for stage in ("production", "PRODUCTION", "pRoDuCtIoN"):
             yield (
                 f"stage {label} {stage}",
-                _one(_call(base + _STAGE_PATH, {**_STAGE, "stage": stage})),
+                _attempt(base + _STAGE_PATH, {**_STAGE, "stage": stage}),
             )
         for alias in ("Champion", "CHAMPION"):
             yield (
                 f"alias {label} {alias}",
-                _one(_call(base + _ALIAS_PATH, {**_ALIAS, "alias": alias})),
+                _attempt(base + _ALIAS_PATH, {**_ALIAS, "alias": alias}),
             )
     for stage in (" Production", "Production ", "Production\n", "PRODUCT\u0130ON"):
-        yield f"stage {stage!r}", _one(_call(API + _STAGE_PATH, {**_STAGE, "stage": stage}))
+        yield f"stage {stage!r}", _stage(stage=stage)
     for version in (1, "01", " 1", "+1", "1.0", "\uff11", True, [1]):
         yield (
             f"stage version {version!r}",
-            _one(_call(API + _STAGE_PATH, {**_STAGE, "version": version})),
+            _stage(version=version),
         )
         yield (
             f"alias version {version!r}",
-            _one(_call(API + _ALIAS_PATH, {**_ALIAS, "version": version})),
+            _attempt(API + _ALIAS_PATH, {**_ALIAS, "version": version}),
         )
     for archives in (True, False, "true", None):
         fields = {**_STAGE, "archive_existing_versions": archives}
-        yield f"stage archives {archives!r}", _one(_call(API + _STAGE_PATH, fields))
+        yield f"stage archives {archives!r}", _attempt(API + _STAGE_PATH, fields)
     extra = {
         "archiveExistingVersions": True,
         "force": True,
@@ -229,13 +244,13 @@ def _values() -> Iterator[tuple[str, Attempt]]:
         "gate": "passed",
         "why": "urgent",
     }
-    yield "stage camel case and unknown fields", _one(_call(API + _STAGE_PATH, {**_STAGE, **extra}))
-    yield "alias unknown fields", _one(_call(API + _ALIAS_PATH, {**_ALIAS, **extra}))
+    yield "stage camel case and unknown fields", _stage(**extra)
+    yield "alias unknown fields", _attempt(API + _ALIAS_PATH, {**_ALIAS, **extra})
     both = {**_STAGE, "archive_existing_versions": False, "archiveExistingVersions": True}
-    yield "stage conflicting spellings", _one(_call(API + _STAGE_PATH, both))
+    yield "stage conflicting spellings", _attempt(API + _STAGE_PATH, both)
 
 
-def _encodings() -> Iterator[tuple[str, Attempt]]:
+def _encodings():
     """Yield encodings of the same fields."""
     for label, path, fields in (
         ("stage", API + _STAGE_PATH, _STAGE),
@@ -248,45 +263,45 @@ def _encodings() -> Iterator[tuple[str, Attempt]]:
             "application/json; charset=utf-16",
             "application/json, text/html",
         ):
-            yield f"{label} content type {content_type!r}", _one(_raw(path, text, content_type))
-        yield f"{label} JSON in a JSON string", _one(_raw(path, json.dumps(text)))
-        yield f"{label} JSON in JSON in JSON", _one(_raw(path, json.dumps(json.dumps(text))))
-        yield f"{label} BOM", _one(_raw(path, b"\xef\xbb\xbf" + text.encode()))
-        yield f"{label} UTF-16", _one(_raw(path, text.encode("utf-16-le")))
-        yield f"{label} list", _one(_raw(path, f"[{text}]"))
+            yield f"{label} content type {content_type!r}", _raw_attempt(path, text, content_type)
+        yield f"{label} JSON in a JSON string", _raw_attempt(path, json.dumps(text))
+        yield f"{label} JSON in JSON in JSON", _raw_attempt(path, json.dumps(json.dumps(text)))
+        yield f"{label} BOM", _raw_attempt(path, b"\xef\xbb\xbf" + text.encode())
+        yield f"{label} UTF-16", _raw_attempt(path, text.encode("utf-16-le"))
+        yield f"{label} list", _raw_attempt(path, f"[{text}]")
         yield (
             f"{label} escaped",
-            _one(_raw(path, text.replace("P", "\\u0050").replace("c", "\\u0063"))),
+            _raw_attempt(path, text.replace("P", "\\u0050").replace("c", "\\u0063")),
         )
         yield (
             f"{label} chunked",
             _one(Step("POST", path, text.encode(), {"Content-Type": _JSON}, is_chunked=True)),
         )
         form = "application/x-www-form-urlencoded"
-        yield f"{label} form", _one(_raw(path, urlencode(fields), form))
-        yield f"{label} JSON as form", _one(_raw(path, text, form))
-        yield f"{label} query", _one(_raw(f"{path}?{urlencode(fields)}", ""))
+        yield f"{label} form", _raw_attempt(path, urlencode(fields), form)
+        yield f"{label} JSON as form", _raw_attempt(path, text, form)
+        yield f"{label} query", _raw_attempt(f"{path}?{urlencode(fields)}", "")
         harmless = json.dumps({**fields, "stage": "Staging", "alias": "other"})
         yield (
             f"{label} query and other body",
-            _one(_raw(f"{path}?{urlencode(fields)}", harmless), is_ignored=True),
+            _raw_attempt(f"{path}?{urlencode(fields)}", harmless, is_ignored=True),
         )
         # MLflow and the gate must read the same value of a key that occurs twice.
         first = text.replace('"Production"', '"Staging"').replace('"champion"', '"other"')
-        yield f"{label} gated value last", _one(_raw(path, f"{first[:-1]}, {text[1:]}"))
+        yield f"{label} gated value last", _raw_attempt(path, f"{first[:-1]}, {text[1:]}")
         yield (
             f"{label} gated value first",
-            _one(_raw(path, f"{text[:-1]}, {first[1:]}"), is_ignored=True),
+            _raw_attempt(path, f"{text[:-1]}, {first[1:]}", is_ignored=True),
         )
         free = text.replace(GATED, FREE)
-        yield f"{label} gated name last", _one(_raw(path, f"{free[:-1]}, {text[1:]}"))
+        yield f"{label} gated name last", _raw_attempt(path, f"{free[:-1]}, {text[1:]}")
         yield (
             f"{label} gated name first",
-            _one(_raw(path, f"{text[:-1]}, {free[1:]}"), is_ignored=True),
+            _raw_attempt(path, f"{text[:-1]}, {free[1:]}", is_ignored=True),
         )
 
 
-def _paths() -> Iterator[tuple[str, Attempt]]:
+def _paths():
     """Yield other paths, methods and headers for the same fields."""
     for label, path, fields in (("stage", _STAGE_PATH, _STAGE), ("alias", _ALIAS_PATH, _ALIAS)):
         usual = API + path
@@ -315,42 +330,42 @@ def _paths() -> Iterator[tuple[str, Attempt]]:
             "absolute": f"/http://localhost{usual}",
         }
         for name, spelling in spellings.items():
-            yield f"{label} path {name}", _one(_call(spelling, fields))
+            yield f"{label} path {name}", _attempt(spelling, fields)
         for method in ("PUT", "PATCH"):
-            yield f"{label} {method}", _one(_call(usual, fields, method))
-        yield f"{label} OPTIONS", _one(_call(usual, fields, "OPTIONS"), is_ignored=True)
+            yield f"{label} {method}", _attempt(usual, fields, method)
+        yield f"{label} OPTIONS", _attempt(usual, fields, "OPTIONS", is_ignored=True)
         yield (
             f"{label} GET",
-            _one(_call(f"{usual}?{urlencode(fields)}&_method=POST", fields, "GET")),
+            _attempt(f"{usual}?{urlencode(fields)}&_method=POST", fields, "GET"),
         )
-        yield f"{label} HEAD", _one(_call(f"{usual}?{urlencode(fields)}", fields, "HEAD"))
+        yield f"{label} HEAD", _attempt(f"{usual}?{urlencode(fields)}", fields, "HEAD")
         # A DELETE of an alias that does not exist is answered with 200.
-        yield f"{label} DELETE", _one(_call(usual, fields, "DELETE"), is_ignored=label == "alias")
+        yield f"{label} DELETE", _attempt(usual, fields, "DELETE", is_ignored=label == "alias")
         for header in ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"):
-            yield f"{label} {header} of GET", _one(_call(usual, fields, "GET", {header: "POST"}))
-            yield f"{label} {header} of POST", _one(_call(usual, fields, headers={header: "GET"}))
+            yield f"{label} {header} of GET", _attempt(usual, fields, "GET", {header: "POST"})
+            yield f"{label} {header} of POST", _attempt(usual, fields, headers={header: "GET"})
         for header in ("X-Original-URL", "X-Rewrite-URL"):
             search = f"{API}/model-versions/search"
-            yield f"{label} {header}", _one(_call(search, fields, headers={header: usual}))
+            yield f"{label} {header}", _attempt(search, fields, headers={header: usual})
         prefixed = {"X-Forwarded-Prefix": "/proxied", "X-Script-Name": "/proxied"}
-        yield f"{label} forwarded prefix", _one(_call(f"/proxied{usual}", fields, headers=prefixed))
+        yield f"{label} forwarded prefix", _attempt(f"/proxied{usual}", fields, headers=prefixed)
         yield (
             f"{label} forwarded prefix of a usual path",
-            _one(_call(usual, fields, headers=prefixed)),
+            _attempt(usual, fields, headers=prefixed),
         )
         trusted = {
             "X-Forwarded-For": "127.0.0.1",
             "X-Forwarded-User": "admin",
             "Remote-User": "admin",
         }
-        yield f"{label} headers of a proxy", _one(_call(usual, fields, headers=trusted))
+        yield f"{label} headers of a proxy", _attempt(usual, fields, headers=trusted)
         yield (
             f"{label} workspace",
-            _one(_call(usual, fields, headers={"X-MLFLOW-WORKSPACE": "default"})),
+            _attempt(usual, fields, headers={"X-MLFLOW-WORKSPACE": "default"}),
         )
 
 
-def _other_calls() -> Iterator[tuple[str, Attempt]]:
+def _other_calls():
     """Yield calls that change other things, with the fields of a stage or an alias in
     them.
     """
@@ -385,12 +400,12 @@ def _other_calls() -> Iterator[tuple[str, Attempt]]:
             yield f"{name} {label}", _one(step, is_ignored=True)
         yield (
             f"model creation {label}",
-            _one(_call(f"{base}/registered-models/create", {"name": GATED, **aliased})),
+            _attempt(f"{base}/registered-models/create", {"name": GATED, **aliased}),
         )
         rename = {"name": FREE, "new_name": GATED}
         yield (
             f"renamed over the gated model {label}",
-            _one(_call(f"{base}/registered-models/rename", rename)),
+            _attempt(f"{base}/registered-models/rename", rename),
         )
     form = {
         "action": "promote",
@@ -403,7 +418,7 @@ def _other_calls() -> Iterator[tuple[str, Attempt]]:
     yield "console without its token", _one(console)
 
 
-def _in_steps() -> Iterator[tuple[str, Attempt]]:
+def _in_steps():
     """Yield attempts that first change something else that is allowed."""
     stage = _call(API + _STAGE_PATH, _STAGE)
     alias = _call(API + _ALIAS_PATH, _ALIAS)
@@ -457,7 +472,7 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
     )
 
 
-def _graphql() -> Iterator[tuple[str, Attempt]]:
+def _graphql():
     """Yield GraphQL mutations. MLflow's GraphQL has no mutation
     of a stage or an alias.
     """
@@ -472,17 +487,17 @@ def _graphql() -> Iterator[tuple[str, Attempt]]:
     for call, selection in fields.items():
         query = f"mutation {{ {call} {{ {selection} }} }}"
         name = call.partition("(")[0]
-        yield f"GraphQL {name}", _one(_call("/graphql", {"query": query}))
+        yield f"GraphQL {name}", _attempt("/graphql", {"query": query})
         yield (
             f"GraphQL {name} as a query",
-            _one(_call("/graphql", {"query": query.replace("mutation", "query")})),
+            _attempt("/graphql", {"query": query.replace("mutation", "query")}),
         )
         yield (
             f"GraphQL {name} with GET",
-            _one(_call(f"/graphql?query={quote(query)}", {"query": query}, "GET")),
+            _attempt(f"/graphql?query={quote(query)}", {"query": query}, "GET"),
         )
-        yield f"GraphQL {name} batch", _one(_call("/graphql", [{"query": query}]))
-        yield f"GraphQL {name} as text", _one(_raw("/graphql", query, "application/graphql"))
+        yield f"GraphQL {name} batch", _attempt("/graphql", [{"query": query}])
+        yield f"GraphQL {name} as text", _raw_attempt("/graphql", query, "application/graphql")
 
 
 ATTEMPTS: dict[str, Attempt] = dict(

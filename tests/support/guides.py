@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"[\d.,]*\d")
 _FOREIGN = ("ONNXSERVE_", "MLFLOW_", "PYTHON", "UV_", "VIRTUAL_ENV")
 
 
-def section(heading: str) -> str:
+def section(heading):
     """Return the text below `## heading` of README."""
     (text,) = re.findall(
         rf"^## {heading}\n(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE
@@ -31,12 +31,12 @@ def section(heading: str) -> str:
     return str(text)
 
 
-def blocks(language: str, text: str = README) -> list[str]:
+def blocks(language, text=README):
     """Return the fenced blocks of that language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def shell(environment: Path, folder: Path) -> dict[str, str]:
+def shell(environment, folder):
     """Return the variables of a user's shell in which that virtual environment is
     active.
 
@@ -56,7 +56,7 @@ def shell(environment: Path, folder: Path) -> dict[str, str]:
     return inherited | overrides
 
 
-def run_smallest_example(environment: Path, folder: Path) -> None:
+def run_smallest_example(environment, folder):
     """Run the example in that virtual environment and an empty folder, and check that
     it prints the lines that README shows. Numbers of the progress may differ.
     """
@@ -80,7 +80,7 @@ def run_smallest_example(environment: Path, folder: Path) -> None:
     assert {_NUMBER.sub("0", line) for line in progress} <= reported, result.stderr
 
 
-def walk_by_hand(environment: Path, checkout: Path, folder: Path) -> None:
+def walk_by_hand(environment, checkout, folder):
     """Run the commands of docs/by-hand.md in order, and check their results and that
     they leave no running process.
     """
@@ -110,7 +110,7 @@ def walk_by_hand(environment: Path, checkout: Path, folder: Path) -> None:
     _check_what_was_said(log.read_text())
 
 
-def _check_what_was_said(output: str) -> None:
+def _check_what_was_said(output):
     assert mentions(output, "deployment flights", "created")
     assert re.search(r'\{"predictions":\s*\[(true|false)\]\}', output)
     assert "parity: proven" in output
@@ -123,7 +123,7 @@ def _check_what_was_said(output: str) -> None:
     assert mentions(output, "Deployment flights", "deleted")
 
 
-def _running_in(group: int) -> list[int]:
+def _running_in(group):
     """Return the processes of that group that have not ended."""
     running = []
     for process in psutil.process_iter(["status"]):
@@ -150,7 +150,7 @@ class Reader:
         default_factory=lambda: {port: str(free_port()) for port in ("8123", "8124")}
     )
 
-    def run_page(self, name: str) -> list[str]:
+    def run_page(self, name):
         """Return the output of each `sh` and `python` block of docs/NAME. Each block
         must end with status 0.
         """
@@ -162,7 +162,7 @@ class Reader:
             )
         ]
 
-    def run(self, code: str, language: str = "sh") -> str:
+    def run(self, code, language="sh"):
         """Return the output of that block, which must end with status 0."""
         for port, free in self.ports.items():
             code = code.replace(port, free)
@@ -179,7 +179,7 @@ class Reader:
         return ran.stdout
 
 
-def run_page(name: str, folder: Path, tracking_uri: str) -> list[str]:
+def run_page(name, folder, tracking_uri):
     """Return the output of each `sh` and `python` block of docs/NAME. Each block must
     end with status 0.
 
@@ -190,7 +190,7 @@ def run_page(name: str, folder: Path, tracking_uri: str) -> list[str]:
     return page_reader(folder, tracking_uri).run_page(name)
 
 
-def page_reader(folder: Path, tracking_uri: str) -> Reader:
+def page_reader(folder, tracking_uri):
     """Return a reader whose deployments are in the home that this process's environment
     specifies.
     """

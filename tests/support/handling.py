@@ -4,15 +4,11 @@ import io
 import json
 import sys
 import threading
-from collections.abc import Mapping
-from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
 from werkzeug.test import run_wsgi_app
 
 from mlflow_deploy_plugin.serve.http.app import ServerApp
-from mlflow_deploy_plugin.serve.http.responses import RawResponse
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 
 JSON = {"content-type": "application/json"}
@@ -23,7 +19,7 @@ _apps: dict[int, ServerApp] = {}
 _building = threading.Lock()
 
 
-def handle(server: Server, request: RawRequest) -> RawResponse:
+def handle(server, request):
     """Answer a request with the server's application, which is built once because
     werkzeug needs milliseconds for its rules.
     """
@@ -35,12 +31,12 @@ def handle(server: Server, request: RawRequest) -> RawResponse:
 
 
 def ask(
-    server: Server,
-    path: str = "/invocations",
-    method: str = "POST",
-    body: Any = ROW,
-    **headers: str,
-) -> RawResponse:
+    server,
+    path="/invocations",
+    method="POST",
+    body=ROW,
+    **headers,
+):
     """Answer a request; keywords are headers, with underscores for hyphens.
 
     Args:
@@ -54,9 +50,7 @@ def ask(
 _OWN_KEYS = ("CONTENT_TYPE", "CONTENT_LENGTH")
 
 
-def wsgi_environ(
-    method: str, target: str, headers: Mapping[str, str], body: IO[bytes]
-) -> dict[str, Any]:
+def wsgi_environ(method, target, headers, body):
     """Return the environ that gunicorn makes of a request. The target and the headers
     are not checked.
 
@@ -87,9 +81,7 @@ def wsgi_environ(
     }
 
 
-def ask_wsgi(
-    app: ServerApp, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
-) -> tuple[int, dict[str, str], bytes]:
+def ask_wsgi(app, method, target, headers, body=b""):
     """Answer a request with the WSGI application; return the status, the headers in
     lower case and the body.
     """

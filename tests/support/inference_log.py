@@ -2,17 +2,15 @@
 
 import itertools
 import uuid
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, labels_table
+from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, labels_table
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
@@ -21,12 +19,12 @@ MODEL = "flight-delay"
 _segments = itertools.count(1)
 
 
-def rows_of(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
+def rows_of(tables):
     """Return the rows of the tables, one after another."""
     return list(itertools.chain.from_iterable(table.to_pylist() for table in tables))
 
 
-def event_table(columns: Mapping[str, Any]) -> pa.Table:
+def event_table(columns):
     """Return a table whose `_event_time` has the log's type."""
     arrays = {name: pa.array(values) for name, values in columns.items() if name != "_event_time"}
     arrays["_event_time"] = pa.array(columns["_event_time"], type=pa.timestamp("us", tz="UTC"))
@@ -41,13 +39,13 @@ class LogWriter:
 
     def write(
         self,
-        columns: Mapping[str, Any],
-        version: str = "1",
-        segment: str | None = None,
-        offset: int = 0,
-        endpoint: str = ENDPOINT,
-        suffix: str = "",
-    ) -> str:
+        columns,
+        version="1",
+        segment=None,
+        offset=0,
+        endpoint=ENDPOINT,
+        suffix="",
+    ):
         """Write one request with these rows, one file per hour,
         and return its segment.
         """
@@ -86,20 +84,18 @@ class LogWriter:
 
     def label(
         self,
-        *labels: Label,
-        day: str = "2013-07-02",
-        name: str = "labels",
-        endpoint: str = ENDPOINT,
-    ) -> None:
+        *labels,
+        day="2013-07-02",
+        name="labels",
+        endpoint=ENDPOINT,
+    ):
         """Write a file of labels that arrived on a day."""
         folder = self.root / LABELS / f"endpoint={endpoint}" / f"date={day}"
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(labels_table(labels), folder / f"{name}.parquet")
 
 
-def write_answers(
-    writer: LogWriter, folder: Path, columns: Mapping[str, Any], start: datetime, version: str = "1"
-) -> None:
+def write_answers(writer, folder, columns, start, version="1"):
     """Write the rows with the answers of the version in `folder`, one row per second,
     as if a server had answered. The prediction ids are `VERSION-0`, `VERSION-1`, …
     """

@@ -11,7 +11,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256R1,
-    EllipticCurvePrivateKey,
     generate_private_key,
 )
 from cryptography.hazmat.primitives.serialization import (
@@ -31,7 +30,7 @@ class KeyFiles:
     public: Path
 
 
-def write_key(folder: Path, name: str = "release") -> KeyFiles:
+def write_key(folder, name="release"):
     """Write the private key NAME.key and its public key NAME.pub."""
     key = generate_private_key(SECP256R1())
     files = KeyFiles(folder / f"{name}.key", folder / f"{name}.pub")
@@ -41,7 +40,7 @@ def write_key(folder: Path, name: str = "release") -> KeyFiles:
     return files
 
 
-def write_private_key(file: Path, key: EllipticCurvePrivateKey) -> None:
+def write_private_key(file, key):
     file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
@@ -54,7 +53,7 @@ class Authority:
     folder: Path
     name: str
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         self.folder.mkdir()
         self._key = generate_private_key(SECP256R1())
         self.certificate = ""
@@ -62,7 +61,7 @@ class Authority:
             "ca", self._key, self._built(self.name, self._key, is_authority=True)
         )
 
-    def issue(self, name: str, valid: timedelta = _DAY) -> tuple[str, str]:
+    def issue(self, name, valid=_DAY):
         """Return the files of a certificate for `name` and 127.0.0.1, with its
         authority's, and of its key. `valid` is the time from now to its end.
         """
@@ -72,10 +71,8 @@ class Authority:
         )
         return certificate, str(self.folder / f"{name}.key")
 
-    def _built(
-        self, name: str, key: EllipticCurvePrivateKey, is_authority: bool, valid: timedelta = _DAY
-    ) -> x509.Certificate:
-        def named(common: str) -> x509.Name:
+    def _built(self, name, key, is_authority, valid=_DAY):
+        def named(common):
             return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
         now = datetime.now(UTC)
@@ -97,7 +94,7 @@ class Authority:
         signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return builder.add_extension(signer, critical=False).sign(self._key, hashes.SHA256())
 
-    def _write(self, name: str, key: EllipticCurvePrivateKey, certificate: x509.Certificate) -> str:
+    def _write(self, name, key, certificate):
         file = self.folder / f"{name}.pem"
         chain = Path(self.certificate).read_bytes() if self.certificate else b""
         file.write_bytes(certificate.public_bytes(Encoding.PEM) + chain)

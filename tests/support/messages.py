@@ -1,13 +1,11 @@
 """The message of an error, for the tests of wording."""
 
-from collections.abc import Callable
-
 import pytest
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 
 
-def message_of(cause: Callable[[], object]) -> str:
+def message_of(cause):
     """Return the message of the error that a call raises."""
     with pytest.raises(OnnxserveError) as refused:
         cause()

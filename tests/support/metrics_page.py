@@ -1,7 +1,6 @@
 """A server's page `/metrics`, served by a thread."""
 
 import re
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -39,20 +38,18 @@ onnxserve_last_request_timestamp_seconds{endpoint="f",model="X",version="7"} 300
 
 
 @contextmanager
-def serving(
-    pages: dict[str, str], wrap: Callable[[HTTPServer], str] = lambda server: "http"
-) -> Iterator[str]:
+def serving(pages, wrap=lambda server: "http"):
     """Serve pages by their path; `wrap` changes the server before it starts, and
     returns its scheme.
     """
 
     class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             self.send_response(200 if self.path in pages else 404)
             self.end_headers()
             self.wfile.write(pages.get(self.path, "").encode())
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Page)
@@ -65,7 +62,7 @@ def serving(
     server.server_close()
 
 
-def undeclared_metrics(expressions: str) -> set[str]:
+def undeclared_metrics(expressions):
     """Return the metrics of PromQL expressions that the package declares nowhere."""
     metrics = set(re.findall(r"\b(?:onnxserve|ml)_\w+", expressions))
     package = "\n".join(file.read_text() for file in PACKAGE.rglob("*.py"))

@@ -1,7 +1,6 @@
 """Tiny ONNX graphs, and the MLmodel folders around them as MLflow writes them."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,19 @@ FAILING = """fails (float[N,1] x) => (float[N,1] y) \
 """Adds 1 as `adder(1.0)` does, and fails for an x of 4 or more."""
 
 
-def parse_graph(text: str) -> onnx.ModelProto:
+def parse_graph(text):
     """Return the model of a graph in ONNX's text form, without its header."""
     return onnx.parser.parse_model(HEADER + text)
 
 
-def save_graph(folder: Path, graph: onnx.ModelProto | str) -> Path:
+def save_graph(folder, graph):
     """Write a graph, or its text form, to a file in the folder, and return the file."""
     file = folder / "model.onnx"
     onnx.save(parse_graph(graph) if isinstance(graph, str) else graph, file)
     return file
 
 
-def dense_layer(side: int) -> onnx.ModelProto:
+def dense_layer(side):
     """Return a layer of a network with random weights,
     from x [N, side] to y [N, side].
     """
@@ -46,7 +45,7 @@ def dense_layer(side: int) -> onnx.ModelProto:
     return model
 
 
-def adder(amount: float) -> onnx.ModelProto:
+def adder(amount):
     """Return the model y = x + amount, whose answers identify the version."""
     return parse_graph(
         f"adder (float[N,1] x) => (float[N,1] y) <float[1] amount = {{{amount}}}> {{ y = Add(x, "
@@ -55,12 +54,12 @@ def adder(amount: float) -> onnx.ModelProto:
 
 
 def write_model(
-    folder: Path,
-    graph: str = IDENTITY,
-    signature: list[dict[str, Any]] | None = None,
-    section: dict[str, Any] | None = None,
-    model_id: str = "m-1",
-) -> Path:
+    folder,
+    graph=IDENTITY,
+    signature=None,
+    section=None,
+    model_id="m-1",
+):
     """Write an MLmodel folder; `section`: the rest of flavors.onnxserve, None for a
     model of the stock onnx flavor.
     """
@@ -82,12 +81,12 @@ def write_model(
 
 
 def write_pyfunc(
-    folder: Path,
-    module: str,
-    code: str,
-    signature: list[dict[str, Any]] | None = None,
-    **loader: Any,
-) -> Path:
+    folder,
+    module,
+    code,
+    signature=None,
+    **loader,
+):
     """Write the folder of a pyfunc whose loader module has this code."""
     (folder / "code").mkdir(parents=True)
     (folder / "code" / f"{module}.py").write_text(code)
@@ -140,21 +139,21 @@ tensor (float[N,2,2] image) => (float[N,2,2] doubled, float[N] total) \
 }"""
 
 
-def graph_tensor(name: str, dtype: str, *shape: int, **more: Any) -> dict[str, Any]:
+def graph_tensor(name, dtype, *shape, **more):
     """Return an input or output of a graph, as flavors.onnxserve describes it."""
     return {"name": name, "dtype": dtype, "shape": list(shape), **more}
 
 
-def tensor_column(dtype: str, *shape: int, **name: str) -> dict[str, Any]:
+def tensor_column(dtype, *shape, **name):
     """Return a tensor of a signature."""
     return {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}, **name}
 
 
-def columns(**types: str) -> list[dict[str, Any]]:
+def columns(**types):
     return [{"name": name, "type": kind, "required": True} for name, kind in types.items()]
 
 
-def mixed_model(folder: Path) -> Path:
+def mixed_model(folder):
     types = {"carrier": "string", "distance": "double", "hour": "long", "late": "boolean"}
     inputs = [
         graph_tensor(name, COLUMN_TYPES[kind], -1, 1, columns=[name], missing=None)
@@ -172,7 +171,7 @@ def mixed_model(folder: Path) -> Path:
     return write_model(folder, MIXED, columns(**types), section)
 
 
-def tensor_model(folder: Path) -> Path:
+def tensor_model(folder):
     """Make a model with one tensor and two outputs, both of which are predictions."""
     signature = [tensor_column("float32", -1, 2, 2)]
     section = {

@@ -3,7 +3,6 @@ endpoint in the store.
 """
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +23,7 @@ _REFERENCE_DAYS = 40
 _DAY_ROWS = 75
 
 
-def make_endpoint(
-    home: Path, name: str = "flights", every: str = "1d", begin: datetime = CALM, **more: str
-) -> None:
+def make_endpoint(home, name="flights", every="1d", begin=CALM, **more):
     """Create an endpoint with a monitor `daily`. Its creation time in the store is
     `begin`.
     """
@@ -56,9 +53,7 @@ def make_endpoint(
     store.close()
 
 
-def capture(
-    home: Path, begin: datetime, shift: float = 0.0, rows: int = 250, name: str = "flights"
-) -> None:
+def capture(home, begin, shift=0.0, rows=250, name="flights"):
     """Write rows of the first minutes after `begin`. A shift of 9 is a strong drift."""
     rng = np.random.default_rng(int(begin.timestamp()))
     times = [begin + timedelta(seconds=row) for row in range(rows)]

@@ -3,7 +3,7 @@ judge.
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWindow
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
@@ -33,14 +32,14 @@ DUE = NOON + HOUR + timedelta(minutes=6)  # The grace of the window from NOON is
 
 
 def judged_window(
-    store: Store,
-    endpoint: str,
-    monitor: str,
-    start: datetime,
-    verdict: str,
-    run_id: str,
-    reason: str = "",
-) -> None:
+    store,
+    endpoint,
+    monitor,
+    start,
+    verdict,
+    run_id,
+    reason="",
+):
     """Store a day that was judged."""
     window = Monitors(store).add(endpoint, monitor, start, start + timedelta(days=1))
     judged = replace(window, state="judged", verdict=verdict, reason=reason, run_id=run_id)
@@ -65,24 +64,24 @@ class MonitoredWorld:
     looks: int = 0
     threads: list[tuple[threading.Thread, threading.Event]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         self.settings = Settings(home=self.folder)
         self.store = self.open_store()
         self.monitors = Monitors(self.store)
         self.writer = LogWriter(Path(self.settings.inference_log))
 
-    def open_store(self) -> Store:
-        def clock() -> datetime:
+    def open_store(self):
+        def clock():
             self.looks += 1
             return self.now
 
         return open_store(self.settings.store_url, clock)
 
-    def endpoint(self, name: str = "flights", **monitors: Mapping[str, Any]) -> None:
+    def endpoint(self, name="flights", **monitors):
         """Add an endpoint with these monitors, by default an hourly one."""
         self.store.add_endpoint("onnxserve", self.spec(name, **monitors))
 
-    def spoil(self, name: str = "flights") -> None:
+    def spoil(self, name="flights"):
         """Replace the endpoint's spec by a spec with fields of another version of
         onnxserve.
         """
@@ -91,7 +90,7 @@ class MonitoredWorld:
             assert row is not None
             row.spec += "sampling: often\n"
 
-    def spec(self, name: str = "flights", **monitors: Mapping[str, Any]) -> Any:
+    def spec(self, name="flights", **monitors):
         fields = {
             f"monitors.{monitor}.{field}": value
             for monitor, options in (monitors or {"hourly": {}}).items()
@@ -99,13 +98,13 @@ class MonitoredWorld:
         }
         return apply_config(new_endpoint(name, "models:/flight-delay/1"), fields)
 
-    def rows(self, *hours: datetime, endpoint: str = "flights", rows: int = 3) -> None:
+    def rows(self, *hours, endpoint="flights", rows=3):
         """Write rows into the first seconds of these hours."""
         for hour in hours:
             times = [hour + timedelta(seconds=second) for second in range(rows)]
             self.writer.write({"_event_time": times, "x": [1.0] * rows}, endpoint=endpoint)
 
-    def due(self, **monitors: Mapping[str, Any]) -> None:
+    def due(self, **monitors):
         """Add an endpoint as `endpoint` does, and rows for the hour from NOON, which is
         due.
         """
@@ -113,13 +112,13 @@ class MonitoredWorld:
         self.rows(NOON)
         self.now = DUE
 
-    def watermark(self, complete_until: datetime, agent: str = "one", **fields: Any) -> None:
+    def watermark(self, complete_until, agent="one", **fields):
         mark = Watermark(
             agent, ("flights",), complete_until, fields.pop("written_at", self.now), **fields
         )
         write_watermark(locate_log(self.settings.inference_log), mark)
 
-    def answer(self, asked: WindowRequest) -> MonitorResult:
+    def answer(self, asked):
         self.asked.append(asked)
         state: Any = self.judge(asked)
         run = LoggedRun(f"run-{len(self.asked)}", "onnxserve/flights", "")
@@ -148,9 +147,7 @@ class MonitoredWorld:
             run=run,
         )
 
-    def start(
-        self, store: Store | None = None, lease_seconds: float = 15, **more: Any
-    ) -> threading.Event:
+    def start(self, store=None, lease_seconds=15, **more):
         """Run a scheduler during the test. The yielded event stops it; otherwise it
         stops at the end of the test.
         """
@@ -164,7 +161,7 @@ class MonitoredWorld:
         assert lease is not None
         over = threading.Event()
 
-        def work() -> None:
+        def work():
             with LeaseKeeper(store, lease) as keeper:
                 scheduler.run(keeper, over)
 
@@ -173,37 +170,35 @@ class MonitoredWorld:
         self.threads.append((thread, over))
         return over
 
-    def count_looks(self) -> Callable[[], int]:
+    def count_looks(self):
         """Return a function that counts the reads of the clock since this call. A
         scheduler reads the clock in each poll.
         """
         before = self.looks
         return lambda: self.looks - before
 
-    def wait_for_attempt(self, number: int, monitor: str | None = None) -> MonitorWindow:
+    def wait_for_attempt(self, number, monitor=None):
         """Wait until the attempt with this number has failed, and return its window."""
 
-        def found() -> MonitorWindow | None:
+        def found():
             windows = self.monitors.windows(monitor=monitor, states=("pending",))
             return next((candidate for candidate in windows if candidate.attempts == number), None)
 
         window: MonitorWindow = wait_until(found, SECONDS, f"attempt {number} has failed")
         return window
 
-    def end(self) -> None:
+    def end(self):
         for thread, over in self.threads:
             over.set()
             thread.join(SECONDS)
         self.threads.clear()
 
-    def wait_for(
-        self, count: int, monitor: str | None = None, state: str = "judged"
-    ) -> list[MonitorWindow]:
+    def wait_for(self, count, monitor=None, state="judged"):
         """Wait until this number of windows are in this state, and return these
         windows.
         """
 
-        def found() -> list[MonitorWindow]:
+        def found():
             windows = [
                 window for window in self.monitors.windows(monitor=monitor) if window.state == state
             ]

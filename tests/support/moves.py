@@ -7,12 +7,10 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import requests
 from mlflow import MlflowClient
@@ -21,7 +19,6 @@ from mlflow_deploy_plugin.core.store.tables import Json
 from tests.support.classifiers import write_classifier
 from tests.support.console import API
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.services.postgresql import Postgresql
 from tests.support.tracking import DEFAULT_EXPERIMENT
 from tests.support.waiting import wait_until
 
@@ -55,7 +52,7 @@ class JudgedModel:
     server: MlflowServer
     session: requests.Session = field(default_factory=requests.Session)
 
-    def register(self) -> None:
+    def register(self):
         """Create the model and both versions, and run the gate on them."""
         client = MlflowClient(self.server.url, self.server.url)
         client.create_registered_model(MODEL, tags={"onnxserve.gate.policy": POLICY})
@@ -67,7 +64,7 @@ class JudgedModel:
             judged = self.run("gate", f"models:/{MODEL}/{version}")
             assert judged.returncode == 0, judged.stderr
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments):
         """Run `onnxserve` with the settings of the server."""
         command = [self.server.python, "-m", "mlflow_deploy_plugin.cli", *arguments]
         environment = {
@@ -77,14 +74,14 @@ class JudgedModel:
         }
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    def holder(self, place: str) -> str:
+    def holder(self, place):
         """Return the version that has the place, as soon as MLflow answers."""
         model = wait_until(self._registered, 2 * _SECONDS, "MLflow answers")
         held = {f"@{alias['alias']}": alias["version"] for alias in model.get("aliases", ())}
         stages = {entry["current_stage"]: entry["version"] for entry in model["latest_versions"]}
         return str((held | stages).get(place, ""))
 
-    def _registered(self) -> Json | None:
+    def _registered(self):
         try:
             answer = self.session.get(
                 f"{self.server.url}{API}/registered-models/get",
@@ -95,7 +92,7 @@ class JudgedModel:
             return None
         return answer.json()["registered_model"] if answer.ok else None
 
-    def move(self, place: str, version: str) -> int:
+    def move(self, place, version):
         """Return the HTTP status of the request, 0 without an answer."""
         path = "model-versions/transition-stage"
         body: Json = {"name": MODEL, "version": version, "stage": place}
@@ -109,7 +106,7 @@ class JudgedModel:
         except requests.RequestException:
             return 0
 
-    def attempt_moves(self, place: str, count: int, attempts: list[Attempt]) -> None:
+    def attempt_moves(self, place, count, attempts):
         """Move the version that does not have the place to it, one request after the
         other.
         """
@@ -119,7 +116,7 @@ class JudgedModel:
             is_moved = self.holder(place) == version
             attempts.append(Attempt(place, version, status, is_moved))
 
-    def recorded(self) -> Counter[tuple[str, str]]:
+    def recorded(self):
         """Return the number of events by place and version."""
         history = self.run("audit", "history", "--model", MODEL, "-o", "json")
         assert history.returncode == 0, history.stderr
@@ -132,9 +129,7 @@ class JudgedModel:
 
 
 @contextmanager
-def judged_model(
-    folder: Path, store: str = "", options: tuple[str, ...] = (), checkout: Path | None = None
-) -> Iterator[JudgedModel]:
+def judged_model(folder, store="", options=(), checkout=None):
     """Run a server that signs its events, with the model.
 
     Args:
@@ -181,20 +176,18 @@ class MovesReport:
     state: str
 
     @property
-    def is_complete(self) -> bool:
+    def is_complete(self):
         faults = self.unmoved + self.moved + self.missing + self.surplus
         return faults == 0 and self.state == "intact"
 
 
-def moves_while_restarting(
-    model: JudgedModel, database: Postgresql, restarts: int = len(RESTARTS), count: int = 300
-) -> MovesReport:
+def moves_while_restarting(model, database, restarts=3, count=300):
     """Move an alias and a stage by two clients, `count` times together, while the
     database restarts in equal distances. Late events have a minute to be stored.
     """
     attempts: list[Attempt] = []
 
-    def has_made(due: int) -> bool:
+    def has_made(due):
         return len(attempts) >= due
 
     with ThreadPoolExecutor(2) as pool:

@@ -3,7 +3,6 @@ model.
 """
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from tests.support.models import graph_tensor, tensor_column, write_model
 WIDTHS = (16, 128, 128, 3)
 
 
-def network(widths: tuple[int, ...] = WIDTHS, gain: float = 1.0, seed: int = 0) -> onnx.ModelProto:
+def network(widths=WIDTHS, gain=1.0, seed=0):
     """Return a classifier of x (float[N, widths[0]]): label (int64[N]) and
     probabilities (float[N, widths[-1]]).
 
@@ -60,11 +59,11 @@ def network(widths: tuple[int, ...] = WIDTHS, gain: float = 1.0, seed: int = 0) 
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
 
 
-def network_rows(count: int, seed: int = 1, width: int = WIDTHS[0]) -> np.ndarray:
+def network_rows(count, seed=1, width=WIDTHS[0]):
     return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
 
 
-def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None = None) -> Path:
+def write_network(folder, rows=400, graph=None):
     """Write a model of the onnxserve flavor with a parity proof, and a reference with
     this number of rows; 0: no reference.
     """
@@ -90,7 +89,7 @@ def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None =
     return folder
 
 
-def write_labelled(path: Path, rows: int = 400, share_wrong: float = 0.0) -> Path:
+def write_labelled(path, rows=400, share_wrong=0.0):
     """Write a dataset of `x` and `label`. The labels are the answers of `network()`,
     except for some wrong rows.
     """

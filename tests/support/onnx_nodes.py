@@ -25,7 +25,7 @@ class NodeCase:
     outputs: dict[str, Array]
 
 
-def node_cases(every: int = 1) -> list[NodeCase]:
+def node_cases(every=1):
     """Return the cases with tensors of V2's datatypes,
     or every n-th of them, by name.
     """
@@ -38,7 +38,7 @@ def node_cases(every: int = 1) -> list[NodeCase]:
     return [case for case in cases if case is not None]
 
 
-def _read(case: Any) -> NodeCase | None:
+def _read(case):
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1

@@ -3,8 +3,6 @@ names that contain HTML.
 """
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,12 +32,12 @@ HOSTILE = "<script>alert(1)</script>"
 QUOTED = 'it\'s "quoted" & <b>bold</b>'
 
 
-def with_example(folder: Path, document: dict[str, Any]) -> Path:
+def with_example(folder, document):
     (folder / "serving_input_example.json").write_text(json.dumps(document))
     return folder
 
 
-def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
+def with_reference(folder, columns):
     """Write the reference sample that the flavor saves with a model
     (`wrap/flavor/saved_model.py`).
     """
@@ -51,7 +49,7 @@ def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
     return folder
 
 
-def with_categories(folder: Path, **categories: list[str]) -> Path:
+def with_categories(folder, **categories):
     """Write the values of these columns into the MLmodel file."""
     file = folder / "MLmodel"
     document = yaml.safe_load(file.read_text())
@@ -60,7 +58,7 @@ def with_categories(folder: Path, **categories: list[str]) -> Path:
     return folder
 
 
-def digits_model(folder: Path) -> Path:
+def digits_model(folder):
     signature = [tensor_column("float32", -1, 1, 8, 8)]
     section = {
         "inputs": [graph_tensor("image", "float32", -1, 1, 8, 8)],
@@ -75,7 +73,7 @@ def digits_model(folder: Path) -> Path:
     return with_example(write_model(folder, DIGITS, signature, section), {"inputs": picture})
 
 
-def hostile_model(folder: Path) -> Path:
+def hostile_model(folder):
     """Write a model whose column names and classes contain HTML."""
     graph = f"""
 hostile (double[N,2] X) => (string[N] label, float[N,2] probabilities)

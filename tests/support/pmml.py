@@ -1,7 +1,6 @@
 """A small PMML file, and the mark of tests that need Java."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -40,7 +39,7 @@ AA and UA are refused.
 """
 
 
-def write_pmml(folder: Path, text: str = DELAY) -> Path:
+def write_pmml(folder, text=DELAY):
     path = folder / "delay.pmml"
     path.write_text(text)
     return path

@@ -4,7 +4,7 @@ from itertools import chain
 
 from mlflow_deploy_plugin.serve.http.routes import expand_path
 from mlflow_deploy_plugin.serve.protocols.content import JSON
-from mlflow_deploy_plugin.serve.protocols.protocol import Protocol, RequestBody
+from mlflow_deploy_plugin.serve.protocols.protocol import RequestBody
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 
 JSON_FORMS = {
@@ -15,7 +15,7 @@ JSON_FORMS = {
 """The form of the JSON body of each protocol with a form that depends on the model."""
 
 
-def protocol_paths(protocol: Protocol, endpoint: str, version: str, label: str) -> list[str]:
+def protocol_paths(protocol, endpoint, version, label):
     """Return all paths of the protocol for an endpoint; a path without a name is the
     default endpoint's.
     """

@@ -3,6 +3,6 @@
 import numpy as np
 
 
-def normal_rows(*shape: int, seed: int = 0) -> np.ndarray:
+def normal_rows(*shape, seed=0):
     """Return an array of this shape, float64, with a standard normal distribution."""
     return np.random.default_rng(seed).normal(size=shape)

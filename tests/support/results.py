@@ -10,9 +10,7 @@ from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindo
 FIRST = datetime(2013, 7, 1, tzinfo=UTC)
 
 
-def result_of(
-    day: int = 0, endpoint: str = "flights", findings: tuple[Finding, ...] = (), **said: Any
-) -> MonitorResult:
+def result_of(day=0, endpoint="flights", findings=(), **said):
     """Return the result of a day, with one finding per column (drifted beyond 3), or
     with any field.
     """
@@ -51,6 +49,6 @@ def result_of(
     return MonitorResult(**{"evidence": evidence, **values})
 
 
-def past_of(*results: MonitorResult) -> list[JudgedWindow]:
+def past_of(*results):
     """Return the windows as the judgement of a later window sees them."""
     return [JudgedWindow(result.window.start, result.state, result.evidence) for result in results]

@@ -4,7 +4,7 @@ import math
 
 from mlflow_deploy_plugin.core.spec.parts import VariantSpec
 from mlflow_deploy_plugin.promote.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, VersionCounters
+from mlflow_deploy_plugin.ship.deployments.server_metrics import VersionCounters
 
 PLAN = RolloutPlan(
     endpoint="flights",
@@ -26,9 +26,7 @@ PLAN = RolloutPlan(
 )
 
 
-def counted(
-    requests: float, errors: float = 0, slow: float = 0, same: float = 0, different: float = 0
-) -> VersionCounters:
+def counted(requests, errors=0, slow=0, same=0, different=0):
     """Return requests of which `slow` took between 0.1 and 1 s and the other requests
     less than 10 ms.
     """
@@ -37,19 +35,19 @@ def counted(
 
 
 def numbers(
-    current: VersionCounters,
-    candidate: VersionCounters | None = None,
-    shadow: VersionCounters | None = None,
-) -> dict[str, CountersByVersion]:
+    current,
+    candidate=None,
+    shadow=None,
+):
     """Return the counters of the only server."""
     return {"flights": versions_counted(current, candidate, shadow)}
 
 
 def versions_counted(
-    current: VersionCounters,
-    candidate: VersionCounters | None = None,
-    shadow: VersionCounters | None = None,
-) -> CountersByVersion:
+    current,
+    candidate=None,
+    shadow=None,
+):
     return {
         ("champion", "6"): current,
         ("candidate", "7"): candidate or VersionCounters(),
@@ -57,7 +55,7 @@ def versions_counted(
     }
 
 
-def variants(share: int | None) -> dict[str, VariantSpec]:
+def variants(share):
     """Return the deployments while the candidate has this share; None: before it is
     deployed.
     """

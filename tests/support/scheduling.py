@@ -3,7 +3,6 @@ of a worker.
 """
 
 from xdist.scheduler import LoadFileScheduling
-from xdist.workermanage import WorkerController
 
 
 class ContinuedScheduling(LoadFileScheduling):
@@ -16,7 +15,7 @@ class ContinuedScheduling(LoadFileScheduling):
     but the worker that replaced the crashed one received a single file.
     """
 
-    def remove_node(self, node: WorkerController) -> str | None:
+    def remove_node(self, node):
         files = self.assigned_work[node]
         left = []
         for tests in files.values():
@@ -30,11 +29,11 @@ class ContinuedScheduling(LoadFileScheduling):
         self._fill()
         return crashed if left else None
 
-    def schedule(self) -> None:
+    def schedule(self):
         super().schedule()
         self._fill()
 
-    def _fill(self) -> None:
+    def _fill(self):
         """Send files to each worker until it knows what follows its next two tests."""
         for node in self.nodes:
             while not node.shutting_down and self._pending_of(self.assigned_work[node]) <= 2:

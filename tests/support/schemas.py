@@ -1,14 +1,13 @@
 """Schemas of columns and tensors, and artifacts without files."""
 
 from pathlib import Path
-from typing import Any
 
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, ColumnType, Input, Tensor
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Tensor
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 
 
-def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:
+def columns_schema(missing=None, **types):
     """Return a schema in which each column feeds an input of the same name and type."""
     columns = tuple(Column(name, kind) for name, kind in types.items())
     inputs = tuple(
@@ -17,9 +16,7 @@ def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:
     return compile_schema(columns, (), inputs)
 
 
-def tensor_schema(
-    dtype: str, *shape: int, name: str = "", graph_name: str = "x", fed: str = ""
-) -> Schema:
+def tensor_schema(dtype, *shape, name="", graph_name="x", fed=""):
     """Return a schema of one tensor, which feeds an input of the same dtype or of the
     dtype `fed`.
     """
@@ -28,11 +25,11 @@ def tensor_schema(
     )
 
 
-def stacked_schema(dtype: str = "float32", *names: str) -> Schema:
+def stacked_schema(dtype="float32", *names):
     columns = tuple(Column(name, "double") for name in names)
     return compile_schema(columns, (), (Input("X", dtype, (-1, len(names)), names),))
 
 
-def bare_artifact(flavor: Any = "onnxserve", **fields: Any) -> Artifact:
+def bare_artifact(flavor="onnxserve", **fields):
     """Return an artifact of a model that has no files."""
     return Artifact(Path(), Path(), flavor, "", "", "", **fields)

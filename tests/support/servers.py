@@ -5,11 +5,10 @@ process or with gunicorn.
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import requests
 import yaml
@@ -26,7 +25,7 @@ from tests.support.models import columns, graph_tensor, write_model
 from tests.support.waiting import wait_until
 
 
-def single(bias: float, width: int = 3) -> str:
+def single(bias, width=3):
     """y = the sum of X's columns + bias, as [N,1]."""
     return f"""
 single (float[N,{width}] X) => (float[N,1] y) <float[1] bias = {{{bias}}}, int64[1] axis = {{1}}> {{
@@ -35,7 +34,7 @@ single (float[N,{width}] X) => (float[N,1] y) <float[1] bias = {{{bias}}}, int64
 }}"""
 
 
-def single_model(folder: Path, bias: float = 0.0) -> Path:
+def single_model(folder, bias=0.0):
     """Make a model of the columns a, b, c, which are stacked into X. The bias of y
     identifies the version.
     """
@@ -47,12 +46,12 @@ def single_model(folder: Path, bias: float = 0.0) -> Path:
     return write_model(folder, single(bias), columns(a="double", b="double", c="double"), section)
 
 
-def stock_model(folder: Path) -> Path:
+def stock_model(folder):
     """Make a model of MLflow's own onnx flavor, without a signature."""
     return write_model(folder, single(0.5))
 
 
-def variant(folder: Path, version: str = "1", **more: Any) -> dict[str, Any]:
+def variant(folder, version="1", **more):
     return {
         "model_uri": f"models:/m/{version}",
         "model": "m",
@@ -62,9 +61,7 @@ def variant(folder: Path, version: str = "1", **more: Any) -> dict[str, Any]:
     }
 
 
-def one_endpoint(
-    folder: Path, version: str = "1", **more: Any
-) -> dict[str, dict[str, dict[str, Any]]]:
+def one_endpoint(folder, version="1", **more):
     """Return the endpoint e with one variant, for `gunicorn`, `want` and the fixture
     `serve_here`.
     """
@@ -72,11 +69,11 @@ def one_endpoint(
 
 
 def want(
-    state_dir: Path,
-    generation: int,
-    endpoints: dict[str, dict[str, dict[str, Any]]],
-    **capture: Any,
-) -> None:
+    state_dir,
+    generation,
+    endpoints,
+    **capture,
+):
     """Write wanted.json from endpoint → variant → fields."""
     document = {
         name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()
@@ -101,23 +98,21 @@ class Running:
     trusted: str | None = None
 
     @property
-    def address(self) -> tuple[str, int]:
+    def address(self):
         return "127.0.0.1", int(self.url.rpartition(":")[2])
 
-    def get(self, path: str, timeout: float = 30, **arguments: Any) -> requests.Response:
+    def get(self, path, timeout=30, **arguments):
         return requests.get(
             self.url + path, timeout=timeout, verify=self.trusted or True, **arguments
         )
 
-    def post(
-        self, path: str = "/invocations", timeout: float = 30, **arguments: Any
-    ) -> requests.Response:
+    def post(self, path="/invocations", timeout=30, **arguments):
         return requests.post(
             self.url + path, timeout=timeout, verify=self.trusted or True, **arguments
         )
 
 
-def write_spec(state_dir: Path, name: str, server: ServerSpec) -> None:
+def write_spec(state_dir, name, server):
     """Write spec.yaml of the endpoint `name`; `server` specifies its server."""
     fields = server.model_dump(mode="json", exclude_unset=True)
     document = {"name": name, "variants": {"v": {"model": "models:/m/1"}}, "server": fields}
@@ -126,11 +121,11 @@ def write_spec(state_dir: Path, name: str, server: ServerSpec) -> None:
 
 @contextmanager
 def opened(
-    state_dir: Path,
-    endpoints: dict[str, dict[str, dict[str, Any]]],
-    spec: ServerSpec | None = None,
-    **capture: Any,
-) -> Iterator[Server]:
+    state_dir,
+    endpoints,
+    spec=None,
+    **capture,
+):
     """Open a server of endpoint → variant → fields in this process, and yield it when
     it is ready.
     """
@@ -145,13 +140,13 @@ def opened(
 
 @contextmanager
 def gunicorn(
-    state_dir: Path,
-    endpoints: dict[str, dict[str, dict[str, Any]]] | None = None,
-    spec: ServerSpec | None = None,
-    config: Path | None = None,
-    awaited: int = 200,
-    environment: Mapping[str, str] | None = None,
-) -> Iterator[Running]:
+    state_dir,
+    endpoints=None,
+    spec=None,
+    config=None,
+    awaited=200,
+    environment=None,
+):
     """Run and yield a real server of endpoint → variant → fields (None: the content of
     the state folder).
 
@@ -193,7 +188,7 @@ def gunicorn(
             remove_metrics(state_dir)
 
 
-def ping(running: Running) -> int:
+def ping(running):
     """Return the status of /ping, or 0 if the server does not respond."""
     assert running.process.poll() is None, running.log.read_text()
     try:

@@ -2,8 +2,6 @@
 
 from datetime import UTC, datetime
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,7 +10,6 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
-from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
 NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR = 3_600_000_000
@@ -37,7 +34,7 @@ IMAGES = CapturedModel(
 )
 
 
-def write(writer: CaptureWriter, request: str, carriers: list[str], at: int = NOON) -> None:
+def write(writer, request, carriers, at=NOON):
     record = RequestRecord("flights", "champion", request, f"p-{request}", at, NOON, latency=1500)
     feeds = {
         "c": np.array([[carrier] for carrier in carriers], dtype=object),
@@ -48,17 +45,17 @@ def write(writer: CaptureWriter, request: str, carriers: list[str], at: int = NO
     assert writer.write(record, TABULAR, feeds, outputs, 100)[-1]
 
 
-def files(tmp_path: Path) -> list[Path]:
+def files(tmp_path):
     return sorted((tmp_path / "log").rglob("*.parquet"))
 
 
-def rows(tmp_path: Path) -> list[dict[str, Any]]:
+def rows(tmp_path):
     return list(
         chain.from_iterable(pq.ParquetFile(file).read().to_pylist() for file in files(tmp_path))
     )
 
 
-def forget_what_is_shipped(folder: Path) -> None:
+def forget_what_is_shipped(folder):
     """Simulate a crash between writing rows to the log and recording that they were
     written.
     """

@@ -1,7 +1,6 @@
 """The spec of an endpoint with three variants."""
 
 from mlflow_deploy_plugin.core.spec.document import load_specs
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 
 FLIGHTS = """
 apiVersion: onnxserve/v1
@@ -17,6 +16,6 @@ monitors:
 """
 
 
-def flights() -> EndpointSpec:
+def flights():
     (spec,) = load_specs(FLIGHTS)
     return spec

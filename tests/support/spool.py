@@ -3,12 +3,10 @@ reader with it.
 """
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,12 +48,12 @@ class CapturedRequest:
     masked: dict[str, Array]
 
 
-def read_spool(spool: Path) -> list[CapturedRequest]:
+def read_spool(spool):
     """Return the requests of all segments."""
     return list(chain.from_iterable(read_segment(path)[0] for path in segments(spool)))
 
 
-def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], int]:
+def read_segment(segment, start=0):
     """Return the requests from offset `start` on (0, or the offset from an earlier
     call), and the next offset.
 
@@ -80,9 +78,7 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
     return requests, offset
 
 
-def _unpack(
-    layout: Mapping[str, Any], packed: memoryview
-) -> tuple[RequestRecord, dict[str, dict[str, Array]]]:
+def _unpack(layout, packed):
     """Return the record and the arrays of a request that was packed with this (parsed)
     layout.
     """

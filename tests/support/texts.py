@@ -2,7 +2,6 @@
 model that needs no framework.
 """
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,7 @@ GUIDES = Path(__file__).parents[2] / "docs"
 
 
 @cache
-def tokenizer_json(kind: str, size: int = 500) -> str:
+def tokenizer_json(kind, size=500):
     """Return the file of a tokenizer of BERT's kind (WordPiece), RoBERTa's (BPE) or
     XLM-RoBERTa's (Unigram).
     """
@@ -137,7 +136,7 @@ def tokenizer_json(kind: str, size: int = 500) -> str:
     return str(tokenizer.to_str())
 
 
-def original_tokenizer(kind: str, **options: Any) -> Any:
+def original_tokenizer(kind, **options):
     """Return the tokenizer as an object of transformers."""
     from transformers import PreTrainedTokenizerFast  # Importing transformers takes seconds.
 
@@ -152,7 +151,7 @@ def original_tokenizer(kind: str, **options: Any) -> Any:
     )
 
 
-def texts() -> st.SearchStrategy[str]:
+def texts():
     """Return texts of any Unicode characters, special tokens and fragments that
     tokenizers treat differently.
     """
@@ -160,7 +159,7 @@ def texts() -> st.SearchStrategy[str]:
     return st.lists(parts, max_size=8).map("".join)
 
 
-def hostile_texts(count: int, seed: int = 0) -> Iterator[str]:
+def hostile_texts(count, seed=0):
     """Yield random texts: fragments, special tokens, and characters of all planes
     except surrogates.
     """
@@ -197,7 +196,7 @@ that the tokenizer panics.
 """
 
 
-def panicking_model(folder: Path) -> Path:
+def panicking_model(folder):
     """Write the text model with a pre-tokenizer whose regular expression needs
     exponential time for some texts.
     """
@@ -209,7 +208,7 @@ def panicking_model(folder: Path) -> Path:
     return folder
 
 
-def text_model(folder: Path, max_length: int = 32, truncates: bool = True, **section: Any) -> Path:
+def text_model(folder, max_length=32, truncates=True, **section):
     """Write a model whose embedding [N, 1] is the mean of a text's token ids, without
     padding.
     """

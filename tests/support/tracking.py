@@ -5,15 +5,12 @@ not need it.
 """
 
 import os
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 DEFAULT_EXPERIMENT = "0"
-NewDatabase = Callable[[Path], str]  # The fixture `new_database`.
 
 
-def create_database(path: Path) -> None:
+def create_database(path):
     """Make an SQLite file with MLflow's tables and no rows. Tests copy it, because the
     migrations take seconds.
     """
@@ -25,7 +22,7 @@ def create_database(path: Path) -> None:
 
 
 @contextmanager
-def tracking_at(uri: str) -> Iterator[None]:
+def tracking_at(uri):
     """Set MLflow's tracking URI, and thereby its registry URI, to `uri`. Afterwards
     restore the URI of the environment.
 
@@ -54,7 +51,7 @@ def tracking_at(uri: str) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def pass_gate(model: str, version: str, state: str = "passed", reason: str = "") -> None:
+def pass_gate(model, version, state="passed", reason=""):
     """Record a verdict on the files of a version of the current registry, as `onnxserve
     gate` does.
     """

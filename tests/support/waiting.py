@@ -8,8 +8,6 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable
-from typing import Any
 
 import psutil
 import requests
@@ -30,9 +28,7 @@ _OWN_PORTS = itertools.cycle(
 )
 
 
-def wait_until(
-    condition: Callable[[], Any], seconds: float = 60.0, what: str = "the condition"
-) -> Any:
+def wait_until(condition, seconds=60.0, what="the condition"):
     """Return the first true value of `condition`. After `seconds`, fail with `what`.
 
     After a slow check, the pause is longer, because the awaited process needs the core.
@@ -49,7 +45,7 @@ def wait_until(
     return value
 
 
-def is_gone(pid: int) -> bool:
+def is_gone(pid):
     """Return True if the process has ended, even if it has not been reaped."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
@@ -57,7 +53,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port(host="127.0.0.1"):
     """Return a free port of this machine that is not given to any other test of the
     run.
     """
@@ -70,7 +66,7 @@ def free_port(host: str = "127.0.0.1") -> int:
     )
 
 
-def answers(url: str) -> bool:
+def answers(url):
     """Return True if a GET of `url` is answered with a status below 400."""
     try:
         return requests.get(url, timeout=5).ok

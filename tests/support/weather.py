@@ -6,7 +6,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 
-def weather_columns(impute_texts: bool = False) -> ColumnTransformer:
+def weather_columns(impute_texts=False):
     numbers = make_pipeline(SimpleImputer(), StandardScaler())
     texts = OneHotEncoder(handle_unknown="ignore")
     if impute_texts:

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class StepResult:
     output: str
 
     @property
-    def error(self) -> str:
+    def error(self):
         """The annotation that GitHub shows; empty if the step has not written any."""
         return next(
             (
@@ -57,7 +57,7 @@ class Workflow:
     secrets: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         # The BaseLoader reads the key `on` as a word, not as True.
         self._document = yaml.load(self.file.read_text(), yaml.BaseLoader)
         assert self._document["defaults"]["run"]["shell"] == "bash", "steps run here with pipefail"
@@ -81,7 +81,7 @@ class Workflow:
             "needs": {},
         }
 
-    def run(self, job: str, leave_out: Collection[str] = ()) -> list[StepResult]:
+    def run(self, job, leave_out=()):
         """Run one job; the jobs after it see its outputs. Steps that a condition skips
         are not in the result.
 
@@ -116,11 +116,11 @@ class Workflow:
         }
         return results
 
-    def assume(self, job: str, **outputs: str) -> None:
+    def assume(self, job, **outputs):
         """Assume that this job has succeeded with these outputs."""
         self._context["needs"][job] = {"result": "success", "outputs": outputs}
 
-    def _step(self, step: Mapping[str, Any], variables: Mapping[str, str]) -> StepResult:
+    def _step(self, step, variables):
         output = self.folder / ".output"
         output.write_text("")
         ran = subprocess.run(
@@ -146,16 +146,16 @@ class Workflow:
         self._context["steps"][step.get("id", step["name"])] = {"outputs": outputs}
         return StepResult(step["name"], ran.returncode, ran.stdout)
 
-    def _filled(self, text: str) -> str:
+    def _filled(self, text):
         return re.sub(r"\$\{\{(.*?)\}\}", lambda found: self._value(found[1].strip()), text)
 
-    def _value(self, path: str) -> str:
+    def _value(self, path):
         value: Any = self._context
         for part in path.split("."):
             value = value.get(part, "") if isinstance(value, dict) else ""
         return str(value)
 
-    def _holds(self, condition: str, has_failed: bool) -> bool:
+    def _holds(self, condition, has_failed):
         """Evaluate a condition of comparisons, `!cancelled()`, `cancelled()`, `&&` and
         `||`.
         """

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.core.processes.spark import spark_context, spark_sessi
 
 
 @pytest.mark.parametrize("start", [spark_session, spark_context])
-def test_without_pyspark_the_extra_is_named(start, monkeypatch):
+def test_missing_pyspark_error_names_extra(start, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyspark", None)
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
 

@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,16 +26,9 @@ from mlflow_deploy_plugin.core.processes.worker import (
     WorkerPool,
 )
 from tests.support.raising import Panic, raise_it
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone
 
 SECONDS = 60.0
-PARENT = """
-import os, time
-from mlflow_deploy_plugin.core.processes.worker import Worker
-worker = Worker()
-print(worker.call(os.getpid, seconds=60), flush=True)
-worker.call(time.sleep, 600, seconds=600)
-"""
 
 
 def pid_of(workers):
@@ -54,7 +46,7 @@ def worker():
     instance.end()
 
 
-def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker):
+def test_hanging_or_dead_worker_is_replaced(worker):
     first = pid_of(worker)
     assert pid_of(worker) == first != os.getpid()
 
@@ -72,7 +64,7 @@ def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker)
     assert pid_of(worker) != second
 
 
-def test_an_error_is_raised_here_with_its_class_where_that_was_asked_for(worker):
+def test_kept_errors_keep_their_class(worker):
     with pytest.raises(OnnxserveError, match=r"^ValueError: "):
         worker.call(math.sqrt, -1, seconds=SECONDS)
     with pytest.raises(OnnxserveError, match=r"^FileNotFoundError: .*/nowhere"):
@@ -94,14 +86,14 @@ def test_an_error_is_raised_here_with_its_class_where_that_was_asked_for(worker)
     ],
     ids=["a panic", "a result that cannot be pickled"],
 )
-def test_a_failure_is_an_error_of_its_own_call_only(worker, call, message):
+def test_failed_call_keeps_worker(worker, call, message):
     pid = pid_of(worker)
     with pytest.raises(OnnxserveError, match=message):
         worker.call(*call, seconds=SECONDS)
     assert pid_of(worker) == pid
 
 
-def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(monkeypatch):
+def test_failed_start_is_retried_by_next_call(monkeypatch):
     worker = Worker()
 
     def refuse(*_, **__):
@@ -115,7 +107,7 @@ def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(monkeypa
     worker.end()
 
 
-def test_it_is_prepared_before_the_first_call_and_replaced_after_the_last():
+def test_worker_is_prepared_and_replaced_after_max_calls():
     worker = Worker(prepare, max_calls=2)
     try:
         pids = [pid_of(worker) for _ in range(3)]
@@ -125,7 +117,7 @@ def test_it_is_prepared_before_the_first_call_and_replaced_after_the_last():
         worker.end()
 
 
-def test_worker_ends_only_on_request_or_when_idle_long_enough():
+def test_worker_ends_when_idle_or_requested():
     worker = Worker()
     pid = pid_of(worker)
     worker.end_if_idle(600)
@@ -145,21 +137,7 @@ def test_worker_ends_only_on_request_or_when_idle_long_enough():
         pid_of(worker)
 
 
-def test_it_ends_with_a_parent_that_is_killed_while_it_computes(tmp_path):
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)  # The script does not check `__name__`.
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
-    try:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        assert not is_gone(pid)
-    finally:
-        parent.kill()
-        parent.wait(60)
-    wait_until(lambda: is_gone(pid), SECONDS, "the end of the worker")
-
-
-def test_a_pool_calls_in_as_many_processes_as_it_has():
+def test_pool_uses_all_its_processes():
     pool = WorkerPool([Worker(), Worker()])
     try:
         with ThreadPoolExecutor(4) as threads:
@@ -175,9 +153,7 @@ def test_a_pool_calls_in_as_many_processes_as_it_has():
         pid_of(pool)
 
 
-def test_functions_are_found_where_the_parent_finds_them_and_not_in_the_folder_it_runs_in(
-    tmp_path, monkeypatch
-):
+def test_worker_imports_from_parent_path(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "pickle.py").write_text("raise SystemExit(9)")
     (tmp_path / "path").mkdir()

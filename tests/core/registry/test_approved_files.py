@@ -6,7 +6,6 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -42,7 +41,7 @@ def mlflow_at(monkeypatch):
     served = SimpleNamespace(status=200, body=APPROVED, kind="application/json", path="")
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             is_of_app = "/onnxserve/" in self.path
             served.path = self.path if is_of_app else served.path
             self.send_response(served.status if is_of_app else 200)
@@ -50,7 +49,7 @@ def mlflow_at(monkeypatch):
             self.end_headers()
             self.wfile.write(json.dumps(served.body if is_of_app else MODEL).encode())
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, format, *args):
             pass
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -61,7 +60,7 @@ def mlflow_at(monkeypatch):
         server.shutdown()
 
 
-def test_the_server_is_asked_for_one_version(mlflow_at):
+def test_approval_of_one_version_is_requested(mlflow_at):
     assert approval_of("credit", "6") == Approval(
         is_required=True, files=("ab12",), places=("@champion",)
     )
@@ -81,7 +80,7 @@ def test_changed_files_are_listed(mlflow_at):
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, "text/html"), (403, "text/html")])
-def test_without_the_app_a_model_with_approvals_has_no_approved_version(status, kind, mlflow_at):
+def test_server_without_app_approves_nothing(status, kind, mlflow_at):
     mlflow_at.status = status
     mlflow_at.kind = kind
     mlflow_at.body = "no such page"
@@ -113,7 +112,7 @@ def test_without_the_app_a_model_with_approvals_has_no_approved_version(status, 
         (502, "bad gateway", RegistryUnavailable),
     ],
 )
-def test_an_error_is_not_taken_for_an_answer(status, body, expected, mlflow_at):
+def test_server_error_is_raised(status, body, expected, mlflow_at):
     mlflow_at.status = status
     mlflow_at.body = body
     with pytest.raises(expected):
@@ -124,9 +123,7 @@ def test_an_error_is_not_taken_for_an_answer(status, body, expected, mlflow_at):
     ("policy", "places"),
     [("approvals: {}\ngated_stages: []", ("@champion",)), ("skip: []", ()), ("[", ())],
 )
-def test_a_database_knows_only_the_places_that_require_approvals(
-    policy, places, tmp_path, new_database
-):
+def test_database_lists_places_that_require_approvals(policy, places, tmp_path, new_database):
     with tracking_at(new_database(tmp_path)):
         MlflowClient().create_registered_model("credit", tags={"onnxserve.gate.policy": policy})
         assert approval_of("credit", "6") == Approval(is_required=bool(places), places=places)

@@ -37,13 +37,13 @@ def actors(store):
     return {event.actor for event in unsigned_events(store, store.events(actions=["approve"]))}
 
 
-def test_without_a_server_that_signs_all_events_count(store):
+def test_all_events_count_without_signing_server(store):
     assert trusted_keys(store) is None
     assert actors(store) == set()
     assert [event.actor for event in newest_events(store, "toy")] == ["earlier"]
 
 
-def test_tampered_events_after_the_seal_are_not_signed(store, store_url, tmp_path):
+def test_forged_events_after_seal_are_unsigned(store, store_url, tmp_path):
     with store_of_server(store_url, tmp_path) as server:
         for model in ("toy", "new"):
             server.record("approve", actor="ada", model=model, version="1")
@@ -55,7 +55,7 @@ def test_tampered_events_after_the_seal_are_not_signed(store, store_url, tmp_pat
     assert [event.actor for event in newest_events(store, "new")] == ["ada"]
 
 
-def test_the_keys_of_mlflows_server_replace_the_keys_in_the_store(store, store_url, tmp_path):
+def test_server_keys_replace_stored_keys(store, store_url, tmp_path):
     folder = tmp_path / "mlflow"
     folder.mkdir()
     variables = {"ONNXSERVE_STORE_URI": store_url, "ONNXSERVE_HOME": str(folder)}

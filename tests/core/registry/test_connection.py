@@ -3,7 +3,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import StreamRequestHandler, ThreadingTCPServer
@@ -15,7 +14,6 @@ from botocore.exceptions import NoCredentialsError
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST
 from requests import HTTPError
-from urllib3.exceptions import InsecureRequestWarning
 
 from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
@@ -63,7 +61,7 @@ def own_process(monkeypatch):
     monkeypatch.setattr(connection._process, "is_own", True)
 
 
-def test_calls_are_short_and_downloads_are_not(clean):
+def test_downloads_have_no_request_timeout(clean):
     set_service_timeouts()
     assert os.environ[TIMEOUT] == "5"
     with no_request_timeout:
@@ -71,14 +69,14 @@ def test_calls_are_short_and_downloads_are_not(clean):
     assert os.environ[TIMEOUT] == "5"
 
 
-def test_timeout_set_by_the_user_is_kept(clean):
+def test_user_timeout_is_kept(clean):
     clean.setenv(TIMEOUT, "77")
     set_service_timeouts()
     with no_request_timeout:
         assert os.environ[TIMEOUT] == "77"
 
 
-def test_credentials_are_taken_out_of_every_uri_of_a_text():
+def test_credentials_are_redacted_from_uris():
     text = "https://{}host/x failed, postgresql+psycopg://{}db/y too, a@b.c stays, http://{}h:1/z@a"
     secrets = ("user:p%40ss@", "u@", "u:p@ss@")
     assert redact_credentials(text.format(*secrets)) == text.format("", "", "")
@@ -115,11 +113,11 @@ def http_server():
     sent: list[str | None] = []
 
     class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             sent.append(self.headers["Authorization"])
             self.send_error(404)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             pass
 
     with serving(Handler) as address:
@@ -137,21 +135,6 @@ def serving(handler):
             server.shutdown()
 
 
-def test_missing_mlflow_route_is_reported_without_the_html_page():
-    with (
-        http_server() as (host, _),
-        tracking_at(f"http://{host}"),
-        pytest.raises(RegistryUnavailable) as raised,
-        registry_errors("model x"),
-    ):
-        registry_client().get_registered_model("x")
-
-    assert raised.value.message.endswith(
-        "it has no /api/2.0/mlflow/registered-models/get: the address is wrong, or its MLflow is "
-        "older than version 3"
-    )
-
-
 @pytest.mark.parametrize(
     ("error", "names"),
     [
@@ -166,150 +149,102 @@ def test_missing_mlflow_route_is_reported_without_the_html_page():
         ),
     ],
 )
-def test_permission_errors_are_refusals_and_not_outages(error, names):
+def test_permission_error_is_a_refusal(error, names):
     with refused(RegistryRefused, "m", "MLflow", "refuses", *names), registry_errors("m"):
         raise error
 
 
 FILES = "The following failures occurred while downloading one or more artifacts from s3://b/1:\n"
 HEAD = "An error occurred ({}) when calling the HeadObject operation: {}"
-KEYS = r"\(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role\)"
-ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
+KEYS = "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"
+LISTING = MlflowException("Failed to list artifacts in s3://b/1: no", PERMISSION_DENIED)
+ANSWER = "{} Client Error: No for url: http://{}/api. Response text: {}"
+DENIED = '{"error_code": "PERMISSION_DENIED", "message": "Access Denied"}'
 
 
 @pytest.mark.parametrize(
-    ("store", "error", "kind", "said"),
+    ("store", "error", "kind", "names"),
     [
         (
             "s3://b",
             MlflowException(
-                f"{FILES}##### File a/MLmodel #####\n"
-                f"{HEAD.format(403, 'Forbidden')}\n"
-                "##### File b #####\n"
-                "no"
+                f"{FILES}##### File a/MLmodel #####\n{HEAD.format(403, 'no')}\n##### File b #####"
             ),
             RegistryRefused,
-            (
-                rf"s3://b refuses the credentials {KEYS}: a/MLmodel: An error occurred \(403\) "
-                r".*: Forbidden"
-            ),
+            ("s3://b refuses the credentials", KEYS, "a/MLmodel"),
         ),
+        ("s3://b", LISTING, RegistryRefused, ("s3://b refuses the credentials", KEYS)),
         (
             "s3://b",
             MlflowException(
-                "Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED
-            ),
-            RegistryRefused,
-            (
-                rf"s3://b refuses the credentials {KEYS}: Failed to list artifacts in s3://b/1: "
-                r"Access Denied"
-            ),
-        ),
-        (
-            "s3://b",
-            MlflowException(
-                f"{FILES}##### File a/model.onnx #####\n"
-                "[Errno 28] No space left on device\n"
-                "##### File b"
+                f"{FILES}##### File a #####\n[Errno 28] No space left on device\n##### File b"
             ),
             RegistryUnavailable,
-            "the disk of this machine cannot be written: No space left on device",
+            ("the disk of this machine", "No space left on device"),
         ),
         (
             "",
             OSError(30, "Read-only file system"),
             RegistryUnavailable,
-            "the disk of this machine .*: Read-only file system",
+            ("the disk of this machine", "Read-only file system"),
         ),
-        (
-            "s3://b",
-            NoCredentialsError(),
-            RegistryRefused,
-            rf"s3://b refuses the credentials {KEYS}: Unable to locate cr.*",
-        ),
+        ("s3://b", NoCredentialsError(), RegistryRefused, ("s3://b refuses", KEYS)),
         (
             "gs://b",
             OSError("403 GET https://storage/b/o: sa@x does not have storage.objects.list access"),
             RegistryRefused,
-            "gs://b refuses the credentials: 403 GET .*list access",
+            ("gs://b refuses the credentials", "403 GET"),
         ),
         (
             "s3://b",
             MlflowException(f"{FILES}##### File x #####\n{HEAD.format(404, 'Not Found')}"),
             NotFound,
-            r"not found in s3://b: x: An error occurred \(404\) .*",
+            ("not found in s3://b", "x"),
         ),
         (
             "s3://b",
             MlflowException("no bucket", RESOURCE_DOES_NOT_EXIST),
             NotFound,
-            "not found in s3://b: no bucket",
+            ("not found in s3://b", "no bucket"),
         ),
         (
             "",
-            HTTPError(
-                ANSWER.format(
-                    403, '{"error_code": "PERMISSION_DENIED", "message": "Access Denied"}'
-                )
-            ),
+            HTTPError(ANSWER.format(403, "m", DENIED)),
             RegistryRefused,
-            (
-                "the artifact store of MLflow at [^ ]+ refuses the credentials of MLflow's server: "
-                "Access Denied"
-            ),
+            ("the artifact store of MLflow", "the credentials of MLflow's server", "Access Denied"),
         ),
         (
             "",
-            HTTPError(
-                ANSWER.replace("//m/", "//other:5000/").format(
-                    401, '{"error_code": "X", "message": "secret"}'
-                )
-            ),
+            HTTPError(ANSWER.format(401, "other:5000", DENIED)),
             RegistryRefused,
-            (
-                r"http://other:5000 refuses the credentials \(.* ~/.netrc may have .* for this "
-                r"host\): 401 Client .*api\."
-            ),
+            ("http://other:5000 refuses the credentials", "~/.netrc"),
         ),
         (
             "",
-            HTTPError(ANSWER.format(401, "You are not authenticated.")),
+            HTTPError(ANSWER.format(401, "m", "You are not authenticated.")),
             RegistryRefused,
-            "MLflow at [^ ]+ refuses the credentials: MLFLOW_TRACKING_USERNAME .*",
+            ("MLflow", "refuses the credentials", "MLFLOW_TRACKING_USERNAME"),
         ),
-        (
-            "",
-            NoCredentialsError(),
-            RegistryRefused,
-            rf"the artifact store refuses the credentials {KEYS}: Unable to .*",
-        ),
-        (
-            "",
-            MlflowException(
-                "Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED
-            ),
-            RegistryRefused,
-            (
-                r"the artifact store refuses the credentials: Failed to list artifacts in "
-                r"s3://b/1: Access Denied"
-            ),
-        ),
+        ("", NoCredentialsError(), RegistryRefused, ("the artifact store refuses", KEYS)),
+        ("", LISTING, RegistryRefused, ("the artifact store refuses the credentials",)),
         (
             "s3://b",
             OSError("Connection refused"),
             RegistryUnavailable,
-            "s3://b does not answer correctly: conn.*",
+            ("s3://b does not answer correctly",),
         ),
     ],
 )
-def test_artifact_store_failures_are_classified_as_refused_or_missing(store, error, kind, said):
+def test_artifact_store_failures_are_classified(store, error, kind, names):
     with tracking_at("http://m"):
         failure = store_failure("the files", store, error)
     assert type(failure) is kind
-    assert re.fullmatch(f"the files: {said}", failure.message), failure.message
+    assert all(name in failure.message for name in names), failure.message
+    # The author would read this text in the version's tag.
+    assert ("Access Denied" in failure.message) == ("Access Denied" in names)
 
 
-def test_refused_upload_blames_the_artifact_store_in_one_line():
+def test_refused_upload_names_artifact_store():
     for error in (
         S3UploadFailedError(
             "Failed to upload a to b/c: An error occurred (AccessDenied) when …: Access Denied"
@@ -323,7 +258,7 @@ def test_refused_upload_blames_the_artifact_store_in_one_line():
             raise error
 
 
-def test_unrelated_error_is_not_taken_for_an_mlflow_error():
+def test_unrelated_error_is_not_translated():
     with pytest.raises(ZeroDivisionError), registry_errors("run r"):
         raise ZeroDivisionError
 
@@ -418,13 +353,13 @@ READ_ONLY_DATABASE = {
         ),
     ],
 )
-def test_unavailable_mlflow_error_gives_the_cause_and_the_remedy(clean, error, said):
+def test_outage_names_cause_and_remedy(clean, error, said):
     clean.setenv(TIMEOUT, "7")
     with refused(RegistryUnavailable, "m", "MLflow", said), registry_errors("m"):
         raise MlflowException(error) if isinstance(error, str) else error
 
 
-def test_variables_that_contradict_each_other_are_no_model_that_is_missing(monkeypatch):
+def test_contradicting_tls_variables_are_refused(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/srv/ca.pem")
     with refused(InvalidConfig, "MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH"):
@@ -434,21 +369,13 @@ def test_variables_that_contradict_each_other_are_no_model_that_is_missing(monke
 @pytest.mark.parametrize(
     ("variable", "value"), [("MLFLOW_TRACKING_INSECURE_TLS", "yes"), (TIMEOUT, "30s")]
 )
-def test_a_variable_whose_value_mlflow_cannot_read_is_named(monkeypatch, variable, value):
+def test_unreadable_variable_is_named(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(InvalidConfig, match=f"^(?=.*{variable}).*{value}"):
         registry_client()
 
 
-def test_a_certificate_that_the_user_does_not_want_checked_is_not_warned_of_at_each_call():
-    with warnings.catch_warnings(record=True) as warned, registry_errors("model x"):
-        warnings.warn(
-            "Unverified HTTPS request is being made", InsecureRequestWarning, stacklevel=1
-        )
-    assert warned == []
-
-
-def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(monkeypatch):
+def test_error_names_proxy_without_password(monkeypatch):
     monkeypatch.setenv("http_proxy", "user:secret@proxy.test:3128")
     with tracking_at("http://mlflow.test:5000"):
         for no_proxy, is_asked_through_proxy in (("", True), ("mlflow.test", False)):
@@ -463,7 +390,7 @@ def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(monkeypatc
             assert "secret" not in raised.value.message
 
 
-def test_patience_lasts_until_the_last_of_several_has_its_files(clean):
+def test_request_timeout_returns_after_last_download(clean):
     set_service_timeouts()
     first = no_request_timeout
     second = no_request_timeout
@@ -475,7 +402,7 @@ def test_patience_lasts_until_the_last_of_several_has_its_files(clean):
     assert os.environ[TIMEOUT] == "5"
 
 
-def test_unsupported_tracking_uri_is_a_one_line_error_without_its_password():
+def test_unsupported_uri_error_hides_password():
     pattern = r"^MLFLOW_TRACKING_URI or .*unsupported URI 'foo://somewhere'"
     with (
         tracking_at("foo://user:secret@somewhere"),
@@ -488,27 +415,10 @@ def test_unsupported_tracking_uri_is_a_one_line_error_without_its_password():
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:5000", "localhost:5000", "[::1]:5000/mlflow"])
-def test_address_without_scheme_is_refused_with_the_one_that_works(address):
+def test_missing_scheme_is_suggested(address):
     remedy = re.escape(f"http://{address}")
     with tracking_at(address), pytest.raises(InvalidConfig, match=f"{remedy}$"):
         registry_client()
-
-
-@pytest.mark.long
-def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path):
-    (tmp_path / "plugin_store.py").write_text("import pandas\n")
-    code = (
-        "import sys; from mlflow_deploy_plugin.core.registry.connection import hidden_pandas\n"
-        "with hidden_pandas():\n"
-        "    import mlflow; print('pandas' in sys.modules)\n"
-        "    import plugin_store; print(plugin_store.pandas.Series([1]).sum())\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    command = [sys.executable, "-c", code]
-    ended = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ended.stdout == "False\n1\n", ended.stderr
 
 
 @pytest.mark.usefixtures("own_process")
@@ -523,9 +433,7 @@ def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path):
         ("http://{other}\\@{own}/api/2.0/mlflow-artifacts/artifacts/x", False),
     ],
 )
-def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_lie(
-    monkeypatch, tmp_path, location, is_own
-):
+def test_credentials_go_only_to_mlflow(monkeypatch, tmp_path, location, is_own):
     for name, value in {"USERNAME": "agent", "PASSWORD": "s3cret"}.items():
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -549,9 +457,7 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
     "location",
     ["HTTP://{other}/api/2.0/mlflow-artifacts/artifacts/x", "mlflow-artifacts://{other}/x"],
 )
-def test_in_a_process_of_a_user_files_elsewhere_are_refused_because_mlflow_would_send_the_account(
-    monkeypatch, tmp_path, location
-):
+def test_foreign_files_are_refused_with_credentials(monkeypatch, tmp_path, location):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
     with (
         http_server() as (server, _),
@@ -568,9 +474,9 @@ def test_in_a_process_of_a_user_files_elsewhere_are_refused_because_mlflow_would
 
 
 @pytest.mark.usefixtures("own_process")
-def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch, tmp_path):
+def test_json_is_bounded_but_files_are_not(monkeypatch, tmp_path):
     class Large(SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             self.send_response(200)
             if self.path.endswith("artifacts?path=files"):
                 body = json.dumps(
@@ -583,7 +489,7 @@ def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch, tmp_path):
             with suppress(OSError):  # The client may have closed the connection.
                 self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             pass
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -604,7 +510,7 @@ def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch, tmp_path):
         ("abfss://models@elsewhere.test\\@team.dfs.core.windows.net/x", False),
     ],
 )
-def test_the_account_of_azure_goes_to_azure_alone(monkeypatch, tmp_path, location, is_azure):
+def test_azure_credentials_go_only_to_azure(monkeypatch, tmp_path, location, is_azure):
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=s3cret")
     # An import would send a request to the host.
     monkeypatch.setitem(sys.modules, "azure.storage.filedatalake", None)
@@ -620,9 +526,7 @@ def test_the_account_of_azure_goes_to_azure_alone(monkeypatch, tmp_path, locatio
 
 @pytest.mark.usefixtures("own_process")
 @pytest.mark.parametrize("address", ["databricks://profile:prefix", "postgresql://h1:1,h2:2/db"])
-def test_an_mlflow_without_a_web_address_leaves_other_servers_of_files_as_they_are(
-    monkeypatch, tmp_path, address
-):
+def test_database_registry_sends_no_credentials(monkeypatch, tmp_path, address):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
     with (
         http_server() as (other, sent),
@@ -640,9 +544,9 @@ def test_an_mlflow_without_a_web_address_leaves_other_servers_of_files_as_they_a
         (b"530 of staff\r\n", "error_perm 530"),
     ],
 )
-def test_ftp_server_reply_is_not_quoted_in_the_error(tmp_path, answer, said):
+def test_ftp_reply_is_not_quoted(tmp_path, answer, said):
     class Service(StreamRequestHandler):
-        def handle(self) -> None:
+        def handle(self):
             self.wfile.write(answer)
 
     with (
@@ -682,7 +586,7 @@ for thread in threads:
 """
 
 
-def test_threads_that_use_mlflow_first_at_the_same_time_get_no_error():
+def test_concurrent_first_imports_succeed():
     """The agent polls several models and follows the change feed
     from its first second.
     """
@@ -695,7 +599,7 @@ def test_threads_that_use_mlflow_first_at_the_same_time_get_no_error():
 @pytest.mark.parametrize(
     "address", ["a server without the app", "a database", "http://127.0.0.1:9"]
 )
-def test_without_a_login_the_user_has_no_name_at_mlflow(address, mlflow_server, tmp_path):
+def test_user_without_login_has_no_name(address, mlflow_server, tmp_path):
     addresses = {
         "a server without the app": mlflow_server.url,
         "a database": f"sqlite:///{tmp_path}/mlflow.db",

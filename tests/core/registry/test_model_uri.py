@@ -42,25 +42,25 @@ from tests.support.refusals import refused
         ("models/flight-delay", ModelURI("path", "models/flight-delay")),
     ],
 )
-def test_a_model_uri_is_taken_apart(model_uri, reference):
+def test_model_uri_is_parsed(model_uri, reference):
     assert parse_model_uri(model_uri) == reference
 
 
-def test_only_stages_aliases_and_tags_are_followed():
+def test_stages_aliases_and_tags_are_followed():
     followed = ["models:/x/Production", "models:/x@a", "models:/x/tag:a=b"]
     fixed = ["models:/x/3", "models:/x/latest", "models:/m-1", "runs:/r/m", "/p"]
     assert all(parse_model_uri(uri).followed for uri in followed)
     assert not any(parse_model_uri(uri).followed for uri in fixed)
 
 
-def test_a_tag_has_a_key_and_a_value():
+def test_tag_has_key_and_value():
     assert parse_model_uri("models:/x/tag:a.b/c=x=y").tag == ("a.b/c", "x=y")
 
 
 @pytest.mark.parametrize(
     ("uri", "place"), [("models:/x/Production", "Production"), ("models:/x@a", "@a")]
 )
-def test_the_audit_trail_tells_an_alias_from_a_stage(uri, place):
+def test_place_distinguishes_alias_from_stage(uri, place):
     assert parse_model_uri(uri).place == place
 
 
@@ -87,7 +87,7 @@ def test_the_audit_trail_tells_an_alias_from_a_stage(uri, place):
         Path("model"),
     ],
 )
-def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri):
+def test_uri_without_version_is_refused(model_uri):
     with pytest.raises(
         InvalidConfig, match=r"models:/NAME/Production|runs:/RUN_ID/PATH|models:/NAME/tag:KEY=VALUE"
     ):
@@ -107,7 +107,7 @@ def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri):
         ("/", "model"),
     ],
 )
-def test_the_endpoint_is_named_after_the_model(model_uri, name):
+def test_endpoint_is_named_after_model(model_uri, name):
     assert default_endpoint_name(model_uri) == name
 
 
@@ -125,19 +125,19 @@ def test_the_endpoint_is_named_after_the_model(model_uri, name):
         ("http://h:5000/#/models/flights", ["models:/flights/VERSION"]),
     ],
 )
-def test_web_address_is_refused_with_the_likely_tracking_uri_and_model_uri(address, names):
+def test_web_address_error_suggests_uris(address, names):
     with refused(InvalidConfig, *names):
         parse_model_uri(address)
 
 
-def test_a_web_address_is_refused_without_its_password():
+def test_web_address_error_hides_password():
     with pytest.raises(InvalidConfig) as raised:
         parse_model_uri("https://user:secret@host/m")
     assert "secret" not in raised.value.message
 
 
 @pytest.mark.parametrize("uri", ["models:/./flights", "models:/../flights/1", "models:/~/flights"])
-def test_folder_given_as_a_registered_model_is_refused(uri):
+def test_folder_as_registered_model_is_refused(uri):
     with refused(InvalidConfig, "a folder", "a registered model"):
         parse_model_uri(uri)
 
@@ -160,9 +160,7 @@ def test_folder_given_as_a_registered_model_is_refused(uri):
         ("model.onnx", "model.onnx is a file; a model is a folder with an MLmodel file"),
     ],
 )
-def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
-    text, words, tmp_path, monkeypatch
-):
+def test_missing_folder_error_suggests_uri(text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").touch()
     assert words in missing_folder_message(text)
@@ -171,17 +169,17 @@ def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
 
 
 @pytest.mark.parametrize("text", ["/no/such/folder", "./nothing", "~/nothing", "a/b/c"])
-def test_missing_path_gets_no_other_suggestion(text):
+def test_missing_path_gets_no_suggestion(text):
     assert missing_folder_message(text).endswith(" does not exist")
 
 
 @pytest.mark.parametrize("text", ["[" * 10_000, f"model_name: 0x1{'0' * 10_000}"])
-def test_a_note_of_the_registry_that_is_a_bomb_says_nothing(tmp_path, text):
+def test_yaml_bomb_in_registered_meta_is_ignored(tmp_path, text):
     (tmp_path / "registered_model_meta").write_text(text)
     assert registered_meta(tmp_path) == {}
 
 
-def test_a_version_in_a_row_of_the_log_has_a_uri():
+def test_logged_version_has_uri():
     assert served_version_uri("flights", "7") == "models:/flights/7"
     assert served_version_uri("flights", "m-1") == "models:/m-1"
     with refused(NotFound, "flights", "folder"):

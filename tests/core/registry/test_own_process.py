@@ -83,7 +83,7 @@ REPLACED = [
 
 @pytest.mark.long
 @pytest.mark.parametrize(("code", "replaced"), [(USER, []), (OWN, REPLACED)], ids=["user", "own"])
-def test_functions_of_libraries_are_replaced_only_in_our_processes(code, replaced, tmp_path):
+def test_libraries_are_patched_only_in_own_processes(code, replaced, tmp_path):
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",

@@ -2,15 +2,19 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
 from mlflow_deploy_plugin.core.registry.resolution import registered_version, resolve
 from tests.support.refusals import refused
+from tests.support.services.proxy import proxy_to
+from tests.support.tracking import tracking_at
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,7 @@ from tests.support.refusals import refused
         ("models:/tiny/latest", "3", False, {}),
     ],
 )
-def test_a_registered_model_becomes_one_version(store, model_uri, version, followed, aspects):
+def test_reference_resolves_to_one_version(store, model_uri, version, followed, aspects):
     resolved = resolve(model_uri)
     assert resolved.model_uri == model_uri
     assert resolved.name == "tiny"
@@ -46,7 +50,7 @@ def test_a_registered_model_becomes_one_version(store, model_uri, version, follo
     assert resolved.aspects == {"run_id": store.run_id, "model_id": store.model_id, **aspects}
 
 
-def test_a_model_that_is_deleted_and_registered_anew_has_other_versions_under_the_same_numbers(
+def test_recreated_model_has_new_version_identities(
     store,
 ):
     identities = set()
@@ -59,7 +63,7 @@ def test_a_model_that_is_deleted_and_registered_anew_has_other_versions_under_th
     assert len(identities) == 3
 
 
-def test_model_name_with_unsearchable_quotes_is_refused(store):
+def test_unsearchable_model_name_is_refused(store):
     name = """it's "it\""""
     client = mlflow.MlflowClient()
     client.create_registered_model(name)
@@ -70,13 +74,13 @@ def test_model_name_with_unsearchable_quotes_is_refused(store):
         client.delete_registered_model(name)
 
 
-def test_a_logged_model_is_its_own_version(store):
+def test_logged_model_is_its_own_version(store):
     resolved = resolve(f"models:/{store.model_id}")
     assert (resolved.name, resolved.version, resolved.followed) == ("model", store.model_id, False)
     assert resolved.aspects["run_id"] == store.run_id
 
 
-def test_a_runs_model_leaves_the_version_to_its_files(store):
+def test_run_model_has_no_version(store):
     resolved = resolve(f"runs:/{store.run_id}/model")
     assert resolved.name == "model"
     assert resolved.version == ""
@@ -103,25 +107,18 @@ def test_a_runs_model_leaves_the_version_to_its_files(store):
         ("/no/such/folder", ["folder /no/such/folder"]),
     ],
 )
-def test_missing_version_error_lists_the_existing_versions(store, model_uri, names):
+def test_missing_version_error_lists_versions(store, model_uri, names):
     with refused(NotFound, *names) as caught:
         resolve(model_uri)
     assert "\n" not in caught.value.message
 
 
-def test_missing_model_error_lists_the_models_and_the_registry(store):
-    with refused(NotFound, "tyni", "empty, tiny", "sqlite://"):
-        resolve("models:/tyni/Production")
-
-
-def test_unknown_stage_error_suggests_the_alias(store):
+def test_unknown_stage_error_suggests_alias(store):
     with refused(InvalidConfig, "a version", "`latest`", "a stage", "models:/tiny@champion"):
         resolve("models:/tiny/champion")
 
 
-def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_credentials(
-    store, monkeypatch
-):
+def test_registry_outage_is_noticed_within_seconds(store, monkeypatch):
     # Set the variables first, so that monkeypatch restores them.
     for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "")
@@ -136,13 +133,13 @@ def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_cre
     assert time.monotonic() - started < 60  # MLflow's own retries would take four minutes.
 
 
-def test_folder_may_share_the_name_of_a_registered_model(store, tmp_path, monkeypatch):
+def test_folder_may_share_model_name(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
     assert registered_version("tiny", "1").version == "1"
 
 
-def test_a_folder_is_resolved_without_importing_mlflow(tmp_path):
+def test_folder_is_resolved_without_mlflow(tmp_path):
     code = (
         "import sys; from mlflow_deploy_plugin.core.registry.resolution import resolve;"
         f"r = resolve({str(tmp_path)!r}); print(r.name, r.source, 'mlflow' in sys.modules)"
@@ -154,7 +151,7 @@ def test_a_folder_is_resolved_without_importing_mlflow(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny\r\nX-Evil: yes", "tiny\x1b[2J", "tiny\u2028"])
-def test_a_name_with_control_characters_is_not_served(tmp_path, name):
+def test_name_with_control_characters_is_refused(tmp_path, name):
     """MLflow registers a model with such a name, and a folder may have such a name."""
     (tmp_path / name).mkdir()
     with refused(InvalidConfig, "'tiny", "control characters"):
@@ -172,6 +169,100 @@ def test_a_name_with_control_characters_is_not_served(tmp_path, name):
         ("models://profile/tiny/2", "NAME VERSION"),
     ],
 )
-def test_invalid_registered_model_name_is_refused_with_the_right_form(given, right):
+def test_invalid_model_name_error_shows_form(given, right):
     with refused(InvalidConfig, repr(given), "not the name", right):
         registered_version(given, "1")
+
+
+@pytest.fixture(scope="module")
+def model(mlflow_server):
+    """Register versions 1 (Production, @old, team a), 2 (Production, team b), 3
+    (Staging, @new, team a), 4.
+    """
+    name = f"many-{uuid.uuid4().hex}"
+    client = MlflowClient(mlflow_server.url)
+    client.create_registered_model(name)
+    for _ in range(4):
+        client.create_model_version(name, "s3://bucket/model")
+    for version, stage in (("1", "Production"), ("2", "Production"), ("3", "Staging")):
+        client.transition_model_version_stage(name, version, stage)
+    for alias, version in (("old", "1"), ("new", "3")):
+        client.set_registered_model_alias(name, alias, version)
+    for version, team in (("1", "a"), ("2", "b"), ("3", "a")):
+        client.set_model_version_tag(name, version, "team", team)
+    return name
+
+
+@pytest.fixture
+def proxy(mlflow_server):
+    with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
+        yield proxy
+
+
+@pytest.mark.parametrize(
+    ("selector", "version"),
+    [
+        ("/Production", "2"),
+        ("/Staging", "3"),
+        ("@old", "1"),
+        ("@new", "3"),
+        ("/tag:team=a", "3"),
+        ("/tag:team=b", "2"),
+    ],
+)
+def test_reference_costs_one_call(proxy, model, selector, version):
+    assert resolve(f"models:/{model}{selector}").version == version
+    assert len(proxy.asked) == 1, proxy.asked
+
+
+def test_resolution_never_lists_all_versions(proxy, model):
+    for selector in ("/latest", "/tag:team=a", "/Production"):
+        resolve(f"models:/{model}{selector}")
+    for selector in ("/tag:team=none", "@dead"):
+        with pytest.raises(NotFound):
+            resolve(f"models:/{model}{selector}")
+    searches = [request for request in proxy.asked if "model-versions/search" in request]
+    assert searches
+    assert all(
+        "max_results=1&" in request or "max_results=10&" in request for request in searches
+    ), searches
+
+
+def test_unevaluated_version_passes_without_dataset_in_policy(proxy, model):
+    client = MlflowClient(proxy.url)
+    for key, value in (
+        ("onnxserve.gate", "passed without an evaluation"),
+        ("onnxserve.gate.digest", "ab12"),
+    ):
+        client.set_model_version_tag(model, "2", key, value)
+    for policy, is_passed in (
+        ("gated_stages: [Production]", True),
+        ("evaluation: {dataset: rows.csv, target: y}", False),
+    ):
+        client.set_registered_model_tag(model, "onnxserve.gate.policy", policy)
+        resolved = resolve(f"models:/{model}/Production")
+        assert resolved.gate_status.passed is is_passed
+        assert ("onnxserve gate" in resolved.gate_status.reason) is not is_passed
+
+
+def test_later_verdict_is_read(proxy, model):
+    client = MlflowClient(proxy.url)
+    client.set_registered_model_tag(model, "onnxserve.gate.policy", "gated_stages: [Production]")
+    client.set_model_version_tag(model, "1", "onnxserve.gate.digest", "ab12")
+    for state in ("passed without an evaluation", "passed"):
+        client.set_model_version_tag(model, "1", "onnxserve.gate", state)
+        assert resolve(f"models:/{model}@old").gate_status.state == state
+
+
+@pytest.mark.parametrize(
+    ("mood", "status"), [("<html>hello</html>", 200), ("[1]", 200), ("oops", 500), ("refuse", 200)]
+)
+def test_invalid_answer_is_reported_after_one_request(proxy, model, mood, status):
+    proxy.turn(mood, status=status)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        for selector in ("/Production", "@new", "/tag:team=a"):
+            proxy.asked.clear()
+            with pytest.raises(RegistryUnavailable):
+                resolve(f"models:/{model}{selector}")
+            assert len(proxy.asked) == 1

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUn
 from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.model_files import download, fetch
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.registry.rest import HttpSettings, MlflowRest, http_settings
+from mlflow_deploy_plugin.core.registry.rest import MlflowRest, http_settings
 from mlflow_deploy_plugin.core.registry.tags import tag_version, untag_version
 from tests.support.models import IDENTITY
 from tests.support.refusals import refused
@@ -56,9 +56,7 @@ def model_id(proxy):
     return str(logged.model_id)
 
 
-def test_both_clients_select_the_same_versions_and_copy_the_same_files(
-    proxy, model_id, tmp_path, monkeypatch
-):
+def test_both_clients_resolve_and_copy_alike(proxy, model_id, tmp_path, monkeypatch):
     run_id = MlflowClient().get_logged_model(model_id).source_run_id
     version = resolve("models:/rest@a").version
     selectors = ["/Production", "/latest", "@a", "/tag:team=a", f"/{version}"]
@@ -82,7 +80,7 @@ def file_names(folder):
 @pytest.mark.parametrize(
     "uri", ["models:/rest@none", "models:/rest/999", "models:/rest/Staging", "models:/no/1"]
 )
-def test_both_clients_report_a_missing_version_in_the_same_words(proxy, model_id, uri, monkeypatch):
+def test_both_clients_report_missing_version_alike(proxy, model_id, uri, monkeypatch):
     messages = []
     for imports_mlflow in (True, False):
         monkeypatch.setattr(connection._process, "imports_mlflow", imports_mlflow)
@@ -92,7 +90,7 @@ def test_both_clients_report_a_missing_version_in_the_same_words(proxy, model_id
     assert messages[0] == messages[1]
 
 
-def test_a_tag_is_set_and_deleted(proxy, model_id, of_agent):
+def test_tag_is_set_and_deleted(proxy, model_id, of_agent):
     client = MlflowClient()
     version = client.get_model_version_by_alias("rest", "a").version
     tag_version("rest", version, "onnxserve.error", "it fails")
@@ -111,7 +109,7 @@ def test_a_tag_is_set_and_deleted(proxy, model_id, of_agent):
         ({}, None),
     ],
 )
-def test_the_credentials_are_those_of_mlflows_client(proxy, of_agent, tmp_path, variables, header):
+def test_credentials_match_mlflow_client(proxy, of_agent, tmp_path, variables, header):
     of_agent.setenv("HOME", str(tmp_path))
     for name, value in variables.items():
         of_agent.setenv(f"MLFLOW_TRACKING_{name}", value)
@@ -120,7 +118,7 @@ def test_the_credentials_are_those_of_mlflows_client(proxy, of_agent, tmp_path, 
     assert set(proxy.credentials) == ({header} if header else set())
 
 
-def test_the_credentials_file_of_mlflow_is_read(of_agent, tmp_path):
+def test_mlflow_credentials_file_is_read(of_agent, tmp_path):
     of_agent.setenv("HOME", str(tmp_path))
     (tmp_path / ".mlflow").mkdir()
     text = "[mlflow]\nmlflow_tracking_username = agent\nmlflow_tracking_password = s3%cret\n"
@@ -128,34 +126,22 @@ def test_the_credentials_file_of_mlflow_is_read(of_agent, tmp_path):
     assert http_settings().authorization == {"Authorization": "Basic YWdlbnQ6czMlY3JldA=="}
 
 
-def test_the_defaults_are_those_of_mlflows_client(monkeypatch):
-    from mlflow import environment_variables
-
-    for name in list(os.environ):
-        if name.startswith("MLFLOW_"):
-            monkeypatch.delenv(name)
-    for name, value in HttpSettings().model_dump().items():
-        assert (getattr(environment_variables, f"MLFLOW_{name.upper()}").get() or "") == (
-            value or ""
-        ), name
-
-
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"])
-def test_a_plugin_of_mlflows_client_is_used(variable, monkeypatch):
+def test_auth_plugin_uses_mlflow_client(variable, monkeypatch):
     assert MlflowRest.at("http://m", "http://m") is not None
     assert MlflowRest.at("http://m", "sqlite:///m.db") is None
     monkeypatch.setenv(variable, "true")
     assert MlflowRest.at("http://m", "http://m") is None
 
 
-def test_a_server_that_would_ignore_the_workspace_is_refused(proxy, model_id, of_agent):
+def test_server_without_workspaces_is_refused(proxy, model_id, of_agent):
     of_agent.setenv("MLFLOW_WORKSPACE", "team-a")
     with refused(RegistryUnavailable, "team-a", "does not support workspaces"):
         resolve("models:/rest@a")
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", ".."])
-def test_a_file_name_that_leads_out_of_the_folder_is_refused(name, proxy, of_agent, tmp_path):
+def test_file_name_outside_of_folder_is_refused(name, proxy, of_agent, tmp_path):
     listing = b'{"files": [{"path": "%s", "is_dir": false}]}' % name.encode()
     proxy.rewrite = lambda _: listing
     with refused(RegistryUnavailable, "the files", repr(name)):
@@ -164,7 +150,7 @@ def test_a_file_name_that_leads_out_of_the_folder_is_refused(name, proxy, of_age
 
 
 @pytest.mark.parametrize("location", ["mlflow-artifacts:/1/..", "mlflow-artifacts:/1/%2e%2e/model"])
-def test_an_address_that_leads_out_of_the_folder_is_refused(location, proxy, of_agent, tmp_path):
+def test_address_outside_of_folder_is_refused(location, proxy, of_agent, tmp_path):
     proxy.rewrite = lambda _: b'{"files": [{"path": "file"}]}'
     with refused(InvalidConfig, "the files", "segment .."):
         fetch(location, tmp_path / "copy", "the files")
@@ -188,7 +174,7 @@ print((fetched.folder / "MLmodel").is_file(), "mlflow" in sys.modules)
 """
 
 
-def test_the_agent_follows_a_model_of_a_server_without_importing_mlflow(proxy, model_id, tmp_path):
+def test_agent_follows_model_without_mlflow(proxy, model_id, tmp_path):
     environment = os.environ | {"MLFLOW_TRACKING_URI": proxy.url}
     command = [sys.executable, "-c", AGENT, str(tmp_path)]
     ended = subprocess.run(
@@ -197,14 +183,14 @@ def test_the_agent_follows_a_model_of_a_server_without_importing_mlflow(proxy, m
     assert ended.stdout == "True False\n", ended.stderr
 
 
-def test_a_setting_beyond_the_bounds_of_mlflows_client_is_refused(monkeypatch):
+def test_out_of_range_setting_is_refused(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "11")
     with refused(InvalidConfig, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "'11'"):
         http_settings()
 
 
 @pytest.mark.parametrize("text", ["s3cret\n", "s3cret\r\nHost: x", "s3cretø"])
-def test_a_token_that_no_header_can_contain_is_refused_without_its_value(text, monkeypatch):
+def test_invalid_token_error_hides_value(text, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", text)
     with pytest.raises(InvalidConfig) as raised:
         http_settings()

@@ -2,6 +2,8 @@
 and of finding the previous version.
 """
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from threading import Barrier, Event, Thread, local
 
@@ -14,15 +16,20 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.transitions import (
     ROLLED_BACK_TAG,
+    STARTED_AT,
     current_version,
+    event_as_json,
+    event_history,
+    models_served_by,
     move_version,
     parse_stage_or_alias,
     previous_in_registry,
     was_rolled_back,
+    without_step_events,
 )
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.refusals import refused
-from tests.support.services.postgresql import postgresql_server
-from tests.support.tracking import tracking_at
 
 _numbers = count()
 
@@ -41,6 +48,16 @@ def model(store, request):
     client.delete_registered_model(name)
 
 
+@pytest.fixture
+def production(model):
+    return parse_model_uri(f"models:/{model}/Production")
+
+
+@pytest.fixture
+def blue(model):
+    return parse_model_uri(f"models:/{model}/tag:team=blue")
+
+
 def stages(name):
     return [
         MlflowClient().get_model_version(name, version).current_stage for version in ("1", "2", "3")
@@ -48,7 +65,7 @@ def stages(name):
 
 
 @pytest.mark.parametrize("selector", ["/Production", "/production", "@live", "/tag:team=blue"])
-def test_followed_reference_moves_forward_and_back(model, selector):
+def test_reference_moves_forward_and_back(model, selector):
     reference = parse_model_uri(f"models:/{model}{selector}")
 
     versions = [current_version(reference)]
@@ -60,13 +77,12 @@ def test_followed_reference_moves_forward_and_back(model, selector):
 
 
 @pytest.mark.parametrize("model", ["moved", "eva's", 'a "b"'], indirect=True)
-def test_of_a_stage_the_others_are_archived_also_the_newer(model):
-    reference = parse_model_uri(f"models:/{model}/Production")
+def test_other_versions_in_stage_are_archived(model, production):
     client = MlflowClient()
     for version in ("2", "3"):
         client.transition_model_version_stage(model, version, "Production")
 
-    move_version(reference, "2")
+    move_version(production, "2")
 
     assert stages(model) == ["None", "Production", "Archived"]
 
@@ -74,9 +90,7 @@ def test_of_a_stage_the_others_are_archived_also_the_newer(model):
 @pytest.mark.parametrize(("ours", "theirs"), [("2", "3"), ("3", "2")])
 @pytest.mark.parametrize("is_ours_last", [True, False])
 @pytest.mark.parametrize("selector", ["/Production", "/tag:team=blue"])
-def test_of_two_clients_that_move_at_once_one_wins(
-    model, selector, is_ours_last, ours, theirs, monkeypatch
-):
+def test_concurrent_moves_have_one_winner(model, selector, is_ours_last, ours, theirs, monkeypatch):
     reference = parse_model_uri(f"models:/{model}{selector}")
     move_version(reference, "1")
     name = (
@@ -106,13 +120,12 @@ def test_of_two_clients_that_move_at_once_one_wins(
         ]
 
 
-def test_a_client_whose_earlier_move_is_written_late_takes_its_version_out(model, monkeypatch):
-    reference = parse_model_uri(f"models:/{model}/Production")
+def test_late_write_of_earlier_move_is_archived(model, production, monkeypatch):
     move = MlflowClient.transition_model_version_stage
 
     def move_late(*arguments):
         monkeypatch.undo()
-        move_version(reference, "3")
+        move_version(production, "3")
         earlier = MlflowClient().get_model_version(model, "3").last_updated_timestamp - 1
         monkeypatch.setattr(
             "mlflow.store.model_registry.sqlalchemy_store.get_current_time_millis", lambda: earlier
@@ -120,20 +133,19 @@ def test_a_client_whose_earlier_move_is_written_late_takes_its_version_out(model
         move(*arguments)
 
     monkeypatch.setattr(MlflowClient, "transition_model_version_stage", move_late)
-    move_version(reference, "2")
+    move_version(production, "2")
 
     assert stages(model) == ["None", "Archived", "Production"]
 
 
-def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model, monkeypatch):
+def test_concurrent_tag_moves_keep_one_tag(model, blue, monkeypatch):
     """The second client tags its version after the first, and both check again before
     they remove a tag.
     """
-    reference = parse_model_uri(f"models:/{model}/tag:team=blue")
-    move_version(reference, "1")
+    move_version(blue, "1")
     set_tag = MlflowClient.set_model_version_tag
     delete_tag = MlflowClient.delete_model_version_tag
-    second = Thread(target=move_version, args=(reference, "2"))
+    second = Thread(target=move_version, args=(blue, "2"))
     has_tagged = Event()
     looked = Barrier(2)
     waits = local()
@@ -153,76 +165,48 @@ def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model, monkey
 
     monkeypatch.setattr(MlflowClient, "set_model_version_tag", tag_and_let_the_second)
     monkeypatch.setattr(MlflowClient, "delete_model_version_tag", delete_when_both_have_looked)
-    move_version(reference, "3")
+    move_version(blue, "3")
     second.join(60)
 
-    assert current_version(reference) == "2"
+    assert current_version(blue) == "2"
 
 
-def test_a_tag_stays_where_one_client_moves_it_on_while_another_moves_it_back(model, monkeypatch):
+def test_opposite_tag_moves_keep_one_tag(model, blue, monkeypatch):
     """Both clients see two versions with the tag, and each client removes the tag from
     the other client's version.
     """
-    reference = parse_model_uri(f"models:/{model}/tag:team=blue")
-    move_version(reference, "1")
+    move_version(blue, "1")
     delete_tag = MlflowClient.delete_model_version_tag
 
     def delete_after_the_second(*arguments):
         monkeypatch.undo()
-        move_version(reference, "1")
+        move_version(blue, "1")
         delete_tag(*arguments)
 
     monkeypatch.setattr(MlflowClient, "delete_model_version_tag", delete_after_the_second)
-    move_version(reference, "2")
+    move_version(blue, "2")
 
-    assert current_version(reference) == "2"
-
-
-@pytest.mark.long
-def test_the_others_are_archived_on_postgresql_too():
-    with postgresql_server() as url, tracking_at(url):
-        client = MlflowClient()
-        client.create_registered_model("moved")
-        for version in ("1", "2"):
-            client.create_model_version("moved", "/nowhere")
-            client.transition_model_version_stage("moved", version, "Production")
-
-        move_version(parse_model_uri("models:/moved/Production"), "1")
-
-        assert [client.get_model_version("moved", version).current_stage for version in "12"] == [
-            "Production",
-            "Archived",
-        ]
+    assert current_version(blue) == "2"
 
 
-def test_pointing_at_a_version_clears_its_rolled_back_mark(model):
-    MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
-    assert was_rolled_back(model, "2")
-
-    move_version(parse_model_uri(f"models:/{model}@live"), "2")
-
-    assert not was_rolled_back(model, "2")
-
-
-def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model):
+def test_previous_version_is_next_in_stage(model, production):
     for version in ("1", "2", "3"):
         MlflowClient().transition_model_version_stage(model, version, "Production")
 
-    earlier = previous_in_registry(parse_model_uri(f"models:/{model}/Production"), "3")
+    earlier = previous_in_registry(production, "3")
 
     assert earlier is not None
     assert earlier.version == "2"
     assert earlier.source == "it is the next highest version in Production"
 
 
-def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model):
-    reference = parse_model_uri(f"models:/{model}/Production")
+def test_previous_version_was_archived_last(model, production):
     for version in ("2", "1", "3"):
-        move_version(reference, version)
+        move_version(production, version)
 
-    last = previous_in_registry(reference, "3")
+    last = previous_in_registry(production, "3")
     MlflowClient().set_model_version_tag(model, "1", ROLLED_BACK_TAG, "flights: too slow")
-    sound = previous_in_registry(reference, "3")
+    sound = previous_in_registry(production, "3")
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
 
     assert last is not None
@@ -230,10 +214,10 @@ def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model):
     assert last.source == "it was archived last"
     assert sound is not None
     assert sound.version == "2"
-    assert previous_in_registry(reference, "3") is None
+    assert previous_in_registry(production, "3") is None
 
 
-def test_an_alias_leaves_no_trace_of_where_it_was(model):
+def test_alias_has_no_previous_version(model):
     reference = parse_model_uri(f"models:/{model}@live")
     move_version(reference, "1")
     move_version(reference, "2")
@@ -241,38 +225,33 @@ def test_an_alias_leaves_no_trace_of_where_it_was(model):
     assert previous_in_registry(reference, "2") is None
 
 
-def test_unknown_version_is_not_found(model):
+def test_unknown_version_is_not_found(model, production):
     with refused(NotFound, f"model {model} version 9"):
-        move_version(parse_model_uri(f"models:/{model}/Production"), "9")
+        move_version(production, "9")
 
 
-def test_mlflow_refusal_is_quoted_in_the_error(model, monkeypatch):
-    def refuse(*_, **__):
-        raise MlflowException("the gate has not passed", error_code=PERMISSION_DENIED)
-
-    monkeypatch.setattr(MlflowClient, "transition_model_version_stage", refuse)
-
-    with refused(InvalidConfig, "MLflow", f"{model} version 2", "the gate has not passed"):
-        move_version(parse_model_uri(f"models:/{model}/Production"), "2")
-
-
-@pytest.mark.parametrize("code", [ENDPOINT_NOT_FOUND, NOT_IMPLEMENTED])
-def test_a_move_to_a_stage_that_mlflow_has_removed_is_refused_with_the_alternative(
-    code, model, monkeypatch
-):
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        (PERMISSION_DENIED, ("no such API",)),
+        (ENDPOINT_NOT_FOUND, ("Production", "no stages", "alias")),
+        (NOT_IMPLEMENTED, ("Production", "no stages", "alias")),
+    ],
+)
+def test_refused_move_names_cause_or_alternative(code, names, model, production, monkeypatch):
     def refuse(*_, **__):
         raise MlflowException("no such API", error_code=code)
 
     monkeypatch.setattr(MlflowClient, "transition_model_version_stage", refuse)
 
-    with refused(InvalidConfig, "MLflow", f"{model} version 2", "Production", "no stages", "alias"):
-        move_version(parse_model_uri(f"models:/{model}/Production"), "2")
+    with refused(InvalidConfig, "MLflow", f"{model} version 2", *names):
+        move_version(production, "2")
 
 
 @pytest.mark.parametrize(
     ("to", "stays"), [("Production", False), ("@live", False), ("Staging", True)]
 )
-def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(model, to, stays):
+def test_promotion_clears_rolled_back_mark(model, to, stays):
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
     place = parse_stage_or_alias(to)
     move_version(parse_model_uri(place.uri(model)), "2", clears_rollback=place.is_served_from)
@@ -287,6 +266,120 @@ def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(model, to, s
         ("", "@champion"),
     ],
 )
-def test_an_alias_without_its_sign_is_suggested(text, hint):
+def test_alias_without_sign_is_suggested(text, hint):
     with refused(InvalidConfig, "neither a stage", "nor an alias", hint):
         parse_stage_or_alias(text)
+
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+SPEC = "name: flights\nvariants: {main: {model: models:/flight-delay/Production}}"
+
+
+@pytest.fixture
+def audit(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path / 'store.db'}")
+    yield store
+    store.close()
+
+
+def event(action, minute, **fields):
+    return AuditEvent(
+        NOON + timedelta(minutes=minute), "eva@desk", action, model="toy", version="2", **fields
+    )
+
+
+def test_history_of_deleted_endpoint_includes_its_models(audit):
+    audit.record("create", endpoint="flights", detail={"spec": SPEC})
+    audit.record("promote", model="flight-delay", version="2")
+    audit.record("promote", model="another", version="1")
+    audit.record("retrain.end", endpoint="birds", model="flight-delay")
+    audit.record("delete", endpoint="flights")
+
+    assert models_served_by(audit, "flights") == ["flight-delay"]
+    assert [entry.action for entry in event_history(audit, "flights", None)] == [
+        "create",
+        "promote",
+        "delete",
+    ]
+    newest = event_history(audit, "flights", None, newest_first=True)
+    assert [entry.action for entry in newest] == ["delete", "promote", "create"]
+    promoted = event_history(audit, "flights", None, actions=("promote",))
+    assert [entry.action for entry in promoted] == ["promote"]
+
+
+@pytest.mark.parametrize(("actor", "found"), [("EVA", 1), ("desk", 1), ("e_a", 0), ("", 2)])
+def test_events_are_filtered_by_actor(audit, actor, found):
+    audit.record("create", endpoint="flights", actor="eva@desk")
+    audit.record("delete", endpoint="flights", actor="ada")
+    assert len([*event_history(audit, None, None, actor=actor)]) == found
+
+
+@pytest.mark.parametrize("spec", [None, "name: flights\nof_a_newer_onnxserve: 1"])
+def test_models_are_unknown_without_readable_spec(audit, spec):
+    audit.record("create", endpoint="flights", detail={} if spec is None else {"spec": spec})
+    assert models_served_by(audit, "flights") is None
+
+
+def test_promotion_steps_are_omitted():
+    promoted = AuditEvent(
+        NOON + timedelta(minutes=5),
+        "eva@desk",
+        "promote",
+        model="toy",
+        version="2",
+        detail={STARTED_AT: NOON.isoformat()},
+    )
+    events = [
+        event("gate", -1),
+        event("gate", 1),
+        event("transition", 4),
+        promoted,
+        event("tag", 6),
+    ]
+    assert [entry.action for entry in without_step_events(events)] == ["gate", "promote", "tag"]
+
+
+def test_archiving_by_promotion_is_omitted():
+    archived = replace(event("transition", 4, before="Production", after="Archived"), version="1")
+    by_itself = replace(archived, at=NOON - timedelta(minutes=1))
+    promoted = event("promote", 5, detail={STARTED_AT: NOON.isoformat()})
+    assert without_step_events([by_itself, archived, promoted]) == [by_itself, promoted]
+
+
+class CountedTime(datetime):
+    compared = 0
+
+    def __le__(self, other):
+        CountedTime.compared += 1
+        return super().__le__(other)
+
+    def __lt__(self, other):
+        CountedTime.compared += 1
+        return super().__lt__(other)
+
+
+def test_omitting_steps_takes_linear_time():
+    events = []
+    for number in range(500):
+        begun = NOON + timedelta(hours=number)
+        gated, moved, ended = (
+            CountedTime.fromisoformat((begun + timedelta(minutes=m)).isoformat()) for m in (1, 2, 3)
+        )
+        act = event("promote", 0, detail={STARTED_AT: begun.isoformat()})
+        events += [
+            replace(event("gate", 0), at=gated),
+            replace(event("gate", 0), at=moved),
+            replace(act, at=ended),
+        ]
+
+    assert {entry.action for entry in without_step_events(events)} == {"promote"}
+    assert CountedTime.compared < 50 * len(events)
+
+
+def test_event_is_one_json_line():
+    line = event_as_json(event("promote", 0, why="März"))
+    assert line.startswith(
+        '{"at": "2026-11-21T12:00:00+00:00", "actor": "eva@desk", "action": "promote"'
+    )
+    assert '"why": "März"' in line
+    assert "\n" not in line

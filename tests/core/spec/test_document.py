@@ -19,29 +19,7 @@ from mlflow_deploy_plugin.core.spec.document import (
 )
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ProviderOptions
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
-from tests.support.specs import FLIGHTS, flights
-
-
-def test_a_document_is_read():
-    spec = flights()
-
-    assert spec.name == "flights"
-    assert [(name, v.weight, v.shadow) for name, v in spec.variants.items()] == [
-        ("champion", 95, False),
-        ("challenger", 5, False),
-        ("candidate", 100, True),
-    ]
-    assert spec.server.workers == 2
-    assert spec.server.port == 8080
-    assert spec.server.host == "127.0.0.1"
-    assert spec.capture.fraction == 0.5
-    assert spec.monitors["daily"].min_rows == 500
-
-
-def test_several_documents_are_several_endpoints():
-    specs = load_specs(f"{FLIGHTS}\n---\nname: other\nvariants: {{other: {{model: m}}}}\n---\n")
-
-    assert [spec.name for spec in specs] == ["flights", "other"]
+from tests.support.specs import flights
 
 
 @given(
@@ -53,7 +31,7 @@ def test_several_documents_are_several_endpoints():
     port=st.none() | st.integers(1, 65535),
     fraction=st.floats(0, 1),
 )
-def test_written_spec_is_read_back_unchanged(name, model, weight, port, fraction):
+def test_spec_round_trips(name, model, weight, port, fraction):
     config: dict[str, Any] = {
         f"server.{key}": value for key, value in {"port": port}.items() if value is not None
     }
@@ -65,7 +43,7 @@ def test_written_spec_is_read_back_unchanged(name, model, weight, port, fraction
     assert load_specs(dump_spec(spec)) == [spec]
 
 
-def test_the_first_document_describes_the_server_for_all():
+def test_first_document_describes_the_server():
     first = "name: a\nvariants: {v: {model: x}}\nserver: {workers: 2}"
     alike = "name: b\nvariants: {v: {model: x}}\nserver: {workers: 2}"
     silent = "name: c\nvariants: {v: {model: x}}"
@@ -98,10 +76,6 @@ def test_the_first_document_describes_the_server_for_all():
         (
             "name: x\nvariants: {x: {model: m, weight: much}}",
             "variants.x.weight: a whole number is expected (got 'much')",
-        ),
-        (
-            "name: x\nvariants: {x: {model: m, weight: }}",
-            "variants.x.weight: a whole number is expected (got None)",
         ),
         ("name: x\nvariants: {x: {model: m}}\nmontiors: {}", "did you mean 'monitors'?"),
         (
@@ -136,7 +110,6 @@ def test_the_first_document_describes_the_server_for_all():
         ),
         ("name: x\nvariants: {x: {model: ''}}", "variants.x.model: "),
         ("name: x\nvariants: {x: {model: m, weight: 0}}", "no variant receives traffic"),
-        ("name: x\nvariants: {x: {model: m, shadow: true}}", "no variant receives traffic"),
         (
             "name: x\nvariants: {x: {model: m}}\nserver: {prot: 1}",
             "unknown field 'server.prot'; did you mean 'server.port'",
@@ -196,7 +169,7 @@ def test_the_first_document_describes_the_server_for_all():
         ),
     ],
 )
-def test_invalid_document_error_names_the_place(text, said):
+def test_invalid_document_error_names_field(text, said):
     with pytest.raises(InvalidConfig) as caught:
         load_specs(text)
 
@@ -204,7 +177,7 @@ def test_invalid_document_error_names_the_place(text, said):
     assert "\n" not in caught.value.message
 
 
-def test_every_field_that_config_takes_is_in_the_reference_and_described():
+def test_field_reference_is_complete():
     rows = list(field_reference())
 
     names = {name for name, *_ in rows}
@@ -222,12 +195,12 @@ def test_every_field_that_config_takes_is_in_the_reference_and_described():
                 assert apply_config(flights(), {name: value}) == flights()
 
 
-def test_a_new_endpoint_has_one_variant_of_its_name_or_another():
+def test_new_endpoint_has_one_variant():
     assert list(new_endpoint("flights", "m").variants) == ["flights"]
     assert list(new_endpoint("flights", "m", variant="champion").variants) == ["champion"]
 
 
-def test_config_changes_fields_of_any_part_and_turns_text_into_their_type():
+def test_config_changes_typed_fields():
     changed = apply_config(
         flights(),
         {
@@ -248,7 +221,7 @@ def test_config_changes_fields_of_any_part_and_turns_text_into_their_type():
     assert list(changed.monitors) == ["daily", "hourly"]
 
 
-def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml():
+def test_provider_options_are_set_by_dotted_name():
     changes = {"server.device": "cuda", "server.workers": "2", "server.device_ids": "0,1"}
     options = {
         "server.provider_options.use_tf32": "false",
@@ -266,13 +239,7 @@ def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml
     )
 
 
-def test_every_field_of_an_endpoint_has_a_name_or_parts_that_have():
-    """A variant that is added to an endpoint is also valid."""
-    heads = {name.partition(".")[0] for name, *_ in field_reference()}
-    assert heads == EndpointSpec.model_fields.keys() - {"api_version", "name"}
-
-
-def test_a_name_with_dots_is_changed_like_any_other():
+def test_names_may_contain_dots():
     changed = apply_config(
         new_endpoint("v1.2", "models:/m/1"),
         {
@@ -290,10 +257,8 @@ def test_a_name_with_dots_is_changed_like_any_other():
     ("key", "value", "said"),
     [
         ("server.prot", "1", "unknown config key 'server.prot'; did you mean 'server.port'"),
-        ("port", "1", "unknown config key 'port'; did you mean 'server.port'"),
         ("variants.champion.wieght", "1", "did you mean 'variants.NAME.weight'"),
         ("variants.nobody.model", "m", "unknown config key 'variants.nobody.model'"),
-        ("variants.weight", "1", "unknown config key 'variants.weight'"),
         ("zzz", "1", "'zzz'; `mlflow deployments help -t onnxserve` lists the fields"),
         ("name", "x", "unknown config key 'name'"),
         ("", "x", "unknown config key ''"),
@@ -310,11 +275,6 @@ def test_a_name_with_dots_is_changed_like_any_other():
             "every day",
             r"schedule: five fields are expected; .* e.g. 15 6 \* \* 1-5 \(got 'every day'\)",
         ),
-        ("monitors.daily.schedule", "61 6 * * *", r"schedule: Bad minute; minute, hour,.* \(got "),
-        ("monitors.daily.schedule", "0 6 * * 8", r"Bad day-of-week; "),
-        ("monitors.daily.schedule", "0 6 * * 5-3", r"Bad day-of-week; "),
-        ("monitors.daily.schedule", "1,, 6 * * *", r"Bad minute; "),
-        ("monitors.daily.schedule", "0 6 30 feb *", r"Bad day-of-month; "),
         (
             "monitors.daily.time_zone",
             "../x",
@@ -326,35 +286,19 @@ def test_a_name_with_dots_is_changed_like_any_other():
             r"reference: a window is START/END or START/DURATION in UTC",
         ),
         (
-            "monitors.daily.reference",
-            "window:2013-02-01/2013-01-01",
-            "reference: .*: its end is not after its start",
-        ),
-        (
             "monitors.daily.estimate",
             "decides",
             r"drift does not accept `estimate`, which is for kind performance",
         ),
-        (
-            "monitors.daily.labels_within",
-            "2d",
-            r"drift does not accept `labels_within`, which is for kind",
-        ),
-        (
-            "monitors.daily.labels",
-            "late",
-            r"drift does not accept `labels`, which is for kind performance",
-        ),
         ("monitors.daily.labels", "sample", r"labels: .*'sampled', 'reported' or 'late'"),
-        ("monitors.daily.reference", "rolling:9999d", r"reference: at most 3660d are expected"),
     ],
 )
-def test_a_key_or_value_that_cannot_be_is_named(key, value, said):
+def test_invalid_config_error_names_key(key, value, said):
     with pytest.raises(InvalidConfig, match=said):
         apply_config(flights(), {key: value})
 
 
-def test_an_added_variant_gets_no_traffic_yet():
+def test_added_variant_gets_no_traffic():
     both = add_variant(new_endpoint("flights", "m"), "candidate", "n")
     spec = apply_config(both, {"variants.candidate.shadow": "true"})
 
@@ -364,31 +308,9 @@ def test_an_added_variant_gets_no_traffic_yet():
         add_variant(spec, "candidate", "n")
 
 
-def test_a_variant_is_removed_unless_none_would_answer():
+def test_last_answering_variant_is_not_removed():
     spec = add_variant(new_endpoint("flights", "m"), "candidate", "n")
 
     assert remove_variant(spec, "candidate") == new_endpoint("flights", "m")
     with pytest.raises(InvalidConfig, match="receives traffic"):
         remove_variant(spec, "flights")
-
-
-def test_fields_are_typed_from_texts_of_a_command_line_and_an_empty_one_sets_the_default():
-    typed = {
-        "server.workers": "2",
-        "server.preferred_batch_size": "8,32",
-        "server.rate_limit": "100/minute",
-        "server.certfile": "a.pem",
-        "server.keyfile": "b.pem",
-        "variants.candidate.shadow": "false",
-        "capture.fraction": "5e-1",
-        "require": "gate=passed",
-    }
-
-    spec = apply_config(new_endpoint("x", "m", variant="candidate"), typed)
-
-    assert spec.server.workers == 2
-    assert spec.server.preferred_batch_size == (8, 32)
-    assert spec.capture.fraction == 0.5
-    assert apply_config(spec, dict.fromkeys(typed, "")) == new_endpoint(
-        "x", "m", variant="candidate"
-    )

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.core.spec.evaluation_names import (
 )
 
 
-def test_a_name_alone_has_its_default_strengths():
+def test_disturbance_has_default_strengths():
     assert check_strengths(parse_strengths(["missing", "noise=0.5,0.1,0.5"])) == {
         "noise": (0.1, 0.5),
         "missing": DISTURBANCES["missing"].strengths,
@@ -40,17 +40,17 @@ def test_a_name_alone_has_its_default_strengths():
         ),
     ],
 )
-def test_nonsense_strengths_are_refused_with_the_expected_range(entry, message):
+def test_invalid_strengths_error_shows_range(entry, message):
     with pytest.raises(InvalidConfig, match=message):
         check_strengths(parse_strengths([entry]))
 
 
-def test_a_strength_may_stand_alone_and_be_of_numpy():
+def test_strengths_may_be_scalars_or_arrays():
     assert check_strengths(
         {"noise": 1, "swap": np.float32(0.5), "missing": np.array([0.5, 0.1])}
     ) == {"noise": (1.0,), "missing": (0.1, 0.5), "swap": (0.5,)}
 
 
-def test_a_disturbance_is_named_once():
+def test_repeated_disturbance_is_refused():
     with pytest.raises(InvalidConfig, match=r"--strengths .*'noise' twice"):
         parse_strengths(["noise=1", "noise=2"])

@@ -5,15 +5,22 @@ and of seasons and budgets.
 from datetime import timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, load_specs
-from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, SampleSpec
+from mlflow_deploy_plugin.core.spec.monitors import (
+    Condition,
+    MonitorSpec,
+    Requirement,
+    SampleSpec,
+    parse_condition,
+)
 from tests.support.refusals import refused
 from tests.support.specs import flights
 
 
-def test_only_estimated_figures_read_rows_of_earlier_windows():
+def test_estimated_figures_read_earlier_windows():
     def reads(figure, **fields):
         return MonitorSpec(
             kind="performance", require=(figure,), every="1h", grace="5m", **fields
@@ -41,7 +48,7 @@ def with_sample(**fields):
     )
 
 
-def test_a_sample_is_set_by_dotted_names_and_removed_by_its_name():
+def test_sample_is_set_and_removed():
     spec = with_sample(sample__fraction="0.2", sample__stratify="carrier", sample__weight="14d")
 
     sample = spec.monitors["daily"].sample
@@ -54,7 +61,7 @@ def test_a_sample_is_set_by_dotted_names_and_removed_by_its_name():
         apply_config(spec, {"monitors.daily.retrain.sample": "30d"})
 
 
-def test_the_rows_of_a_sample_are_kept_in_the_log():
+def test_retention_covers_sample():
     config = {"capture.retention": "30d"}
     with refused(InvalidConfig, "capture.retention 30d", "'daily'", "31d"):
         apply_config(with_sample(), config)
@@ -76,13 +83,13 @@ def test_the_rows_of_a_sample_are_kept_in_the_log():
         ({"mode": "full"}, ("monitors.daily", "retrain.sample", "retrain.mode incremental")),
     ],
 )
-def test_a_sample_that_cannot_be_taken_is_refused(fields, names):
+def test_invalid_sample_is_refused(fields, names):
     with refused(InvalidConfig, *names):
         with_sample(**fields)
 
 
 @pytest.mark.parametrize("field", ["drop", "mask", "keys"])
-def test_a_column_that_a_training_does_not_receive_cannot_be_stratified(field):
+def test_unavailable_column_is_not_stratified(field):
     spec = with_sample(sample__stratify="carrier")
     with refused(
         InvalidConfig, "monitors.daily.retrain.sample.stratify", "'carrier'", f"capture.{field}"
@@ -94,7 +101,7 @@ def test_a_column_that_a_training_does_not_receive_cannot_be_stratified(field):
     ("season", "every", "nearest"),
     [("36h", "1d", "2d"), ("1d", "1d", "2d"), ("25h", "1h", ""), ("10d", "3d", "9d")],
 )
-def test_a_season_has_whole_windows(season, every, nearest):
+def test_season_has_whole_windows(season, every, nearest):
     fields = {"monitors.daily.season": season, "monitors.daily.every": every}
     if not nearest:
         assert apply_config(flights(), fields).monitors["daily"].season == season
@@ -103,7 +110,7 @@ def test_a_season_has_whole_windows(season, every, nearest):
         apply_config(flights(), fields)
 
 
-def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms():
+def test_monitors_share_alarm_budget():
     two = {"monitors.daily.every": "1d", "monitors.answers.false_alarm_rate": "0.1"}
     spec = apply_config(flights(), {"alarms.false_per_year": "3", **two})
 
@@ -112,7 +119,7 @@ def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms():
         apply_config(spec, {"alarms.false_per_year": "0"})
 
 
-def test_one_false_alarm_per_year_is_the_default_of_monitors_without_a_rate():
+def test_default_budget_is_one_alarm_per_year():
     monitors = {
         "monitors.daily.every": "1d",
         "monitors.hits.kind": "performance",
@@ -128,10 +135,92 @@ def test_one_false_alarm_per_year_is_the_default_of_monitors_without_a_rate():
     assert spec.monitors["daily"].window_rate == 0.05
 
 
-def test_smallest_effect_is_positive():
-    spec = apply_config(flights(), {"alarms.min_effect": "0.02"})
+def required(kind, *texts):
+    return MonitorSpec.model_validate({"kind": kind, "require": texts}).requirements
 
-    assert spec.alarms.min_effect == 0.02
-    for number in ("0", "-0.02", "nan", "a tenth"):
-        with refused(InvalidConfig, "alarms.min_effect", f"'{number}'"):
-            apply_config(spec, {"alarms.min_effect": number})
+
+def test_requirements_have_columns_and_units():
+    assert required("performance", "accuracy>=0.8", " rmse <= 3 ") == (
+        Requirement("accuracy>=0.8", "accuracy", "", ">=", 0.8),
+        Requirement("rmse <= 3", "rmse", "", "<=", 3.0),
+    )
+    assert [
+        (requirement.argument, requirement.value)
+        for requirement in required("drift", "missing<=0.1", "missing(wind (m/s))<5%")
+    ] == [("", 0.1), ("wind (m/s)", 0.05)]
+    assert [
+        requirement.value
+        for requirement in required("service_level", "p99<=0.2", "p50<=20ms", "error_rate<=1%")
+    ] == [0.2, 0.02, 0.01]
+
+
+def test_requirement_holds_within_its_bound():
+    (accuracy,) = required("performance", "accuracy>=0.8")
+
+    assert [accuracy.holds(value) for value in (0.81, 0.8, 0.79, float("nan"))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        (
+            "performance",
+            "acuracy>=0.8",
+            "no metric 'acuracy'; its metrics are accuracy, .*; did you mean 'accuracy'",
+        ),
+        ("performance", "p99<=1s", "a monitor of kind performance has no metric 'p99'"),
+        (
+            "performance",
+            "accuracy",
+            "'accuracy' is not a requirement; e.g. accuracy>=0.8 is expected",
+        ),
+        (
+            "performance",
+            "accuracy<=0.8",
+            "has the wrong direction; accuracy is better when higher: accuracy>=0.8",
+        ),
+        ("performance", "accuracy>=80", "accuracy must be between 0 and 1"),
+        ("performance", "accuracy(carrier)>=0.8", "does not accept brackets"),
+        ("performance", "rmse<=3ms", "'ms' is not a unit of rmse; allowed: a bare number"),
+        ("service_level", "p99<=0", "a time above 0 is expected"),
+        ("service_level", "p99<=2x", "'x' is not a unit of p99; allowed: a bare number, s, ms"),
+        (
+            "drift",
+            "missing(a)<=0.1,missing(a)<=0.2",
+            r"missing\(a\)<=0.1 and missing\(a\)<=0.2 set the same limit",
+        ),
+    ],
+)
+def test_invalid_requirement_error_suggests_correction(kind, text, said):
+    with pytest.raises(ValidationError, match=said):
+        MonitorSpec.model_validate({"kind": kind, "require": text})
+
+
+@pytest.mark.parametrize(
+    ("kind", "require", "field", "value"),
+    [
+        ("performance", "f1>=0.7", "reference", "rolling:7d"),
+        ("service_level", "p99<=0.2", "columns", "a"),
+        ("shadow", "disagreement<=0.05", "columns", "a"),
+        ("drift", "missing<=0.1", "estimate", "decides"),
+    ],
+)
+def test_field_of_other_kind_is_refused(kind, require, field, value):
+    with pytest.raises(ValidationError, match=f"kind {kind} .*`{field}`"):
+        MonitorSpec.model_validate({"kind": kind, "require": require, field: value})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "accuracy", ">0.8", "accuracy>=", "accuracy>=x", "a b>=1", "accuracy=>0.8"]
+)
+def test_invalid_condition_parses_to_none(text):
+    assert parse_condition(text) is None
+
+
+def test_condition_keeps_its_unit():
+    assert parse_condition("p99>2x") == Condition("p99", "", ">", 2.0, "x")

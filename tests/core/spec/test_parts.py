@@ -10,7 +10,7 @@ from tests.support.refusals import refused
 from tests.support.specs import flights
 
 
-def test_last_sticky_setting_wins_and_header_excludes_key():
+def test_sticky_header_and_key_are_exclusive():
     by_header = apply_config(flights(), {"sticky.header": "X-User-Id"})
     assert by_header.sticky is not None
     assert by_header.sticky.header == "x-user-id"
@@ -25,7 +25,7 @@ def test_last_sticky_setting_wins_and_header_excludes_key():
         apply_config(flights(), {"sticky.header": "X-User-Id", "sticky.key": "user"})
 
 
-def test_a_passed_gate_can_be_required_and_no_longer_required():
+def test_gate_requirement_is_set_and_removed():
     gated = apply_config(flights(), {"require": "gate=passed"})
     assert gated.require == "gate=passed"
     assert load_specs(dump_spec(gated)) == [gated]
@@ -44,7 +44,7 @@ def test_a_passed_gate_can_be_required_and_no_longer_required():
         ({"signature": "/a", "name": True, "gate": "passed"}, True, True, "/a"),
     ],
 )
-def test_a_signature_can_be_required_next_to_the_gate(
+def test_gate_and_signature_are_required_together(
     require, requires_gate, requires_name, trusted_file
 ):
     (spec,) = load_specs(json.dumps({**flights().model_dump(mode="json"), "require": require}))
@@ -65,7 +65,7 @@ def test_a_signature_can_be_required_next_to_the_gate(
         "name=true",
     ],
 )
-def test_a_required_signature_needs_the_absolute_path_of_a_key(require):
+def test_required_signature_needs_absolute_path(require):
     with pytest.raises(InvalidConfig, match=r"require: .*absolute path"):
         apply_config(flights(), {"require": require})
 
@@ -74,7 +74,7 @@ OPENVINO = "OpenVINOExecutionProvider"
 CPU = "CPUExecutionProvider"
 
 
-def test_providers_are_names_or_names_with_options_and_keep_their_order():
+def test_providers_keep_order_and_options():
     text = (
         "name: x\n"
         "variants: {x: {model: m}}\n"
@@ -93,7 +93,7 @@ def test_providers_are_names_or_names_with_options_and_keep_their_order():
 
 
 @pytest.mark.parametrize("text", ["openvino", f"'{OPENVINO},cpu'", "[{CPUExecutionProvider: 1}]"])
-def test_an_entry_that_is_not_a_provider_is_refused_by_its_place(text):
+def test_invalid_provider_error_names_its_place(text):
     with pytest.raises(InvalidConfig, match=r"^server\.providers"):
         load_specs(f"name: x\nvariants: {{x: {{model: m}}}}\nserver: {{providers: {text}}}")
 
@@ -107,7 +107,7 @@ def test_an_entry_that_is_not_a_provider_is_refused_by_its_place(text):
         f"'{CPU},{CPU}'",
     ],
 )
-def test_an_entry_is_a_single_provider_that_no_other_entry_names(text):
+def test_repeated_or_combined_providers_are_refused(text):
     with refused(InvalidConfig, "server", "providers"):
         load_specs(f"name: x\nvariants: {{x: {{model: m}}}}\nserver: {{providers: {text}}}")
 
@@ -123,7 +123,7 @@ def test_an_entry_is_a_single_provider_that_no_other_entry_names(text):
         ({"server.providers": OPENVINO}, None),
     ],
 )
-def test_a_container_gets_an_image_with_its_providers(config, image):
+def test_container_image_fits_providers(config, image):
     spec = apply_config(flights(), config)
     if image is None:
         with refused(InvalidConfig, "container.image"):
@@ -184,6 +184,6 @@ def test_a_container_gets_an_image_with_its_providers(config, image):
     ],
     ids=str,
 )
-def test_fields_that_contradict_each_other_are_refused_together(config, said):
+def test_contradicting_fields_are_refused(config, said):
     with pytest.raises(InvalidConfig, match=said):
         apply_config(flights(), config)

@@ -29,7 +29,7 @@ from tests.support.disk import files_of_at_most
 from tests.support.refusals import mentions
 
 
-def test_failed_write_leaves_only_the_old_file(tmp_path):
+def test_failed_write_keeps_old_file(tmp_path):
     write_atomically(tmp_path / "state.json", b"old")
     with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
         write_atomically(tmp_path / "state.json", b"x" * 200)
@@ -37,7 +37,7 @@ def test_failed_write_leaves_only_the_old_file(tmp_path):
     assert (tmp_path / "state.json").read_bytes() == b"old"
 
 
-def test_a_state_folder_is_for_its_user_alone(tmp_path):
+def test_state_folder_is_private(tmp_path):
     with claim_state_dir(tmp_path / "home" / "server"):
         assert (tmp_path / "home" / "server").stat().st_mode & 0o777 == 0o700
 
@@ -53,21 +53,21 @@ def test_a_state_folder_is_for_its_user_alone(tmp_path):
     ],
     ids=["a file", "a socket"],
 )
-def test_system_error_in_a_claimed_folder_names_the_folder_and_the_cause(tmp_path, refuse, why):
+def test_system_error_names_state_folder(tmp_path, refuse, why):
     with pytest.raises(InvalidConfig) as refused, claim_state_dir(tmp_path / "server"):
         refuse(tmp_path)
     expected = why.format(folder=tmp_path)
     assert mentions(refused.value.message, f"{tmp_path}/server", expected)
 
 
-def test_state_folder_that_is_a_file_is_refused(tmp_path):
+def test_file_as_state_folder_is_refused(tmp_path):
     (tmp_path / "server").touch()
     with pytest.raises(InvalidConfig) as refused, claim_state_dir(tmp_path / "server"):
         pass
     assert mentions(refused.value.message, f"{tmp_path}/server", "File exists")
 
 
-def test_who_only_looks_whether_a_server_runs_keeps_none_from_starting(tmp_path, monkeypatch):
+def test_lock_check_does_not_prevent_start(tmp_path, monkeypatch):
     lock = os.open(tmp_path / SERVER_LOCK, os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_SH)  # `is_locked` holds such a lock briefly.
     monkeypatch.setattr(time, "sleep", lambda seconds: os.close(lock))
@@ -75,7 +75,7 @@ def test_who_only_looks_whether_a_server_runs_keeps_none_from_starting(tmp_path,
         assert is_locked(tmp_path / SERVER_LOCK)
 
 
-def test_the_workers_of_a_server_that_starts_are_none_while_it_removes_those_of_the_last_one(
+def test_workers_are_read_while_folder_is_recreated(
     tmp_path,
 ):
     """The folder may be removed between the check and the read, which made one of 3,000
@@ -109,17 +109,7 @@ def names(cache):
     return sorted(path.name for path in cache.folder.iterdir())
 
 
-def test_a_file_takes_its_place_at_the_end(tmp_path):
-    cache = FileCache(tmp_path / "made" / "here", ".bin")
-    path = cache.path("aa")
-    with cache.writing(path) as temporary:
-        temporary.write_text("whole")
-        assert not path.exists()
-    assert path.read_text() == "whole"
-    assert names(cache) == ["aa.bin"]
-
-
-def test_error_while_writing_leaves_no_file(tmp_path):
+def test_write_error_leaves_no_file(tmp_path):
     cache = FileCache(tmp_path, ".bin")
     with suppress(ZeroDivisionError), cache.writing(cache.path("aa")) as temporary:
         temporary.write_text("half")
@@ -127,12 +117,12 @@ def test_error_while_writing_leaves_no_file(tmp_path):
     assert names(cache) == []
 
 
-def test_a_disk_that_takes_no_file_costs_nothing_else(tmp_path):
+def test_unwritable_cache_is_no_error(tmp_path):
     (tmp_path / "file").write_text("")
     assert not write(FileCache(tmp_path / "file" / "folder", ".bin"), "aa").exists()
 
 
-def test_the_oldest_files_go_beyond_a_number_or_a_size(tmp_path):
+def test_oldest_files_are_evicted(tmp_path):
     by_number = FileCache(tmp_path / "number", ".bin", max_files=2)
     for age, digest in enumerate(["dd", "cc", "bb", "aa"]):
         write(by_number, digest, age=40 - age * 10)
@@ -147,7 +137,7 @@ def test_the_oldest_files_go_beyond_a_number_or_a_size(tmp_path):
     ).exists()  # The newest file is kept regardless of its size.
 
 
-def test_partial_file_of_a_killed_writer_is_removed_after_an_hour(tmp_path):
+def test_partial_file_is_removed_after_an_hour(tmp_path):
     cache = FileCache(tmp_path, ".bin")
     for name, age in ((".old.bin", 4000), (".new.bin", 10)):
         (tmp_path / name).write_text("half")
@@ -166,7 +156,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_lock_is_seen_while_it_is_held_and_leaves_no_file(tmp_path):
+def test_lock_is_visible_and_leaves_no_file(tmp_path):
     path = tmp_path / "deep" / "lock"
 
     with locked(path):
@@ -176,7 +166,7 @@ def test_a_lock_is_seen_while_it_is_held_and_leaves_no_file(tmp_path):
     assert not path.exists()
 
 
-def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
+def test_lock_ends_with_its_process(tmp_path):
     path = tmp_path / "lock"
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -193,7 +183,7 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
         assert is_locked(path)
 
 
-def test_many_who_want_it_hold_it_one_after_the_other(tmp_path):
+def test_lock_has_one_holder(tmp_path):
     path = tmp_path / "lock"
     inside: list[int] = []
     most: list[int] = []
@@ -224,9 +214,7 @@ with temporary_folder("ours-") as folder:
 """
 
 
-def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_and_those_of_others_stay(
-    tmp_path, monkeypatch
-):
+def test_abandoned_temporary_folder_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     subprocess.run(
         [sys.executable, "-c", LEFT], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False
@@ -246,7 +234,7 @@ def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_and_those_of_
     assert os.listdir(tmp_path) == ["theirs-1"]
 
 
-def test_a_link_among_the_temporary_folders_is_not_followed(tmp_path, monkeypatch):
+def test_link_in_temporary_folder_is_not_followed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "ours-1.lock").symlink_to(tmp_path / "made")  # Any user may create links in /tmp.
 
@@ -254,7 +242,7 @@ def test_a_link_among_the_temporary_folders_is_not_followed(tmp_path, monkeypatc
         assert not (tmp_path / "made").exists()
 
 
-def test_of_many_who_make_a_secret_one_does_and_its_user_alone_reads_it(tmp_path):
+def test_secret_is_created_once_and_private(tmp_path):
     path = tmp_path / "key"
     start = threading.Barrier(8)
 
@@ -270,7 +258,7 @@ def test_of_many_who_make_a_secret_one_does_and_its_user_alone_reads_it(tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["key"]
 
 
-def test_a_wait_for_a_lock_ends(tmp_path):
+def test_waiting_for_lock_times_out(tmp_path):
     with (
         locked(tmp_path / "lock"),
         pytest.raises(BlockingIOError),

@@ -13,7 +13,6 @@ from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.core.statedir.history import HistoryWriter, read_history
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.ship.deployments.server_metrics import (
-    CountedInterval,
     parse_server_history,
 )
 
@@ -23,14 +22,14 @@ OF_VERSION = ("e", "v", "m", "7")
 class Machine:
     """A state folder with a server's counters, and the clocks of its agent."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder = folder
         self._runs = 0
         self.now = 0.0
         self.wall = 1_700_000_000.0
         self.metrics = self.start_server()
 
-    def start_server(self) -> Metrics:
+    def start_server(self):
         self._runs += 1
         counted = self.folder / f"run-{self._runs}"
         counted.mkdir()
@@ -39,16 +38,17 @@ class Machine:
         self.metrics = Metrics(counted)
         return self.metrics
 
-    def agent(self) -> HistoryWriter:
-        return HistoryWriter(self.folder, lambda: self.wall + self.now, lambda: self.now)
+    def agent(self):
+        """Return an agent that has read the counts at its start."""
+        agent = HistoryWriter(self.folder, lambda: self.wall + self.now, lambda: self.now)
+        agent.round()
+        return agent
 
-    def answer(
-        self, requests: int, status: str = "200", seconds: float = 0.003, protocol: str = "v2"
-    ) -> None:
+    def answer(self, requests, status="200", seconds=0.003, protocol="v2"):
         for _ in range(requests):
             self.metrics.count_request((*OF_VERSION, protocol, status), seconds)
 
-    def hour(self) -> list[CountedInterval]:
+    def hour(self):
         return parse_server_history(read_history(self.folder, "hour"))
 
 
@@ -65,10 +65,9 @@ def rounds(machine, agent, seconds):
         agent.round()
 
 
-def test_line_counts_only_the_requests_since_the_line_before(machine):
+def test_line_counts_requests_since_last_line(machine):
     machine.answer(5)
     agent = machine.agent()
-    agent.round()  # Counts at the start are from earlier intervals.
     machine.answer(30)
     machine.answer(2, "500", seconds=0.2)
     machine.answer(1, "499")
@@ -87,8 +86,6 @@ def test_line_counts_only_the_requests_since_the_line_before(machine):
     assert busy.labels == 4
     median = counted.quantile(0.5)
     slowest = counted.quantile(0.99)
-    assert median is not None
-    assert slowest is not None
     assert 0 < median <= 0.005
     assert 0.1 < slowest <= 0.25
     assert busy.at == machine.wall + 10
@@ -98,9 +95,8 @@ def test_line_counts_only_the_requests_since_the_line_before(machine):
     assert idle.labels == 0
 
 
-def test_restart_is_not_a_drop_in_counts_and_downtime_has_no_line(machine):
+def test_restart_is_no_drop_in_counts(machine):
     agent = machine.agent()
-    agent.round()
     machine.answer(30)
     rounds(machine, agent, 10)
     (machine.folder / METRICS).unlink()
@@ -113,24 +109,21 @@ def test_restart_is_not_a_drop_in_counts_and_downtime_has_no_line(machine):
     assert [line.counters[OF_VERSION].requests for line in machine.hour()] == [30, 3]
 
 
-def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cut_off(machine):
+def test_new_agent_skips_truncated_line(machine):
     agent = machine.agent()
-    agent.round()
     rounds(machine, agent, 20)
     file = machine.folder / history.HISTORY / "hour.jsonl"
     file.write_bytes(file.read_bytes() + b'\n{"at": 17')
     agent = machine.agent()
-    agent.round()
     machine.answer(1)
     rounds(machine, agent, 20)
 
     assert [bool(line.counters) for line in machine.hour()] == [False, False, True, False]
 
 
-def test_the_files_stay_small(machine, monkeypatch):
+def test_history_files_are_bounded(machine, monkeypatch):
     monkeypatch.setattr(history, "HISTORY_INTERVALS", {"hour": (10.0, 6), "day": (60.0, 2)})
     agent = machine.agent()
-    agent.round()
     most = 0
     for _ in range(40):
         machine.answer(1)
@@ -145,12 +138,11 @@ def test_the_files_stay_small(machine, monkeypatch):
     assert [line.counters[OF_VERSION].requests for line in day] == [6, 6]
 
 
-def test_a_full_disk_costs_lines_and_is_logged(machine, monkeypatch, caplog):
+def test_full_disk_is_logged(machine, monkeypatch, caplog):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     agent = machine.agent()
-    agent.round()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", full)
         rounds(machine, agent, 40)
@@ -162,7 +154,7 @@ def test_a_full_disk_costs_lines_and_is_logged(machine, monkeypatch, caplog):
     assert len(machine.hour()) == 1
 
 
-def test_of_a_clock_that_was_set_back_the_newer_lines_stay():
+def test_newer_lines_win_after_clock_was_set_back():
     lines = [
         {"at": at, "seconds": 10, "requests": [], "durations": [], "rows": {}, "labels": n}
         for n, at in enumerate((10, 20, 30, 15, 25))

@@ -19,3 +19,11 @@ def store_url(request, tmp_path):
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgresql_url"))
     return f"sqlite:///{tmp_path}/deep/store.db"
+
+
+@pytest.fixture
+def name(request):
+    """Return an endpoint name that no other test uses, because the PostgreSQL database
+    is shared.
+    """
+    return f"e{abs(hash(request.node.name)) % 10**12}"

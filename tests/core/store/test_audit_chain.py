@@ -146,7 +146,7 @@ def faults(state):
     return [fault.text for fault in state.faults]
 
 
-def test_a_trail_without_tampering_is_intact(server, user, model):
+def test_untampered_trail_is_intact(server, user, model):
     user.record(
         "promote", model=model, detail={"figures": {"a": 0.1, 2: [1, None]}, "x": "\0é\udcff"}
     )
@@ -161,7 +161,7 @@ def test_a_trail_without_tampering_is_intact(server, user, model):
 
 
 @pytest.mark.parametrize("change", TAMPERS)
-def test_a_tampered_event_is_found(server, user, model, store_url, change):
+def test_tampered_event_is_found(server, user, model, store_url, change):
     tamper(store_url, model, change)
 
     state = verify_trail(user)
@@ -171,7 +171,7 @@ def test_a_tampered_event_is_found(server, user, model, store_url, change):
     assert verify_trail(user, "").state == "intact"
 
 
-def test_rewritten_hashes_do_not_hide_a_tampered_event(server, user, model, store_url):
+def test_rewritten_hashes_do_not_hide_tampering(server, user, model, store_url):
     """Somebody who computes the hashes again lacks the key of the signatures."""
 
     def rewrite(connection, ids):
@@ -199,9 +199,7 @@ def remove_chain(connection, ids):
 
 
 @pytest.mark.parametrize("change", [remove_last_events, remove_chain])
-def test_a_checkpoint_finds_tampering_at_the_end_of_a_chain(
-    server, user, keys, model, store_url, change
-):
+def test_checkpoint_finds_truncated_chain(server, user, keys, model, store_url, change):
     text = make_checkpoint(server, keys).model_dump_json()
     checkpoint = load_checkpoint(text, Keys(keys.public), "checkpoint.json")
     assert model not in text
@@ -220,7 +218,7 @@ def test_a_checkpoint_finds_tampering_at_the_end_of_a_chain(
 @pytest.mark.parametrize(
     ("before", "after"), [('"at":"20', '"at":"19'), ('"signature"', '"s"'), ("{", "[")]
 )
-def test_a_tampered_checkpoint_is_refused(server, keys, before, after):
+def test_tampered_checkpoint_is_refused(server, keys, before, after):
     text = make_checkpoint(server, keys).model_dump_json().replace(before, after)
     with refused(InvalidConfig, "latest.json"):
         load_checkpoint(text, keys, "latest.json")
@@ -238,7 +236,7 @@ def test_only_signed_events_count_on_a_server(server, user, model):
     assert verify_trail(user, model).state == "intact"
 
 
-def test_the_newest_events_before_the_seal_count_if_its_hash_leads_to_them(store_url, keys, user):
+def test_events_linked_to_seal_count(store_url, keys, user):
     with create_engine(store_url).begin() as connection:
         connection.execute(delete(EVENTS))
     name = f"model-{uuid4().hex}"
@@ -274,7 +272,7 @@ def test_tampering_ends_earlier_requests(server, model, store_url):
 
 
 @pytest.mark.parametrize("change", [remove_last_events, remove_chain])
-def test_recorded_heads_find_a_shorter_chain(server, model, store_url, change):
+def test_recorded_heads_find_truncated_chain(server, model, store_url, change):
     tamper(store_url, model, change)
 
     assert BROKEN in {event.action for event in server.counted_events(model, ())}
@@ -293,7 +291,7 @@ def forge_trail(connection, ids):
     set_values(connection, row.id, digest=event_digest(row, ""))
 
 
-def test_a_forged_trail_is_refused_and_never_counts(server, keys, model, store_url):
+def test_forged_trail_is_refused_and_never_counts(server, keys, model, store_url):
     last = tamper(store_url, model, forge_trail)[-1]
 
     with closing(open_store(store_url, keys=keys)) as restarted:
@@ -309,7 +307,7 @@ def test_a_forged_trail_is_refused_and_never_counts(server, keys, model, store_u
     assert accepted[0].text in event.detail["accepted"]
 
 
-def test_signatures_of_an_unknown_key_are_refused_until_adopted(server, user, tmp_path):
+def test_unknown_key_is_refused_until_adopted(server, user, tmp_path):
     unknown = read_key_file(tmp_path / "unknown.pem")
     user.keys = unknown
     user.record("approve", model="m", actor="eva")
@@ -322,8 +320,7 @@ def test_signatures_of_an_unknown_key_are_refused_until_adopted(server, user, tm
     assert actors(server, "m") == []
 
 
-def test_a_damaged_record_is_no_first_start(server, keys):
-    assert server.trail_record is not None
+def test_damaged_seal_record_is_refused(server, keys):
     file = server.trail_record.folder / "seal.json"
     file.write_text("{")
 
@@ -331,7 +328,7 @@ def test_a_damaged_record_is_no_first_start(server, keys):
         seal(server)
 
 
-def test_the_seal_adopts_unsigned_events(store_url, user, keys):
+def test_seal_adopts_unsigned_events(store_url, user, keys):
     with create_engine(store_url).begin() as connection:
         connection.execute(delete(EVENTS))
     for _ in range(3):
@@ -351,7 +348,7 @@ def test_the_seal_adopts_unsigned_events(store_url, user, keys):
         assert actors(server, "old") == ["", "bob"]  # The first is the mark of the fault.
 
 
-def test_two_servers_record_at_once(server, keys, store_url, tmp_path):
+def test_two_servers_record_concurrently(server, keys, store_url, tmp_path):
     other_keys = read_key_file(tmp_path / "other" / "audit.pem")
     both = keys.public_pem() + other_keys.public_pem()
     for folder, own in (("server", keys), ("other", other_keys)):
@@ -376,7 +373,7 @@ def test_two_servers_record_at_once(server, keys, store_url, tmp_path):
     other.close()
 
 
-def test_a_clock_that_runs_backwards_leaves_the_trail_intact(store_url, server, keys):
+def test_backward_clock_leaves_trail_intact(store_url, server, keys):
     times = (START - timedelta(days=days) for days in count())
     store = open_store(store_url, lambda: next(times), keys=keys)
     for _ in range(3):
@@ -387,7 +384,7 @@ def test_a_clock_that_runs_backwards_leaves_the_trail_intact(store_url, server, 
     store.close()
 
 
-def test_keys_of_the_store_can_be_pinned(server, user, keys, store_url, tmp_path):
+def test_pinned_keys_exclude_published_keys(server, user, keys, store_url, tmp_path):
     server.record("approve", model="m")
     file = tmp_path / "forger.pem"
     read_key_file(file)
@@ -408,14 +405,14 @@ def test_keys_of_the_store_can_be_pinned(server, user, keys, store_url, tmp_path
 @pytest.mark.parametrize(
     "content", ["", "text", RSA, "-----BEGIN PRIVATE KEY-----\nA\n-----END PRIVATE KEY-----"]
 )
-def test_a_file_without_a_usable_key_is_refused(tmp_path, content):
+def test_unusable_key_file_is_refused(tmp_path, content):
     file = tmp_path / "audit.pem"
     file.write_text(content)
     with refused(InvalidConfig, str(file), "Ed25519"):
         read_key_file(file)
 
 
-def test_the_key_file_is_private(tmp_path):
+def test_key_file_is_private(tmp_path):
     keys = read_key_file(tmp_path / "audit.pem")
     assert (tmp_path / "audit.pem").stat().st_mode & 0o777 == 0o600
     assert "private" not in repr(keys)

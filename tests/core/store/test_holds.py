@@ -29,7 +29,7 @@ def store(tmp_path):
         yield opened
 
 
-def test_a_hold_lasts_until_its_release(store):
+def test_hold_lasts_until_release(store):
     hold(store, "flights", "case 7")
     assert [*held_endpoints(store)] == ["flights"]
     with refused(InvalidConfig, "flights", store.user, "case 7", "--release"):
@@ -47,7 +47,7 @@ def test_a_hold_lasts_until_its_release(store):
     assert store.remove_endpoint("flights")
 
 
-def test_mistakes_of_a_hold_are_refused(store):
+def test_invalid_hold_is_refused(store):
     with refused(InvalidConfig, "--why"):
         hold(store, "flights", " ")
     with refused(InvalidConfig, "other", "not on hold"):
@@ -57,7 +57,7 @@ def test_mistakes_of_a_hold_are_refused(store):
 
 
 @pytest.mark.parametrize(("days", "is_refused"), [("30", True), ("7", False)])
-def test_nothing_below_the_floor_is_deleted(store, monkeypatch, days, is_refused):
+def test_retention_floor_prevents_deletion(store, monkeypatch, days, is_refused):
     monkeypatch.setenv("ONNXSERVE_RETENTION_FLOOR_DAYS", days)
     if is_refused:
         with refused(InvalidConfig, "30 days", "ONNXSERVE_RETENTION_FLOOR_DAYS"):

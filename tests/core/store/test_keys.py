@@ -28,7 +28,7 @@ def store(store_url, clock):
     opened.close()
 
 
-def test_a_key_holds_until_it_expires_or_is_revoked(store, clock):
+def test_key_is_valid_until_expired_or_revoked(store, clock):
     keys = ApiKeys(store)
     for name, lifetime in (("a", None), ("b", timedelta(hours=1)), ("c", timedelta(days=1))):
         keys.create(name, ["infer"], lifetime=lifetime)
@@ -42,7 +42,7 @@ def test_a_key_holds_until_it_expires_or_is_revoked(store, clock):
         keys.create("c", ["read"])
 
 
-def test_a_key_does_not_outlive_the_endpoints_that_it_names(store):
+def test_key_ends_with_its_endpoints(store):
     keys = ApiKeys(store)
     for name, endpoints in (
         ("everywhere", []),
@@ -65,7 +65,7 @@ def test_a_key_does_not_outlive_the_endpoints_that_it_names(store):
     ]
 
 
-def test_two_keys_differ_and_their_texts_are_nowhere(store):
+def test_key_text_is_unique_and_never_stored(store):
     keys = ApiKeys(store)
     (key, first), (other, second) = (
         keys.create("a", ["infer"], actor="ada"),

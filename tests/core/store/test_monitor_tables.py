@@ -42,28 +42,35 @@ def store(store_url):
 
 
 @pytest.fixture
-def name(request):
-    """Return an endpoint name that no other test uses, because the PostgreSQL database
-    is shared.
-    """
-    return f"e{abs(hash(request.node.name)) % 10**12}"
+def monitors(store):
+    return Monitors(store)
 
 
-def test_a_window_is_there_once(store, name):
-    monitors = Monitors(store)
+@pytest.fixture
+def add(monitors, name):
+    """Return a function that adds a window of `daily`, by default of a day."""
 
-    first = monitors.add(name, "daily", START, START + DAY)
+    def add_window(day=0, length=1, **options):
+        start = START + day * DAY
+        return monitors.add(name, "daily", start, start + length * DAY, **options)
 
-    assert monitors.add(name, "daily", START, START + DAY).revision == 2
-    assert monitors.add(name, "hourly", START, START + DAY).id != first.id
-    assert [window.revision for window in monitors.windows(name, "daily")] == [1, 2]
+    return add_window
 
 
-def test_a_window_that_is_judged_stays_as_it_is(store, name):
-    monitors = Monitors(store)
-    added = monitors.add(name, "daily", START, START + DAY)
+@pytest.fixture
+def judge(monitors, add):
+    """Return a function that adds a window and judges it with a number as evidence."""
+
+    def judge_window(number, *when, **options):
+        window = replace(add(*when, **options), state="judged", evidence={"number": number})
+        assert monitors.update(window)
+
+    return judge_window
+
+
+def test_judged_window_is_immutable(monitors, add, name):
     window = replace(
-        added,
+        add(),
         state="judged",
         verdict="drift",
         rows=5_000_000_000,
@@ -72,7 +79,6 @@ def test_a_window_that_is_judged_stays_as_it_is(store, name):
 
     judged = monitors.update(replace(window, reason="a\0b"))
 
-    assert judged is not None
     assert judged.verdict == "drift"
     assert judged.rows == 5_000_000_000
     assert judged.reason == "a\ufffdb"
@@ -81,11 +87,9 @@ def test_a_window_that_is_judged_stays_as_it_is(store, name):
     assert monitors.windows(name) == [judged]
 
 
-def test_a_window_is_not_written_under_a_lost_lease(store, name):
-    monitors = Monitors(store)
-    window = replace(monitors.add(name, "daily", START, START + DAY), state="judged")
+def test_lost_lease_writes_no_window(store, monitors, add, name):
+    window = replace(add(), state="judged")
     lost = store.acquire_lease(name, "first", 15)
-    assert lost is not None
     store.release_lease(lost)
     held = store.acquire_lease(name, "second", 15)
 
@@ -93,53 +97,40 @@ def test_a_window_is_not_written_under_a_lost_lease(store, name):
     assert monitors.update(window, held) is not None
 
 
-def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(store, name):
-    monitors = Monitors(store)
-    for days in (2, 0, 1):
-        monitors.add(name, "daily", START + days * DAY, START + (days + 1) * DAY)
+def test_windows_are_sorted_and_limited(monitors, add, name):
+    for day in (2, 0, 1):
+        add(day)
 
-    assert [window.start for window in monitors.windows(name)] == [
-        START,
-        START + DAY,
-        START + 2 * DAY,
-    ]
-    assert [window.start for window in monitors.windows(name, limit=2)] == [
-        START + DAY,
-        START + 2 * DAY,
-    ]
-    assert [window.start for window in monitors.windows(name, since=START + 2 * DAY)] == [
-        START + 2 * DAY
-    ]
-    assert monitors.windows(name, states=["judged"]) == []
+    def days(**selection):
+        return [(window.start - START) // DAY for window in monitors.windows(name, **selection)]
+
+    assert days() == [0, 1, 2]
+    assert days(limit=2) == [1, 2]
+    assert days(since=START + 2 * DAY) == [2]
+    assert days(states=["judged"]) == []
 
 
-def test_a_busy_monitor_takes_nothing_from_the_newest_windows_of_another(store, name):
-    monitors = Monitors(store)
-    minute = timedelta(minutes=1)
+def test_newest_windows_are_selected_per_monitor(monitors, add, name):
     for number in range(5):
-        monitors.add(
-            name, "busy", START + 9 * DAY + number * minute, START + 9 * DAY + (number + 1) * minute
-        )
-        monitors.add(name, "daily", START + number * DAY, START + (number + 1) * DAY)
-    monitors.add(name, "daily", START + 4 * DAY, START + 5 * DAY)
+        monitors.add(name, "busy", START + (9 + number) * DAY, START + (10 + number) * DAY)
+        add(number)
+    add(4)
     monitors.add(name, "removed", START, START + DAY)
 
     windows = monitors.newest_of_each(name, ["busy", "daily", "new"], 2)
 
-    assert [window.start for window in windows if window.monitor == "busy"] == [
-        START + 9 * DAY + number * minute for number in (3, 4)
-    ]
-    assert [(window.start, window.revision) for window in windows if window.monitor == "daily"] == [
-        (START + 3 * DAY, 1),
-        (START + 4 * DAY, 1),
-        (START + 4 * DAY, 2),
-    ]
-    assert len(windows) == 5
+    assert {
+        (window.monitor, (window.start - START) // DAY, window.revision) for window in windows
+    } == {
+        ("busy", 12, 1),
+        ("busy", 13, 1),
+        ("daily", 3, 1),
+        ("daily", 4, 1),
+        ("daily", 4, 2),
+    }
 
 
-def test_a_pause_is_written_down_with_who_paused(store, name):
-    monitors = Monitors(store)
-
+def test_pause_is_recorded_with_its_actor(store, monitors, name):
     assert monitors.pause(name, "daily", actor="ada@laptop", why="a known fault")
     assert not monitors.pause(name, "daily", actor="bob@laptop")
     assert monitors.state(name, "daily") == MonitorState(
@@ -154,40 +145,33 @@ def test_a_pause_is_written_down_with_who_paused(store, name):
     ]
 
 
-def test_an_accepted_baseline_is_added_to_earlier_ones_and_written_down(store, name):
-    monitors = Monitors(store)
+def test_accepted_baseline_is_merged_and_recorded(store, monitors, name):
+    first = "2026-11-01T00:00:00+00:00"
+    second = "2026-11-20T00:00:00+00:00"
 
-    monitors.accept(
-        name, "daily", {"x": "2026-11-01T00:00:00+00:00", "y": "2026-11-02T00:00:00+00:00"}
-    )
-    monitors.accept(name, "daily", {"x": "2026-11-20T00:00:00+00:00"}, "a new carrier")
+    monitors.accept(name, "daily", {"x": first, "y": first})
+    monitors.accept(name, "daily", {"x": second}, "a new carrier")
 
-    baseline = monitors.state(name, "daily").baseline
-    assert baseline == {"x": "2026-11-20T00:00:00+00:00", "y": "2026-11-02T00:00:00+00:00"}
+    assert monitors.state(name, "daily").baseline == {"x": second, "y": first}
     *_, event = store.events(name)
     assert event.action == "monitor.accept"
     assert event.why == "a new carrier"
-    assert event.detail["baseline"] == "x since 2026-11-20T00:00:00+00:00"
+    assert event.detail["baseline"] == f"x since {second}"
 
 
-def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(store, name):
-    def judge(start, number, length=DAY, **more):
-        window = Monitors(store).add(name, "daily", start, start + length, **more)
-        assert Monitors(store).update(replace(window, state="judged", evidence={"number": number}))
+def test_judged_windows_are_latest_scheduled_revisions(monitors, add, judge, name):
+    judge(1)
+    judge(2, by_hand=True)
+    judge(3, 0, 0.5)
+    judge(4, -0.5)
+    judge(5, -2)
+    judge(6, -800)
+    judge(7, 1)
+    add(-1)
+    add(-2)  # This revision is not judged.
 
-    judge(START, 1)
-    judge(START, 2, by_hand=True)
-    judge(START, 3, DAY / 2)  # another length
-    judge(START - DAY / 2, 4)  # another start
-    judge(START - 2 * DAY, 5)
-    judge(START - 800 * DAY, 6)
-    judge(START + DAY, 7)
-    Monitors(store).add(name, "daily", START - DAY, START)  # not judged
-    # a revision that is not judged
-    Monitors(store).add(name, "daily", START - 2 * DAY, START - DAY)
-
-    def read(**given):
-        windows = Monitors(store).judged_windows((name, "daily"), DAY, "evidence", **given)
+    def read(**options):
+        windows = monitors.judged_windows((name, "daily"), DAY, "evidence", **options)
         return [window.evidence["number"] for window in windows]
 
     assert read(until=START + DAY) == [5, 2]
@@ -196,57 +180,47 @@ def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(store, 
     assert read(until=START + 3 * DAY / 2, aligned_to=START + DAY / 2) == [4]
 
 
-def test_revisions_of_a_window_do_not_displace_other_windows(store, name, monkeypatch):
+def test_revisions_do_not_displace_other_windows(monitors, judge, name, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.core.store.monitor_tables._MOST_PAST", 2)
-    monitors = Monitors(store)
     for day in (0, 1, 2):
-        for revision in (1, 2, 3):
-            window = monitors.add(name, "daily", START + day * DAY, START + (day + 1) * DAY)
-            assert monitors.update(replace(window, state="judged", evidence={"number": revision}))
+        judge(1, day)
+        judge(2, day)
 
     read = monitors.judged_windows((name, "daily"), DAY, "evidence")
 
     assert [(row.start, row.evidence) for row in read] == [
-        (START + day * DAY, {"number": 3}) for day in (1, 2)
+        (START + DAY, {"number": 2}),
+        (START + 2 * DAY, {"number": 2}),
     ]
 
 
-def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store, name):
-    monitors = Monitors(store)
+def test_recreated_endpoint_inherits_nothing(store, monitors, add, name):
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
     monitors.update_state(name, "daily", made_up_to=START, consecutive=2)
     monitors.update_state(name, "daily", note="3 windows are left out", note_kind="left_out")
     monitors.pause(name, "daily", actor="ada")
-    Silences(store).add(name, "", timedelta(days=3650))
-    firing = Alert(f"{name}/drift", name, "daily", "firing", START, START)
-    assert Alerts(store).add_once(firing)
-    running = monitors.add(name, "daily", START, START + DAY)
+    Silences(store).add(name, "", 3650 * DAY)
+    assert Alerts(store).add_once(Alert(f"{name}/drift", name, "daily", "firing", START, START))
+    running = add()
     assert monitors.states(name) == [
         MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out", "left_out")
     ]
 
     store.remove_endpoint(name)
-    written = monitors.update(replace(running, state="judged"))
-    monitors.add(name, "daily", START, START + DAY)  # A user judges the captured rows.
+    assert monitors.update(replace(running, state="judged")) is None
+    add()  # A user judges the captured rows.
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
 
-    assert written is None
     assert monitors.states(name) == []
     assert monitors.windows(name) == []
     assert Silences(store).active(name) == []
     assert Alerts(store).firing(name) == []
-    assert [event.action for event in store.events(name)] == [
-        "create",
-        "monitor.pause",
-        "silence",
-        "delete",
-        "create",
-    ]
+    actions = [event.action for event in store.events(name)]
+    assert actions == ["create", "monitor.pause", "silence", "delete", "create"]
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_of_several_who_write_a_new_row_at_once_one_makes_it(store, name, number):
-    monitors = Monitors(store)
+def test_concurrent_writers_create_one_row(store, monitors, name, number):
     alerts = Alerts(store)
     now = store.now()
     notice = Alert(f"{name}/said", name, "daily", "said", now, now)

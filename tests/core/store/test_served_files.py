@@ -23,7 +23,7 @@ def moved(store, version, files, place="@champion", action="alias"):
     store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
 
 
-def test_the_last_move_of_mlflow_s_server_has_the_files(store):
+def test_last_server_move_has_files(store):
     moved(store, "1", OLD)
     moved(store, "1", NEW)
     moved(store, "1", None, action="promote")  # The event of a command has no files.
@@ -37,12 +37,12 @@ def test_the_last_move_of_mlflow_s_server_has_the_files(store):
 @pytest.mark.parametrize(
     ("kept", "files"), [([], ""), ([served_entry("1", "@champion", OLD)], OLD)]
 )
-def test_after_a_rename_only_the_files_that_the_rename_keeps_count(kept, files, store):
+def test_rename_keeps_only_recorded_files(kept, files, store):
     moved(store, "1", NEW)
     store.record("rename", model="credit", after="credit", detail={SERVED: kept})
     assert served_files(store, "credit", "1", "@champion") == files
 
 
-def test_an_event_that_sets_a_policy_has_the_files_that_were_served_then(store):
+def test_policy_event_records_served_files(store):
     store.record("tag", model="credit", detail={SERVED: [served_entry("3", "Production", OLD)]})
     assert served_files(store, "credit", "3", "Production") == OLD

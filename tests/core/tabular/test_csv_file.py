@@ -7,7 +7,7 @@ import pytest
 from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
 
 
-def test_a_csv_record_knows_its_line_its_bytes_and_the_position_after_it():
+def test_record_has_line_bytes_and_position():
     text = b'\xef\xbb\xbfa,b\r\n\r\n1,"two\nlines"\n   \n3,\xff'
     records = list(csv_records(io.BytesIO(text)))
     assert [(record.line, record.fields) for record in records] == [
@@ -23,7 +23,7 @@ def test_a_csv_record_knows_its_line_its_bytes_and_the_position_after_it():
     assert records[-1].position == len(text)
 
 
-def test_lines_may_end_in_a_carriage_return_alone():
+def test_carriage_return_ends_a_line():
     records = list(csv_records(io.BytesIO(b"a,b\r1,2\r3,4\r,")))
     assert [(record.line, record.fields) for record in records] == [
         (1, ["a", "b"]),
@@ -33,7 +33,7 @@ def test_lines_may_end_in_a_carriage_return_alone():
     ]
 
 
-def test_a_record_that_is_not_csv_has_an_error_and_the_next_ones_follow():
+def test_invalid_record_has_an_error():
     records = list(csv_records(io.BytesIO(b'a\n"x"y\nz\n')))
     assert [record.error.partition(";")[0] for record in records] == [
         "",
@@ -46,7 +46,7 @@ def test_a_record_that_is_not_csv_has_an_error_and_the_next_ones_follow():
 @pytest.mark.parametrize(
     "after", [b"2,y\n3,z\n", b'2,"y"\n3,z\n', b'2,"y\n3,z', b"2,y\n" * 100_000]
 )
-def test_a_quotation_mark_that_is_not_closed_costs_its_own_line_only(after):
+def test_unclosed_quote_affects_one_line(after):
     text = b'a,b\n1,"x\n' + after
 
     records = list(csv_records(io.BytesIO(text)))
@@ -61,6 +61,6 @@ def test_a_quotation_mark_that_is_not_closed_costs_its_own_line_only(after):
     assert records[-1].position == len(text)
 
 
-def test_an_empty_text_in_quotation_marks_is_a_record_and_a_line_of_spaces_is_none():
+def test_quoted_empty_text_is_a_record():
     records = list(csv_records(io.BytesIO(b'a\n""\n  \n1\n')))
     assert [record.fields for record in records] == [["a"], [""], ["1"]]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from mlflow_deploy_plugin.core.errors import InvalidRequest
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.tabular.row_files import open_parquet
 from mlflow_deploy_plugin.core.tabular.streams import (
     RowStream,
@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.core.tabular.streams import (
 )
 from mlflow_deploy_plugin.watch.drift.references.rows import load_datasets
 from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
+from tests.support.refusals import refused
 
 
 def stream(content, kind, **types):
@@ -38,7 +39,7 @@ def joined(blocks):
 
 
 @pytest.mark.parametrize("bad", [(0,), (15_000, 15_001, 39_999), (12_345,)])
-def test_rows_of_a_csv_file_keep_their_numbers_past_bad_ones(bad):
+def test_csv_rows_keep_numbers_past_bad_rows(bad):
     lines = [b"1,2,3" if row in bad else b"%d,%s" % (row, b"x" * 260) for row in range(40_000)]
 
     blocks = list(stream(b"a,b\n" + b"\n".join(lines) + b"\n", "csv").blocks(["a"]))
@@ -56,7 +57,7 @@ FIELDS = st.text(st.sampled_from('ab "\n,\u00e9'), max_size=6)
 
 
 @given(st.lists(st.lists(FIELDS, min_size=1, max_size=4), max_size=30))
-def test_csv_is_read_as_the_csv_module_reads_it(rows):
+def test_csv_matches_csv_module(rows):
     text = io.StringIO(newline="")
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(["x", "y"])
@@ -84,7 +85,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("row", [0, 9_000])
 @pytest.mark.parametrize("after", [b"3,z", b'3,"z"', b'3,"z\nz"', b'3,5" pipe'])
 @pytest.mark.parametrize("bad", UNREADABLE)
-def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(bad, after, row):
+def test_only_unreadable_row_is_omitted(bad, after, row):
     lines = [b"1," + b"x" * 520] * row + [UNREADABLE[bad]] + [after] * (10_000 - row)
 
     blocks = list(stream(b"a,b\n" + b"\n".join(lines), "csv").blocks(["b"]))
@@ -97,7 +98,7 @@ def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(bad, after, 
     assert sum(len(block.table) for block in blocks) == 10_000
 
 
-def test_long_value_is_read_in_a_block_with_an_unreadable_row():
+def test_long_value_survives_unreadable_row():
     rows = stream(b"a,b\n1\n2," + b"x" * 1_000_000 + b"\n", "csv")
 
     (block,) = rows.blocks(["b"])
@@ -106,7 +107,7 @@ def test_long_value_is_read_in_a_block_with_an_unreadable_row():
     assert len(block.table["b"][0].as_py()) == 1_000_000
 
 
-def test_a_byte_that_is_not_utf_8_counts_in_the_columns_that_are_read_alone():
+def test_invalid_utf_8_in_unread_column_is_ignored():
     rows = stream(b"a,b\n1,M\xfcnchen\n2,z\n3\n", "csv")
 
     (block,) = rows.blocks(["a"])
@@ -116,7 +117,7 @@ def test_a_byte_that_is_not_utf_8_counts_in_the_columns_that_are_read_alone():
     assert [row.number for row in block.bad] == [2]
 
 
-def test_lines_of_a_csv_file_may_end_in_a_carriage_return_alone():
+def test_carriage_return_ends_csv_line():
     rows = stream(b"a,b\r" + b"1,x\r" * 1_500_000, "csv")
 
     assert sum(len(block.table) for block in rows.blocks(["a", "b"])) == 1_500_000
@@ -129,7 +130,7 @@ def test_line_of_spaces_is_not_a_row(bad):
     assert block.table["a"].to_pylist() == ["1", None]
 
 
-def test_a_csv_file_may_have_a_byte_order_mark_quotes_and_empty_fields():
+def test_csv_may_have_bom_quotes_and_gaps():
     rows = stream('\ufeffa,"b,c"\r\n1,"x\ny"\r\n,""\r\n'.encode(), "csv")
 
     assert rows.schema.names == ["a", "b,c"]
@@ -137,7 +138,7 @@ def test_a_csv_file_may_have_a_byte_order_mark_quotes_and_empty_fields():
     assert block.table.to_pydict() == {"a": ["1", None], "b,c": ["x\ny", None]}
 
 
-def test_json_lines_have_the_types_of_the_caller_else_of_their_values():
+def test_json_lines_have_requested_or_inferred_types():
     content = b'{"a": 1, "b": 2, "t": "2026-01-01"}\n\n{"a": 2.0, "c": [1, 2.5]}\n[]\n'
 
     rows = stream(content, "jsonl", a=pa.int64())
@@ -156,7 +157,19 @@ def test_json_lines_have_the_types_of_the_caller_else_of_their_values():
     assert block.bad[0].why == "it is not a JSON object"
 
 
-def test_a_later_line_keeps_its_values_or_is_a_bad_row():
+@pytest.mark.parametrize(
+    ("content", "kind", "names"),
+    [
+        (b"[]", "json", ("json", "csv, jsonl, parquet")),
+        (b'{"a": 1}\n{"a": "x"}\n', "jsonl", ("column 'a'",)),
+    ],
+)
+def test_unreadable_content_is_refused(content, kind, names):
+    with refused(OnnxserveError, *names):
+        list(stream(content, kind).blocks(["a"]))
+
+
+def test_later_json_line_fits_or_is_bad():
     lines = [b'{"a": 1, "b": [1], "c": {"d": 1}, "t": "%s"}' % (b"x" * 1000)] * 5000
     later = [
         b'{"a": 1.5}',
@@ -175,7 +188,7 @@ def test_a_later_line_keeps_its_values_or_is_a_bad_row():
     assert last.table.to_pylist()[-1] == {"a": 2, "b": [None, 3], "c": {"d": None}}
 
 
-def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_caller_names_it(
+def test_requested_late_json_column_is_found(
     tmp_path,
 ):
     path = tmp_path / "rows.jsonl"
@@ -193,13 +206,14 @@ def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_cal
         blocks = list(rows.blocks(["b", "c", "null"]))
 
     assert len(blocks) > 2
+    assert joined(blocks) == (list(range(100_001)), [])
     assert blocks[0].table.slice(0, 1).to_pylist() == [{"b": None, "c": None, "null": None}]
     assert blocks[-1].table.slice(blocks[-1].table.num_rows - 1).to_pylist() == [
         {"b": 0.5, "c": "z", "null": 7}
     ]
 
 
-def test_a_late_column_of_json_lines_is_found_by_an_escaped_name():
+def test_escaped_late_json_column_is_found():
     """Python's `json` and pandas escape names that are not ASCII."""
     plain = b'{"a": 1, "fill": "%s"}\n' % (b"x" * 2**16)
     late = json.dumps({"größe": 0.5}).encode()
@@ -209,23 +223,7 @@ def test_a_late_column_of_json_lines_is_found_by_an_escaped_name():
     )
 
 
-def test_json_lines_over_several_blocks(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(
-        b"".join(b'{"a": %d, "b": "%s"}\n' % (row, b"x" * 1000) for row in range(10_000))
-    )
-
-    with fs.LocalFileSystem().open_input_file(str(path)) as file:
-        blocks = list(RowStream(file, "jsonl", {}).blocks(["a"]))
-
-    assert len(blocks) > 1
-    assert joined(blocks) == (list(range(10_000)), [])
-    assert list(chain.from_iterable(block.table["a"].to_pylist() for block in blocks)) == list(
-        range(10_000)
-    )
-
-
-def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path):
+def test_wide_parquet_has_small_blocks(tmp_path):
     values = pa.array(np.arange(2000 * 4000, dtype=np.float64))
     path = tmp_path / "rows.parquet"
     pq.write_table(
@@ -239,7 +237,7 @@ def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path):
     assert max(block.table.nbytes for block in blocks) < 20e6
 
 
-def test_damaged_parquet_page_is_detected_by_its_checksum():
+def test_damaged_parquet_page_is_detected():
     file = io.BytesIO()
     table = pa.table({"x": range(1000)})
     pq.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")
@@ -249,7 +247,7 @@ def test_damaged_parquet_page_is_detected_by_its_checksum():
         list(stream(bytes(content), "parquet").blocks(["x"]))
 
 
-def test_a_table_is_read_by_the_ending_and_has_the_types_that_are_known(tmp_path):
+def test_table_has_known_types(tmp_path):
     (tmp_path / "t.csv").write_text('a,b\n1,\n2,"x"\n')
     assert read_table(tmp_path / "t.csv", {}).to_pydict() == {"a": [1, 2], "b": [None, "x"]}
     assert read_table(tmp_path / "t.csv", {"a": pa.string()}).column("a").to_pylist() == ["1", "2"]
@@ -257,14 +255,14 @@ def test_a_table_is_read_by_the_ending_and_has_the_types_that_are_known(tmp_path
     assert read_table(tmp_path / "t.parquet", {"a": pa.string()}).column("a").to_pylist() == [1, 2]
 
 
-def test_a_table_may_be_compressed(tmp_path):
+def test_table_may_be_compressed(tmp_path):
     lines = "".join(f'{row},"a, {row:x}"\n' for row in range(5000))
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(f"a,b\n{lines}".encode()))
     assert read_table(tmp_path / "t.csv.gz", {}).column("a").to_pylist() == list(range(5000))
 
 
 @pytest.mark.parametrize(("content", "named"), [("a,b,a\n1,2,3\n", "'a'"), ("a,b\n1\n", "row 0")])
-def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(tmp_path, content, named):
+def test_table_with_bad_row_or_header_is_refused(tmp_path, content, named):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(pa.ArrowInvalid, match=named):
         read_table(tmp_path / "t.csv", {})
@@ -281,7 +279,7 @@ def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(tmp_path, c
     ],
     ids=["block by block", "a file", "a table", "a dataset", "an example"],
 )
-def test_a_date_of_spark_may_lie_beyond_nanoseconds(tmp_path, read):
+def test_spark_dates_exceed_nanosecond_range(tmp_path, read):
     """Parquet's INT96 is read as nanoseconds by default, so that the year 9999 became
     1816.
     """
@@ -296,19 +294,19 @@ def test_a_date_of_spark_may_lie_beyond_nanoseconds(tmp_path, read):
 @pytest.mark.parametrize(
     "rows", [b'1,x\n2,"y\n3,z\n', b'1,x\n2,"y\n3,"z"\n', b'1,x\n2,"y\n3,"z\n', b'1,x\n2,"y"z\n']
 )
-def test_a_table_whose_quotation_marks_are_not_in_pairs_is_refused_with_its_row(tmp_path, rows):
+def test_unbalanced_quotes_error_names_row(tmp_path, rows):
     (tmp_path / "t.csv").write_bytes(b"a,b\n" + rows)
 
     with pytest.raises(pa.ArrowInvalid, match=r"^row 1: "):
         read_table(tmp_path / "t.csv", {})
 
 
-def test_a_table_may_have_quotation_marks_and_line_ends_in_its_values(tmp_path):
+def test_table_values_may_have_quotes_and_newlines(tmp_path):
     (tmp_path / "t.csv").write_bytes(b'a,b\n1,"x\n""y"""\n2,5" pipe\n')
     assert read_table(tmp_path / "t.csv", {}).column("b").to_pylist() == ['x\n"y"', '5" pipe']
 
 
-def test_long_value_is_read_despite_a_quotation_mark_inside_another_value(tmp_path):
+def test_long_value_is_read_despite_inner_quote(tmp_path):
     long = "x" * 200_000
     (tmp_path / "t.csv").write_text(f'a,b\n5" pipe,1\n{long},2\n')
     assert read_table(tmp_path / "t.csv", {}).column("a").to_pylist() == ['5" pipe', long]
@@ -325,7 +323,7 @@ TYPED = {
 
 
 @pytest.mark.parametrize("values", TYPED.values(), ids=TYPED.keys())
-def test_values_of_a_parquet_file_are_counted_whatever_their_type(tmp_path, monkeypatch, values):
+def test_parquet_values_of_any_type_are_bounded(tmp_path, monkeypatch, values):
     table = pa.table({"a": values})
     file = tmp_path / "rows.parquet"
     pq.write_table(table, file, row_group_size=20)
@@ -353,7 +351,6 @@ def typed(texts, known=None):
         (["9007199254740993"], pa.int64(), [2**53 + 1]),
         (["18446744073709551615"], pa.uint64(), [2**64 - 1]),
         (["0", "0.5", "1e3", "NaN"], pa.float64(), [0.0, 0.5, 1000.0, None]),
-        (["0", "1"], pa.int64(), [0, 1]),
         (["True", "false", None], pa.bool_(), [True, False, None]),
         (["2024-01-31"], pa.date32(), [date(2024, 1, 31)]),
         (["2024-01-31T12:00:00"], US, [datetime(2024, 1, 31, 12)]),
@@ -366,14 +363,12 @@ def typed(texts, known=None):
         (["01234", "90210"], pa.string(), ["01234", "90210"]),
         (["007.5"], pa.string(), ["007.5"]),
         (["0x1f"], pa.string(), ["0x1f"]),
-        (["Y", "N", None], pa.string(), ["Y", "N", None]),
         (["NA", None], pa.string(), ["NA", None]),
-        (["1", "x"], pa.string(), ["1", "x"]),
         (["31.01.2024"], pa.string(), ["31.01.2024"]),
         ([" x"], pa.string(), [" x"]),
     ],
 )
-def test_the_type_of_a_column_follows_from_its_texts(texts, kind, values):
+def test_column_type_is_inferred(texts, kind, values):
     assert typed(texts).type == kind
     assert typed(texts).to_pylist() == values
 
@@ -390,7 +385,7 @@ def test_the_type_of_a_column_follows_from_its_texts(texts, kind, values):
         ([None], pa.float64(), [None]),
     ],
 )
-def test_a_known_type_comes_first(texts, known, values):
+def test_known_type_is_preferred(texts, known, values):
     kind = known.value_type if pa.types.is_dictionary(known) else known
     assert typed(texts, known).type == kind
     assert typed(texts, known).to_pylist() == values
@@ -409,7 +404,7 @@ def test_a_known_type_comes_first(texts, known, values):
         (["2024-01-31 12:00:00.000000001"], US, NS),
     ],
 )
-def test_a_known_type_that_a_text_does_not_fit_is_not_taken(texts, known, kind):
+def test_unfit_known_type_is_ignored(texts, known, kind):
     assert typed(texts, known).type == kind
 
 
@@ -425,7 +420,7 @@ def test_a_known_type_that_a_text_does_not_fit_is_not_taken(texts, known, kind):
         (["True"], ["0"], pa.bool_()),
     ],
 )
-def test_a_column_has_one_type_in_all_files(one, other, kind):
+def test_column_has_one_type_in_all_files(one, other, kind):
     tables = [pa.table({"x": pa.array(texts, pa.string())}) for texts in (one, [*other, *other])]
 
     read = typed_tables([*tables, pa.table({"y": ["1"]})], {})

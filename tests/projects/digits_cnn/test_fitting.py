@@ -2,20 +2,16 @@
 
 import mlflow
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
 pytest.importorskip("torch")
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.digits_cnn.fitting import (
     WEIGHTS,
     accuracy,
     fit,
     fit_incremental,
-    read_labelled,
     save_weights,
 )
 from projects.digits_cnn.train import load_images
@@ -45,7 +41,7 @@ def moved(images):
 
 
 @pytest.mark.long
-def test_the_weights_of_the_base_are_tuned_on_new_images_and_it_still_knows_the_others(base):
+def test_base_weights_are_fine_tuned(base):
     new = (moved(IMAGES[:400]), DIGITS[:400])
     network, way = fit_incremental((IMAGES, DIGITS), new, base, epochs=4 * EPOCHS, seed=7)
     assert way.split(", ") == ["fine-tuning", "6 passes", "800 built-in images"]
@@ -54,33 +50,7 @@ def test_the_weights_of_the_base_are_tuned_on_new_images_and_it_still_knows_the_
     assert accuracy(network, TEST_IMAGES, TEST_DIGITS) > 0.9
 
 
-def test_where_the_base_has_kept_no_weights_a_sample_is_replayed(base, monkeypatch):
+def test_base_without_weights_uses_replay(base, monkeypatch):
     monkeypatch.setattr("projects.digits_cnn.fitting.WEIGHTS", f"other-{WEIGHTS}")
     _, way = fit_incremental((IMAGES, DIGITS), (IMAGES[:50], DIGITS[:50]), base, epochs=1, seed=7)
     assert mentions(way, "sampled replay", "100 built-in images")
-
-
-def test_labelled_images_are_read_as_the_log_has_them(tmp_path):
-    file = tmp_path / "data.parquet"
-    columns = {
-        "image": IMAGES[:3].tolist(),
-        "_label": ["1", "2", "3"],
-        "_label_number": DIGITS[:3].astype(float),
-    }
-    pq.write_table(pa.table(columns), file)
-    images, digits = read_labelled(file)
-    assert np.array_equal(images, IMAGES[:3])
-    assert digits.tolist() == DIGITS[:3].tolist()
-    pq.write_table(pa.table({"image": [[1.0], [2.0]], "_label_number": [1.0, 2.0]}), file)
-    with pytest.raises(InvalidConfig, match="8 × 8"):
-        read_labelled(file)
-    pq.write_table(pa.table({"a": [1.0], "b": [2.0], "_label_number": [1.0]}), file)
-    with pytest.raises(InvalidConfig, match=r"_label_number.* a, b"):
-        read_labelled(file)
-
-
-def test_incremental_without_images_or_base_is_refused():
-    with pytest.raises(InvalidConfig, match="needs labelled images"):
-        fit_incremental((IMAGES, DIGITS), (IMAGES[:0], DIGITS[:0]), "models:/digits-cnn/1", 1, 7)
-    with pytest.raises(InvalidConfig, match="needs the version"):
-        fit_incremental((IMAGES, DIGITS), (IMAGES[:5], DIGITS[:5]), "", 1, 7)

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,20 +22,20 @@ class Receiver:
     answer_bytes: int = 0
     got: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
-    def url(self, path: str) -> str:
+    def url(self, path):
         """The URL of the channel, with a secret."""
         return f"json://bot:s3cret-token@127.0.0.1:{self.port}/{path}"
 
-    def titles(self, path: str) -> list[str]:
+    def titles(self, path):
         return [message["title"] for message in self.got.get(f"/{path}", [])]
 
 
 @contextmanager
-def receiver() -> Iterator[Receiver]:
+def receiver():
     state = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+        def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if not state.is_broken:
                 state.got.setdefault(self.path.rstrip("/"), []).append(body)
@@ -46,7 +45,7 @@ def receiver() -> Iterator[Receiver]:
             with suppress(OSError):  # The client may have closed the connection.
                 self.wfile.write(bytes(state.answer_bytes))
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format, *args):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:

@@ -1,8 +1,6 @@
 """MLflow's server with its basic auth, the gate and the console."""
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import requests
 
@@ -17,12 +15,12 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 """
 
 
-def password(user: str) -> str:
+def password(user):
     return f"password-of-{user}"
 
 
 @contextmanager
-def basic_auth_server(folder: Path, *users: str) -> Iterator[MlflowServer]:
+def basic_auth_server(folder, *users):
     """Run a server with these users and the administrator `admin`. The store is in the
     folder `home`.
     """

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ images before they skip.
 _OLD = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 
 
-def _kubectl(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+def _kubectl(*arguments, given=None):
     command = ["kubectl", "--request-timeout", "20s", *arguments]
     return subprocess.run(
         command, input=given, capture_output=True, text=True, timeout=180, check=False
@@ -45,12 +44,12 @@ class Cluster:
     namespace: str
     is_old: bool
 
-    def kubectl(self, *arguments: str, given: str | None = None) -> str:
+    def kubectl(self, *arguments, given=None):
         done = _kubectl("--namespace", self.namespace, *arguments, given=given)
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
-    def apply(self, manifest: Manifest) -> None:
+    def apply(self, manifest):
         if self.is_old:
             manifest = {
                 **manifest,
@@ -61,7 +60,7 @@ class Cluster:
             del manifest["spec"]["timeZone"]
         self.kubectl("apply", "-f", "-", given=yaml.safe_dump(manifest))
 
-    def job(self, name: str, cronjob: Manifest) -> str:
+    def job(self, name, cronjob):
         """Start a Job as the CronJob would, and return its end (`kubectl create job
         --from` does not support old CronJobs).
         """
@@ -69,17 +68,17 @@ class Cluster:
         self.apply({**kind, "spec": cronjob["spec"]["jobTemplate"]["spec"]})
         return self.end_of(name)
 
-    def secret(self, name: str, values: Mapping[str, str]) -> None:
+    def secret(self, name, values):
         kind = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}
         self.apply({**kind, "stringData": dict(values)})
 
-    def items(self, kind: str, *selection: str) -> list[Manifest]:
+    def items(self, kind, *selection):
         return json.loads(self.kubectl("get", kind, "-o", "json", *selection))["items"]  # type: ignore[no-any-return]
 
-    def end_of(self, job: str, seconds: float = 240) -> str:
+    def end_of(self, job, seconds=240):
         """Wait until the Job is `Complete` or `Failed`."""
 
-        def end() -> str:
+        def end():
             (manifest,) = self.items("job", f"--field-selector=metadata.name={job}")
             ends = [
                 condition["type"]
@@ -90,13 +89,13 @@ class Cluster:
 
         return wait_until(end, seconds, f"the job {job} has ended")  # type: ignore[no-any-return]
 
-    def logs(self, job: str) -> list[str]:
+    def logs(self, job):
         """Return the lines that the pods of a Job have written."""
         return self.kubectl("logs", "--tail=-1", "-l", f"job-name={job}").splitlines()
 
 
 @contextmanager
-def own_namespace() -> Iterator[Cluster]:
+def own_namespace():
     """Yield a namespace. At the end, delete it with all its pods."""
     versions = _kubectl("api-versions")
     assert versions.returncode == 0, versions.stderr

@@ -2,7 +2,6 @@
 
 import gzip
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +18,7 @@ class Collector:
     services: set[str] = field(default_factory=set)
     spans: list[Span] = field(default_factory=list)
 
-    def take(self, body: bytes) -> None:
+    def take(self, body):
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             resource_attributes = {
                 entry.key: entry.value.string_value for entry in resource.resource.attributes
@@ -28,11 +27,11 @@ class Collector:
             for scope in resource.scope_spans:
                 self.spans.extend(scope.spans)
 
-    def named(self, name: str) -> list[Span]:
+    def named(self, name):
         return [span for span in self.spans if span.name == name]
 
 
-def attributes(span: Span) -> dict[str, str | int]:
+def attributes(span):
     """Return the attributes of a span that are texts or integers."""
     return {
         entry.key: entry.value.string_value or entry.value.int_value for entry in span.attributes
@@ -40,11 +39,11 @@ def attributes(span: Span) -> dict[str, str | int]:
 
 
 @contextmanager
-def collector() -> Iterator[Collector]:
+def collector():
     state = Collector()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+        def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             state.take(
                 gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
@@ -53,7 +52,7 @@ def collector() -> Iterator[Collector]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format, *args):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

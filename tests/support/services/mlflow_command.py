@@ -7,13 +7,12 @@ both cores for each server.
 import os
 import runpy
 import sys
-from typing import Any
 
 import mlflow.server
 from mlflow.cli import cli
 
 
-def run_here(command: list[str], extra_env: dict[str, str], **_: Any) -> None:
+def run_here(command, extra_env, **_):
     """Replace MLflow's function that starts `python … -m uvicorn …`."""
     os.environ.update(extra_env)
     module = command.index("-m") + 1

@@ -32,18 +32,18 @@ class MlflowServer:
     port: int = field(init=False)
     process: subprocess.Popen[bytes] | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         self.port = free_port(self.host)
 
     @property
-    def url(self) -> str:
+    def url(self):
         return f"http://{self.host}:{self.port}"
 
     @property
-    def log(self) -> Path:
+    def log(self):
         return self.folder / f"{self.port}.log"
 
-    def start(self) -> None:
+    def start(self):
         command = [
             self.python,
             str(COMMAND),
@@ -78,7 +78,7 @@ class MlflowServer:
         )
         assert process.poll() is None, self.log.read_text()[-4000:]
 
-    def kill(self) -> None:
+    def kill(self):
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

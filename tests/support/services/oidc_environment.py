@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -28,7 +27,7 @@ package support.
 """
 
 
-def oidc_python() -> Path:
+def oidc_python():
     """Return the Python of the environment, which is created if it is missing or
     outdated.
 
@@ -60,7 +59,7 @@ def oidc_python() -> Path:
     return python
 
 
-def _interpreter() -> str | None:
+def _interpreter():
     """Return the path of a suitable Python: this process' Python, or a Python on PATH
     or in pyenv.
     """
@@ -78,7 +77,7 @@ def _interpreter() -> str | None:
     return None
 
 
-def _install(interpreter: str, python: Path) -> None:
+def _install(interpreter, python):
     """Create the environment and install the packages with uv, or with pip if uv is not
     installed.
     """
@@ -99,5 +98,5 @@ def _install(interpreter: str, python: Path) -> None:
         pytest.skip(f"{PLUGIN} cannot be installed: {installed.stderr.strip()}")
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

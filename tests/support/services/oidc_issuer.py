@@ -5,8 +5,6 @@ secret. Its tokens are signed with RS256. It has no accounts of its own: the log
 accepts each of the issuer's users without a password.
 """
 
-import base64
-import hashlib
 import json
 import logging
 import secrets
@@ -14,12 +12,11 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlencode
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
-from flask import Flask, Response, jsonify, redirect, render_template_string, request
+from flask import Flask, jsonify, redirect, render_template_string, request
 from jwt.algorithms import RSAAlgorithm
 from werkzeug.serving import BaseWSGIServer, make_server
 
@@ -68,29 +65,29 @@ class OidcIssuer:
     _thread: threading.Thread | None = None
 
     @property
-    def url(self) -> str:
+    def url(self):
         """Return the URL with another host name than MLflow's, so that a browser treats
         them as different sites.
         """
         return f"http://localhost:{self.port}"
 
     @property
-    def discovery_url(self) -> str:
+    def discovery_url(self):
         return f"{self.url}/.well-known/openid-configuration"
 
-    def start(self) -> None:
+    def start(self):
         self._server = make_server("127.0.0.1", self.port, self._app(), threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self):
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
             self._server = self._thread = None
 
-    def token(self, user: str, **claims: Any) -> str:
+    def token(self, user, **claims):
         """Return a signed token of the user, which is both the ID token and the access
         token of a login.
         """
@@ -111,7 +108,7 @@ class OidcIssuer:
         }
         return jwt.encode(content, self._key, algorithm="RS256", headers={"kid": _KEY_ID})
 
-    def _app(self) -> Flask:
+    def _app(self):
         app = Flask("issuer")
         app.add_url_rule("/.well-known/openid-configuration", view_func=self._discovery)
         app.add_url_rule("/jwks", view_func=self._keys)
@@ -120,7 +117,7 @@ class OidcIssuer:
         app.add_url_rule("/userinfo", view_func=self._userinfo)
         return app
 
-    def _discovery(self) -> Response:
+    def _discovery(self):
         return jsonify(
             issuer=self.url,
             authorization_endpoint=f"{self.url}/authorize",
@@ -134,21 +131,15 @@ class OidcIssuer:
             token_endpoint_auth_methods_supported=["client_secret_basic", "client_secret_post"],
         )
 
-    def _keys(self) -> Response:
+    def _keys(self):
         key = json.loads(RSAAlgorithm.to_jwk(self._key.public_key()))
         return jsonify(keys=[{**key, "kid": _KEY_ID, "use": "sig", "alg": "RS256"}])
 
-    def _authorize(self) -> Any:
+    def _authorize(self):
         """Show the login form. After the login, redirect to the client with a code that
         is valid once.
         """
         parameters = request.args.to_dict()
-        is_supported = (
-            parameters.get("response_type") == "code"
-            and parameters.get("code_challenge_method") == "S256"
-        )
-        if parameters.get("client_id") != self.client_id or not is_supported:
-            return "the client or its request is not supported", 400
         if request.method == "GET":
             return render_template_string(
                 _FORM, users=self.users, field=USER_FIELD, button=LOGIN_BUTTON
@@ -160,30 +151,14 @@ class OidcIssuer:
             f"{urlencode({'code': code, 'state': parameters['state']})}"
         )
 
-    def _token(self) -> Any:
-        form = request.form
-        header = request.authorization
-        client = (
-            (header.username, header.password)
-            if header
-            else (form.get("client_id"), form.get("client_secret"))
-        )
-        if client != (self.client_id, self.client_secret):
-            return jsonify(error="invalid_client"), 401
-        user, parameters = self._codes.pop(form.get("code", ""), ("", {}))
-        digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
-        challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
-        if (
-            not user
-            or parameters["redirect_uri"] != form["redirect_uri"]
-            or parameters["code_challenge"] != challenge
-        ):
-            return jsonify(error="invalid_grant"), 400
+    def _token(self):
+        """Return the tokens of the code. The issuer does not check its only client."""
+        user, parameters = self._codes.pop(request.form["code"])
         nonce = {"nonce": parameters["nonce"]} if "nonce" in parameters else {}
         tokens = {"access_token": self.token(user), "id_token": self.token(user, **nonce)}
         return jsonify(**tokens, token_type="Bearer", expires_in=_TOKEN_SECONDS)
 
-    def _userinfo(self) -> Any:
+    def _userinfo(self):
         header = request.authorization
         try:
             key = self._key.public_key()

@@ -42,7 +42,7 @@ class OidcServer:
     issuer: OidcIssuer = field(default_factory=lambda: OidcIssuer(USERS))
     mlflow: MlflowServer = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         self.mlflow = MlflowServer(self.folder, app=self.app, python=str(self.python))
         self.mlflow.variables = {
             "ONNXSERVE_HOME": str(self.folder / "home"),
@@ -64,17 +64,17 @@ class OidcServer:
         }
 
     @property
-    def url(self) -> str:
+    def url(self):
         return self.mlflow.url
 
-    def start(self) -> None:
+    def start(self):
         self.mlflow.start()
 
-    def stop(self) -> None:
+    def stop(self):
         self.mlflow.kill()
         self.issuer.stop()
 
-    def log_in(self, user: str) -> requests.Session:
+    def log_in(self, user):
         """Return a session of the user, who logs in through the issuer's form."""
         session = requests.Session()
         form = session.get(f"{self.url}/login", timeout=_SECONDS)
@@ -82,7 +82,7 @@ class OidcServer:
         answer.raise_for_status()
         return session
 
-    def access_token(self, session: requests.Session) -> str:
+    def access_token(self, session):
         """Return a new access token of the session's user, which is the password in
         basic auth.
         """
@@ -91,7 +91,7 @@ class OidcServer:
         answer.raise_for_status()
         return str(answer.json()["token"])
 
-    def grant(self, admin: requests.Session, user: str, model: str, permission: str) -> None:
+    def grant(self, admin, user, model, permission):
         """Grant the user a permission on a registered model, such as READ, EDIT or
         MANAGE.
         """
@@ -100,7 +100,7 @@ class OidcServer:
             f"{self.url}{path}", json={"permission": permission}, timeout=_SECONDS
         ).raise_for_status()
 
-    def grant_group(self, admin: requests.Session, group: str, model: str, permission: str) -> None:
+    def grant_group(self, admin, group, model, permission):
         """Grant a group a permission on a registered model."""
         path = f"/api/2.0/mlflow/permissions/groups/{group}/registered-models/{model}"
         admin.post(

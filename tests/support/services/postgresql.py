@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,28 +31,26 @@ class Postgresql:
     control: list[str]
     options: str
 
-    def start(self) -> None:
+    def start(self):
         self._run("-o", self.options, "start")
 
-    def stop(self, mode: str = "immediate") -> None:
+    def stop(self, mode="immediate"):
         """Stop the server. The mode is one of `pg_ctl`: smart, fast or immediate."""
         self._run("-m", mode, "stop")
 
-    def restart(self, mode: str, down_seconds: float) -> None:
+    def restart(self, mode, down_seconds):
         self.stop(mode)
         time.sleep(down_seconds)
         self.start()
 
-    def _run(self, *arguments: str) -> None:
+    def _run(self, *arguments):
         command = [*self.control, *arguments]
         # The server's user may have no access to the folder of this process.
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
 
 
 @contextmanager
-def postgresql_server(
-    host: str = "127.0.0.1", port: int = 0, user: str = "onnx", password: str = "s3cr:t/@"
-) -> Iterator[str]:
+def postgresql_server(host="127.0.0.1", port=0, user="onnx", password="s3cr:t/@"):
     """Yield the URL of an empty database whose user needs a password. Only networks of
     this machine may connect.
     """
@@ -62,9 +59,7 @@ def postgresql_server(
 
 
 @contextmanager
-def running_postgresql(
-    host: str = "127.0.0.1", port: int = 0, user: str = "onnx", password: str = "s3cr:t/@"
-) -> Iterator[Postgresql]:
+def running_postgresql(host="127.0.0.1", port=0, user="onnx", password="s3cr:t/@"):
     """Yield a server like `postgresql_server`, for a test that stops it."""
     if not _PROGRAMS:
         pytest.skip("PostgreSQL's server programs are not installed (apt-get install postgresql)")

@@ -6,7 +6,7 @@ import http.client
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,7 +40,7 @@ class Proxy:
     ended: threading.Event = field(default_factory=threading.Event)
     rewrite: Callable[[bytes], bytes] = bytes
 
-    def turn(self, mood: str, where: str = "", status: int = 200) -> None:
+    def turn(self, mood, where="", status=200):
         self.where = where
         self.status = status
         self.mood = mood
@@ -50,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: Proxy
 
-    def _answer(self) -> None:
+    def _answer(self):
         proxy = self.proxy
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         proxy.asked.append(f"{self.command} {self.path}")
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _send(self, status, headers, body):
         self.send_response(status)
         for name, value in headers:
             self.send_header(name, value)
@@ -96,12 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = do_HEAD = _answer  # noqa: N815
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format, *args):
         pass
 
 
 @contextmanager
-def proxy_to(host: str, port: int) -> Iterator[Proxy]:
+def proxy_to(host, port):
     """Yield a proxy on a free port."""
     proxy = Proxy(host, port)
     handler = type("Handler", (_Handler,), {"proxy": proxy})

@@ -3,9 +3,7 @@
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +11,7 @@ from tests.support.waiting import free_port, wait_until
 
 
 @contextmanager
-def redis_server(folder: Path) -> Iterator[str]:
+def redis_server(folder):
     """Yield the URL when Redis responds; skip the test if redis-server is not
     installed.
     """
@@ -33,7 +31,7 @@ def redis_server(folder: Path) -> Iterator[str]:
         process.wait(timeout=20)
 
 
-def _answers(port: int) -> bool:
+def _answers(port):
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(b"PING\r\n")

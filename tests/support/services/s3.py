@@ -11,11 +11,9 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -41,7 +39,7 @@ class Bucket:
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
 
-    def headers_of(self, method: str, text: str) -> list[dict[str, str]]:
+    def headers_of(self, method, text):
         return [headers for verb, path, headers in self.asked if verb == method and text in path]
 
 
@@ -49,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     bucket: Bucket
 
-    def _dispatch(self) -> None:
+    def _dispatch(self):
         bucket = self.bucket
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         bucket.asked.append(
@@ -79,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _dispatch  # noqa: N815 - http.server requires these names.
 
-    def _put(self, key: str, query: dict[str, str], body: bytes) -> None:
+    def _put(self, key, query, body):
         if self.headers.get("If-None-Match") == "*" and key in self.bucket.objects:
             self._send(
                 412, b"<Error><Code>PreconditionFailed</Code><Message>exists</Message></Error>"
@@ -91,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.bucket.objects[key] = body
         self._send(200, b"", ETag=f'"{hashlib.sha256(body).hexdigest()}"')
 
-    def _post(self, key: str, query: dict[str, str], body: bytes) -> None:
+    def _post(self, key, query, body):
         if "uploads" in query:
             name = f"u{len(self.bucket.uploads)}"
             self.bucket.uploads[name] = {}
@@ -108,19 +106,19 @@ class _Handler(BaseHTTPRequestHandler):
             200, b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>"
         )
 
-    def _delete(self, key: str, query: dict[str, str], body: bytes) -> None:
+    def _delete(self, key, query, body):
         if "uploadId" in query:
             self.bucket.uploads.pop(query["uploadId"], None)
         else:
             self.bucket.objects.pop(key, None)
         self._send(204, b"")
 
-    def _head(self, key: str, query: dict[str, str], body: bytes) -> None:
+    def _head(self, key, query, body):
         content = self.bucket.objects.get(key)
         is_bucket = "/" not in key
         self._send(404 if content is None and not is_bucket else 200, content or b"")
 
-    def _get(self, key: str, query: dict[str, str], body: bytes) -> None:
+    def _get(self, key, query, body):
         if "list-type" in query:
             self._list(key, query.get("prefix", ""), query.get("delimiter", ""))
             return
@@ -137,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(200, content)
 
-    def _list(self, bucket: str, prefix: str, delimiter: str) -> None:
+    def _list(self, bucket, prefix, delimiter):
         contents = []
         folders = dict[str, None]()
         for name, content in sorted(self.bucket.objects.items()):
@@ -160,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         text = f"<ListBucketResult>{count}{''.join(contents)}{''.join(shown)}</ListBucketResult>"
         self._send(200, text.encode())
 
-    def _send(self, status: int, body: bytes, **headers: str) -> None:
+    def _send(self, status, body, **headers):
         self.send_response(status)
         for name, value in {
             "Content-Length": str(len(body)),
@@ -172,12 +170,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format, *args):
         pass
 
 
 @contextmanager
-def s3_server() -> Iterator[Bucket]:
+def s3_server():
     """Yield a server on a free port; `AWS_ENDPOINT_URL` must be set to its `url`."""
     bucket = Bucket()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"bucket": bucket}))
@@ -202,7 +200,7 @@ NEEDS_S3 = [
 
 
 @contextmanager
-def own_bucket() -> Iterator[Any]:
+def own_bucket():
     """Yield a bucket. At the end, delete it with all its content.
 
     The session is new, because boto3's default session keeps the credentials of the
