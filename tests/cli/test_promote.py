@@ -157,7 +157,7 @@ def test_promotion_reports_gate_and_followers():
     assert document["state"] == "passed without an evaluation"
 
 
-def test_repeated_promotion_is_no_change():
+def test_repeated_promotion_changes_nothing():
     done("promote models:/toy/2 --to @same")
     (line,) = done("promote models:/toy/2 --to @same").splitlines()
     assert mentions(line, "toy version 2", "@same", "no change", "not asked")

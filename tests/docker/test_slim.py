@@ -42,7 +42,7 @@ def files(packages):
             for path in packages.rglob("*.py*") if path.is_file()}  # fmt: skip
 
 
-def test_only_what_serves_is_kept(packages):
+def test_only_serving_files_are_kept(packages):
     assert files(packages) == {
         "other/used.pyc",
         "other/unused.py",

@@ -234,7 +234,7 @@ def test_cookie_is_restricted_to_the_site(mlflow_app):
     assert "Secure" not in plain
 
 
-def test_unwritable_key_file_is_no_error(tmp_path):
+def test_unwritable_key_file_is_ignored(tmp_path):
     (tmp_path / "file").touch()
     app = Flask("alone")
     add_sessions(app, tmp_path / "file" / "key")

@@ -117,7 +117,7 @@ def test_write_error_leaves_no_file(tmp_path):
     assert names(cache) == []
 
 
-def test_unwritable_cache_is_no_error(tmp_path):
+def test_unwritable_cache_is_ignored(tmp_path):
     (tmp_path / "file").write_text("")
     assert not write(FileCache(tmp_path / "file" / "folder", ".bin"), "aa").exists()
 

@@ -95,7 +95,7 @@ def test_line_counts_requests_since_last_line(machine):
     assert idle.labels == 0
 
 
-def test_restart_is_no_drop_in_counts(machine):
+def test_counts_continue_after_a_restart(machine):
     agent = machine.agent()
     machine.answer(30)
     rounds(machine, agent, 10)

@@ -82,7 +82,7 @@ def test_worse_version_fails_with_figures(version, policy):
     assert checks["robustness"].state == "passed"
 
 
-def test_version_is_judged_alone_if_nothing_is_served(version, policy):
+def test_version_is_judged_alone_without_a_served_one(version, policy):
     verdict, checks, _ = judged(version("worse"), None, policy)
     assert verdict.passed
     assert verdict.against == ""

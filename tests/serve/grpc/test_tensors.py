@@ -201,7 +201,7 @@ def test_text_with_invalid_utf8_is_named():
         decode(request, *model_of(texts))
 
 
-def test_empty_contents_beside_bytes_are_ignored():
+def test_empty_contents_with_bytes_are_ignored():
     request = request_of(ONE, "FP32", is_raw=True)
     request.inputs[0].contents.SetInParent()
     assert request.inputs[0].HasField("contents")

@@ -188,7 +188,7 @@ def test_unexpected_error_aborts_stream(error):
 
 
 @pytest.mark.parametrize("lines", [9_000, 30_000], ids=["within the limit", "beyond the limit"])
-def test_client_that_reads_nothing_is_disconnected(app, lines):
+def test_client_not_reading_is_disconnected(app, lines):
     async def talk(opened):
         client = await opened.connect(HEAD + chunk(LINE * lines))
         await until(lambda: sum(counted(app, "onnxserve_batch_rows_sum").values()) > 4_000)

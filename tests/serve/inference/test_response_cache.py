@@ -153,7 +153,7 @@ def test_random_bytes_are_no_answer(content):
         b"[1]",
     ],
 )
-def test_hostile_layout_is_no_answer(layout):
+def test_hostile_layout_is_a_miss(layout):
     assert decode_outputs(len(layout).to_bytes(4, "little") + layout + bytes(8)) is None
 
 

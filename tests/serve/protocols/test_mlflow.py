@@ -105,7 +105,7 @@ def test_bare_nan_is_a_missing_number():
 
 
 @pytest.mark.parametrize("missing", ["null", "NaN"])
-def test_surrogate_beside_nan_is_refused(missing):
+def test_surrogate_with_nan_is_refused(missing):
     body = b'{"instances": [["\\ud800", MISSING, 1, true]]}'.replace(b"MISSING", missing.encode())
     with pytest.raises(InvalidRequest, match="not valid JSON"):
         decoded(body)
@@ -251,7 +251,7 @@ def test_quoted_blank_line_is_a_row(line, values, has_header, rows):
     assert len(list(csv_records(io.BytesIO(body)))) == has_header + (2 + len(values)) * rows
 
 
-def test_quoted_blank_is_no_number():
+def test_quoted_blank_is_not_a_number():
     number = compile_schema((Column("d", "double"),), (), (Input("d", "double", (-1, 1), ("d",)),))
     with pytest.raises(SchemaMismatch, match=r"'d'.*row 1"):
         decode("text/csv", b'd\n1\n" "\n2\n', number)

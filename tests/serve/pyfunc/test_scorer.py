@@ -200,7 +200,7 @@ NO_DATES = [
 
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
 @pytest.mark.parametrize("text", NO_DATES)
-def test_text_that_is_no_date_is_refused(text, ask, scorers):
+def test_text_without_a_date_is_refused(text, ask, scorers):
     for row, first in enumerate([[], [{"when": "2024-01-13", "name": "a"}]]):
         with pytest.raises(SchemaMismatch, match=rf"'when'.*row {row}: '{text}'.*8601"):
             ask(scorers["days"], [*first, {"when": text, "name": "a"}])

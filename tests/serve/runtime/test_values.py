@@ -83,7 +83,7 @@ def test_missing_string_becomes_its_default():
     assert feeds["c"][:, 0].tolist() == ["a", "?", "?"]
 
 
-def test_array_is_no_missing_string():
+def test_array_is_not_a_missing_string():
     with pytest.raises(SchemaMismatch, match=r"row 1: array\(\[1, 2\]\)"):
         columns_schema("?", c="string").from_columns({"c": ["a", np.array([1, 2])]})
 

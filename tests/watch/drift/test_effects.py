@@ -171,7 +171,7 @@ def drifted(check="distribution", change=""):
     )
 
 
-def test_small_effect_is_no_alarm():
+def test_small_effect_raises_no_alarm():
     effect = Effect(-0.01, 0.01, "probability of 1", 0.03)
 
     finding = with_effect(drifted(), effect, min_effect=0.02)

@@ -323,7 +323,7 @@ RAIN = np.random.default_rng(1).gamma(2, 1, (20, ROWS)) * (np.arange(20) % 9 > 0
     ],
     ids=["constant in some windows", "a rare flag", "few windows"],
 )
-def test_usual_constant_is_no_alarm(reference, length, values):
+def test_usual_constant_raises_no_alarm(reference, length, values):
     times = np.arange(len(reference)) // ROWS * DAY
     of_reference = reference_of(pa.table({"x": reference}), times, length)
 
@@ -409,7 +409,7 @@ def test_new_value_of_constant_is_drift(values, check):
     assert found(verdict_on(table, reference, independent_rows=True), "constant", check).is_alarm
 
 
-def test_one_odd_row_is_no_drift(days):
+def test_one_odd_row_is_not_drift(days):
     one_odd = verdict_on(replaced(window(), "constant", [2.0] + [1.0] * (ROWS - 1)), days)
     many_odd = verdict_on(replaced(window(), "constant", [2.0] * 10 + [1.0] * (ROWS - 10)), days)
 

@@ -91,7 +91,7 @@ def test_used_column_is_an_alarm(ask):
 
 
 @pytest.mark.parametrize("min_effect", [0.02, None])
-def test_shift_without_effect_is_no_alarm(ask, min_effect):
+def test_shift_without_effect_raises_no_alarm(ask, min_effect):
     judged = ask(*(day(number, b=2.0) for number in range(100, 104)), min_effect=min_effect)
 
     shift = finding(judged, "b", "shift")

@@ -144,7 +144,7 @@ def test_alert_continues_with_alarms_left_open(deployments, columns, alarms, bas
     assert len(Alerts(store).firing()) == 1
 
 
-def test_accepted_window_is_no_consecutive_alarm(deployments):
+def test_accepted_window_ends_consecutive_alarms(deployments):
     store = deployments.store
     judged(store, CALM + 9 * DAY, SHIFTED)
     Monitors(store).update_state("flights", "daily", consecutive=3)

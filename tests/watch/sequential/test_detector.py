@@ -71,7 +71,7 @@ def test_shift_has_column_sign_and_onset(by, latest):
     assert abs(shift.onset - REFERENCE - 20) <= 3
 
 
-def test_weekend_is_no_shift():
+def test_weekend_is_not_a_shift():
     assert not followed(days(2, 60, weekend=6.0)).shifts
     assert [
         shift.series for shift in followed(shifted(days(2, 60, weekend=6.0), 30, 3.0)).shifts
@@ -136,7 +136,7 @@ def test_constant_figure_has_a_floor():
     assert [shift.series for shift in followed(constant).shifts] == [3]
 
 
-def test_single_unusual_window_is_no_shift():
+def test_single_unusual_window_is_not_a_shift():
     windows = shifted(days(10, 60), since=20, by=12.0, until=21)
     tracking = track(windows, limit_for(windows, YEARLY), np.full(COLUMNS, 5.0))
 

@@ -127,7 +127,7 @@ def test_rows_wrong_together_count_for_fewer():
     assert ordered.high - ordered.low > 2 * (plain.high - plain.low)
 
 
-def test_change_within_a_window_is_no_variation():
+def test_change_within_a_window_is_not_variation():
     """28 days of 900 rows, each day with its own error rate: 0.78 are correct, and 0.44
     from the tenth day on.
     """

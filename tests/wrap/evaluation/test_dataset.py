@@ -151,7 +151,7 @@ def test_unusable_dataset_is_named(name, content, words, tmp_path, artifact):
         load(tmp_path / name, artifact)
 
 
-def test_target_is_no_input(tmp_path, artifact):
+def test_target_is_not_an_input(tmp_path, artifact):
     (tmp_path / "d.csv").write_text("a,b,y\n1,2,3\n")
     with refused(InvalidConfig, "target", "'a'"):
         load(tmp_path / "d.csv", artifact, "a")

@@ -189,7 +189,7 @@ def test_truncated_body_is_refused(app):
     assert b"only 1 of the 9 bytes" in answer
 
 
-def test_client_that_reads_nothing_is_disconnected(app):
+def test_client_not_reading_is_disconnected(app):
     request = post(json.dumps({"inputs": [[1, 2, 3]] * 5000}).encode())
     sent: list[int] = []
 

@@ -87,7 +87,7 @@ def test_wait_for_thread_counts_towards_deadline(app, padding):
 
 
 @pytest.mark.long
-def test_other_models_run_inline_beside_pyfunc(serve_here, bias_folders, tmp_path):
+def test_other_models_run_inline_with_a_pyfunc(serve_here, bias_folders, tmp_path):
     (tmp_path / "agent_beside.py").write_text(
         "class A:\n  def predict(self, data): return [1]\n_load_pyfunc = lambda path: A()"
     )

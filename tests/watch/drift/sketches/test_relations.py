@@ -69,7 +69,7 @@ def test_changed_relation_is_one_finding(days):
     assert not any(name.partition("/")[2] in PROJECTIONS for name in changed.figures)
 
 
-def test_changed_column_is_no_alarm_of_relations(days):
+def test_changed_column_raises_no_relation_alarm(days):
     (relations,) = about_relations(
         verdict_on(rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS)), days)
     )
