@@ -68,7 +68,9 @@ def changed(node: ast.AST) -> ast.expr | ast.stmt | None:
             return ast.Constant(not value)
         case ast.Constant(int() as value):
             return ast.Constant(value + 1)
-        case ast.Return(value) if value is not None:
+        case ast.Return(ast.Constant(None)):
+            return None
+        case ast.Return(ast.expr()):
             return ast.Return(None)
         case ast.Expr(ast.Call()) | ast.Raise():
             return ast.Pass()
