@@ -168,7 +168,7 @@ def test_size_prints_usable_options(size):
     assert spec.capture.fraction == 0.5
     assert spec.server.max_batch_size == 1
     assert spec.kubernetes.replicas == 1
-    command, autoscaler = lines["autoscaler"].split(" ", 1)
+    command, autoscaler = lines["autoscaler"].strip().split(" ", 1)
     assert command == "onnxserve"
     assert mentions(onnxserve(autoscaler).stdout, "HorizontalPodAutoscaler")
 
