@@ -430,9 +430,8 @@ def _endpoint_card(
             # A silent server may later report an earlier version.
             rollback = Rollback(is_possible=bool(silent))
         except InvalidConfig as error:
-            rollback = Rollback(is_possible=True)
-            if not silent:
-                rollback = Rollback(is_possible=True, blocker=error.message)
+            blocker = "" if silent else error.message
+            rollback = Rollback(is_possible=True, blocker=blocker)
     reason = (
         observed.observation.reason
         or "; ".join(observed.observation.errors.values())

@@ -234,24 +234,7 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             if uri.kind == "alias":
                 client.set_registered_model_alias(name, uri.selector, version)
             else:
-                before = _selected(client, uri)
-                is_alone = before.keys() == {version}
-                if uri.kind == "tag" and not is_alone:
-                    client.set_model_version_tag(name, version, *uri.tag)
-                    for other in _superseded(uri, version, before, _selected(client, uri)):
-                        client.delete_model_version_tag(name, other, uri.tag[0])
-                    # Another client moved the tag back and removed it from this
-                    # version.
-                    if not _selected(client, uri):
-                        client.set_model_version_tag(name, version, *uri.tag)
-                elif not is_alone:
-                    client.transition_model_version_stage(name, version, uri.selector)
-                    # MLflow archives the same stages.
-                    if uri.selector.capitalize() in ("Production", "Staging"):
-                        # Move the versions one by one: MLflow's
-                        # archive_existing_versions fails on PostgreSQL (psycopg 3).
-                        for other in _superseded(uri, version, before, _selected(client, uri)):
-                            client.transition_model_version_stage(name, other, "Archived")
+                _select_alone(client, uri, version)
             if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
                 client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:
@@ -267,6 +250,30 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             raise InvalidConfig(
                 f"MLflow refuses {uri.place} for {name} version {version}: {reason}",
             ) from None
+
+
+def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
+    """Move the version to the stage or tag, and remove the earlier versions from the
+    stage or tag.
+    """
+    name = uri.name
+    before = _selected(client, uri)
+    if before.keys() == {version}:
+        return
+    if uri.kind == "tag":
+        client.set_model_version_tag(name, version, *uri.tag)
+        for other in _superseded(uri, version, before, _selected(client, uri)):
+            client.delete_model_version_tag(name, other, uri.tag[0])
+        # Another client moved the tag back and removed it from this version.
+        if not _selected(client, uri):
+            client.set_model_version_tag(name, version, *uri.tag)
+        return
+    client.transition_model_version_stage(name, version, uri.selector)
+    if uri.selector.capitalize() in ("Production", "Staging"):  # MLflow archives the same stages.
+        # Move the versions one by one: MLflow's archive_existing_versions fails on
+        # PostgreSQL (psycopg 3).
+        for other in _superseded(uri, version, before, _selected(client, uri)):
+            client.transition_model_version_stage(name, other, "Archived")
 
 
 def _selected(client: "MlflowClient", uri: ModelURI) -> "dict[str, ModelVersion]":

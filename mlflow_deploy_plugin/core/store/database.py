@@ -94,37 +94,7 @@ def open_store(
                         text("SELECT pg_advisory_xact_lock(:key)"),
                         {"key": _ADVISORY_LOCK},
                     )
-                # Check again, because another process may have migrated.
-                if not inspect(connection).has_table(VERSION_TABLE):
-                    Base.metadata.create_all(connection)
-                    connection.execute(
-                        text(
-                            f"CREATE TABLE {VERSION_TABLE} "
-                            "(version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
-                        ),
-                    )
-                    connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES ('{SCHEMA}')"))
-                else:
-                    from alembic import command
-                    from alembic.runtime.migration import MigrationContext
-                    from alembic.script import ScriptDirectory
-
-                    config = migration_config(connection)
-                    scripts = ScriptDirectory.from_config(config)
-                    context = MigrationContext.configure(
-                        connection, opts={"version_table": VERSION_TABLE}
-                    )
-                    current = context.get_current_revision()
-                    if current not in {script.revision for script in scripts.walk_revisions()}:
-                        raise StoreUnavailable(
-                            f"the store at {redacted_url(engine.url)} has the schema {current}, "
-                            f"which onnxserve {__version__} does not support: upgrade onnxserve "
-                            "if a newer version created the store; if a build before the first "
-                            "release created the store, move its tables away and run `onnxserve "
-                            "migrate`",
-                        )
-                    if current != scripts.get_current_head():
-                        command.upgrade(config, "head")
+                _migrate(connection)
     except DBAPIError as error:
         engine.dispose()
         raise store_unavailable(engine.url, error) from None
@@ -173,6 +143,39 @@ def migration_config(connection: Connection) -> "Config":
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     return config
+
+
+def _migrate(connection: Connection) -> None:
+    """Create the tables of an empty database, or upgrade them to the current schema.
+
+    Raises StoreUnavailable if a newer version has created the tables.
+    """
+    # Check again, because another process may have migrated.
+    if not inspect(connection).has_table(VERSION_TABLE):
+        Base.metadata.create_all(connection)
+        connection.execute(
+            text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"),
+        )
+        connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES ('{SCHEMA}')"))
+        return
+    from alembic import command
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    config = migration_config(connection)
+    scripts = ScriptDirectory.from_config(config)
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    current = context.get_current_revision()
+    revisions = {script.revision for script in scripts.walk_revisions()}
+    if current not in revisions:
+        raise StoreUnavailable(
+            f"the store at {redacted_url(connection.engine.url)} has the schema {current}, which "
+            f"onnxserve {__version__} does not support: upgrade onnxserve if a newer version "
+            "created the store; if a build before the first release created the store, move its "
+            "tables away and run `onnxserve migrate`",
+        )
+    if current != scripts.get_current_head():
+        command.upgrade(config, "head")
 
 
 def _engine(url: URL, lock_seconds: int) -> Engine:

@@ -106,23 +106,19 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
         for output in request.outputs
     ]
     raw = request.raw_input_contents
+    count = len(request.inputs)
     # All headers are checked before any values are decoded.
     heads: dict[str, TensorHeader] = {}
     for position, entry in enumerate(request.inputs):
-        fields = {
-            "name": entry.name,
-            "shape": list(entry.shape[: v2_tensors.MAX_RANK + 1]),
-            "datatype": entry.datatype,
-        }
+        shape = list(entry.shape[: v2_tensors.MAX_RANK + 1])
+        fields = {"name": entry.name, "shape": shape, "datatype": entry.datatype}
         fields["parameters"] = parameter_values(entry.parameters)
         head = v2_tensors.read_tensor_header(position, fields)
         v2.parameters_of(head, fields)
-        v2.check_name(head, heads, schema, is_only=len(request.inputs) == 1)
+        v2.check_name(head, heads, schema, is_only=count == 1)
         heads[head.name] = head
-    if raw and len(raw) != len(request.inputs):
-        raise InvalidRequest(
-            f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs"
-        )
+    if raw and len(raw) != count:
+        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
     for position, (head, entry) in enumerate(zip(heads.values(), request.inputs, strict=True)):
         is_binary = v2.holds_bytes(head, schema)
@@ -135,12 +131,9 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
         else:
             array = from_binary(head, memoryview(raw[position]), is_binary)
         arrays[head.name] = head, array
-    return v2.V2Request(
-        feeds=v2.bind_tensors(arrays, schema),
-        outputs=v2.requested_outputs({"outputs": requested}, artifact),
-        id=v2.read_id(request.id),
-        parameters=parameters,
-    )
+    feeds = v2.bind_tensors(arrays, schema)
+    outputs = v2.requested_outputs({"outputs": requested}, artifact)
+    return v2.V2Request(v2.read_id(request.id), feeds, outputs, parameters)
 
 
 def encode(

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW, TRIED
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.tabular.streams import row_groups
-from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogLocation, list_files
+from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogLocation, list_files
 from mlflow_deploy_plugin.serve.inference_log.tables import (
     IDENTITY,
     TIME,
@@ -161,12 +161,6 @@ def read_folder(
     rows may be repeated. The path of each malformed file and the reason are added to
     `unreadable`. A file that `convert` rejects is malformed.
     """
-
-    def fetch(path: str) -> bytes:
-        with location.filesystem.open_input_stream(path) as stream:
-            content: bytes = stream.read()
-        return content
-
     done: set[str] = set()
     while files := [
         file
@@ -174,27 +168,36 @@ def read_folder(
         if file.path not in done and may_have_rows(file.changed)
     ]:
         done.update(file.path for file in files)
-        # The contents of small files in a bucket are fetched together, to hide the
-        # round trips.
-        with ThreadPoolExecutor(_PREFETCHED_FILES) as pool:
-            for first in range(0, len(files), _PREFETCHED_FILES):
-                group = files[first : first + _PREFETCHED_FILES]
-                contents = {
-                    file: pool.submit(fetch, file.path)
-                    for file in group
-                    if file.size <= _SMALL_BYTES and not location.is_local
-                }
-                for file in group:
-                    try:
-                        tables = read_file(
-                            location, file.path, unreadable, columns, required, contents.get(file)
-                        )
-                        yield from map(convert, tables)
-                    except FileVanished:
-                        continue
-                    except (pa.ArrowException, TypeError, ValueError) as error:
-                        # A column of the log has another type.
-                        unreadable[file.path] = one_line(error)
+        for file, content in _prefetch(location, files):
+            try:
+                tables = read_file(location, file.path, unreadable, columns, required, content)
+                yield from map(convert, tables)
+            except FileVanished:
+                continue
+            except (pa.ArrowException, TypeError, ValueError) as error:
+                # A column of the log has another type.
+                unreadable[file.path] = one_line(error)
+
+
+def _prefetch(
+    location: LogLocation,
+    files: Sequence[LogFile],
+) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
+    """Yield the files. The contents of small files in a bucket are fetched together, to
+    hide the round trips.
+    """
+
+    def fetch(path: str) -> bytes:
+        with location.filesystem.open_input_stream(path) as stream:
+            content: bytes = stream.read()
+        return content
+
+    with ThreadPoolExecutor(_PREFETCHED_FILES) as pool:
+        for first in range(0, len(files), _PREFETCHED_FILES):
+            group = files[first : first + _PREFETCHED_FILES]
+            small = {file for file in group if file.size <= _SMALL_BYTES and not location.is_local}
+            contents = {file: pool.submit(fetch, file.path) for file in small}
+            yield from ((file, contents.get(file)) for file in group)
 
 
 def read_file(
@@ -226,10 +229,11 @@ def read_file(
                 reason = _schema_fault(parquet.schema_arrow, required)
                 if reason:
                     break
-                total_bytes = sum(group.total_byte_size for group in row_groups(parquet.metadata))
+                metadata = parquet.metadata
+                total_bytes = sum(group.total_byte_size for group in row_groups(metadata))
                 # Limit the rows per batch by size, because a row with a tensor may be
                 # large.
-                rows_per_batch = BATCH_BYTES * parquet.metadata.num_rows // max(total_bytes, 1)
+                rows_per_batch = BATCH_BYTES * metadata.num_rows // max(total_bytes, 1)
                 for batch in parquet.iter_batches(
                     min(max(rows_per_batch, 1), _BATCH_ROWS),
                     columns=[
@@ -244,20 +248,7 @@ def read_file(
         except FileNotFoundError:
             raise FileVanished from None
         except (OSError, pa.ArrowException) as error:
-            # Arrow raises the same exceptions for a damaged file and for a broken
-            # connection, so all bytes are read to distinguish the two causes.
-            try:
-                with location.filesystem.open_input_stream(path) as stream:
-                    while stream.read(BATCH_BYTES):
-                        pass
-            except FileNotFoundError:
-                raise FileVanished from None
-            except OSError as outage:
-                raise OnnxserveError(
-                    f"the inference log {location.shown} cannot be read: {path}: "
-                    f"{one_line(outage)}",
-                ) from None
-            reason = one_line(error)
+            reason = _unreadable_reason(location, path, error)
             content = None
     unreadable[path] = reason
 
@@ -301,3 +292,22 @@ def microseconds_of(column: pa.ChunkedArray) -> Array:
     """
     times: Array = column.cast(TIME, safe=False).cast(pa.int64()).to_numpy()
     return times
+
+
+def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> str:
+    """Return the reason why a file cannot be read. Arrow raises the same exceptions for
+    a damaged file and for a broken connection, so all bytes are read to distinguish the
+    two causes.
+    """
+    try:
+        with location.filesystem.open_input_stream(path) as stream:
+            while stream.read(BATCH_BYTES):
+                pass
+    except FileNotFoundError:
+        raise FileVanished from None
+    except OSError as outage:
+        reason = one_line(outage)
+        raise OnnxserveError(
+            f"the inference log {location.shown} cannot be read: {path}: {reason}",
+        ) from None
+    return one_line(error)

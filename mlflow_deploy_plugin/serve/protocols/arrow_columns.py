@@ -141,21 +141,8 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
         return _read_numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
     if name in ("string", "large_string"):
         return _read_strings(array)
-    zoneless = _without_zone(name)
-    if zoneless in _DATES:
-        unit = zoneless.partition("[")[2].rstrip("]").replace("day", "D")
-        dates = _view(
-            array.buffers()[1],
-            _DATES[zoneless],
-            array.offset,
-            len(array),
-        ).astype(f"M8[{unit}]")
-        timezone: Literal["UTC", "naive"] = "UTC" if ", tz=" in name else "naive"
-        texts = np.datetime_as_string(dates, timezone=timezone).astype(object)
-        texts[np.isnat(dates)] = None
-        if (valid := _valid_mask(array)) is not None:
-            texts[~valid] = None
-        return texts
+    if _without_zone(name) in _DATES:
+        return _read_dates(array)
     kind = name.partition("<")[0]
     if kind == "dictionary":
         return _read_dictionary(array, limit, budget)
@@ -240,6 +227,27 @@ def _read_numbers(array: "pa.Array", dtype: Dtype) -> Array:
 
 def _with_nan(dtype: Dtype) -> Dtype:
     return dtype if dtype.kind == "f" else np.dtype(np.float64)
+
+
+def _read_dates(array: "pa.Array") -> Array:
+    """Return dates or times as texts in ISO 8601, and None for a null. Times with a
+    zone are in UTC.
+    """
+    name = str(array.type)
+    kind = _without_zone(name)
+    timezone: Literal["UTC", "naive"] = "UTC" if ", tz=" in name else "naive"
+    unit = kind.partition("[")[2].rstrip("]").replace("day", "D")
+    dates = _view(
+        array.buffers()[1],
+        _DATES[kind],
+        array.offset,
+        len(array),
+    ).astype(f"M8[{unit}]")
+    texts = np.datetime_as_string(dates, timezone=timezone).astype(object)
+    texts[np.isnat(dates)] = None
+    if (valid := _valid_mask(array)) is not None:
+        texts[~valid] = None
+    return texts
 
 
 def _read_strings(array: "pa.Array") -> Array:

@@ -124,28 +124,27 @@ def measure_pod(
     machine has too few cores, and DeploymentFailed if the server did not start or has
     ended.
     """
+    workers = spec.server.workers
     threads = spec.server.intra_op_num_threads or 1
     if sys.platform != "linux":
         raise InvalidConfig(
             "sizing pins processes to cores, which needs Linux: use a Linux machine or container"
         )
     # The pod and its client need cores of their own.
-    if spec.server.workers * threads >= available_cores():
+    if workers * threads >= available_cores():
         raise InvalidConfig(
-            f"server.workers={spec.server.workers} with {threads} threads each, and a client, need "
-            f"{spec.server.workers * threads + 1} cores, but this machine has {available_cores()}: "
-            "use another machine"
+            f"server.workers={workers} with {threads} threads each, and a client, need "
+            f"{workers * threads + 1} cores, but this machine has {available_cores()}: use another "
+            "machine"
         )
-    spec = apply_config(
-        spec,
-        {
-            **dict.fromkeys(_OF_CALLERS, ""),
-            "server.host": "127.0.0.1",
-            f"variants.{spec.name}.model": str(folder),
-            "server.intra_op_num_threads": threads,
-        },
-    )
-    requests = list(map(partial(post, "/invocations"), bodies))
+    fields = {
+        **dict.fromkeys(_OF_CALLERS, ""),
+        "server.host": "127.0.0.1",
+        f"variants.{spec.name}.model": str(folder),
+        "server.intra_op_num_threads": threads,
+    }
+    spec = apply_config(spec, fields)
+    requests = [post("/invocations", body) for body in bodies]
     sizes: Sequence[int] = _BATCH_SIZES
     if spec.server.max_batch_size:
         sizes = [spec.server.max_batch_size]
@@ -155,10 +154,9 @@ def measure_pod(
         if tried == size:
             continue
         first_rate = 0.0
-        if best is not None and tried > size:
-            first_rate = best.rate * _GAIN
-        elif best is not None:
-            first_rate = best.rate * (1 / _GAIN)
+        if best is not None:
+            gain = _GAIN if tried > size else 1 / _GAIN
+            first_rate = best.rate * gain
         with _started(spec, tried, requests) as pod:
             load = pod.highest_load(p99, first_rate, progress)
         if best is None or load.holds(p99):
@@ -172,7 +170,7 @@ def measure_pod(
     # A higher rate has met `p99`, so a higher latency comes from other processes.
     load.require(math.inf)
     return PodMeasurement(
-        spec.server.workers,
+        workers,
         threads,
         size,
         best,
@@ -287,21 +285,17 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     spec = apply_config(spec, {"server.port": port, "server.max_batch_size": batch_size})
-    cores = sorted(os.sched_getaffinity(0))
-    # The client has a core of its own, the last.
-    del cores[spec.server.workers * (spec.server.intra_op_num_threads or 1) + 1 :]
+    count = spec.server.workers * (spec.server.intra_op_num_threads or 1)
+    cores = sorted(os.sched_getaffinity(0))[: count + 1]
     with temporary_folder("onnxserve-size-") as state_dir, (state_dir / LOG).open("wb") as log:
         (state_dir / SPEC).write_text(dump_spec(spec))
+        # The captured rows must not be added to the user's inference log.
+        home = {"ONNXSERVE_HOME": str(state_dir / "home"), "ONNXSERVE_LOG_URI": ""}
         server = subprocess.Popen(
             supervisor.command(state_dir),
             stdout=log,
             stderr=log,
-            # The captured rows must not be added to the user's inference log.
-            env={
-                **os.environ,
-                "ONNXSERVE_HOME": str(state_dir / "home"),
-                "ONNXSERVE_LOG_URI": "",
-            },
+            env={**os.environ, **home},
             preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - only a system call
             process_group=0,
         )

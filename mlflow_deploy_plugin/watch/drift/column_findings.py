@@ -312,10 +312,9 @@ def judge_columns(
     causes: dict[str, str] = {}
     for column in drifted:
         causes.setdefault(column.group.segment, column.name)
-    figures = {
-        "share_of_drifted_columns": sum(not column.group.segment for column in drifted)
-        / max(len([*without_projections(groups[0].columns)]), 1)
-    }
+    own = list(without_projections(groups[0].columns))
+    of_all_rows = sum(not column.group.segment for column in drifted)
+    figures = {"share_of_drifted_columns": of_all_rows / max(len(own), 1)}
     findings: list[Finding] = []
     for column in columns:
         comparison = column.comparison(start_us, season_us)

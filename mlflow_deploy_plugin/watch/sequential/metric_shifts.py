@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from itertools import chain
-from operator import attrgetter
 from types import MappingProxyType
 
 import numpy as np
@@ -272,16 +270,15 @@ def _detector_windows(
     # The reference has 20 to 90 windows: up to half of the earlier windows, and only
     # windows before the first shift that was found. Otherwise a shift would become
     # usual.
-    shifted_at = datetime.fromisoformat(
-        min(
-            chain.from_iterable(window.evidence.shifts.values() for window in windows),
-            default=_NEVER.isoformat(),
-        )
-    )
-    first = min((len(windows) - 1) // 2, sum(window.start < shifted_at for window in windows))
+    shifts = [since for window in windows for since in window.evidence.shifts.values()]
+    first = (len(windows) - 1) // 2
+    if shifts:
+        shifted_at = datetime.fromisoformat(min(shifts))
+        first = min(first, sum(window.start < shifted_at for window in windows))
     first = min(max(first, FEWEST_WINDOWS), _MOST_WINDOWS)
+    starts = [window.start for window in windows]
     length = request.window.length
-    numbers = np.array([(window.start - EPOCH) // length for window in windows])
+    numbers = np.array([(start - EPOCH) // length for start in starts])
     season = season_windows(request.spec, first, length // timedelta(microseconds=1))
     values = np.stack([_levels(windows, key) for key in keys], axis=1)
     rows = _levels(windows, _ROWS)
@@ -298,12 +295,7 @@ def _detector_windows(
         gaps=np.diff(numbers, prepend=numbers[0] - 1),
         floors=np.maximum(_FLOOR * np.abs(values[:first].mean(axis=0)), smallest),
         restarts=np.array(
-            [
-                bisect_left(
-                    windows, request.baseline.get(key.column, _NEVER), key=attrgetter("start")
-                )
-                for key in keys
-            ]
+            [bisect_left(starts, request.baseline.get(key.column, _NEVER)) for key in keys]
         ),
         scales=np.broadcast_to(
             np.sqrt(usual_rows / np.minimum(rows, usual_rows))[:, None], values.shape

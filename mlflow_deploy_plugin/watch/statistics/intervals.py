@@ -510,29 +510,25 @@ def dependence(series: Array) -> Dependence:
         return Dependence(1.0, 1.0)
     centred = series - series.mean()
     run = max(5, math.ceil(math.sqrt(math.log10(count))))
-    covariances = np.array(
-        [
-            centred[: count - lag] @ centred[lag:]
-            for lag in range(min(math.ceil(math.sqrt(count)) + run, count - 1) + 1)
-        ]
-    )
+    longest = min(math.ceil(math.sqrt(count)) + run, count - 1)
+    covariances = np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)])
     covariances = covariances / count
     if covariances[0] <= 1e-12 * max(float(np.square(series).mean()), 1e-300):
         return Dependence(1.0, 1.0)
     # After the last lag, `run` consecutive autocorrelations count as zero.
-    is_none = np.abs(covariances[1:] / covariances[0]) < _CRITICAL * math.sqrt(
-        math.log10(count) / count
-    )
-    last = int(np.flatnonzero(~is_none).max(initial=0)) + 1
+    correlations = covariances[1:] / covariances[0]
+    is_none = np.abs(correlations) < _CRITICAL * math.sqrt(math.log10(count) / count)
+    present = np.flatnonzero(~is_none)
+    last = int(present[-1]) + 1 if len(present) else 1
     for lag in range(len(is_none) - run + 1):
         if is_none[lag : lag + run].all():
             last = max(lag, 1)
             break
-    lags = np.arange(1, min(2 * last, len(is_none)) + 1)
-    # the flat-top window
-    window = np.where(lags / lags[-1] <= 0.5, 1.0, 2 * (1 - lags / lags[-1]))
-    slope = 2 * float((window * lags) @ covariances[lags])
-    spectrum = float(covariances[0] + 2 * window @ covariances[lags])
+    reach = min(2 * last, longest)
+    lags = np.arange(1, reach + 1)
+    window = np.where(lags / reach <= 0.5, 1.0, 2 * (1 - lags / reach))  # the flat-top window
+    slope = 2 * float((window * lags) @ covariances[1 : reach + 1])
+    spectrum = float(covariances[0] + 2 * window @ covariances[1 : reach + 1])
     if spectrum <= 0:
         return Dependence(1.0, 0.0)
     length = (slope**2 / spectrum**2 * count) ** (1 / 3)

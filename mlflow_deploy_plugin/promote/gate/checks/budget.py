@@ -190,15 +190,13 @@ def measure_costs(
         # The versions load concurrently, because this step only measures the memory of
         # each process.
         with ThreadPoolExecutor(len(folders)) as threads:
-            memory = list(
-                threads.map(
-                    lambda worker, folder: _call(
-                        worker, _START_TIMEOUT_SECONDS, _load_measured, folder, sample, batch
-                    ),
-                    workers,
-                    folders,
+            loading = [
+                threads.submit(
+                    _call, worker, _START_TIMEOUT_SECONDS, _load_measured, folder, sample, batch
                 )
-            )
+                for worker, folder in zip(workers, folders, strict=True)
+            ]
+        memory = [future.result() for future in loading]
         measured = []
         for _ in range(rounds):
             times = [_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers]
@@ -206,10 +204,8 @@ def measure_costs(
     finally:
         for worker in workers:
             worker.end()
-    return [
-        MeasuredCost(growth, *zip(*times, strict=True))
-        for growth, times in zip(memory, zip(*measured, strict=True), strict=True)
-    ]
+    by_version = zip(memory, zip(*measured, strict=True), strict=True)
+    return [MeasuredCost(growth, *zip(*times, strict=True)) for growth, times in by_version]
 
 
 def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:

@@ -177,11 +177,11 @@ def correlation_change(
     with np.errstate(invalid="ignore", divide="ignore"):  # A constant column has no correlation.
         old = np.nan_to_num(np.corrcoef([variable.before for variable in variables]))
         new = np.nan_to_num(np.corrcoef([variable.now for variable in variables]))
-    pair = np.unravel_index(
-        np.where(columns[:, None] != columns, np.abs(new - old), -1).argmax(),
-        old.shape,
+    change = np.where(
+        columns[:, None] != columns,
+        np.abs(new - old),
+        -1,
     )
-    return (
-        f"correlation of {variables[pair[0]].title} and {variables[pair[1]].title} "
-        f"{old[pair]:+.2f} → {new[pair]:+.2f}"
-    )
+    pair = np.unravel_index(change.argmax(), change.shape)
+    first, second = (variables[index].title for index in pair)
+    return f"correlation of {first} and {second} {old[pair]:+.2f} → {new[pair]:+.2f}"
