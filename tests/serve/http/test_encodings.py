@@ -112,8 +112,8 @@ def test_torn_body_is_refused(encoding, cut, flipped):
     ("encoding", "body"),
     [
         *product(["gzip", "deflate", "zstd"], [b"{}", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", bytes(30)]),
-        ("gzip", gzip.compress(b"x") + b"junk"),
-        ("gzip", gzip.compress(b"") * 100_000),
+        ("gzip", gzip.compress(b"x", mtime=0) + b"junk"),
+        ("gzip", gzip.compress(b"", mtime=0) * 100_000),
         ("deflate", zlib.compress(b"x") * 2),
         ("zstd", zstandard.compress(b"x") + b"junk"),
     ],
