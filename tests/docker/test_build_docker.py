@@ -18,6 +18,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.docker,
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning"),
 ]
 
@@ -46,7 +47,6 @@ def test_build_reports_the_image(image, tag, model_folder, tmp_path):
     assert json.loads(sbom.read_bytes())["bomFormat"] == "CycloneDX"
 
 
-@pytest.mark.long
 def test_followed_model_is_served(image, tag, start, tracking_uri, times):
     first = log_version(times, 2)
     second = log_version(times, 3)

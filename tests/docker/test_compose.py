@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.ship.manifests.served import Place
 from tests.docker.conftest import Container, run_docker
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 ROWS = [[1.0, 2.0], [3.0, 4.0]]
 
 

@@ -20,6 +20,8 @@ from tests.support.deployments import save_models
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port
 
+pytestmark = [pytest.mark.docker, pytest.mark.long]
+
 ROW = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}
 
 
@@ -183,7 +185,6 @@ def test_killed_container_is_reported_and_restartable(client, flights):
     assert predictions(client, flights) == [{"y": 3.0}]
 
 
-@pytest.mark.long
 def test_interrupted_takeover_is_finished_by_next_change(client, flights, home, image):
     run_docker("rename", flights, f"{flights}.earlier")
     slot = container(f"{flights}.earlier")["Config"]["Labels"]["onnxserve.slot"]
@@ -196,7 +197,6 @@ def test_interrupted_takeover_is_finished_by_next_change(client, flights, home, 
     assert ours(home) == [flights, f"{flights}-listener"]
 
 
-@pytest.mark.long
 def test_interrupted_creation_is_finished_by_next_change(client, flights, home):
     (home / "deployments" / flights).unlink()  # created in the last step of a creation
 
@@ -209,7 +209,6 @@ def test_interrupted_creation_is_finished_by_next_change(client, flights, home):
     assert ours(home) == [flights, f"{flights}-listener"]
 
 
-@pytest.mark.long
 def test_host_network_serves_grpc(client, name, models, image, home):
     port = free_port()
     config = {"container.image": image, "container.network": "host", "server.grpc_port": port}
@@ -237,12 +236,9 @@ def test_host_network_serves_grpc(client, name, models, image, home):
             "set -C container.image=… to an onnxserve image",
         ),
         ({"container.network": "of-nobody"}, "the Docker network of-nobody does not exist"),
-        pytest.param(
-            *(
-                {"container.memory_bytes": 64 * 1024**2},
-                "is out of memory: set -C container.memory_bytes=… to more than",
-            ),
-            marks=pytest.mark.long,
+        (
+            {"container.memory_bytes": 64 * 1024**2},
+            "is out of memory: set -C container.memory_bytes=… to more than",
         ),
         (
             {"container.secrets.TOKEN": "README.md"},
@@ -291,7 +287,6 @@ def test_taken_port_or_container_name_is_refused(client, name, models, image):
         run_docker("rm", "-v", name)
 
 
-@pytest.mark.long
 def test_container_names_of_another_endpoint_are_refused(client, name, models, image, home):
     other = f"{name}-listener"
     client.create_deployment(other, models.once, config={"container.image": image})
@@ -305,7 +300,6 @@ def test_container_names_of_another_endpoint_are_refused(client, name, models, i
         client.delete_deployment(other)
 
 
-@pytest.mark.long
 def test_name_taken_by_another_home_is_refused(client, name, models, image, tmp_path, monkeypatch):
     client.create_deployment(name, models.once, config={"container.image": image})
     with monkeypatch.context() as patch:

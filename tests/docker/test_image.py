@@ -21,6 +21,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.docker,
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning"),
 ]
 

@@ -8,7 +8,7 @@ pytest.importorskip("tokenizers")
 
 from tests.support.texts import text_model
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 
 def test_texts_are_answered_without_training_framework(image, start, tmp_path):

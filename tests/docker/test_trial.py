@@ -18,7 +18,7 @@ from tests.support.models import mixed_model, write_model
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 
 @pytest.fixture
