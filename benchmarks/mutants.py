@@ -1,8 +1,13 @@
 """Change random lines of the package and report which changes the tests find.
 
-    git worktree add ../before COMMIT
-    python benchmarks/mutants.py --tree ../before --results before.jsonl
     python benchmarks/mutants.py --results now.jsonl
+    git worktree add ../before COMMIT
+    git -C ../before checkout main -- mlflow_deploy_plugin
+    git -C ../before commit -m "The package of today with the tests of COMMIT"
+    python benchmarks/mutants.py --tree ../before --among now.jsonl --results then.jsonl
+
+The last command runs the earlier tests for the mutants that live now, because tests
+that were only removed find no mutant that the earlier tests miss.
 
 Each mutant changes one line: a comparison, a constant, an operator, a condition or a
 statement. First the test module of the changed module runs, then its folder, then all
@@ -167,23 +172,32 @@ def found_by(mutant: Mutant, tree: Path, copy: Path) -> str | None:
         shutil.copyfile(tree / mutant.file, target)
 
 
+def read_results(path: Path) -> list[tuple[tuple[str, int], bool]]:
+    """Return the place of each mutant, and whether the tests found it."""
+    results = [json.loads(line) for line in path.read_text().splitlines()]
+    return [((row["file"], row["line"]), row["found_by"] is not None) for row in results]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", type=Path, default=Path(), help="the checkout")
     parser.add_argument("--results", type=Path, required=True, help="a file of JSON Lines")
+    parser.add_argument("--among", type=Path, help="only mutants that live in these results")
     parser.add_argument("--count", type=int, default=300, help="number of mutants (300)")
     parser.add_argument("--seed", type=int, default=69)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     tree = options.tree.resolve()
     options.results.touch()
-    done = [json.loads(line) for line in options.results.read_text().splitlines()]
-    judged = {(result["file"], result["line"]) for result in done}
+    judged = {place for place, _ in read_results(options.results)}
     waiting = [
         mutant
         for mutant in chosen(tree, options.count, options.seed)
         if (mutant.file, mutant.line) not in judged
     ]
+    if options.among:
+        living = {place for place, found in read_results(options.among) if not found}
+        waiting = [mutant for mutant in waiting if (mutant.file, mutant.line) in living]
     with tempfile.TemporaryDirectory(dir=tree.parent) as folder:
         copies = [Path(folder) / str(number) for number in range(options.processes)]
         for copy in copies:
@@ -201,9 +215,9 @@ def main() -> None:
 
         with ThreadPoolExecutor(options.processes) as pool:
             list(pool.map(judge, waiting))
-    done = [json.loads(line) for line in options.results.read_text().splitlines()]
-    living = sum(result["found_by"] is None for result in done)
-    print(f"{living} of {len(done)} mutants live ({living / len(done):.1%})")
+    done = read_results(options.results)
+    count = sum(not found for _, found in done)
+    print(f"{count} of {len(done)} mutants live ({count / len(done):.1%})")
 
 
 if __name__ == "__main__":
