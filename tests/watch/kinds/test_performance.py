@@ -239,6 +239,7 @@ def test_only_sampled_labels_confirm_an_estimate(endpoint, labels, windows):
             endpoint,
             lambda said, true: np.where(true, 0.9, 0.2),
             2.0,
+            rows=300,
             seed=number,
             day=DAY - timedelta(days=number),
             first=1_000 * number,
@@ -269,7 +270,7 @@ def confirmed(endpoint, **fields):
     """Write earlier windows with labels."""
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
-        flights(endpoint, skill=8.0, seed=number, day=day, first=1000 * number, **fields)
+        flights(endpoint, 400, 8.0, seed=number, day=day, first=1000 * number, **fields)
 
 
 @pytest.mark.parametrize(
@@ -559,7 +560,7 @@ def test_reported_labels_are_followed_as_complaints(endpoint, labelled):
 @pytest.mark.parametrize(("labels", "is_known"), [(None, True), ("sampled", True), ("late", False)])
 def test_metrics_of_late_labels_are_not_followed(endpoint, labels, is_known):
     endpoint.serve(CLASSIFIER)
-    partly(endpoint, right_answers, skill=0.5, rows=2_000, seed=2)
+    partly(endpoint, right_answers, skill=0.5, rows=400, seed=2)
 
     result = judge_performance(endpoint, labels=labels)
 
