@@ -307,7 +307,7 @@ def test_failed_search_for_late_rows_is_noted(world):
 
 
 def test_idle_monitors_share_store_reads(world, monkeypatch):
-    for number in range(50):
+    for number in range(10):
         world.endpoint(f"e{number}", a={}, b={}, c={}, d={})
     reading = world.store.reading
     reads = []
