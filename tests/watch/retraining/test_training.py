@@ -16,7 +16,7 @@ import mlflow
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
@@ -397,6 +397,7 @@ def test_fraction_halves_per_half_life(fraction, age):
     assert len(strata) == expected
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=60),
     st.floats(0.01, 1),

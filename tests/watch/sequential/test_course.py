@@ -102,5 +102,6 @@ def test_accepted_column_is_still_checked(stream):
     usual = stream.judge(range(5, 20), warmer, baseline=accepted)
     empty = stream.judge([20], all_null, baseline=accepted)
 
+    assert not usual.findings
     assert not alarms(usual)
     assert ("temp", "missing") in alarms(empty)
