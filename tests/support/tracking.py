@@ -4,6 +4,7 @@ MLflow is imported in the functions, because its import takes seconds and most t
 not need it.
 """
 
+import functools
 import os
 from contextlib import contextmanager
 
@@ -33,7 +34,12 @@ def tracking_at(uri):
     follows the tracking URI.
     """
     import mlflow
+    from mlflow.store.db import utils
     from mlflow.tracking import fluent
+
+    # Each store that is opened would read all of MLflow's migrations again.
+    if not hasattr(utils._get_latest_schema_revision, "cache_info"):
+        utils._get_latest_schema_revision = functools.cache(utils._get_latest_schema_revision)
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
     experiment = fluent._active_experiment_id, os.environ.get("MLFLOW_EXPERIMENT_ID")

@@ -1,42 +1,51 @@
 """The alerts of the controller about MLflow's server."""
 
-import os
 from contextlib import closing
 from datetime import timedelta
 
 import pytest
-import requests
 
+from mlflow_deploy_plugin.core.registry.audit_trail import PublishedTrail
 from mlflow_deploy_plugin.core.store.alerts import Alerts
+from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
+from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
-from mlflow_deploy_plugin.watch.controller.service import announce_lateness
+from mlflow_deploy_plugin.watch.controller import service
+from tests.support.audit_trail import store_of_server
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions
-from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
-def store(tmp_path):
-    """A store four hours after the start of its server."""
-    clock = Clock(utc_now() + timedelta(hours=4))
+def clock():
+    return Clock(utc_now())
+
+
+@pytest.fixture
+def store(tmp_path, clock):
     with closing(open_store(f"sqlite:///{tmp_path}/store.db", clock)) as opened:
         yield opened
 
 
-def test_late_checkpoint_is_an_alert(store, tmp_path, new_database):
-    with tracking_at(new_database(tmp_path)):
-        announce_lateness(store)
+def test_late_checkpoint_is_an_alert(store, clock, tmp_path, monkeypatch):
+    with store_of_server(str(store._engine.url), tmp_path, clock) as server:
+        keys = read_key_file(tmp_path / "audit.key")
+        checkpoint = make_checkpoint(server, keys).model_dump_json()
+    monkeypatch.setattr(service, "published_trail", lambda: PublishedTrail(keys, checkpoint))
+
+    service.announce_lateness(store)
     assert Alerts(store).recent() == []
-    variables = {"ONNXSERVE_STORE_URI": str(store._engine.url), "ONNXSERVE_HOME": str(tmp_path)}
-    server = MlflowServer(tmp_path, app="onnxserve", variables={**os.environ, **variables})
-    server.start()
-    try:
-        with tracking_at(server.url):
-            assert requests.get(f"{server.url}/onnxserve/history.jsonl", timeout=30).ok
-            for _ in range(2):
-                announce_lateness(store)
-    finally:
-        server.kill()
+
+    clock.now += timedelta(hours=4)
+    for _ in range(2):
+        service.announce_lateness(store)
     (alert,) = Alerts(store).recent()
     assert mentions(alert.detail["lines"][0], "newest checkpoint")
+
+
+def test_server_without_a_trail_is_no_alert(store, monkeypatch):
+    monkeypatch.setattr(service, "published_trail", lambda: None)
+
+    service.announce_lateness(store)
+
+    assert Alerts(store).recent() == []

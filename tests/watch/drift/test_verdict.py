@@ -93,15 +93,15 @@ def found(verdict, subject, check="distribution"):
 
 def test_false_alarms_have_the_stated_rate():
     alarms = 0
-    for seed in range(6):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         reference = reference_of(*rows_of_days(rng, 19))
-        for number in range(10):
+        for number in range(8):
             table = rows_of_days(rng, 1)[0]
-            verdict = verdict_on(table, reference, LATER + number, false_alarm_rate=0.1)
+            verdict = verdict_on(table, reference, LATER + number, false_alarm_rate=0.25)
             alarms += verdict.state == "drift"
 
-    assert 1 <= alarms <= 15  # 6 expected
+    assert 1 <= alarms <= 12  # 6 expected
 
 
 def test_verdict_reports_its_figures(days):
@@ -499,7 +499,7 @@ def test_missing_lagged_window_is_not_judged(busy):
 
 
 def test_one_of_many_columns_is_found():
-    columns = 50
+    columns = 25
     rng = np.random.default_rng(9)
 
     def wide(count, shift):

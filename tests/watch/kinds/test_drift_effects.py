@@ -1,5 +1,6 @@
 """Drift with the effect of each column on the predictions of a served version."""
 
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -20,7 +21,7 @@ from tests.watch.kinds.conftest import DAY, finding
 from tests.watch.kinds.test_drift import times
 
 ROWS = 240
-REFERENCE_DAYS = 40
+REFERENCE_DAYS = 28
 
 
 def day(seed, **shifts):
@@ -45,28 +46,29 @@ def reference():
     return pa.concat_tables(days)
 
 
-@pytest.fixture
-def model(tmp_path, reference):
+@pytest.fixture(scope="module")
+def served_model(tmp_path_factory, reference):
     """A version that predicts 1 with the probability sigmoid(2 a); b is ignored."""
     columns = {name: reference.column(name) for name in reference.column_names}
-    return write_classifier(tmp_path / "model", (2.0, 0.0), reference=columns)
+    folder = tmp_path_factory.mktemp("effects") / "model"
+    return write_classifier(folder, (2.0, 0.0), reference=columns)
 
 
 @pytest.fixture
-def ask(endpoint, model):
-    """Judge days with these rows by a monitor with a budget of alarms, and return the
-    result of the last day.
+def ask(endpoint, served_model):
+    """Judge days with these rows, by default without a budget of alarms, and return the
+    result of the last day. Later calls judge the days after them.
     """
-    serve(endpoint.state_dir, model)
+    serve(endpoint.state_dir, served_model)
+    past: list[JudgedWindow] = []
 
-    def asked(*days, min_effect=0.02, capture=None, **spec):
-        past: list[JudgedWindow] = []
-        for number, rows in enumerate(days):
-            start = DAY + timedelta(days=number)
+    def asked(*days, false_per_year=None, min_effect=0.02, capture=None, **spec):
+        for rows in days:
+            start = DAY + timedelta(days=len(past))
             endpoint.answer(rows, start)
             request = replace(
                 endpoint.ask(f"{start:%F}/1d", min_rows=100, **spec),
-                false_per_year=1.0,
+                false_per_year=false_per_year,
                 min_effect=min_effect,
                 capture=capture or CaptureSpec(),
                 past=tuple(past),
@@ -92,7 +94,9 @@ def test_used_column_is_an_alarm(ask):
 
 @pytest.mark.parametrize("min_effect", [0.02, None])
 def test_shift_without_effect_raises_no_alarm(ask, min_effect):
-    judged = ask(*(day(number, b=2.0) for number in range(100, 104)), min_effect=min_effect)
+    days = [day(number, b=2.0) for number in range(100, 104)]
+
+    judged = ask(*days, false_per_year=1.0, min_effect=min_effect)
 
     shift = finding(judged, "b", "shift")
     assert shift.effect == 0
@@ -111,7 +115,7 @@ def test_shift_without_effect_raises_no_alarm(ask, min_effect):
 def test_largest_effect_is_first_in_the_reason(ask):
     days = [day(number, b=9.0) for number in range(100, 103)]
 
-    judged = ask(*days, day(103, a=3.0, b=9.0), min_effect=None)
+    judged = ask(*days, day(103, a=3.0, b=9.0), false_per_year=1.0, min_effect=None)
 
     alarms = [item.key for item in judged.findings if item.is_alarm]
     assert judged.reason.startswith("a: ")
@@ -121,10 +125,10 @@ def test_largest_effect_is_first_in_the_reason(ask):
 
 
 def test_effect_of_a_shift_is_averaged(ask):
-    days = [day(number, a=2.0) for number in range(100, 106)]
-    before = finding(ask(*days), "a", "shift")
+    days = [day(number, a=2.0) for number in range(100, 104)]
+    before = finding(ask(*days, false_per_year=1.0), "a", "shift")
 
-    judged = ask(*days, day(106, a=9.0))
+    judged = ask(day(104, a=9.0), false_per_year=1.0)
 
     shift = finding(judged, "a", "shift")
     today = finding(judged, "a", "distribution").effect
@@ -154,9 +158,13 @@ def test_effect_in_a_segment(ask):
     ],
     ids=["masked", "dropped", "no probability", "no graph"],
 )
-def test_unknown_effects_keep_all_alarms(ask, model, capture, min_effect, graph, names):
+def test_unknown_effects_keep_all_alarms(
+    ask, endpoint, served_model, tmp_path, capture, min_effect, graph, names
+):
     if graph:
-        (model / "model.onnx").write_bytes(graph)
+        broken = shutil.copytree(served_model, tmp_path / "broken")
+        (broken / "model.onnx").write_bytes(graph)
+        serve(endpoint.state_dir, broken)
 
     judged = ask(day(100, b=9.0), min_effect=min_effect, capture=capture)
 

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.watch.result import MonitorResult, State
 
 from .conftest import CLASSIFIER, REGRESSOR
 
-ROWS = 120
+ROWS = 60
 KINDS: dict[str, tuple[Callable[..., MonitorResult], dict[str, Any]]] = {
     "drift": (drift.judge, {"require": ["missing<=0.1", "unseen<=0.1"]}),
     "performance": (performance.judge, {"require": ["accuracy>=0.8", "roc_auc>=0.7", "rmse<=2"]}),

@@ -33,11 +33,11 @@ def folder(tmp_path, new_database, monkeypatch):
         yield tmp_path
 
 
-def judged(rows, reference, **bounds):
+def judged(rows, reference, judge=drift.judge):
+    """Return the verdict on the rows, by default without a report."""
     rows.to_parquet("rows.parquet")
     reference.to_csv("reference.csv", index=False)
-    settings = load_settings()
-    return run_files("mine", "rows.parquet", "reference.csv", settings, judge_and_log, **bounds)[1]
+    return run_files("mine", "rows.parquet", "reference.csv", load_settings(), judge)[1]
 
 
 def table(count, shift=0.0, start=""):
@@ -52,7 +52,7 @@ def table(count, shift=0.0, start=""):
 @pytest.mark.long
 def test_rows_without_times_are_independent(folder):
     calm = judged(table(300), table(2000))
-    shifted = judged(table(300, 2.0), table(2000))
+    shifted = judged(table(300, 2.0), table(2000), judge_and_log)
 
     assert calm.state == "no drift"
     assert mentions(calm.notes[0], "neither file")
@@ -67,7 +67,7 @@ def test_rows_without_times_are_independent(folder):
 
 
 def test_event_times_of_one_file_are_noted():
-    answer = judged(table(300), table(2000, 0.0, "2024-01-01"))
+    answer = judged(table(300), table(500, 0.0, "2024-01-01"))
 
     assert answer.notes[0].startswith(
         "only one file (not the dataset rows.parquet) has event times"
@@ -75,7 +75,7 @@ def test_event_times_of_one_file_are_noted():
 
 
 def test_too_few_rows_are_not_judged():
-    answer = judged(table(29), table(2000))
+    answer = judged(table(29), table(500), judge_and_log)
 
     assert answer.state == "not judged"
     assert answer.reason == "the window has 29 rows; min_rows is 30"
@@ -118,7 +118,7 @@ def with_times(rows):
 
 def test_excluded_columns_are_no_event_times(folder):
     with_times(table(144, 3.0, "2024-03-01")).to_csv("rows.csv", index=False)
-    with_times(table(144 * 40, 0.0, "2024-01-01")).to_parquet("reference.parquet")
+    with_times(table(144 * 20, 0.0, "2024-01-01")).to_parquet("reference.parquet")
 
     with refused(InvalidConfig, "rows.csv", "signup_date, seen_at", "_event_time", "--exclude"):
         compared("rows.csv", "reference.parquet", min_rows=100)
@@ -137,8 +137,8 @@ def test_excluded_columns_are_no_event_times(folder):
 
 def test_assumed_event_times_are_noted(folder):
     for name in ("rows", "reference"):
-        births = pd.date_range("1950-01-01", periods=100)
-        table(100).assign(birth_date=births).to_csv(f"{name}.csv", index=False)
+        births = pd.date_range("1950-01-01", periods=40)
+        table(40).assign(birth_date=births).to_csv(f"{name}.csv", index=False)
 
     notes = compared("rows.csv", "reference.csv").notes
 

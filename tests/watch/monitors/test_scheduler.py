@@ -125,7 +125,7 @@ def test_window_is_retried_while_mlflow_is_down(world):
     world.judge = judge
     world.due()
     world.start()
-    for attempts in range(1, 9):
+    for attempts in range(1, 7):
         window = world.wait_for_attempt(attempts)
         world.now = window.not_before
 
@@ -307,7 +307,7 @@ def test_failed_search_for_late_rows_is_noted(world):
 
 
 def test_idle_monitors_share_store_reads(world, monkeypatch):
-    for number in range(50):
+    for number in range(10):
         world.endpoint(f"e{number}", a={}, b={}, c={}, d={})
     reading = world.store.reading
     reads = []
@@ -325,16 +325,16 @@ def test_idle_monitors_share_store_reads(world, monkeypatch):
 
 def test_two_schedulers_judge_each_window_once(world):
     world.endpoint(a={}, b={})
-    world.rows(*[NOON + number * HOUR for number in range(6)])
-    world.now = NOON + 7 * HOUR - timedelta(minutes=30)
+    world.rows(*[NOON + number * HOUR for number in range(4)])
+    world.now = NOON + 5 * HOUR - timedelta(minutes=30)
 
     other = world.open_store()
     world.start()
     world.start(other)
-    world.wait_for(12)
+    world.wait_for(8)
 
-    assert len(world.asked) == 12
-    assert len({(request.monitor, request.window) for request in world.asked}) == 12
+    assert len(world.asked) == 8
+    assert len({(request.monitor, request.window) for request in world.asked}) == 8
     world.end()
     other.close()
 

@@ -48,8 +48,7 @@ def score(*values, threshold=3.0):
     )
 
 
-@pytest.mark.parametrize("length", [timedelta(minutes=1), timedelta(days=1)])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("length", "count"), [(timedelta(minutes=1), 2), (timedelta(days=1), 3)])
 def test_few_windows_have_a_time_axis(length, count):
     windows = windows_of(*["no drift"] * count, length=length)
     line = replace(score(*[1.0] * count), windows=windows)
@@ -155,8 +154,7 @@ def height_of_marks(picture, colour):
 USUAL = [1.0, 2.0] * 20
 
 
-@pytest.mark.parametrize("faulty", [440.0, -440.0, 4e20])
-@pytest.mark.parametrize("day", [0, 20, 39])
+@pytest.mark.parametrize(("faulty", "day"), [(440.0, 0), (-440.0, 20), (4e20, 39)])
 def test_outlier_does_not_flatten_other_windows(faulty, day):
     calm, picture = (
         draw_trend([score(*values)], DAY)[0]

@@ -4,23 +4,26 @@ the next retraining.
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import SampleSpec
 from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
@@ -37,19 +40,26 @@ from mlflow_deploy_plugin.watch.retraining.training import (
 from mlflow_deploy_plugin.watch.retraining.trigger import request_retraining
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused
-from tests.support.retraining import DAY, written
+from tests.support.retraining import DAY, RetrainingWorld, written
 
 
-@pytest.fixture(autouse=True)
-def quick_gate(world):
+@pytest.fixture
+def world(world):
+    """A world with a quick gate, in which no retraining blocks the next one."""
     MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")
-
-
-@pytest.fixture(autouse=True)
-def next_one_is_not_blocked(world):
-    yield
+    yield world
     world.monitor()
     assert request_retraining(world.deployments, ENDPOINT, why="the next").state == "waiting"
+
+
+def world_of_a_log(folder):
+    """Return a world that has only an inference log."""
+    return RetrainingWorld(folder, SimpleNamespace(settings=Settings(home=folder)), [])
+
+
+@pytest.fixture
+def logged(tmp_path):
+    return world_of_a_log(tmp_path)
 
 
 def history(world):
@@ -123,10 +133,10 @@ def collected_rows(world, mode="incremental", types=None, withheld=()):
     return collect_training_data(log(world), plan, world.folder / "window", types or {}, withheld)
 
 
-def test_incremental_training_holds_out_newest_rows(world):
-    world.capture()
-    world.capture(start=DAY.start - timedelta(days=1), seed=2)
-    collected = collected_rows(world)
+def test_incremental_training_holds_out_newest_rows(logged):
+    logged.capture()
+    logged.capture(start=DAY.start - timedelta(days=1), seed=2)
+    collected = collected_rows(logged)
     assert collected.held_out
     learned = written(collected.data)
     held_out = written(collected.held_out)
@@ -142,36 +152,36 @@ def test_incremental_training_holds_out_newest_rows(world):
     assert set(held_out.column(collected.target).to_pylist()) == {0.0, 1.0}
 
 
-def test_full_training_has_all_earlier_rows(world):
-    world.capture()
-    world.capture(start=DAY.start - timedelta(days=1), seed=2)
-    world.capture(start=DAY.end, seed=3)
-    collected = collected_rows(world, mode="full")
+def test_full_training_has_all_earlier_rows(logged):
+    logged.capture()
+    logged.capture(start=DAY.start - timedelta(days=1), seed=2)
+    logged.capture(start=DAY.end, seed=3)
+    collected = collected_rows(logged, mode="full")
     times = written(collected.data).column("_event_time").to_pylist()
     assert collected.rows + collected.held_out_rows == 1200
     assert min(times) == DAY.start - timedelta(days=1)
     assert max(times) < DAY.end
 
 
-def test_unlabelled_rows_are_excluded(world):
-    world.capture(share_labelled=0.5)
-    collected = collected_rows(world)
+def test_unlabelled_rows_are_excluded(logged):
+    logged.capture(share_labelled=0.5)
+    collected = collected_rows(logged)
     assert collected.rows + collected.held_out_rows == 300
 
 
-def test_masked_column_prevents_a_hold_out(world):
-    world.capture()
-    collected = collected_rows(world, types={"a": "double", "b": "double"}, withheld=["b"])
+def test_masked_column_prevents_a_hold_out(logged):
+    logged.capture()
+    collected = collected_rows(logged, types={"a": "double", "b": "double"}, withheld=["b"])
     assert written(collected.data).column_names == ["a", "_event_time", "_label", "_label_number"]
     assert collected.held_out is None
     assert collected.rows == 600
 
 
-def test_optional_column_may_be_missing(world):
+def test_optional_column_may_be_missing(logged):
     """The column is optional in a pyfunc, so the log may lack it."""
-    world.capture()
+    logged.capture()
 
-    collected = collected_rows(world, types={"a": "double", "b": "double", "c": "double"})
+    collected = collected_rows(logged, types={"a": "double", "b": "double", "c": "double"})
 
     assert collected.held_out is not None
 
@@ -195,20 +205,20 @@ def test_withheld_columns_are_not_learned(world, field):
     assert mentions(begun.why, "without b", "capture.mask")
 
 
-def test_training_rows_have_signature_types(world):
-    world.capture(change=lambda rows: {**rows, "a": np.round(rows["a"]).astype(np.float32)})
+def test_training_rows_have_signature_types(logged):
+    logged.capture(change=lambda rows: {**rows, "a": np.round(rows["a"]).astype(np.float32)})
     types = {"a": "long", "b": "double"}
-    collected = collected_rows(world, types=types)
+    collected = collected_rows(logged, types=types)
     schema = written(collected.data).schema
     assert {name: str(schema.field(name).type) for name in types} == {"a": "int64", "b": "double"}
 
 
-def test_newest_rows_of_one_class_are_learned(world):
+def test_newest_rows_of_one_class_are_learned(logged):
     def newest_alike(rows):
         return {**rows, "label": np.where(np.arange(600) < 400, rows["label"], 1)}
 
-    world.capture(change=newest_alike)
-    collected = collected_rows(world)
+    logged.capture(change=newest_alike)
+    collected = collected_rows(logged)
     assert collected.held_out is None
     assert collected.rows == 600
 
@@ -248,18 +258,30 @@ def times_of(data):
     ]
 
 
-@pytest.fixture
-def four_days(world):
+@pytest.fixture(scope="module")
+def log_of_four_days(tmp_path_factory):
     """600 labelled rows on the day of the window and on each of the three days before
     it; `b` is an integer.
     """
+    logged = world_of_a_log(tmp_path_factory.mktemp("four_days"))
     for days in range(4):
-        start = DAY.start - timedelta(days=days)
-        world.capture(
-            start=start,
+        logged.capture(
+            start=DAY.start - timedelta(days=days),
             seed=days + 1,
             change=lambda rows: {**rows, "b": np.abs(np.round(2 * rows["b"]))},
         )
+    return logged.deployments.settings.inference_log
+
+
+@pytest.fixture
+def four_days(logged, log_of_four_days):
+    shutil.copytree(log_of_four_days, logged.deployments.settings.inference_log)
+    return logged
+
+
+@pytest.fixture
+def busy_world(world, log_of_four_days):
+    shutil.copytree(log_of_four_days, world.deployments.settings.inference_log)
     return world
 
 
@@ -327,14 +349,14 @@ def test_unsuitable_stratum_is_refused(four_days, column, names):
         sampled(four_days, stratify=column)
 
 
-def test_rows_masked_before_the_window_are_refused(world):
-    world.capture()
+def test_rows_masked_before_the_window_are_refused(logged):
+    logged.capture()
     hashes = np.array([f"{number:016x}" for number in range(600)])
-    world.capture(start=DAY.start - timedelta(days=1), change=lambda rows: {**rows, "b": hashes})
+    logged.capture(start=DAY.start - timedelta(days=1), change=lambda rows: {**rows, "b": hashes})
     with refused(
         InvalidConfig, "Field b", "string", "double", "2026-06-01", "retrain.sample.recent"
     ):
-        sampled(world)
+        sampled(logged)
 
 
 def rows_before(until, hours, **columns):
@@ -359,8 +381,7 @@ def test_lists_and_bytes_cannot_be_stratified(value, kind):
         select_rows(rows, SampleSpec(recent="3d", stratify="image"), DAY.end)
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
-@pytest.mark.parametrize("age", [0, 24, 48])
+@pytest.mark.parametrize(("fraction", "age"), [(0.1, 0), (0.5, 24), (1.0, 48)])
 def test_fraction_halves_per_half_life(fraction, age):
     count = 20_000
     probability = fraction / 2 ** (age / 24)
@@ -376,6 +397,7 @@ def test_fraction_halves_per_half_life(fraction, age):
     assert len(strata) == expected
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=60),
     st.floats(0.01, 1),
@@ -399,33 +421,33 @@ def test_selection_is_independent_of_row_order(values, fraction, random):
         assert counts[value] - count * fraction == pytest.approx(0.5, abs=0.5 + 1e-9)
 
 
-def test_sample_is_recorded(four_days):
+def test_sample_is_recorded(busy_world):
     fields: dict[str, Any] = {"recent": "3d", "fraction": 0.2, "stratify": "_label"}
     sample = {f"sample.{name}": value for name, value in fields.items()}
-    four_days.monitor(**{"mode": "incremental", "parameters.does": "nothing", **sample})
-    request_retraining(four_days.deployments, ENDPOINT, window=DAY)
+    busy_world.monitor(**{"mode": "incremental", "parameters.does": "nothing", **sample})
+    request_retraining(busy_world.deployments, ENDPOINT, window=DAY)
 
-    running = four_days.take()
+    running = busy_world.take()
 
     end_training(running)
-    four_days.context.fail(four_days.latest(), "the test ends here")
+    busy_world.context.fail(busy_world.latest(), "the test ends here")
     record = mlflow.artifacts.load_dict(f"runs:/{running.run_id}/retraining/sample.json")
     assert record["sample"] == fields | {"weight": None}
     assert (record["window"], record["rows"]) == (str(DAY), 1200)
     assert record["data_digest"] == running.figures.data_digest
-    events = four_days.deployments.store.events(ENDPOINT)
+    events = busy_world.deployments.store.events(ENDPOINT)
     (event,) = (event for event in events if event.action == "retrain.run")
     assert event.detail["sample"] == record["sample"]
     assert mentions(event.why, f"{record['selected']:,} of 1,200")
 
 
-def test_manual_full_training_ignores_the_sample(four_days):
-    four_days.monitor(**{"mode": "incremental", "sample.recent": "3d"})
-    requested = request_retraining(four_days.deployments, ENDPOINT, mode="full", window=DAY)
+def test_manual_full_training_ignores_the_sample(busy_world):
+    busy_world.monitor(**{"mode": "incremental", "sample.recent": "3d"})
+    requested = request_retraining(busy_world.deployments, ENDPOINT, mode="full", window=DAY)
 
     data = collect_training_data(
-        log(four_days), plan_of(requested), four_days.folder / "material", {}
+        log(busy_world), plan_of(requested), busy_world.folder / "material", {}
     )
 
     assert data.rows + data.held_out_rows == 2400
-    four_days.context.fail(requested, "the test ends here")
+    busy_world.context.fail(requested, "the test ends here")

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.watch.kinds.drift import WindowComparison
 from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, LevelSeries
+from mlflow_deploy_plugin.watch.sequential.levels import window_levels
 
 REFERENCE_DAYS = 60
 ROWS = 80
@@ -69,8 +70,8 @@ class Judged(NamedTuple):
 
 
 class Stream:
-    """Judges one window after another, by default a day; each verdict sees the evidence
-    of the windows before.
+    """Follows one window after another, by default a day; each verdict sees the
+    evidence of the windows before.
     """
 
     def __init__(self, reference, days_per_window=1, **spec):
@@ -78,6 +79,17 @@ class Stream:
         self._days_per_window = days_per_window
         self._spec = MonitorSpec(**{"min_rows": 30, **spec})
         self.past: list[JudgedWindow] = []
+
+    def follow(self, days, change=lambda rows: rows, changed_from=None):
+        """Record the evidence of the windows, which begin at the days, without a
+        verdict on them. By default, all days are changed.
+        """
+        for day in days:
+            profile = self._profile(day, change, changed_from or days[0])
+            columns = self.reference.bins if profile.rows >= self._spec.min_rows else ()
+            levels = window_levels(self.reference, profile, columns, "")
+            evidence = Evidence(self.reference.bins_key, levels)
+            self.past.append(JudgedWindow(self._window(day).start, "no drift", evidence))
 
     def judge(
         self,
@@ -87,36 +99,39 @@ class Stream:
         changed_from=None,
         **context,
     ):
-        """Return the verdict on the last of the windows, which begin at the days. By
-        default, all days are changed.
+        """Follow the windows, which begin at the days, and return the verdict on the
+        last one.
         """
-        first_changed = REFERENCE_DAYS + (days[0] if changed_from is None else changed_from)
-        for day in days:
-            start = FIRST + timedelta(days=REFERENCE_DAYS + day)
-            in_window = range(REFERENCE_DAYS + day, REFERENCE_DAYS + day + self._days_per_window)
-            parts = [
-                change(rows_of(number)) if number >= first_changed else rows_of(number)
-                for number in in_window
-            ]
-            rows = pa.concat_tables(map(pa.table, parts))
-            context |= {
-                "false_per_year": per_year if day == days[-1] else None,
-                "past": tuple(self.past),
-            }
-            window = Window(start, start + timedelta(days=self._days_per_window))
-            request = WindowRequest(
-                "flights", "daily", self._spec, window, 1, load_settings(), **context
-            )
-            profile = sketch_batches(self.reference.bins, [rows])
-            judged = WindowComparison(request, ("m", "1"), self.reference, "", profile, {}, (), {})
-            window_verdict = judged.verdict(())
-            shifts = judged.shifts(window_verdict)
-            evidence = replace(window_verdict.evidence, shifts=shifts.starts)
-            verdict = Judged(
-                shifts.findings, window_verdict.findings, evidence, shifts.notes, shifts.charts
-            )
-            self.past.append(JudgedWindow(start, "no drift", evidence))
-        return verdict
+        changed_from = changed_from or days[0]
+        self.follow(days[:-1], change, changed_from)
+        request = WindowRequest(
+            "flights",
+            "daily",
+            self._spec,
+            self._window(days[-1]),
+            1,
+            load_settings(),
+            false_per_year=per_year,
+            past=tuple(self.past),
+            **context,
+        )
+        profile = self._profile(days[-1], change, changed_from)
+        judged = WindowComparison(request, ("m", "1"), self.reference, "", profile, {}, (), {})
+        verdict = judged.verdict(())
+        shifts = judged.shifts(verdict)
+        evidence = replace(verdict.evidence, shifts=shifts.starts)
+        self.past.append(JudgedWindow(request.window.start, "no drift", evidence))
+        return Judged(shifts.findings, verdict.findings, evidence, shifts.notes, shifts.charts)
+
+    def _window(self, day):
+        start = FIRST + timedelta(days=REFERENCE_DAYS + day)
+        return Window(start, start + timedelta(days=self._days_per_window))
+
+    def _profile(self, first_day, change, changed_from):
+        days = range(first_day, first_day + self._days_per_window)
+        rows = {day: rows_of(REFERENCE_DAYS + day) for day in days}
+        changed = [change(rows[day]) if day >= changed_from else rows[day] for day in days]
+        return sketch_batches(self.reference.bins, [pa.concat_tables(map(pa.table, changed))])
 
 
 @pytest.fixture

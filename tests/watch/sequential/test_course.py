@@ -65,7 +65,7 @@ def test_small_windows_keep_shifts_open(reference):
 
 
 def test_row_count_follows_earlier_windows(stream):
-    stream.judge(range(CALM), twice)
+    stream.follow(range(CALM), twice)
     judged = stream.judge([CALM], twice)
 
     assert (NUMBER_OF_ROWS, "rows") not in alarms(judged)
@@ -85,7 +85,7 @@ def stuck(rows):
 
 @pytest.mark.parametrize("change", [with_sentinels, stuck])
 def test_sentinels_and_repeated_values_are_found(stream, change):
-    stream.judge(range(CALM))
+    stream.follow(range(CALM))
 
     assert "temp" in {subject for subject, _ in alarms(stream.judge([CALM], change))}
 
@@ -98,9 +98,10 @@ def test_accepted_column_is_still_checked(stream):
         return {**rows, "temp": np.full(ROWS, np.nan)}
 
     accepted = {"temp": FIRST + timedelta(days=REFERENCE_DAYS + 5)}
-    stream.judge(range(5))
+    stream.follow(range(5))
     usual = stream.judge(range(5, 20), warmer, baseline=accepted)
     empty = stream.judge([20], all_null, baseline=accepted)
 
+    assert not usual.findings
     assert not alarms(usual)
     assert ("temp", "missing") in alarms(empty)

@@ -53,11 +53,11 @@ def followed(windows, per_window=YEARLY):
 
 
 @pytest.mark.parametrize("world", [{}, {"correlation": 0.6}, {"weekend": 5.0}])
-def test_calm_years_keep_the_budget(world):
-    alarms = [len(followed(days(seed, 365, **world)).alarms) for seed in range(6)]
-    # Six are expected. References differ, so that the alarms of a year are not
+def test_calm_months_keep_the_budget(world):
+    alarms = [len(followed(days(seed, 120, **world), 1 / 40).alarms) for seed in range(3)]
+    # Nine are expected. References differ, so that the alarms of a reference are not
     # independent.
-    assert sum(alarms) <= 15
+    assert sum(alarms) <= 16
 
 
 @pytest.mark.parametrize(("by", "latest"), [(2.0, 14), (-2.0, 14), (4.0, 7)])
@@ -116,7 +116,7 @@ def test_accepted_baseline_ignores_unknown_windows():
 
 def test_smaller_budget_has_a_higher_limit():
     windows = days(7, 0)
-    limits = [limit_for(windows, rate) for rate in (1 / 30, 1 / 365, 1 / 3650, 1 / 36500)]
+    limits = [limit_for(windows, rate) for rate in (1 / 30, 1 / 365, 1 / 36500)]
     assert np.all(np.diff(limits) > 0.5)
 
 
@@ -151,13 +151,14 @@ def test_windows_with_few_rows_keep_the_budget():
     """
     alarms = 0
     for seed in range(4):
-        windows = days(seed, 365)
+        windows = days(seed, 180)
         scales = np.ones(windows.values.shape)
         scales[::3] = 3.0
         values = 50 + (windows.values - 50) * scales
         alarms += len(followed(replace(windows, values=values, scales=scales)).alarms)
 
-    assert alarms <= 10
+    # Two are expected. Without the scales of the judged windows, there are 15.
+    assert alarms <= 7
 
 
 def test_brief_shift_is_not_confirmed():

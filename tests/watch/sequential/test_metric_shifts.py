@@ -183,7 +183,7 @@ def test_changed_labels_are_distinguished(late, redefined, worse, found):
     rng = np.random.default_rng(0)
     days = Days()
     outcomes = set()
-    for day in range(-40, 20):
+    for day in range(-30, 15):
         truth = rng.random(2_000) < 0.3
         right = rng.random(2_000) < np.where(truth, 0.95, 0.8) - worse * (day >= 0)
         predicted = np.where(right, truth, ~truth)

@@ -80,10 +80,10 @@ def accuracy_of(labelled, predictions):
 
 
 def test_random_labels_rarely_differ():
-    comparisons = [drawn(seed, at_random)[0] for seed in range(150)]
+    comparisons = [drawn(seed, at_random)[0] for seed in range(80)]
 
     assert comparisons[0].compared == ("score", "answer", "carrier", "event time")
-    assert sum(bool(comparison.differing) for comparison in comparisons) <= 15  # 7.5 are expected
+    assert sum(bool(comparison.differing) for comparison in comparisons) <= 8  # 4 are expected
     assert not any(comparison.unknown.any() for comparison in comparisons)
 
 
