@@ -82,7 +82,7 @@ def test_file_in_a_bucket_is_read_back(bucket):
 )
 def test_objects_are_encrypted_as_configured(bucket, monkeypatch, setting, algorithm, key):
     monkeypatch.setenv("ONNXSERVE_LOG_SSE", setting)
-    large = os.urandom(2 * PART_BYTES + 5)
+    large = os.urandom(PART_BYTES + 5)
     location = locate_log("s3://b/log")
     write_file(location, "small", b"x")
     write_file(location, "large", large)
@@ -149,6 +149,6 @@ def test_partial_upload_leaves_nothing(bucket):
     write_file(location, "f", b"before")
     bucket.refusals = [403] * 3
     with pytest.raises(OSError, match="AccessDenied"):
-        write_file(location, "f", bytes(2 * PART_BYTES))
+        write_file(location, "f", bytes(PART_BYTES + 1))
     assert bucket.objects == {"b/log/f": b"before"}
     assert bucket.uploads == {}
