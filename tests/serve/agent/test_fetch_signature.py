@@ -40,7 +40,10 @@ def signed(mlflow_server, tmp_path_factory):
     with tracking_at(mlflow_server.url):
         for version in ("1", "2"):
             info = mlflow.onnx.log_model(
-                adder(float(version)), name="model", registered_model_name=MODEL
+                adder(float(version)),
+                name="model",
+                registered_model_name=MODEL,
+                pip_requirements=[],
             )
             run(f"sign models:/{MODEL}/{version} --key {keys.key}")
             artifacts = mlflow_server.folder / "artifacts"
