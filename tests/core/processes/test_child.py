@@ -152,9 +152,17 @@ def test_threads_wait_for_killed_child(new_child):
     assert statuses == [-signal.SIGKILL] * 3 == [child.exit_status] * 3
 
 
-@pytest.mark.parametrize("code", [READS, ASKS_THE_KERNEL], ids=["reads", "kernel"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_child_ends_with_its_parent(code, number, system):
+@pytest.mark.parametrize(
+    ("system", "code", "number"),
+    [
+        ("linux", READS, signal.SIGTERM),
+        ("linux", ASKS_THE_KERNEL, signal.SIGKILL),
+        ("macos", READS, signal.SIGKILL),
+        ("macos", ASKS_THE_KERNEL, signal.SIGTERM),
+    ],
+    indirect=["system"],
+)
+def test_child_ends_with_its_parent(system, code, number):
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, code], stdout=subprocess.PIPE, text=True
     )

@@ -87,9 +87,15 @@ def test_other_versions_in_stage_are_archived(model, production):
     assert stages(model) == ["None", "Production", "Archived"]
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("2", "3"), ("3", "2")])
-@pytest.mark.parametrize("is_ours_last", [True, False])
-@pytest.mark.parametrize("selector", ["/Production", "/tag:team=blue"])
+@pytest.mark.parametrize(
+    ("selector", "is_ours_last", "ours", "theirs"),
+    [
+        ("/Production", True, "2", "3"),
+        ("/Production", False, "3", "2"),
+        ("/tag:team=blue", True, "3", "2"),
+        ("/tag:team=blue", False, "2", "3"),
+    ],
+)
 def test_concurrent_moves_have_one_winner(model, selector, is_ours_last, ours, theirs, monkeypatch):
     reference = parse_model_uri(f"models:/{model}{selector}")
     move_version(reference, "1")
