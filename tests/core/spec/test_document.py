@@ -4,7 +4,7 @@ from operator import attrgetter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from tests.support.specs import flights
 
 
+@settings(max_examples=20)
 @given(
     name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"),
     model=st.text(
