@@ -1,12 +1,14 @@
+import builtins
 import json
 import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import StreamRequestHandler, ThreadingTCPServer
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from boto3.exceptions import S3UploadFailedError
@@ -586,6 +588,27 @@ for thread in threads:
 """
 
 
+def test_threads_import_mlflow_in_turn(monkeypatch):
+    """Threads that import MLflow at once get a _DeadlockError."""
+    import_module = builtins.__import__
+    imported = Event()
+    importing = []
+
+    def import_slowly(name, *arguments):
+        if name.partition(".")[0] == "mlflow" and not imported.is_set():
+            importing.append(name)
+            imported.wait(0.2)
+            imported.set()
+        return import_module(name, *arguments)
+
+    with ThreadPoolExecutor(2) as threads, monkeypatch.context() as patched:
+        patched.setattr(builtins, "__import__", import_slowly)
+        clients = [threads.submit(registry_client) for _ in range(2)]
+        assert all(client.result(60) for client in clients)
+    assert importing == ["mlflow.exceptions"]
+
+
+@pytest.mark.long
 def test_concurrent_first_imports_succeed():
     """The agent polls several models and follows the change feed
     from its first second.
@@ -597,12 +620,11 @@ def test_concurrent_first_imports_succeed():
 
 
 @pytest.mark.parametrize(
-    "address", ["a server without the app", "a database", "http://127.0.0.1:9"]
+    "address", ["http://{without_app}", "sqlite:///{folder}/mlflow.db", "http://127.0.0.1:9"]
 )
-def test_user_without_login_has_no_name(address, mlflow_server, tmp_path):
-    addresses = {
-        "a server without the app": mlflow_server.url,
-        "a database": f"sqlite:///{tmp_path}/mlflow.db",
-    }
-    with tracking_at(addresses.get(address, address)):
+def test_user_without_login_has_no_name(address, tmp_path):
+    with (
+        http_server() as (server, _),
+        tracking_at(address.format(without_app=server, folder=tmp_path)),
+    ):
         assert find_login() == Login()
