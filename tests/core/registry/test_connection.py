@@ -2,7 +2,6 @@ import builtins
 import json
 import os
 import re
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -61,14 +60,6 @@ def own_process(monkeypatch):
     MLflow's client stay replaced.
     """
     monkeypatch.setattr(connection._process, "is_own", True)
-
-
-def test_downloads_have_no_request_timeout(clean):
-    set_service_timeouts()
-    assert os.environ[TIMEOUT] == "5"
-    with no_request_timeout:
-        assert TIMEOUT not in os.environ
-    assert os.environ[TIMEOUT] == "5"
 
 
 def test_user_timeout_is_kept(clean):
@@ -564,30 +555,6 @@ def test_ftp_reply_is_not_quoted(tmp_path, answer, said):
             server.shutdown()
 
 
-CONCURRENT_IMPORTS = """
-import threading, time
-from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
-
-def name_an_error():
-    with registry_errors("x"):
-        pass
-
-def call(function):
-    try:
-        function()
-    except BaseException as error:
-        print(repr(error))
-
-threads = [threading.Thread(target=call, args=(function,)) \
-for function in (registry_client, name_an_error) * 2]
-for thread in threads:
-    thread.start()
-    time.sleep(0.004)
-for thread in threads:
-    thread.join()
-"""
-
-
 def test_threads_import_mlflow_in_turn(monkeypatch):
     """Threads that import MLflow at once get a _DeadlockError."""
     import_module = builtins.__import__
@@ -606,17 +573,6 @@ def test_threads_import_mlflow_in_turn(monkeypatch):
         clients = [threads.submit(registry_client) for _ in range(2)]
         assert all(client.result(60) for client in clients)
     assert importing == ["mlflow.exceptions"]
-
-
-@pytest.mark.long
-def test_concurrent_first_imports_succeed():
-    """The agent polls several models and follows the change feed
-    from its first second.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", CONCURRENT_IMPORTS], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
