@@ -62,7 +62,7 @@ def stages(name):
     ]
 
 
-@pytest.mark.parametrize("selector", ["/Production", "/production", "@live", "/tag:team=blue"])
+@pytest.mark.parametrize("selector", ["/production", "@live", "/tag:team=blue"])
 def test_reference_moves_forward_and_back(model, selector):
     reference = parse_model_uri(f"models:/{model}{selector}")
 

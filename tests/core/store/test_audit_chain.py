@@ -42,8 +42,8 @@ def keys(tmp_path):
 def server(store_url, keys):
     """The store of MLflow's server, whose trail is empty and sealed."""
     store = open_store(store_url, keys=keys)
-    with create_engine(store_url).begin() as connection:
-        connection.execute(delete(EVENTS))
+    with store.transaction() as session:
+        session.execute(delete(EVENTS))
     seal(store)
     yield store
     store.close()
@@ -243,8 +243,8 @@ def test_only_signed_events_count_on_a_server(server, user, model):
 
 
 def test_events_linked_to_seal_count(store_url, keys, user):
-    with create_engine(store_url).begin() as connection:
-        connection.execute(delete(EVENTS))
+    with user.transaction() as session:
+        session.execute(delete(EVENTS))
     name = f"model-{uuid4().hex}"
     for actor in ("ada", "eva", "bob"):
         user.record("approve", model=name, actor=actor)
@@ -335,8 +335,8 @@ def test_damaged_seal_record_is_refused(server, keys):
 
 
 def test_seal_adopts_unsigned_events(store_url, user, keys):
-    with create_engine(store_url).begin() as connection:
-        connection.execute(delete(EVENTS))
+    with user.transaction() as session:
+        session.execute(delete(EVENTS))
     for _ in range(3):
         user.record("approve", model="old", actor="ada")
     assert verify_trail(user).state == "unsigned"
