@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.waiting import answers, free_port, wait_until
+from tests.support.waiting import answers, free_port, listens, wait_until
 
 COMMAND = Path(__file__).with_name("mlflow_command.py")
 
@@ -71,6 +71,12 @@ class MlflowServer:
                 command, env=environment, stdout=output, stderr=output, start_new_session=True
             )
         self.process = process
+        # The imports of the server take seconds, in which no GET is worth its cost.
+        wait_until(
+            lambda: listens(self.host, self.port) or process.poll() is not None,
+            240,
+            "MLflow's server listens",
+        )
         wait_until(
             lambda: answers(f"{self.url}/health") or process.poll() is not None,
             240,
