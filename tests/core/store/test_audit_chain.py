@@ -221,13 +221,11 @@ def test_checkpoint_finds_truncated_chain(server, user, keys, model, store_url, 
     assert make_checkpoint(server, keys).heads == checkpoint.heads
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [('"at":"20', '"at":"19'), ('"signature"', '"s"'), ("{", "[")]
-)
-def test_tampered_checkpoint_is_refused(server, keys, before, after):
-    text = make_checkpoint(server, keys).model_dump_json().replace(before, after)
-    with refused(InvalidConfig, "latest.json"):
-        load_checkpoint(text, keys, "latest.json")
+def test_tampered_checkpoint_is_refused(server, keys):
+    text = make_checkpoint(server, keys).model_dump_json()
+    for before, after in (('"at":"20', '"at":"19'), ('"signature"', '"s"'), ("{", "[")):
+        with refused(InvalidConfig, "latest.json"):
+            load_checkpoint(text.replace(before, after), keys, "latest.json")
 
 
 def actors(store, model):
