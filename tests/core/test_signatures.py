@@ -4,11 +4,11 @@ those of the library's own command.
 
 import shutil
 import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, SignatureRefused
 from mlflow_deploy_plugin.core.signatures import (
@@ -52,7 +52,10 @@ def check(model, bundle, trusted):
 
 
 def model_signing(*arguments):
-    subprocess.run([sys.executable, "-m", "model_signing", *arguments], check=True)
+    from model_signing._cli import main
+
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
 
 
 def test_library_accepts_our_signature(model, bundle, keys):

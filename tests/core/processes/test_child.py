@@ -152,9 +152,17 @@ def test_threads_wait_for_killed_child(new_child):
     assert statuses == [-signal.SIGKILL] * 3 == [child.exit_status] * 3
 
 
-@pytest.mark.parametrize("code", [READS, ASKS_THE_KERNEL], ids=["reads", "kernel"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_child_ends_with_its_parent(code, number, system):
+@pytest.mark.parametrize(
+    ("system", "code", "number"),
+    [
+        ("linux", READS, signal.SIGTERM),
+        ("linux", ASKS_THE_KERNEL, signal.SIGKILL),
+        ("macos", READS, signal.SIGKILL),
+        ("macos", ASKS_THE_KERNEL, signal.SIGTERM),
+    ],
+    indirect=["system"],
+)
+def test_child_ends_with_its_parent(system, code, number):
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, code], stdout=subprocess.PIPE, text=True
     )
@@ -265,7 +273,9 @@ print(signal_group(child.pid, signal.SIGKILL))
 """) == ["3", "-15", "False"]
 
 
-@pytest.mark.parametrize("before", ["", BLOCKED], ids=["", "whose starter blocked them"])
+@pytest.mark.parametrize(
+    ("system", "before"), [("linux", ""), ("macos", BLOCKED)], indirect=["system"]
+)
 def test_child_does_not_inherit_blocked_signals(system, before):
     script = """
 code = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []) == set())"

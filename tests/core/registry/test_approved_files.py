@@ -104,11 +104,6 @@ def test_server_without_app_approves_nothing(status, kind, mlflow_at):
             OnnxserveError,
         ),
         (500, {"error_code": "INTERNAL_ERROR", "message": "a bug"}, RegistryUnavailable),
-        (
-            503,
-            {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "the store is down"},
-            RegistryUnavailable,
-        ),
         (502, "bad gateway", RegistryUnavailable),
     ],
 )

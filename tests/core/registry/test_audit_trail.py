@@ -2,20 +2,23 @@
 keys finds them.
 """
 
+import json
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
-import requests
 
 from mlflow_deploy_plugin.core.registry.audit_trail import (
+    AUDIT_TRAIL,
     newest_events,
+    stored_events,
     trusted_keys,
     unsigned_events,
 )
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.audit_trail import store_of_server
-from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
 
@@ -55,25 +58,32 @@ def test_forged_events_after_seal_are_unsigned(store, store_url, tmp_path):
     assert [event.actor for event in newest_events(store, "new")] == ["ada"]
 
 
-def test_server_keys_replace_stored_keys(store, store_url, tmp_path):
-    folder = tmp_path / "mlflow"
-    folder.mkdir()
-    variables = {"ONNXSERVE_STORE_URI": store_url, "ONNXSERVE_HOME": str(folder)}
-    server = MlflowServer(folder, app="onnxserve", variables=variables)
-    server.start()
-    try:
-        with tracking_at(server.url):
-            # The server seals the store when it opens it.
-            assert requests.get(f"{server.url}/onnxserve/history.jsonl", timeout=30).ok
-            forged = tmp_path / "audit.key"
-            read_key_file(forged)
-            known = read_key_file(folder / "console" / "audit.pem").public_pem()
-            forged.write_text(forged.read_text() + known)
-            with store_of_server(store_url, tmp_path) as forger:
-                forger.record("approve", actor="forged", model="toy", version="1")
-            assert actors(store) == {"forged"}
-            with closing(open_store(f"sqlite:///{tmp_path}/other.db")) as other:
-                other.record("approve", actor="ada", model="toy", version="1")
-                assert actors(other) == set()  # MLflow's server does not use this store.
-    finally:
-        server.kill()
+def test_published_keys_replace_stored_keys(store, store_url, tmp_path):
+    with store_of_server(store_url, tmp_path / "mlflow") as server:
+        known = server.keys.public_pem()
+    forged = tmp_path / "audit.key"
+    read_key_file(forged)
+    forged.write_text(forged.read_text() + known)
+    with store_of_server(store_url, tmp_path) as forger:
+        forger.record("approve", actor="forged", model="toy", version="1")
+    with proxy_to("127.0.0.1", 9) as mlflow, tracking_at(mlflow.url):
+        mlflow.turn(json.dumps({"keys": known, "checkpoint": ""}), where=AUDIT_TRAIL)
+        assert actors(store) == {"forged"}
+        with closing(open_store(f"sqlite:///{tmp_path}/other.db")) as other:
+            other.record("approve", actor="ada", model="toy", version="1")
+            assert actors(other) == set()  # MLflow's server does not use this store.
+    assert actors(store) == set()  # The forger has published the key in the store.
+
+
+def test_changed_or_unsigned_event_has_fault(store, store_url, tmp_path):
+    with store_of_server(store_url, tmp_path) as server:
+        server.record("approve", actor="ada", model="toy", version="1")
+        keys = server.keys
+    *_, event = stored_events(store, "flights", ["toy"])
+    changes = ({}, {"actor": "eva"}, {"signature": ""})
+    faults = [list(replace(event, **change).faults(keys)) for change in changes]
+    assert faults == [
+        [],
+        [f"event {event.id} (approve by eva) was changed"],
+        [f"{event.name} has no valid signature of the key {keys.key_id}"],
+    ]

@@ -1,12 +1,13 @@
+import builtins
 import json
 import os
 import re
-import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import StreamRequestHandler, ThreadingTCPServer
-from threading import Thread
+from threading import Event, Thread, current_thread
 
 import pytest
 from boto3.exceptions import S3UploadFailedError
@@ -59,14 +60,6 @@ def own_process(monkeypatch):
     MLflow's client stay replaced.
     """
     monkeypatch.setattr(connection._process, "is_own", True)
-
-
-def test_downloads_have_no_request_timeout(clean):
-    set_service_timeouts()
-    assert os.environ[TIMEOUT] == "5"
-    with no_request_timeout:
-        assert TIMEOUT not in os.environ
-    assert os.environ[TIMEOUT] == "5"
 
 
 def test_user_timeout_is_kept(clean):
@@ -562,47 +555,33 @@ def test_ftp_reply_is_not_quoted(tmp_path, answer, said):
             server.shutdown()
 
 
-CONCURRENT_IMPORTS = """
-import threading, time
-from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+def test_threads_import_mlflow_in_turn(monkeypatch):
+    """Threads that import MLflow at once get a _DeadlockError."""
+    import_module = builtins.__import__
+    imported = Event()
+    importing = []
 
-def name_an_error():
-    with registry_errors("x"):
-        pass
+    def import_slowly(name, *arguments):
+        is_client = current_thread().name.startswith("client")
+        if is_client and name.partition(".")[0] == "mlflow" and not imported.is_set():
+            importing.append(name)
+            imported.wait(0.2)
+            imported.set()
+        return import_module(name, *arguments)
 
-def call(function):
-    try:
-        function()
-    except BaseException as error:
-        print(repr(error))
-
-threads = [threading.Thread(target=call, args=(function,)) \
-for function in (registry_client, name_an_error) * 2]
-for thread in threads:
-    thread.start()
-    time.sleep(0.004)
-for thread in threads:
-    thread.join()
-"""
-
-
-def test_concurrent_first_imports_succeed():
-    """The agent polls several models and follows the change feed
-    from its first second.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", CONCURRENT_IMPORTS], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == ""
+    with ThreadPoolExecutor(2, "client") as threads, monkeypatch.context() as patched:
+        patched.setattr(builtins, "__import__", import_slowly)
+        clients = [threads.submit(registry_client) for _ in range(2)]
+        assert all(client.result(60) for client in clients)
+    assert importing == ["mlflow.exceptions"]
 
 
 @pytest.mark.parametrize(
-    "address", ["a server without the app", "a database", "http://127.0.0.1:9"]
+    "address", ["http://{without_app}", "sqlite:///{folder}/mlflow.db", "http://127.0.0.1:9"]
 )
-def test_user_without_login_has_no_name(address, mlflow_server, tmp_path):
-    addresses = {
-        "a server without the app": mlflow_server.url,
-        "a database": f"sqlite:///{tmp_path}/mlflow.db",
-    }
-    with tracking_at(addresses.get(address, address)):
+def test_user_without_login_has_no_name(address, tmp_path):
+    with (
+        http_server() as (server, _),
+        tracking_at(address.format(without_app=server, folder=tmp_path)),
+    ):
         assert find_login() == Login()

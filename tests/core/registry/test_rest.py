@@ -36,36 +36,33 @@ def of_agent(monkeypatch):
     return monkeypatch
 
 
-@pytest.fixture
-def model_id(proxy):
+@pytest.fixture(scope="module")
+def model_id(mlflow_server):
     """Log a model, and register it as version 1 of `rest` with a stage, the alias `a`
     and a tag.
     """
-    with mlflow.start_run():
-        model = parse_graph(IDENTITY)
-        logged = mlflow.onnx.log_model(
-            model, name="model", registered_model_name="rest", pip_requirements=[]
-        )
-    client = MlflowClient()
-    version = logged.registered_model_version
-    client.transition_model_version_stage(
-        "rest", version, "Production", archive_existing_versions=True
-    )
-    client.set_registered_model_alias("rest", "a", version)
-    client.set_model_version_tag("rest", version, "team", "a")
+    with tracking_at(mlflow_server.url):
+        with mlflow.start_run():
+            model = parse_graph(IDENTITY)
+            logged = mlflow.onnx.log_model(
+                model, name="model", registered_model_name="rest", pip_requirements=[]
+            )
+        client = MlflowClient()
+        client.transition_model_version_stage("rest", "1", "Production")
+        client.set_registered_model_alias("rest", "a", "1")
+        client.set_model_version_tag("rest", "1", "team", "a")
     return str(logged.model_id)
 
 
 def test_both_clients_resolve_and_copy_alike(proxy, model_id, tmp_path, monkeypatch):
     run_id = MlflowClient().get_logged_model(model_id).source_run_id
-    version = resolve("models:/rest@a").version
-    selectors = ["/Production", "/latest", "@a", "/tag:team=a", f"/{version}"]
+    selectors = ["/Production", "/latest", "@a", "/tag:team=a", "/1"]
     uris = [f"models:/rest{selector}" for selector in selectors] + [
         f"models:/{model_id}",
         f"runs:/{run_id}/model",
     ]
     expected = [resolve(uri) for uri in uris]
-    sources = [f"models:/{model_id}", f"models:/rest/{version}"]
+    sources = [f"models:/{model_id}", "models:/rest/1"]
     copied = [file_names(download(source, tmp_path / "mlflow")) for source in sources]
 
     monkeypatch.setattr(connection._process, "imports_mlflow", False)
@@ -92,11 +89,10 @@ def test_both_clients_report_missing_version_alike(proxy, model_id, uri, monkeyp
 
 def test_tag_is_set_and_deleted(proxy, model_id, of_agent):
     client = MlflowClient()
-    version = client.get_model_version_by_alias("rest", "a").version
-    tag_version("rest", version, "onnxserve.error", "it fails")
-    assert client.get_model_version("rest", version).tags["onnxserve.error"] == "it fails"
-    untag_version("rest", version, "onnxserve.error")
-    assert "onnxserve.error" not in client.get_model_version("rest", version).tags
+    tag_version("rest", "1", "onnxserve.error", "it fails")
+    assert client.get_model_version("rest", "1").tags["onnxserve.error"] == "it fails"
+    untag_version("rest", "1", "onnxserve.error")
+    assert "onnxserve.error" not in client.get_model_version("rest", "1").tags
     with pytest.raises(NotFound):
         tag_version("rest", "999", "onnxserve.error", "it fails")
 

@@ -41,9 +41,7 @@ def model(store, request):
     client = MlflowClient()
     client.create_registered_model(name)
     for _ in range(3):
-        client.create_model_version(
-            name, f"models:/{store.model_id}", store.run_id, model_id=store.model_id
-        )
+        client.create_model_version(name, "s3://bucket/model")
     yield name
     client.delete_registered_model(name)
 
@@ -64,7 +62,7 @@ def stages(name):
     ]
 
 
-@pytest.mark.parametrize("selector", ["/Production", "/production", "@live", "/tag:team=blue"])
+@pytest.mark.parametrize("selector", ["/production", "@live", "/tag:team=blue"])
 def test_reference_moves_forward_and_back(model, selector):
     reference = parse_model_uri(f"models:/{model}{selector}")
 
@@ -87,9 +85,15 @@ def test_other_versions_in_stage_are_archived(model, production):
     assert stages(model) == ["None", "Production", "Archived"]
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("2", "3"), ("3", "2")])
-@pytest.mark.parametrize("is_ours_last", [True, False])
-@pytest.mark.parametrize("selector", ["/Production", "/tag:team=blue"])
+@pytest.mark.parametrize(
+    ("selector", "is_ours_last", "ours", "theirs"),
+    [
+        ("/Production", True, "2", "3"),
+        ("/Production", False, "3", "2"),
+        ("/tag:team=blue", True, "3", "2"),
+        ("/tag:team=blue", False, "2", "3"),
+    ],
+)
 def test_concurrent_moves_have_one_winner(model, selector, is_ours_last, ours, theirs, monkeypatch):
     reference = parse_model_uri(f"models:/{model}{selector}")
     move_version(reference, "1")

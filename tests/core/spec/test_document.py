@@ -4,7 +4,7 @@ from operator import attrgetter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from tests.support.specs import flights
 
 
+@settings(max_examples=20)
 @given(
     name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"),
     model=st.text(
@@ -83,10 +84,6 @@ def test_first_document_describes_the_server():
             "variants.x.weight: at most 100 is expected (got 101)",
         ),
         (
-            "name: x\nvariants: {x: {model: m}}\nserver: {device: tpu}",
-            "server.device: 'cpu' or 'cuda' is",
-        ),
-        (
             "name: x\n"
             "variants: {x: {model: m}}\n"
             "server: {provider_options: {gpu_mem_limit: 2000000}}",
@@ -109,11 +106,6 @@ def test_first_document_describes_the_server():
             ),
         ),
         ("name: x\nvariants: {x: {model: ''}}", "variants.x.model: "),
-        ("name: x\nvariants: {x: {model: m, weight: 0}}", "no variant receives traffic"),
-        (
-            "name: x\nvariants: {x: {model: m}}\nserver: {prot: 1}",
-            "unknown field 'server.prot'; did you mean 'server.port'",
-        ),
         (
             "name: x\nvariants: {x: {model: m}}\nmonitors: {d: {reference: last_week}}",
             (
@@ -265,7 +257,6 @@ def test_names_may_contain_dots():
         ("server.port", "high", r"server.port: a whole number is expected .*'high'"),
         ("server.port", "70000", r"server.port: .*65535.*'70000'"),
         ("server.device", "tpu", r"server.device: .*'cpu' or 'cuda'"),
-        ("capture.fraction", "1.5", r"capture.fraction: .*1.*'1.5'"),
         ("variants.nobody.weight", "1", r"variants.nobody.model: Field required"),
         ("monitors.daily.every", "soon", r"monitors.daily.every: .*'soon'"),
         ("container.environment.A", "a\0b", r"container.environment.A: .*NUL"),
@@ -279,16 +270,6 @@ def test_names_may_contain_dots():
             "monitors.daily.time_zone",
             "../x",
             r"time_zone: the name of a time zone is expected, e.g. Europe/Berlin",
-        ),
-        (
-            "monitors.daily.reference",
-            "window:a/b",
-            r"reference: a window is START/END or START/DURATION in UTC",
-        ),
-        (
-            "monitors.daily.estimate",
-            "decides",
-            r"drift does not accept `estimate`, which is for kind performance",
         ),
         ("monitors.daily.labels", "sample", r"labels: .*'sampled', 'reported' or 'late'"),
     ],

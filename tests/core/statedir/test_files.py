@@ -91,7 +91,7 @@ def test_workers_are_read_while_folder_is_recreated(
     with ThreadPoolExecutor(1) as pool:
         pool.submit(remake)
         try:
-            assert not any(read_workers(tmp_path) for _ in range(30_000))
+            assert not any(read_workers(tmp_path) for _ in range(15_000))
         finally:
             has_read.set()
 

@@ -96,7 +96,7 @@ def check(folder, workers, living):
     assert kinds.items() <= KINDS.items()
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.lists(LABELS, max_size=4, unique_by=lambda labels: tuple(sorted(labels.items()))),

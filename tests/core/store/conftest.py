@@ -1,7 +1,10 @@
 """The databases of the tests of the store."""
 
+import shutil
+
 import pytest
 
+from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.services.postgresql import postgresql_server
 
 
@@ -12,13 +15,31 @@ def postgresql_url():
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
-def store_url(request, tmp_path):
-    """Return the URL of the test's SQLite file, and the URL of the PostgreSQL database
-    that all tests share.
+def database_url(request, tmp_path):
+    """Return the URL of an SQLite file that does not exist yet, and the URL of the
+    PostgreSQL database that all tests share.
     """
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgresql_url"))
     return f"sqlite:///{tmp_path}/deep/store.db"
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """The SQLite file of an empty store. Tests copy it, because the migrations take
+    longer than most tests.
+    """
+    file = tmp_path_factory.mktemp("empty") / "store.db"
+    open_store(f"sqlite:///{file}").close()
+    return file
+
+
+@pytest.fixture
+def store_url(database_url, empty_store, tmp_path):
+    if database_url.startswith("sqlite"):
+        (tmp_path / "deep").mkdir()
+        shutil.copy(empty_store, tmp_path / "deep" / "store.db")
+    return database_url
 
 
 @pytest.fixture

@@ -43,37 +43,37 @@ def test_store_path_may_have_special_characters(tmp_path, name):
     assert (tmp_path / name / "onnxserve.db").exists()
 
 
-def test_new_store_has_all_tables(store_url):
-    open_store(store_url).close()
+def test_new_store_has_all_tables(database_url):
+    open_store(database_url).close()
 
-    with create_engine(store_url).connect() as connection:
+    with create_engine(database_url).connect() as connection:
         options = {"version_table": VERSION_TABLE, "compare_type": True}
         context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, Base.metadata) == []
 
 
 @pytest.mark.long
-def test_processes_open_a_new_store_at_once(store_url):
-    command = [sys.executable, "-c", OPEN_AND_ADD, store_url]
+def test_processes_open_a_new_store_at_once(database_url):
+    command = [sys.executable, "-c", OPEN_AND_ADD, database_url]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
 
     answers = [process.communicate(timeout=60)[0].strip() for process in processes]
 
     assert sorted(answers) == ["lost", "lost", "won"]
-    with closing(open_store(store_url)) as store:
+    with closing(open_store(database_url)) as store:
         assert store.remove_endpoint("raced")
 
 
-@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
-def test_current_store_opens_without_alembic(store_url):
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_current_store_opens_without_alembic(database_url):
     code = (
         "import sys; from mlflow_deploy_plugin.core.store.database import open_store; "
         "open_store(sys.argv[1]).close(); open_store(sys.argv[1]); "
         "assert 'alembic' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, store_url], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, database_url], check=True, timeout=60)
 
-    with create_engine(store_url).connect() as connection:
+    with create_engine(database_url).connect() as connection:
         scripts = ScriptDirectory.from_config(migration_config(connection))
         assert scripts.get_current_head() == SCHEMA
 

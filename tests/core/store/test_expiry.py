@@ -174,7 +174,7 @@ def test_expiry_deletes_in_batches_and_can_stop(store, clock):
 
 
 @pytest.mark.parametrize(
-    "store_url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+    "database_url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
 )
 def test_endpoint_is_deleted_during_expiry(store, clock):
     store.add_endpoint(

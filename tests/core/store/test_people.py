@@ -5,7 +5,7 @@ names.
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.store.people import name_refusal, person_key
@@ -57,6 +57,7 @@ def test_other_names_are_other_people(one, other):
     assert person_key(one) != person_key(other)
 
 
+@settings(max_examples=50)
 @given(NAMES)
 def test_person_key_is_idempotent(name):
     assert person_key(person_key(name)) == person_key(name)
@@ -73,6 +74,7 @@ def test_unicode_normalization_does_not_change_key(name, form):
     assert person_key(normal) == person_key(name)
 
 
+@settings(max_examples=50)
 @given(NAMES)
 def test_case_and_spaces_do_not_change_key(name):
     folded = unicodedata.normalize(

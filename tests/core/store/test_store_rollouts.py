@@ -188,7 +188,7 @@ def test_wall_clock_jump_moves_no_lease(machines, name):
 
 
 @pytest.mark.parametrize(
-    "store_url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+    "database_url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
 )
 @pytest.mark.parametrize(("year", "seconds"), [(2020, 10), (2090, 0)])
 def test_wall_clock_of_holder_is_ignored(machines, name, year, seconds):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
@@ -38,16 +38,23 @@ def joined(blocks):
     return list(numbers), [row.number for row in bad]
 
 
-@pytest.mark.parametrize("bad", [(0,), (15_000, 15_001, 39_999), (12_345,)])
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Let a block have 128 kB."""
+    monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams._BLOCK_BYTES", 2**17)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("bad", [(0,), (480, 481, 1_249), (380,)])
 def test_csv_rows_keep_numbers_past_bad_rows(bad):
-    lines = [b"1,2,3" if row in bad else b"%d,%s" % (row, b"x" * 260) for row in range(40_000)]
+    lines = [b"1,2,3" if row in bad else b"%d,%s" % (row, b"x" * 260) for row in range(1_250)]
 
     blocks = list(stream(b"a,b\n" + b"\n".join(lines) + b"\n", "csv").blocks(["a"]))
 
     numbers, left_out = joined(blocks)
     assert len(blocks) > 1
     assert left_out == list(bad)
-    assert numbers == [row for row in range(40_000) if row not in bad]
+    assert numbers == [row for row in range(1_250) if row not in bad]
     values = chain.from_iterable(block.table["a"].to_pylist() for block in blocks)
     assert list(map(int, values)) == numbers
     assert blocks[-1].position == 4 + sum(map(len, lines)) + len(lines)
@@ -56,6 +63,7 @@ def test_csv_rows_keep_numbers_past_bad_rows(bad):
 FIELDS = st.text(st.sampled_from('ab "\n,\u00e9'), max_size=6)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.lists(FIELDS, min_size=1, max_size=4), max_size=30))
 def test_csv_matches_csv_module(rows):
     text = io.StringIO(newline="")
@@ -82,20 +90,21 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize("row", [0, 9_000])
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("row", [0, 280])
 @pytest.mark.parametrize("after", [b"3,z", b'3,"z"', b'3,"z\nz"', b'3,5" pipe'])
 @pytest.mark.parametrize("bad", UNREADABLE)
 def test_only_unreadable_row_is_omitted(bad, after, row):
-    lines = [b"1," + b"x" * 520] * row + [UNREADABLE[bad]] + [after] * (10_000 - row)
+    lines = [b"1," + b"x" * 520] * row + [UNREADABLE[bad]] + [after] * (300 - row)
 
     blocks = list(stream(b"a,b\n" + b"\n".join(lines), "csv").blocks(["b"]))
 
     numbers, left_out = joined(blocks)
     assert left_out == [row]
-    assert numbers == [number for number in range(10_001) if number != row]
+    assert numbers == [number for number in range(301) if number != row]
     (rejected,) = chain.from_iterable(block.bad for block in blocks)
     assert rejected.content == UNREADABLE[bad].decode(errors="replace")
-    assert sum(len(block.table) for block in blocks) == 10_000
+    assert sum(len(block.table) for block in blocks) == 300
 
 
 def test_long_value_survives_unreadable_row():
@@ -117,10 +126,11 @@ def test_invalid_utf_8_in_unread_column_is_ignored():
     assert [row.number for row in block.bad] == [2]
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_carriage_return_ends_csv_line():
-    rows = stream(b"a,b\r" + b"1,x\r" * 1_500_000, "csv")
+    rows = stream(b"a,b\r" + b"1,x\r" * 50_000, "csv")
 
-    assert sum(len(block.table) for block in rows.blocks(["a", "b"])) == 1_500_000
+    assert sum(len(block.table) for block in rows.blocks(["a", "b"])) == 50_000
 
 
 @pytest.mark.parametrize("bad", [b"", b"3,4\n"])
@@ -169,8 +179,9 @@ def test_unreadable_content_is_refused(content, kind, names):
         list(stream(content, kind).blocks(["a"]))
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_later_json_line_fits_or_is_bad():
-    lines = [b'{"a": 1, "b": [1], "c": {"d": 1}, "t": "%s"}' % (b"x" * 1000)] * 5000
+    lines = [b'{"a": 1, "b": [1], "c": {"d": 1}, "t": "%s"}' % (b"x" * 1000)] * 160
     later = [
         b'{"a": 1.5}',
         b'{"b": [true]}',
@@ -188,12 +199,11 @@ def test_later_json_line_fits_or_is_bad():
     assert last.table.to_pylist()[-1] == {"a": 2, "b": [None, 3], "c": {"d": None}}
 
 
-def test_requested_late_json_column_is_found(
-    tmp_path,
-):
+@pytest.mark.usefixtures("small_blocks")
+def test_requested_late_json_column_is_found(tmp_path):
     path = tmp_path / "rows.jsonl"
     plain = b'{"a": 1, "said": "b", "null": null, "fill": "%s"}\n' % (b"x" * 80)
-    path.write_bytes(plain * 100_000 + b'{"a": 2, "b": 0.5, "c" : "z", "null": 7, "d": 1}\n')
+    path.write_bytes(plain * 3_200 + b'{"a": 2, "b": 0.5, "c" : "z", "null": 7, "d": 1}\n')
 
     with pa.OSFile(str(path)) as file:
         rows = RowStream(
@@ -206,16 +216,17 @@ def test_requested_late_json_column_is_found(
         blocks = list(rows.blocks(["b", "c", "null"]))
 
     assert len(blocks) > 2
-    assert joined(blocks) == (list(range(100_001)), [])
+    assert joined(blocks) == (list(range(3_201)), [])
     assert blocks[0].table.slice(0, 1).to_pylist() == [{"b": None, "c": None, "null": None}]
     assert blocks[-1].table.slice(blocks[-1].table.num_rows - 1).to_pylist() == [
         {"b": 0.5, "c": "z", "null": 7}
     ]
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_escaped_late_json_column_is_found():
     """Python's `json` and pandas escape names that are not ASCII."""
-    plain = b'{"a": 1, "fill": "%s"}\n' % (b"x" * 2**16)
+    plain = b'{"a": 1, "fill": "%s"}\n' % (b"x" * 2**11)
     late = json.dumps({"größe": 0.5}).encode()
     assert (
         "größe"
@@ -223,8 +234,9 @@ def test_escaped_late_json_column_is_found():
     )
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_wide_parquet_has_small_blocks(tmp_path):
-    values = pa.array(np.arange(2000 * 4000, dtype=np.float64))
+    values = pa.array(np.arange(100 * 4000, dtype=np.float64))
     path = tmp_path / "rows.parquet"
     pq.write_table(
         pa.table({"x": pa.FixedSizeListArray.from_arrays(values, 4000)}), path, use_dictionary=False
@@ -233,8 +245,8 @@ def test_wide_parquet_has_small_blocks(tmp_path):
     with fs.LocalFileSystem().open_input_file(str(path)) as file:
         blocks = list(RowStream(file, "parquet", {}).blocks(["x"]))
 
-    assert joined(blocks) == (list(range(2000)), [])
-    assert max(block.table.nbytes for block in blocks) < 20e6
+    assert joined(blocks) == (list(range(100)), [])
+    assert max(block.table.nbytes for block in blocks) < 6e5
 
 
 def test_damaged_parquet_page_is_detected():

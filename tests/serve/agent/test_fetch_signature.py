@@ -1,5 +1,5 @@
-"""Tests of the agent's fetch of versions that a key must have signed, from a real
-MLflow server whose artifacts other people change.
+"""Tests of the agent's fetch of versions that a key must have signed, from an artifact
+store that other people change.
 """
 
 import shutil
@@ -34,18 +34,22 @@ class Signed:
 
 
 @pytest.fixture(scope="module")
-def signed(mlflow_server, tmp_path_factory):
+def signed(new_database, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
     keys = write_key(tmp_path_factory.mktemp("keys"))
     folders = {}
-    with tracking_at(mlflow_server.url):
+    with tracking_at(new_database(store)):
+        artifacts = (store / "artifacts").as_uri()
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("e", artifacts))
         for version in ("1", "2"):
             info = mlflow.onnx.log_model(
-                adder(float(version)), name="model", registered_model_name=MODEL
+                adder(float(version)),
+                name="model",
+                registered_model_name=MODEL,
+                pip_requirements=[],
             )
             run(f"sign models:/{MODEL}/{version} --key {keys.key}")
-            artifacts = mlflow_server.folder / "artifacts"
-            (folder,) = artifacts.glob(f"*/models/{info.model_id}/artifacts")
-            folders[version] = folder
+            (folders[version],) = store.glob(f"artifacts/models/{info.model_id}/artifacts")
         yield Signed(folders, keys)
 
 

@@ -128,7 +128,7 @@ def test_signed_version_must_match_its_name(case):
 def logged(mlflow_server):
     """Return the URI of a model on a plain MLflow server."""
     with tracking_at(mlflow_server.url):
-        yield mlflow.onnx.log_model(adder(1.0), name="model").model_uri
+        yield mlflow.onnx.log_model(adder(1.0), name="model", pip_requirements=[]).model_uri
 
 
 @pytest.mark.parametrize(

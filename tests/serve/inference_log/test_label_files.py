@@ -138,13 +138,6 @@ def test_bad_rows_are_named_with_their_line():
     }
 
 
-def test_unclosed_quote_affects_one_label():
-    rows = read("csv", 'prediction_id,label\na,1\nb,"1\nc,1\nd,1\n')
-
-    assert [feedback.prediction_id for feedback in good(rows)] == ["a", "c", "d"]
-    assert "CSV" in bad(rows)["line 3"]
-
-
 def test_bad_lines_of_json_are_named():
     lines = '{"prediction_id": "a", "label": 1}\nnope\n[1]\n{"prediction_id": "a"}\n{"label": 1}\n'
     lines += '{"prediction_id": 5, "label": 1}\n'

@@ -210,7 +210,7 @@ class Died(BaseException):
     """The end of a killed process."""
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(_steps)
 def test_log_has_each_shipped_row_once(steps):
     with tempfile.TemporaryDirectory() as folder:

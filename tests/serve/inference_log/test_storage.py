@@ -31,10 +31,8 @@ def test_file_uri_is_a_folder():
         ("https://me:hidden@host/log", "set credentials in AWS_ACCESS_KEY_ID"),
         ("s3://bucket/log?secret_key=hidden", "another S3 API in AWS_ENDPOINT_URL"),
         ("s3://[bucket:hidden/log", "ONNXSERVE_LOG_URI is not a URI: Invalid IPv6 URL"),
-        ("s3:///log", "neither a folder nor s3://BUCKET/PREFIX"),
         ("s3:///x", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
         ("gs://bucket/log", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
-        ("https://host/x", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
     ],
 )
 def test_invalid_uri_hides_its_secrets(uri, message):
@@ -82,7 +80,7 @@ def test_file_in_a_bucket_is_read_back(bucket):
 )
 def test_objects_are_encrypted_as_configured(bucket, monkeypatch, setting, algorithm, key):
     monkeypatch.setenv("ONNXSERVE_LOG_SSE", setting)
-    large = os.urandom(2 * PART_BYTES + 5)
+    large = os.urandom(PART_BYTES + 5)
     location = locate_log("s3://b/log")
     write_file(location, "small", b"x")
     write_file(location, "large", large)
@@ -149,6 +147,6 @@ def test_partial_upload_leaves_nothing(bucket):
     write_file(location, "f", b"before")
     bucket.refusals = [403] * 3
     with pytest.raises(OSError, match="AccessDenied"):
-        write_file(location, "f", bytes(2 * PART_BYTES))
+        write_file(location, "f", bytes(PART_BYTES + 1))
     assert bucket.objects == {"b/log/f": b"before"}
     assert bucket.uploads == {}

@@ -123,7 +123,7 @@ def by_the_batch(segment, start):
     return sorted(requests, key=lambda request: request[1]), captured.end
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(REQUESTS, st.integers(0, 12))
 def test_batches_match_single_requests(tmp_path_factory, requests, shipped):
     spool = tmp_path_factory.mktemp("spool")
