@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
-from tests.support.tracking import tracking_at
+from tests.support.registry_folder import RegistryFolder
 
 
 @pytest.fixture(scope="session")
@@ -51,17 +50,25 @@ def own_files(registry, folders, tmp_path):
     return folder
 
 
-@pytest.fixture
-def registry(folders, tmp_path, new_database, monkeypatch):
-    """Create a separate registry and store for the test."""
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
-    with tracking_at(new_database(tmp_path)):
-        client = MlflowClient()
+@pytest.fixture(scope="session")
+def registry_folder(folders, tmp_path_factory, new_database):
+    prepared = RegistryFolder(tmp_path_factory.mktemp("registry"), new_database)
+    with prepared.entered() as client:
         client.create_registered_model("toy")
         for name in ("good", "equal", "worse", "unproven"):
             client.create_model_version("toy", folders[name].as_uri())
         client.transition_model_version_stage("toy", "1", "Production")
+    prepared.keep()
+    return prepared
+
+
+@pytest.fixture
+def registry(registry_folder):
+    """The client of a registry and a store in the current folder, which the test may
+    change.
+    """
+    registry_folder.restore()
+    with registry_folder.entered() as client:
         yield client
 
 

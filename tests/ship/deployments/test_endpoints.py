@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.ship.deployments.endpoints import Endpoints
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.clusters import silent_api
 from tests.support.commands import said
+from tests.support.deployments import empty_home
 from tests.support.refusals import mentions, refused
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
@@ -163,17 +164,18 @@ def test_traffic_changes_fail_no_request(client, models):
 
 
 @pytest.fixture(scope="module")
-def shared(served, models):
-    """The client of `served` with an endpoint e, which no test changes: of champion,
-    challenger and a shadow.
+def shared(tmp_path_factory, models):
+    """A client with an endpoint e, which no test changes: of champion, challenger and a
+    shadow.
     """
-    served.create_deployment("champion", models.once, endpoint="e")
-    served.create_deployment("challenger", models.twice, endpoint="e")
-    served.create_deployment(
-        "copy", models.twice, endpoint="e", config={"variants.copy.shadow": "true"}
-    )
-    served.create_endpoint("empty")
-    return served
+    with empty_home(tmp_path_factory.mktemp("shared")) as opened:
+        opened.create_deployment("champion", models.once, endpoint="e")
+        opened.create_deployment("challenger", models.twice, endpoint="e")
+        opened.create_deployment(
+            "copy", models.twice, endpoint="e", config={"variants.copy.shadow": "true"}
+        )
+        opened.create_endpoint("empty")
+        yield opened
 
 
 def test_get_and_list_describe_endpoints(shared, models):
@@ -194,7 +196,6 @@ def test_get_and_list_describe_endpoints(shared, models):
     assert [(entry["name"], entry["state"], entry["deployments"]) for entry in listed] == [
         ("e", "running", ["champion", "challenger", "copy"]),
         ("empty", "empty", []),
-        ("sum", "running", ["sum"]),
     ]
 
 
@@ -278,14 +279,14 @@ def test_mlflow_endpoint_commands_work_except_create(shared):
     assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)
 
 
-def test_monitor_change_keeps_the_server(served):
+def test_monitor_change_keeps_the_server(shared):
     lines: list[str] = []
     with open_deployments(lines.append) as deployments:
         deployments.update_endpoint(
-            "sum", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"}
+            "e", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"}
         )
-        assert list(deployments.store.require_endpoint("sum").spec.monitors) == ["daily"]
-        deployments.remove_monitor("sum", "daily", "")
+        assert list(deployments.store.require_endpoint("e").spec.monitors) == ["daily"]
+        deployments.remove_monitor("e", "daily", "")
     assert lines == []
 
 
