@@ -23,7 +23,6 @@ from mlflow_deploy_plugin.promote.rollouts.controller import (
 )
 from mlflow_deploy_plugin.promote.rollouts.evidence import StepEvidence, add_counters, begin_step
 from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
-from mlflow_deploy_plugin.promote.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.promote.rollouts.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.promote.rollouts.state_machine import (
     Progress,
@@ -52,7 +51,7 @@ class World:
 
     actor = "controller@here"
 
-    def __init__(self, errors: float = 0, place: str = PLACE) -> None:
+    def __init__(self, errors=0, place=PLACE):
         self.place = place
         self.said: list[str] = []
         self.say = self.said.append
@@ -63,10 +62,10 @@ class World:
         self.errors = errors
         self.before_action: Callable[[RolloutAction], None] = lambda action: None
 
-    def reaches(self, endpoint: str, place: str) -> bool:
+    def reaches(self, endpoint, place):
         return self.place == place == PLACE
 
-    def take_snapshot(self, endpoint: str) -> EndpointSnapshot:
+    def take_snapshot(self, endpoint):
         self.looks += 1
         share = self.share.get(endpoint)
         versions = dict.fromkeys(variants(share), "7") | {
@@ -80,7 +79,7 @@ class World:
         )
         return EndpointSnapshot(variants(share), "running", "", versions, counters=now)
 
-    def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
+    def do(self, action, plan, progress):
         self.before_action(action)
         self.done.append(action)
         match action:
@@ -95,7 +94,7 @@ class World:
             case "roll_back":
                 self.roll_back(plan, progress.reason)
 
-    def roll_back(self, plan: RolloutPlan, why: str) -> None:
+    def roll_back(self, plan, why):
         self.done.append("rolled back")
         self.share[plan.endpoint] = None
 
@@ -400,13 +399,13 @@ def test_controller_error_is_raised(store, tmp_path):
     ended = threading.Event()
 
     class OfOnePlace(Deployments):
-        def place(self, endpoint: str) -> str:
+        def place(self, endpoint):
             if endpoint == "second":
                 wait_until(ended.is_set, SECONDS, "the controller of the place has failed")
             return "here"
 
     class Broken(RolloutController):
-        def run(self, ended: threading.Event) -> None:
+        def run(self, ended):
             raise ArithmeticError("broken")
 
     here = OfOnePlace(store, Settings(home=tmp_path), print)

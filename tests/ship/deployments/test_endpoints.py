@@ -5,10 +5,8 @@ while they serve, deleted.
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
 
 import pytest
 import requests
@@ -22,7 +20,6 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.audit import current_actor
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.ship.deployments.backends.targets import parse_target
 from mlflow_deploy_plugin.ship.deployments.endpoints import Endpoints
@@ -67,8 +64,6 @@ def test_endpoint_lifecycle(client, models, free_port, tmp_path):
     assert "--endpoint e" in created["reason"]
     with refused(MlflowException, "e", "empty", "no deployment", code="TEMPORARILY_UNAVAILABLE"):
         client.predict(None, ROWS, endpoint="e")
-    with refused(MlflowException, f"port {free_port}", code="INVALID_PARAMETER_VALUE"):
-        client.create_endpoint("f", {"server.port": free_port})
     with refused(MlflowException, "'e'", "--endpoint e", code="RESOURCE_ALREADY_EXISTS"):
         client.create_deployment("e", models.once)
     with refused(MlflowException, "ONNX Runtime", code="INTERNAL_ERROR"):
@@ -78,17 +73,15 @@ def test_endpoint_lifecycle(client, models, free_port, tmp_path):
 
     client.create_deployment("champion", models.once, endpoint="e")
     client.create_deployment("challenger", models.twice, endpoint="e")
-    got = client.get_endpoint("e")
-    assert got["url"] == f"http://127.0.0.1:{free_port}"
-    assert got["state"] == "running"
-    assert got["traffic"] == {"champion": 100, "challenger": 0}
+    url = client.get_endpoint("e")["url"]
+    assert url == f"http://127.0.0.1:{free_port}"
     assert client.predict(None, ROWS, endpoint="e")["predictions"] == ONCE
 
     client.delete_deployment("challenger", endpoint="e")
     client.delete_deployment("champion", endpoint="e")
     assert client.get_endpoint("e")["state"] == "empty"
     again = client.create_deployment("other", models.twice, endpoint="e")
-    assert again["url"] == got["url"]
+    assert again["url"] == url
     assert again["weight"] == 100
 
     client.delete_endpoint("e")
@@ -335,16 +328,16 @@ def test_failed_change_keeps_a_newer_one(tmp_path):
     applied: list[EndpointSpec] = []
 
     class Cluster:
-        def is_running(self, name: str) -> bool:
+        def is_running(self, name):
             return True
 
-        def apply(self, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
+        def apply(self, spec, progress):
             applied.append(spec)
             store.replace_spec(theirs)
             raise DeploymentFailed("the pods serve another spec")
 
     class OfCluster(Endpoints):
-        def backend(self, stored: Endpoint) -> Any:
+        def backend(self, stored):
             return Cluster()
 
     with closing(open_store(f"sqlite:///{tmp_path}/store.db")) as store:

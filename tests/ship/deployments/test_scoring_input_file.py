@@ -74,7 +74,7 @@ def test_input_file_of_another_command_is_ignored(echo, tmp_path):
 
     @click.command()
     @click.option("--input-path", type=Path)
-    def own(input_path: Path) -> None:
+    def own(input_path):
         frame = pd.read_json(input_path, dtype=str, convert_dates=False)  # type: ignore[call-overload]
         answered.extend(echo.predict("echo", frame[:1])["predictions"]["y"])
 
