@@ -35,6 +35,8 @@ class RegistryFolder:
 
     def keep(self):
         """Copy the folder, whose state `restore` restores from now on."""
+        with self.entered() as client:
+            client.search_experiments()  # MLflow adds its default experiment only once.
         shutil.copytree(self.folder, self.kept)
 
     def restore(self):

@@ -28,14 +28,12 @@ def images(fitting):
 
 
 @pytest.fixture
-def base(fitting, images, tmp_path, new_database, monkeypatch):
-    """Return a registered version whose run has kept its weights."""
-    train_images, _, train_digits, _ = images
+def base(tmp_path, new_database, monkeypatch):
+    """Return a registered version whose run has kept no weights."""
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
-        with mlflow.start_run(experiment_id=client.create_experiment("digits")) as run:
-            fitting.save_weights(fitting.fit(train_images, train_digits, EPOCHS, seed=7))
+        run = client.create_run(client.create_experiment("digits"))
         client.create_registered_model("digits-cnn")
         client.create_model_version("digits-cnn", tmp_path.as_uri(), run.info.run_id)
         yield "models:/digits-cnn/1"
@@ -50,6 +48,8 @@ def moved(images):
 def test_base_weights_are_fine_tuned(fitting, images, base):
     train_images, test_images, train_digits, test_digits = images
     built_in = (train_images, train_digits)
+    with mlflow.start_run(MlflowClient().get_model_version("digits-cnn", "1").run_id):
+        fitting.save_weights(fitting.fit(*built_in, EPOCHS, seed=7))
     new = (moved(train_images[:400]), train_digits[:400])
     network, way = fitting.fit_incremental(built_in, new, base, epochs=4 * EPOCHS, seed=7)
     assert way.split(", ") == ["fine-tuning", "6 passes", "800 built-in images"]
@@ -58,8 +58,7 @@ def test_base_weights_are_fine_tuned(fitting, images, base):
     assert fitting.accuracy(network, test_images, test_digits) > 0.9
 
 
-def test_base_without_weights_uses_replay(fitting, images, base, monkeypatch):
-    monkeypatch.setattr(fitting, "WEIGHTS", f"other-{fitting.WEIGHTS}")
+def test_base_without_weights_uses_replay(fitting, images, base):
     train_images, _, train_digits, _ = images
     new = (train_images[:50], train_digits[:50])
     _, way = fitting.fit_incremental((train_images, train_digits), new, base, epochs=1, seed=7)
