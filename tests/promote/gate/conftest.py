@@ -3,9 +3,6 @@ worse, 4 is not proven.
 """
 
 import shutil
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -69,31 +66,3 @@ def registry(registry_folder):
     registry_folder.restore()
     with registry_folder.entered() as client:
         yield client
-
-
-@contextmanager
-def answering(answer):
-    """Serve HTTP on a free port and yield the URL.
-
-    `answer` gets the request handler and the body, and returns the status, the content
-    type and the body of the response.
-    """
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            length = int(self.headers.get("Content-Length") or 0)
-            status, kind, body = answer(self, self.rfile.read(length))
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, format, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()

@@ -5,7 +5,7 @@ server does not run the app.
 import json
 
 from mlflow_deploy_plugin.promote.gate.recording import PATH, VerdictRecord, write_verdict
-from tests.promote.gate.conftest import answering
+from tests.support.services.listener import answering
 from tests.support.tracking import tracking_at
 
 
