@@ -41,8 +41,14 @@ def test_links_of_the_pages_exist(tmp_path):
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    quick = {"theme": "mkdocs", "plugins": [], "strict": True, "site_dir": str(tmp_path / "site")}
-    build(load_config(str(ROOT / "mkdocs.yml"), **quick))
+    configuration = load_config(
+        str(ROOT / "mkdocs.yml"),
+        theme="mkdocs",
+        plugins=[],
+        strict=True,
+        site_dir=str(tmp_path / "site"),
+    )
+    build(configuration)
 
     pages = {page.name: page.read_text() for page in (tmp_path / "site").glob("*.html")}
     assert 'href="monitor.html"' in pages["index.html"]

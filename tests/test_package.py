@@ -37,7 +37,7 @@ def requirements_of(extra):
     """Return the packages of `pip install mlflow-onnxserve[extra]`, including the
     packages of nested extras.
     """
-    names: set[str] = set()
+    names = set()
     for requirement in requirements():
         if requirement.marker is None or not requirement.marker.evaluate({"extra": extra}):
             continue
@@ -123,7 +123,7 @@ def test_imports_have_no_circles():
     graph = {name: imported_modules(path, modules) - {name} for name, path in modules.items()}
     for importer, imported in CIRCLES:
         graph[f"mlflow_deploy_plugin.{importer}"].discard(f"mlflow_deploy_plugin.{imported}")
-    circle: list[str] = []
+    circle = []
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

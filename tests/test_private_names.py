@@ -87,7 +87,7 @@ def used_names(text):
     that it imports.
     """
     tree = ast.parse(text)
-    imported: dict[str, str] = {}
+    imported = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "mlflow":
             for alias in node.names:
@@ -110,7 +110,7 @@ def used_names(text):
 
 def test_used_private_names_are_listed():
     package = Path(mlflow_deploy_plugin.__file__).parent
-    names: set[str] = set()
+    names = set()
     for path in package.rglob("*.py"):
         text = path.read_text()
         if re.search(r"^ *(from|import) mlflow\b", text, re.MULTILINE):
@@ -123,7 +123,7 @@ def definitions(module):
     """Return the names that a module defines or imports, and `Class.method` of each
     class.
     """
-    names: set[str] = set()
+    names = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)

@@ -34,14 +34,14 @@ class RegistryFolder:
             yield MlflowClient()
 
     def keep(self):
-        """Copy the folder, whose state `restore` restores from now on."""
+        """Copy the folder, whose state `restored` restores from now on."""
         with self.entered() as client:
             client.search_experiments()  # MLflow adds its default experiment only once.
         shutil.copytree(self.folder, self.kept)
 
-    def restore(self):
-        """Restore the folder. MLflow keeps its database open, so that SQLite must
-        restore it.
+    def restored(self):
+        """Restore the folder, and enter it. MLflow keeps its database open, so that
+        SQLite must restore it.
         """
         for path in self.folder.iterdir():
             if path.is_dir():
@@ -60,3 +60,4 @@ class RegistryFolder:
         ):
             changed.execute("PRAGMA synchronous=OFF")
             kept.backup(changed)
+        return self.entered()

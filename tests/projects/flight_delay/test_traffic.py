@@ -39,7 +39,7 @@ def two_days():
 
 @pytest.mark.long
 def test_flights_are_sent_once_with_their_hour(server, two_days):
-    heard: list[tuple[str, int]] = []
+    heard = []
 
     answers = traffic.send(
         server.url, two_days, lambda day, count: heard.append((str(day.date()), count))

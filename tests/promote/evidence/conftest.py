@@ -53,8 +53,7 @@ def registry(registry_folder):
     """The client of a registry and a store in the current folder, which the test may
     change.
     """
-    registry_folder.restore()
-    with registry_folder.entered() as client:
+    with registry_folder.restored() as client:
         yield client
 
 

@@ -69,8 +69,8 @@ class Page(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.elements: set[str] = set()
-        self.addresses: list[str] = []
+        self.elements = set()
+        self.addresses = []
         self.texts = ""
         self.feed(page)
 
@@ -102,9 +102,8 @@ def empty_folder(tmp_path_factory, new_database):
 
 @pytest.fixture
 def registry(empty_folder):
-    empty_folder.restore()
     with (
-        empty_folder.entered() as client,
+        empty_folder.restored() as client,
         closing(open_store(load_settings().store_url)) as store,
     ):
         yield Registry(client, store, empty_folder.folder)

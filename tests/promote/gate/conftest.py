@@ -63,6 +63,5 @@ def registry(registry_folder):
     """The client of a registry and a store in the current folder, which the test may
     change.
     """
-    registry_folder.restore()
-    with registry_folder.entered() as client:
+    with registry_folder.restored() as client:
         yield client

@@ -10,7 +10,7 @@ from tests.support.tracking import tracking_at
 
 
 def test_verdict_is_tagged_if_a_proxy_refuses_the_path(store, monkeypatch):
-    set_tags: dict[str, str] = {}
+    set_tags = {}
 
     def answer(request, body):
         if request.command == "GET":

@@ -138,7 +138,6 @@ def empty_folder(tmp_path_factory, new_database):
 
 @pytest.fixture
 def answering(empty_folder, monkeypatch):
-    empty_folder.restore()
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(empty_folder.folder / "log"))
-    with empty_folder.entered() as client:
+    with empty_folder.restored() as client:
         yield Answering(client, empty_folder.folder)

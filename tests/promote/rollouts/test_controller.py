@@ -3,7 +3,6 @@ but only while it holds the lease.
 """
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -26,7 +25,6 @@ from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
 from mlflow_deploy_plugin.promote.rollouts.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.promote.rollouts.state_machine import (
     Progress,
-    RolloutAction,
     progress_of,
     rollout_summary,
     started_event,
@@ -55,12 +53,12 @@ class World:
         self.place = place
         self.said: list[str] = []
         self.say = self.said.append
-        self.done: list[str] = []
-        self.share: dict[str, int | None] = {}
-        self.served: dict[str, str] = {}
+        self.done = []
+        self.share = {}
+        self.served = {}
         self.looks = 0
         self.errors = errors
-        self.before_action: Callable[[RolloutAction], None] = lambda action: None
+        self.before_action = lambda action: None
 
     def reaches(self, endpoint, place):
         return self.place == place == PLACE
@@ -135,7 +133,7 @@ def run():
     """Run a controller during the test. The returned event ends it, and so does the end
     of the test.
     """
-    running: list[tuple[threading.Thread, threading.Event]] = []
+    running = []
 
     def start(controller):
         ended = threading.Event()

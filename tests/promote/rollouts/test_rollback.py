@@ -52,8 +52,7 @@ def registry_folder(tmp_path_factory, new_database):
 
 @pytest.fixture
 def store(registry_folder):
-    registry_folder.restore()
-    with registry_folder.entered(), closing(open_store(load_settings().store_url)) as opened:
+    with registry_folder.restored(), closing(open_store(load_settings().store_url)) as opened:
         yield opened
 
 

@@ -348,7 +348,7 @@ def test_marker_is_absent_while_a_part_is_missing(model, tmp_path):
     plan = plan_of(model, source, out)
     run_batch(plan)
     (out / "day=1" / "1.parquet").unlink()
-    seen: list[bool] = []
+    seen = []
 
     run_batch(plan, lambda progress: seen.append((out / "_SUCCESS").exists()))
 

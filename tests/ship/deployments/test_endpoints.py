@@ -17,7 +17,6 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.audit import current_actor
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
@@ -295,7 +294,7 @@ def test_cluster_changes_are_serialized_across_machines(tmp_path):
     url = f"sqlite:///{tmp_path}/store.db"
     target = parse_target("onnxserve:/kubernetes/ml")
     messages: list[str] = []
-    done: list[str] = []
+    done = []
     with closing(open_store(url)) as store, closing(open_store(url)) as same:
         here, there = (
             Endpoints(opened, Settings(home=tmp_path / name), messages.append, target)
@@ -325,7 +324,7 @@ def test_failed_change_keeps_a_newer_one(tmp_path):
         apply_config(before, {"variants.flights.model": f"models:/flight-delay/{n}"})
         for n in (2, 3)
     )
-    applied: list[EndpointSpec] = []
+    applied = []
 
     class Cluster:
         def is_running(self, name):

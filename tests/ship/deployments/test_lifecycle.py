@@ -174,7 +174,7 @@ def test_stopped_deployment_keeps_its_port(deployed, models, home):
 
 @pytest.mark.long
 def test_one_of_concurrent_creates_wins(client, models, processes):
-    outcomes: list[str] = []
+    outcomes = []
 
     def create():
         try:

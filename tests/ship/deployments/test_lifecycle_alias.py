@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.registry import transitions
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.ship.deployments.backends.local import LocalBackend
 from mlflow_deploy_plugin.ship.deployments.endpoints import Endpoints
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
@@ -47,15 +46,14 @@ def registry(registry_folder):
     """A registry with the versions 1 (Production), 2 (Staging) and 3 of the model
     `sum`, which the test may change.
     """
-    registry_folder.restore()
-    with registry_folder.entered() as client:
+    with registry_folder.restored() as client:
         yield client
 
 
 @pytest.fixture
 def applied(monkeypatch):
     """Return the specs that servers are to serve. No server is started."""
-    specs: list[EndpointSpec] = []
+    specs = []
 
     def apply(_, spec, progress):
         specs.append(spec)

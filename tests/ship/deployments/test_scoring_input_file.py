@@ -4,7 +4,6 @@ pandas reads it first.
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 import mlflow.onnx
@@ -70,7 +69,7 @@ def test_texts_like_numbers_or_dates_stay_texts(echo, tmp_path, document):
 def test_input_file_of_another_command_is_ignored(echo, tmp_path):
     """A request about some rows of a file is answered with only these rows."""
     (tmp_path / "rows.json").write_text(json.dumps(RECORDS))
-    answered: list[Any] = []
+    answered = []
 
     @click.command()
     @click.option("--input-path", type=Path)

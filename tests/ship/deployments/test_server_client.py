@@ -5,7 +5,6 @@ overloaded server.
 import io
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import orjson
@@ -32,7 +31,7 @@ class Scripted(ServerSession):
 
     def __init__(self, *answers):
         super().__init__()
-        self._answers: Iterator[tuple[int, bytes] | Exception] = iter(answers)
+        self._answers = iter(answers)
         self.posts = 0
 
     def request(self, *_, **__):

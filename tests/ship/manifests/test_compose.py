@@ -119,7 +119,7 @@ def test_gpu_server_reserves_its_devices():
 
 
 def test_projects_match_the_compose_schema():
-    configs: list[dict[str, str]] = [
+    configs = [
         {},
         FULL,
         {"container.network": "host"},

@@ -318,7 +318,7 @@ def test_impossible_endpoint_is_refused(endpoint, names):
 
 @NEEDS_HELM
 def test_values_against_the_schema_are_refused():
-    invalid = {
+    invalid: Document = {
         "a": {"kubernetes": {"replica": 5}},
         "b": {"server": {"port": "eighty"}},
         "c": {"container": {"image": "bad image"}},

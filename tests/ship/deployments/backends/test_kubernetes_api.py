@@ -38,11 +38,11 @@ class ScriptedApi:
     """
 
     def __init__(self):
-        self.script: list[Answer] = []
-        self.frames: list[bytes] = []
+        self.script = []
+        self.frames = []
         """The frames that a web socket receives, each beginning with its channel."""
-        self.asked: list[str] = []
-        self.bodies: list[bytes] = []
+        self.asked = []
+        self.bodies = []
 
     def next_answer(self, path):
         if path == "/apis":
