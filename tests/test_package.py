@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from configparser import ConfigParser
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import distribution
 from itertools import chain
@@ -27,13 +28,17 @@ the routes import the pages when the first one is requested.
 """
 
 
+@cache
+def requirements():
+    return [Requirement(line) for line in distribution("mlflow-onnxserve").requires or []]
+
+
 def requirements_of(extra):
     """Return the packages of `pip install mlflow-onnxserve[extra]`, including the
     packages of nested extras.
     """
-    names: set[str] = set()
-    for line in distribution("mlflow-onnxserve").requires or []:
-        requirement = Requirement(line)
+    names = set()
+    for requirement in requirements():
         if requirement.marker is None or not requirement.marker.evaluate({"extra": extra}):
             continue
         if requirement.marker.evaluate({"extra": ""}):
@@ -86,12 +91,20 @@ def test_dev_extra_is_complete():
     assert not {"torch", "onnxscript"} & requirements_of("dev")
 
 
+def statements(node):
+    """Yield the statements below a node, which are much fewer than its expressions."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.expr):
+            yield child
+            yield from statements(child)
+
+
 def imported_modules(path, modules):
     """Return the modules of the package that a file imports, also within functions and
     for types.
     """
     imported: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             imported.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -110,7 +123,7 @@ def test_imports_have_no_circles():
     graph = {name: imported_modules(path, modules) - {name} for name, path in modules.items()}
     for importer, imported in CIRCLES:
         graph[f"mlflow_deploy_plugin.{importer}"].discard(f"mlflow_deploy_plugin.{imported}")
-    circle: list[str] = []
+    circle = []
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

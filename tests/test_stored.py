@@ -4,7 +4,6 @@ version in `tests/stored`.
 
 import json
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,8 +49,7 @@ VALUES = ("unreadable", "served_files", "valid_keys", "changes")
 
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
 def folder(request):
-    path: Path = request.param
-    return path
+    return request.param
 
 
 @pytest.fixture(scope="module")

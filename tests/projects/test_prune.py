@@ -14,13 +14,6 @@ from onnx import numpy_helper
 from tests.support.random_rows import normal_rows
 from tests.support.tracking import tracking_at
 
-pytest.importorskip("torch")
-
-import torch
-from torch import nn
-
-from projects.prune.train import Training, train
-
 
 @pytest.fixture
 def labelled(tmp_path):
@@ -32,10 +25,13 @@ def labelled(tmp_path):
 
 @pytest.mark.long
 def test_pruned_network_is_sparse_and_registered(labelled, tmp_path, new_database, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from projects.prune.train import Training, train
+
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+    network = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         mlflow.set_experiment(experiment_id=client.create_experiment("prune", tmp_path.as_uri()))

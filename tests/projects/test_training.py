@@ -15,7 +15,6 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from projects.training import DATA_TAG, PICTURE, warn_of_chance
 from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
 
@@ -54,8 +53,8 @@ def tracking(tmp_path, new_database, monkeypatch):
     "project",
     [
         "house_price",
-        "churn",
-        "text_topics",
+        pytest.param("churn", marks=pytest.mark.long),
+        pytest.param("text_topics", marks=pytest.mark.long),
         pytest.param("image_resnet18", marks=pytest.mark.long),
     ],
 )
@@ -63,6 +62,8 @@ def test_training_registers_a_proven_version(project, tracking):
     if project == "image_resnet18":
         pytest.importorskip("torch")
     pd.DataFrame({"body": TEXTS}).to_csv("texts.csv", index=False)
+    from projects.training import DATA_TAG, PICTURE
+
     module = import_module(f"projects.{project}.train")
     options = module.Training(**SMALL[project])
     info = module.train(options)
@@ -107,6 +108,8 @@ def test_invalid_training_options_are_refused(project, options, names, tracking)
 
 @pytest.mark.parametrize(("accuracy", "warns"), [(0.139, True), (0.95, False)])
 def test_chance_level_accuracy_is_warned_about(accuracy, warns, capsys):
+    from projects.training import warn_of_chance
+
     warn_of_chance(accuracy, np.arange(360) % 10)
 
     warning = capsys.readouterr().err

@@ -5,31 +5,35 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-pytest.importorskip("torch")
-
-from projects.digits_cnn.fitting import (
-    WEIGHTS,
-    accuracy,
-    fit,
-    fit_incremental,
-    save_weights,
-)
-from projects.digits_cnn.train import load_images
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
-IMAGES, TEST_IMAGES, DIGITS, TEST_DIGITS = load_images(seed=7)
 EPOCHS = 6
 
 
 @pytest.fixture
+def fitting():
+    pytest.importorskip("torch")
+    from projects.digits_cnn import fitting
+
+    return fitting
+
+
+@pytest.fixture
+def images(fitting):
+    """Return training images, test images, training digits and test digits."""
+    from projects.digits_cnn.train import load_images
+
+    return load_images(seed=7)
+
+
+@pytest.fixture
 def base(tmp_path, new_database, monkeypatch):
-    """Return a registered version whose run has kept its weights."""
+    """Return a registered version whose run has kept no weights."""
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
-        with mlflow.start_run(experiment_id=client.create_experiment("digits")) as run:
-            save_weights(fit(IMAGES, DIGITS, EPOCHS, seed=7))
+        run = client.create_run(client.create_experiment("digits"))
         client.create_registered_model("digits-cnn")
         client.create_model_version("digits-cnn", tmp_path.as_uri(), run.info.run_id)
         yield "models:/digits-cnn/1"
@@ -41,16 +45,21 @@ def moved(images):
 
 
 @pytest.mark.long
-def test_base_weights_are_fine_tuned(base):
-    new = (moved(IMAGES[:400]), DIGITS[:400])
-    network, way = fit_incremental((IMAGES, DIGITS), new, base, epochs=4 * EPOCHS, seed=7)
+def test_base_weights_are_fine_tuned(fitting, images, base):
+    train_images, test_images, train_digits, test_digits = images
+    built_in = (train_images, train_digits)
+    with mlflow.start_run(MlflowClient().get_model_version("digits-cnn", "1").run_id):
+        fitting.save_weights(fitting.fit(*built_in, EPOCHS, seed=7))
+    new = (moved(train_images[:400]), train_digits[:400])
+    network, way = fitting.fit_incremental(built_in, new, base, epochs=4 * EPOCHS, seed=7)
     assert way.split(", ") == ["fine-tuning", "6 passes", "800 built-in images"]
     # The accuracy was 0.16 before the training.
-    assert accuracy(network, moved(TEST_IMAGES), TEST_DIGITS) > 0.6
-    assert accuracy(network, TEST_IMAGES, TEST_DIGITS) > 0.9
+    assert fitting.accuracy(network, moved(test_images), test_digits) > 0.6
+    assert fitting.accuracy(network, test_images, test_digits) > 0.9
 
 
-def test_base_without_weights_uses_replay(base, monkeypatch):
-    monkeypatch.setattr("projects.digits_cnn.fitting.WEIGHTS", f"other-{WEIGHTS}")
-    _, way = fit_incremental((IMAGES, DIGITS), (IMAGES[:50], DIGITS[:50]), base, epochs=1, seed=7)
+def test_base_without_weights_uses_replay(fitting, images, base):
+    train_images, _, train_digits, _ = images
+    new = (train_images[:50], train_digits[:50])
+    _, way = fitting.fit_incremental((train_images, train_digits), new, base, epochs=1, seed=7)
     assert mentions(way, "sampled replay", "100 built-in images")

@@ -6,12 +6,11 @@ import json
 
 import pytest
 import yaml
-from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 
 from mlflow_deploy_plugin.promote.gate.run import run_gate
 from tests.support.classifiers import write_classifier
-from tests.support.tracking import tracking_at
+from tests.support.registry_folder import RegistryFolder
 
 EXAMPLE = {
     "dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 0.0], [0.0, 1.0], [0.5, 0.75]]}
@@ -19,19 +18,16 @@ EXAMPLE = {
 PACKAGES = "mlflow-onnxserve[cpu]==0.1.0\nonnxruntime==1.31.1\n"
 
 
-@pytest.fixture
-def registry(tmp_path, new_database, monkeypatch):
-    """Create a separate registry and store for the test."""
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
-    with tracking_at(new_database(tmp_path)):
-        client = MlflowClient()
+@pytest.fixture(scope="session")
+def registry_folder(tmp_path_factory, new_database):
+    prepared = RegistryFolder(tmp_path_factory.mktemp("registry"), new_database)
+    with prepared.entered() as client:
         client.create_registered_model(
             "toy", {"onnxserve.gate.policy": "skip: [robustness, budget]"}
         )
         runs = {number: log_run(client, number) for number in (1, 2)}
         for number, weights in ((1, (2.0, -1.0)), (2, (1.0, 2.0))):
-            folder = write_classifier(tmp_path / str(number), weights)
+            folder = write_classifier(prepared.folder / str(number), weights)
             (folder / "serving_input_example.json").write_text(json.dumps(EXAMPLE))
             (folder / "requirements.txt").write_text(PACKAGES)
             (folder / "requirements.lock").write_text(
@@ -40,13 +36,24 @@ def registry(tmp_path, new_database, monkeypatch):
             client.create_model_version("toy", folder.as_uri(), runs[number], tags={"team": "blue"})
         python = {
             "flavors": {"python_function": {"loader_module": "toy"}},
-            "signature": signature_of(tmp_path / "1"),
+            "signature": signature_of(folder),
         }
-        (tmp_path / "3").mkdir()
-        (tmp_path / "3" / "MLmodel").write_text(yaml.safe_dump(python))
-        client.create_model_version("toy", (tmp_path / "3").as_uri())
+        third = prepared.folder / "3"
+        third.mkdir()
+        (third / "MLmodel").write_text(yaml.safe_dump(python))
+        client.create_model_version("toy", third.as_uri())
         client.set_registered_model_alias("toy", "champion", "1")
         run_gate("toy", "1")
+    prepared.keep()
+    return prepared
+
+
+@pytest.fixture
+def registry(registry_folder):
+    """The client of a registry and a store in the current folder, which the test may
+    change.
+    """
+    with registry_folder.restored() as client:
         yield client
 
 

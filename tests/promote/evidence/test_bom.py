@@ -3,12 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -25,17 +22,32 @@ from tests.support.commands import said
 from tests.support.refusals import mentions
 
 
-def check_schema(text):
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+@pytest.fixture(scope="module")
+def check_schema():
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    validator = JsonStrictValidator(SchemaVersion.V1_6)
+
+    def check(text):
+        assert validator.validate_str(text) is None
+
+    return check
 
 
-def bom_of(*arguments):
-    """Return the document of the command after it was compared with the schema."""
-    result = CliRunner().invoke(main, ["audit", "bom", *arguments])
-    assert result.exit_code == 0, result.output
-    check_schema(result.stdout)
-    document: dict[str, Any] = json.loads(result.stdout)
-    return document
+@pytest.fixture
+def bom_of(registry, check_schema):
+    """Return a function that runs the command, compares its document with the schema
+    and returns it.
+    """
+
+    def document_of(*arguments):
+        result = CliRunner().invoke(main, ["audit", "bom", *arguments])
+        assert result.exit_code == 0, result.output
+        check_schema(result.stdout)
+        return json.loads(result.stdout)
+
+    return document_of
 
 
 def properties_of(document):
@@ -44,7 +56,7 @@ def properties_of(document):
     return {entry["name"]: entry["value"] for entry in subject["properties"]}
 
 
-def test_bom_of_version(registry, tmp_path):
+def test_bom_of_version(registry, bom_of):
     registry.set_registered_model_tag("toy", "license", "MIT")
     registry.set_model_version_tag("toy", "1", "license", "Apache-2.0")
     document = bom_of("models:/toy/1")
@@ -53,7 +65,7 @@ def test_bom_of_version(registry, tmp_path):
     assert named.items() <= model.items()
     assert model["licenses"] == [{"license": {"id": "Apache-2.0"}}]
     hashes = {file["name"]: file["hashes"][0]["content"] for file in model["components"]}
-    files = [path for path in (tmp_path / "1").iterdir() if path.is_file()]
+    files = [path for path in Path("1").iterdir() if path.is_file()]
     assert hashes == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     facts = properties_of(document)
     assert facts["onnxserve:parity"] == "proven"
@@ -77,7 +89,7 @@ def test_bom_of_version(registry, tmp_path):
 
 
 @pytest.mark.parametrize("licence", ["our own", "MIT OR Apache-2.0"])
-def test_bom_without_records(registry, licence):
+def test_bom_without_records(registry, bom_of, licence):
     registry.set_registered_model_tag("toy", "license", licence)
     registry.set_model_version_tag("toy", "3", "page", "https://ada:secret@example.com")
     document = bom_of("models:/toy/3")
@@ -87,9 +99,9 @@ def test_bom_without_records(registry, licence):
     assert "secret" not in json.dumps(document)
 
 
-def test_bom_ignores_requirements_that_are_no_packages(registry, tmp_path):
+def test_bom_ignores_requirements_that_are_no_packages(bom_of):
     lines = "--extra-index-url https://ada:secret@example.com\nPy_Arrow >= 3\nnumpy==2.0 ; os_name"
-    (tmp_path / "1" / "requirements.txt").write_text(lines)
+    Path("1/requirements.txt").write_text(lines)
     document = bom_of("models:/toy/1")
     packages = {part["purl"]: part["scope"] for part in document["components"] if "purl" in part}
     assert packages == {
@@ -99,7 +111,7 @@ def test_bom_ignores_requirements_that_are_no_packages(registry, tmp_path):
     }
 
 
-def test_bom_of_endpoint_lists_loaded_versions(registry, store):
+def test_bom_of_endpoint_lists_loaded_versions(registry, store, check_schema):
     spec = new_endpoint("flights", "models:/toy@champion")
     wanted = {
         name: WantedVariant(model_uri=uri, model="toy", version="2", folder=Path("any"))
@@ -136,7 +148,7 @@ def test_invalid_bom_arguments_are_refused(registry, tmp_path):
         return said(CliRunner().invoke(main, ["audit", "bom", *arguments]))
 
     assert mentions(refusal("models:/toy/9"), "toy", "9")
-    assert mentions(refusal(str(tmp_path / "1")), "models:/NAME/VERSION")
+    assert mentions(refusal(str(Path("1").absolute())), "models:/NAME/VERSION")
     assert mentions(refusal("--endpoint", "flights"), "flights")
     assert mentions(refusal("models:/toy/1", "-o", str(tmp_path)), str(tmp_path))
     for arguments in ((), ("models:/toy/1", "--endpoint", "flights")):

@@ -3,6 +3,7 @@ that they link to.
 """
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -17,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.card import make_card
@@ -27,8 +28,9 @@ from tests.support.audit_trail import store_of_server
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
 from tests.support.commands import said
 from tests.support.refusals import mentions
+from tests.support.registry_folder import RegistryFolder
 from tests.support.results import result_of
-from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT
 
 SECTIONS = {
     "model_details": ["purpose", "origin", "data", "signature"],
@@ -56,7 +58,7 @@ class Registry:
     store: Store
     folder: Path
 
-    def register(self, name: str, run_id: str | None = None) -> None:
+    def register(self, name, run_id=None):
         """Register a version of a model that was not logged, judged or explained."""
         self.client.create_registered_model(name)
         self.client.create_model_version(name, (self.folder / "model").as_uri(), run_id)
@@ -65,18 +67,18 @@ class Registry:
 class Page(HTMLParser):
     """The elements, the addresses and the text of a page."""
 
-    def __init__(self, page: str) -> None:
+    def __init__(self, page):
         super().__init__()
-        self.elements: set[str] = set()
-        self.addresses: list[str] = []
+        self.elements = set()
+        self.addresses = []
         self.texts = ""
         self.feed(page)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.elements.add(tag)
         self.addresses += [value or "" for name, value in attrs if name in ("href", "src")]
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.texts += data
 
 
@@ -90,15 +92,21 @@ def texts(card, section):
     return "\n".join(statement.text for name, statement in statements(card) if name == section)
 
 
+@pytest.fixture(scope="module")
+def empty_folder(tmp_path_factory, new_database):
+    prepared = RegistryFolder(tmp_path_factory.mktemp("registry"), new_database)
+    write_classifier(prepared.folder / "model")
+    prepared.keep()
+    return prepared
+
+
 @pytest.fixture
-def registry(tmp_path, new_database, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    write_classifier(tmp_path / "model")
-    store = open_store(Settings(home=tmp_path / "home").store_url)
-    with tracking_at(new_database(tmp_path)):
-        yield Registry(MlflowClient(), store, tmp_path)
-    store.close()
+def registry(empty_folder):
+    with (
+        empty_folder.restored() as client,
+        closing(open_store(load_settings().store_url)) as store,
+    ):
+        yield Registry(client, store, empty_folder.folder)
 
 
 @pytest.mark.long

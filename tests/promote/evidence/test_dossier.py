@@ -6,6 +6,7 @@ import os
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from sqlalchemy import delete, update
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.signatures import Signer
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
@@ -54,9 +55,9 @@ def clock():
 
 
 @pytest.fixture
-def trail(registry, tmp_path, clock):
+def trail(registry, clock):
     """A store with the endpoint `flights`, which follows @champion of `toy`."""
-    with closing(open_store(Settings(home=tmp_path / "home").store_url, clock)) as store:
+    with closing(open_store(load_settings().store_url, clock)) as store:
         spec = new_endpoint("flights", "models:/toy@champion")
         store.add_endpoint("onnxserve", spec)
         yield store
@@ -177,7 +178,7 @@ def test_dossier_of_requests(tmp_path, made):
 
 def test_dossier_verifies_signatures_with_required_key(quarter, tmp_path, made):
     keys = write_key(tmp_path)
-    write_classifier(tmp_path / "2", (1.0, 2.0))
+    write_classifier(Path("2").absolute(), (1.0, 2.0))
     sign_version("models:/toy/2", Signer(str(keys.key)))
     quarter.record("sign", actor="ada", model="toy", version="2")
     spec = quarter.require_endpoint("flights").spec
@@ -192,10 +193,10 @@ def test_dossier_verifies_signatures_with_required_key(quarter, tmp_path, made):
     assert mentions(signed, "toy version 2 has a valid signature", str(keys.public))
     assert mentions(deleted, "toy version 3 has no signature")
     assert mentions(event, "ada", "sign", "toy version 2")
-    (tmp_path / "2" / "added").write_text("")
+    Path("2/added").write_text("")
     assert mentions(signatures()[1], "toy version 2 has no valid signature", str(keys.public))
     keys.public.unlink()
-    digest = hashlib.sha256((tmp_path / "2" / "model.sig").read_bytes()).hexdigest()
+    digest = hashlib.sha256(Path("2/model.sig").read_bytes()).hexdigest()
     assert mentions(signatures()[1], "toy version 2 has the signature", digest)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
 from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier
 from mlflow_deploy_plugin.promote.evidence.proof import obtain_proof
@@ -32,21 +34,32 @@ def write_dossier(server, folder):
     dossier.write(folder, obtain_proof(server, dossier))
 
 
-@pytest.fixture
-def folder(store, tmp_path, new_database):
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory, new_database):
     """A dossier that MLflow's server has signed. One of its events is forged."""
-    url = str(store._engine.url)
-    with store_of_server(url, tmp_path) as server, tracking_at(new_database(tmp_path)):
+    made = tmp_path_factory.mktemp("signed")
+    url = f"sqlite:///{made}/store.db"
+    with (
+        closing(open_store(url)) as store,
+        store_of_server(url, made) as server,
+        tracking_at(new_database(made)),
+    ):
         server.add_endpoint("onnxserve", new_endpoint("flights", "models:/toy/1"))
         server.record("request", actor="eva", model="toy", version="1", after="@champion")
         server.record("decline", actor="ada", model="toy", version="1", why=REASON)
-        keys = read_key_file(tmp_path / "audit.key")
-        (tmp_path / "public.pem").write_text(keys.public_pem())
+        keys = read_key_file(made / "audit.key")
+        (made / "public.pem").write_text(keys.public_pem())
         checkpoint = make_checkpoint(server, keys)
-        (tmp_path / "checkpoint.json").write_text(checkpoint.model_dump_json())
+        (made / "checkpoint.json").write_text(checkpoint.model_dump_json())
         store.record("approve", actor="forged", model="toy", version="1")
-        write_dossier(server, tmp_path)
-        yield tmp_path
+        write_dossier(server, made)
+    return made
+
+
+@pytest.fixture
+def folder(signed, tmp_path):
+    """A copy, which the test may change."""
+    return shutil.copytree(signed, tmp_path, dirs_exist_ok=True)
 
 
 def verify(folder, *options):
@@ -127,7 +140,10 @@ def test_checkpoint_detects_removed_events(folder, store):
     with store.transaction() as session:
         session.execute(delete(AuditRow).where(AuditRow.action.in_(["decline", "approve"])))
     shutil.rmtree(folder / "audit.record")
-    with store_of_server(str(store._engine.url), folder) as server:
+    with (
+        store_of_server(str(store._engine.url), folder) as server,
+        tracking_at(f"sqlite:///{folder}/mlflow.db"),
+    ):
         write_dossier(server, folder)
     assert verify(folder).exit_code == 0
     checked = verify(folder, "--checkpoint", f"{folder}/checkpoint.json")

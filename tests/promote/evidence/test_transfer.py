@@ -14,10 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
-from mlflow.entities.model_registry import ModelVersion
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.commands import said
@@ -41,27 +39,27 @@ class Registry:
     server: MlflowServer
 
     @property
-    def client(self) -> MlflowClient:
+    def client(self):
         return MlflowClient(self.server.url)
 
     @property
-    def store_uri(self) -> str:
+    def store_uri(self):
         return f"sqlite:///{self.server.folder / 'home' / 'onnxserve.db'}"
 
-    def events(self, model: str, *actions: str) -> list[AuditEvent]:
+    def events(self, model, *actions):
         with closing(open_store(self.store_uri)) as store:
             return [*store.events(model=model, actions=actions)]
 
-    def versions(self, model: str) -> list[ModelVersion]:
+    def versions(self, model):
         entries = self.client.search_model_versions(f"name = '{model}'")
         return [self.client.get_model_version(model, entry.version) for entry in reversed(entries)]
 
-    def runs(self, model: str) -> list[str]:
+    def runs(self, model):
         experiment = self.client.get_experiment_by_name(f"onnxserve/{model}")
         all_runs = self.client.search_runs([experiment.experiment_id]) if experiment else []
         return [run.info.run_id for run in all_runs if "onnxserve.copied_from" in run.data.tags]
 
-    def files(self, model: str, version: str, folder: Path) -> dict[str, str]:
+    def files(self, model, version, folder):
         with tracking_at(self.server.url):
             import mlflow
 

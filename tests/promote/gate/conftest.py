@@ -3,18 +3,13 @@ worse, 4 is not proven.
 """
 
 import shutil
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
-from tests.support.tracking import tracking_at
+from tests.support.registry_folder import RegistryFolder
 
 
 @pytest.fixture(scope="session")
@@ -51,43 +46,22 @@ def own_files(registry, folders, tmp_path):
     return folder
 
 
-@pytest.fixture
-def registry(folders, tmp_path, new_database, monkeypatch):
-    """Create a separate registry and store for the test."""
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
-    with tracking_at(new_database(tmp_path)):
-        client = MlflowClient()
+@pytest.fixture(scope="session")
+def registry_folder(folders, tmp_path_factory, new_database):
+    prepared = RegistryFolder(tmp_path_factory.mktemp("registry"), new_database)
+    with prepared.entered() as client:
         client.create_registered_model("toy")
         for name in ("good", "equal", "worse", "unproven"):
             client.create_model_version("toy", folders[name].as_uri())
         client.transition_model_version_stage("toy", "1", "Production")
-        yield client
+    prepared.keep()
+    return prepared
 
 
-@contextmanager
-def answering(answer):
-    """Serve HTTP on a free port and yield the URL.
-
-    `answer` gets the request handler and the body, and returns the status, the content
-    type and the body of the response.
+@pytest.fixture
+def registry(registry_folder):
+    """The client of a registry and a store in the current folder, which the test may
+    change.
     """
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            status, kind, body = answer(self, self.rfile.read(length))
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with registry_folder.restored() as client:
+        yield client

@@ -22,8 +22,8 @@ from mlflow_deploy_plugin.promote.gate.approval_client import (
     listed_requests,
     send_decision,
 )
-from tests.promote.gate.conftest import answering
 from tests.support.refusals import mentions
+from tests.support.services.listener import answering
 from tests.support.tracking import tracking_at
 
 REQUEST = {"model": "flights", "version": "3", "to": "@champion", "requested_by": "eva"}

@@ -4,7 +4,6 @@ as derived from the events of the audit trail.
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.core.store.audit import move_detail
@@ -28,8 +27,8 @@ def moved(store, version, files, place="@champion", action="alias"):
     store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
 
 
-VERSION: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
-REPLACED: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=3000)
+VERSION = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
+REPLACED = SimpleNamespace(name="credit", version="4", creation_timestamp=3000)
 EVA, ADA, BOB = (Person(name, frozenset(), may_edit=True) for name in ("eva", "ada", "bob"))
 
 

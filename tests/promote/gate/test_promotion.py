@@ -42,11 +42,8 @@ def stages(client):
 
 
 def events():
-    store = open_store(load_settings().store_url)
-    try:
+    with closing(open_store(load_settings().store_url)) as store:
         return [*store.events(model="toy")]
-    finally:
-        store.close()
 
 
 def actions():

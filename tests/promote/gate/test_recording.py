@@ -5,12 +5,12 @@ server does not run the app.
 import json
 
 from mlflow_deploy_plugin.promote.gate.recording import PATH, VerdictRecord, write_verdict
-from tests.promote.gate.conftest import answering
+from tests.support.services.listener import answering
 from tests.support.tracking import tracking_at
 
 
 def test_verdict_is_tagged_if_a_proxy_refuses_the_path(store, monkeypatch):
-    set_tags: dict[str, str] = {}
+    set_tags = {}
 
     def answer(request, body):
         if request.command == "GET":

@@ -4,6 +4,7 @@ trail.
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,8 @@ def policy(folders, registry):
 
 
 def events():
-    store = open_store(load_settings().store_url)
-    try:
+    with closing(open_store(load_settings().store_url)) as store:
         return [*store.events(model="toy")]
-    finally:
-        store.close()
 
 
 def test_passed_verdict_is_in_tags_run_and_trail(policy, registry, tmp_path):

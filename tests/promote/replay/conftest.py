@@ -4,10 +4,8 @@ answered, as a server logs.
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -15,10 +13,10 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.promote.replay.prediction import Replay, find_request, replay_prediction
+from mlflow_deploy_plugin.promote.replay.prediction import find_request, replay_prediction
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
-from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -28,7 +26,7 @@ from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_sche
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
-from tests.support.tracking import tracking_at
+from tests.support.registry_folder import RegistryFolder
 
 Outputs = dict[str, Array]
 
@@ -41,10 +39,10 @@ class Answering:
     folder: Path
 
     @property
-    def log(self) -> InferenceLog:
+    def log(self):
         return open_log(str(self.folder / "log"))
 
-    def register(self, model: Path, name: str = "toy") -> Path:
+    def register(self, model, name="toy"):
         if not self.client.search_registered_models(f"name = '{name}'"):
             self.client.create_registered_model(name)
         self.client.create_model_version(name, model.as_uri())
@@ -52,16 +50,16 @@ class Answering:
 
     def answer(
         self,
-        model: Path,
-        rows: Mapping[str, Any],
+        model,
+        rows,
         *,
-        name: str = "toy",
-        version: str = "1",
-        endpoint: str = "toys",
-        drop: tuple[str, ...] = (),
-        mask: tuple[str, ...] = (),
-        change: Callable[[Outputs], object] = lambda outputs: None,
-    ) -> str:
+        name="toy",
+        version="1",
+        endpoint="toys",
+        drop=(),
+        mask=(),
+        change=lambda outputs: None,
+    ):
         """Answer a request of columns or tensors, log it, and return its id. `change`
         changes the logged outputs.
         """
@@ -97,12 +95,12 @@ class Answering:
 
     def capture(
         self,
-        model: CapturedModel,
-        feeds: Outputs,
-        outputs: Outputs,
-        endpoint: str,
-        status: int = 200,
-    ) -> str:
+        model,
+        feeds,
+        outputs,
+        endpoint,
+        status=200,
+    ):
         now = int(time.time() * 1e6)
         identity = uuid.uuid4().hex
         writer = CaptureWriter(self.folder / "spool")
@@ -112,9 +110,7 @@ class Answering:
         assert Shipper(self.folder / "spool", str(self.folder / "log")).round()
         return identity
 
-    def replay(
-        self, prediction_id: str, capture: CaptureSpec | None = None, **options: Any
-    ) -> Replay:
+    def replay(self, prediction_id, capture=None, **options):
         """Replay a request to an endpoint, which captures by `capture` now."""
         endpoint, table = find_request(self.log, prediction_id)
         return replay_prediction(
@@ -123,20 +119,25 @@ class Answering:
 
     def replayed(
         self,
-        model: Path,
-        rows: Mapping[str, Any],
+        model,
+        rows,
         *,
-        change: Callable[[Outputs], object] = lambda outputs: None,
-        **options: Any,
-    ) -> Replay:
+        change=lambda outputs: None,
+        **options,
+    ):
         """Replay a request that a new version 1 of the model toy has answered."""
         return self.replay(self.answer(self.register(model), rows, change=change), **options)
 
 
+@pytest.fixture(scope="session")
+def empty_folder(tmp_path_factory, new_database):
+    prepared = RegistryFolder(tmp_path_factory.mktemp("registry"), new_database)
+    prepared.keep()
+    return prepared
+
+
 @pytest.fixture
-def answering(tmp_path, new_database, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
-    monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
-    with tracking_at(new_database(tmp_path)):
-        yield Answering(MlflowClient(), tmp_path)
+def answering(empty_folder, monkeypatch):
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", str(empty_folder.folder / "log"))
+    with empty_folder.restored() as client:
+        yield Answering(client, empty_folder.folder)

@@ -1,7 +1,5 @@
 """Tests of a captured prediction that is computed again by its version."""
 
-from typing import Any
-
 import numpy as np
 import onnx
 import pytest
@@ -221,7 +219,7 @@ def test_masked_and_dropped_columns_are_refused(answering):
 
 
 def test_dropped_column_is_not_a_missing_value(answering):
-    optional: list[dict[str, Any]] = [
+    optional = [
         {"name": "a", "type": "double"},
         {"name": "b", "type": "double", "required": False},
     ]

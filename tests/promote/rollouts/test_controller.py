@@ -3,7 +3,6 @@ but only while it holds the lease.
 """
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -23,11 +22,9 @@ from mlflow_deploy_plugin.promote.rollouts.controller import (
 )
 from mlflow_deploy_plugin.promote.rollouts.evidence import StepEvidence, add_counters, begin_step
 from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
-from mlflow_deploy_plugin.promote.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.promote.rollouts.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.promote.rollouts.state_machine import (
     Progress,
-    RolloutAction,
     progress_of,
     rollout_summary,
     started_event,
@@ -52,21 +49,21 @@ class World:
 
     actor = "controller@here"
 
-    def __init__(self, errors: float = 0, place: str = PLACE) -> None:
+    def __init__(self, errors=0, place=PLACE):
         self.place = place
         self.said: list[str] = []
         self.say = self.said.append
-        self.done: list[str] = []
-        self.share: dict[str, int | None] = {}
-        self.served: dict[str, str] = {}
+        self.done = []
+        self.share = {}
+        self.served = {}
         self.looks = 0
         self.errors = errors
-        self.before_action: Callable[[RolloutAction], None] = lambda action: None
+        self.before_action = lambda action: None
 
-    def reaches(self, endpoint: str, place: str) -> bool:
+    def reaches(self, endpoint, place):
         return self.place == place == PLACE
 
-    def take_snapshot(self, endpoint: str) -> EndpointSnapshot:
+    def take_snapshot(self, endpoint):
         self.looks += 1
         share = self.share.get(endpoint)
         versions = dict.fromkeys(variants(share), "7") | {
@@ -80,7 +77,7 @@ class World:
         )
         return EndpointSnapshot(variants(share), "running", "", versions, counters=now)
 
-    def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
+    def do(self, action, plan, progress):
         self.before_action(action)
         self.done.append(action)
         match action:
@@ -95,7 +92,7 @@ class World:
             case "roll_back":
                 self.roll_back(plan, progress.reason)
 
-    def roll_back(self, plan: RolloutPlan, why: str) -> None:
+    def roll_back(self, plan, why):
         self.done.append("rolled back")
         self.share[plan.endpoint] = None
 
@@ -136,7 +133,7 @@ def run():
     """Run a controller during the test. The returned event ends it, and so does the end
     of the test.
     """
-    running: list[tuple[threading.Thread, threading.Event]] = []
+    running = []
 
     def start(controller):
         ended = threading.Event()
@@ -400,13 +397,13 @@ def test_controller_error_is_raised(store, tmp_path):
     ended = threading.Event()
 
     class OfOnePlace(Deployments):
-        def place(self, endpoint: str) -> str:
+        def place(self, endpoint):
             if endpoint == "second":
                 wait_until(ended.is_set, SECONDS, "the controller of the place has failed")
             return "here"
 
     class Broken(RolloutController):
-        def run(self, ended: threading.Event) -> None:
+        def run(self, ended):
             raise ArithmeticError("broken")
 
     here = OfOnePlace(store, Settings(home=tmp_path), print)

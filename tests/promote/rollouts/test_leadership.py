@@ -4,7 +4,6 @@ releases at its end.
 
 import socket
 import threading
-from collections.abc import Callable
 from contextlib import closing
 
 import pytest
@@ -27,7 +26,6 @@ from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 SECONDS = 30.0
-Start = Callable[[str], threading.Event]
 
 
 @pytest.fixture
@@ -60,8 +58,7 @@ def start(tmp_path, worked):
         store.close()
 
 
-def test_second_controller_works_after_the_first(tmp_path, start, worked):
-    store = open_store(f"sqlite:///{tmp_path}/store.db")
+def test_second_controller_works_after_the_first(store, start, worked):
     first = start("first")
     wait_until(lambda: worked, SECONDS, "the first works")
     begun = store.lease(STORE_LEASE)
@@ -77,11 +74,9 @@ def test_second_controller_works_after_the_first(tmp_path, start, worked):
 
     first.set()
     wait_until(lambda: worked[-1] == "second", SECONDS, "the other works")
-    store.close()
 
 
-def test_regained_lease_is_reported(tmp_path):
-    store = open_store(f"sqlite:///{tmp_path}/store.db")
+def test_regained_lease_is_reported(store):
     ended = threading.Event()
     messages = []
     # The lease is not renewed, as if the store rejected writes.
@@ -100,7 +95,6 @@ def test_regained_lease_is_reported(tmp_path):
         ended,
     )
     assert messages == [("this is the controller", False)]
-    store.close()
 
 
 def test_metric_shows_leadership(start, worked):
@@ -116,9 +110,8 @@ def leads():
     return metric.samples[0].value
 
 
-def test_failed_task_is_restarted(tmp_path, monkeypatch):
+def test_failed_task_is_restarted(store, monkeypatch):
     monkeypatch.setattr(leadership, "_FAILURE_SECONDS", 0.01)
-    store = open_store(Settings(home=tmp_path).store_url)
     begun = []
     ended = threading.Event()
 
@@ -132,13 +125,9 @@ def test_failed_task_is_restarted(tmp_path, monkeypatch):
     lead_store(store, [task], "the test", 15, lambda line: None, ended)
 
     assert begun == begun[:1] * 2
-    store.close()
 
 
-def test_place_is_the_visible_state_folder(
-    tmp_path,
-):
-    store = open_store(f"sqlite:///{tmp_path}/store.db")
+def test_place_is_the_visible_state_folder(store, tmp_path):
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
     here, beside, there, nowhere = (
         Deployments(store, Settings(home=tmp_path / name), print)
@@ -163,7 +152,6 @@ def test_place_is_the_visible_state_folder(
     assert list(reached_places(beside, messages.append)) == [(place, "the servers here")]
     assert not list(reached_places(nowhere, messages.append))
     assert not messages
-    store.close()
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@
 server is not running.
 """
 
+from contextlib import closing
 from dataclasses import replace
-from itertools import count
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -20,51 +19,41 @@ from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions
 from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
 from mlflow_deploy_plugin.promote.rollouts.state_machine import Progress
-from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import (
-    MetricsByServer,
     ServerMetrics,
     VersionCounters,
 )
 from tests.support.audit_trail import store_of_server
 from tests.support.refusals import mentions, refused
+from tests.support.registry_folder import RegistryFolder
 from tests.support.rollouts import PLAN
-from tests.support.tracking import tracking_at
-
-_numbers = count()
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory, new_database):
-    with tracking_at(new_database(tmp_path_factory.mktemp("registry"))):
-        yield
-
-
-@pytest.fixture
-def model(registry):
-    """A registered model whose versions 2, 1 and 3 were in Production one after the
-    other, and had the alias.
+def registry_folder(tmp_path_factory, new_database):
+    """A registry whose versions 2, 1 and 3 of the model `delay` were in Production one
+    after the other, and had the alias.
     """
-    name = f"model-{next(_numbers)}"
-    client = MlflowClient()
-    client.create_registered_model(name)
-    for _ in range(3):
-        client.create_model_version(name, "s3://nowhere/model")
-    for version in ("2", "1", "3"):
-        client.transition_model_version_stage(
-            name, version, "Production", archive_existing_versions=True
-        )
-        client.set_registered_model_alias(name, "live", version)
-    return name
+    prepared = RegistryFolder(tmp_path_factory.mktemp("registry"), new_database)
+    with prepared.entered() as client:
+        client.create_registered_model("delay")
+        for _ in range(3):
+            client.create_model_version("delay", "s3://nowhere/model")
+        for version in ("2", "1", "3"):
+            client.transition_model_version_stage(
+                "delay", version, "Production", archive_existing_versions=True
+            )
+            client.set_registered_model_alias("delay", "live", version)
+        open_store(load_settings().store_url).close()
+    prepared.keep()
+    return prepared
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    opened = open_store(load_settings().store_url)
-    yield opened
-    opened.close()
+def store(registry_folder):
+    with registry_folder.restored(), closing(open_store(load_settings().store_url)) as opened:
+        yield opened
 
 
 def roll_back(endpoint, **asked):
@@ -72,35 +61,34 @@ def roll_back(endpoint, **asked):
         return rollback(deployments, endpoint, **asked)
 
 
-def serve(store, model):
-    """Add the endpoint flights, which follows Production by default."""
-    uri = f"models:/{model}" if "@" in model or "/" in model else f"models:/{model}/Production"
+def serve(store, uri="models:/delay/Production"):
+    """Add the endpoint flights, which follows the URI."""
     store.add_endpoint("onnxserve", new_endpoint("flights", uri))
 
 
-def stage(model, version):
-    return str(MlflowClient().get_model_version(model, version).current_stage)
+def stage(version):
+    return str(MlflowClient().get_model_version("delay", version).current_stage)
 
 
-def test_version_archived_last_is_restored(store, model):
-    serve(store, model)
+def test_version_archived_last_is_restored(store):
+    serve(store)
 
     done = roll_back("flights", why="too slow", actor="ada@laptop")
 
-    assert done["model"] == model
+    assert done["model"] == "delay"
     assert done["from"] == "3"
     assert done["to"] == "1"
     assert mentions(done["source"], "archived", "the registry")
-    assert stage(model, "1") == "Production"
-    assert stage(model, "3") == "Archived"
-    tags = MlflowClient().get_model_version(model, "3").tags
+    assert stage("1") == "Production"
+    assert stage("3") == "Archived"
+    tags = MlflowClient().get_model_version("delay", "3").tags
     assert tags["onnxserve.rolled_back"] == "flights: too slow"
     event = next(store.events("flights", newest_first=True))
     assert event.action == "rollback"
     assert event.before == "version 3"
     assert event.after == "version 1"
     assert event.why == "too slow"
-    assert event.model == model
+    assert event.model == "delay"
     assert event.actor == "ada@laptop"
     assert event.detail["source"] == done["source"]
 
@@ -109,20 +97,24 @@ def test_version_archived_last_is_restored(store, model):
     ("served", "options", "change"),
     [
         (
-            "models:/{m}/Production",
+            "models:/delay/Production",
             [],
-            "models:/{m}/Production would go from version 3 to version 1",
+            "models:/delay/Production would go from version 3 to version 1",
         ),
         (
-            "models:/{m}@live",
+            "models:/delay@live",
             ["--to", "2"],
-            "models:/{m}@live would go from version 3 to version 2",
+            "models:/delay@live would go from version 3 to version 2",
         ),
-        ("models:/{m}/3", ["--to", "1"], "{m} would go from models:/{m}/3 to models:/{m}/1"),
+        (
+            "models:/delay/3",
+            ["--to", "1"],
+            "delay would go from models:/delay/3 to models:/delay/1",
+        ),
     ],
 )
-def test_dry_run_names_versions_and_followers(store, model, served, options, change):
-    uri = served.format(m=model)
+def test_dry_run_names_versions_and_followers(store, served, options, change):
+    uri = served
     store.add_endpoint("onnxserve", new_endpoint("flights", uri))
     store.add_endpoint("onnxserve", new_endpoint("taxis", uri))
     events = [*store.events()]
@@ -131,30 +123,28 @@ def test_dry_run_names_versions_and_followers(store, model, served, options, cha
 
     assert done.exit_code == 0, done.output
     line, *followers = done.stdout.splitlines()
-    assert line.startswith(f"flights: {change.format(m=model)}; ")
+    assert line.startswith(f"flights: {change}; ")
     assert followers == (
         [f"  deployments that follow {uri}: flights/flights, taxis/taxis"]
         if "version" in change
         else []
     )
-    assert stage(model, "3") == "Production"
-    assert MlflowClient().get_registered_model(model).aliases["live"] == 3
+    assert stage("3") == "Production"
+    assert MlflowClient().get_registered_model("delay").aliases["live"] == 3
     assert [*store.events()] == events
 
 
-def test_version_last_seen_by_servers_is_restored(store, model):
+def test_version_last_seen_by_servers_is_restored(store):
     store.add_endpoint(
-        "onnxserve:/kubernetes/ml", new_endpoint("flights", f"models:/{model}/Production")
+        "onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/delay/Production")
     )
 
     class Counted(Deployments):
-        def server_metrics(
-            self, observed: ObservedEndpoint, timeout_seconds: float = 0
-        ) -> MetricsByServer:
-            def answered(version: str, at: float) -> ServerMetrics:
-                key = ("flights", "flights", model, version)
+        def server_metrics(self, observed, timeout_seconds=0):
+            def answered(version, at):
+                key = ("flights", "flights", "delay", version)
                 return ServerMetrics(
-                    {key: VersionCounters(requests=1)}, {("flights", model, version): at}
+                    {key: VersionCounters(requests=1)}, {("flights", "delay", version): at}
                 )
 
             return {
@@ -169,11 +159,11 @@ def test_version_last_seen_by_servers_is_restored(store, model):
     assert mentions(done["source"], "version 3", "the server", "version 1")
 
 
-def test_moves_of_other_stages_are_ignored(store, model):
-    serve(store, model)
+def test_moves_of_other_stages_are_ignored(store):
+    serve(store)
     for stage_moved_to, stood in (("Production", "2"), ("Staging", "1")):
         store.record(
-            "transition", model=model, version="3", detail=move_detail(stage_moved_to, stood)
+            "transition", model="delay", version="3", detail=move_detail(stage_moved_to, stood)
         )
 
     done = roll_back("flights")
@@ -182,11 +172,11 @@ def test_moves_of_other_stages_are_ignored(store, model):
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
-def test_alias_falls_back_to_its_former_stage(store, model):
-    serve(store, f"{model}@live")
-    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
+def test_alias_falls_back_to_its_former_stage(store):
+    serve(store, "models:/delay@live")
+    store.record("promote", model="delay", version="3", detail=move_detail("Production", "2"))
     store.record("follow", endpoint="flights", detail={"stages": {"flights": "Production"}})
-    store.record("promote", model=model, version="3", detail=move_detail("Production", "1"))
+    store.record("promote", model="delay", version="3", detail=move_detail("Production", "1"))
 
     done = roll_back("flights")
 
@@ -198,41 +188,41 @@ def test_alias_falls_back_to_its_former_stage(store, model):
     ("action", "endpoint", "to"),
     [("rollout.end", "flights", "2"), ("rollback", "flights", "2"), ("rollout.end", "prices", "1")],
 )
-def test_rollout_counts_for_its_own_endpoint(store, model, action, endpoint, to):
-    serve(store, model)
-    store.record(action, endpoint=endpoint, model=model, version="3", detail=move_detail("", "2"))
+def test_rollout_counts_for_its_own_endpoint(store, action, endpoint, to):
+    serve(store)
+    store.record(action, endpoint=endpoint, model="delay", version="3", detail=move_detail("", "2"))
 
     assert roll_back("flights")["to"] == to
 
 
 @pytest.mark.parametrize("action", ["rename", "delete"])
-def test_trail_of_a_former_namesake_is_ignored(store, model, action):
-    serve(store, model)
-    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
-    store.record(action, model=model)
+def test_trail_of_a_former_namesake_is_ignored(store, action):
+    serve(store)
+    store.record("promote", model="delay", version="3", detail=move_detail("Production", "2"))
+    store.record(action, model="delay")
 
     assert roll_back("flights")["to"] == "1"
 
 
-def test_tampered_moves_are_ignored(store, model, tmp_path):
-    serve(store, model)
+def test_tampered_moves_are_ignored(store, tmp_path):
+    serve(store)
     with store_of_server(str(store._engine.url), tmp_path) as server:
         moved = move_detail("Production", "2")
-        server.record("transition", model=model, version="3", detail=moved)
+        server.record("transition", model="delay", version="3", detail=moved)
     forged = move_detail("Production", "1")
-    store.record("transition", model=model, version="3", detail=forged)
+    store.record("transition", model="delay", version="3", detail=forged)
 
     assert roll_back("flights")["to"] == "2"
 
 
-def by_hand(store, model, *moves):
+def by_hand(store, *moves):
     """Return the history of the alias in MLflow's server: the new and the previous
     version of each change.
     """
     for version, stood in moves:
         store.record(
             "alias",
-            model=model,
+            model="delay",
             version=version or stood,
             detail=move_detail("@live", stood) if version else {},
         )
@@ -250,9 +240,9 @@ def by_hand(store, model, *moves):
         ([("1", ""), ("3", "")], "1"),
     ],
 )
-def test_alias_returns_to_its_previous_holder(store, model, moves, served):
-    serve(store, f"{model}@live")
-    by_hand(store, model, *moves)
+def test_alias_returns_to_its_previous_holder(store, moves, served):
+    serve(store, "models:/delay@live")
+    by_hand(store, *moves)
 
     done = roll_back("flights")
 
@@ -261,25 +251,25 @@ def test_alias_returns_to_its_previous_holder(store, model, moves, served):
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
-def test_emptied_stage_returns_to_its_last_version(store, model):
-    serve(store, model)
+def test_emptied_stage_returns_to_its_last_version(store):
+    serve(store)
     for version, place, stood in (
         ("3", "Production", "1"),
         ("2", "Production", "3"),
         ("2", "Archived", ""),
         ("3", "Production", ""),
     ):
-        store.record("transition", model=model, version=version, detail=move_detail(place, stood))
+        store.record("transition", model="delay", version=version, detail=move_detail(place, stood))
 
     assert roll_back("flights")["to"] == "2"
 
 
-def test_promotion_clears_the_rolled_back_tag(store, model):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/3"))
-    MlflowClient().set_model_version_tag(model, "3", "onnxserve.rolled_back", "flights: too slow")
-    uri = f"models:/{model}/3"
+def test_promotion_clears_the_rolled_back_tag(store):
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/delay/3"))
+    MlflowClient().set_model_version_tag("delay", "3", "onnxserve.rolled_back", "flights: too slow")
+    uri = "models:/delay/3"
     plan = replace(
-        PLAN, main="flights", kind="pinned", model=model, version="3", to_uri=uri, before_uri=uri
+        PLAN, main="flights", kind="pinned", model="delay", version="3", to_uri=uri, before_uri=uri
     )
 
     with open_deployments(print) as deployments:
@@ -287,19 +277,19 @@ def test_promotion_clears_the_rolled_back_tag(store, model):
             actions = RolloutActions(deployments, "controller@here", print)
             actions.do("finish", replace(plan, version=version), Progress("promoting"))
 
-    assert "onnxserve.rolled_back" not in MlflowClient().get_model_version(model, "3").tags
+    assert "onnxserve.rolled_back" not in MlflowClient().get_model_version("delay", "3").tags
 
 
-def test_version_rolled_back_once_is_skipped(store, model):
-    serve(store, model)
+def test_version_rolled_back_once_is_skipped(store):
+    serve(store)
 
     assert [roll_back("flights")["to"] for _ in range(2)] == ["1", "2"]
-    with refused(NotFound, "MLflow", f"version 2 of {model}", "--to VERSION`"):
+    with refused(NotFound, "MLflow", "version 2 of delay", "--to VERSION`"):
         roll_back("flights")
 
 
-def test_alias_without_history_needs_a_target(store, model):
-    serve(store, f"{model}@live")
+def test_alias_without_history_needs_a_target(store):
+    serve(store, "models:/delay@live")
 
     with pytest.raises(NotFound, match="--to VERSION`"):
         roll_back("flights")
@@ -309,11 +299,11 @@ def test_alias_without_history_needs_a_target(store, model):
 
     assert done["to"] == "2"
     assert done["source"] == "requested by the user"
-    assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
+    assert str(MlflowClient().get_registered_model("delay").aliases["live"]) == "2"
 
 
-def test_just_finished_promotion_is_rolled_back(store, model, monkeypatch):
-    serve(store, model)
+def test_just_finished_promotion_is_rolled_back(store, monkeypatch):
+    serve(store)
     begun = store.add_rollout("flights", PLAN.to_json(), "promoting")
     read = store.rollouts
 
@@ -330,13 +320,13 @@ def test_just_finished_promotion_is_rolled_back(store, model, monkeypatch):
     assert done["to"] == "1"
 
 
-@pytest.mark.parametrize("to", ["2", "models:/{}/2"])
-def test_target_is_a_number_or_uri(store, model, to):
-    serve(store, model)
+@pytest.mark.parametrize("to", ["2", "models:/delay/2"])
+def test_target_is_a_number_or_uri(store, to):
+    serve(store)
 
-    with refused(InvalidConfig, model, "versions", "6"):
+    with refused(InvalidConfig, "delay", "versions", "6"):
         roll_back("flights", to="models:/other/2")
-    assert roll_back("flights", to=to.format(model))["to"] == "2"
+    assert roll_back("flights", to=to)["to"] == "2"
 
 
 @pytest.fixture
@@ -348,12 +338,12 @@ def pinned(store):
     class Written(Deployments):
         def update_endpoint(
             self,
-            endpoint: str,
-            config: Any,
-            why: str = "",
-            actor: str | None = None,
-            restores: bool = False,
-        ) -> Any:
+            endpoint,
+            config,
+            why="",
+            actor=None,
+            restores=False,
+        ):
             stored = self.store.endpoint(endpoint)
             assert stored is not None
             self.progress(f"restores={restores}")
@@ -367,7 +357,7 @@ def give(store, model_uri):
 
 
 def test_pinned_endpoint_returns_to_earlier_models(store, pinned):
-    serve(store, "X/1")
+    serve(store, "models:/X/1")
     give(store, "models:/X/2")
 
     assert (done := pinned())["to"] == "models:/X/1", done
@@ -382,7 +372,7 @@ def test_pinned_endpoint_returns_to_earlier_models(store, pinned):
 
 
 def test_only_the_previous_version_needs_no_approval(store, pinned, capsys):
-    serve(store, "X/1")
+    serve(store, "models:/X/1")
     give(store, "models:/X/2")
     pinned()
     pinned(to="3")
@@ -418,7 +408,7 @@ def test_model_without_earlier_traffic_needs_an_approval(
 
 
 def test_models_of_a_deleted_namesake_are_ignored(store, pinned):
-    serve(store, "X/1")
+    serve(store, "models:/X/1")
     store.remove_endpoint("flights")
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/Y/2"))
 
@@ -426,8 +416,8 @@ def test_models_of_a_deleted_namesake_are_ignored(store, pinned):
         pinned()
 
 
-def test_two_answering_deployments_need_a_choice(store, model):
-    spec = new_endpoint("flights", f"models:/{model}/Production")
+def test_two_answering_deployments_need_a_choice(store):
+    spec = new_endpoint("flights", "models:/delay/Production")
     store.add_endpoint(
         "onnxserve", apply_config(add_variant(spec, "new", "m"), {"variants.new.weight": 50})
     )

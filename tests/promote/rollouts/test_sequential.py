@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.promote.rollouts.sequential import (
     upper_limit,
 )
 
-ROLLOUTS = 1000
+ROLLOUTS = 500
 STEPS = (1, 10, 50, 100)
 LOOKS = 60
 REQUESTS = 500

@@ -1,10 +1,7 @@
 """A snapshot of an endpoint with its server's counts."""
 
-from contextlib import closing
-
 from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.rollouts.snapshot import served_model, take_snapshot
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
@@ -16,11 +13,9 @@ from tests.support.metrics_page import PAGE
 from tests.support.refusals import refused
 
 
-def test_counters_come_from_readable_servers(tmp_path):
-    with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
-        stored = store.add_endpoint(
-            "onnxserve", new_endpoint("f", "models:/X/Production", variant="main")
-        )
+def test_counters_come_from_readable_servers(store):
+    spec = new_endpoint("f", "models:/X/Production", variant="main")
+    stored = store.add_endpoint("onnxserve", spec)
     metrics: MetricsByServer = {"f-1": parse_server_metrics(PAGE), "f-2": Refused("it answers 500")}
     observed = ObservedEndpoint(stored, Observation("running"))
 
@@ -35,8 +30,7 @@ def test_counters_come_from_readable_servers(tmp_path):
     assert take_snapshot(observed).unread == ""
 
 
-def test_unregistered_model_is_refused(tmp_path):
-    with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
-        of_files = store.add_endpoint("onnxserve", new_endpoint("f", str(tmp_path)))
+def test_unregistered_model_is_refused(store, tmp_path):
+    of_files = store.add_endpoint("onnxserve", new_endpoint("f", str(tmp_path)))
     with refused(InvalidConfig, "'f'", "does not serve a registered model"):
         served_model(ObservedEndpoint(of_files, Observation("running")))

@@ -3,7 +3,6 @@ not running.
 """
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -34,17 +33,22 @@ def store(tmp_path, clock):
     opened.close()
 
 
-@pytest.fixture
-def registry(tmp_path, new_database):
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory, new_database):
     """A registry with the model credit, which requires approvals, and its copy, which
     does not.
     """
-    with tracking_at(new_database(tmp_path)):
+    with tracking_at(new_database(tmp_path_factory.mktemp("registry"))):
         client = MlflowClient()
-        client.create_registered_model("credit", {"onnxserve.gate.policy": POLICY})
+        client.create_registered_model("credit")
         client.create_model_version("credit", "s3://bucket/credit")
         client.create_registered_model("credit-copy")
         yield client
+
+
+@pytest.fixture(autouse=True)
+def policy(registry):
+    registry.set_registered_model_tag("credit", "onnxserve.gate.policy", POLICY)
 
 
 class Written(Deployments):
@@ -52,7 +56,7 @@ class Written(Deployments):
     not answer.
     """
 
-    def set_traffic(self, endpoint: str, weights: Any, *_: Any, **__: Any) -> Any:
+    def set_traffic(self, endpoint, weights, *_, **__):
         if endpoint == "broken":
             raise DeploymentFailed("the server of broken does not answer")
         stored = self.store.require_endpoint(endpoint)
@@ -83,7 +87,7 @@ def ended(deployments, name):
 @pytest.mark.parametrize(
     "model_uri", ["models:/credit/1", "models:/credit-copy/1", "s3://bucket/credit"]
 )
-def test_traffic_ends_with_its_time(model_uri, registry, deployments, clock):
+def test_traffic_ends_with_its_time(model_uri, deployments, clock):
     deploy(deployments, "credit", model_uri)
     clock.now += timedelta(minutes=59)
     assert not ended(deployments, "credit")
@@ -91,7 +95,7 @@ def test_traffic_ends_with_its_time(model_uri, registry, deployments, clock):
     assert ended(deployments, "credit")
 
 
-def test_tampered_move_does_not_extend_the_time(registry, deployments, clock):
+def test_tampered_move_does_not_extend_the_time(deployments, clock):
     deploy(deployments, "credit", "models:/credit/1")
     moved = move_detail("@champion", "", "digest")
     deployments.store.record("alias", model="credit", version="1", detail=moved)
@@ -99,9 +103,7 @@ def test_tampered_move_does_not_extend_the_time(registry, deployments, clock):
     assert ended(deployments, "credit")
 
 
-def test_promotion_counts_while_mlflow_is_down(
-    registry, deployments, clock, free_port, monkeypatch
-):
+def test_promotion_counts_while_mlflow_is_down(deployments, clock, free_port, monkeypatch):
     deploy(deployments, "credit", "models:/credit/1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     clock.now += timedelta(hours=1)
@@ -120,7 +122,7 @@ def test_unreadable_policy_does_not_extend_the_time(registry, deployments, clock
     assert ended(deployments, "credit")
 
 
-def test_failing_endpoint_does_not_affect_others(registry, deployments, clock, caplog):
+def test_failing_endpoint_does_not_affect_others(deployments, clock, caplog):
     for name in ("broken", "credit"):
         deploy(deployments, name, "models:/credit/1")
     clock.now += timedelta(hours=1)

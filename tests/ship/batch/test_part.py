@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +17,9 @@ from tests.support.tables import columns_of
 
 from .conftest import flights, labels, write
 
-Predict = Callable[..., PartResult]
-
 
 @pytest.fixture
-def predict(model: Path, tmp_path: Path) -> Predict:
+def predict(model, tmp_path):
     def call(path, name, **options):
         source_format = format_of(str(path))
         made = format_of(name)
@@ -45,14 +41,15 @@ def read(path):
     return columns_of(lines)
 
 
-@pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
-@pytest.mark.parametrize("made", ["csv", "jsonl", "parquet"])
-def test_each_format_becomes_each_format(predict, tmp_path, given, made):
-    rows = flights(2000)
+@pytest.mark.parametrize(
+    ("given", "made"), [("csv", "jsonl"), ("jsonl", "parquet"), ("parquet", "csv")]
+)
+def test_each_format_is_read_and_written(predict, tmp_path, given, made):
+    rows = flights(200)
 
     result = predict(write(rows, tmp_path / f"rows.{given}"), f"made.{made}", keep=("id",))
 
-    assert result == PartResult(2000, 0)
+    assert result == PartResult(200, 0)
     columns = read(tmp_path / "out" / f"made.{made}")
     assert [int(number) for number in columns["id"]] == rows["id"].to_pylist()
     assert columns["prediction"] == labels(rows)
@@ -60,7 +57,7 @@ def test_each_format_becomes_each_format(predict, tmp_path, given, made):
 
 
 def test_row_order_is_kept_over_blocks_and_threads(predict, tmp_path):
-    rows = flights(200_000)
+    rows = flights(140_000)
 
     predict(write(rows, tmp_path / "rows.parquet"), "made.parquet", keep=("id", "ts"), threads=4)
 
@@ -229,13 +226,13 @@ def test_first_bad_row_ends_the_part(predict, tmp_path, given):
     ],
 )
 def test_row_refused_by_the_model_is_named(predict, tmp_path, place, column, value, message):
-    values = pa.array([None if row == 77_777 else value for row in range(100_000)])
-    path = write(flights(100_000).set_column(place, column, values), tmp_path / "rows.parquet")
+    values = pa.array([None if row == 77_777 else value for row in range(80_000)])
+    path = write(flights(80_000).set_column(place, column, values), tmp_path / "rows.parquet")
 
     with pytest.raises(InvalidRequest, match=rf"^rows\.parquet: row 77777.*{message}"):
         predict(path, "made.parquet", threads=3)
 
-    assert predict(path, "made.parquet", on_error="skip-row") == PartResult(99_999, 1)
+    assert predict(path, "made.parquet", on_error="skip-row") == PartResult(79_999, 1)
 
 
 MISTAKES = {

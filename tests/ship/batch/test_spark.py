@@ -42,7 +42,7 @@ def test_spark_batch_equals_the_local_batch(session, model, tmp_path):
         write(flights(3000, number), tmp_path / "in" / name)
     plan = plan_of(model, tmp_path / "in", tmp_path / "local", keep=("id",))
     on_spark = replace(plan, output=str(tmp_path / "spark"))
-    progress: list[tuple[int, int]] = []
+    progress = []
 
     spread = run_batch(
         replace(on_spark, engine="spark"), lambda at: progress.append((at.parts_done, at.rows))

@@ -39,9 +39,9 @@ def test_refused_rows_are_isolated_and_order_is_kept(model):
     assert mentions(refused[1].why, "column 'hour' (long)", "null")
     assert isinstance(refused[1].content, dict)
     assert refused[1].content["id"] == 500
-    answered_rows = [row for row in range(1000) if row not in (0, 500, 999)]
-    assert tables["id"].to_pylist() == answered_rows
-    assert tables["prediction"].to_pylist() == [labels(rows)[row] for row in answered_rows]
+    answered_rows = rows.take([row for row in range(1000) if row not in (0, 500, 999)])
+    assert tables["id"].equals(answered_rows["id"])
+    assert tables["prediction"].to_pylist() == labels(answered_rows)
 
 
 def test_mostly_bad_rows_need_few_retries(model, monkeypatch):

@@ -1,19 +1,24 @@
-"""Tests of the plugin's read-only calls."""
+"""Tests of the plugin's calls that change no deployment."""
 
 import inspect
 import json
+from contextlib import closing
 from pathlib import Path
 
 import mlflow.onnx
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
 
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.ship.deployments import client as plugin
 from tests.support.deployments import SIGNATURE, weighted_sum
 from tests.support.refusals import refused
+from tests.support.waiting import wait_until
 
 SPLIT = {"dataframe_split": {"columns": ["b", "a"], "data": [[2, 1], [4.5, 3]]}}
 ROWS = [[1, 2], [3, 4.5]]
@@ -194,6 +199,29 @@ def test_missing_flavor_is_refused(served, models):
     with refused(MlflowException, "folder /nowhere", code="RESOURCE_DOES_NOT_EXIST"):
         served.update_deployment("sum", "/nowhere", "onnxserve")
     assert served.get_deployment("sum")["model_uri"] == models.once
+
+
+def test_unknown_masked_column_is_refused(served):
+    with pytest.raises(MlflowException, match=r"capture\.mask"):
+        served.update_deployment("sum", config={"capture.mask": "no_such_column"})
+
+    assert served.predict("sum", ROWS)["predictions"] == [{"y": 3.0}, {"y": 7.5}]
+    with closing(open_store(load_settings().store_url)) as store:
+        assert "no_such_column" not in store.require_endpoint("sum").spec.capture.mask
+
+
+def test_killed_gunicorn_is_restarted_and_counted(served):
+    before = served.get_deployment("sum")
+    worker = next(iter(before["workers"]))
+    psutil.Process(psutil.Process(worker).ppid()).kill()
+    restarts = before["restarts"] + 1
+    wait_until(lambda: served.get_deployment("sum")["restarts"] == restarts, what="the restart")
+    assert served.predict("sum", ROWS)["predictions"] == [{"y": 3.0}, {"y": 7.5}]
+    wait_until(lambda: served.get_deployment("sum")["state"] == "running", what="its state")
+    deployment = served.get_deployment("sum")
+    assert deployment["pid"] == before["pid"]
+    assert deployment["restarts"] == restarts
+    assert worker not in deployment["workers"]
 
 
 @pytest.mark.long

@@ -5,22 +5,27 @@ import shlex
 
 import click
 import pytest
-from mlflow.cli import cli as mlflow
 
-from mlflow_deploy_plugin.cli.commands import main as onnxserve
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import field_reference
 from mlflow_deploy_plugin.ship.deployments.client import target_help
 
-PROGRAMS = {"mlflow": mlflow, "onnxserve": onnxserve}
 COMMANDS = re.findall(
     r"^ +((?:mlflow deployments|onnxserve) [a-z].*?)(?: {3,}[a-z].*)?$", target_help(), re.MULTILINE
 )
 
 
+@pytest.fixture(scope="module")
+def programs():
+    from mlflow.cli import cli
+
+    return {"mlflow": cli, "onnxserve": main}
+
+
 @pytest.mark.parametrize("typed", COMMANDS)
-def test_every_command_of_the_help_is_valid(typed):
+def test_every_command_of_the_help_is_valid(programs, typed):
     program, *arguments = shlex.split(typed)
-    command: click.Command = PROGRAMS[program]
+    command = programs[program]
     context = click.Context(command)
     while isinstance(command, click.Group):
         name, *arguments = arguments

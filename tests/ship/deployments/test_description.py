@@ -63,19 +63,18 @@ def test_refused_version_is_the_error_of_its_deployment(refusals, shown):
     assert describe_endpoint(ObservedEndpoint(ENDPOINT, seen))["error"] == "it is wrong"
 
 
-@pytest.fixture
-def registry(tmp_path, new_database):
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory, new_database):
     """Create a registry with two versions of `shop`. The alias `live` is at version 2,
     whose parity is `warned`.
     """
-    with tracking_at(new_database(tmp_path)):
+    folder = tmp_path_factory.mktemp("registry")
+    with tracking_at(new_database(folder)):
         client = MlflowClient()
         client.create_registered_model("shop")
         for number, state in (("1", "proven"), ("2", "warned")):
             section = {"parity": {"state": state}, "provenance": {"dataset_digest": f"d-{number}"}}
-            client.create_model_version(
-                "shop", str(write_model(tmp_path / number, section=section))
-            )
+            client.create_model_version("shop", str(write_model(folder / number, section=section)))
         client.set_registered_model_alias("shop", "live", "2")
         yield client
 

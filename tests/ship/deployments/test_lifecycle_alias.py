@@ -18,36 +18,42 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.registry import transitions
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.ship.deployments.backends.local import LocalBackend
 from mlflow_deploy_plugin.ship.deployments.endpoints import Endpoints
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.refusals import refused
-from tests.support.tracking import tracking_at
+from tests.support.registry_folder import RegistryFolder
 
 STAGE = "models:/sum/Production"
 ALIAS = "models:/sum@champion"
 
 
-@pytest.fixture
-def registry(tmp_path, new_database):
-    """Create a registry with the versions 1 (Production), 2 (Staging) and 3 of the
-    model `sum`.
-    """
-    with tracking_at(new_database(tmp_path)):
-        client = MlflowClient()
+@pytest.fixture(scope="module")
+def registry_folder(tmp_path_factory, new_database):
+    prepared = RegistryFolder(tmp_path_factory.mktemp("registry"), new_database)
+    with prepared.entered() as client:
         client.create_registered_model("sum")
         for _ in range(3):
-            client.create_model_version("sum", str(tmp_path))
+            client.create_model_version("sum", str(prepared.folder))
         client.transition_model_version_stage("sum", "1", "Production")
         client.transition_model_version_stage("sum", "2", "Staging")
+    prepared.keep()
+    return prepared
+
+
+@pytest.fixture
+def registry(registry_folder):
+    """A registry with the versions 1 (Production), 2 (Staging) and 3 of the model
+    `sum`, which the test may change.
+    """
+    with registry_folder.restored() as client:
         yield client
 
 
 @pytest.fixture
 def applied(monkeypatch):
     """Return the specs that servers are to serve. No server is started."""
-    specs: list[EndpointSpec] = []
+    specs = []
 
     def apply(_, spec, progress):
         specs.append(spec)
@@ -58,11 +64,10 @@ def applied(monkeypatch):
 
 
 @pytest.fixture
-def deployments(registry, applied, tmp_path, monkeypatch):
+def deployments(registry, applied):
     """Return deployments with the endpoint `sums`, whose deployment `main` follows
     Production.
     """
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with open_deployments(lambda line: None) as opened:
         spec = apply_config(new_endpoint("sums", STAGE, variant="main"), {"server.port": 8123})
         opened.store.add_endpoint("onnxserve", spec)

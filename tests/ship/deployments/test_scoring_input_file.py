@@ -4,7 +4,6 @@ pandas reads it first.
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 import mlflow.onnx
@@ -70,11 +69,11 @@ def test_texts_like_numbers_or_dates_stay_texts(echo, tmp_path, document):
 def test_input_file_of_another_command_is_ignored(echo, tmp_path):
     """A request about some rows of a file is answered with only these rows."""
     (tmp_path / "rows.json").write_text(json.dumps(RECORDS))
-    answered: list[Any] = []
+    answered = []
 
     @click.command()
     @click.option("--input-path", type=Path)
-    def own(input_path: Path) -> None:
+    def own(input_path):
         frame = pd.read_json(input_path, dtype=str, convert_dates=False)  # type: ignore[call-overload]
         answered.extend(echo.predict("echo", frame[:1])["predictions"]["y"])
 

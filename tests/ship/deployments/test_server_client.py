@@ -5,9 +5,7 @@ overloaded server.
 import io
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
 
 import orjson
 import pytest
@@ -31,12 +29,12 @@ from tests.support.refusals import refused
 class Scripted(ServerSession):
     """A session that returns prepared responses and counts them."""
 
-    def __init__(self, *answers: tuple[int, bytes] | Exception) -> None:
+    def __init__(self, *answers):
         super().__init__()
-        self._answers: Iterator[tuple[int, bytes] | Exception] = iter(answers)
+        self._answers = iter(answers)
         self.posts = 0
 
-    def request(self, *_: Any, **__: Any) -> requests.Response:
+    def request(self, *_, **__):
         self.posts += 1
         answer = next(self._answers)
         if isinstance(answer, Exception):
@@ -89,7 +87,7 @@ def test_status_and_message_become_an_error(answer, error, message):
 class Events(Scripted):
     """A session that returns one response of server-sent events."""
 
-    def request(self, *_: Any, **__: Any) -> requests.Response:
+    def request(self, *_, **__):
         response = super().request()
         response.headers["Content-Type"] = "text/event-stream"
         return response
@@ -146,7 +144,7 @@ def test_only_overload_is_retried(monkeypatch):
 
 
 class AsksForAKey(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
+    def do_GET(self):
         self.send_response(200 if self.headers["Authorization"] == "Bearer of-team-a" else 401)
         self.end_headers()
         self.wfile.write(b"figures")

@@ -28,6 +28,7 @@ from tests.support.tracking import tracking_at
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 POLICY = "gated_aliases: [champion]\napprovals: {groups: [risk]}\n"
 LIMITED = f"{POLICY}unapproved: {{share: 5%, for: 1h}}"
+GATE_POLICY = "onnxserve.gate.policy"
 CHAMPION = "models:/credit@champion"
 SIX = "models:/credit/6"
 OTHERS = [
@@ -51,17 +52,23 @@ def store(tmp_path, clock):
     opened.close()
 
 
-@pytest.fixture
-def policy(tmp_path, new_database):
-    """Return a function that sets the gate policy of the model credit, whose six
-    versions are not approved.
-    """
-    with tracking_at(new_database(tmp_path)):
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory, new_database):
+    """A registry with six versions of the model credit, which are not approved."""
+    with tracking_at(new_database(tmp_path_factory.mktemp("registry"))):
         client = MlflowClient()
         client.create_registered_model("credit")
         for _ in range(6):
             client.create_model_version("credit", "s3://bucket/credit")
-        yield lambda text: client.set_registered_model_tag("credit", "onnxserve.gate.policy", text)
+        yield client
+
+
+@pytest.fixture
+def policy(registry):
+    """Return a function that sets the gate policy of the model credit."""
+    yield lambda text: registry.set_registered_model_tag("credit", GATE_POLICY, text)
+    if GATE_POLICY in registry.get_registered_model("credit").tags:
+        registry.delete_registered_model_tag("credit", GATE_POLICY)
 
 
 @contextmanager
@@ -94,8 +101,7 @@ def stored(store, variants):
     return store.replace_spec(spec, unapproved=answers)
 
 
-@pytest.mark.parametrize("model", OTHERS)
-@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize(("model", "is_new"), [(SIX, False), *((model, True) for model in OTHERS)])
 def test_unapproved_version_gets_no_traffic(model, is_new, policy, store):
     policy(POLICY)
     before = None if is_new else stored(store, {CHAMPION: 100})
@@ -240,7 +246,7 @@ def test_traffic_can_shrink_without_mlflow(policy, store):
             permitted_answers(store, before, spec_of({CHAMPION: 90, SIX: 10}))
 
 
-POLICY_TAG = {"tag": "onnxserve.gate.policy"}
+POLICY_TAG = {"tag": GATE_POLICY}
 
 
 @pytest.mark.parametrize(

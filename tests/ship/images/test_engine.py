@@ -91,7 +91,7 @@ def test_interrupted_command_ends(report, tmp_path, monkeypatch):
 class _Ecr:
     """A botocore stub of an ECR client whose registry has the repository `known`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch):
         import boto3
         from botocore.stub import Stubber
 

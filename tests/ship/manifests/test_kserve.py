@@ -65,7 +65,7 @@ def spec(variants, **parts):
     return EndpointSpec.model_validate({"name": "flights", "variants": variants, **parts})
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(SPECS)
 def test_objects_have_only_fields_of_kserve(endpoint):
     if endpoint.kubernetes.host is not None:

@@ -139,7 +139,7 @@ TLS = st.sampled_from(
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> EndpointSpec:
+def specs(draw):
     parts = {
         "kubernetes": {
             **draw(KUBERNETES | KUBERNETES.map(by_autoscaler_of_theirs)),

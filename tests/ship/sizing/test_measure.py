@@ -35,7 +35,7 @@ def pod_of(folder, p99=0.2, say=print, workers=1):
 
 @given(st.floats(0.01, 1e6), st.floats(0.1, 100))
 def test_highest_rate_is_found_within_five_percent(limit, first):
-    rates: list[float] = []
+    rates = []
 
     def holds(rate):
         rates.append(rate)

@@ -2,7 +2,6 @@
 tests/docker/test_kubernetes_target.py uses a real cluster.
 """
 
-from collections.abc import Iterator
 from copy import deepcopy
 
 import pytest
@@ -118,19 +117,19 @@ def test_scaled_pods_stay_until_the_spec_changes(config, asked_before, now, foun
 class StubCluster:
     """An empty cluster that supports all kinds."""
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_):
         pass
 
-    def serves(self, kind: str) -> bool:
+    def serves(self, kind):
         return True
 
-    def get(self, kind: str, name: str) -> Document | None:
+    def get(self, kind, name):
         return None
 
-    def find(self, kind: str, labels: object) -> list[Document]:
+    def find(self, kind, labels):
         return []
 
-    def put_back(self, document: Document) -> None: ...
+    def put_back(self, document): ...
 
 
 class ScalingCluster(StubCluster):
@@ -140,17 +139,17 @@ class ScalingCluster(StubCluster):
 
     replicas = 1
 
-    def get(self, kind: str, name: str) -> Document | None:
+    def get(self, kind, name):
         deployment = {"replicas": self.replicas, "template": {"spec": {"containers": []}}}
         if kind == "Deployment":
             return {"kind": kind, "metadata": {}, "spec": deployment}
         return None
 
-    def find(self, kind: str, labels: object) -> list[Document]:
+    def find(self, kind, labels):
         self.replicas += 1
         return []
 
-    def apply(self, document: Document, force: bool) -> None:
+    def apply(self, document, force):
         if document["kind"] == "Deployment":
             raise DeploymentFailed(f"replicas {document['spec']['replicas']}")
 
@@ -169,10 +168,10 @@ def test_update_keeps_pods_added_by_an_autoscaler(monkeypatch):
 class ClosedCluster(StubCluster):
     """A cluster that forbids this user to read one kind."""
 
-    def __init__(self, forbidden: str) -> None:
+    def __init__(self, forbidden):
         self.forbidden = forbidden
 
-    def get(self, kind: str, name: str) -> None:
+    def get(self, kind, name):
         if kind == self.forbidden:
             raise ApiRefused(f"the Kubernetes API forbids it: {kind}", 403)
 
@@ -192,7 +191,7 @@ class SharedCluster(StubCluster):
     which refuses the last applied object.
     """
 
-    def __init__(self, owner: str = "") -> None:
+    def __init__(self, owner=""):
         metadata: Document = {"name": "f"}
         if owner:
             metadata["annotations"] = {"onnxserve/owner": owner}
@@ -206,18 +205,18 @@ class SharedCluster(StubCluster):
             "Deployment": {"kind": "Deployment", "metadata": metadata, "spec": pod},
         }
 
-    def get(self, kind: str, name: str) -> Document | None:
+    def get(self, kind, name):
         return deepcopy(self.objects.get(kind))
 
-    def apply(self, document: Document, force: bool) -> None:
+    def apply(self, document, force):
         if document["kind"] == "NetworkPolicy":
             raise DeploymentFailed("the NetworkPolicy is refused")
         self.objects[document["kind"]] = document
 
-    def put_back(self, document: Document) -> None:
+    def put_back(self, document):
         self.objects[document["kind"]] = document
 
-    def delete(self, kind: str, name: str) -> None:
+    def delete(self, kind, name):
         del self.objects[kind]
 
 
@@ -271,20 +270,20 @@ class RestartingCluster:
     after a reconnect.
     """
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_):
         self.logs = [["1 loading", "2 ready"], [], ["2 ready", "3 answered"]]
 
-    def get(self, kind: str, name: str) -> Document | None:
+    def get(self, kind, name):
         """Return the pod until its log has ended."""
         return {} if kind == "Pod" and self.logs else None
 
-    def find(self, kind: str, labels: object) -> list[Document]:
+    def find(self, kind, labels):
         return [{"metadata": {"name": "f-1"}}]
 
-    def pod_log(self, pod: str, lines: int) -> list[str]:
+    def pod_log(self, pod, lines):
         return ["starting"]
 
-    def follow_log(self, pod: str, since_seconds: int) -> Iterator[str]:
+    def follow_log(self, pod, since_seconds):
         yield from self.logs.pop(0)
 
 

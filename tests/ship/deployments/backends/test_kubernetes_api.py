@@ -37,14 +37,14 @@ class ScriptedApi:
     with the next answer of the script.
     """
 
-    def __init__(self) -> None:
-        self.script: list[Answer] = []
-        self.frames: list[bytes] = []
+    def __init__(self):
+        self.script = []
+        self.frames = []
         """The frames that a web socket receives, each beginning with its channel."""
-        self.asked: list[str] = []
-        self.bodies: list[bytes] = []
+        self.asked = []
+        self.bodies = []
 
-    def next_answer(self, path: str) -> Answer:
+    def next_answer(self, path):
         if path == "/apis":
             return (200, APIS)
         if self.script:
@@ -57,7 +57,7 @@ def api(tmp_path, monkeypatch):
     made = ScriptedApi()
 
     class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
+        def answer(self):
             made.bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
             if self.path != "/apis":
                 made.asked.append(f"{self.command} {self.path}")
@@ -75,7 +75,7 @@ def api(tmp_path, monkeypatch):
             self.end_headers()
             self.wfile.write(content)
 
-        def stream(self) -> None:
+        def stream(self):
             # RFC 6455
             key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
             self.send_response(101)
@@ -94,7 +94,7 @@ def api(tmp_path, monkeypatch):
 
         do_GET = do_PATCH = do_DELETE = answer  # noqa: N815
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             pass
 
     at_once = kubernetes_api._RETRIES.new(backoff_factor=0)
