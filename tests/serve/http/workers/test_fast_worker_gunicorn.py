@@ -31,7 +31,7 @@ def worker_exit(arbiter, worker):
 """
 
 
-def test_worker_imports_neither_mlflow_nor_pandas(tmp_path, model_folders):
+def test_worker_imports_neither_mlflow_nor_grpc(tmp_path, model_folders):
     config = tmp_path / "probe.py"
     modules = tmp_path / "modules.txt"
     config.write_text(PROBE.format(path=str(modules)))
@@ -52,6 +52,7 @@ def test_worker_imports_neither_mlflow_nor_pandas(tmp_path, model_folders):
         "torch",
         "onnx",
         "evidently",
+        "grpc",
     }
 
 
