@@ -27,9 +27,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, folders):
-    """Run two workers with all models,
-    including a missing folder and a broken graph.
-    """
+    """Serve all models, including a missing folder and a broken graph."""
     root = tmp_path_factory.mktemp("served")
     broken = root / "broken"
     broken.mkdir()
@@ -42,7 +40,7 @@ def served(tmp_path_factory, folders):
     spec = root / "spec.yaml"
     spec.write_text("\n---\n".join(documents))
     with servers_below(root) as start:
-        yield start("--spec", str(spec), "-w", "2").wait_ready()
+        yield start("--spec", str(spec)).wait_ready()
 
 
 def test_broken_endpoints_affect_no_others(served):
