@@ -67,8 +67,11 @@ def calls(rows):
     yield lambda s: s.from_records([*records, {}])
     yield lambda s: s.from_columns(columns)
     yield lambda s: s.from_columns(columns | more)
-    yield lambda s: s.from_columns(columns | {"a": columns["a"][1:]})
-    yield lambda s: s.from_columns(columns | {"a": np.array(columns["a"][1:], object)})
+    short = columns | {"a": columns["a"][1:]}
+    yield lambda s: s.from_columns(short)
+    yield lambda s: s.from_columns(
+        {name: np.array(values, object) for name, values in short.items()}
+    )
     for source in SOURCES:
         with suppress(ValueError, TypeError, OverflowError):
             arrays = {name: np.array(values, source) for name, values in columns.items()}
