@@ -126,13 +126,8 @@ def _inputs(**fields: Any) -> Build:
 V2_CASES = body_cases(
     reading("v2"),
     {
-        "no inputs": _document(id="1"),
         "no shape": _v2(shape=None),
-        "a shape beyond memory": _v2(shape=[2**62, 2**62]),
-        "a shape of a hundred thousand dimensions": _v2(shape=[1] * 100_000),
-        "more elements than the shape": _v2(data=[1.0, 2.0]),
         "data of no bytes": _v2(data=[], parameters={"binary_data_size": 8}),
-        "shared memory": _v2(parameters={"shared_memory_region": "/dev/shm/x"}),
         "batches that differ": _v2(shape=[2], data=[1.0, 2.0]),
         "columns as a matrix": _v2(shape=[1, 2], data=[1.0, 2.0]),
         "an id with a line feed": _inputs(id="a\nb"),
@@ -172,9 +167,6 @@ MLFLOW = body_cases(
     tuple(route for route in reading("invocations") if route.path == "/invocations"),
     {
         "a table without rows": (b'{"columns": ["a"]}', "colu"),
-        "no field": _document(columns=COLUMNS, data=[]),
-        "two fields": _document(inputs=[], instances=[]),
-        "params that are a list": _document(instances=[RECORD], params=[1]),
         "a key of the table that is unknown": _document(dataframe_split={"data": [], "x": 1}),
         "an index of another length": _document(
             dataframe_split={"columns": COLUMNS, "data": [_ROW], "index": [1, 2]}

@@ -161,13 +161,6 @@ def test_errors_have_tensorflow_form(server, path, document, status, words):
     assert words in error["error"]
 
 
-def test_base64_in_a_deep_document_is_refused(server):
-    deep = b'{"instances": ' + b"[" * 900 + b'{"b64": ""}' + b"]" * 900 + b"}"
-    status, document = ask(server, "mixed:predict", deep)
-    assert status == 400
-    assert "nested" in document["error"]
-
-
 def test_content_type_is_ignored(server):
     """TensorFlow's own examples send curl's default."""
     headers = {"content_type": "application/x-www-form-urlencoded"}
