@@ -2,23 +2,21 @@
 
 import gzip
 import json
-from collections.abc import Callable
 
 import zstandard
 
-from tests.serve.corpus.case import Case, Route, body_cases
+from tests.serve.corpus.case import Case, body_cases
 from tests.serve.corpus.routes import JSON_ROUTES, MAX_BODY_BYTES, POSTS, reading
 
-Body = Callable[[Route], bytes]
 _LIMIT = str(MAX_BODY_BYTES)
 
 
-def _good(route: Route) -> bytes:
+def _good(route):
     """Return a valid body, for cases in which only the headers are wrong."""
     return route.good or b"{}"
 
 
-def _with_large_window(route: Route) -> bytes:
+def _with_large_window(route):
     parameters = zstandard.ZstdCompressionParameters.from_level(
         3, window_log=27, write_content_size=False
     )
@@ -97,7 +95,7 @@ FIELDS = {
 """The field that contains the data, by language."""
 
 
-def _in_field(value: bytes) -> Body:
+def _in_field(value):
     return lambda route: b'{"%s": %s}' % (FIELDS[route.reads], value)
 
 

@@ -70,7 +70,7 @@ class OpenConnection(io.BytesIO):
     wait for the client.
     """
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    def read(self, size=-1, /):
         assert size is not None
         assert 0 <= size <= len(self.getbuffer()) - self.tell(), "it waits for ever"
         return super().read(size)
