@@ -2,6 +2,8 @@
 reach.
 """
 
+from contextlib import ExitStack
+
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
@@ -22,11 +24,13 @@ def endpoints(model_folders):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, endpoints):
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in _VERTEX.items():
-            patch.setenv(name, value)
-        with opened(tmp_path_factory.mktemp("here"), endpoints, SPEC) as server:
-            yield server
+    with ExitStack() as servers:
+        # Servers of later tests would also take port 8080 on every address.
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in _VERTEX.items():
+                patch.setenv(name, value)
+            server = servers.enter_context(opened(tmp_path_factory.mktemp("here"), endpoints, SPEC))
+        yield server
 
 
 @pytest.fixture(scope="session")
