@@ -130,11 +130,15 @@ def add_up_to_probabilities(contributions, original, rows):
     [
         (GradientBoostingClassifier(n_estimators=10), "logit", np.copy),
         (RandomForestClassifier(10, max_depth=5), "identity", np.copy),
-        (RandomForestRegressor(10, max_depth=5), "identity", np.copy),
-        (CatBoost("CatBoostClassifier"), "logit", np.copy),
         (HistGradientBoostingClassifier(max_iter=10), "logit", with_gaps),
-        (LGBMClassifier(n_estimators=10, verbose=-1), "logit", with_gaps),
-        (XGBClassifier(n_estimators=10), "logit", with_gaps),
+        pytest.param(
+            RandomForestRegressor(10, max_depth=5), "identity", np.copy, marks=pytest.mark.long
+        ),
+        pytest.param(CatBoost("CatBoostClassifier"), "logit", np.copy, marks=pytest.mark.long),
+        pytest.param(
+            LGBMClassifier(n_estimators=10, verbose=-1), "logit", with_gaps, marks=pytest.mark.long
+        ),
+        pytest.param(XGBClassifier(n_estimators=10), "logit", with_gaps, marks=pytest.mark.long),
     ],
     ids=name_of,
 )
@@ -170,8 +174,8 @@ def test_linear_models_match_shap(explainer, tmp_path, original, link):
     "original",
     [
         GradientBoostingClassifier(n_estimators=5),
-        LGBMClassifier(n_estimators=5, verbose=-1),
-        CatBoost("CatBoostClassifier"),
+        pytest.param(LGBMClassifier(n_estimators=5, verbose=-1), marks=pytest.mark.long),
+        pytest.param(CatBoost("CatBoostClassifier"), marks=pytest.mark.long),
         LogisticRegression(),
     ],
     ids=name_of,
@@ -259,17 +263,19 @@ def shapley_values(score, background, row):
 @pytest.mark.parametrize(
     ("original", "score"),
     [
-        (
+        pytest.param(
             LGBMClassifier(n_estimators=5, min_data_per_group=2, verbose=-1),
             lambda original, rows: original.predict(rows, raw_score=True),
+            marks=pytest.mark.long,
         ),
         (
             XGBClassifier(n_estimators=5, enable_categorical=True),
             lambda original, rows: original.predict(rows, output_margin=True),
         ),
-        (
+        pytest.param(
             HistGradientBoostingClassifier(max_iter=5, categorical_features="from_dtype"),
             lambda original, rows: original.decision_function(rows),
+            marks=pytest.mark.long,
         ),
     ],
     ids=name_of,
@@ -340,10 +346,10 @@ def precise():
 @pytest.fixture(
     scope="module",
     params=[
-        HistGradientBoostingRegressor(max_iter=10),
         HistGradientBoostingClassifier(max_iter=10),
         LGBMRegressor(n_estimators=10, verbose=-1),
-        CatBoost("CatBoostRegressor"),
+        pytest.param(HistGradientBoostingRegressor(max_iter=10), marks=pytest.mark.long),
+        pytest.param(CatBoost("CatBoostRegressor"), marks=pytest.mark.long),
     ],
     ids=name_of,
 )

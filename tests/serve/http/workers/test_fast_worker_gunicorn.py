@@ -122,6 +122,7 @@ def status(pid, field):
     return next(line.split()[1] for line in lines if line.startswith(f"{field}:"))
 
 
+@pytest.mark.long
 def test_unaccepted_clients_are_answered_after_sigterm(tmp_path, bias_folders):
 
     def is_told_to_end():
