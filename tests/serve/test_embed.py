@@ -78,6 +78,7 @@ os._exit(0)  # as by a signal: no atexit function runs
 """
 
 
+@pytest.mark.long
 def test_slow_end_leaves_no_metrics(tmp_path):
     model = mixed_model(tmp_path / "model")
     done = subprocess.run(
@@ -107,6 +108,7 @@ def check(application):
         assert client.get("/").get_json() == {"predictions": "/flights/invocations"}
 
 
+@pytest.mark.long
 def test_django_serves_a_model(tmp_path, monkeypatch):
     pytest.importorskip("django")
     from django.conf import settings

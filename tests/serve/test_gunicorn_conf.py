@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -77,19 +78,6 @@ def test_gunicorn_receives_certificate_and_key():
         ServerSpec(certfile="/c.pem")
 
 
-def test_arbiter_shares_modules_without_a_socket(tmp_path, bias_folders):
-    """gunicorn 25.1 would open `gunicorn.ctl` there; version 23 ignores the setting."""
-    runtime = tmp_path / "runtime"
-    runtime.mkdir()
-    environment = {"XDG_RUNTIME_DIR": str(runtime)}
-    endpoints = servers.one_endpoint(bias_folders["1"])
-    with servers.gunicorn(tmp_path, endpoints, environment=environment) as running:
-        loaded = Path(f"/proc/{running.process.pid}/maps").read_text()
-        assert list(runtime.iterdir()) == []
-    assert "/numpy/" in loaded
-    assert "/onnxruntime/" not in loaded
-
-
 def metrics_of(state_dir, pid):
     """Return a worker's metrics files in memory."""
     files = list((state_dir / METRICS).readlink().glob(f"*_{pid}.db"))
@@ -101,13 +89,32 @@ def are_gone(paths):
     return paths != [] and not any(path.exists() for path in paths)
 
 
-def test_metrics_are_in_memory_until_the_end(tmp_path, bias_folders):
-    with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"])) as running:
-        (worker,) = read_workers(tmp_path)
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory, bias_folders):
+    """What a server left and loaded that has answered a request and ended."""
+    state_dir = tmp_path_factory.mktemp("ended")
+    runtime = tmp_path_factory.mktemp("runtime")
+    endpoints = servers.one_endpoint(bias_folders["1"])
+    environment = {"XDG_RUNTIME_DIR": str(runtime)}
+    with servers.gunicorn(state_dir, endpoints, environment=environment) as running:
+        (worker,) = read_workers(state_dir)
         assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
-        metrics = metrics_of(tmp_path, worker.pid)
-    assert are_gone(metrics)
-    assert {path.name for path in tmp_path.iterdir()} == {
+        loaded = Path(f"/proc/{running.process.pid}/maps").read_text()
+        sockets = list(runtime.iterdir())
+        metrics = metrics_of(state_dir, worker.pid)
+    return SimpleNamespace(state_dir=state_dir, loaded=loaded, sockets=sockets, metrics=metrics)
+
+
+def test_arbiter_shares_modules_without_a_socket(ended):
+    """gunicorn 25.1 would open `gunicorn.ctl` there; version 23 ignores the setting."""
+    assert ended.sockets == []
+    assert "/numpy/" in ended.loaded
+    assert "/onnxruntime/" not in ended.loaded
+
+
+def test_metrics_are_in_memory_until_the_end(ended):
+    assert are_gone(ended.metrics)
+    assert {path.name for path in ended.state_dir.iterdir()} == {
         "counted.json",
         "loading",
         "server.log",

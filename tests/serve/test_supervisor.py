@@ -23,10 +23,16 @@ from mlflow_deploy_plugin.core.statedir.files import (
     read_workers,
 )
 from mlflow_deploy_plugin.core.statedir.models import AgentState, ServerState
-from mlflow_deploy_plugin.serve.supervisor import check_exposure, open_listener, reserve_grpc_port
+from mlflow_deploy_plugin.serve.supervisor import (
+    check_exposure,
+    open_listener,
+    reserve_grpc_port,
+    supervise,
+)
 from tests.support.disk import read_only
 from tests.support.pyfuncs import save_pyfuncs
-from tests.support.refusals import mentions
+from tests.support.refusals import mentions, refused
+from tests.support.servers import write_spec
 from tests.support.serving import servers_below
 from tests.support.waiting import free_port, wait_until
 
@@ -379,19 +385,17 @@ def test_reserved_port_is_shared_by_workers():
 
 
 @pytest.mark.parametrize("field", ["server.grpc_port", "server.metrics_port"])
-def test_used_port_stops_the_start(serve, model_folders, field):
+def test_used_port_stops_the_start(tmp_path, field):
     with socket.socket() as taken:
         # Otherwise a gRPC server would share it silently.
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused = serve(str(model_folders["stock"]), "-C", f"{field}={port}")
-        assert refused.process.wait(60) == 1
-    lines = refused.log.read_text().splitlines()
-    assert lines == [
-        f"Error: port {port} on 127.0.0.1 is in use; set another port with -C {field}=…"
-    ]
+        spec = ServerSpec.model_validate({field.removeprefix("server."): port})
+        write_spec(tmp_path, "e", spec)
+        with refused(InvalidConfig, str(port), "127.0.0.1", f"-C {field}"):
+            supervise(tmp_path, follow=False, announce=print)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "[::1]", "localhost"])

@@ -2,30 +2,26 @@
 
 import gzip
 import json
-from collections.abc import Callable
 
 import zstandard
 
-from tests.serve.corpus.case import Case, Route, body_cases
+from tests.serve.corpus.case import Case, body_cases
 from tests.serve.corpus.routes import JSON_ROUTES, MAX_BODY_BYTES, POSTS, reading
 
-Body = Callable[[Route], bytes]
 _LIMIT = str(MAX_BODY_BYTES)
 
 
-def _good(route: Route) -> bytes:
+def _good(route):
     """Return a valid body, for cases in which only the headers are wrong."""
     return route.good or b"{}"
 
 
-def _zstd(body: bytes, window_log: int = 20, is_sized: bool = True) -> bytes:
+def _with_large_window(route):
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        3, window_log=window_log, write_content_size=is_sized
+        3, window_log=27, write_content_size=False
     )
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-    if is_sized:
-        return zstandard.ZstdCompressor(compression_params=parameters).compress(body)
-    return compressor.compress(body) + compressor.flush()
+    return compressor.compress(_good(route)) + compressor.flush()
 
 
 _TYPED = tuple(route for route in POSTS if "Content-Type" in route.headers)
@@ -43,17 +39,12 @@ for given, word in {
 _BOMB = b" " * (MAX_BODY_BYTES + 1)
 
 
-def _gzip(route: Route) -> bytes:
-    return gzip.compress(_good(route))
-
-
 ENCODINGS = [
     *body_cases(POSTS, {"an unknown encoding": _good}, 415, ("'br'",), {"Content-Encoding": "br"}),
     *body_cases(
         POSTS,
         {
             "gzip that is none": (b"not compressed", "gzip"),
-            "gzip with a wrong sum": lambda route: _gzip(route)[:-8] + bytes(8),
             "ten thousand gzip members": (gzip.compress(b"") * 10_001, "members"),
         },
         headers={"Content-Encoding": "gzip"},
@@ -61,27 +52,17 @@ ENCODINGS = [
     *body_cases(
         POSTS,
         {
-            "a zstd window of 128 MiB": lambda route: _zstd(_good(route), 27, False),
+            "a zstd window of 128 MiB": _with_large_window,
         },
         words=("zstd",),
         headers={"Content-Encoding": "zstd"},
     ),
     *body_cases(
         POSTS,
-        {
-            "a gzip bomb": gzip.compress(_BOMB),
-            "a gzip bomb in parts": gzip.compress(_BOMB[::2]) * 3,
-        },
+        {"a gzip bomb": gzip.compress(_BOMB)},
         413,
         (_LIMIT,),
         {"Content-Encoding": "gzip"},
-    ),
-    *body_cases(
-        POSTS,
-        {"a zstd bomb": _zstd(_BOMB), "a zstd bomb without a size": _zstd(_BOMB, 20, False)},
-        413,
-        (_LIMIT,),
-        {"Content-Encoding": "zstd"},
     ),
 ]
 
@@ -114,7 +95,7 @@ FIELDS = {
 """The field that contains the data, by language."""
 
 
-def _in_field(value: bytes) -> Body:
+def _in_field(value):
     return lambda route: b'{"%s": %s}' % (FIELDS[route.reads], value)
 
 

@@ -43,13 +43,11 @@ class Bomb:
 DOUBLE: ColumnType = "double"
 
 
-def _filled(
-    piece: bytes, before: bytes = b"", after: bytes = b"", by: bytes = b","
-) -> Callable[[], bytes]:
+def _filled(piece, before=b"", after=b"", by=b","):
     return lambda: before + by.join([piece] * ((LIMIT - 100) // len(piece + by))) + after
 
 
-def _keys(count: int) -> bytes:
+def _keys(count):
     return b",".join(b'"c%d":1' % number for number in range(count))
 
 
@@ -88,7 +86,7 @@ BOMBS: dict[str, Bomb] = {
 }
 
 
-def read(bomb: Bomb, body: bytes) -> None:
+def read(bomb, body):
     """
     Raises:
         OnnxserveError: the body is refused.
@@ -103,7 +101,7 @@ def read(bomb: Bomb, body: bytes) -> None:
         mlflow.decode(bomb.media, body, bomb.schema)
 
 
-def _peak_mib() -> float:
+def _peak_mib():
     """Return the peak memory of this process. (`ru_maxrss` would begin with the
     parent's peak at the fork.)
     """
@@ -111,7 +109,7 @@ def _peak_mib() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def measure(name: str) -> tuple[float, str]:
+def measure(name):
     """Read a bomb, and return the memory in MiB that it took, and the error."""
     bomb = BOMBS[name]
     body = bomb.body()

@@ -4,7 +4,6 @@ that the server must send.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from mlflow_deploy_plugin.serve.http.parser import decode_path
 from mlflow_deploy_plugin.serve.messages import RawRequest
@@ -33,21 +32,21 @@ class Route:
     status: int = 200
 
     @property
-    def name(self) -> str:
+    def name(self):
         return f"{self.method} {self.path} {self.reads}".strip()
 
     @property
-    def has_short_errors(self) -> bool:
+    def has_short_errors(self):
         """True if its errors have the form of V2 and TensorFlow instead of MLflow's."""
         return self.path == "/v2" or self.path.startswith(("/v2/", "/v1/models/"))
 
     def request(
         self,
-        body: bytes | None = None,
-        headers: Headers | None = None,
-        method: str = "",
-        path: str = "",
-    ) -> RawRequest:
+        body=None,
+        headers=None,
+        method="",
+        path="",
+    ):
         """Return a request to this route. By default, all parts are valid.
 
         Args:
@@ -82,13 +81,13 @@ class Case:
 
 
 def body_case(
-    name: str,
-    body: Callable[[Route], bytes],
-    on: tuple[Route, ...],
-    status: int = 400,
-    words: tuple[str, ...] = (),
-    headers: Headers | None = None,
-) -> Case:
+    name,
+    body,
+    on,
+    status=400,
+    words=(),
+    headers=None,
+):
     """Return the case of a bad body.
 
     Args:
@@ -98,17 +97,17 @@ def body_case(
     return Case(name, lambda route: route.request(body(route), headers), on, status, words)
 
 
-def always(body: bytes) -> Callable[[Route], bytes]:
+def always(body):
     return lambda route: body
 
 
 def body_cases(
-    on: tuple[Route, ...],
-    bodies: Mapping[str, Any],
-    status: int = 400,
-    words: tuple[str, ...] = (),
-    headers: Headers | None = None,
-) -> list[Case]:
+    on,
+    bodies,
+    status=400,
+    words=(),
+    headers=None,
+):
     """Return the cases of bad bodies, which are bytes or functions of the route.
 
     A tuple of a body and texts adds texts that the message must contain.

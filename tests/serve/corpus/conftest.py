@@ -24,12 +24,12 @@ def endpoints(model_folders):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, endpoints):
-    with ExitStack() as stack:
-        # Servers that later tests start would listen on the address for Vertex AI.
+    with ExitStack() as servers:
+        # Servers of later tests would also take port 8080 on every address.
         with pytest.MonkeyPatch.context() as patch:
             for name, value in _VERTEX.items():
                 patch.setenv(name, value)
-            server = stack.enter_context(opened(tmp_path_factory.mktemp("here"), endpoints, SPEC))
+            server = servers.enter_context(opened(tmp_path_factory.mktemp("here"), endpoints, SPEC))
         yield server
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from tests.serve.corpus.bodies import FIELDS as FIELDS
-from tests.serve.corpus.case import Route
 from tests.serve.corpus.routes import RECORD, dump
 from tests.support.bodies import arrow_stream
 
@@ -18,24 +17,22 @@ Fill = Callable[[int], bytes]
 """The approximate size of the bodies in bytes."""
 
 
-def _numbered(
-    piece: Callable[[int], bytes], before: bytes = b"[", after: bytes = b"]", by: bytes = b","
-) -> Fill:
+def _numbered(piece, before=b"[", after=b"]", by=b","):
     """Return numbered pieces up to a size, between a beginning and an end."""
     length = len(piece(10_000)) + len(by)
     return lambda size: before + by.join(map(piece, range(max(1, size // length)))) + after
 
 
-def _repeated(piece: bytes, before: bytes = b"[", after: bytes = b"]", by: bytes = b",") -> Fill:
+def _repeated(piece, before=b"[", after=b"]", by=b","):
     length = len(piece) + len(by)
     return lambda size: before + by.join([piece] * max(1, size // length)) + after
 
 
-def _keys(before: bytes = b"{", after: bytes = b"}", value: bytes = b"1") -> Fill:
+def _keys(before=b"{", after=b"}", value=b"1"):
     return _numbered(lambda number: b'"k%d":%s' % (number, value), before, after)
 
 
-def _lines(piece: bytes, before: bytes = b"", after: bytes = b"") -> Fill:
+def _lines(piece, before=b"", after=b""):
     return _repeated(piece, before, after, b"\n")
 
 
@@ -71,7 +68,7 @@ _TENSOR = b'"shape":[1],"datatype":"FP64","data":[1]'
 _DISTANCE = b'{"inputs":[{"name":"distance",%s' % _TENSOR
 
 
-def _data(datatype: bytes, name: str) -> Fill:
+def _data(datatype, name):
     return lambda size: (
         b'{"inputs":[{"name":"distance","shape":[7],"datatype":"%s","data":%s}]}'
         % (datatype, VALUES[name](size))
@@ -116,12 +113,12 @@ _CSV: dict[str, Fill] = {
 }
 
 
-def _columns(size: int) -> bytes:
+def _columns(size):
     numbers = range(size // 50)
     return arrow_stream(pa.table({f"c{number}": [1.0] for number in numbers}))
 
 
-def _rows(size: int) -> bytes:
+def _rows(size):
     rows = size // 20
     columns = {
         "carrier": [f"a{number}" for number in range(rows)],
@@ -151,14 +148,14 @@ _FEEDBACK: dict[str, Fill] = {
 _TABLES = {"csv": _CSV, "jsonl": _LINES, "arrow": _ARROW, "feedback": _FEEDBACK}
 
 
-def _within(field: bytes, fills: dict[str, Fill]) -> dict[str, Fill]:
+def _within(field, fills):
     return {
         f"{name} in {field.decode()}": lambda size, fill=fill: b'{"%s":%s}' % (field, fill(size))  # type: ignore[misc]
         for name, fill in fills.items()
     }
 
 
-def shapes(route: Route) -> dict[str, Fill]:
+def shapes(route):
     """Return bodies for a route, by the element that is repeated."""
     if route.reads in _TABLES:
         return _TABLES[route.reads]

@@ -3,14 +3,11 @@
 `raw.py` has the heads that no route may receive.
 """
 
-from collections.abc import Callable
-
-from mlflow_deploy_plugin.serve.messages import RawRequest
-from tests.serve.corpus.case import Case, Route, body_case
+from tests.serve.corpus.case import Case, body_case
 from tests.serve.corpus.routes import ALL, TREE_WIDE, reading
 
 
-def _at(change: Callable[[str], str]) -> Callable[[Route], RawRequest]:
+def _at(change):
     """Return a request to another path, which is derived from the route's path."""
     return lambda route: route.request(path=change(route.path))
 

@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.serve.corpus.routes import MAX_BODY_BYTES
@@ -37,7 +36,7 @@ class Raw:
     goes_on: bool = False
 
     @property
-    def cuts(self) -> list[int]:
+    def cuts(self):
         """The positions at which the bytes are split: around each line end, between the
         parts, and within them.
         """
@@ -49,7 +48,7 @@ class Raw:
         return [*places[:4], *places[4::step]]
 
 
-def exchanged(port: int, pieces: Sequence[bytes], pause: float) -> tuple[tuple[int, ...], bool]:
+def exchanged(port, pieces, pause):
     """Return the statuses for these segments, and True if the last request was
     answered.
 
@@ -72,7 +71,7 @@ def exchanged(port: int, pieces: Sequence[bytes], pause: float) -> tuple[tuple[i
     return tuple(status for status, _ in answers[: -1 if goes_on else None]), goes_on
 
 
-def _answers(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _answers(data):
     """Return the status and the body of each response."""
     while data:
         head, _, data = data.partition(b"\r\n\r\n")
@@ -88,20 +87,20 @@ def _answers(data: bytes) -> Iterator[tuple[int, bytes]]:
             yield int(line[1]), body
 
 
-def _head(line: bytes, *fields: bytes) -> bytes:
+def _head(line, *fields):
     return b"\r\n".join([line, b"Host: x", *fields, b"\r\n"])
 
 
-def _get(target: bytes = b"/ping", *fields: bytes) -> bytes:
+def _get(target=b"/ping", *fields):
     return _head(b"GET %s HTTP/1.1" % target, *fields)
 
 
-def _post(body: bytes, *fields: bytes, path: bytes = b"/predict", kind: bytes = b"json") -> bytes:
+def _post(body, *fields, path=b"/predict", kind=b"json"):
     """Return a request whose length is described by `fields`."""
     return _head(b"POST %s HTTP/1.1" % path, b"Content-Type: application/" + kind, *fields) + body
 
 
-def _sized(body: bytes = ROW, *fields: bytes) -> bytes:
+def _sized(body=ROW, *fields):
     return _post(body, *fields, b"Content-Length: %d" % len(body))
 
 
@@ -111,24 +110,24 @@ _ONE = b"%s\r\n%s\r\n" % (_SIZE, ROW)
 _END = b"0\r\n\r\n"
 
 
-def _chunks(body: bytes, *fields: bytes) -> bytes:
+def _chunks(body, *fields):
     return _post(body, *fields, _CHUNKED)
 
 
-def _size(size: bytes) -> bytes:
+def _size(size):
     """Return chunks; the first chunk has this size line."""
     return _chunks(size + b"\r\n" + ROW + b"\r\n" + _END)
 
 
-def _trailer(trailer: bytes) -> bytes:
+def _trailer(trailer):
     return _chunks(_ONE + b"0\r\n" + trailer + b"\r\n")
 
 
-def _length(*fields: bytes) -> bytes:
+def _length(*fields):
     return _post(_END if any(b"hunked" in field for field in fields) else b"abc", *fields)
 
 
-def _each(texts: bytes) -> list[bytes]:
+def _each(texts):
     return texts.split(b"|")
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.serve.protocols.examples import Example
-from mlflow_deploy_plugin.serve.protocols.protocol import RequestBody
 from mlflow_deploy_plugin.serve.runtime.artifact import Column
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.serve.corpus.case import Route
@@ -38,40 +37,40 @@ COLUMNS = list(RECORD)
 DATATYPES = {"carrier": "BYTES", "distance": "FP64", "hour": "INT64", "late": "BOOL"}
 
 
-def dump(document: Any) -> bytes:
+def dump(document):
     """Return JSON as Python's `json` writes it, with NaN, escaped surrogates, and
     repeated keys for a `Twice`.
     """
     return json.dumps(document).encode()
 
 
-def table(records: Sequence[Record]) -> pa.Table:
+def table(records):
     return pa.table(columns_of(records))
 
 
-def _rows(records: Sequence[Record]) -> list[list[Any]]:
+def _rows(records):
     return [list(record.values()) for record in records]
 
 
-def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+def _columns(records):
     return columns_of(records)
 
 
-def _split(records: Sequence[Record]) -> dict[str, Any]:
+def _split(records):
     return {"columns": list(records[0]), "data": _rows(records)}
 
 
-def _v2(records: Sequence[Record]) -> bytes:
+def _v2(records):
     return dump(
         {"id": "7", "inputs": [tensor(name, values) for name, values in _columns(records).items()]}
     )
 
 
-def tensor(name: str, values: Sequence[Any]) -> dict[str, Any]:
+def tensor(name, values):
     return v2_tensor(name, DATATYPES.get(name, "FP64"), values)
 
 
-def _jsonl(records: Sequence[Record]) -> bytes:
+def _jsonl(records):
     return b"".join(dump(record) + b"\n" for record in records)
 
 
@@ -87,7 +86,7 @@ FLIGHTS = compile_schema(
 )
 
 
-def _in_form(body: RequestBody) -> Callable[[Sequence[Record]], bytes]:
+def _in_form(body):
     """Return the function that writes records as in the example of the OpenAPI
     document.
     """
@@ -110,12 +109,12 @@ _TYPES = {"csv": CSV, "jsonl": JSONL, "arrow": STREAM, "arrow file": FILE}
 _UNTYPED = {"v2", "v2 binary", "tfserving", "tf columns", "tf tensor", "index", "parameters"}
 
 
-def _route(path: str, reads: str, good: bytes, right: bytes, **more: Any) -> Route:
+def _route(path, reads, good, right, **more):
     headers = {} if reads in _UNTYPED else {"Content-Type": _TYPES.get(reads, JSON)}
     return Route("POST", path, reads, good, right, {**headers, **more.pop("headers", {})}, **more)
 
 
-def _flights(path: str, reads: str, right: bytes) -> Route:
+def _flights(path, reads, right):
     return _route(path, reads, LANGUAGES[reads]([RECORD]), right)
 
 
@@ -225,7 +224,7 @@ TREE_WIDE = tuple({route.path: route for route in ALL}.values())
 """Each path once."""
 
 
-def reading(*languages: str) -> tuple[Route, ...]:
+def reading(*languages):
     return tuple(route for route in POSTS if route.reads in languages)
 
 

@@ -1,13 +1,11 @@
 """Tables in CSV, JSON Lines and Arrow; tensors as bytes; the repository."""
 
 import json
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tests.serve.corpus.case import Case, body_cases
+from tests.serve.corpus.case import body_cases
 from tests.serve.corpus.routes import MAX_BODY_BYTES, RECORD, dump, reading, table
 from tests.support.bodies import arrow_file, arrow_stream
 
@@ -47,7 +45,7 @@ _TABLE = table([RECORD])
 _LONG = arrow_stream(pa.table({"distance": np.zeros(MAX_BODY_BYTES // 8 + 1)}), "zstd")
 
 
-def _of(writer: Callable[[pa.Table], bytes], language: str) -> list[Case]:
+def _of(writer, language):
     good = writer(_TABLE)
     return body_cases(
         reading(language),
@@ -67,7 +65,7 @@ ARROW = [
 ]
 
 
-def _parameters(**parameters: Any) -> bytes:
+def _parameters(**parameters):
     return dump({"parameters": parameters})
 
 

@@ -1,6 +1,5 @@
 """gunicorn with a gRPC port, and requests from Triton's client."""
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +21,11 @@ class Called:
     http: Any
     address: str
 
-    def client(self) -> InferenceServerClient:
+    def client(self):
         return InferenceServerClient(self.address)
 
     @contextmanager
-    def stub(self) -> Iterator[Any]:
+    def stub(self):
         """The generated stub, for fields that Triton's client
         does not send or return.
         """

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,15 +52,6 @@ def worker_pids(called):
     return [worker.pid for worker in read_workers(called.http.state_dir)]
 
 
-def holds_grpcio(pid):
-    return "cygrpc" in Path(f"/proc/{pid}/maps").read_text()
-
-
-def test_worker_without_the_port_has_no_grpcio(tmp_path, endpoints):
-    with calling(tmp_path, endpoints, grpc_port=None) as called:
-        assert not holds_grpcio(worker_pids(called)[0])
-
-
 @pytest.mark.long
 def test_two_workers_share_the_port(tmp_path, endpoints):
     with calling(tmp_path, endpoints, workers=2) as called:
@@ -98,18 +90,6 @@ def test_call_in_flight_is_answered_at_shutdown(tmp_path, endpoints, worker_clas
         assert called.http.process.wait(20) == 0
 
 
-def test_idle_streams_do_not_delay_shutdown(tmp_path, endpoints):
-    answered = threading.Event()
-    serving = calling(tmp_path, endpoints, graceful_timeout_seconds=60)
-    with serving as called, called.client() as client:
-        client.start_stream(lambda result, error: answered.set())
-        client.async_stream_infer("tensor", [tensor("image", IMAGE)])
-        assert answered.wait(20)
-        called.http.process.send_signal(signal.SIGTERM)
-        assert called.http.process.wait(20) == 0
-        client.stop_stream(cancel_requests=True)
-
-
 def test_calls_are_answered_without_new_threads(serve_here, endpoints, monkeypatch):
     start = threading.Thread.start
 
@@ -127,30 +107,16 @@ def test_calls_are_answered_without_new_threads(serve_here, endpoints, monkeypat
     end(listener)
 
 
-def test_health_watchers_hear_of_shutdown(tmp_path, endpoints):
-    unknown = b"\x08\x03"
-    serving = b"\x08\x01"
-    not_serving = b"\x08\x02"
-    with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
-        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
-        whole = watch(b"")
-        service = watch(b"\x0a\x1einference.GRPCInferenceService")
-        other = watch(b"\x0a\x01x")
-        assert next(whole) == serving
-        assert next(service) == serving
-        assert next(other) == unknown
-        with pytest.raises(grpc.RpcError) as refused:
-            next(watch(b"\xff"))
-        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        other.cancel()
-        called.http.process.send_signal(signal.SIGTERM)
-        assert [list(whole), list(service)] == [[not_serving]] * 2
-        assert called.http.process.wait(30) == 0
+WATCH = "/grpc.health.v1.Health/Watch"
+SERVING = b"\x08\x01"
+NOT_SERVING = b"\x08\x02"
+UNKNOWN = b"\x08\x03"
 
 
-def test_cancelled_watchers_free_their_places(tmp_path, endpoints):
-    with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
-        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+def test_cancelled_watchers_free_their_places(serve_here, endpoints):
+    listener, port = listening(serve_here(endpoints))
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        watch = channel.unary_stream(WATCH)
 
         def has_room():
             watcher = watch(b"")
@@ -162,29 +128,59 @@ def test_cancelled_watchers_free_their_places(tmp_path, endpoints):
                 watcher.cancel()
 
         watchers = [watch(b"") for _ in range(32)]
-        assert {next(watcher) for watcher in watchers} == {b"\x08\x01"}
+        assert {next(watcher) for watcher in watchers} == {SERVING}
         assert not has_room()
         for watcher in watchers:
             watcher.cancel()
-        wait_until(has_room, 10, "a place is free")
+        wait_until(has_room, 60, "a place is free")
+    end(listener)
 
 
-def test_stopped_client_does_not_delay_shutdown(tmp_path, endpoints):
+@contextmanager
+def stopped_client(address):
+    """A process with a connection that answers nothing."""
     code = "import grpc, os, signal, sys; channel = grpc.insecure_channel(sys.argv[1]);"
     code += "grpc.channel_ready_future(channel).result(60); os.kill(os.getpid(), signal.SIGSTOP)"
-    with calling(tmp_path, endpoints, graceful_timeout_seconds=60) as called:
-        client = subprocess.Popen([sys.executable, "-c", code, called.address])
-        try:
-            wait_until(
-                lambda: psutil.Process(client.pid).status() == psutil.STATUS_STOPPED,
-                60,
-                "the client's stop",
-            )
-            called.http.process.send_signal(signal.SIGTERM)
-            assert called.http.process.wait(15) == 0  # gRPC itself would wait 20 s.
-        finally:
-            client.kill()
-            client.wait()
+    client = subprocess.Popen([sys.executable, "-c", code, address])
+    try:
+        wait_until(
+            lambda: psutil.Process(client.pid).status() == psutil.STATUS_STOPPED,
+            60,
+            "the client's stop",
+        )
+        yield
+    finally:
+        client.kill()
+        client.wait()
+
+
+def test_watchers_and_silent_clients_hear_of_shutdown(tmp_path, endpoints):
+    """Neither an idle stream nor a stopped client delays it, for which gRPC itself
+    would wait 20 s.
+    """
+    answered = threading.Event()
+    with (
+        calling(tmp_path, endpoints, graceful_timeout_seconds=60) as called,
+        grpc.insecure_channel(called.address) as channel,
+        called.client() as idle,
+        stopped_client(called.address),
+    ):
+        watch = channel.unary_stream(WATCH)
+        whole = watch(b"")
+        service = watch(b"\x0a\x1einference.GRPCInferenceService")
+        other = watch(b"\x0a\x01x")
+        assert [next(whole), next(service), next(other)] == [SERVING, SERVING, UNKNOWN]
+        with pytest.raises(grpc.RpcError) as refused:
+            next(watch(b"\xff"))
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        other.cancel()
+        idle.start_stream(lambda result, error: answered.set())
+        idle.async_stream_infer("tensor", [tensor("image", IMAGE)])
+        assert answered.wait(60)
+        called.http.process.send_signal(signal.SIGTERM)
+        assert [list(whole), list(service)] == [[NOT_SERVING]] * 2
+        assert called.http.process.wait(15) == 0
+        idle.stop_stream(cancel_requests=True)
 
 
 def test_silent_calls_are_cancelled(serve_here, endpoints):
@@ -203,8 +199,10 @@ def test_silent_calls_are_cancelled(serve_here, endpoints):
     end(listener)
 
 
-def test_messages_beyond_the_limit_are_refused(tmp_path, endpoints):
-    with calling(tmp_path, endpoints, max_body_bytes=100_000) as called, called.stub() as stub:
+def test_messages_beyond_the_limit_are_refused(serve_here, endpoints):
+    listener, port = listening(serve_here(endpoints), max_body_bytes=100_000)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = stub_of(channel)
         for size, code in ((100_000, "INVALID_ARGUMENT"), (200_000, "RESOURCE_EXHAUSTED")):
             with pytest.raises(grpc.RpcError) as refused:
                 stub.ModelInfer(message("tensor", raw_input_contents=[bytes(size)]))
@@ -214,6 +212,7 @@ def test_messages_beyond_the_limit_are_refused(tmp_path, endpoints):
             stub.ModelInfer(large, compression=grpc.Compression.Gzip)
         assert refused.value.code().name in ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
         assert stub.ModelInfer(CALL).outputs
+    end(listener)
 
 
 def test_port_uses_the_tls_of_the_server(serve_here, endpoints, tmp_path):

@@ -280,21 +280,21 @@ def test_peer_address_is_parsed(peer, address):
 class Call:
     """A call with the interface of grpcio's context; `abort` raises, as in grpcio."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.callbacks: list[Callable[[], None]] = []
         self.cancelled = threading.Event()
 
-    def add_callback(self, callback: Callable[[], None]) -> bool:
+    def add_callback(self, callback):
         self.callbacks.append(callback)
         return True
 
-    def abort(self, code: grpc.StatusCode, details: str) -> None:
+    def abort(self, code, details):
         raise RuntimeError(f"{code.name}: {details}")
 
-    def cancel(self) -> None:
+    def cancel(self):
         self.cancelled.set()
 
-    def end(self) -> None:
+    def end(self):
         for callback in self.callbacks:
             callback()
 

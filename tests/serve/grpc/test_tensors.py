@@ -77,7 +77,7 @@ def request_of(array, datatype, is_raw):
     return messages.ModelInferRequest.FromString(request.SerializeToString())
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(st.data(), st.sampled_from(sorted(DTYPES)), st.booleans())
 def test_tensors_round_trip(data, datatype, is_raw):
     is_raw = is_raw or datatype == "FP16"
@@ -100,7 +100,7 @@ def test_tensors_round_trip(data, datatype, is_raw):
     np.testing.assert_array_equal(decode(again, artifact, schema).feeds["x"], array)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     st.binary(max_size=200),
     st.sampled_from(sorted(DTYPES)),

@@ -3,19 +3,16 @@
 import asyncio
 import socket
 import sys
-from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
-from typing import Literal
 
 import uvloop
 
 from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.serve.http.workers.worker_app import WorkerApp
-from mlflow_deploy_plugin.serve.inference.server import Server
 
 
-def worker_app(server: Server) -> WorkerApp:
+def worker_app(server):
     app = WorkerApp(server, may_be_inline=True, threads=1)
     app.limits = ConnectionLimits(request_seconds=10.0)
     return app
@@ -24,14 +21,14 @@ def worker_app(server: Server) -> WorkerApp:
 class Listener:
     """A listener whose connections have small buffers, and its clients."""
 
-    def __init__(self, app: WorkerApp) -> None:
+    def __init__(self, app):
         self.app = app
         self.connections: set[HttpConnection] = set()
         self._clients: list[socket.socket] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
-    async def run(self, talk: Callable[["Listener"], Awaitable[None]]) -> None:
+    async def run(self, talk):
         loop = asyncio.get_running_loop()
         self.app.now = loop.time()
         state = SimpleNamespace(connections=self.connections)
@@ -45,7 +42,7 @@ class Listener:
         await until(lambda: self.tick(1) and not self.app.streams and not self.connections)
         server.close()
 
-    async def connect(self, sent: bytes) -> socket.socket:
+    async def connect(self, sent):
         client = socket.socket()
         self._clients.append(client)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -54,13 +51,11 @@ class Listener:
         await self.send(client, sent)
         return client
 
-    async def send(self, client: socket.socket, sent: bytes) -> None:
+    async def send(self, client, sent):
         async with asyncio.timeout(20):
             await asyncio.get_running_loop().sock_sendall(client, sent)
 
-    async def read(
-        self, client: socket.socket, end: bytes = b"", at_least: int = sys.maxsize
-    ) -> bytes:
+    async def read(self, client, end=b"", at_least=sys.maxsize):
         """Return the received bytes up to these bytes or this number, or until the
         connection ends.
         """
@@ -73,7 +68,7 @@ class Listener:
                     break
         return content
 
-    def tick(self, seconds: float) -> Literal[True]:
+    def tick(self, seconds):
         """Check all deadlines after this number of seconds."""
         self.app.now += seconds
         for connection in list(self.connections):
@@ -81,20 +76,20 @@ class Listener:
         return True
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def until(condition):
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.01)
 
 
-def is_readable(client: socket.socket) -> bool:
+def is_readable(client):
     try:
         return bool(client.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return False
 
 
-def play(app: WorkerApp, talk: Callable[[Listener], Awaitable[None]]) -> None:
+def play(app, talk):
     """Run the conversation of clients with a listener of the application."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(Listener(app).run(talk))

@@ -23,7 +23,7 @@ JSON = {"host": "localhost", "content-type": "application/json"}
 
 
 class SlowBody(io.BytesIO):
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size=-1):
         time.sleep(1.5 * PATIENCE_SECONDS)
         return super().read(size)
 
@@ -56,7 +56,7 @@ def test_blueprint_view_knows_its_url(serve_here, bias_folders, spec, url):
 class UnreadableBody(io.BytesIO):
     """The input of a client whose body does not arrive in time."""
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size=-1):
         raise TimeoutError
 
 

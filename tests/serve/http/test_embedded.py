@@ -70,7 +70,7 @@ class OpenConnection(io.BytesIO):
     wait for the client.
     """
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    def read(self, size=-1, /):
         assert size is not None
         assert 0 <= size <= len(self.getbuffer()) - self.tell(), "it waits for ever"
         return super().read(size)
@@ -241,11 +241,25 @@ def test_websocket_is_closed_and_lifespan_ends_model(folder, tmp_path):
     assert not any(child.is_running() for child in agents)
 
 
-def test_predictions_reach_inference_log(folder, tmp_path):
-    with closing(wsgi_app(str(folder), name="logged", state_dir=tmp_path)) as app:
-        for _ in range(3):
-            assert ask_wsgi(app, "POST", "/invocations", JSON, RECORD)[0] == 200
+@pytest.fixture(scope="module")
+def counters(folder, tmp_path_factory):
+    """The folder of an application's own metrics. The application has served three
+    requests with the model `logged`, and has closed it.
+    """
+    counters = tmp_path_factory.mktemp("counters")
+    # prometheus_client uses this file name.
+    (counters / f"gauge_livesum_{os.getpid()}.db").write_bytes(b"the application's")
+    state_dir = tmp_path_factory.mktemp("logged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(counters))
+        with closing(wsgi_app(str(folder), name="logged", state_dir=state_dir)) as app:
+            for _ in range(3):
+                assert ask_wsgi(app, *REQUESTS["predictions"])[0] == 200
+    return counters
 
+
+@pytest.mark.usefixtures("counters")
+def test_predictions_reach_inference_log():
     tables = list(view_tables(open_log(load_settings().inference_log), View("logged"), {"carrier"}))
     assert sum(table.num_rows for table in tables) == 3
 
@@ -269,15 +283,8 @@ def test_each_process_has_own_folder(folder, tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {"state", "state.2"}
 
 
-def test_counters_of_application_are_untouched(folder, tmp_path, monkeypatch):
-    counters = tmp_path / "counters"
-    counters.mkdir()
-    mine = counters / f"gauge_livesum_{os.getpid()}.db"  # prometheus_client uses this file name.
-    mine.write_bytes(b"the application's")
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(counters))
-    with closing(wsgi_app(str(folder), name="flights", state_dir=tmp_path / "state")) as app:
-        assert ask_wsgi(app, *REQUESTS["predictions"])[0] == 200
-        assert list(counters.iterdir()) == [mine]
+def test_counters_of_application_are_untouched(counters):
+    (mine,) = counters.iterdir()
     assert mine.read_bytes() == b"the application's"
 
 

@@ -93,22 +93,22 @@ def read_h11(segments):
 class _Messages:
     """llhttp's callbacks."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.requests: list[Framed] = []
         self.parser = httptools.HttpRequestParser(self)
         self.target = self.body = b""
         self.is_closed = False
 
-    def on_message_begin(self) -> None:
+    def on_message_begin(self):
         self.target = self.body = b""
 
-    def on_url(self, url: bytes) -> None:
+    def on_url(self, url):
         self.target += url
 
-    def on_body(self, body: bytes) -> None:
+    def on_body(self, body):
         self.body += body
 
-    def on_message_complete(self) -> None:
+    def on_message_complete(self):
         if not self.is_closed:
             self.requests.append(framed(self.parser.get_method(), self.target, self.body))
             self.is_closed = not self.parser.should_keep_alive()

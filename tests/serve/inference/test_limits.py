@@ -4,11 +4,9 @@ Redis there is no limit.
 
 import logging
 import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any
 
 import pytest
 from limits import parse
@@ -218,14 +216,14 @@ class FixedWindow:
 
     is_away = False
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.asked: list[int] = []
         self.counted = 0
 
-    def run_ahead(self, ask: Callable[[], object]) -> None:
+    def run_ahead(self, ask):
         ask()
 
-    def count(self, item: Any, client: bytes, requests: int) -> tuple[int, float]:
+    def count(self, item, client, requests):
         self.asked.append(requests)
         for passing in (requests, 1):
             if self.counted + passing <= item.amount:

@@ -18,12 +18,9 @@ from mlflow_deploy_plugin.core.errors import InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.core.statedir.metric_files import read_families
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.http.routes import handle_request_async
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.inference.shadow import Shadows, translate_feeds
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.serve.runtime.model import Predictor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
@@ -51,7 +48,7 @@ def serve(serve_here):
     return serve
 
 
-def predict(server: Server, *rows: list[float]) -> RawResponse:
+def predict(server, *rows):
     return ask(server, body={"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}})
 
 
@@ -198,15 +195,15 @@ def test_unbatchable_shadow_sees_each_request_alone(serve, tmp_path, most):
 class Slow:
     """A version that waits for an event before it computes, and refuses 13."""
 
-    def __init__(self, model: Predictor) -> None:
+    def __init__(self, model):
         self.model = model
         self.go_on = threading.Event()
         self.runs = 0
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def run(self, feeds: Feeds, *others: Any) -> dict[str, Array]:
+    def run(self, feeds, *others):
         self.runs += 1
         self.go_on.wait(60)
         if (feeds["X"] == 13).any():

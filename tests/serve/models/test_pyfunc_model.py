@@ -10,7 +10,6 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import requests
@@ -26,7 +25,6 @@ from mlflow_deploy_plugin.serve.cloud import Cloud
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.models import side_process
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
-from mlflow_deploy_plugin.serve.protocols.v2_tensors import to_binary
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
@@ -38,7 +36,7 @@ from tests.support.refusals import mentions
 from tests.support.shipping import rows
 from tests.support.waiting import answers, wait_until
 
-MODELS = ("days", "knn", "anything", "troubled", "tensors", "bytes")
+MODELS = ("days", "anything", "troubled")
 ARROW = "application/vnd.apache.arrow.stream"
 DAYS = {"when": "2013-07-01T12:00:00", "name": "ä"}
 V2_DAYS = {"inputs": [v2_tensor(name, "BYTES", [value]) for name, value in DAYS.items()]}
@@ -83,7 +81,7 @@ def test_invocations_take_dates_and_params(ask):
 
 @pytest.mark.parametrize("content_type", ["application/vnd.apache.parquet", ARROW, "text/plain"])
 def test_unknown_content_type_is_refused(ask, content_type):
-    response = ask("/endpoints/knn/invocations", b"PAR1", content_type)
+    response = ask("/endpoints/days/invocations", b"PAR1", content_type)
     assert response.status == 415
     assert "parquet" not in message(response).partition("takes ")[2]
     assert {"application/json", "text/csv", "application/jsonl"} <= set(message(response).split())
@@ -124,38 +122,6 @@ def test_single_column_may_be_named_input_1(ask, shape):
     texts = v2_tensor("input-1", "BYTES", ["a", "b"], shape)
     answer = ask("/v2/models/troubled/infer", {"inputs": [texts]})
     assert json.loads(answer.body)["outputs"][0]["data"] == ["a", "b"]
-
-
-@pytest.mark.parametrize("parameters", [{}, {"content_type": "base64"}])
-def test_v2_accepts_base64(ask, parameters):
-    blob = v2_tensor("blob", "BYTES", ["/9j/", "iVBORw=="], [2, 1]) | {"parameters": parameters}
-    answer = ask("/v2/models/bytes/infer", {"inputs": [blob]})
-    assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
-
-
-def test_v2_accepts_raw_bytes(server):
-    blobs = to_binary(np.array([b"\xff\xd8\xff", b"\x89PNG"], object))
-    size = {"binary_data_size": len(blobs)}
-    tensor = {"name": "blob", "shape": [2], "datatype": "BYTES", "parameters": size}
-    head = json.dumps({"inputs": [tensor]}).encode()
-    headers = {"inference-header-content-length": str(len(head))}
-    answer = handle(server, RawRequest("POST", "/v2/models/bytes/infer", headers, head + blobs))
-    assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
-
-
-def test_named_tensors_are_answered(ask):
-    inputs = [v2_tensor("a", "FP32", [1, 2, 3, 4], [2, 2]), v2_tensor("b", "INT64", [10, 20])]
-    outputs = json.loads(ask("/v2/models/tensors/infer", {"inputs": inputs}).body)["outputs"]
-    assert [(entry["name"], entry["data"]) for entry in outputs] == [
-        ("sum", [13.0, 27.0]),
-        ("twice", [2.0, 4.0, 6.0, 8.0]),
-    ]
-
-
-def test_single_v2_output_is_named_prediction(ask):
-    inputs = [v2_tensor(name, "FP64", [5.0]) for name in "abc"]
-    (output,) = json.loads(ask("/v2/models/knn/infer", {"inputs": inputs}).body)["outputs"]
-    assert (output["name"], output["data"]) == ("prediction", ["up"])
 
 
 def test_unsigned_model_answers_only_invocations(ask, server):

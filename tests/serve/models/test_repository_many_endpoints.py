@@ -5,15 +5,13 @@ affects only its endpoint.
 import json
 
 import pytest
-import requests
 
-from mlflow_deploy_plugin.core.statedir.files import AGENT, read_state
-from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.serve.models.loading import load_warm
 from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.runtime.session import Placement
 from tests.support import servers
-from tests.support.serving import servers_below
+from tests.support.handling import ask
+from tests.support.waiting import wait_until
 
 COUNT = 12
 
@@ -27,47 +25,39 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, folders):
-    """Run two workers with all models,
-    including a missing folder and a broken graph.
-    """
+    """Serve all models, including a missing folder and a broken graph."""
     root = tmp_path_factory.mktemp("served")
     broken = root / "broken"
     broken.mkdir()
     (broken / "MLmodel").write_text((folders[0] / "MLmodel").read_text())
     (broken / "model.onnx").write_bytes(b"not a graph")
-    documents = [
-        json.dumps({"name": folder.name, "variants": {"v": {"model": str(folder)}}})
-        for folder in (*folders, root / "missing", broken)
-    ]
-    spec = root / "spec.yaml"
-    spec.write_text("\n---\n".join(documents))
-    with servers_below(root) as start:
-        yield start("--spec", str(spec), "-w", "2").wait_ready()
+    names = [*folders, root / "missing", broken]
+    endpoints = {folder.name: {"v": servers.variant(folder)} for folder in names}
+    with servers.opened(root / "state", endpoints) as server:
+        wait_until(lambda: len(server.repository.table) == len(names), 60, "the last endpoint")
+        yield server
 
 
 def test_broken_endpoints_affect_no_others(served):
-    index = requests.post(f"{served.url}/v2/repository/index", timeout=10).json()
+    index = json.loads(ask(served, "/v2/repository/index", body=b"").body)
     states = {entry["name"]: entry["state"] for entry in index}
     assert {name for name, state in states.items() if state != "READY"} == {"missing", "broken"}
     assert len(states) == COUNT + 2
     for path in ("/ping", "/v2/health/ready", "/v2/models/m7/ready"):
-        assert requests.get(served.url + path, timeout=10).status_code == 200
+        assert ask(served, path, "GET").status == 200
     for name, error in (("missing", "missing"), ("broken", "cannot load model.onnx")):
-        answer = requests.get(f"{served.url}/v2/models/{name}/ready", timeout=10)
-        assert answer.status_code == 503
-        assert error in answer.json()["error"]
+        answer = ask(served, f"/v2/models/{name}/ready", "GET")
+        assert answer.status == 503
+        assert error in json.loads(answer.body)["error"]
     for number in (0, 7):
-        url = f"{served.url}/endpoints/m{number}/invocations"
-        answer = requests.post(url, json={"inputs": [[1, 2, 3]]}, timeout=10)
-        assert answer.json() == {"predictions": [[6.0 + number]]}
-    state = read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)
-    assert "missing" in state.error
+        answer = ask(served, f"/endpoints/m{number}/invocations")
+        assert json.loads(answer.body) == {"predictions": [[6.0 + number]]}
 
 
 def test_unknown_endpoint_lists_some_names(served):
-    answer = requests.get(f"{served.url}/v2/models/nobody", timeout=10)
-    assert answer.status_code == 404
-    assert f"and {COUNT + 2 - 10} more" in answer.json()["error"]
+    answer = ask(served, "/v2/models/nobody", "GET")
+    assert answer.status == 404
+    assert f"and {COUNT + 2 - 10} more" in json.loads(answer.body)["error"]
 
 
 def test_changed_endpoint_loads_nothing_else(tmp_path, folders):

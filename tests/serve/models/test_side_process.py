@@ -80,10 +80,28 @@ while (connection := receive_connection(control)) is not None:
 """
 
 
+@pytest.fixture(scope="module")
+def child(tmp_path_factory):
+    file = tmp_path_factory.mktemp("side") / "child.py"
+    file.write_text(CHILD)
+    return file
+
+
+@pytest.fixture(scope="module")
+def process(child):
+    """A process for tests that leave it running, or that end it and wait until it
+    answers again.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
+        process = SideProcess([sys.executable, str(child), "ready"], 30.0)
+        process.start()
+        yield process
+        process.close()
+
+
 @pytest.fixture
-def new_process(tmp_path):
-    child = tmp_path / "child.py"
-    child.write_text(CHILD)
+def new_process(child):
     made: list[SideProcess] = []
 
     def make(how="ready", answer_seconds=30.0, python=Path(sys.executable), concurrency=1):
@@ -112,19 +130,14 @@ def pid_of(process):
     return int(wait_until(ask, what="the side process answers"))
 
 
-def test_process_has_its_own_group(new_process, monkeypatch):
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
-    process = new_process()
-    ready = process.start()
+def test_process_has_its_own_group(process):
     answer = process.request(SideMessage("echo"))
-    assert answer.fields == {"pid": ready.fields["pid"], "metrics": False, "making_parts": 0}
-    assert process.pid == ready.fields["pid"] == os.getpgid(ready.fields["pid"])
+    pid = answer.fields["pid"]
+    assert answer.fields == {"pid": pid, "metrics": False, "making_parts": 0}
+    assert process.pid == pid == os.getpgid(pid)
 
 
-def test_answers_match_their_requests(new_process):
-    process = new_process()
-    process.start()
-
+def test_answers_match_their_requests(process):
     def ask(number):
         return process.request(SideMessage("echo", body=str(number).encode() * 1000)).body
 
@@ -153,17 +166,14 @@ def test_hanging_request_is_abandoned(new_process):
     assert pid_of(process) == first
 
 
-def test_an_answer_may_come_in_parts(new_process):
-    process = new_process()
-    process.start()
+def test_an_answer_may_come_in_parts(process):
     for _ in range(2):
         parts = process.stream(SideMessage("parts", {"parts": 3}))
         assert [part.fields["number"] for part in parts] == [0, 1, 2]
 
 
-def test_abandoned_stream_ends_before_the_next_request(new_process):
-    process = new_process(concurrency=1)
-    first = process.start().fields["pid"]
+def test_abandoned_stream_ends_before_the_next_request(process):
+    first = pid_of(process)
     parts = process.stream(SideMessage("parts", {"parts": 1000, "pause": 0.3}))
     next(parts)
     parts.close()
@@ -221,9 +231,8 @@ def test_missing_program_cannot_be_started():
 @pytest.mark.parametrize(
     ("question", "how"), [("exit", "ended with status 7"), ("nonsense", "was killed by SIGKILL")]
 )
-def test_process_ending_during_a_request_is_restarted(new_process, question, how):
-    process = new_process()
-    first = process.start().fields["pid"]
+def test_process_ending_during_a_request_is_restarted(process, question, how):
+    first = pid_of(process)
     with pytest.raises(NotReady, match=f"model {how}"):
         process.request(SideMessage(question))
     assert pid_of(process) != first
@@ -271,13 +280,12 @@ def test_request_without_a_turn_is_refused(new_process):
         assert isinstance(hanging.exception(30), NotReady)
 
 
-def test_process_ends_with_its_keeper(tmp_path):
-    (tmp_path / "child.py").write_text(CHILD)
+def test_process_ends_with_its_keeper(tmp_path, child):
     keeper = tmp_path / "keeper.py"
     keeper.write_text(
         "import sys, time\n"
         "from mlflow_deploy_plugin.serve.models.side_process import SideProcess\n"
-        f"process = SideProcess([sys.executable, {str(tmp_path / 'child.py')!r}, 'ready'], 5.0)\n"
+        f"process = SideProcess([sys.executable, {str(child)!r}, 'ready'], 5.0)\n"
         "print(process.start().fields['pid'], flush=True)\n"
         "time.sleep(3600)\n"
     )
@@ -290,9 +298,7 @@ def test_process_ends_with_its_keeper(tmp_path):
     wait_until(lambda: is_gone(pid), what="the side process is gone")
 
 
-def test_oversized_request_is_refused(new_process, monkeypatch):
-    process = new_process()
-    process.start()
+def test_oversized_request_is_refused(process, monkeypatch):
     pid = pid_of(process)
     monkeypatch.setattr(side_messages, "MAX_BYTES", 1000)
     with pytest.raises(BodyTooLarge, match="2,000 bytes"):

@@ -115,7 +115,7 @@ class Keyed:
     url: str
     key: str
 
-    def predict(self) -> requests.Response:
+    def predict(self):
         return self.server.predict(1, 2, 3, Authorization=f"Bearer {self.key}")
 
 

@@ -81,9 +81,10 @@ def test_fast_reader_equals_exact_reader(name, value, monkeypatch):
     monkeypatch.setattr(large_json, "LARGE_BYTES", 0)
     monkeypatch.setattr(large_json, "_COLUMN_BYTES", 1)
     schema = SCHEMAS[name]
-    for document in documents(value):
+    for place, document in enumerate(documents(value)):
         body = json.dumps(document).encode()
-        for sent in (body, body[:-1] + b"," + body[1:]):  # once with each key twice
+        with_keys_twice = body[:-1] + b"," + body[1:]
+        for sent in (body, with_keys_twice) if place % 7 == 0 else (body,):
             quick = outcome(lambda: mlflow.decode(JSON, sent, schema))  # noqa: B023
             exact = outcome(lambda: mlflow.decode_document(load_json(sent), schema))  # noqa: B023
             assert quick == exact, sent
@@ -121,7 +122,9 @@ FIELDS = [
 def test_fast_csv_reader_equals_exact_reader(name, field, monkeypatch):
     headers = ("a,b,c", "c,a,b", 'a,b,"d"', "a,b,b", "b,a", "\ufeffa,b,c", "")
     rows = (f"{field},1,2", f"1,2,{field}", f"1,{field}", f"1,2,3,{field}")
-    for header, row, end in product(headers, rows, ("\n", "\r\n", "\r", "\n\n")):
+    ends = ("\n", "\r\n", "\r", "\n\n")
+    for (place, header), (number, row) in product(enumerate(headers), enumerate(rows)):
+        end = ends[(place + number) % len(ends)]  # Each header and each row has every end.
         body = end.join([header, "1,2,3", row] if header else ["1,2,3", row]).encode()
         with monkeypatch.context() as patch:
             patch.setattr(large_json, "LARGE_BYTES", 0)

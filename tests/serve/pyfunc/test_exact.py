@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from catboost import CatBoostClassifier, CatBoostRegressor
 from lightgbm import LGBMClassifier, LGBMRegressor
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
@@ -65,6 +64,10 @@ class Explained:
 
 def explain(explainer, original, rows, folder, count=EXPLAINED):
     mlflow_deploy_plugin.save_model(original, folder, input_example=rows)
+    return explain_saved(explainer, rows, folder, count)
+
+
+def explain_saved(explainer, rows, folder, count=EXPLAINED):
     model = OnnxModel.load(folder)
     feeds = Batch.read(rows[:count]).feeds(model.schema)
     background = explainer.read_background(model, 50, 0)
@@ -98,8 +101,17 @@ def with_gaps(rows):
     return np.where(gaps, np.nan, rows)
 
 
-def catboost(kind):
-    return kind(iterations=10, depth=3, verbose=0, allow_writing_files=False)
+class CatBoost:
+    """A model of CatBoost, which takes a second to import, until it is fitted."""
+
+    def __init__(self, name):
+        self.__name__ = name
+
+    def fit(self, rows, target):
+        import catboost
+
+        kind = getattr(catboost, self.__name__)
+        return kind(iterations=10, depth=3, verbose=0, allow_writing_files=False).fit(rows, target)
 
 
 def name_of(value):
@@ -118,17 +130,21 @@ def add_up_to_probabilities(contributions, original, rows):
     [
         (GradientBoostingClassifier(n_estimators=10), "logit", np.copy),
         (RandomForestClassifier(10, max_depth=5), "identity", np.copy),
-        (RandomForestRegressor(10, max_depth=5), "identity", np.copy),
-        (catboost(CatBoostClassifier), "logit", np.copy),
         (HistGradientBoostingClassifier(max_iter=10), "logit", with_gaps),
-        (LGBMClassifier(n_estimators=10, verbose=-1), "logit", with_gaps),
-        (XGBClassifier(n_estimators=10), "logit", with_gaps),
+        pytest.param(
+            RandomForestRegressor(10, max_depth=5), "identity", np.copy, marks=pytest.mark.long
+        ),
+        pytest.param(CatBoost("CatBoostClassifier"), "logit", np.copy, marks=pytest.mark.long),
+        pytest.param(
+            LGBMClassifier(n_estimators=10, verbose=-1), "logit", with_gaps, marks=pytest.mark.long
+        ),
+        pytest.param(XGBClassifier(n_estimators=10), "logit", with_gaps, marks=pytest.mark.long),
     ],
     ids=name_of,
 )
 def test_trees_match_shap(explainer, tmp_path, original, link, prepare):
     rows = prepare(numbers())
-    original.fit(rows, is_high(numbers()))
+    original = original.fit(rows, is_high(numbers()))
     explained = explain(explainer, original, rows, tmp_path / "model")
     expected = values_of_trees(original, explained.background, rows)
     assert explained.contributions.method == "tree"
@@ -158,8 +174,8 @@ def test_linear_models_match_shap(explainer, tmp_path, original, link):
     "original",
     [
         GradientBoostingClassifier(n_estimators=5),
-        LGBMClassifier(n_estimators=5, verbose=-1),
-        catboost(CatBoostClassifier),
+        pytest.param(LGBMClassifier(n_estimators=5, verbose=-1), marks=pytest.mark.long),
+        pytest.param(CatBoost("CatBoostClassifier"), marks=pytest.mark.long),
         LogisticRegression(),
     ],
     ids=name_of,
@@ -167,7 +183,7 @@ def test_linear_models_match_shap(explainer, tmp_path, original, link):
 def test_three_classes_are_explained(explainer, tmp_path, original):
     """shap refuses or crashes for some of these originals, so the sums are checked."""
     rows = numbers()
-    original.fit(rows, np.digitize(rows[:, 0], [-0.5, 0.5]))
+    original = original.fit(rows, np.digitize(rows[:, 0], [-0.5, 0.5]))
     contributions = explain(explainer, original, rows, tmp_path / "model").contributions
     assert contributions.outputs == [0, 1, 2]
     assert add_up_to_probabilities(contributions, original, rows[:EXPLAINED])
@@ -190,7 +206,6 @@ def pipeline(predictor):
     "predictor",
     [
         GradientBoostingClassifier(n_estimators=10),
-        LGBMClassifier(n_estimators=10, verbose=-1),
         LogisticRegression(),
     ],
     ids=name_of,
@@ -245,30 +260,31 @@ def shapley_values(score, background, row):
     return [values[column] for column in columns]
 
 
-@pytest.mark.parametrize("count", [5, EXPLAINED])
 @pytest.mark.parametrize(
     ("original", "score"),
     [
-        (
-            LGBMClassifier(n_estimators=10, min_data_per_group=2, verbose=-1),
+        pytest.param(
+            LGBMClassifier(n_estimators=5, min_data_per_group=2, verbose=-1),
             lambda original, rows: original.predict(rows, raw_score=True),
+            marks=pytest.mark.long,
         ),
         (
-            XGBClassifier(n_estimators=10, enable_categorical=True),
+            XGBClassifier(n_estimators=5, enable_categorical=True),
             lambda original, rows: original.predict(rows, output_margin=True),
         ),
-        (
-            HistGradientBoostingClassifier(max_iter=10, categorical_features="from_dtype"),
+        pytest.param(
+            HistGradientBoostingClassifier(max_iter=5, categorical_features="from_dtype"),
             lambda original, rows: original.decision_function(rows),
+            marks=pytest.mark.long,
         ),
     ],
     ids=name_of,
 )
-def test_categories_have_exact_contributions(explainer, tmp_path, original, score, count):
+def test_categories_have_exact_contributions(explainer, tmp_path, original, score):
     rows = shops()
     is_even = rows["city"].isin([*"aceg"]) == rows["rooms"].isin([5, 7])
     original.fit(rows, (rows["km"].fillna(0) + 2 * is_even > 1).astype(int))
-    explained = explain(explainer, original, rows, tmp_path / "model", count)
+    explained = explain(explainer, original, rows, tmp_path / "model", count=5)
     background = pd.DataFrame(explained.background, columns=rows.columns).astype(rows.dtypes)
     assert explained.contributions.method == "tree"
     for position in range(2):
@@ -301,9 +317,9 @@ def test_contributions_are_independent_of_row_count(exact, monkeypatch, kept_byt
     form, rows = small_forest()
     tables = exact.ExactExplainer(form, rows[:30])
     expected = tables.contributions(rows[:10], 4)
-    for count in (51, 2_100):
+    for count in (1, 51, 2_100):
         values = tables.contributions(rows[:count], 4)
-        assert values[:10] == pytest.approx(expected, abs=1e-6)
+        assert values[:10] == pytest.approx(expected[:count], abs=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 51])
@@ -327,37 +343,45 @@ def precise():
     return rows
 
 
-@pytest.mark.parametrize("kept_bytes", [0, 2**26])
-@pytest.mark.parametrize("count", [1, 50, EXPLAINED])
-@pytest.mark.parametrize(
-    "original",
-    [
-        HistGradientBoostingRegressor(max_iter=10),
+@pytest.fixture(
+    scope="module",
+    params=[
         HistGradientBoostingClassifier(max_iter=10),
         LGBMRegressor(n_estimators=10, verbose=-1),
-        catboost(CatBoostRegressor),
+        pytest.param(HistGradientBoostingRegressor(max_iter=10), marks=pytest.mark.long),
+        pytest.param(CatBoost("CatBoostRegressor"), marks=pytest.mark.long),
     ],
     ids=name_of,
 )
-def test_contributions_add_up_to_the_prediction(
-    explainer, exact, tmp_path, monkeypatch, original, count, kept_bytes
-):
-    monkeypatch.setattr(exact, "KEPT_BYTES", kept_bytes)
+def fitted_to_times(request, tmp_path_factory):
+    """Return a model of rows with gaps and times, its rows, and the folder with it."""
     rows = with_gaps(precise())
     target = precise()[:, 0] * 100 + (precise()[:, 3] > 1.7e9) * 50
-    is_classifier = hasattr(original, "predict_proba")
-    original.fit(rows, np.digitize(target, [-40, 80]) if is_classifier else target)
-    explained = explain(explainer, original, rows, tmp_path / "model", count).contributions
-    if is_classifier:
-        assert add_up_to_probabilities(explained, original, rows[:count])
+    is_classifier = hasattr(request.param, "predict_proba")
+    original = request.param.fit(rows, np.digitize(target, [-40, 80]) if is_classifier else target)
+    folder = tmp_path_factory.mktemp("times") / "model"
+    mlflow_deploy_plugin.save_model(original, folder, input_example=rows)
+    return original, rows, folder
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**26])
+def test_contributions_add_up_to_the_prediction(
+    explainer, exact, monkeypatch, fitted_to_times, kept_bytes
+):
+    monkeypatch.setattr(exact, "KEPT_BYTES", kept_bytes)
+    exact.exact_explainer.cache_clear()
+    original, rows, folder = fitted_to_times
+    explained = explain_saved(explainer, rows, folder).contributions
+    if hasattr(original, "predict_proba"):
+        assert add_up_to_probabilities(explained, original, rows[:EXPLAINED])
     else:
         sums = explained.values.sum(axis=1) + explained.base_values
-        assert sums[:, 0] == pytest.approx(original.predict(rows[:count]), rel=1e-6, abs=1e-4)
+        assert sums[:, 0] == pytest.approx(original.predict(rows[:EXPLAINED]), rel=1e-6, abs=1e-4)
 
 
 def test_large_trees_are_explained(exact):
     """shap counts the nodes of a tree with 16 bits."""
-    rows = np.arange(20_000.0)[:, np.newaxis]
+    rows = np.arange(17_000.0)[:, np.newaxis]
     form = additive_form(DecisionTreeRegressor().fit(rows, rows[:, 0]))
     assert form is not None
     tables = exact.ExactExplainer(replace(form, columns=np.zeros(1, int)), rows[:10])

@@ -21,9 +21,14 @@ from sklearn.preprocessing import OrdinalEncoder
 from sklearn.tree import DecisionTreeClassifier
 
 from mlflow_deploy_plugin.core.errors import InferenceError, InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import to_binary
 from mlflow_deploy_plugin.serve.pyfunc.scorer import NotRepresentable, Scorer, to_texts
 from mlflow_deploy_plugin.serve.runtime.feeds import object_array
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
+from tests.support.bodies import v2_tensor
 from tests.support.refusals import mentions
 from tests.support.tables import columns_of
 
@@ -503,3 +508,39 @@ def test_separator_other_than_comma_is_named(towns, mark, name):
     }
     with pytest.raises(SchemaMismatch, match=f"with {name}: .* commas"):
         towns["none"].invoke("text/csv", body.replace(",", mark).encode())
+
+
+@pytest.fixture(scope="module")
+def infer(scorers, pyfunc_folders):
+    """Return the outputs of a model for a body of V2, as a server and its side process
+    compute them.
+    """
+
+    def infer(model, body, **headers):
+        artifact = read_served_artifact(pyfunc_folders[model])
+        feeds = v2.decode(headers, body, artifact, pyfunc_schema(artifact)).feeds
+        return values(scorers[model].predict(feeds).arrays["outputs"])
+
+    return infer
+
+
+@pytest.mark.parametrize("parameters", [{}, {"content_type": "base64"}])
+def test_v2_accepts_base64(infer, parameters):
+    blob = v2_tensor("blob", "BYTES", ["/9j/", "iVBORw=="], [2, 1]) | {"parameters": parameters}
+    answer = infer("bytes", json.dumps({"inputs": [blob]}).encode())
+    assert answer == {"prediction": [3, 4]}
+
+
+def test_v2_accepts_raw_bytes(infer):
+    blobs = to_binary(np.array([b"\xff\xd8\xff", b"\x89PNG"], object))
+    size = {"binary_data_size": len(blobs)}
+    tensor = {"name": "blob", "shape": [2], "datatype": "BYTES", "parameters": size}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    length = {"inference-header-content-length": str(len(head))}
+    assert infer("bytes", head + blobs, **length) == {"prediction": [3, 4]}
+
+
+def test_named_tensors_are_answered(infer):
+    inputs = [v2_tensor("a", "FP32", [1, 2, 3, 4], [2, 2]), v2_tensor("b", "INT64", [10, 20])]
+    answer = infer("tensors", json.dumps({"inputs": inputs}).encode())
+    assert answer == {"sum": [13.0, 27.0], "twice": [[2.0, 4.0], [6.0, 8.0]]}

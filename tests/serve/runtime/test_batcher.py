@@ -9,7 +9,6 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -22,7 +21,6 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, TooManyRequests
 from mlflow_deploy_plugin.serve.runtime.batcher import Batcher, BatchPolicy, unbatchable_reason
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.models import write_model
 from tests.support.raising import Panic, raise_it
@@ -44,13 +42,13 @@ class Model:
         answer: the model's function of x; by default y = 2x.
     """
 
-    def __init__(self, answer: Callable[[Array], Array] = lambda x: x * 2) -> None:
+    def __init__(self, answer=lambda x: x * 2):
         self.answer = answer
         self.gate = threading.Event()
         self.gate.set()
         self.begun: list[int] = []
 
-    def __call__(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def __call__(self, feeds, outputs=None):
         self.begun.append(len(feeds["x"]))
         assert self.gate.wait(30)
         if (feeds["x"][:, 0] == -1).any():

@@ -131,7 +131,7 @@ def test_texts_and_data_dependent_shapes_are_not_bound(tmp_path, graph):
 
 def test_memory_without_cuda_is_ordinary(monkeypatch):
     class Runtime:
-        def cudaSetDevice(self, device_id: int) -> int:  # noqa: N802 - CUDA defines this name.
+        def cudaSetDevice(self, device_id):  # noqa: N802 - CUDA defines this name.
             return 100  # cudaErrorNoDevice
 
     for runtime in (None, Runtime()):

@@ -58,7 +58,7 @@ def page(browser, pages_server):
     assert hosts - {"", urlparse(pages_server.url).netloc} == set()
 
 
-def press_predict(page: Any) -> None:
+def press_predict(page):
     page.get_by_role("button", name="Predict").click()
 
 

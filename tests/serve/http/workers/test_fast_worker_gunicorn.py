@@ -31,7 +31,7 @@ def worker_exit(arbiter, worker):
 """
 
 
-def test_worker_imports_neither_mlflow_nor_pandas(tmp_path, model_folders):
+def test_worker_imports_neither_mlflow_nor_grpc(tmp_path, model_folders):
     config = tmp_path / "probe.py"
     modules = tmp_path / "modules.txt"
     config.write_text(PROBE.format(path=str(modules)))
@@ -52,6 +52,7 @@ def test_worker_imports_neither_mlflow_nor_pandas(tmp_path, model_folders):
         "torch",
         "onnx",
         "evidently",
+        "grpc",
     }
 
 
@@ -121,6 +122,7 @@ def status(pid, field):
     return next(line.split()[1] for line in lines if line.startswith(f"{field}:"))
 
 
+@pytest.mark.long
 def test_unaccepted_clients_are_answered_after_sigterm(tmp_path, bias_folders):
 
     def is_told_to_end():
