@@ -116,13 +116,15 @@ def test_wrong_password_is_refused(server, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "has_server"),
     [
-        ("list", True),
         ("list", False),
-        ("approve models:/m/1 --to @champion", True),
+        pytest.param("approve models:/m/1 --to @champion", True, marks=pytest.mark.long),
         ("decline models:/m/1 --to @champion --why slow", False),
     ],
 )
-def test_mlflow_without_requests_is_refused(command, has_server, mlflow_server, tmp_path):
-    with tracking_at(mlflow_server.url if has_server else f"sqlite:///{tmp_path}/mlflow.db"):
+def test_mlflow_without_requests_is_refused(command, has_server, request, tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    if has_server:
+        uri = request.getfixturevalue("mlflow_server").url
+    with tracking_at(uri):
         refused = said(onnxserve(f"request {command}"))
     assert mentions(refused, "--app-name onnxserve", "MLFLOW_TRACKING_URI")

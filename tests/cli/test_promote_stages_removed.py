@@ -78,6 +78,7 @@ def test_server_keeps_serving_and_follows_an_alias(home, register, proxy, monkey
     home.delete_deployment("kept")
 
 
+@pytest.mark.long
 def test_promotion_to_a_removed_stage_is_refused(home, register, proxy, monkeypatch):
     model = register("+1")
     model.client.set_registered_model_tag(model.name, "onnxserve.gate.policy", "gated_stages: []")

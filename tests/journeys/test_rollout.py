@@ -149,6 +149,7 @@ def test_good_version_is_promoted_and_rolled_back(fresh):
     assert event.why == "complaints"
 
 
+@pytest.mark.long
 def test_ungated_version_is_not_rolled_out(fresh):
     client = get_deploy_client("onnxserve")
     pass_gate(fresh.model, "1")
