@@ -32,8 +32,8 @@ SUMS = [{"y": row * 1.25} for row in range(ROWS)]
 
 @pytest.fixture(scope="module")
 def by(home, models):
-    """The arguments of the same model in this process and in a server, whose small limit
-    of a request splits the rows.
+    """The arguments of the same model in this process and in a server, whose small
+    limit of a request splits the rows.
     """
     limit = {"server.max_body_bytes": 4096}
     home.create_deployment("once", models.once, config=limit, endpoint="shared")
