@@ -9,7 +9,6 @@ from typing import Any, Literal
 import mlflow
 import orjson
 import pytest
-from matplotlib.image import imread
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -155,11 +154,11 @@ def page(url):
     [
         "",
         f"?endpoint={ENDPOINT}",
-        "?endpoint=failed",
-        "?endpoint=unreadable",
-        "?endpoint=nobody",
+        pytest.param("?endpoint=failed", marks=pytest.mark.long),
+        pytest.param("?endpoint=unreadable", marks=pytest.mark.long),
+        pytest.param("?endpoint=nobody", marks=pytest.mark.long),
         f"{PAGE}/history",
-        f"{PAGE}/history?actor=nobody&page=3",
+        pytest.param(f"{PAGE}/history?actor=nobody&page=3", marks=pytest.mark.long),
     ],
     ids=["overview", "endpoint", "failed", "unreadable", "nobody", "history", "no-events"],
 )
@@ -220,6 +219,8 @@ def test_report_is_accessible(page, report):
 @pytest.mark.long
 @pytest.mark.parametrize(("scheme", "ground"), [("light", 255), ("dark", 18)])
 def test_report_picture_matches_the_page(page, scheme, ground):
+    from matplotlib.image import imread
+
     page.emulate_media(color_scheme=scheme)
     page.goto("about:blank")
     page.set_content(monitor_report())
