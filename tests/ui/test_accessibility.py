@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import parse_server_metrics
+from mlflow_deploy_plugin.ui import pictures
 from mlflow_deploy_plugin.watch.reports.log import build_report
 from tests.support.approvals import record_gate
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
@@ -66,6 +67,7 @@ def url(mlflow_app, console):
             lambda _, on: [observed[name] for name in on if name in observed],
         )
         patch.setattr(Deployments, "get_endpoint", lambda _, name: observed[name])
+        patch.setitem(pictures._LATE_SECONDS, "hour", 3600.0)  # The figures may become old.
         patch.setattr(Deployments, "server_metrics", lambda *asked, **more: metrics)
         yield console
 
