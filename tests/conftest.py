@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
 import uuid
 from types import ModuleType
@@ -18,6 +19,7 @@ from typing import cast
 import hypothesis
 import psutil
 import pytest
+from sqlalchemy import Engine, event
 
 from mlflow_deploy_plugin.core.registry import connection
 from tests.support.scheduling import ContinuedScheduling
@@ -71,6 +73,15 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 # Imported modules remain until the end of the tests. Scanning them for garbage took
 # seconds per run.
 gc.disable()
+
+
+@event.listens_for(Engine, "connect")
+def write_without_waiting(connection, _):
+    """SQLite need not wait for the disk in this process, because no test turns the
+    machine off.
+    """
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -14,6 +15,7 @@ from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from tests.support.commands import done, onnxserve, said, told
 from tests.support.refusals import mentions
+from tests.support.tracking import tracking_at
 
 
 def add_endpoint(name, model, config=None, **more):
@@ -77,11 +79,19 @@ def test_unreadable_spec_is_listed_and_deleted(home):
     onnxserve("endpoint delete taxis")
 
 
-def test_follow_dry_run_shows_the_version(home, register):
-    model = register("+1", "+2")
-    model.promote(2)
-    stage = f"models:/{model.name}/Production"
-    alias = f"models:/{model.name}@champion"
+@pytest.fixture
+def registry(tmp_path, new_database):
+    with tracking_at(new_database(tmp_path)):
+        yield MlflowClient()
+
+
+def test_follow_dry_run_shows_the_version(home, models, registry):
+    registry.create_registered_model("sums")
+    for folder in (models.once, models.twice):
+        registry.create_model_version("sums", folder)
+    registry.transition_model_version_stage("sums", "2", "Production")
+    stage = "models:/sums/Production"
+    alias = "models:/sums@champion"
     add_endpoint("staged", stage)
 
     (follower,) = told("endpoint follow staged --alias @champion --dry-run")

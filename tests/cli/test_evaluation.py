@@ -134,7 +134,6 @@ def test_optimize_refuses_a_large_loss(folder):
         (f"{EXPLAIN} --target gone", ["'gone'", "a, b, label, value"]),
         (f"{EXPLAIN} --max-evals 2", ["max_evals is 2", "5"]),
         (f"{EXPLAIN} --folder /dev/null/out", ["/dev/null/out", "Not a directory"]),
-        (f"{ROBUSTNESS} --target gone", ["'gone'", "a, b, label, value"]),
         (f"{ROBUSTNESS} --data gone.csv", ["dataset gone.csv"]),
         (f"{ROBUSTNESS} --strengths noise=0.1 --log", ["run r-1"]),
         ("optimize models:/net/9 --fp16", ["model net", "version 9", "versions: 1"]),

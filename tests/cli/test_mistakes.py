@@ -58,7 +58,6 @@ def here(home, monkeypatch):
         ),
         ("endpoint create x -C server.prot=1", ["'server.prot'", "'server.port'"]),
         ("endpoint create x -C traffic.a=1", ["endpoint 'x'", "deployment 'a'"]),
-        ("audit history flihgts", ["no endpoint", "'flihgts'", "'flights'"]),
         ("feedback flights -f labels", ["file labels", "No such file"]),
         (
             "monitor backfill flights typo --from 2013-07-01",
@@ -110,8 +109,6 @@ def test_impossible_command_is_refused_in_one_line(line, names):
         ("drift run flights --rows a.csv", ["--rows", "--reference"]),
         ("optimize models:/m/1", ["--int8", "--fp16"]),
         ("audit history flights --verify", ["--verify"]),
-        ("rollout start flights --to 2 --steps 50,10", ["--steps 50,10", "1", "100"]),
-        ("rollout start flights --to 2 --abort-on 'errors>1%'", ["--abort-on", "'errors>1%'"]),
         ("promote models:/m/1 --to Production --force", ["--force", "--why REASON"]),
         ("promote models:/m/1 --to Production --wait nan", ["'--wait'", "'nan'"]),
         ("drift run flights --false-alarm-rate 1", ["'--false-alarm-rate'", "0<x<1"]),

@@ -19,7 +19,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.core.tabular.row_files import FILE_FORMATS, open_output, value_writer
-from tests.support.commands import onnxserve, said
+from tests.support.commands import done, onnxserve, said
 from tests.support.models import columns, write_model
 from tests.support.pyfuncs import Days, save_pyfuncs
 from tests.support.refusals import mentions
@@ -32,8 +32,11 @@ SUMS = [{"y": row * 1.25} for row in range(ROWS)]
 
 @pytest.fixture(scope="module")
 def by(home, models):
-    """The arguments of the same model in this process and in a server."""
-    home.create_deployment("once", models.once)
+    """The arguments of the same model in this process and in a server, whose small
+    limit of a request splits the rows.
+    """
+    limit = {"server.max_body_bytes": 4096}
+    home.create_deployment("once", models.once, config=limit, endpoint="shared")
     return {"model": models.once, "deployment": "-n once"}
 
 
@@ -147,42 +150,30 @@ def test_impossible_prediction_is_refused(home, by, arguments, names):
         home.delete_endpoint("idle")
 
 
-@pytest.fixture(scope="module")
-def captured(home, models):
-    home.create_deployment("captured", models.once)
-    return "captured"
-
-
 def logged_times():
-    select = "strftime(_event_time, '%Y-%m-%dT%H:%M') AS at"
-    result = onnxserve("log query captured --order-by a -o jsonl --select", select)
-    if result.exit_code == 0:
-        return [json.loads(line)["at"] for line in result.stdout.splitlines()]
-    return []
+    """The event times of July 2026 by the value of `a`."""
+    select = "a, strftime(_event_time, '%Y-%m-%dT%H:%M') AS at"
+    result = onnxserve("log query shared --window 2026-07-01/2d -o jsonl --select", select)
+    rows = map(json.loads, result.stdout.splitlines())
+    return {row["a"]: row["at"] for row in rows}
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_event_times_reach_the_log(captured, tmp_path, kind):
-    """Rows without an offset are in UTC; the third row is at 08:00 in UTC."""
-    before = len(logged_times())
-    times = ["2026-07-01T10:00:00", "2026-07-01T10:00:00", "2026-07-02T10:00:00+02:00"]
-    frame = pd.DataFrame({"b": [0.0] * 3, "a": [before, before + 1, before + 2], "at": times})
-    rows = tmp_path / f"rows.{kind}"
-    if kind == "parquet":
-        frame["at"] = [datetime.fromisoformat(time).replace(tzinfo=UTC) for time in times[:2]] + [
-            datetime(2026, 7, 2, 8, tzinfo=UTC)
-        ]
-        frame.to_parquet(rows)
-    elif kind == "csv":
-        frame.to_csv(rows, index=False)
-    else:
-        frame.to_json(rows, orient="records", lines=True)
+def test_event_times_reach_the_log(by, tmp_path):
+    """Rows without an offset are in UTC; the second row is at 08:00 in UTC."""
+    texts = pd.DataFrame({"b": 0.0, "at": ["2026-07-01T10:00:00", "2026-07-02T10:00:00+02:00"]})
+    times = [datetime(2026, 7, 1, 10, tzinfo=UTC), datetime(2026, 7, 2, 8, tzinfo=UTC)]
+    texts.assign(a=[0, 1]).to_csv(tmp_path / "rows.csv", index=False)
+    texts.assign(a=[2, 3]).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    texts.assign(a=[4, 5], at=times).to_parquet(tmp_path / "rows.parquet")
 
-    result = onnxserve(f"predict -n captured -i {rows} -O jsonl --event-time at")
+    shown = [
+        done(f"predict -n once -i {tmp_path}/rows.{kind} -O jsonl --event-time at")
+        for kind in ("csv", "jsonl", "parquet")
+    ]
 
-    assert result.stdout == "".join(f'{{"y":{value}.0}}\n' for value in frame["a"])
-    wait_until(lambda: len(logged_times()) == before + 3, 60, "the rows are logged")
-    assert logged_times()[before:] == ["2026-07-01T10:00", "2026-07-01T10:00", "2026-07-02T08:00"]
+    assert "".join(shown) == "".join(f'{{"y":{value}.0}}\n' for value in range(6))
+    wait_until(lambda: len(logged_times()) == 6, 60, "the rows are logged")
+    assert logged_times() == dict(enumerate(["2026-07-01T10:00", "2026-07-02T08:00"] * 3))
 
 
 @pytest.mark.parametrize(
@@ -193,40 +184,26 @@ def test_event_times_reach_the_log(captured, tmp_path, kind):
         ("b,a,at\n1,2,soon\n", ["line 2", "at is 'soon'", "2013-07-01T12:30:00Z"]),
     ],
 )
-def test_row_without_event_time_is_named(captured, text, names):
-    result = onnxserve("predict -n captured -t csv --event-time at", given=text)
+def test_row_without_event_time_is_named(by, text, names):
+    result = onnxserve("predict -n once -t csv --event-time at", given=text)
     assert mentions(said(result), *names)
 
 
-@pytest.mark.parametrize(
-    ("rows", "name"), [("1,x\n", "one"), ("1,2\n" * 9 + "1,x\n" + "1,2\n" * 9, "many")]
-)
-def test_bad_row_is_one_failed_request(home, models, rows, name):
-    home.create_deployment(name, models.once)
+def test_bad_row_is_one_failed_request(by):
+    where = "_message LIKE '%bad%'"
 
     def failed():
-        result = onnxserve(f"log errors {name} -o json")
-        if result.exit_code == 0:
-            return json.loads(result.stdout)["failed"]
-        return 0
+        return onnxserve("log query shared --failed -o jsonl --where", where).stdout.count("\n")
 
-    message = said(onnxserve(f"predict -n {name} -t csv", given=f"b,a\n{rows}"))
-    assert mentions(message, "column 'a'", "'x'")
-    assert mentions(said(onnxserve(f"predict -n {name} -t csv", given="b\n1\n")), "'a'")
+    for rows in ("1,bad\n", "1,2\n" * 9 + "1,bad\n" + "1,2\n" * 9):
+        message = said(onnxserve("predict -n once -t csv", given=f"b,a\n{rows}"))
+        assert mentions(message, "column 'a'", "'bad'")
     wait_until(lambda: failed() >= 2, 60, "both failures are logged")
     assert failed() == 2
 
 
-def test_large_batches_are_split_for_endpoints(home, models, folder, tmp_path):
-    home.create_deployment(
-        "champion", models.twice, config={"server.max_body_bytes": 4096}, endpoint="shared"
-    )
-    out = tmp_path / "out.csv"
-
-    assert onnxserve(f"predict -n shared -i {folder}/rows.csv -o {out}").exit_code == 0
-
-    assert answers(out) == [{"y": 2 * row["y"]} for row in SUMS]
-    assert onnxserve("predict -n champion -O jsonl", given="[[1, 2]]").stdout == '{"y":6.0}\n'
+def test_endpoint_of_one_deployment_predicts(by):
+    assert onnxserve("predict -n shared -O jsonl", given="[[1, 2]]").stdout == '{"y":3.0}\n'
 
 
 def typed(*arguments, given=b"", after=""):

@@ -76,15 +76,3 @@ def test_server_keeps_serving_and_follows_an_alias(home, register, proxy, monkey
     model.client.set_registered_model_alias(model.name, "champion", "2")
     wait_until(lambda: home.get_deployment("kept")["version"] == "2", 60, "the alias is followed")
     home.delete_deployment("kept")
-
-
-def test_promotion_to_a_removed_stage_is_refused(home, register, proxy, monkeypatch):
-    model = register("+1")
-    model.client.set_registered_model_tag(model.name, "onnxserve.gate.policy", "gated_stages: []")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
-    remove_stages(proxy)
-
-    result = onnxserve(f"promote models:/{model.name}/1 --to Production")
-
-    assert result.exit_code == 1
-    assert mentions(result.stderr.splitlines()[-1], model.name, "Production", "no stages", "alias")

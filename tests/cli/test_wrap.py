@@ -5,7 +5,7 @@ the conversion.
 import mlflow
 import pandas as pd
 import pytest
-from sklearn.linear_model import LinearRegression
+from mlflow import MlflowClient
 
 from tests.support.commands import done, onnxserve, told
 from tests.support.pmml import needs_java, write_pmml
@@ -15,23 +15,33 @@ from tests.support.tracking import tracking_at
 
 @pytest.fixture(scope="module", autouse=True)
 def registry(tmp_path_factory, new_database):
-    """A registry with models:/old/1, and a folder with rows.csv and model.pkl."""
+    """A registry with models:/lost/1, and a folder with rows.csv and model.pkl."""
     folder = tmp_path_factory.mktemp("wrap")
     table = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [0.5, 0.1, 0.9]})
     table.to_csv(folder / "rows.csv", index=False)
     (folder / "model.pkl").write_bytes(b"hello")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
         patch.chdir(folder)
-        model = LinearRegression().fit(table, [1.0, 2.0, 3.0])
-        experiment = mlflow.create_experiment("old", str(folder / "artifacts"))
-        mlflow.set_experiment(experiment_id=experiment)
-        options = {"input_example": table, "pip_requirements": ["scikit-learn"]}
-        mlflow.sklearn.log_model(model, name="model", registered_model_name="old", **options)
-        yield
+        client = MlflowClient()
+        client.create_registered_model("lost")
+        client.create_model_version("lost", "s3://nowhere/model")
+        yield table
+
+
+@pytest.fixture(scope="module")
+def old(registry):
+    """The linear model models:/old/1."""
+    from sklearn.linear_model import LinearRegression
+
+    model = LinearRegression().fit(registry, [1.0, 2.0, 3.0])
+    experiment = mlflow.create_experiment("old", "artifacts")
+    mlflow.set_experiment(experiment_id=experiment)
+    options = {"input_example": registry, "pip_requirements": ["scikit-learn"]}
+    mlflow.sklearn.log_model(model, name="model", registered_model_name="old", **options)
 
 
 @pytest.mark.long
-def test_new_version_has_a_parity_proof():
+def test_new_version_has_a_parity_proof(old):
     done = onnxserve("wrap models:/old/1 --data rows.csv")
     assert done.exit_code == 0, done.output
     first, *lines = done.stdout.splitlines()
@@ -46,7 +56,7 @@ def test_new_version_has_a_parity_proof():
 
 
 @pytest.mark.long
-def test_dry_run_creates_no_version():
+def test_dry_run_creates_no_version(old):
     document = told("wrap models:/old/1 --dry-run")
     assert document["source"] == "models:/old/1"
     assert document["name"] == "old"
@@ -75,14 +85,14 @@ def test_pmml_file_has_its_fields(tmp_path):
         ("model.pkl --register x", ["model.pkl", "--allow-pickle"]),
         ("model.pkl --allow-pickle", ["model.pkl", "--register NAME"]),
         ("rows.csv --register x", ["rows.csv", ".joblib, .pkl, .pickle, .keras"]),
-        ("models:/old/9", ["model old", "version 9", "versions: 1"]),
-        ("models:/old/1 --data no.csv", ["file no.csv", "No such file"]),
+        ("models:/lost/9", ["model lost", "version 9", "versions: 1"]),
+        ("models:/lost/1 --data no.csv", ["file no.csv", "No such file"]),
         (
-            "models:/old/1 --data model.pkl",
+            "models:/lost/1 --data model.pkl",
             ["model.pkl", ".csv, .json, .jsonl or .parquet"],
         ),
         ("nowhere --register x", ["the folder", "nowhere"]),
-        ("old", ["the folder", "old"]),
+        ("lost", ["the folder", "lost"]),
     ],
 )
 def test_impossible_wrap_is_refused(arguments, names):

@@ -1,5 +1,5 @@
-"""Tests of canary and shadow variants on a server whose spec is changed while it
-answers.
+"""Tests of canary and shadow variants, in this process and on a server whose spec is
+changed while it answers.
 """
 
 from collections import Counter
@@ -17,9 +17,12 @@ from mlflow_deploy_plugin.core.statedir.files import (
     read_state,
     read_workers,
     write_atomically,
+    write_state,
 )
 from mlflow_deploy_plugin.core.statedir.models import Wanted
+from tests.support.handling import ask
 from tests.support.models import write_model
+from tests.support.servers import opened, variant
 from tests.support.serving import servers_below
 from tests.support.waiting import free_port, wait_until
 
@@ -72,10 +75,9 @@ class Canary:
         assert response.status_code == 200, response.text
         return response
 
-    def variant(self, endpoint, user=0, **headers):
-        return self.ask(endpoint, [{"user": user, "amount": 1.0}], **headers).headers[
-            "X-Model-Variant"
-        ]
+    def variant(self, user):
+        answer = self.ask("by-header", [{"user": 0, "amount": 1.0}], X_User_Id=user)
+        return answer.headers["X-Model-Variant"]
 
     def metric(self, name, **labels):
         """Return the sum of a metric's values that have these labels."""
@@ -96,7 +98,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def canary(home):
-    """Start two workers with four endpoints, whose models add 0 or 1000 to the sum of a
+    """Start two workers with two endpoints, whose models add 0 or 1000 to the sum of a
     row.
     """
     first = str(sums(home / "first", 0.0))
@@ -109,7 +111,6 @@ def canary(home):
             "sticky": {"header": "X-User-Id"},
             "server": {"workers": WORKERS, "grpc_port": free_port()},
         },
-        {"name": "by-column", "variants": halves, "sticky": {"key": "user"}},
         {
             "name": "watched",
             "variants": {
@@ -127,25 +128,39 @@ def canary(home):
         yield Canary(served, documents)
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "ask"),
-    [
-        ("by-header", lambda canary, user: canary.variant("by-header", X_User_Id=f"user-{user}")),
-        ("by-column", lambda canary, user: canary.variant("by-column", user)),
-    ],
-)
-def test_callers_keep_their_variant(canary, endpoint, ask):
+@pytest.mark.parametrize("sticky", [{"header": "X-User-Id"}, {"key": "user"}])
+def test_callers_keep_their_variant(tmp_path, sticky):
+    variants = {
+        "first": variant(sums(tmp_path / "first", 0.0), "1"),
+        "second": variant(sums(tmp_path / "second", 1000.0), "2"),
+    }
+    state_dir = tmp_path / "state"
     users = range(1, 41)
-    before = {user: ask(canary, user) for user in users}
-    assert 8 <= Counter(before.values())["second"] <= 32
-    assert {user: ask(canary, user) for user in users} == before
 
-    canary.weigh(endpoint, first=1, second=9)
-    after = {user: ask(canary, user) for user in users}
+    def weigh(generation, **weights):
+        weighted = {name: variants[name] | {"weight": weight} for name, weight in weights.items()}
+        endpoints = {"e": {"variants": weighted, "sticky": sticky}}
+        wanted = {"generation": generation, "endpoints": endpoints}
+        write_state(state_dir / WANTED, Wanted.model_validate(wanted))
+        server.repository.poll()
+
+    def chosen(user):
+        body = {"dataframe_records": [{"user": user, "amount": 1.0}]}
+        return ask(server, body=body, x_user_id=f"user-{user}").headers["X-Model-Variant"]
+
+    with opened(state_dir, {"e": variants}) as server:
+        weigh(2, first=50, second=50)
+        before = {user: chosen(user) for user in users}
+        again = {user: chosen(user) for user in users}
+        weigh(3, first=1, second=9)
+        after = {user: chosen(user) for user in users}
+    assert 8 <= Counter(before.values())["second"] <= 32
+    assert again == before
     assert Counter(after.values())["second"] > Counter(before.values())["second"]
     assert all(after[user] == "second" for user in users if before[user] == "second")
 
 
+@pytest.mark.long
 def test_grpc_callers_have_their_http_variant(canary):
     def over_grpc(user):
         rows = InferInput("X", [1, 2], "FP32")
@@ -158,7 +173,9 @@ def test_grpc_callers_have_their_http_variant(canary):
     users = [f"user-{number}" for number in range(40)]
     with InferenceServerClient(f"127.0.0.1:{canary.grpc_port}") as client:
         called = {user: over_grpc(user) for user in users}
-    assert called == {user: canary.variant("by-header", X_User_Id=user) for user in users}
+        assert called == {user: canary.variant(user) for user in users}
+        canary.weigh("by-header", first=0, second=100)
+        assert {over_grpc(user) for user in users} == {"second"}
 
 
 @pytest.mark.long

@@ -7,22 +7,23 @@ them as pyfunc fails, also with a version of MLflow that does not read the varia
 
 import logging
 
-import joblib
 import mlflow
-import mlflow.sklearn
 import numpy as np
 import pandas as pd
 import pytest
 import requests
 from click.testing import CliRunner
 from mlflow import MlflowClient
-from sklearn.linear_model import LogisticRegression
 
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import AGENT
+from mlflow_deploy_plugin.serve.agent.resolver import PyfuncPolicy
 from tests.support.pyfuncs import save_pyfuncs
+from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
 
@@ -36,6 +37,9 @@ def registry(tmp_path_factory, new_database):
     """A registered model `toy` with two ONNX versions, and a pyfunc as version 3. Model
     code is switched off.
     """
+    import joblib
+    from sklearn.linear_model import LogisticRegression
+
     folder = tmp_path_factory.mktemp("registry")
     (folder / "rows.csv").write_text(ROWS)
     (pyfunc,) = save_pyfuncs(folder, only=["days"]).values()
@@ -64,6 +68,8 @@ def registry(tmp_path_factory, new_database):
 
 
 def log_version(seed):
+    from sklearn.linear_model import LogisticRegression
+
     random = np.random.default_rng(seed)
     rows = pd.DataFrame(random.normal(size=(120, 2)), columns=["a", "b"])
     model = LogisticRegression().fit(rows, rows.a > rows.b)
@@ -113,7 +119,12 @@ def test_command_needs_no_code_execution(registry, arguments):
     ("refusal", "arguments"),
     [
         (REFUSAL, ("gate", "models:/toy/3")),
-        (REFUSAL, ("batch", "models:/toy/3", "-i", "rows.csv", "--folder", "none")),
+        (REFUSAL, ("predict", "models:/toy/3", "-i", "rows.csv")),
+        pytest.param(
+            REFUSAL,
+            ("batch", "models:/toy/3", "-i", "rows.csv", "--folder", "none"),
+            marks=pytest.mark.long,
+        ),
         ("model.joblib runs its own", ("wrap", "model.joblib", "--allow-pickle", "--dry-run")),
         ("sklearn", ("wrap", "sklearn", "--dry-run")),
     ],
@@ -127,6 +138,13 @@ def test_command_refuses_code_execution(registry, refusal, arguments):
     assert MODEL_CODE in error
 
 
+def test_server_refuses_an_allowed_pyfunc(registry):
+    spec = new_endpoint("toy", "models:/toy/3")
+    with refused(InvalidArtifact, MODEL_CODE):
+        PyfuncPolicy([spec]).check("models:/toy/3", is_followed=False)
+
+
+@pytest.mark.long
 def test_alias_move_to_pyfunc_is_refused(registry, serve):
     registry.set_registered_model_alias("toy", "live", "1")
     allowed = "variants.toy.allow_pyfunc=true"
@@ -153,9 +171,10 @@ def test_only_pyfunc_process_executes_code(registry, serve, monkeypatch):
     }
     assert inherited == "false"
     post(served, "invocations", {"when": "2013-07-01T12:00:00", "name": "x"})
-    served.end()
 
-    monkeypatch.setenv(MODEL_CODE, "false")
-    again = serve("models:/toy/3")
-    assert again.process.wait(120) == 1
-    assert REFUSAL in again.log.read_text()
+
+@pytest.mark.long
+def test_server_of_a_pyfunc_does_not_start(registry, serve):
+    served = serve("models:/toy/3")
+    assert served.process.wait(120) == 1
+    assert REFUSAL in served.log.read_text()

@@ -38,6 +38,7 @@ def status(url, key=""):
     return requests.post(f"{url}/invocations", json=ROW, headers=headers, timeout=60).status_code
 
 
+@pytest.mark.long
 def test_key_is_valid_until_revoked(deployed, home):
     url = deployed.get_deployment("sum")["url"]
     assert status(url) == 401

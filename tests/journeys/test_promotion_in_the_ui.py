@@ -59,7 +59,7 @@ def platform(tmp_path_factory, new_database):
             deployed = client.create_deployment(
                 ENDPOINT, f"models:/{MODEL}/Production", config={"server.workers": 2}
             )
-            traffic = Traffic(deployed["url"])
+            traffic = Traffic(deployed["url"], seconds=0.1)
             traffic.start()
             with chromium() as browser:
                 page = browser.new_page()

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.refusals import mentions
-from tests.support.tracking import DEFAULT_EXPERIMENT, pass_gate, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
@@ -147,27 +147,6 @@ def test_good_version_is_promoted_and_rolled_back(fresh):
     assert event.before == "version 2"
     assert event.after == "version 1"
     assert event.why == "complaints"
-
-
-def test_ungated_version_is_not_rolled_out(fresh):
-    client = get_deploy_client("onnxserve")
-    pass_gate(fresh.model, "1")
-    client.update_deployment("arena", config={"require": "gate=passed"})
-    try:
-        status, output = fresh.run("rollout start arena --to 2")
-        back_status, back_output = fresh.run("rollback arena --to 2")
-        stages = fresh.stages()
-    finally:
-        client.update_deployment("arena", config={"require": ""})
-
-    assert status == 1
-    assert mentions(output, "gate=passed", fresh.model, "version 2")
-    assert fresh.variants() == {"arena": 100}
-    assert back_status == 1
-    assert mentions(back_output, "arena", "version 2", "could not be restored", "the gate")
-    assert mentions(back_output, "version 1 was restored")
-    assert stages["1"] == "Production"
-    assert stages["2"] == "Archived"
 
 
 @pytest.mark.long

@@ -8,13 +8,14 @@ import requests
 
 class Traffic(threading.Thread):
     """A thread that sends requests with x = 0 … 4 in turn, in `width` columns, until it
-    is stopped.
+    is stopped. It pauses for `seconds` between two requests.
     """
 
-    def __init__(self, url, width=1):
+    def __init__(self, url, width=1, seconds=0.01):
         super().__init__(daemon=True)
         self._url = f"{url}/invocations"
         self._width = width
+        self._seconds = seconds
         self._ended = threading.Event()
         self.answers: Counter[tuple[str, int]] = Counter()
         self.last_version = ""
@@ -22,7 +23,7 @@ class Traffic(threading.Thread):
     def run(self):
         session = requests.Session()
         count = 0
-        while not self._ended.wait(0.01):
+        while not self._ended.wait(self._seconds):
             try:
                 response = session.post(
                     self._url, json={"inputs": [[float(count % 5)] * self._width]}, timeout=30

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import mlflow
 import orjson
 import pytest
-from matplotlib.image import imread
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -29,6 +28,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import parse_server_metrics
+from mlflow_deploy_plugin.ui import pictures
 from mlflow_deploy_plugin.watch.reports.log import build_report
 from tests.support.approvals import record_gate
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
@@ -67,6 +67,7 @@ def url(mlflow_app, console):
             lambda _, on: [observed[name] for name in on if name in observed],
         )
         patch.setattr(Deployments, "get_endpoint", lambda _, name: observed[name])
+        patch.setitem(pictures._LATE_SECONDS, "hour", 3600.0)  # The figures may become old.
         patch.setattr(Deployments, "server_metrics", lambda *asked, **more: metrics)
         yield console
 
@@ -155,11 +156,11 @@ def page(url):
     [
         "",
         f"?endpoint={ENDPOINT}",
-        "?endpoint=failed",
-        "?endpoint=unreadable",
-        "?endpoint=nobody",
+        pytest.param("?endpoint=failed", marks=pytest.mark.long),
+        pytest.param("?endpoint=unreadable", marks=pytest.mark.long),
+        pytest.param("?endpoint=nobody", marks=pytest.mark.long),
         f"{PAGE}/history",
-        f"{PAGE}/history?actor=nobody&page=3",
+        pytest.param(f"{PAGE}/history?actor=nobody&page=3", marks=pytest.mark.long),
     ],
     ids=["overview", "endpoint", "failed", "unreadable", "nobody", "history", "no-events"],
 )
@@ -220,6 +221,8 @@ def test_report_is_accessible(page, report):
 @pytest.mark.long
 @pytest.mark.parametrize(("scheme", "ground"), [("light", 255), ("dark", 18)])
 def test_report_picture_matches_the_page(page, scheme, ground):
+    from matplotlib.image import imread
+
     page.emulate_media(color_scheme=scheme)
     page.goto("about:blank")
     page.set_content(monitor_report())

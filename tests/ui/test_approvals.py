@@ -28,23 +28,30 @@ APPROVED = [("alice", "request"), ("carol", "approve")]
 DECLINED = [("alice", "request"), ("carol", "decline")]
 
 
-@pytest.fixture(autouse=True)
-def reports(monkeypatch):
-    """The digest of the report that MLflow shows, as the only entry."""
-    shown = [REPORT]
-    monkeypatch.setattr(mlflow_stores, "report_digest", lambda run_id: shown[0])
-    return shown
-
-
-@pytest.fixture(autouse=True)
-def people(mlflow_app, monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def shown(mlflow_app):
+    """The digest of the report that MLflow shows to some people, as the only entry."""
+    digests = [REPORT]
     login = HeaderLogin("alice bob carol dora", "alice bob", risk="carol dora alice")
-    monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", login)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_stores, "report_digest", lambda run_id: digests[0])
+        patch.setitem(mlflow_app.app.extensions, "onnxserve.login", login)
+        yield digests
+
+
+@pytest.fixture
+def reports(shown):
+    yield shown
+    shown[0] = REPORT
 
 
 @pytest.fixture
 def model(mlflow_app):
-    """A model whose versions have passed the gate, and need approvals."""
+    return gated_model(mlflow_app)
+
+
+def gated_model(mlflow_app):
+    """Return a model whose versions have passed the gate, and need approvals."""
     policy = "gated_aliases: [champion]\napprovals: {groups: [risk]}"
     name = mlflow_app.model(policy=policy)
     name.passed("1", "2")
@@ -61,6 +68,14 @@ def judge(model, version="2", report=REPORT):
 @pytest.fixture
 def requested(model):
     """A model with a request of alice."""
+    assert send(model, "alice", "request").status_code == 200
+    return model
+
+
+@pytest.fixture(scope="module")
+def unchanged(mlflow_app, shown):
+    """A model with a request of alice, which no test changes."""
+    model = gated_model(mlflow_app)
     assert send(model, "alice", "request").status_code == 200
     return model
 
@@ -123,24 +138,24 @@ MISSING = "RESOURCE_DOES_NOT_EXIST"
         ("", "approve", {}, 401, "UNAUTHENTICATED", ["login"]),
     ],
 )
-def test_invalid_decision_is_refused(requested, user, action, more, status, code, names):
-    answer = send(requested, user, action, **more)
+def test_invalid_decision_is_refused(unchanged, user, action, more, status, code, names):
+    answer = send(unchanged, user, action, **more)
 
     assert answer.status_code == status
     assert answer.json["error_code"] == code
     assert mentions(answer.json["message"], *names)
     assert "\n" not in answer.json["message"]
-    assert decisions(requested) == REQUESTED
+    assert decisions(unchanged) == REQUESTED
 
 
-def test_unreadable_model_does_not_exist(requested):
-    assert listed(requested, "mallory") == []
-    overview = requested.mlflow.client.get(PAGE, headers={"X-User": "mallory"})
-    assert requested not in overview.text
-    refused = send(requested, "mallory", "approve")
-    unknown = send(requested, "mallory", "approve", model="nothing")
+def test_unreadable_model_does_not_exist(unchanged):
+    assert listed(unchanged, "mallory") == []
+    overview = unchanged.mlflow.client.get(PAGE, headers={"X-User": "mallory"})
+    assert unchanged not in overview.text
+    refused = send(unchanged, "mallory", "approve")
+    unknown = send(unchanged, "mallory", "approve", model="nothing")
     assert refused.status_code == unknown.status_code == 404
-    assert refused.json["message"].replace(requested, "nothing") == unknown.json["message"]
+    assert refused.json["message"].replace(unchanged, "nothing") == unknown.json["message"]
 
 
 @pytest.mark.parametrize(
@@ -152,9 +167,9 @@ def test_unreadable_model_does_not_exist(requested):
         ({"Content-Type": "application/x-www-form-urlencoded"}, 400),
     ],
 )
-def test_decision_of_another_site_is_refused(requested, headers, status):
-    assert send(requested, "carol", "approve", headers).status_code == status
-    assert decisions(requested) == REQUESTED
+def test_decision_of_another_site_is_refused(unchanged, headers, status):
+    assert send(unchanged, "carol", "approve", headers).status_code == status
+    assert decisions(unchanged) == REQUESTED
 
 
 @pytest.mark.parametrize(
@@ -285,17 +300,17 @@ def test_button_decides(requested):
         ("carol", "decline", {}, 400),
     ],
 )
-def test_invalid_form_is_refused(requested, user, action, more, status):
-    _, answer = press(requested, user, action, **more)
+def test_invalid_form_is_refused(unchanged, user, action, more, status):
+    _, answer = press(unchanged, user, action, **more)
     assert answer.status_code == status
     assert 'role="alert"' in answer.text
-    assert decisions(requested) == REQUESTED
+    assert decisions(unchanged) == REQUESTED
 
 
-def test_decision_is_offered_to_approvers(requested):
-    subject = f"the promotion of {requested} version 2 to {TO}"
+def test_decision_is_offered_to_approvers(unchanged):
+    subject = f"the promotion of {unchanged} version 2 to {TO}"
     disabled = 'value="approve" formnovalidate disabled'
-    shown = {user: page(requested, user) for user in ("carol", "alice", "bob", "")}
+    shown = {user: page(unchanged, user) for user in ("carol", "alice", "bob", "")}
     assert f'aria-label="Approve {subject}"' in shown["carol"]
     assert disabled not in shown["carol"]
     assert disabled in shown["alice"]  # The requester may only withdraw the request.
@@ -303,7 +318,7 @@ def test_decision_is_offered_to_approvers(requested):
     assert mentions(shown["bob"], "Not available", "risk")
     assert mentions(shown[""], "Not available", "login")
     assert f'name="report" value="{REPORT}"' in shown["carol"]
-    assert f"{PAGE}/report?model={requested}&amp;run={RUN}" in shown["carol"]
+    assert f"{PAGE}/report?model={unchanged}&amp;run={RUN}" in shown["carol"]
 
 
 def test_request_button_needs_an_approval_target(mlflow_app, model, started):

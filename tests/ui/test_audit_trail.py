@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import create_engine, func, select
 
 from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
+from mlflow_deploy_plugin.ui import audit_trail
 from tests.support.console import POLICY
 from tests.support.refusals import mentions
 from tests.support.services.postgresql import postgresql_server
@@ -68,7 +69,15 @@ def test_intention_precedes_a_gated_move(model, store):
     assert intention.detail["moved"] == moved.detail["moved"]
 
 
-def test_move_is_refused_without_its_intention(model, store, file):
+@pytest.fixture
+def impatient(monkeypatch):
+    """The server waits for a locked store only shortly."""
+    monkeypatch.setattr(audit_trail, "_NOW_SECONDS", 1.0)
+    monkeypatch.setattr(audit_trail, "_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(audit_trail, "_RETRY_SECONDS", 0.2)
+
+
+def test_move_is_refused_without_its_intention(model, store, file, impatient):
     with locked_file(file):
         answer = model.ask("1")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
@@ -78,10 +87,10 @@ def test_move_is_refused_without_its_intention(model, store, file):
     assert actions(store, model) in ([], ["intend"], ["intend", "failed"])
 
 
-def test_gate_refusal_must_be_stored(model, store, file):
+def test_gate_refusal_must_be_stored(model, store, file, impatient):
     with locked_file(file):
         assert model.enter("2") == 503
-    assert model.enter("2") == 403
+    wait_until(lambda: model.enter("2") == 403, what="the refusal is stored")
     assert actions(store, model)[-1] == "refused"
 
 
@@ -95,7 +104,7 @@ def test_refused_intention_is_recorded_as_failed(mlflow_app, store):
     assert store.counted_events(model, ("alias",)) == []
 
 
-def test_ungated_moves_survive_an_outage(mlflow_app, store, file):
+def test_ungated_moves_survive_an_outage(mlflow_app, store, file, impatient):
     model = mlflow_app.model(policy=None)
     with locked_file(file):
         assert model.enter("1", "Staging") == 200

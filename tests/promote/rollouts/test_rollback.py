@@ -10,15 +10,22 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, RefusedVersion, WorkerState
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
+from mlflow_deploy_plugin.promote.rollouts.commands import (
+    RolloutRequest,
+    command_rollout,
+    start_rollout,
+)
 from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions
 from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
 from mlflow_deploy_plugin.promote.rollouts.state_machine import Progress
+from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
+from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import (
     ServerMetrics,
@@ -327,6 +334,31 @@ def test_target_is_a_number_or_uri(store, to):
     with refused(InvalidConfig, "delay", "versions", "6"):
         roll_back("flights", to="models:/other/2")
     assert roll_back("flights", to=to)["to"] == "2"
+
+
+def test_ungated_version_is_not_served_instead(store, monkeypatch):
+    """The agent of the running server has refused the version, which needs the gate."""
+    uri = "models:/delay/Production"
+    store.add_endpoint("onnxserve", new_endpoint("flights", uri, {"require": "gate=passed"}))
+    loaded = {"flights": {"flights": LoadedVariant(version="3")}}
+    refusal = RefusedVersion(
+        endpoint="flights",
+        variant="flights",
+        model="delay",
+        version="2",
+        cause="gate",
+        reason="not judged",
+    )
+    worker = WorkerState(pid=1, generation=1, endpoints=loaded)
+    observation = Observation("running", workers=(worker,), refused=(refusal,))
+    observed = ObservedEndpoint(store.endpoint("flights"), observation)
+    monkeypatch.setattr(Deployments, "get_endpoint", lambda *_: observed)
+
+    with refused(DeploymentFailed, "version 2", "not judged", "version 3 was restored"):
+        roll_back("flights", to="2")
+    assert stage("3") == "Production"
+    with refused(InvalidConfig, "gate=passed", "delay", "version 2"):
+        start_rollout(Deployments(store, load_settings(), print), "flights", RolloutRequest("2"))
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def add_up_to_probabilities(contributions, original, rows):
         pytest.param(
             RandomForestRegressor(10, max_depth=5), "identity", np.copy, marks=pytest.mark.long
         ),
-        pytest.param(CatBoost("CatBoostClassifier"), "logit", np.copy, marks=pytest.mark.long),
+        (CatBoost("CatBoostClassifier"), "logit", np.copy),
         pytest.param(
             LGBMClassifier(n_estimators=10, verbose=-1), "logit", with_gaps, marks=pytest.mark.long
         ),
