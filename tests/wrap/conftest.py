@@ -1,4 +1,5 @@
 import re
+from functools import cache
 from pathlib import Path
 
 import mlflow
@@ -10,6 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.wrap.convert import converters
+from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.tracking import tracking_at
 
@@ -58,6 +61,26 @@ def cases(rows, is_long=False):
     ]
 
 
+_READ_ONCE = [
+    (converters, "entry_points", cache(converters.entry_points)),
+    (saved_model, "environment_lock", cache(saved_model.environment_lock)),
+    (saved_model, "_git", cache(saved_model._git)),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installation_is_read_once():
+    """Installed packages and the commit are read once, and skl2onnx does not inspect
+    our 200 converters. Each would take as long as the conversion of a small model.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, read in _READ_ONCE:
+            patch.setattr(module, name, read)
+        for module in ("skl2onnx._parse", "skl2onnx.common._registration"):
+            patch.setattr(f"{module}.check_signature", lambda *signature, **options: None)
+        yield
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A function that saves the ONNX form of a model, and loads it."""
@@ -86,7 +109,7 @@ def weather():
     that depends on all columns.
     """
     random = np.random.default_rng(0)
-    count = 800
+    count = 400
     table = pd.DataFrame(
         {
             "city": random.choice(["rome", "oslo", "lima"], count),
@@ -110,7 +133,7 @@ def matrix():
     trees.
     """
     random = np.random.default_rng(1)
-    rows = np.round(random.normal(size=(1500, 5)) * 10, 1)
+    rows = np.round(random.normal(size=(300, 5)) * 10, 1)
     return rows, rows[:, 0] * 2 + rows[:, 1]
 
 
