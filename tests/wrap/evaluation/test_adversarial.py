@@ -44,8 +44,10 @@ def folders(tmp_path_factory):
     )
     onnxserve.save_model(net, paths["onnx"], input_example=PICTURES[:20])
     for name, original in (("naming", "original"), ("of_other", "naming")):
-        metadata = {"onnxserve.wrapped_from": str(paths[original])}
-        onnxserve.save_model(net, paths[name], input_example=PICTURES[:20], metadata=metadata)
+        shutil.copytree(paths["onnx"], paths[name])
+        model = mlflow.models.Model.load(paths[name])
+        model.metadata = {"onnxserve.wrapped_from": str(paths[original])}
+        model.save(str(paths[name] / "MLmodel"))
     return paths
 
 

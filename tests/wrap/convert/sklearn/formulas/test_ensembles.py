@@ -2,8 +2,6 @@
 unsupported inner estimator.
 """
 
-from itertools import product
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -110,28 +108,15 @@ CLASSIFIERS = [
     (OutputCodeClassifier(LINE, random_state=0), THREE),
     (ClassifierChain(LINE, order=[1, 0]), LABELS),
     (
-        StackingClassifier(
-            [("a", LinearSVC()), ("b", make_pipeline(MinMaxScaler(), LinearSVC()))], cv=2
-        ),
-        TWO,
-    ),
-    (
         StackingClassifier([("a", TREE), ("b", SVC())], LinearSVC(), cv=2),
         THREE,
     ),
-    (BaggingClassifier(SVC(), 4, random_state=0), TWO),
     (
         BaggingClassifier(make_pipeline(RFE(LinearSVC()), SVC()), 3, random_state=0),
         THREE,
     ),
     (
         BaggingClassifier(LINE, 8, max_samples=12, max_features=2, random_state=0),
-        RARE,
-    ),
-    (
-        BaggingClassifier(
-            make_pipeline(MinMaxScaler(), LinearSVC()), 8, max_samples=12, random_state=0
-        ),
         RARE,
     ),
     (
@@ -173,10 +158,23 @@ CLASSIFIERS = [
             ),
             LABELS.astype(kind),
         )
-        for last, kind in product([LINE, TREE, LinearSVC()], [int, str])
+        for last, kind in [(LINE, str), (TREE, int), (LinearSVC(), str)]
     ),
 ]
 SELDOM = [
+    (BaggingClassifier(SVC(), 4, random_state=0), TWO),
+    (
+        StackingClassifier(
+            [("a", LinearSVC()), ("b", make_pipeline(MinMaxScaler(), LinearSVC()))], cv=2
+        ),
+        TWO,
+    ),
+    (
+        BaggingClassifier(
+            make_pipeline(MinMaxScaler(), LinearSVC()), 8, max_samples=12, random_state=0
+        ),
+        RARE,
+    ),
     (CalibratedClassifierCV(LinearSVC(), method="temperature", cv=2), TWO),
     (
         CalibratedClassifierCV(FrozenEstimator(LogisticRegression().fit(ROWS, TWO))),

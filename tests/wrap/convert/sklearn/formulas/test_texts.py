@@ -150,7 +150,7 @@ def test_texts_are_answered_in_their_order(saved):
     model = _of_long_texts(TfidfVectorizer())
     loaded = saved(model, LONGER)
 
-    for rows in (1, 2, 64, 65, 127, 129, 200):
+    for rows in (1, 2, 64, 65, 129):
         for last in ("wärm", "wärm " * 300):
             inputs = [WORDS[row % 7] + " good" * (row % 3) for row in range(rows - 1)] + [last]
 
