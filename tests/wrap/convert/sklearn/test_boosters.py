@@ -31,7 +31,7 @@ from tests.wrap.conftest import cases, is_proven, proven
 ROWS = 400
 HALF = 300
 DRAW = np.random.default_rng(0)
-FULL = pd.DataFrame({name: DRAW.normal(size=ROWS) * 10**place for place, name in enumerate("abcd")})
+FULL = pd.DataFrame({name: DRAW.normal(size=ROWS) * 10**place for place, name in enumerate("abc")})
 GAPS = FULL.mask(DRAW.random(FULL.shape) < 0.1)
 SCORE = (FULL["a"] + FULL["b"] / 10 + DRAW.normal(size=ROWS) * 0.3).to_numpy()
 TWO = (SCORE > 0).astype(int)
@@ -40,7 +40,7 @@ TEXT = np.array(["low", "middle", "high"])[THREE]
 COUNTS = DRAW.poisson(np.exp(np.clip(SCORE, -2, 2)))
 TARGETS = np.c_[SCORE, 2 * SCORE, -SCORE]
 MANY = pd.Categorical(DRAW.choice([f"gate {number}" for number in range(40)], ROWS))
-KINDS = FULL.assign(kind=pd.Categorical(TEXT), many=MANY).mask(DRAW.random((ROWS, 6)) < 0.05)
+KINDS = FULL.assign(kind=pd.Categorical(TEXT), many=MANY).mask(DRAW.random((ROWS, 5)) < 0.05)
 ACCENTS = KINDS.assign(
     many=KINDS["many"].cat.rename_categories(lambda name: name.replace("gate", "café"))
 )

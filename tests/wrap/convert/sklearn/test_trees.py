@@ -136,28 +136,34 @@ def test_trees_are_proven(model, rows, target):
     assert is_proven(model.fit(rows, target), rows)
 
 
+BOOSTING = HistGradientBoostingRegressor(max_iter=3, max_leaf_nodes=6)
+
+
 def _rows_that_only_64_bits_tell_apart(threshold):
     single = float(np.float32(threshold))
     around = np.array([threshold, single, threshold / 2 + single / 2])
     return np.concatenate([np.nextafter(around, -np.inf), around, np.nextafter(around, np.inf)])
 
 
-@pytest.mark.parametrize("first", cases(BEFORE))
 @pytest.mark.parametrize(
-    "trees",
+    ("trees", "first"),
     [
-        HistGradientBoostingRegressor(max_iter=3, max_leaf_nodes=6),
-        DecisionTreeRegressor(max_depth=3),
+        *((DecisionTreeRegressor(max_depth=3), first) for first in BEFORE),
+        *((BOOSTING, first) for first in ("nothing", "standard", "bins")),
+        *(
+            pytest.param(BOOSTING, first, marks=pytest.mark.long)
+            for first in ("min-max", "max-abs", "robust", "ordinals")
+        ),
     ],
-    ids=["boosting", "tree"],
+    ids=str,
 )
 def test_trees_decide_on_the_same_bits(trees, first, matrix, saved):
     rows, target = matrix
     table = pd.DataFrame(rows[:100, :2], columns=["a", "b"])
-    model = make_pipeline(first, trees).fit(table, target[:100])
+    model = make_pipeline(BEFORE[first], trees).fit(table, target[:100])
     samples = [table]
     for name, edges in boundary_values_of(model, ["a", "b"]).edges.items():
-        if not isinstance(first, OrdinalEncoder):
+        if first != "ordinals":
             tried = np.concatenate([*map(_rows_that_only_64_bits_tell_apart, edges)])
             samples.append(pd.DataFrame({"a": 0.5, "b": 0.5}, tried).assign(**{name: tried}))
     sample = pd.concat(samples)
