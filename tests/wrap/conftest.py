@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.serve.pyfunc import process
 from mlflow_deploy_plugin.wrap.convert import converters
 from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
@@ -65,6 +66,7 @@ _READ_ONCE = [
     (converters, "entry_points", cache(converters.entry_points)),
     (saved_model, "environment_lock", cache(saved_model.environment_lock)),
     (saved_model, "_git", cache(saved_model._git)),
+    (process, "packages_distributions", cache(process.packages_distributions)),
 ]
 
 
@@ -133,7 +135,7 @@ def matrix():
     trees.
     """
     random = np.random.default_rng(1)
-    rows = np.round(random.normal(size=(300, 5)) * 10, 1)
+    rows = np.round(random.normal(size=(300, 3)) * 10, 1)
     return rows, rows[:, 0] * 2 + rows[:, 1]
 
 

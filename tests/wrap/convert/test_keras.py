@@ -50,10 +50,7 @@ CASES = {
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, marks=[] if case in ("subclassed", "functional") else pytest.mark.long)
-        for case in CASES
-    ],
+    [pytest.param(case, marks=[] if case == "functional" else pytest.mark.long) for case in CASES],
 )
 def test_model_answers_every_batch_size(case, nets, saved):
     name, example = CASES[case]

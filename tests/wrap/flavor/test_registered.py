@@ -289,7 +289,7 @@ def _save(kind, folder, model, table):
                 model,
                 folder,
                 signature=_signature(table),
-                pip_requirements=["scikit-learn==0.1", "nope==2"],
+                pip_requirements=["scikit-learn==0.1"],
             )
             (folder / "model.skops").write_bytes(b"of another version")
         case "attribute":

@@ -24,7 +24,7 @@ ROWS[:, 3] = ROWS[:, 3] > 0
 SCORE = np.sin(2 * ROWS[:, 0]) + ROWS[:, 1] * ROWS[:, 3]
 GAPS = np.where(DRAW.random(ROWS.shape) < 0.1, np.nan, ROWS)
 MODELS = {
-    "forest": (RandomForestRegressor(30, random_state=0), GAPS, SCORE),
+    "forest": (RandomForestRegressor(10, random_state=0), GAPS, SCORE),
     "forest, two targets": (
         RandomForestRegressor(30, random_state=0),
         ROWS,

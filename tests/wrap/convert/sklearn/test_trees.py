@@ -113,7 +113,6 @@ PROVEN = {
 }
 SELDOM = {
     "two boosted classes, calibrated": (CalibratedClassifierCV(CLASSES, cv=2), ROWS, TWO),
-    "stumps": (STUMPS, ROWS, TWO),
     "digits of numbers": (_scaled(HISTOGRAMS), KINDS, VALUE),
     "digits of numbers, lightgbm": (
         _scaled(lightgbm.LGBMRegressor(n_estimators=8, min_data_per_group=2, n_jobs=1, verbose=-1)),
@@ -150,10 +149,6 @@ def _rows_that_only_64_bits_tell_apart(threshold):
     [
         *((DecisionTreeRegressor(max_depth=3), first) for first in BEFORE),
         *((BOOSTING, first) for first in ("nothing", "standard", "bins")),
-        *(
-            pytest.param(BOOSTING, first, marks=pytest.mark.long)
-            for first in ("min-max", "max-abs", "robust", "ordinals")
-        ),
     ],
     ids=str,
 )

@@ -179,7 +179,7 @@ def without_stop_words(text):
         (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb')"),
         (CountVectorizer(analyzer=str.split), "analyzer=str.split"),
         (CountVectorizer(strip_accents=str.title), "strip_accents=str.title"),
-        (HashingVectorizer(2**17, lowercase=False), "n_features (131072)"),
+        (HashingVectorizer(n_features=2**17, lowercase=False), "n_features (131072)"),
         (HashingVectorizer(n_features=8, ngram_range=(1, 2)), "ngram_range ((1, 2))"),
         (HashingVectorizer(n_features=8, token_pattern=r"\b[a-z]+\b"), "\\b around a class"),
     ],
