@@ -77,16 +77,6 @@ def test_named_original_gives_gradients(folders):
 
 
 @pytest.mark.long
-def test_wrapped_version_has_gradients(folders, new_tracking):
-    new_tracking.create_registered_model("net")
-    new_tracking.create_model_version("net", folders["onnx"].as_uri())
-    new_tracking.set_model_version_tag(
-        "net", "1", "onnxserve.wrapped_from", str(folders["original"])
-    )
-    assert measured("models:/net/1", strengths={"fgsm": [0.2]}).cannot == {}
-
-
-@pytest.mark.long
 def test_optimized_version_has_gradients(folders, new_tracking, tmp_path):
     new_tracking.create_registered_model("net")
     for name in ("original", "onnx"):

@@ -18,7 +18,6 @@ from sklearn.ensemble import (
     BaggingRegressor,
     ExtraTreesRegressor,
     GradientBoostingRegressor,
-    HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
     IsolationForest,
     RandomForestClassifier,
@@ -35,7 +34,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from sklearn.svm import SVC, SVR, LinearSVC
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError
@@ -46,15 +45,8 @@ from tests.support.refusals import refused
 from tests.support.weather import weather_columns
 from tests.wrap.conftest import is_proven, proven
 
-ORDINALS = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
-BOOSTED = HistGradientBoostingClassifier(max_iter=5)
 MIXED = {
     "linear": (weather_columns(), LogisticRegression()),
-    "boosted trees": (weather_columns(), BOOSTED),
-    "ordinals beside the rest": (
-        make_column_transformer((ORDINALS, ["city"]), remainder="passthrough"),
-        BOOSTED,
-    ),
     "columns by selector": (
         make_column_transformer(
             (SimpleImputer(), make_column_selector(dtype_include="number")),

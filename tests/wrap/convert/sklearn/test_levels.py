@@ -81,7 +81,6 @@ BY_LEVELS = {
     ),
 }
 SELDOM = {
-    "catboost, depth 9": (cat(depth=9), FULL, SCORE),
     "lightgbm, a tree of each class more than is summed at once": (
         lgbm("Classifier", n_estimators=MAX_SUMMED + 1),
         FULL,

@@ -74,7 +74,7 @@ STEPS = [
     SparseRandomProjection(2, random_state=0),
     *(
         SplineTransformer(extrapolation=extrapolation, include_bias=False)
-        for extrapolation in ("constant", "linear", "continue", "periodic")
+        for extrapolation in ("constant", "continue")
     ),
     SplineTransformer(degree=1, knots="quantile"),
 ]
@@ -114,10 +114,7 @@ def test_splines_of_few_numbers_are_proven(extrapolation, knots):
     assert is_proven(make_pipeline(step, Ridge()).fit(rows, 100 * VALUES), rows)
 
 
-@pytest.mark.parametrize(
-    "extrapolation",
-    [*cases(["linear", "periodic", "error"]), *cases(["constant", "continue"], is_long=True)],
-)
+@pytest.mark.parametrize("extrapolation", ["linear", "periodic", "error"])
 def test_splines_of_missing_values_are_zeros(extrapolation):
     whole = ROWS[:, :2]
     rows = np.where(np.random.default_rng(1).random(whole.shape) < 0.1, np.nan, whole)
