@@ -1,5 +1,6 @@
 import re
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import mlflow
@@ -11,8 +12,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.serve.pyfunc import process
-from mlflow_deploy_plugin.wrap.convert import converters
 from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.tracking import tracking_at
@@ -62,12 +61,15 @@ def cases(rows, is_long=False):
     ]
 
 
-_READ_ONCE = [
-    (converters, "entry_points", cache(converters.entry_points)),
-    (saved_model, "environment_lock", cache(saved_model.environment_lock)),
-    (saved_model, "_git", cache(saved_model._git)),
-    (process, "packages_distributions", cache(process.packages_distributions)),
-]
+_PACKAGE = "mlflow_deploy_plugin"
+_READ_ONCE = {
+    f"{_PACKAGE}.wrap.convert.converters.entry_points": cache(metadata.entry_points),
+    f"{_PACKAGE}.wrap.flavor.saved_model.environment_lock": cache(saved_model.environment_lock),
+    f"{_PACKAGE}.wrap.flavor.saved_model._git": cache(saved_model._git),
+    f"{_PACKAGE}.serve.pyfunc.process.packages_distributions": cache(
+        metadata.packages_distributions
+    ),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,8 +78,8 @@ def installation_is_read_once():
     our 200 converters. Each would take as long as the conversion of a small model.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, read in _READ_ONCE:
-            patch.setattr(module, name, read)
+        for name, read in _READ_ONCE.items():
+            patch.setattr(name, read)
         for module in ("skl2onnx._parse", "skl2onnx.common._registration"):
             patch.setattr(f"{module}.check_signature", lambda *signature, **options: None)
         yield

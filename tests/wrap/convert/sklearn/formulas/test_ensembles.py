@@ -98,12 +98,7 @@ CLASSIFIERS = [
     ),
     (FixedThresholdClassifier(LINE, threshold=0.3, pos_label="no"), TWO),
     (TunedThresholdClassifierCV(LogisticRegression(C=0.01), cv=2), THREE > 1),
-    (
-        OneVsRestClassifier(make_pipeline(StandardScaler(), LINE)),
-        THREE,
-    ),
     (OneVsRestClassifier(LINE), LABELS),
-    (OneVsRestClassifier(TREE), THREE),
     (OneVsOneClassifier(LINE), THREE),
     (OutputCodeClassifier(LINE, random_state=0), THREE),
     (ClassifierChain(LINE, order=[1, 0]), LABELS),

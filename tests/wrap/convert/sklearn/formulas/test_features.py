@@ -67,9 +67,6 @@ STEPS = [
     make_union(PCA(2), make_pipeline(StandardScaler(), KMeans(4, n_init=1, random_state=0))),
     KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
     KBinsDiscretizer(3, encode="ordinal", strategy="uniform"),
-    Binarizer(threshold=0.5),
-    PowerTransformer("box-cox", standardize=False),
-    QuantileTransformer(n_quantiles=150),
     QuantileTransformer(n_quantiles=20, output_distribution="normal"),
     SparseRandomProjection(2, random_state=0),
     *(
@@ -79,6 +76,8 @@ STEPS = [
     SplineTransformer(degree=1, knots="quantile"),
 ]
 SELDOM = [
+    PowerTransformer("box-cox", standardize=False),
+    QuantileTransformer(n_quantiles=150),
     RFE(Ridge(), n_features_to_select=2),
     PolynomialFeatures((3, 3)),
     SelectFromModel(RandomForestRegressor(5, random_state=0)),
@@ -169,10 +168,7 @@ def test_threshold_has_the_row_precision(dtype):
     assert is_proven(model.fit(rows, VALUES), rows)
 
 
-@pytest.mark.parametrize(
-    ("distribution", "dtype"),
-    [("uniform", np.float32), ("normal", np.float64), ("normal", np.int64)],
-)
+@pytest.mark.parametrize(("distribution", "dtype"), [("uniform", np.float32), ("normal", np.int64)])
 def test_equal_quantiles_are_proven(distribution, dtype):
     rows = np.random.default_rng(0).integers(1000, 1006, size=(150, 3)).astype(dtype)
     rows[:, 2] = 7
