@@ -108,8 +108,6 @@ PROVEN = {
     "catboost, counts": (cat("Regressor", loss_function="Poisson"), FULL, COUNTS),
     "catboost, several targets": (cat("Regressor", loss_function="MultiRMSE"), FULL, TARGETS),
     "catboost, trees of other shapes": (cat(grow_policy="Lossguide"), GAPS, THREE),
-    "catboost in a pipeline": (make_pipeline(StandardScaler(), cat()), FULL, TWO),
-    "xgboost in a bag": (BaggingRegressor(xgb("Regressor"), 2, max_features=0.5), FULL, SCORE),
     "lines of columns with names in a vote": (
         VotingRegressor([("x", xgb("Regressor", booster="gblinear")), ("r", Ridge())]),
         FULL,
@@ -117,6 +115,8 @@ PROVEN = {
     ),
 }
 SELDOM = {
+    "catboost in a pipeline": (make_pipeline(StandardScaler(), cat()), FULL, TWO),
+    "xgboost in a bag": (BaggingRegressor(xgb("Regressor"), 2, max_features=0.5), FULL, SCORE),
     "xgboost, calibrated cities": (CalibratedClassifierCV(xgb(**CATEGORICAL), cv=2), CITIES, TWO),
     "xgboost, counts": (xgb("Regressor", objective="count:poisson"), FULL, COUNTS),
     "xgboost, vector leaves of many trees": (
