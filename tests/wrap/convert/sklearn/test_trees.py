@@ -153,9 +153,8 @@ def _rows_that_only_64_bits_tell_apart(threshold):
     ids=str,
 )
 def test_trees_decide_on_the_same_bits(trees, first, matrix, saved):
-    rows, target = matrix
-    table = pd.DataFrame(rows[:100, :2], columns=["a", "b"])
-    model = make_pipeline(BEFORE[first], trees).fit(table, target[:100])
+    table = pd.DataFrame(matrix[0][:100, :2], columns=["a", "b"])
+    model = make_pipeline(BEFORE[first], trees).fit(table, matrix[1][:100])
     samples = [table]
     for name, edges in boundary_values_of(model, ["a", "b"]).edges.items():
         if first != "ordinals":
