@@ -1,4 +1,6 @@
 import re
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import mlflow
@@ -10,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.tracking import tracking_at
 
@@ -58,6 +61,30 @@ def cases(rows, is_long=False):
     ]
 
 
+_PACKAGE = "mlflow_deploy_plugin"
+_READ_ONCE = {
+    f"{_PACKAGE}.wrap.convert.converters.entry_points": cache(metadata.entry_points),
+    f"{_PACKAGE}.wrap.flavor.saved_model.environment_lock": cache(saved_model.environment_lock),
+    f"{_PACKAGE}.wrap.flavor.saved_model._git": cache(saved_model._git),
+    f"{_PACKAGE}.serve.pyfunc.process.packages_distributions": cache(
+        metadata.packages_distributions
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installation_is_read_once():
+    """Installed packages and the commit are read once, and skl2onnx does not inspect
+    our 200 converters. Each would take as long as the conversion of a small model.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, read in _READ_ONCE.items():
+            patch.setattr(name, read)
+        for module in ("skl2onnx._parse", "skl2onnx.common._registration"):
+            patch.setattr(f"{module}.check_signature", lambda *signature, **options: None)
+        yield
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A function that saves the ONNX form of a model, and loads it."""
@@ -86,7 +113,7 @@ def weather():
     that depends on all columns.
     """
     random = np.random.default_rng(0)
-    count = 800
+    count = 400
     table = pd.DataFrame(
         {
             "city": random.choice(["rome", "oslo", "lima"], count),
@@ -110,7 +137,7 @@ def matrix():
     trees.
     """
     random = np.random.default_rng(1)
-    rows = np.round(random.normal(size=(1500, 5)) * 10, 1)
+    rows = np.round(random.normal(size=(300, 3)) * 10, 1)
     return rows, rows[:, 0] * 2 + rows[:, 1]
 
 

@@ -35,6 +35,11 @@ class PanicException(BaseException):
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def installation_is_read_once():
+    """These tests install packages."""
+
+
 @pytest.fixture
 def score_card(tmp_path, monkeypatch):
     """Add the example's distribution to the path, and two converters that cannot be

@@ -44,7 +44,6 @@ MODELS = {
     "quantile": lambda: sm.QuantReg(DATA.value, ROWS).fit(q=0.3),
     "robust": lambda: sm.RLM(DATA.value, ROWS).fit(),
     "Logit": lambda: sm.Logit(DATA.late, ROWS).fit(disp=0),
-    "Logit by formula": lambda: smf.logit("late ~ b", DATA).fit(disp=0),
     "Poisson": lambda: sm.Poisson(DATA["count"], ROWS).fit(disp=0),
     "multinomial": lambda: sm.MNLogit(DATA.kind, ROWS).fit(disp=0),
     "GLM Poisson": lambda: smf.glm("count ~ a + b", DATA, family=FAMILIES.Poisson()).fit(),
@@ -116,6 +115,7 @@ def test_unfit_example_is_refused():
         wrap(sm.OLS(DATA.value, ROWS).fit(), ROWS.assign(further=1.0))
 
 
+@pytest.mark.long
 def test_refused_results_have_mlflows_flavor(tracking):
     results = REFUSED["categories"][0]()
 

@@ -15,23 +15,10 @@ if TYPE_CHECKING:
     import tokenizers
     import torch
     import transformers
-else:
-    tokenizers = pytest.importorskip("tokenizers")
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-
-from sentence_transformers.sentence_transformer.modules import (
-    Dense,
-    Normalize,
-    Pooling,
-    StaticEmbedding,
-    Transformer,
-)
+    from sentence_transformers.sentence_transformer import modules as parts
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, InvalidConfig
 from mlflow_deploy_plugin.serve.runtime.batcher import unbatchable_reason
-from mlflow_deploy_plugin.wrap.convert.transformers import forms, read_batch
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.refusals import refused
@@ -42,6 +29,15 @@ pytestmark = [
     pytest.mark.long,  # Importing and exporting a net takes seconds.
     pytest.mark.filterwarnings("ignore"),  # The exporter warns about future changes.
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries():
+    """Import what takes seconds only for these tests, not to collect them."""
+    for name in ("tokenizers", "torch", "transformers", "sentence_transformers"):
+        globals()[name] = pytest.importorskip(name)
+    globals()["parts"] = sentence_transformers.sentence_transformer.modules
+
 
 TEXTS = [
     "the model answers",
@@ -118,7 +114,10 @@ def encoder(folder, *modules, pooling="mean", **options):
     transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(folder)
     original_tokenizer("WordPiece").save_pretrained(folder)
     lower = options.pop("do_lower_case", False)
-    start = [Transformer(str(folder), do_lower_case=lower), Pooling(16, pooling_mode=pooling)]
+    start = [
+        parts.Transformer(str(folder), do_lower_case=lower),
+        parts.Pooling(16, pooling_mode=pooling),
+    ]
     return sentence_transformers.SentenceTransformer(
         modules=[*start, *modules], device="cpu", **options
     )
@@ -195,7 +194,7 @@ def test_single_score_is_an_output():
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
 def test_embedding_includes_all_modules(pooling, tmp_path, saved):
-    original = encoder(tmp_path / "net", Dense(16, 8), Normalize(), pooling=pooling)
+    original = encoder(tmp_path / "net", parts.Dense(16, 8), parts.Normalize(), pooling=pooling)
     model = saved(original, TEXTS)
     texts = list(hostile_texts(60))
     got = embed(model, texts)
@@ -224,12 +223,15 @@ def test_embedding_follows_the_options(options, tmp_path, saved):
     np.testing.assert_allclose(got, original.encode(texts), atol=1e-5)
 
 
-class LastPosition(torch.nn.Module):  # type: ignore[misc]
-    """A pooling that ignores the mask, so it needs padding on the left."""
+def last_position():
+    """Return a pooling that ignores the mask, so it needs padding on the left."""
 
-    def forward(self, features, **_):
-        features["sentence_embedding"] = features["token_embeddings"][:, -1]
-        return features
+    class LastPosition(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, features, **_):
+            features["sentence_embedding"] = features["token_embeddings"][:, -1]
+            return features
+
+    return LastPosition()
 
 
 @pytest.mark.parametrize(
@@ -246,8 +248,10 @@ def test_encoder_with_left_padding_is_proven(case, tmp_path, saved):
     if case == "decoder without special tokens":
         tokenizer = without_special_tokens(tokenizer)
     tokenizer.save_pretrained(tmp_path / "net")
-    pooling = LastPosition() if case == "last position" else Pooling(16, pooling_mode="lasttoken")
-    modules = [Transformer(str(tmp_path / "net")), pooling]
+    pooling = (
+        last_position() if case == "last position" else parts.Pooling(16, pooling_mode="lasttoken")
+    )
+    modules = [parts.Transformer(str(tmp_path / "net")), pooling]
     original = sentence_transformers.SentenceTransformer(modules=modules, device="cpu")
 
     model = saved(original, TEXTS)
@@ -339,7 +343,7 @@ def _without_padding():
 def _static():
     vocabulary = {"[UNK]": 0, "a": 1}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    embedding = StaticEmbedding(words, embedding_dim=4)
+    embedding = parts.StaticEmbedding(words, embedding_dim=4)
     return sentence_transformers.SentenceTransformer(modules=[embedding], device="cpu")
 
 
@@ -380,6 +384,8 @@ def test_pooling_without_the_prompt_is_refused(tmp_path):
 
 
 def test_data_other_than_texts_are_refused(tmp_path):
+    from mlflow_deploy_plugin.wrap.convert.transformers import forms, read_batch
+
     for data in ([1, 2], [("a", "b")], pd.DataFrame({"a": ["x"], "b": ["y"]}), [None]):
         with refused(InvalidConfig, "input_example", "texts"):
             read_batch(classifier(), data)
@@ -388,5 +394,7 @@ def test_data_other_than_texts_are_refused(tmp_path):
 
 
 def _convert(model, texts):
+    from mlflow_deploy_plugin.wrap.convert.transformers import forms, read_batch
+
     for form in forms(model, read_batch(model, texts), "predict", {}):
         form()

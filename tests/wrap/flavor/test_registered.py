@@ -260,7 +260,7 @@ def _save(kind, folder, model, table):
     match kind:
         case "python":
             mlflow.pyfunc.save_model(
-                folder, python_model=Doubled(), input_example=table, pip_requirements=[]
+                folder, python_model=Doubled(), signature=_signature(table), pip_requirements=[]
             )
         case "step":
             steps = make_pipeline(FunctionTransformer(add_mean), LogisticRegression()).fit(
@@ -269,7 +269,7 @@ def _save(kind, folder, model, table):
             mlflow.sklearn.save_model(
                 steps,
                 folder,
-                input_example=table,
+                signature=_signature(table),
                 serialization_format="cloudpickle",
                 **_REQUIREMENTS,
             )
@@ -288,8 +288,8 @@ def _save(kind, folder, model, table):
             mlflow.sklearn.save_model(
                 model,
                 folder,
-                input_example=table,
-                pip_requirements=["scikit-learn==0.1", "nope==2"],
+                signature=_signature(table),
+                pip_requirements=["scikit-learn==0.1"],
             )
             (folder / "model.skops").write_bytes(b"of another version")
         case "attribute":
@@ -298,7 +298,7 @@ def _save(kind, folder, model, table):
             mlflow.sklearn.save_model(
                 old,
                 folder,
-                signature=mlflow.models.infer_signature(table),
+                signature=_signature(table),
                 serialization_format="cloudpickle",
                 pip_requirements=["scikit-learn==1.4.2"],
             )
@@ -351,8 +351,9 @@ def staff():
     )
 
 
-@pytest.mark.parametrize("read", [["salary", "team"], ["salary"]], ids=" and ".join)
-@pytest.mark.parametrize("event_time", [None, "hired"])
+@pytest.mark.parametrize(
+    ("event_time", "read"), [("hired", ["salary", "team"]), (None, ["salary"])]
+)
 def test_unread_column_is_left_out(event_time, read, tracking, staff, tmp_path):
     steps = [(SimpleImputer(), ["salary"]), (OneHotEncoder(), ["team"])][: len(read)]
     model = make_pipeline(make_column_transformer(*steps), LogisticRegression())

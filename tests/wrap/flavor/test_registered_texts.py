@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     import sentence_transformers
     import torch
     import transformers
-else:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidArtifact
@@ -54,6 +48,13 @@ SMALL = {
 TEXT = Schema([ColSpec("string")])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def libraries():
+    """Import what takes seconds only for these tests, not to collect them."""
+    for name in ("torch", "transformers", "sentence_transformers"):
+        globals()[name] = pytest.importorskip(name)
+
+
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch):
     # MLflow asks the hub for a license.
@@ -74,7 +75,8 @@ def encoder(tmp_path):
     torch.manual_seed(0)
     transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(tmp_path / "net")
     original_tokenizer("WordPiece").save_pretrained(tmp_path / "net")
-    modules = [Transformer(str(tmp_path / "net")), Pooling(16, pooling_mode="mean")]
+    parts = sentence_transformers.sentence_transformer.modules
+    modules = [parts.Transformer(str(tmp_path / "net")), parts.Pooling(16, pooling_mode="mean")]
     prompts = {"q": "the query: "}
     return sentence_transformers.SentenceTransformer(modules=modules, device="cpu", prompts=prompts)
 

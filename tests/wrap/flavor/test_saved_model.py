@@ -6,6 +6,7 @@ from importlib.metadata import Distribution, version
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import pytest
 import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -19,6 +20,11 @@ from mlflow_deploy_plugin.wrap.flavor.saved_model import (
     own_requirement,
     provenance_section,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installation_is_read_once():
+    """These tests change the repository."""
 
 
 def test_parity_report_is_in_the_folder(folder):

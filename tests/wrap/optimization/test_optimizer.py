@@ -102,8 +102,8 @@ def test_slow_form_is_refused(registry, monkeypatch):
 
 
 def test_boosted_trees_have_no_fp16_form(registry, tmp_path):
-    rows = normal_rows(300, 3)
-    booster = xgboost.XGBClassifier(n_estimators=40, n_jobs=1).fit(rows, rows[:, 0] > 0)
+    rows = normal_rows(100, 3)
+    booster = xgboost.XGBClassifier(n_estimators=32, n_jobs=1).fit(rows, rows[:, 0] > 0)
     onnxserve.save_model(booster, tmp_path / "trees", input_example=rows)
 
     with refused(ConversionError, "form fp16", "If", "other forms") as failed:

@@ -86,8 +86,9 @@ def test_frozen_step_is_its_estimator(frozen):
     assert is_proven(make_pipeline(frozen, LogisticRegression()).fit(TABLE, TABLE.c == "x"), TABLE)
 
 
-@pytest.mark.parametrize("second", [Ridge(alpha=1e6), "drop"], ids=str)
-@pytest.mark.parametrize("weights", [[1, 2, 3], np.array([1, 2, 3])], ids=["a list", "an array"])
+@pytest.mark.parametrize(
+    ("weights", "second"), [([1, 2, 3], "drop"), (np.array([1, 2, 3]), Ridge(alpha=1e6))], ids=str
+)
 def test_weights_of_a_vote_are_kept(weights, second, matrix):
     members = [("a", Ridge()), ("b", second), ("c", DecisionTreeRegressor(max_depth=2))]
     model = VotingRegressor(members, weights=weights).fit(*matrix)

@@ -72,7 +72,7 @@ def test_union_reads_texts():
 )
 def test_scaler_before_trees_needs_64_bits(trees, matrix):
     rows, target = matrix
-    table = pd.DataFrame(rows, columns=list("abcde"))
+    table = pd.DataFrame(rows, columns=list("abc"))
 
     wrapped = proven(make_pipeline(StandardScaler(), trees).fit(table, target), table)
 

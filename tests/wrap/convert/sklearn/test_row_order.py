@@ -16,7 +16,7 @@ from sklearn.ensemble import (
 
 from mlflow_deploy_plugin.wrap.convert.sklearn.levels import MANY_ROWS
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
-from tests.wrap.conftest import operators_of, proven
+from tests.wrap.conftest import cases, operators_of, proven
 
 DRAW = np.random.default_rng(0)
 ROWS = DRAW.normal(size=(500, 4))
@@ -24,23 +24,29 @@ ROWS[:, 3] = ROWS[:, 3] > 0
 SCORE = np.sin(2 * ROWS[:, 0]) + ROWS[:, 1] * ROWS[:, 3]
 GAPS = np.where(DRAW.random(ROWS.shape) < 0.1, np.nan, ROWS)
 MODELS = {
-    "forest": RandomForestRegressor(30, random_state=0).fit(GAPS, SCORE),
-    "forest, two targets": RandomForestRegressor(30, random_state=0).fit(
-        ROWS, np.c_[SCORE, -2 * SCORE]
+    "forest": (RandomForestRegressor(10, random_state=0), GAPS, SCORE),
+    "forest, two targets": (
+        RandomForestRegressor(30, random_state=0),
+        ROWS,
+        np.c_[SCORE, -2 * SCORE],
     ),
-    "forest, classes that are texts": RandomForestClassifier(40, random_state=0).fit(
-        ROWS, np.array(["low", "middle", "high"])[np.digitize(SCORE, [-0.5, 0.5])]
+    "forest, classes that are texts": (
+        RandomForestClassifier(40, random_state=0),
+        ROWS,
+        np.array(["low", "middle", "high"])[np.digitize(SCORE, [-0.5, 0.5])],
     ),
-    "histograms": HistGradientBoostingRegressor(max_leaf_nodes=40, min_samples_leaf=2).fit(
-        GAPS, SCORE
+    "histograms": (
+        HistGradientBoostingRegressor(max_leaf_nodes=40, min_samples_leaf=2),
+        GAPS,
+        SCORE,
     ),
 }
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", MODELS)
-def test_rows_are_answered_in_order(name, saved):
-    model = MODELS[name]
+@pytest.mark.parametrize(("model", "rows", "target"), cases(MODELS))
+def test_rows_are_answered_in_order(model, rows, target, saved):
+    model.fit(rows, target)
     loaded = saved(model, ROWS)
     graph = onnx.load(loaded.artifact.onnx_file)
     onnx.checker.check_model(graph, full_check=True)
@@ -58,7 +64,8 @@ def test_rows_are_answered_in_order(name, saved):
 
 
 def test_both_orders_are_proven():
-    report = proven(MODELS["forest"], GAPS).report
+    forest, rows, target = MODELS["forest"]
+    report = proven(forest.fit(rows, target), rows).report
     assert report.doubts == (False, 0, 0, False)
     assert {MANY_ROWS - 1, MANY_ROWS} & {*report.batch_sizes}
 
@@ -82,8 +89,8 @@ def test_key_takes_few_comparisons():
     """Each comparison takes nine bytes per row: with 4,000 comparisons, 100,000 rows
     would need gigabytes.
     """
-    column = DRAW.normal(size=(2000, 1))
-    model = RandomForestRegressor(20).fit(column, DRAW.normal(size=2000))
+    column = DRAW.normal(size=(1200, 1))
+    model = RandomForestRegressor(4).fit(column, DRAW.normal(size=1200))
     graph = wrap(model, column).converted.proto.graph
     choice = next(node for node in graph.node if node.op_type == "If")
     constants = list(chain.from_iterable(branch.g.initializer for branch in choice.attribute))

@@ -49,12 +49,11 @@ from tests.support.random_rows import normal_rows
 from tests.support.refusals import refused
 from tests.wrap.conftest import cases, is_proven, operators_of, proven
 
-ROWS = np.random.default_rng(0).uniform(0.1, 1, size=(150, 4))
+ROWS = np.random.default_rng(0).uniform(0.1, 1, size=(150, 3))
 VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
 
 STEPS = [
     GenericUnivariateSelect(mode="k_best", param=2),
-    RFE(Ridge(), n_features_to_select=2),
     FactorAnalysis(2),
     FastICA(2, random_state=0),
     SparsePCA(2, max_iter=10, random_state=0),
@@ -63,27 +62,24 @@ STEPS = [
     AdditiveChi2Sampler(),
     PolynomialFeatures(3),
     PolynomialFeatures(2, interaction_only=True, include_bias=False),
-    PolynomialFeatures((3, 3)),
     PolynomialCountSketch(degree=3, n_components=10, coef0=1, random_state=0),
     BernoulliRBM(3, n_iter=2, random_state=0),
-    KMeans(4, n_init=1, random_state=0),
     make_union(PCA(2), make_pipeline(StandardScaler(), KMeans(4, n_init=1, random_state=0))),
-    make_column_transformer((KMeans(3, n_init=1, random_state=0), [0, 1])),
     KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
     KBinsDiscretizer(3, encode="ordinal", strategy="uniform"),
-    Binarizer(threshold=0.5),
-    PowerTransformer(),
-    PowerTransformer("box-cox", standardize=False),
-    QuantileTransformer(n_quantiles=150),
     QuantileTransformer(n_quantiles=20, output_distribution="normal"),
     SparseRandomProjection(2, random_state=0),
     *(
         SplineTransformer(extrapolation=extrapolation, include_bias=False)
-        for extrapolation in ("constant", "linear", "continue", "periodic")
+        for extrapolation in ("constant", "continue")
     ),
     SplineTransformer(degree=1, knots="quantile"),
 ]
 SELDOM = [
+    PowerTransformer("box-cox", standardize=False),
+    QuantileTransformer(n_quantiles=150),
+    RFE(Ridge(), n_features_to_select=2),
+    PolynomialFeatures((3, 3)),
     SelectFromModel(RandomForestRegressor(5, random_state=0)),
     SequentialFeatureSelector(Ridge(), n_features_to_select=2, cv=2),
     FastICA(whiten=False, random_state=0),
@@ -105,8 +101,9 @@ def test_products_are_few_nodes():
     assert len(operators_of(wrap(model, rows))) < 20
 
 
-@pytest.mark.parametrize("knots", ["uniform", "quantile"])
-@pytest.mark.parametrize("extrapolation", ["constant", "linear"])
+@pytest.mark.parametrize(
+    ("extrapolation", "knots"), [("constant", "uniform"), ("linear", "quantile")]
+)
 def test_splines_of_few_numbers_are_proven(extrapolation, knots):
     codes = np.random.default_rng(2).integers(0, 2, len(ROWS)) / 10
     constant = np.full(len(ROWS), 3.0)
@@ -116,9 +113,10 @@ def test_splines_of_few_numbers_are_proven(extrapolation, knots):
     assert is_proven(make_pipeline(step, Ridge()).fit(rows, 100 * VALUES), rows)
 
 
-@pytest.mark.parametrize("extrapolation", ["constant", "linear", "continue", "periodic", "error"])
+@pytest.mark.parametrize("extrapolation", ["linear", "periodic", "error"])
 def test_splines_of_missing_values_are_zeros(extrapolation):
-    rows = np.where(np.random.default_rng(1).random(ROWS.shape) < 0.1, np.nan, ROWS)
+    whole = ROWS[:, :2]
+    rows = np.where(np.random.default_rng(1).random(whole.shape) < 0.1, np.nan, whole)
     step = SplineTransformer(handle_missing="zeros", extrapolation=extrapolation)
 
     assert is_proven(make_pipeline(step, Ridge()).fit(rows, VALUES), rows)
@@ -126,15 +124,15 @@ def test_splines_of_missing_values_are_zeros(extrapolation):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_embedding_has_the_leaves_of_trees(dtype):
-    embedding = RandomTreesEmbedding(10, max_depth=4, sparse_output=False, random_state=0)
+    embedding = RandomTreesEmbedding(5, max_depth=3, sparse_output=False, random_state=0)
     model = make_pipeline(StandardScaler(), embedding, LogisticRegression())
 
     assert is_proven(model.fit(ROWS.astype(dtype), VALUES > 1), ROWS.astype(dtype))
 
 
 def test_new_columns_can_be_selected():
-    table = pd.DataFrame(ROWS, columns=list("abcd")).assign(
-        city=np.where(ROWS[:, 0] > 0.5, "rome", "oslo")
+    table = pd.DataFrame(ROWS, columns=list("abc")).assign(
+        d=VALUES, city=np.where(ROWS[:, 0] > 0.5, "rome", "oslo")
     )
     table["a"] = table.a.mask(table.b > 0.8)
     numbers = make_column_transformer(
@@ -161,24 +159,23 @@ def test_discriminant_before_a_classifier_is_proven(solver):
     assert is_proven(model.fit(ROWS, np.digitize(VALUES, [1.2, 2.0])), ROWS)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
 def test_threshold_has_the_row_precision(dtype):
-    tenths = np.random.default_rng(0).integers(0, 10, size=(150, 4)) / 10
+    tenths = np.random.default_rng(0).integers(0, 10, size=(150, 3)) / 10
     rows = tenths.astype(np.float32).astype(dtype)
-    model = make_pipeline(Binarizer(threshold=0.3), RandomForestRegressor(5, random_state=0))
+    model = make_pipeline(Binarizer(threshold=0.3), RandomForestRegressor(3, random_state=0))
 
     assert is_proven(model.fit(rows, VALUES), rows)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
-@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+@pytest.mark.parametrize(("distribution", "dtype"), [("uniform", np.float32), ("normal", np.int64)])
 def test_equal_quantiles_are_proven(distribution, dtype):
-    rows = np.random.default_rng(0).integers(1000, 1006, size=(150, 4)).astype(dtype)
-    rows[:, 3] = 7
+    rows = np.random.default_rng(0).integers(1000, 1006, size=(150, 3)).astype(dtype)
+    rows[:, 2] = 7
     if dtype is not np.int64:
         rows[::9, 1] = np.nan
     model = make_pipeline(
-        QuantileTransformer(n_quantiles=100, output_distribution=distribution),
+        QuantileTransformer(n_quantiles=30, output_distribution=distribution),
         SimpleImputer(strategy="constant", fill_value=-9.0),
         RandomForestRegressor(5, random_state=0),
     )
@@ -208,7 +205,7 @@ def test_unsupported_option_is_named(step, words):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scaled_numbers_are_proven_before_boosting(dtype, matrix):
     rows, target = matrix
-    table = pd.DataFrame(rows[:300].astype(dtype), columns=list("abcde"))
+    table = pd.DataFrame(rows[:300].astype(dtype), columns=list("abc"))
     model = make_pipeline(RobustScaler(), HistGradientBoostingRegressor(max_iter=5))
 
     assert proven(model.fit(table, target[:300]), table).report.outputs[0].ties == 0

@@ -150,8 +150,8 @@ def test_texts_are_answered_in_their_order(saved):
     model = _of_long_texts(TfidfVectorizer())
     loaded = saved(model, LONGER)
 
-    for rows in (1, 2, 64, 65, 127, 129, 200):
-        for last in ("wärm", "wärm " * 300):
+    for rows in (1, 2, 64, 65, 129):
+        for last in ("wärm", "wärm " * 100):
             inputs = [WORDS[row % 7] + " good" * (row % 3) for row in range(rows - 1)] + [last]
 
             wanted = model.predict_proba(inputs)
@@ -179,7 +179,7 @@ def without_stop_words(text):
         (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb')"),
         (CountVectorizer(analyzer=str.split), "analyzer=str.split"),
         (CountVectorizer(strip_accents=str.title), "strip_accents=str.title"),
-        (HashingVectorizer(lowercase=False), "n_features (1048576)"),
+        (HashingVectorizer(n_features=2**17, lowercase=False), "n_features (131072)"),
         (HashingVectorizer(n_features=8, ngram_range=(1, 2)), "ngram_range ((1, 2))"),
         (HashingVectorizer(n_features=8, token_pattern=r"\b[a-z]+\b"), "\\b around a class"),
     ],

@@ -20,22 +20,24 @@ from tests.wrap.conftest import cases, is_proven, operators_of, proven
 
 ROWS = normal_rows(200, 3)
 SIDES = np.where(ROWS > 0, "above", "below")
+PRODUCT = ROWS[:, 0] * ROWS[:, 1]
 MODELS = {
-    "texts of several targets": RandomForestClassifier(10, random_state=0).fit(ROWS, SIDES),
-    "numbers of several targets": DecisionTreeClassifier().fit(
-        ROWS, np.digitize(ROWS[:, :2], [-1, 1])
+    "texts of several targets": (RandomForestClassifier(3, random_state=0), SIDES),
+    "numbers of several targets": (
+        DecisionTreeClassifier(),
+        np.digitize(ROWS[:, :2], [-1, 1]),
     ),
-    "a bag": BaggingClassifier(max_features=0.7, random_state=0).fit(ROWS, SIDES[:, 0]),
-    "a bag of numbers": BaggingRegressor(max_features=0.7, random_state=0).fit(
-        ROWS, ROWS[:, 0] * ROWS[:, 1]
+    "a bag": (BaggingClassifier(None, 3, max_features=0.7, random_state=0), SIDES[:, 0]),
+    "a bag of numbers": (BaggingRegressor(None, 3, max_features=0.7, random_state=0), PRODUCT),
+    "votes of texts": (AdaBoostClassifier(n_estimators=8), SIDES[:, 0]),
+    "votes of three classes": (
+        AdaBoostClassifier(n_estimators=8),
+        np.digitize(ROWS[:, 0], [-1, 1]),
     ),
-    "votes of texts": AdaBoostClassifier(n_estimators=20).fit(ROWS, SIDES[:, 0]),
-    "votes of three classes": AdaBoostClassifier(n_estimators=20).fit(
-        ROWS, np.digitize(ROWS[:, 0], [-1, 1])
-    ),
-    "a weighted median": AdaBoostRegressor(n_estimators=20).fit(ROWS, ROWS[:, 0] * ROWS[:, 1]),
-    "a threshold": FixedThresholdClassifier(HistGradientBoostingClassifier(max_iter=5)).fit(
-        ROWS, ROWS[:, 0] > 0
+    "a weighted median": (AdaBoostRegressor(n_estimators=8), PRODUCT),
+    "a threshold": (
+        FixedThresholdClassifier(HistGradientBoostingClassifier(max_iter=5)),
+        ROWS[:, 0] > 0,
     ),
 }
 MEMBERS = (LinearSVC(), GaussianNB(), HistGradientBoostingClassifier(max_iter=2))
@@ -46,6 +48,7 @@ def test_members_vote_for_texts(member):
     assert is_proven(AdaBoostClassifier(member, n_estimators=3).fit(ROWS, SIDES[:, 0]), ROWS)
 
 
-@pytest.mark.parametrize("model", cases(MODELS))
-def test_trees_are_one_operator(model):
-    assert operators_of(proven(model, ROWS)).count("TreeEnsembleRegressor") == 1
+@pytest.mark.parametrize(("model", "target"), cases(MODELS))
+def test_trees_are_one_operator(model, target):
+    wrapped = proven(model.fit(ROWS, target), ROWS)
+    assert operators_of(wrapped).count("TreeEnsembleRegressor") == 1

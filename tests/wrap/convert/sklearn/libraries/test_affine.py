@@ -20,9 +20,9 @@ from tests.support.random_rows import normal_rows
 from tests.support.refusals import refused
 from tests.wrap.conftest import is_proven
 
-TABLE = pd.DataFrame(normal_rows(300, 4) * [1, 10, 1e4, 0.1], columns=list("abcd"))
+TABLE = pd.DataFrame(normal_rows(150, 4) * [1, 10, 1e4, 0.1], columns=list("abcd"))
 TARGET = (TABLE.a * 3 + TABLE.b - TABLE.d * 20).to_numpy()
-TREE = DecisionTreeRegressor(max_depth=5)
+TREE = DecisionTreeRegressor(max_depth=3)
 
 
 class Hazard(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -187,7 +187,7 @@ def test_other_estimator_has_no_converter(model):
 
 
 def test_text_step_has_no_converter():
-    texts = pd.DataFrame({"city": ["rome", "oslo", "lima"] * 100})
+    texts = pd.DataFrame({"city": ["rome", "oslo", "lima"] * 50})
     rename = FunctionTransformer(lambda table: table.replace("Roma", "rome"))
     encoder = OneHotEncoder(handle_unknown="ignore")
     model = make_pipeline(rename, encoder, LinearRegression()).fit(texts, TARGET)
