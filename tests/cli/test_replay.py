@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
-from tests.promote.replay.conftest import answering
+from tests.promote.replay.conftest import answering, empty_folder
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.commands import done, onnxserve, said
 from tests.support.inference_log import LogWriter, write_answers
@@ -21,7 +21,7 @@ from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
-__all__ = ["answering"]
+__all__ = ["answering", "empty_folder"]
 
 ROWS = {name: labelled(3)[name] for name in ("a", "b")}
 REFERENCE = {name: labelled(80, seed=5)[name] for name in ("a", "b")}

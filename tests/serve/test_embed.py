@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.serve.embed import local_server
 from mlflow_deploy_plugin.serve.http.embedded import WsgiApp
 from tests.support.models import mixed_model
 from tests.support.refusals import refused
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import free_port, is_gone, wait_until
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
 RECORD = {"carrier": "UA", "distance": 1400.0, "hour": 17, "late": True}
@@ -61,7 +61,7 @@ def test_fastapi_serves_a_model(tmp_path):
             (agent,) = psutil.Process(process.pid).children()
         finally:
             process.send_signal(signal.SIGTERM)
-    wait_until(lambda: not agent.is_running(), what="the agent has ended")
+    wait_until(lambda: is_gone(agent.pid), what="the agent has ended")
     assert not list((tmp_path / "home").rglob(METRICS))
 
 

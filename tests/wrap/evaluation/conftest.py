@@ -5,10 +5,10 @@ and a tracking store for each test.
 import pytest
 from mlflow import MlflowClient
 
-from tests.promote.gate.conftest import folders, registry
+from tests.promote.gate.conftest import folders, registry, registry_folder
 from tests.support.tracking import tracking_at
 
-__all__ = ["folders", "new_tracking", "registry"]
+__all__ = ["folders", "new_tracking", "registry", "registry_folder"]
 
 
 @pytest.fixture
