@@ -80,6 +80,8 @@ def test_active_upload_is_not_evicted(app):
     async def talk(opened):
         upload = await opened.connect(POST + b"Content-Length: 200000\r\n\r\n")
         await opened.send(upload, b" " * 100_000)
+        (connection,) = opened.connections
+        await until(lambda: connection._body and connection._body.received == 100_000)
         for _ in range(3 * PLACES):
             await opened.connect(b"")
         await opened.send(upload, b" " * 100_000)
