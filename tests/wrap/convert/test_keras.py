@@ -85,7 +85,7 @@ def test_model_answers_every_batch_size(case, nets, saved):
 
 
 MAPPINGS = {
-    "functional": ("of_mappings", TRIPLE, ("twice", "both")),
+    "functional": ("of_mappings", TRIPLE, ("both", "twice")),
     "subclassed": ("OfAMapping", {"left": LEFT}, ("output",)),
 }
 
