@@ -8,7 +8,6 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -195,14 +194,10 @@ def test_messages_beyond_the_limit_are_refused(serve_here, endpoints):
         assert stub.ModelInfer(CALL).outputs
 
 
-def test_port_uses_the_tls_of_the_server(serve_here, endpoints, tmp_path):
-    files = {name: str(tmp_path / f"{name}.pem") for name in ("certfile", "keyfile")}
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-    command += " -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    places = ["-out", files["certfile"], "-keyout", files["keyfile"]]
-    subprocess.run([*command.split(), *places], check=True, capture_output=True)
-    credentials = grpc.ssl_channel_credentials(Path(files["certfile"]).read_bytes())
-    with listening(serve_here(endpoints), host="localhost", **files) as called:
+def test_port_uses_the_tls_of_the_server(serve_here, endpoints, certificate):
+    cert, key = certificate
+    credentials = grpc.ssl_channel_credentials(cert.read_bytes())
+    with listening(serve_here(endpoints), certfile=str(cert), keyfile=str(key)) as called:
         with grpc.secure_channel(called.address, credentials) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             assert stub.ModelInfer(CALL, timeout=20).outputs

@@ -60,6 +60,7 @@ REQUESTS = {
     "another endpoint": ("GET", "/v2/models/ü%2F", {}, b""),
     "no route": ("GET", "/invocation", {}, b""),
 }
+PAGES = ("/", "/pages/page.css", "/endpoints/flights/requests")
 OF_THE_REQUEST = {"x-request-id", "x-prediction-id", "date", "server", "connection"} | {
     "content-length"
 }
@@ -213,14 +214,6 @@ def test_no_parts_are_made_after_disconnect():
     assert len(made) < 100
 
 
-@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
-@pytest.mark.parametrize("path", ["/", "/pages/page.css", "/endpoints/flights/requests"])
-def test_mounted_model_has_no_pages(mounted, kind, path):
-    status, _, body = mounted[kind]("GET", path, {}, b"")
-    assert status == 404
-    assert b"an embedded model has no pages" in body
-
-
 def test_websocket_is_closed_and_lifespan_ends_model(folder, tmp_path):
     app = asgi_app(str(folder), state_dir=tmp_path)
     agents = [child for child in psutil.Process().children() if str(tmp_path) in child.cmdline()]
@@ -242,9 +235,10 @@ def test_websocket_is_closed_and_lifespan_ends_model(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def counters(folder, tmp_path_factory):
-    """The folder of an application's own metrics. The application has served three
-    requests with the model `logged`, and has closed it.
+def closed(folder, tmp_path_factory):
+    """The folder of an application's own metrics, and the answers to requests for
+    pages. The application has served three requests with the model `logged`, and has
+    closed it.
     """
     counters = tmp_path_factory.mktemp("counters")
     # prometheus_client uses this file name.
@@ -255,10 +249,17 @@ def counters(folder, tmp_path_factory):
         with closing(wsgi_app(str(folder), name="logged", state_dir=state_dir)) as app:
             for _ in range(3):
                 assert ask_wsgi(app, *REQUESTS["predictions"])[0] == 200
-    return counters
+            pages = [ask_wsgi(app, "GET", path, {}, b"") for path in PAGES]
+    return counters, pages
 
 
-@pytest.mark.usefixtures("counters")
+def test_mounted_model_has_no_pages(closed):
+    for status, _, body in closed[1]:
+        assert status == 404
+        assert b"an embedded model has no pages" in body
+
+
+@pytest.mark.usefixtures("closed")
 def test_predictions_reach_inference_log():
     tables = list(view_tables(open_log(load_settings().inference_log), View("logged"), {"carrier"}))
     assert sum(table.num_rows for table in tables) == 3
@@ -283,8 +284,8 @@ def test_each_process_has_own_folder(folder, tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {"state", "state.2"}
 
 
-def test_counters_of_application_are_untouched(counters):
-    (mine,) = counters.iterdir()
+def test_counters_of_application_are_untouched(closed):
+    (mine,) = closed[0].iterdir()
     assert mine.read_bytes() == b"the application's"
 
 
