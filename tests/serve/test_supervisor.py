@@ -272,17 +272,6 @@ def test_ended_gunicorn_ends_the_server(start):
 
 
 @pytest.mark.long
-def test_sigterm_before_a_restart_ends_the_server(start):
-    running = start("state").wait_ready()
-    (worker,) = workers(running)
-    os.kill(worker, signal.SIGSTOP)
-    os.kill(gunicorn_pid(running), signal.SIGKILL)
-    wait_until(lambda: server_state(running).restarts == 1, what="its death to be noticed")
-    assert running.end() == 0
-    assert not (running.state_dir / SERVER).exists()
-
-
-@pytest.mark.long
 def test_workers_of_a_dead_gunicorn_end_first(start):
     running = start("state").wait_ready()
     assert answers(running)

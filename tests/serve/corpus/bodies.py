@@ -59,11 +59,10 @@ _DEEP = {
 }
 _DEEP_NAN = {
     "a hundred thousand arrays around NaN": b"NaN".join(_NESTED),
-    "501 arrays around NaN": b"[" * 501 + b"NaN" + b"]" * 501,
     "900 objects around NaN": b'{"a":' * 900 + b"NaN" + b"}" * 900,
 }
-_KINDS = (b"null", b'"{}"', b"1e5", b"true")
-_DATA = (b"null", b"5", b'"text"', b"true", b"[]", b"{}", b"[" * 900 + b"1" + b"]" * 900)
+_KINDS = (b"null", b'"{}"')
+_DATA = (b"null", b"5", b'"text"', b"[]", b"{}", b"[" * 900 + b"1" + b"]" * 900)
 FIELDS = {
     route.reads: name.encode()
     for route in JSON_ROUTES

@@ -214,9 +214,15 @@ def test_no_parts_are_made_after_disconnect():
     assert len(made) < 100
 
 
+def agents_of(state_dir):
+    """Return the agents of this process for a state folder or its subfolders."""
+    children = psutil.Process().children()
+    return [child for child in children if str(state_dir) in " ".join(child.cmdline())]
+
+
 def test_websocket_is_closed_and_lifespan_ends_model(folder, tmp_path):
     app = asgi_app(str(folder), state_dir=tmp_path)
-    agents = [child for child in psutil.Process().children() if str(tmp_path) in child.cmdline()]
+    agents = agents_of(tmp_path)
     events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[str] = []
 
@@ -289,22 +295,12 @@ def test_counters_of_application_are_untouched(closed):
     assert mine.read_bytes() == b"the application's"
 
 
-@pytest.mark.long
-def test_missing_model_fails_and_leaves_no_process(tmp_path):
-    before = len(psutil.Process().children())
-    with pytest.raises(DeploymentFailed, match="nowhere"):
-        asgi_app(str(tmp_path / "nowhere"), state_dir=tmp_path / "state")
-    assert len(psutil.Process().children()) == before
-    # The folder is free again.
-    with closing(wsgi_app(str(mixed_model(tmp_path / "m")), state_dir=tmp_path / "state")):
-        pass
-
-
-def test_broken_model_fails_at_start(tmp_path):
+def test_broken_model_fails_and_leaves_no_process(tmp_path):
     broken = mixed_model(tmp_path / "broken")
     (broken / "serving_input_example.json").write_text('{"inputs": [[1]]}')
     with pytest.raises(DeploymentFailed, match="its own example"):
         wsgi_app(str(broken), state_dir=tmp_path / "state")
+    assert agents_of(tmp_path) == []
 
 
 @pytest.mark.long
@@ -386,15 +382,6 @@ def new_agent(application, killed):
 
 @pytest.mark.long
 def test_killed_agent_is_replaced_until_application_ends(application):
-    (killed,) = psutil.Process(application.pid).children()
-    os.kill(killed.pid, signal.SIGKILL)
-    agent = new_agent(application, killed)
-    application.kill()
-    wait_until(lambda: not agent.is_running(), what="the agent has ended")
-
-
-@pytest.mark.long
-def test_agent_is_started_later_when_files_are_exhausted(application):
     process = psutil.Process(application.pid)
     (killed,) = process.children()
     limits = process.rlimit(psutil.RLIMIT_NOFILE)
@@ -403,4 +390,6 @@ def test_agent_is_started_later_when_files_are_exhausted(application):
     lines = iter(application.stderr.readline, b"")
     assert any(b"the agent cannot be started: Too many open files" in line for line in lines)
     process.rlimit(psutil.RLIMIT_NOFILE, limits)
-    new_agent(application, killed)
+    agent = new_agent(application, killed)
+    application.kill()
+    wait_until(lambda: not agent.is_running(), what="the agent has ended")
