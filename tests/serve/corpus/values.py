@@ -110,18 +110,11 @@ def _v2(**changes):
     return _document(inputs=[carrier, {**distance, **changes}, *others])
 
 
-def _inputs(**fields):
-    """Return a valid infer request with these fields."""
-    return _document(inputs=_TENSORS, **fields)
-
-
 V2_CASES = body_cases(
     reading("v2"),
     {
         "no shape": _v2(shape=None),
         "data of no bytes": _v2(data=[], parameters={"binary_data_size": 8}),
-        "a timeout that is a text": _inputs(parameters={"timeout": "soon"}),
-        "a timeout that is negative": _inputs(parameters={"timeout": -1}),
     },
 )
 

@@ -1,4 +1,6 @@
-"""Servers with a gRPC port, in this process or in gunicorn, and requests from Triton's client."""
+"""Servers with a gRPC port, in this process or in gunicorn, and requests from Triton's
+client.
+"""
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,7 +48,9 @@ def calling(state_dir, endpoints, **fields):
 
 @contextmanager
 def listening(server, **fields):
-    """Serve a server of this process on gRPC; keyword arguments are fields of its spec."""
+    """Serve a server of this process on gRPC; keyword arguments are fields of its
+    spec.
+    """
     spec = server.spec.model_copy(update={"grpc_port": free_port(), **fields})
     listener = GrpcServer(replace(server, spec=spec))
     try:
