@@ -194,13 +194,13 @@ GIVEN: list[Any] = [
 @pytest.mark.parametrize("tensors", TENSORS)
 def test_fast_and_exact_tensors_are_equal(tensors):
     schema = compile_schema(
-        (), tuple(Tensor(*tensor) for tensor in tensors), tuple(Input(*t) for t in tensors)
+        (), tuple(Tensor(*t) for t in tensors), tuple(Input(*t) for t in tensors)
     )
     slow = exact(schema)
-    pairs = [{"x": first, "y": second} for first in GIVEN for second in GIVEN]
-    alone = [{name: given} for name in ("", "x") for given in GIVEN]
-    asks = [lambda s, given=given: s.from_array(given) for given in GIVEN]
-    asks += [lambda s, data=data: s.from_columns(data) for data in (*pairs, *alone)]
+    columns = [{"x": x, "y": y} for x, y in product(GIVEN, GIVEN)]
+    columns += [{name: x} for name, x in product(("", "x"), GIVEN)]
+    asks = [lambda s, x=x: s.from_array(x) for x in GIVEN]
+    asks += [lambda s, x=x: s.from_columns(x) for x in columns]
     for ask in asks:
         assert outcome(lambda: ask(schema)) == outcome(lambda: ask(slow))  # noqa: B023
 
