@@ -1,6 +1,7 @@
-"""Folders of tiny models, a Redis, and servers within this process."""
+"""Folders of tiny models, a Redis, a certificate, and servers within this process."""
 
 import itertools
+import subprocess
 from contextlib import ExitStack
 
 import pytest
@@ -66,6 +67,18 @@ def serve_here(tmp_path):
             )
 
         yield serve
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """Return a self-signed certificate for 127.0.0.1, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert = folder / "cert.pem"
+    key = folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    command += f" -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return cert, key
 
 
 @pytest.fixture

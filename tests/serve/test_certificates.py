@@ -102,6 +102,7 @@ def replace_files(settings, by):
         os.replace(new, settings[name])
 
 
+@pytest.mark.long
 def test_new_connections_use_replaced_certificates(client, ours, foreign, settings, tmp_path):
     shop = ours.issue("shop")
     certfile, keyfile = foreign.issue("server")

@@ -127,6 +127,7 @@ def test_invalid_variable_is_named(name, value, folders):
         read_cloud({**VERTEX, name: value}, folders)
 
 
+@pytest.mark.long
 def test_vertex_routes_and_port_are_served(serve, model_folders, free_port, monkeypatch):
     """The route is `/predict`, which most containers choose, and which is also a route
     of ours.

@@ -93,6 +93,7 @@ def test_slow_end_leaves_no_metrics(tmp_path):
     assert not list((tmp_path / "home").rglob(METRICS))
 
 
+@pytest.mark.long
 def test_flask_serves_a_model(tmp_path):
     pytest.importorskip("flask")
     application = runpy.run_path(str(write_example("flask", tmp_path)))["app"].wsgi_app

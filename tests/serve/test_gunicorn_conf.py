@@ -89,6 +89,18 @@ def are_gone(paths):
     return paths != [] and not any(path.exists() for path in paths)
 
 
+PROBE = """
+import sys
+from pathlib import Path
+from mlflow_deploy_plugin.serve import gunicorn_conf
+from mlflow_deploy_plugin.serve.gunicorn_conf import *
+
+def worker_exit(arbiter, worker):
+    Path({path!r}).write_text("\\n".join(sys.modules))
+    gunicorn_conf.worker_exit(arbiter, worker)
+"""
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory, bias_folders):
     """What a server left and loaded that has answered a request and ended."""
@@ -96,13 +108,24 @@ def ended(tmp_path_factory, bias_folders):
     runtime = tmp_path_factory.mktemp("runtime")
     endpoints = servers.one_endpoint(bias_folders["1"])
     environment = {"XDG_RUNTIME_DIR": str(runtime)}
-    with servers.gunicorn(state_dir, endpoints, environment=environment) as running:
+    config = runtime.with_name("probe.py")
+    modules = runtime.with_name("modules.txt")
+    config.write_text(PROBE.format(path=str(modules)))
+    with servers.gunicorn(state_dir, endpoints, None, config, environment=environment) as running:
         (worker,) = read_workers(state_dir)
         assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
+        csv = {"Content-Type": "text/csv"}
+        assert running.post(data="a,b,c\n1,2,3", headers=csv).status_code == 200
         loaded = Path(f"/proc/{running.process.pid}/maps").read_text()
         sockets = list(runtime.iterdir())
         metrics = metrics_of(state_dir, worker.pid)
-    return SimpleNamespace(state_dir=state_dir, loaded=loaded, sockets=sockets, metrics=metrics)
+    return SimpleNamespace(
+        state_dir=state_dir,
+        loaded=loaded,
+        sockets=sockets,
+        metrics=metrics,
+        packages={name.partition(".")[0] for name in modules.read_text().split()},
+    )
 
 
 def test_arbiter_shares_modules_without_a_socket(ended):
@@ -110,6 +133,22 @@ def test_arbiter_shares_modules_without_a_socket(ended):
     assert ended.sockets == []
     assert "/numpy/" in ended.loaded
     assert "/onnxruntime/" not in ended.loaded
+
+
+def test_worker_imports_neither_mlflow_nor_grpc(ended):
+    assert {"onnxruntime", "orjson", "flask", "uvloop"} <= ended.packages
+    assert not ended.packages & {
+        "mlflow",
+        "pandas",
+        "pyarrow",
+        "sqlalchemy",
+        "sklearn",
+        "torch",
+        "onnx",
+        "evidently",
+        "grpc",
+        "opentelemetry",
+    }
 
 
 def test_metrics_are_in_memory_until_the_end(ended):

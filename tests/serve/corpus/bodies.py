@@ -3,8 +3,6 @@
 import gzip
 import json
 
-import zstandard
-
 from tests.serve.corpus.case import Case, body_cases
 from tests.serve.corpus.routes import JSON_ROUTES, MAX_BODY_BYTES, POSTS, reading
 
@@ -14,14 +12,6 @@ _LIMIT = str(MAX_BODY_BYTES)
 def _good(route):
     """Return a valid body, for cases in which only the headers are wrong."""
     return route.good or b"{}"
-
-
-def _with_large_window(route):
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        3, window_log=27, write_content_size=False
-    )
-    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-    return compressor.compress(_good(route)) + compressor.flush()
 
 
 _TYPED = tuple(route for route in POSTS if "Content-Type" in route.headers)
@@ -43,19 +33,8 @@ ENCODINGS = [
     *body_cases(POSTS, {"an unknown encoding": _good}, 415, ("'br'",), {"Content-Encoding": "br"}),
     *body_cases(
         POSTS,
-        {
-            "gzip that is none": (b"not compressed", "gzip"),
-            "ten thousand gzip members": (gzip.compress(b"") * 10_001, "members"),
-        },
+        {"gzip that is none": (b"not compressed", "gzip")},
         headers={"Content-Encoding": "gzip"},
-    ),
-    *body_cases(
-        POSTS,
-        {
-            "a zstd window of 128 MiB": _with_large_window,
-        },
-        words=("zstd",),
-        headers={"Content-Encoding": "zstd"},
     ),
     *body_cases(
         POSTS,
@@ -80,11 +59,10 @@ _DEEP = {
 }
 _DEEP_NAN = {
     "a hundred thousand arrays around NaN": b"NaN".join(_NESTED),
-    "501 arrays around NaN": b"[" * 501 + b"NaN" + b"]" * 501,
     "900 objects around NaN": b'{"a":' * 900 + b"NaN" + b"}" * 900,
 }
-_KINDS = (b"null", b'"{}"', b"1e5", b"true")
-_DATA = (b"null", b"5", b'"text"', b"true", b"[]", b"{}", b"[" * 900 + b"1" + b"]" * 900)
+_KINDS = (b"null", b'"{}"')
+_DATA = (b"null", b"5", b'"text"', b"[]", b"{}", b"[" * 900 + b"1" + b"]" * 900)
 FIELDS = {
     route.reads: name.encode()
     for route in JSON_ROUTES

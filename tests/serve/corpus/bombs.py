@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.serve.protocols import (
-    feedback,
-    jsonlines,
-    mlflow,
-    tfserving,
-)
+from mlflow_deploy_plugin.serve.protocols import jsonlines, mlflow
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.runtime.artifact import ColumnType
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
@@ -52,7 +47,6 @@ def _keys(count):
 
 
 NUMBER = columns_schema(x="double")
-TEXT = columns_schema(x="string")
 MATRIX = tensor_schema("float32", -1, 3)
 JSON_MIB = 450
 """The limit for 16 MiB of JSON or CSV as Python objects: a million containers of 232
@@ -76,8 +70,6 @@ BOMBS: dict[str, Bomb] = {
     "JSON: depth": Bomb(JSON, MATRIX, _filled(b"[" * 900 + b"]" * 900, _INPUTS, b"]}")),
     "JSON: numbers": Bomb(JSON, NUMBER, _filled(b"1.5", _INPUTS, b"]}"), JSON_MIB),
     "JSON: keys": Bomb(JSON, NUMBER, lambda: _INSTANCES + b"{%s}]}" % _keys(1_250_000), JSON_MIB),
-    "JSON: base64": Bomb("tf", TEXT, _filled(b'{"b64":"QUE="}', _INSTANCES, b"]}")),
-    "JSON: feedback": Bomb("feedback", NUMBER, _filled(b"{}", b'{"feedback":[', b"]}")),
     "JSON Lines: blank lines": Bomb(LINES, NUMBER, lambda: b"\n" * LIMIT),
     "CSV: a million columns in quotes": Bomb(
         CSV, NUMBER, lambda: b'"\n"' + b"," * 1_000_000 + b"\n1", 128
@@ -93,10 +85,6 @@ def read(bomb, body):
     """
     if bomb.media == LINES:
         jsonlines.decode(body, bomb.schema)
-    elif bomb.media == "tf":
-        tfserving.decode(body, bomb.schema)
-    elif bomb.media == "feedback":
-        feedback.decode(JSON, body)
     else:
         mlflow.decode(bomb.media, body, bomb.schema)
 

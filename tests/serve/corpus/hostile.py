@@ -42,9 +42,7 @@ VALUES: dict[str, Fill] = {
     "one key again and again": _repeated(b'"k":[1]', b"{", b"}"),
     "numbers": _repeated(b"1.5"),
     "texts": _repeated(b'"a"'),
-    "empty rows": _repeated(b"[]"),
     "empty objects": _repeated(b"{}"),
-    "records": _repeated(_RECORD),
     "records and a wrong one": _repeated(_RECORD, after=b',{"carrier":5}]'),
     "records with keys of their own": _numbered(lambda n: _RECORD[:-1] + b',"k%d":1}' % n),
     "pictures and a ragged one": _repeated(b"[[1,2],[3,4]]", after=b",[[1,2],[3]]]"),
@@ -52,7 +50,6 @@ VALUES: dict[str, Fill] = {
     "a text": lambda size: b'"%s"' % (b"a" * size),
     "escapes": lambda size: b'["%s"]' % (b"\\u0041" * (size // 6)),
     "a number of digits": lambda size: b"[" + b"7" * size + b"]",
-    "keys beside NaN": _keys(value=b"NaN"),
     "keys beside base64": _keys(value=b'{"b64":"QUE="}'),
 }
 """Values that replace a field of the document, or the document itself."""
@@ -92,7 +89,6 @@ _V2: dict[str, Fill] = {
 
 _LINES: dict[str, Fill] = {
     "blank lines": lambda size: b"\n" * size,
-    "empty objects": _lines(b"{}"),
     "records and a wrong one": _lines(_RECORD, after=b'\n{"carrier":5}'),
     "records with keys of their own": _numbered(
         lambda n: _RECORD[:-1] + b',"k%d":1}' % n, b"", b"", b"\n"
@@ -105,7 +101,6 @@ _HEADER = b"carrier,distance,hour,late\n"
 _CSV: dict[str, Fill] = {
     "blank lines": lambda size: b"\n" * size,
     "columns": _numbered(lambda number: b"c%d" % number, b"", b"\n1"),
-    "rows": _lines(b"AA,1.5,3,true", _HEADER),
     "rows and a wrong one": _lines(b"AA,1.5,3,true", _HEADER, b"\nAA,x,3,true"),
     "a field in quotes": lambda size: _HEADER + b'"%s"' % (b'""' * (size // 2)),
     "an open quote": lambda size: _HEADER + b'"' + b"\n" * size,

@@ -15,7 +15,6 @@ PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
 ROW = b'{"carrier":"AA","distance":100.5,"hour":3,"late":true}'
 _LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 _LAST_ANSWER = b'{"live":true}'
-_MOST_CUTS = 16
 _LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
@@ -34,18 +33,6 @@ class Raw:
     sent: bytes
     statuses: tuple[int, ...]
     goes_on: bool = False
-
-    @property
-    def cuts(self):
-        """The positions at which the bytes are split: around each line end, between the
-        parts, and within them.
-        """
-        offsets = {1, len(self.sent) // 2, len(self.sent) - 1}
-        for match in re.finditer(rb"[\r\n:; ]", self.sent[:400]):
-            offsets |= {match.start(), match.end()}
-        places = sorted(offsets & set(range(1, len(self.sent))))
-        step = -(-len(places) // _MOST_CUTS)
-        return [*places[:4], *places[4::step]]
 
 
 def exchanged(port, pieces, pause):

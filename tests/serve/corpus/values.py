@@ -22,9 +22,6 @@ TYPES = body_cases(
     {
         "a text for a number": (_one("distance", "far"), "distance", "'far'"),
         "null for an integer": (_one("hour", None), "hour", "null"),
-        "an integer of four thousand digits": _one("hour", 10**4000),
-        "NaN for an integer": (_one("hour", float("nan")), "hour"),
-        "a deep list for a text": (_one("carrier", [[[[[["AA"]]]]]]), "carrier"),
         "half a surrogate pair for a text": _one("carrier", "\ud800"),
     },
 )
@@ -83,7 +80,7 @@ COLUMN_CASES = [
         reading("predict"),
         {
             f"the features {name}": _document(features=value)
-            for name, value in {"1": 1, "none": None, "text": "AA", "a table": [_ROW]}.items()
+            for name, value in {"1": 1, "a table": [_ROW]}.items()
         },
     ),
     *body_cases(
@@ -113,21 +110,11 @@ def _v2(**changes):
     return _document(inputs=[carrier, {**distance, **changes}, *others])
 
 
-def _inputs(**fields):
-    """Return a valid infer request with these fields."""
-    return _document(inputs=_TENSORS, **fields)
-
-
 V2_CASES = body_cases(
     reading("v2"),
     {
         "no shape": _v2(shape=None),
         "data of no bytes": _v2(data=[], parameters={"binary_data_size": 8}),
-        "batches that differ": _v2(shape=[2], data=[1.0, 2.0]),
-        "columns as a matrix": _v2(shape=[1, 2], data=[1.0, 2.0]),
-        "an id with a line feed": _inputs(id="a\nb"),
-        "a timeout that is a text": _inputs(parameters={"timeout": "soon"}),
-        "a timeout that is negative": _inputs(parameters={"timeout": -1}),
     },
 )
 
@@ -141,10 +128,6 @@ SHAPES = body_cases(
     {
         "a matrix for a picture": _image([[1, 2], [3, 4]]),
         "a ragged picture": _image([[[1, 2], [3]]]),
-        "a picture with a text of 100,000 characters": _image([[["x" * 100_000, 2], [3, 4]]]),
-        "a picture with a boolean and a text": _image([[[True, "x"], [3, 4]]]),
-        "a picture with a number of 4,000 digits": _image([[[10**4000, 2], [3, 4]]]),
-        "a picture of nothing": _image([[[], []]]),
     },
 )
 TF_CASES = body_cases(
@@ -184,7 +167,6 @@ EVENT_TIMES = [
         "",
         "yesterday",
         "2013-07-01T12:30:00",
-        "9999-99-99T00:00:00Z",
         "1699-12-31T00:00:00Z",
         "2100-01-01T00:00:00Z",
     )

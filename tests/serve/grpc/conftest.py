@@ -1,7 +1,9 @@
-"""gunicorn with a gRPC port, and requests from Triton's client."""
+"""Servers with a gRPC port, in this process or in gunicorn, and requests from Triton's
+client.
+"""
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -10,13 +12,14 @@ from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, se
 from tritonclient.utils import np_to_triton_dtype
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from tests.support.servers import gunicorn, variant
+from mlflow_deploy_plugin.serve.grpc.grpc_server import GrpcServer
+from tests.support.servers import gunicorn, opened, variant
 from tests.support.waiting import free_port
 
 
 @dataclass(frozen=True)
 class Called:
-    """A running server with a gRPC port and an HTTP port."""
+    """A running server, whose HTTP is a process or the server in this process."""
 
     http: Any
     address: str
@@ -43,11 +46,25 @@ def calling(state_dir, endpoints, **fields):
         yield Called(running, f"127.0.0.1:{spec.grpc_port}")
 
 
+@contextmanager
+def listening(server, **fields):
+    """Serve a server of this process on gRPC; keyword arguments are fields of its
+    spec.
+    """
+    spec = server.spec.model_copy(update={"grpc_port": free_port(), **fields})
+    listener = GrpcServer(replace(server, spec=spec))
+    try:
+        yield Called(server, f"{spec.host}:{spec.grpc_port}")
+    finally:
+        listener.drain()
+        listener.wait()
+
+
 @pytest.fixture(scope="session")
 def called(tmp_path_factory, model_folders):
     """Run a server with the models of the other tests."""
     endpoints = {kind: {"v": variant(model_folders[kind], "7")} for kind in ("mixed", "tensor")}
-    with calling(tmp_path_factory.mktemp("grpc"), endpoints) as served:
+    with opened(tmp_path_factory.mktemp("grpc"), endpoints) as server, listening(server) as served:
         yield served
 
 

@@ -8,7 +8,6 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -17,12 +16,10 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
-from mlflow_deploy_plugin.serve.grpc.grpc_server import GrpcServer
-from tests.serve.grpc.conftest import calling, message, tensor
+from tests.serve.grpc.conftest import calling, listening, message, tensor
 from tests.support.servers import variant
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import wait_until
 
 IMAGE = np.ones((1, 2, 2), np.float32)
 CALL = message("tensor", raw_input_contents=[IMAGE.tobytes()])
@@ -31,21 +28,6 @@ CALL = message("tensor", raw_input_contents=[IMAGE.tobytes()])
 @pytest.fixture
 def endpoints(model_folders):
     return {"tensor": {"v": variant(model_folders["tensor"])}}
-
-
-def listening(server, logs_requests=False, **fields):
-    """Return the gRPC listener of a server, and its port."""
-    spec = ServerSpec(grpc_port=free_port(), **fields)
-    return GrpcServer(replace(server, spec=spec, logs_requests=logs_requests)), spec.grpc_port
-
-
-def end(listener):
-    listener.drain()
-    listener.wait()
-
-
-def stub_of(channel):
-    return service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
 def worker_pids(called):
@@ -98,13 +80,11 @@ def test_calls_are_answered_without_new_threads(serve_here, endpoints, monkeypat
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    listener, port = listening(serve_here(endpoints))
-    monkeypatch.setattr(threading.Thread, "start", start_no_other_of_ours)
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with listening(serve_here(endpoints)) as called, called.stub() as stub:
+        monkeypatch.setattr(threading.Thread, "start", start_no_other_of_ours)
         for _ in range(2):
-            answer = stub_of(channel).ModelInfer(CALL, timeout=30)
+            answer = stub.ModelInfer(CALL, timeout=30)
             assert answer.raw_output_contents[1] == np.float32(4).tobytes()
-    end(listener)
 
 
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -114,8 +94,10 @@ UNKNOWN = b"\x08\x03"
 
 
 def test_cancelled_watchers_free_their_places(serve_here, endpoints):
-    listener, port = listening(serve_here(endpoints))
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with (
+        listening(serve_here(endpoints)) as called,
+        grpc.insecure_channel(called.address) as channel,
+    ):
         watch = channel.unary_stream(WATCH)
 
         def has_room():
@@ -133,7 +115,6 @@ def test_cancelled_watchers_free_their_places(serve_here, endpoints):
         for watcher in watchers:
             watcher.cancel()
         wait_until(has_room, 60, "a place is free")
-    end(listener)
 
 
 @contextmanager
@@ -184,25 +165,24 @@ def test_watchers_and_silent_clients_hear_of_shutdown(tmp_path, endpoints):
 
 
 def test_silent_calls_are_cancelled(serve_here, endpoints):
-    listener, port = listening(serve_here(endpoints), request_timeout_seconds=1)
     ended = threading.Event()
 
     def silent():
         ended.wait(60)
         yield from ()
 
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with (
+        listening(serve_here(endpoints), request_timeout_seconds=1) as called,
+        grpc.insecure_channel(called.address) as channel,
+    ):
         infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         waiting = [infer.future(silent()) for _ in range(40)]
         assert {call.exception(30).code() for call in waiting} == {grpc.StatusCode.CANCELLED}
         ended.set()
-    end(listener)
 
 
 def test_messages_beyond_the_limit_are_refused(serve_here, endpoints):
-    listener, port = listening(serve_here(endpoints), max_body_bytes=100_000)
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = stub_of(channel)
+    with listening(serve_here(endpoints), max_body_bytes=100_000) as called, called.stub() as stub:
         for size, code in ((100_000, "INVALID_ARGUMENT"), (200_000, "RESOURCE_EXHAUSTED")):
             with pytest.raises(grpc.RpcError) as refused:
                 stub.ModelInfer(message("tensor", raw_input_contents=[bytes(size)]))
@@ -212,32 +192,27 @@ def test_messages_beyond_the_limit_are_refused(serve_here, endpoints):
             stub.ModelInfer(large, compression=grpc.Compression.Gzip)
         assert refused.value.code().name in ("UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
         assert stub.ModelInfer(CALL).outputs
-    end(listener)
 
 
-def test_port_uses_the_tls_of_the_server(serve_here, endpoints, tmp_path):
-    files = {name: str(tmp_path / f"{name}.pem") for name in ("certfile", "keyfile")}
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-    command += " -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    places = ["-out", files["certfile"], "-keyout", files["keyfile"]]
-    subprocess.run([*command.split(), *places], check=True, capture_output=True)
-    listener, port = listening(serve_here(endpoints), host="localhost", **files)
-    credentials = grpc.ssl_channel_credentials(Path(files["certfile"]).read_bytes())
-    with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
-        assert stub_of(channel).ModelInfer(CALL, timeout=20).outputs
-    with grpc.insecure_channel(f"localhost:{port}") as channel, pytest.raises(grpc.RpcError):
-        stub_of(channel).ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
-    end(listener)
+def test_port_uses_the_tls_of_the_server(serve_here, endpoints, certificate):
+    cert, key = certificate
+    credentials = grpc.ssl_channel_credentials(cert.read_bytes())
+    with listening(serve_here(endpoints), certfile=str(cert), keyfile=str(key)) as called:
+        with grpc.secure_channel(called.address, credentials) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ModelInfer(CALL, timeout=20).outputs
+        with called.stub() as stub, pytest.raises(grpc.RpcError):
+            stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
 
 
 def test_calls_of_all_methods_are_logged(serve_here, endpoints, caplog):
-    listener, port = listening(serve_here(endpoints), logs_requests=True)
+    server = replace(serve_here(endpoints), logs_requests=True)
     unload = service_pb2.RepositoryModelUnloadRequest(model_name="tensor")
-    with caplog.at_level("INFO"), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=20)
-        with pytest.raises(grpc.RpcError):
-            stub_of(channel).RepositoryModelUnload(unload, timeout=20)
-    end(listener)
+    with caplog.at_level("INFO"), listening(server) as called:
+        with grpc.insecure_channel(called.address) as channel:
+            channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=20)
+        with called.stub() as stub, pytest.raises(grpc.RpcError):
+            stub.RepositoryModelUnload(unload, timeout=20)
 
     lines = [vars(record) for record in caplog.records if record.name.endswith(".request")]
     assert [(line["url.path"], line["http.response.status_code"]) for line in lines] == [
@@ -248,5 +223,8 @@ def test_calls_of_all_methods_are_logged(serve_here, endpoints, caplog):
 
 def test_missing_certificate_is_a_config_error(serve_here, endpoints, tmp_path):
     missing = str(tmp_path / "none.pem")
-    with pytest.raises(InvalidConfig, match="No such file"):
-        listening(serve_here(endpoints), certfile=missing, keyfile=missing)
+    with (
+        pytest.raises(InvalidConfig, match="No such file"),
+        listening(serve_here(endpoints), certfile=missing, keyfile=missing),
+    ):
+        pass

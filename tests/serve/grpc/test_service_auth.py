@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope
-from tests.serve.grpc.conftest import calling, message
+from tests.serve.grpc.conftest import listening, message
 from tests.support.keys import write_keys
-from tests.support.servers import variant
+from tests.support.servers import opened, variant
 
 IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
@@ -24,7 +25,8 @@ def keyed(tmp_path_factory, model_folders):
     once = KeyEntry(name="once", scopes=("infer",), limits=("1/hour",))
     write_keys(folder, {**keys, "once": once})
     endpoints = {"tensor": {"v": variant(model_folders["tensor"], "7")}}
-    with calling(folder, endpoints, api_keys=True, model_control_mode="explicit") as served:
+    spec = ServerSpec(api_keys=True, model_control_mode="explicit")
+    with opened(folder, endpoints, spec) as server, listening(server) as served:
         yield served
 
 

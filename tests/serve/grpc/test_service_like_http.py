@@ -4,8 +4,10 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.serve.grpc.conftest import calling, message
-from tests.support.servers import variant
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from tests.serve.grpc.conftest import calling, listening, message
+from tests.support.handling import ask
+from tests.support.servers import opened, variant
 from tests.support.services.collector import attributes, collector
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
@@ -30,15 +32,20 @@ def told(call):
     return dict(call.trailing_metadata())
 
 
-def post(called, key=""):
-    return called.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": key})
+BODY = {"inputs": IMAGE.tolist()}
 
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory, model_folders):
     endpoints = {"tensor": {"v": variant(model_folders["tensor"])}}
-    with calling(tmp_path_factory.mktemp("limited"), endpoints, **LIMITS) as called:
+    spec = ServerSpec.model_validate(LIMITS)
+    folder = tmp_path_factory.mktemp("limited")
+    with opened(folder, endpoints, spec) as server, listening(server) as called:
         yield called
+
+
+def status_of_post(called, key):
+    return ask(called.http, body=BODY, x_key=key).status
 
 
 def test_rate_is_shared_with_http(limited):
@@ -46,7 +53,7 @@ def test_rate_is_shared_with_http(limited):
     with limited.stub() as stub:
         for _ in range(3):
             assert stub.ModelInfer(CALL, metadata=one).outputs
-        assert [post(limited, "one").status_code for _ in range(2)] == [200, 200]
+        assert [status_of_post(limited, "one") for _ in range(2)] == [200, 200]
         with pytest.raises(grpc.RpcError, match="5/day") as refused:
             stub.ModelInfer(CALL, metadata=[*one, ("x-request-id", "mine")])
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -55,7 +62,7 @@ def test_rate_is_shared_with_http(limited):
         assert stub.ModelInfer(CALL, metadata=[("x-key", "another")]).outputs
         streamed = next(stub.ModelStreamInfer(iter([CALL]), metadata=one))
         assert "5/day" in streamed.error_message
-    assert post(limited, "one").status_code == 429
+    assert status_of_post(limited, "one") == 429
 
 
 def test_concurrency_is_shared_with_http(limited):
@@ -70,7 +77,7 @@ def test_concurrency_is_shared_with_http(limited):
         errors = [error for call in calls if (error := call.exception(60)) is not None]
     assert 0 < len(errors) < 8
     assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert post(limited, "after").status_code == 200
+    assert status_of_post(limited, "after") == 200
 
 
 @pytest.mark.long
@@ -91,7 +98,7 @@ def test_answers_are_cached_captured_and_traced(tmp_path, model_folders, monkeyp
         ):
             first, call = stub.ModelInfer.with_call(CALL, metadata=metadata)
             again, second = stub.ModelInfer.with_call(CALL)
-            over_http = post(called)
+            over_http = called.http.post(json=BODY)
             wait_until(lambda: len(received.named(name)) == 2, 60, "the spans")
             page = called.http.get("/metrics").text
     assert first.raw_output_contents == again.raw_output_contents

@@ -1,8 +1,4 @@
-"""A real server with models for the pages and the OpenAPI document,
-and a certificate.
-"""
-
-import subprocess
+"""A real server with models for the pages and the OpenAPI document."""
 
 import pytest
 
@@ -46,26 +42,3 @@ def pages_server(tmp_path_factory, model_folders):
         ServerSpec(request_timeout_seconds=EXPLAINER_SECONDS),
     ) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory):
-    """Return a self-signed certificate for 127.0.0.1, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert = folder / "cert.pem"
-    key = folder / "key.pem"
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        str(key),
-        "-out",
-        str(cert),
-    ]
-    subprocess.run([*command, *subject], check=True, capture_output=True)
-    return cert, key

@@ -60,6 +60,7 @@ REQUESTS = {
     "another endpoint": ("GET", "/v2/models/ü%2F", {}, b""),
     "no route": ("GET", "/invocation", {}, b""),
 }
+PAGES = ("/", "/pages/page.css", "/endpoints/flights/requests")
 OF_THE_REQUEST = {"x-request-id", "x-prediction-id", "date", "server", "connection"} | {
     "content-length"
 }
@@ -213,17 +214,15 @@ def test_no_parts_are_made_after_disconnect():
     assert len(made) < 100
 
 
-@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
-@pytest.mark.parametrize("path", ["/", "/pages/page.css", "/endpoints/flights/requests"])
-def test_mounted_model_has_no_pages(mounted, kind, path):
-    status, _, body = mounted[kind]("GET", path, {}, b"")
-    assert status == 404
-    assert b"an embedded model has no pages" in body
+def agents_of(state_dir):
+    """Return the agents of this process for a state folder or its subfolders."""
+    children = psutil.Process().children()
+    return [child for child in children if str(state_dir) in " ".join(child.cmdline())]
 
 
 def test_websocket_is_closed_and_lifespan_ends_model(folder, tmp_path):
     app = asgi_app(str(folder), state_dir=tmp_path)
-    agents = [child for child in psutil.Process().children() if str(tmp_path) in child.cmdline()]
+    agents = agents_of(tmp_path)
     events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[str] = []
 
@@ -242,9 +241,10 @@ def test_websocket_is_closed_and_lifespan_ends_model(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def counters(folder, tmp_path_factory):
-    """The folder of an application's own metrics. The application has served three
-    requests with the model `logged`, and has closed it.
+def closed(folder, tmp_path_factory):
+    """The folder of an application's own metrics, and the answers to requests for
+    pages. The application has served three requests with the model `logged`, and has
+    closed it.
     """
     counters = tmp_path_factory.mktemp("counters")
     # prometheus_client uses this file name.
@@ -255,10 +255,17 @@ def counters(folder, tmp_path_factory):
         with closing(wsgi_app(str(folder), name="logged", state_dir=state_dir)) as app:
             for _ in range(3):
                 assert ask_wsgi(app, *REQUESTS["predictions"])[0] == 200
-    return counters
+            pages = [ask_wsgi(app, "GET", path, {}, b"") for path in PAGES]
+    return counters, pages
 
 
-@pytest.mark.usefixtures("counters")
+def test_mounted_model_has_no_pages(closed):
+    for status, _, body in closed[1]:
+        assert status == 404
+        assert b"an embedded model has no pages" in body
+
+
+@pytest.mark.usefixtures("closed")
 def test_predictions_reach_inference_log():
     tables = list(view_tables(open_log(load_settings().inference_log), View("logged"), {"carrier"}))
     assert sum(table.num_rows for table in tables) == 3
@@ -283,27 +290,17 @@ def test_each_process_has_own_folder(folder, tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {"state", "state.2"}
 
 
-def test_counters_of_application_are_untouched(counters):
-    (mine,) = counters.iterdir()
+def test_counters_of_application_are_untouched(closed):
+    (mine,) = closed[0].iterdir()
     assert mine.read_bytes() == b"the application's"
 
 
-@pytest.mark.long
-def test_missing_model_fails_and_leaves_no_process(tmp_path):
-    before = len(psutil.Process().children())
-    with pytest.raises(DeploymentFailed, match="nowhere"):
-        asgi_app(str(tmp_path / "nowhere"), state_dir=tmp_path / "state")
-    assert len(psutil.Process().children()) == before
-    # The folder is free again.
-    with closing(wsgi_app(str(mixed_model(tmp_path / "m")), state_dir=tmp_path / "state")):
-        pass
-
-
-def test_broken_model_fails_at_start(tmp_path):
+def test_broken_model_fails_and_leaves_no_process(tmp_path):
     broken = mixed_model(tmp_path / "broken")
     (broken / "serving_input_example.json").write_text('{"inputs": [[1]]}')
     with pytest.raises(DeploymentFailed, match="its own example"):
         wsgi_app(str(broken), state_dir=tmp_path / "state")
+    assert agents_of(tmp_path) == []
 
 
 @pytest.mark.long
@@ -385,15 +382,6 @@ def new_agent(application, killed):
 
 @pytest.mark.long
 def test_killed_agent_is_replaced_until_application_ends(application):
-    (killed,) = psutil.Process(application.pid).children()
-    os.kill(killed.pid, signal.SIGKILL)
-    agent = new_agent(application, killed)
-    application.kill()
-    wait_until(lambda: not agent.is_running(), what="the agent has ended")
-
-
-@pytest.mark.long
-def test_agent_is_started_later_when_files_are_exhausted(application):
     process = psutil.Process(application.pid)
     (killed,) = process.children()
     limits = process.rlimit(psutil.RLIMIT_NOFILE)
@@ -402,4 +390,6 @@ def test_agent_is_started_later_when_files_are_exhausted(application):
     lines = iter(application.stderr.readline, b"")
     assert any(b"the agent cannot be started: Too many open files" in line for line in lines)
     process.rlimit(psutil.RLIMIT_NOFILE, limits)
-    new_agent(application, killed)
+    agent = new_agent(application, killed)
+    application.kill()
+    wait_until(lambda: not agent.is_running(), what="the agent has ended")

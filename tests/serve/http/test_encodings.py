@@ -29,9 +29,9 @@ from tests.support.servers import one_endpoint
 LIMIT = 1_000_000
 
 
-def streamed_zstd(data):
+def streamed_zstd(data, parameters=None):
     """Return a frame that does not declare its length."""
-    stream = zstandard.ZstdCompressor().compressobj()
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     return stream.compress(data) + stream.flush()
 
 
@@ -44,6 +44,10 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     " zstd ": streamed_zstd,
     "identity": bytes,
 }
+
+
+LARGE_WINDOW = zstandard.ZstdCompressionParameters.from_level(3, window_log=27)
+"""The decoder would allocate 128 MiB."""
 
 
 def undo(body, encoding, limit=LIMIT):
@@ -116,6 +120,7 @@ def test_torn_body_is_refused(encoding, cut, flipped):
         ("gzip", gzip.compress(b"", mtime=0) * 100_000),
         ("deflate", zlib.compress(b"x") * 2),
         ("zstd", zstandard.compress(b"x") + b"junk"),
+        ("zstd", streamed_zstd(b"x", LARGE_WINDOW)),
     ],
 )
 def test_malformed_body_is_refused(encoding, body):

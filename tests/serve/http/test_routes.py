@@ -61,10 +61,6 @@ def test_server_without_model_is_not_ready(tmp_path):
 @pytest.mark.parametrize(
     ("method", "path", "status", "told"),
     [
-        ("GET", "/v2/models/g/ready", 404, "'g'"),
-        ("GET", "/v2/models/e/versions/9", 404, "'9'"),
-        ("GET", "/v2/models/e/versions/9/ready", 404, "'9'"),
-        ("POST", "/v2/models/e/infer", 400, "inputs"),
         ("GET", "/v2/models/e/infer", 405, "POST"),
         ("GET", "/v2/model", 404, "/v2/models/NAME"),
         ("GET", "/v2/models/e/versions/1/nothing", 404, "/v2/models/e/infer"),

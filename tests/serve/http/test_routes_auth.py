@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from flask import Blueprint
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope
 from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
@@ -20,7 +21,7 @@ from tests.support.handling import ROW, V2_ROW, ask, handle
 from tests.support.keys import write_keys
 from tests.support.models import write_model
 from tests.support.refusals import mentions
-from tests.support.servers import one_endpoint, variant, want
+from tests.support.servers import one_endpoint, opened, variant, want
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
 PUBLIC = {"/ping", "/health", "/v2/health/live", "/v2/health/ready"}
@@ -28,23 +29,37 @@ SETTINGS = {"api_keys": True, "model_control_mode": "explicit"}
 
 
 def write_scopes(state_dir):
-    """Write a key for each scope, whose text is the scope, and a key for the endpoint
-    f.
+    """Write a key for each scope, whose text is the scope, keys for one endpoint, and a
+    key without scopes.
     """
     entries: dict[str, KeyEntry] = {
         scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES
     }
     entries["only-e"] = KeyEntry(name="only-e", scopes=("read",), endpoints=("e",))
+    entries["all-of-e"] = KeyEntry(name="all-of-e", scopes=SCOPES, endpoints=("e",))
+    entries["nothing"] = KeyEntry(name="nothing", scopes=())
     entries["only-f"] = KeyEntry(name="only-f", scopes=("infer", "read"), endpoints=("f",))
     write_keys(state_dir, entries)
 
 
+@pytest.fixture(scope="module")
+def endpoints(bias_folders):
+    return {"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, endpoints):
+    """A server for tests that change neither its keys nor its models."""
+    spec = ServerSpec.model_validate(SETTINGS)
+    with opened(tmp_path_factory.mktemp("keys"), endpoints, spec) as server:
+        write_scopes(server.repository.state_dir)
+        yield server
+
+
 @pytest.fixture
-def server(serve_here, bias_folders):
-    variants = {"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}}
-    server = serve_here(variants, SETTINGS)
-    write_scopes(server.repository.state_dir)
-    return server
+def own_server(serve_here, endpoints):
+    """A server without keys."""
+    return serve_here(endpoints, SETTINGS)
 
 
 def need_of(path, method):
@@ -82,16 +97,11 @@ def test_route_requires_its_scope(server, path, method, declared):
         assert refused is (scope not in allowing), scope
 
 
-@pytest.mark.parametrize("key", ["", "wrong", "only-e", "nothing"])
+@pytest.mark.parametrize("key", ["", "wrong", "all-of-e", "nothing"])
 def test_refusal_does_not_reveal_served_names(server, key):
     """A caller without permission cannot find names by guessing,
     in any path or body.
     """
-    only_e = KeyEntry(name="only-e", scopes=SCOPES, endpoints=("e",))
-    write_keys(
-        server.repository.state_dir,
-        {"only-e": only_e, "nothing": KeyEntry(name="nothing", scopes=())},
-    )
     caller = {"authorization": f"Bearer {key}"} if key else {}
 
     def answer(route, template, endpoint, choice):
@@ -105,7 +115,7 @@ def test_refusal_does_not_reveal_served_names(server, key):
     for route in [route for route in ROUTES if route.need]:
         for template in expand_path(route.path, "{{{}}}"):
             refusal = answer(route, template, "nix", "nix")
-            may_ask = key == "only-e" and "{" not in template
+            may_ask = key == "all-of-e" and "{" not in template
             assert refusal[0] == (403 if caller and key != "wrong" else 401) or may_ask, template
             if route.is_admitted_by_view or not may_ask:
                 answers = [answer(route, template, "f", choice) for choice in ("2", "w", "nix")]
@@ -140,7 +150,9 @@ def test_page_does_not_reveal_other_endpoints(server, path):
     assert offered("only-f") == []
 
 
-def test_health_check_hides_reason_from_strangers(server, tmp_path):
+def test_health_check_hides_reason_from_strangers(own_server, tmp_path):
+    server = own_server
+    write_scopes(server.repository.state_dir)
     want(server.repository.state_dir, 2, {"g": {"v": variant(tmp_path, "1")}})
     server.repository.poll()
     response = ask(server, "/ping", "GET", authorization="Bearer infer")
@@ -173,10 +185,10 @@ def test_blueprint_views_require_scope(server, method, need):
         assert response.status == (200 if scope == need else 403), scope
 
 
-def test_log_names_key_without_its_text(server, caplog):
+def test_log_names_key_without_its_text(own_server, caplog):
     keys = {"secret-text": KeyEntry(name="shop", scopes=("infer",))}
-    write_keys(server.repository.state_dir, keys)
-    observed = replace(server, logs_requests=True)
+    write_keys(own_server.repository.state_dir, keys)
+    observed = replace(own_server, logs_requests=True)
     with caplog.at_level("INFO"):
         assert ask(observed, authorization="Bearer secret-text").status == 200
         assert ask(observed, authorization="Bearer wrong").status == 401
@@ -191,8 +203,9 @@ KEY = "onnxserve_" + secrets.token_urlsafe(32)
 
 
 @pytest.mark.parametrize("uses_plan", [False, True])
-def test_key_in_path_or_id_is_not_recorded(server, uses_plan, caplog):
+def test_key_in_path_or_id_is_not_recorded(own_server, uses_plan, caplog):
     """Callers sometimes put the key into these fields."""
+    server = own_server
     write_keys(server.repository.state_dir, {KEY: KeyEntry(name="shop", scopes=("infer", "read"))})
     plans = PlanTable(server)
     observed = replace(server, logs_requests=True)

@@ -9,7 +9,6 @@ import pytest
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
 from tests.support.models import write_pyfunc
-from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, variant
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
@@ -188,17 +187,18 @@ def test_disconnect_ends_model_stream(post, tmp_path):
     assert post("anything", stream=False).json() == {"whole": "anything"}
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_refusal_of_model_is_an_ordinary_error(post, stream):
-    response = post("busy", stream=stream)
-    assert response.status_code == 429
-    assert response.json()["message"] == "the quota is used up"
-
-
-def test_error_in_first_part_is_an_ordinary_error(post):
-    response = post("refuse")
-    assert response.status_code == 400
-    assert mentions(response.json()["message"], "ValueError: no such tool")
+@pytest.mark.parametrize(
+    ("task", "stream", "status", "words"),
+    [
+        ("busy", True, 429, "the quota is used up"),
+        ("busy", False, 429, "the quota is used up"),
+        ("refuse", True, 400, "ValueError: no such tool"),
+    ],
+)
+def test_error_before_first_part_is_ordinary(post, task, stream, status, words):
+    response = post(task, stream=stream)
+    assert response.status_code == status
+    assert words in response.json()["message"]
 
 
 def test_later_error_is_an_event(post, tmp_path):

@@ -1,13 +1,10 @@
 """Traces that a collector receives from a server with real gunicorn workers."""
 
-import os
-import signal
-import subprocess
-import sys
+import time
 
 import pytest
 
-from mlflow_deploy_plugin.serve.observability.tracing import tracing_is_on
+from mlflow_deploy_plugin.serve.observability.tracing import open_tracer, tracing_is_on
 from tests.support.models import write_pyfunc
 from tests.support.servers import gunicorn, one_endpoint
 from tests.support.services.collector import attributes, collector
@@ -77,14 +74,14 @@ def test_request_is_a_child_span(tmp_path, bias_folders, monkeypatch):
     assert received.services == {"onnxserve"}
 
 
-def test_unreachable_collector_costs_nothing(tmp_path, bias_folders, monkeypatch):
+def test_unreachable_collector_delays_no_end(monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
-        assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [
-            200
-        ] * 20
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(9) == 0  # The exporter itself would try for 10 s.
+    tracer = open_tracer()
+    with tracer.request("POST /invocations", {}, {}):
+        pass
+    began = time.monotonic()
+    tracer.close()
+    assert time.monotonic() - began < 9  # The exporter itself would try for 10 s.
 
 
 def test_last_spans_are_sent(tmp_path, bias_folders, monkeypatch):
@@ -97,21 +94,6 @@ def test_last_spans_are_sent(tmp_path, bias_folders, monkeypatch):
     log = running.log.read_text()
     assert "Traceback" not in log
     assert "shutdown" not in log
-
-
-def test_disabled_tracing_imports_nothing():
-    code = (
-        "import sys; import mlflow_deploy_plugin.serve.http.app;from "
-        "mlflow_deploy_plugin.serve.observability.tracing import *;assert open_tracer() is None; "
-        "print([name for name in sys.modules if 'opentelemetry' in name])"
-    )
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("OTEL_")
-    }
-    shown = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert shown.stdout.strip() == "[]"
 
 
 TRACED = """

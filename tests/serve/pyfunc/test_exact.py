@@ -130,7 +130,12 @@ def add_up_to_probabilities(contributions, original, rows):
     [
         (GradientBoostingClassifier(n_estimators=10), "logit", np.copy),
         (RandomForestClassifier(10, max_depth=5), "identity", np.copy),
-        (HistGradientBoostingClassifier(max_iter=10), "logit", with_gaps),
+        pytest.param(
+            HistGradientBoostingClassifier(max_iter=10),
+            "logit",
+            with_gaps,
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             RandomForestRegressor(10, max_depth=5), "identity", np.copy, marks=pytest.mark.long
         ),
@@ -173,7 +178,6 @@ def test_linear_models_match_shap(explainer, tmp_path, original, link):
 @pytest.mark.parametrize(
     "original",
     [
-        GradientBoostingClassifier(n_estimators=5),
         pytest.param(LGBMClassifier(n_estimators=5, verbose=-1), marks=pytest.mark.long),
         pytest.param(CatBoost("CatBoostClassifier"), marks=pytest.mark.long),
         LogisticRegression(),
@@ -205,7 +209,7 @@ def pipeline(predictor):
 @pytest.mark.parametrize(
     "predictor",
     [
-        GradientBoostingClassifier(n_estimators=10),
+        pytest.param(GradientBoostingClassifier(n_estimators=10), marks=pytest.mark.long),
         LogisticRegression(),
     ],
     ids=name_of,
@@ -347,7 +351,7 @@ def precise():
     scope="module",
     params=[
         HistGradientBoostingClassifier(max_iter=10),
-        LGBMRegressor(n_estimators=10, verbose=-1),
+        pytest.param(LGBMRegressor(n_estimators=10, verbose=-1), marks=pytest.mark.long),
         pytest.param(HistGradientBoostingRegressor(max_iter=10), marks=pytest.mark.long),
         pytest.param(CatBoost("CatBoostRegressor"), marks=pytest.mark.long),
     ],

@@ -67,6 +67,7 @@ print(*(set(sys.modules) - before))
 """
 
 
+@pytest.mark.long
 def test_imports_are_limited():
     imported = set(subprocess.check_output([sys.executable, "-c", IMPORTED], text=True).split())
     own = {f"mlflow_deploy_plugin.{name}" for name in OWN_MODULES.split()}

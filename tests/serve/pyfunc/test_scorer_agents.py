@@ -34,6 +34,7 @@ def ask(scorer, *tools):
     return json.loads(scorer.invoke("application/json", body).body)
 
 
+@pytest.mark.long
 def test_responses_agent_accepts_tools(scorer):
     tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
     assert ask(scorer, tool)["output"][0]["content"][0]["text"] == "weather"

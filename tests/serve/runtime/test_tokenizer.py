@@ -97,7 +97,7 @@ def assert_equal_tokens(original, tokenizer, rows):
 def test_texts_have_the_original_tokens(language, side, pair):
     original, tokenizer = pair(language, padding_side=side, truncation_side=side)
 
-    @settings(max_examples=40)
+    @settings(max_examples=15)
     @given(texts(), texts())
     def check(first, second):
         assert_equal_tokens(original, tokenizer, [first, second])
@@ -138,7 +138,7 @@ def long_text(*parts, words=ALPHABETS[0]):
 def test_start_of_a_long_text_has_equal_tokens(language, pair):
     original, tokenizer = pair(language, KEPT)
 
-    @settings(max_examples=40)
+    @settings(max_examples=15)
     @given(
         st.lists(texts(), min_size=4, max_size=12),
         st.sampled_from(["", " ", "    ", "x", "日本"]),

@@ -78,6 +78,16 @@ def ask_from(server, path, client, **headers):
     return handle(server, request).body.decode()
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/nope", "/pages/try.js"])
+def test_pages_forbid_foreign_scripts(server, path):
+    answer = ask(server, path, "GET", accept="text/html, */*")
+    assert answer.status == (404 if path.endswith("nope") else 200)
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
 def local_links(page):
     return set(re.findall(r'(?:href|src)="(/[^"]*)"', page))
 

@@ -20,40 +20,6 @@ from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
 ROW = {"inputs": [[1.0, 2.0, 3.0]]}
-PROBE = """
-import sys
-from functools import partial
-from pathlib import Path
-from mlflow_deploy_plugin.serve.gunicorn_conf import *
-
-def worker_exit(arbiter, worker):
-    Path({path!r}).write_text("\\n".join(sys.modules))
-"""
-
-
-def test_worker_imports_neither_mlflow_nor_grpc(tmp_path, model_folders):
-    config = tmp_path / "probe.py"
-    modules = tmp_path / "modules.txt"
-    config.write_text(PROBE.format(path=str(modules)))
-    with gunicorn(tmp_path, one_endpoint(model_folders["single"]), config=config) as running:
-        assert running.post(json=ROW).status_code == 200
-        assert (
-            running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"}).status_code
-            == 200
-        )
-    roots = {name.partition(".")[0] for name in modules.read_text().split()}
-    assert {"onnxruntime", "orjson", "flask", "uvloop"} <= roots
-    assert not roots & {
-        "mlflow",
-        "pandas",
-        "pyarrow",
-        "sqlalchemy",
-        "sklearn",
-        "torch",
-        "onnx",
-        "evidently",
-        "grpc",
-    }
 
 
 @pytest.mark.long

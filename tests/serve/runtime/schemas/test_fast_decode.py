@@ -20,9 +20,8 @@ from tests.support.schemas import columns_schema, tensor_schema
 KINDS = ("double", "float", "long", "integer", "boolean", "string")
 NUMERIC = ("float32", "float64", "int64", "float16")
 EXTREMES: list[Any] = [
-    *(1, 2.0, 2.5, -0.0, float("nan"), float("inf"), 3.5e38, 1e39, 2**30, 2**53 + 1),
-    *(2**31 - 1, 2**31, -(2**31) - 1, 2**63 - 1, 2**63, -(2**63) - 1, 2**65, 2**1030, 10**400),
-    *(None, True, "", "a", [], [1.0]),
+    *(2.0, 2.5, -0.0, float("nan"), float("inf"), 1e39, 2**53 + 1, 2**31 - 1, 2**31),
+    *(2**63 - 1, 2**63, -(2**63) - 1, 2**65, 10**400, None, True, "a", [1.0]),
 ]
 GOOD = {"boolean": True, "string": "a"}
 SOURCES = (np.float64, np.float32, np.int64, np.int32, np.uint64, np.bool_, object, "U3")
@@ -35,7 +34,7 @@ def schemas(kind):
     """
     columns = tuple(Column(name, kind, required=name != "c") for name in "abc")
     exact = COLUMN_TYPES[kind]
-    for dtype in (exact,) if kind == "string" else (exact, *NUMERIC):
+    for dtype in (exact,) if kind == "string" else dict.fromkeys((exact, *NUMERIC)):
         alone = {
             name: Input(name, dtype, shape, (name,), missing)
             for name, shape, missing in (
@@ -111,7 +110,7 @@ def exact(schema):
 @pytest.mark.parametrize("value", EXTREMES, ids=str)
 def test_fast_and_exact_feeds_and_errors_are_equal(kind, value):
     good = GOOD.get(kind, 7)
-    assert_equal_tables(kind, [[good, good, good], [good, value, good]], [[value, good, value]])
+    assert_equal_tables(kind, [[good, value, good], [value, good, value]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -193,19 +192,17 @@ GIVEN: list[Any] = [
 
 
 @pytest.mark.parametrize("tensors", TENSORS)
-@pytest.mark.parametrize("first", range(len(GIVEN)))
-def test_fast_and_exact_tensors_are_equal(tensors, first):
+def test_fast_and_exact_tensors_are_equal(tensors):
     schema = compile_schema(
-        (), tuple(Tensor(*tensor) for tensor in tensors), tuple(Input(*t) for t in tensors)
+        (), tuple(Tensor(*t) for t in tensors), tuple(Input(*t) for t in tensors)
     )
     slow = exact(schema)
-    given = GIVEN[first]
-    assert outcome(lambda: schema.from_array(given)) == outcome(lambda: slow.from_array(given))
-    pairs = [{"x": given, "y": second} for second in GIVEN]
-    for data in (*pairs, {"": given}, {"x": given}):
-        assert outcome(lambda: schema.from_columns(data)) == outcome(  # noqa: B023
-            lambda: slow.from_columns(data)  # noqa: B023
-        )
+    columns = [{"x": x, "y": y} for x, y in product(GIVEN, GIVEN)]
+    columns += [{name: x} for name, x in product(("", "x"), GIVEN)]
+    asks = [lambda s, x=x: s.from_array(x) for x in GIVEN]
+    asks += [lambda s, x=x: s.from_columns(x) for x in columns]
+    for ask in asks:
+        assert outcome(lambda: ask(schema)) == outcome(lambda: ask(slow))  # noqa: B023
 
 
 MATRIX_TYPES = {COLUMN_TYPES[kind] for kind in KINDS if kind != "string"}
