@@ -75,7 +75,7 @@ def test_event_times_of_one_file_are_noted():
 
 
 def test_too_few_rows_are_not_judged():
-    answer = judged(table(29), table(500), judge_and_log)
+    answer = judged(table(29), table(500))
 
     assert answer.state == "not judged"
     assert answer.reason == "the window has 29 rows; min_rows is 30"
