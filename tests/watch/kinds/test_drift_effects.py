@@ -21,7 +21,7 @@ from tests.watch.kinds.conftest import DAY, finding
 from tests.watch.kinds.test_drift import times
 
 ROWS = 240
-REFERENCE_DAYS = 28
+REFERENCE_DAYS = 21
 
 
 def day(seed, **shifts):
@@ -92,8 +92,9 @@ def test_used_column_is_an_alarm(ask):
     assert (ignored.state, ignored.effect) == ("no drift", 0.0)
 
 
+@pytest.mark.long
 def test_shift_without_effect_raises_no_alarm(ask):
-    days = [day(number, b=2.0) for number in range(100, 104)]
+    days = [day(number, b=3.0) for number in range(100, 103)]
 
     judged = ask(*days, false_per_year=1.0)
 

@@ -197,17 +197,6 @@ def test_windows_of_removed_monitor_are_closed(world):
     assert mentions(window.reason, "monitor", "deleted")
 
 
-def test_unknown_time_zone_is_logged_once(world):
-    world.due(wrong={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"}, other={})
-    world.start()
-    world.wait_for(1, "other")
-
-    state = wait_until(lambda: world.monitors.state("flights", "wrong").note, SECONDS)
-
-    assert state.startswith("cannot be run: time_zone 'Nowhere/Near' is not known")
-    assert sum("Nowhere" in line for line in world.said) == 1
-
-
 @pytest.mark.parametrize(
     ("created_at", "ahead", "judged_too_early"),
     [(NOON, NOON + 50 * HOUR, 2), (NOON + 48 * HOUR, NOON + 50 * HOUR, 1)],
@@ -303,7 +292,7 @@ def test_failed_search_for_late_rows_is_noted(world):
 
 
 def test_idle_monitors_share_store_reads(world, monkeypatch):
-    for number in range(10):
+    for number in range(5):
         world.endpoint(f"e{number}", a={}, b={}, c={}, d={})
     reading = world.store.reading
     reads = []
@@ -316,7 +305,7 @@ def test_idle_monitors_share_store_reads(world, monkeypatch):
     monkeypatch.setattr(world.store, "reading", counted)
     looked = world.count_looks()
     wait_until(lambda: looked() > 20, SECONDS, "it has looked again and again")
-    assert len(reads) < 20 * looked()
+    assert len(reads) < 10 * looked()
 
 
 def test_two_schedulers_judge_each_window_once(world):
@@ -377,7 +366,7 @@ def test_verdict_under_a_lost_lease_is_discarded(world):
     world.judge = judge
     world.due()
 
-    world.start(lease_seconds=3)
+    world.start(lease_seconds=3, look_seconds=0.5)
 
     (window,) = world.wait_for(1)
     assert window.verdict == "no drift"

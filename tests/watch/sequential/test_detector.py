@@ -53,7 +53,12 @@ def followed(windows, per_window=YEARLY):
 
 
 @pytest.mark.parametrize(
-    "world", [{}, {"correlation": 0.6}, pytest.param({"weekend": 5.0}, marks=pytest.mark.long)]
+    "world",
+    [
+        {},
+        pytest.param({"correlation": 0.6}, marks=pytest.mark.long),
+        pytest.param({"weekend": 5.0}, marks=pytest.mark.long),
+    ],
 )
 def test_calm_months_keep_the_budget(world):
     alarms = [len(followed(days(seed, 120, **world), 1 / 40).alarms) for seed in range(3)]

@@ -46,6 +46,7 @@ def reference_of_three_days():
     return reference_of(120, 3 * DAY_US)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first_shifted", [90, 91, 92])
 def test_interval_holds_any_day_of_a_window(reference_of_three_days, first_shifted):
     stream = Stream(reference_of_three_days, days_per_window=3, every="3d")

@@ -116,6 +116,7 @@ def test_pinned_window_is_a_reference(ask, days):
     assert uneven.pieces.grid.window_steps == 1
 
 
+@pytest.mark.long
 def test_captured_values_of_one_window_are_unseen(ask, captured):
     rng = np.random.default_rng(1)
     days = {
