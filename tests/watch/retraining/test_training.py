@@ -179,7 +179,7 @@ def test_optional_column_may_be_missing(logged):
     assert collected.held_out is not None
 
 
-@pytest.mark.parametrize("field", ["mask", "keys"])
+@pytest.mark.parametrize("field", [pytest.param("mask", marks=pytest.mark.long), "keys"])
 def test_withheld_columns_are_not_learned(world, field):
     store = world.deployments.store
     # No server is started.
