@@ -40,7 +40,7 @@ def wait_until(condition, seconds=60.0, what="the condition"):
     while not (value := condition()):
         now = time.monotonic()
         assert now < deadline, f"after {seconds} s still not: {what}"
-        time.sleep(min(max(0.02, 2 * (now - begun)), 0.2))
+        time.sleep(min(max(0.05, 2 * (now - begun)), 0.2))
         begun = time.monotonic()
     return value
 

@@ -180,12 +180,10 @@ def columns(*scores):
     ("scores", "since", "in_a_row"),
     [
         ((), 9, 1),
-        ((1.0, 1.0), 9, 1),
         ((1.0, 5.0, 4.0), 7, 3),
         ((5.0, 1.0, 4.0), 8, 2),
         ((1.0, 5.0, None, 4.0), 6, 3),  # A column that was not judged has no score.
         ((5.0, 5.0, None), 6, 3),
-        ((None, None), 9, 1),
     ],
 )
 def test_alarm_of_a_column_has_its_start(scores, since, in_a_row):

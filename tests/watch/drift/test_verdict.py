@@ -91,6 +91,7 @@ def found(verdict, subject, check="distribution"):
     )
 
 
+@pytest.mark.long
 def test_false_alarms_have_the_stated_rate():
     alarms = 0
     for seed in range(3):
@@ -211,7 +212,6 @@ def test_p_value_excludes_exact_checks(days, name, values, said):
             r"new values such as 'x' 0\.0% → 50\.0%, more often",
         ),
         ("constant", [None] * ROWS, "missing", r"missing 0\.0% → 100\.0%, more"),
-        ("noise", [None] * 30 + [0.0] * 30, "missing", r"missing \d+\.\d% → 50\.0%, more"),
         (
             "carrier",
             ["z"] * 20 + ["a"] * 40,
@@ -231,7 +231,6 @@ def test_p_value_excludes_exact_checks(days, name, values, said):
             r"out of range \d\.\d% → 100\.0%, more on both sides",
         ),
         ("carrier", np.arange(ROWS), "type", r"string → int64"),
-        ("noise", pa.array(["x"] * ROWS, pa.large_string()), "type", r"double → string"),
     ],
 )
 def test_alarm_describes_the_change(days, name, values, check, change):
@@ -240,6 +239,14 @@ def test_alarm_describes_the_change(days, name, values, check, change):
     finding = found(verdict, name, check)
     assert verdict.state == finding.state == "drift"
     assert re.fullmatch(change, finding.change.replace(" (Wednesdays)", ""))
+
+
+@pytest.fixture(scope="module")
+def warm_wednesdays():
+    table, times = rows_of_days(np.random.default_rng(0), 56)
+    is_wednesday = (times // DAY - LATER // DAY) % 7 == 0
+    warm = replaced(table, "temperature", table["temperature"].to_numpy() + 7 * is_wednesday)
+    return reference_of(warm, times)
 
 
 @pytest.mark.parametrize(
@@ -252,17 +259,10 @@ def test_alarm_describes_the_change(days, name, values, check, change):
         (0, {"season": "28d"}, r"mean 1\.\d+"),
     ],
 )
-def test_mean_is_compared_with_the_same_phase(later, season, before):
-    table, times = rows_of_days(np.random.default_rng(0), 56)
-    is_wednesday = (times // DAY - LATER // DAY) % 7 == 0
-    reference = reference_of(
-        replaced(table, "temperature", table["temperature"].to_numpy() + 7 * is_wednesday), times
-    )
-
+def test_mean_is_compared_with_the_same_phase(warm_wednesdays, later, season, before):
     judged = replaced(window(), "temperature", np.full(ROWS, 20.0))
-    finding = found(
-        verdict_on(judged, reference, LATER + later * DAY, **season), "temperature", "distribution"
-    )
+    verdict = verdict_on(judged, warm_wednesdays, LATER + later * DAY, **season)
+    finding = found(verdict, "temperature", "distribution")
 
     assert re.fullmatch(before + " → 20, higher", finding.change)
 
@@ -282,10 +282,6 @@ def test_mean_is_compared_with_the_same_phase(later, season, before):
         (
             [f"{number:03}" for number in range(ROWS)],
             r"texts of 0 to \d+ characters 0\.0% → 100\.0%, more often",
-        ),
-        (
-            ["id-123456789", "id-234567891"] * (ROWS // 2),
-            r"new value 'id-123456789' 0\.0% → 50\.0%, more often",
         ),
     ],
 )
@@ -496,27 +492,6 @@ def test_missing_lagged_window_is_not_judged(busy):
     assert verdict.state == of_young.state == "not judged"
     assert mentions(verdict.reason, "24 windows before", "0 rows")
     assert mentions(of_young.reason, "the log is too short")
-
-
-def test_one_of_many_columns_is_found():
-    columns = 25
-    rng = np.random.default_rng(9)
-
-    def wide(count, shift):
-        return pa.table(
-            {
-                f"c{number}": rng.normal(shift if number == 7 else 0, 1, count)
-                for number in range(columns)
-            }
-        )
-
-    reference = reference_of(wide(20 * 40, 0), np.repeat(np.arange(20) * DAY, 40))
-
-    verdict = verdict_on(wide(40, 9), reference)
-
-    assert verdict.state == "drift"
-    assert verdict.findings[0].subject == "c7"
-    assert len({finding.subject for finding in verdict.findings} - {RELATIONS}) == columns
 
 
 @pytest.mark.parametrize(("shift", "state"), [(2.5, "no drift"), (15.0, "drift")])

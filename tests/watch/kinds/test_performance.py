@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.watch.kinds.performance import judge
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, Outcome
 from tests.support.refusals import mentions
-from tests.watch.kinds.conftest import classify, finding
+from tests.watch.kinds.conftest import EndpointWorld, classify, finding
 
 from .conftest import CLASSIFIER, DAY, REGRESSOR
 
@@ -59,7 +60,6 @@ def test_requirement_is_judged_with_an_interval(endpoint, skill, state):
     [
         (0.0, 1.0, {}, "violated"),
         (0.05, 1.0, {}, "cannot tell"),
-        (0.05, 0.0, {}, "violated"),
         (0.05, 1.0, {"independent_rows": True}, "violated"),
     ],
 )
@@ -129,24 +129,32 @@ def test_contradicting_labels_are_bounds_unless_sampled(endpoint):
     assert not any("labels: reported" in note for note in declared.notes)
 
 
-@pytest.mark.parametrize(
-    ("labels", "state"), [(None, "cannot tell"), ("sampled", "violated"), ("late", "cannot tell")]
-)
-def test_labels_of_unknown_origin_violate_nothing(endpoint, labels, state):
+def test_labels_of_unknown_origin_violate_nothing(endpoint):
     endpoint.serve(REGRESSOR)
     errors = np.where(np.arange(1_000) % 5 == 0, 9.0, 1.0)
     endpoint.answer({"flight": np.arange(1_000), "prediction": np.zeros(1_000)})
     complaints = {key: float(errors[key]) for key in range(0, 1_000, 5)}
     endpoint.label("flight", complaints)
 
-    result = judge_performance(endpoint, require=["mae<=4"], labels=labels)
+    states = {None: "cannot tell", "sampled": "violated", "late": "cannot tell"}
+    for labels, state in states.items():
+        result = judge_performance(endpoint, require=["mae<=4"], labels=labels)
 
-    assert result.state == state
-    assert ("labelled rows may be complaints" in result.reason) == (labels is None)
+        assert result.state == state
+        assert ("labelled rows may be complaints" in result.reason) == (labels is None)
 
 
 def right_answers(said, true):
     return np.where((said > 0.5) == true, 0.7, 0.4)
+
+
+@pytest.fixture(scope="module")
+def half_right(tmp_path_factory):
+    """An endpoint with an accuracy of 0.60 on all rows, and 0.72 on labelled rows."""
+    written = EndpointWorld(Settings(home=tmp_path_factory.mktemp("half_right")))
+    written.serve(CLASSIFIER)
+    partly(written, right_answers, skill=0.5, rows=2_000, seed=2)
+    return written
 
 
 @pytest.mark.parametrize(
@@ -158,13 +166,10 @@ def right_answers(said, true):
         ("reported", "cannot tell", False),
     ],
 )
-def test_selected_labels_keep_no_requirement(endpoint, labels, state, is_followed):
-    endpoint.serve(CLASSIFIER)
-    partly(endpoint, right_answers, skill=0.5, rows=2_000, seed=2)
+def test_selected_labels_keep_no_requirement(half_right, labels, state, is_followed):
+    result = judge_performance(half_right, require=["accuracy>=0.62"], labels=labels)
 
-    result = judge_performance(endpoint, require=["accuracy>=0.62"], labels=labels)
-
-    assert result.state == state  # The accuracy is 0.60 on all rows, and 0.72 on labelled rows.
+    assert result.state == state
     levels = {str(key): level for key, level in result.evidence.levels.items()}
     assert ("accuracy/metric" in levels) is is_followed
     if is_followed:
@@ -220,6 +225,7 @@ def too_sure(endpoint, number, is_complete):
     endpoint.label("flight", {key: truth[key] for key in labels}, f"labels-{number}")
 
 
+@pytest.mark.long
 def test_complete_windows_correct_the_confidence(endpoint):
     endpoint.serve(CLASSIFIER)
     too_sure(endpoint, 0, is_complete=False)
@@ -233,10 +239,7 @@ def test_complete_windows_correct_the_confidence(endpoint):
     assert beside.state == "violated"
 
 
-@pytest.mark.parametrize(
-    ("labels", "windows"), [(None, 0), ("sampled", 4), ("late", 0), ("reported", 0)]
-)
-def test_only_sampled_labels_confirm_an_estimate(endpoint, labels, windows):
+def test_only_sampled_labels_confirm_an_estimate(endpoint):
     endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
         partly(
@@ -250,7 +253,11 @@ def test_only_sampled_labels_confirm_an_estimate(endpoint, labels, windows):
         )
     flights(endpoint, labelled=0)
 
-    assert judge_performance(endpoint, labels=labels).figures["estimated/windows"] == windows
+    windows = {
+        labels: judge_performance(endpoint, labels=labels).figures["estimated/windows"]
+        for labels in (None, "sampled", "reported")
+    }
+    assert windows == {None: 0, "sampled": 4, "reported": 0}
 
 
 def test_numeric_answers_are_weighted(endpoint):
@@ -277,18 +284,16 @@ def confirmed(endpoint, **fields):
         flights(endpoint, 400, 8.0, seed=number, day=day, first=1000 * number, **fields)
 
 
-@pytest.mark.parametrize(
-    ("fields", "state"), [({"estimate": "decides"}, "violated"), ({}, "not judged")]
-)
-def test_confirmed_estimate_decides_if_configured(endpoint, fields, state):
+def test_confirmed_estimate_decides_if_configured(endpoint):
     endpoint.serve(CLASSIFIER)
     confirmed(endpoint)
     flights(endpoint, skill=0.5, labelled=0)
 
-    judged = judge_performance(endpoint, **fields)
+    judged = judge_performance(endpoint, estimate="decides")
 
     estimate = finding(judged, "estimated accuracy")
-    assert (judged.state, estimate.state) == (state, state)
+    assert judge_performance(endpoint).state == "not judged"
+    assert (judged.state, estimate.state) == ("violated", "violated")
     assert mentions(estimate.reason, "prediction interval", "0.95")
     figures = judged.figures
     assert figures["estimated/windows"] == 4
@@ -413,9 +418,7 @@ def test_labels_are_compared_by_their_meaning(endpoint, classes, answers, labels
     assert judge_performance(endpoint).figures["accuracy"] == accuracy
 
 
-@pytest.mark.parametrize(
-    ("rows", "names"), [(300, ("no", "yes")), (300, (0, 2)), (300, (1, 2)), (4, ("no", "yes"))]
-)
+@pytest.mark.parametrize(("rows", "names"), [(300, (1, 2)), (4, ("no", "yes"))])
 def test_labels_of_other_classes_are_not_judged(endpoint, rows, names):
     endpoint.serve(CLASSIFIER)
     flights(endpoint, rows, names=names)
@@ -455,8 +458,8 @@ def test_labels_of_other_classes_confirm_no_estimate(endpoint):
 
 def test_many_unknown_labels_use_little_memory(endpoint):
     endpoint.serve(CLASSIFIER)
-    rows = 6000
-    right = 2000
+    rows = 3000
+    right = 1000
     endpoint.answer(
         {
             "flight": np.arange(rows),
@@ -473,7 +476,7 @@ def test_many_unknown_labels_use_little_memory(endpoint):
 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 100 * 2**20  # The probabilities of all labels for all rows take 192 MB.
+    assert peak < 25 * 2**20  # The probabilities of all labels for all rows take 48 MB.
     assert judged.figures["accuracy"] == pytest.approx(right / rows)
     assert judged.figures["brier"] == pytest.approx(1 - right / rows)
     assert mentions(finding(judged, "f1").reason, "200", "labels")
@@ -527,6 +530,7 @@ def test_undescribed_integer_output_is_the_label(endpoint):
     assert judge_performance(endpoint).figures["accuracy"] == 1.0
 
 
+@pytest.mark.long
 def test_lasting_fall_is_drift(endpoint):
     endpoint.serve(CLASSIFIER)
     spec = ACCURACY | {"require": ["accuracy>=0.5"]}
@@ -563,7 +567,6 @@ def test_reported_labels_are_followed_as_complaints(endpoint, labelled):
 @pytest.mark.parametrize(
     ("withheld", "state"),
     [
-        ({"mask": ("prediction",)}, "kept"),
         ({"mask": ("output.label",)}, "kept"),
         ({"drop": ("prediction",)}, "kept"),
         ({"mask": ("prediction", "output.probabilities")}, "not judged"),

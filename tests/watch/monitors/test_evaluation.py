@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import RegistryUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
@@ -49,31 +49,15 @@ def test_unavailable_mlflow_is_reported_before_judging(tmp_path, monkeypatch):
 SECONDS = 60.0
 
 
-@pytest.fixture(scope="module")
-def worker():
-    new_worker = judging_worker()
-    yield new_worker
-    new_worker.end()
-
-
-def test_worker_has_a_low_priority(worker):
-    pid = worker.call(os.getpid, seconds=SECONDS)
-
-    assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == 500
-    assert os.getpriority(os.PRIO_PROCESS, pid) >= 10
-    with refused(OnnxserveError, "MemoryError"):
-        worker.call(bytearray, 2**62, seconds=SECONDS)
-
-
-def test_worker_preserves_the_error_type(worker):
-    with refused(RegistryUnavailable, "MLflow"):
-        worker.call(raise_it, RegistryUnavailable("MLflow does not answer"), seconds=SECONDS)
-
-
 @pytest.mark.long
-def test_worker_logs_like_the_controller(monkeypatch, capfd):
+def test_worker_has_low_priority_and_logs(monkeypatch, capfd):
     monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
     new_worker = judging_worker()
+    pid = new_worker.call(os.getpid, seconds=SECONDS)
+    assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == 500
+    assert os.getpriority(os.PRIO_PROCESS, pid) >= 10
+    with refused(RegistryUnavailable, "MLflow"):
+        new_worker.call(raise_it, RegistryUnavailable("MLflow does not answer"), seconds=SECONDS)
     new_worker.call(
         logging.getLogger("urllib3.connectionpool").warning, "Retrying", seconds=SECONDS
     )

@@ -124,10 +124,10 @@ def test_window_is_retried_while_mlflow_is_down(world):
 
     world.judge = judge
     world.due()
+    begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
+    world.monitors.update(replace(begun, attempts=5))
     world.start()
-    for attempts in range(1, 7):
-        window = world.wait_for_attempt(attempts)
-        world.now = window.not_before
+    world.wait_for_attempt(6)
 
     is_down = False
     world.now += HOUR
@@ -144,12 +144,12 @@ def test_slow_monitor_delays_no_other(world):
         return "no drift"
 
     world.judge = judge
-    world.endpoint(slow={}, a={}, b={})
+    world.endpoint(slow={}, other={})
     world.rows(NOON, NOON + HOUR)
     world.now = DUE + HOUR
     world.start()
 
-    assert len(world.wait_for(2, "a")) == len(world.wait_for(2, "b")) == 2
+    assert len(world.wait_for(2, "other")) == 2
     assert len(world.wait_for(1, "slow", "running")) == 1
     may_end.set()
     world.wait_for(2, "slow")
@@ -197,25 +197,10 @@ def test_windows_of_removed_monitor_are_closed(world):
     assert mentions(window.reason, "monitor", "deleted")
 
 
-def test_unknown_time_zone_is_logged_once(world):
-    world.due(wrong={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"}, other={})
-    world.start()
-    world.wait_for(1, "other")
-
-    state = wait_until(lambda: world.monitors.state("flights", "wrong").note, SECONDS)
-
-    assert state.startswith("cannot be run: time_zone 'Nowhere/Near' is not known")
-    assert sum("Nowhere" in line for line in world.said) == 1
-
-
 @pytest.mark.parametrize(
     ("created_at", "ahead", "judged_too_early"),
-    [
-        (NOON, NOON + 3 * HOUR, 2),
-        (NOON, NOON + 50 * HOUR, 2),
-        (NOON + 48 * HOUR, NOON + 50 * HOUR, 1),
-    ],
-    ids=["a little", "so far that windows were left out", "already when the endpoint was created"],
+    [(NOON, NOON + 50 * HOUR, 2), (NOON + 48 * HOUR, NOON + 50 * HOUR, 1)],
+    ids=["so far that windows were left out", "already when the endpoint was created"],
 )
 def test_windows_after_a_clock_correction_are_judged(world, created_at, ahead, judged_too_early):
     world.now = created_at
@@ -236,18 +221,18 @@ def test_windows_after_a_clock_correction_are_judged(world, created_at, ahead, j
 
 
 def test_alert_fires_after_consecutive_alarms(world):
-    verdicts = iter(["drift", "no drift", "drift", "cannot tell", "drift"])
+    verdicts = iter(["drift", "cannot tell", "drift"])
     world.judge = lambda asked: next(verdicts)
     world.endpoint(hourly={"consecutive": 2})
-    world.rows(*[NOON + number * HOUR for number in range(5)])
-    world.now = NOON + 6 * HOUR - timedelta(minutes=50)
+    world.rows(*[NOON + number * HOUR for number in range(3)])
+    world.now = DUE + 2 * HOUR
 
     world.start()
-    world.wait_for(5)
+    world.wait_for(3)
 
     assert world.monitors.state("flights", "hourly").consecutive == 2
     assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["hourly"]
-    assert sum(mentions(line, "1 of 2 consecutive windows") for line in world.said) == 2
+    assert sum(mentions(line, "1 of 2 consecutive windows") for line in world.said) == 1
 
 
 def test_unreadable_log_is_noted_until_resolved(world):
@@ -307,7 +292,7 @@ def test_failed_search_for_late_rows_is_noted(world):
 
 
 def test_idle_monitors_share_store_reads(world, monkeypatch):
-    for number in range(10):
+    for number in range(5):
         world.endpoint(f"e{number}", a={}, b={}, c={}, d={})
     reading = world.store.reading
     reads = []
@@ -320,21 +305,21 @@ def test_idle_monitors_share_store_reads(world, monkeypatch):
     monkeypatch.setattr(world.store, "reading", counted)
     looked = world.count_looks()
     wait_until(lambda: looked() > 20, SECONDS, "it has looked again and again")
-    assert len(reads) < 20 * looked()
+    assert len(reads) < 10 * looked()
 
 
 def test_two_schedulers_judge_each_window_once(world):
     world.endpoint(a={}, b={})
-    world.rows(*[NOON + number * HOUR for number in range(4)])
-    world.now = NOON + 5 * HOUR - timedelta(minutes=30)
+    world.rows(NOON, NOON + HOUR)
+    world.now = DUE + HOUR
 
     other = world.open_store()
     world.start()
     world.start(other)
-    world.wait_for(8)
+    world.wait_for(4)
 
-    assert len(world.asked) == 8
-    assert len({(request.monitor, request.window) for request in world.asked}) == 8
+    assert len(world.asked) == 4
+    assert len({(request.monitor, request.window) for request in world.asked}) == 4
     world.end()
     other.close()
 
@@ -381,7 +366,7 @@ def test_verdict_under_a_lost_lease_is_discarded(world):
     world.judge = judge
     world.due()
 
-    world.start(lease_seconds=3)
+    world.start(lease_seconds=3, look_seconds=0.5)
 
     (window,) = world.wait_for(1)
     assert window.verdict == "no drift"

@@ -96,10 +96,7 @@ def test_hours_without_rows_are_one_alert(world):
         (["x", "y"], 1),
         (["x", "", "x"], 1),
         (["x", "?", "x"], 2),  # an undecided window between two alarms
-        (["x", "", ""], 0),
         (["old", "old", "x"], 3),  # windows that an earlier version stored without their alarms
-        (["old", "old"], 2),
-        ([], 0),
     ],
 )
 def test_consecutive_alarms_share_a_column(alarms, count):

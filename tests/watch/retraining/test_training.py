@@ -69,13 +69,12 @@ def history(world):
     return last.after, last.why
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1])
-def test_few_labelled_rows_are_refused(world, share):
-    world.capture(share_labelled=share)
+def test_few_labelled_rows_are_refused(world):
+    world.capture(share_labelled=0.1)
     assert world.retrain_on_result()
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
-    assert mentions(failed.reason, f"{share * 600:g} labelled rows", "100")
+    assert mentions(failed.reason, "60 labelled rows", "100")
     assert not failed.has_trained
 
 
@@ -87,6 +86,7 @@ def test_labels_of_one_class_are_refused(world):
     assert mentions(failed.reason, "600 labels", "2026-06-02", "'1'")
 
 
+@pytest.mark.long
 def test_incomparable_version_is_only_proposed(world):
     running = world.at("running", then="rollout")
     world.register(running.run_id)
@@ -108,7 +108,7 @@ def test_remaining_process_of_a_project_is_ignored(world):
         left_behind.wait()
     assert registered.state == "registered"
     assert registered.version == version
-    world.until("proposed")
+    world.context.fail(registered, "the test ends here")
 
 
 def test_unregistered_model_is_named(world):
@@ -153,20 +153,13 @@ def test_incremental_training_holds_out_newest_rows(logged):
 
 
 def test_full_training_has_all_earlier_rows(logged):
-    logged.capture()
-    logged.capture(start=DAY.start - timedelta(days=1), seed=2)
-    logged.capture(start=DAY.end, seed=3)
+    for start in (DAY.start - timedelta(days=1), DAY.start, DAY.end):
+        logged.capture(rows=120, start=start)
     collected = collected_rows(logged, mode="full")
     times = written(collected.data).column("_event_time").to_pylist()
-    assert collected.rows + collected.held_out_rows == 1200
+    assert collected.rows + collected.held_out_rows == 240
     assert min(times) == DAY.start - timedelta(days=1)
     assert max(times) < DAY.end
-
-
-def test_unlabelled_rows_are_excluded(logged):
-    logged.capture(share_labelled=0.5)
-    collected = collected_rows(logged)
-    assert collected.rows + collected.held_out_rows == 300
 
 
 def test_masked_column_prevents_a_hold_out(logged):
@@ -186,7 +179,7 @@ def test_optional_column_may_be_missing(logged):
     assert collected.held_out is not None
 
 
-@pytest.mark.parametrize("field", ["mask", "keys"])
+@pytest.mark.parametrize("field", [pytest.param("mask", marks=pytest.mark.long), "keys"])
 def test_withheld_columns_are_not_learned(world, field):
     store = world.deployments.store
     # No server is started.
@@ -303,8 +296,6 @@ def test_sample_adds_recent_rows_to_the_window(four_days):
 
 def test_sample_is_stable_with_late_rows(four_days):
     first = sampled(four_days, "first", fraction=0.2, weight="1d")
-    assert sampled(four_days, "again", fraction=0.2, weight="1d").digest == first.digest
-
     four_days.capture(rows=60, start=DAY.start - timedelta(hours=30), seed=9)
 
     later = sampled(four_days, "later", fraction=0.2, weight="1d")
@@ -323,12 +314,6 @@ def test_fraction_is_of_the_limited_rows(four_days, monkeypatch):
     assert 0.1 < data.sample["selected"] / 400 < 0.3
 
 
-def test_old_stratum_keeps_a_row(four_days):
-    data = sampled(four_days, fraction=0.1, stratify="_label", weight="10s")
-
-    assert data.sample["selected"] == 2
-
-
 def test_long_window_has_no_sample(four_days):
     retrain = four_days.spec(mode="incremental", sample={"recent": "2d"}).retrain
     week = Window(DAY.end - timedelta(days=7), DAY.end)
@@ -338,15 +323,6 @@ def test_long_window_has_no_sample(four_days):
 
     assert data.sample == {"rows": 0, "selected": 0}
     assert data.rows + data.held_out_rows == 2400
-
-
-@pytest.mark.parametrize(
-    ("column", "names"),
-    [("a", ("'a'", "1,200 values", "200")), ("_labl", ("'_labl'", "missing", "or _label"))],
-)
-def test_unsuitable_stratum_is_refused(four_days, column, names):
-    with refused(InvalidConfig, "retrain.sample.stratify", *names):
-        sampled(four_days, stratify=column)
 
 
 def test_rows_masked_before_the_window_are_refused(logged):
@@ -371,14 +347,19 @@ def rows_before(until, hours, **columns):
 
 
 @pytest.mark.parametrize(
-    ("value", "kind"),
-    [([1.0, 2.0], "list"), (b"\xff\xfe", "binary")],
-    ids=["a list", "bytes that are not a text"],
+    ("values", "column", "names"),
+    [
+        ([[1.0, 2.0]], "image", ["list"]),
+        ([b"\xff\xfe"], "image", ["binary"]),
+        (list(range(201)), "image", ["201 values", "200"]),
+        ([1], "_labl", ["missing", "or _label"]),
+    ],
+    ids=["a list", "bytes that are not a text", "many values", "no column"],
 )
-def test_lists_and_bytes_cannot_be_stratified(value, kind):
-    rows = rows_before(DAY.end, [1], image=[value])
-    with refused(InvalidConfig, "'image'", kind):
-        select_rows(rows, SampleSpec(recent="3d", stratify="image"), DAY.end)
+def test_unsuitable_stratum_is_refused(values, column, names):
+    rows = rows_before(DAY.end, [1] * len(values), image=values)
+    with refused(InvalidConfig, "retrain.sample.stratify", repr(column), *names):
+        select_rows(rows, SampleSpec(recent="3d", stratify=column), DAY.end)
 
 
 @pytest.mark.parametrize(("fraction", "age"), [(0.1, 0), (0.5, 24), (1.0, 48)])
@@ -441,13 +422,10 @@ def test_sample_is_recorded(busy_world):
     assert mentions(event.why, f"{record['selected']:,} of 1,200")
 
 
-def test_manual_full_training_ignores_the_sample(busy_world):
-    busy_world.monitor(**{"mode": "incremental", "sample.recent": "3d"})
-    requested = request_retraining(busy_world.deployments, ENDPOINT, mode="full", window=DAY)
+def test_manual_full_training_ignores_the_sample(world):
+    world.monitor(**{"mode": "incremental", "sample.recent": "3d"})
 
-    data = collect_training_data(
-        log(busy_world), plan_of(requested), busy_world.folder / "material", {}
-    )
+    requested = request_retraining(world.deployments, ENDPOINT, mode="full", window=DAY)
 
-    assert data.rows + data.held_out_rows == 2400
-    busy_world.context.fail(requested, "the test ends here")
+    assert (plan_of(requested).mode, plan_of(requested).sample) == ("full", None)
+    world.context.fail(requested, "the test ends here")

@@ -55,10 +55,13 @@ def test_calibrated_probabilities_give_the_expected_metrics(classes):
     assert len(truth) == len(CLASSIFICATION)
 
 
-@pytest.mark.parametrize(("classes", "too_much"), [(2, 0.14), (3, 0.21)])
+@pytest.mark.parametrize(
+    ("classes", "too_much"), [(2, 0.14), pytest.param(3, 0.21, marks=pytest.mark.long)]
+)
 def test_overconfident_probabilities_are_corrected(classes, too_much):
-    judged, _ = window(0, classes, overconfident=3.0)
-    earlier = [window(seed, classes, overconfident=3.0)[0] for seed in (1, 2, 3)]
+    judged, *earlier = (
+        window(seed, classes, rows=6_000, overconfident=3.0)[0] for seed in range(4)
+    )
 
     alone = estimate(judged.answers, [])
     checked = estimate(judged.answers, earlier)

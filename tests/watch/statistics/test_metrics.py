@@ -69,7 +69,10 @@ def test_regression_metrics_equal_scikit_learn():
     )
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1", "recall", "roc_auc", "log_loss"])
+@pytest.mark.parametrize(
+    "name",
+    ["accuracy", "f1", "recall", "roc_auc", pytest.param("log_loss", marks=pytest.mark.long)],
+)
 def test_interval_holds_the_metric_at_its_rate(name):
     rng = np.random.default_rng(5)
     truth = rng.integers(0, 2, 50_000)

@@ -30,16 +30,20 @@ def days():
     return some_days()
 
 
+def write_four_hours(folder, start, day):
+    """Write a day to the log, compressed to four hours, since each hour is a file."""
+    day["_event_time"] = [
+        start + timedelta(hours=4) + (time - start) / 6 for time in day["_event_time"]
+    ]
+    LogWriter(folder).write(day)
+
+
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory):
     """A log with the days, all answered by version 1."""
     folder = tmp_path_factory.mktemp("captured")
-    for number, day in enumerate(some_days()):  # four hours per day, since each hour is a file
-        start = FIRST_DAY + timedelta(days=number)
-        day["_event_time"] = [
-            start + timedelta(hours=4) + (time - start) / 6 for time in day["_event_time"]
-        ]
-        LogWriter(folder).write(day)
+    for number, day in enumerate(some_days()):
+        write_four_hours(folder, FIRST_DAY + timedelta(days=number), day)
     return folder
 
 

@@ -18,12 +18,12 @@ from mlflow_deploy_plugin.watch.drift.references.load import (
     rolling_windows,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.relations import without_projections
-from tests.support.inference_log import MODEL, LogWriter
+from tests.support.inference_log import MODEL
 from tests.support.refusals import mentions, refused
 from tests.watch.conftest import FIRST_DAY, day_of_rows, reference_of_days
 from tests.watch.drift.sketches.test_sketch import assert_same
 
-from .conftest import DAYS, ROWS
+from .conftest import DAYS, ROWS, write_four_hours
 
 
 def test_sample_is_cut_like_the_judged_window(ask):
@@ -116,14 +116,16 @@ def test_pinned_window_is_a_reference(ask, days):
     assert uneven.pieces.grid.window_steps == 1
 
 
+@pytest.mark.long
 def test_captured_values_of_one_window_are_unseen(ask, captured):
     rng = np.random.default_rng(1)
-    days = [
-        day_of_rows(rng, FIRST_DAY + timedelta(days=14 + number), rows=ROWS) for number in range(3)
-    ]
-    days[0]["carrier"][:5] = "ZZ"
-    for day in days:
-        LogWriter(captured).write(day)
+    days = {
+        start: day_of_rows(rng, start, rows=ROWS)
+        for start in (FIRST_DAY + timedelta(days=number) for number in (14, 15, 16))
+    }
+    days[FIRST_DAY + timedelta(days=14)]["carrier"][:5] = "ZZ"
+    for start, day in days.items():
+        write_four_hours(captured, start, day)
 
     earlier = ask("rolling:3d", window=parse_window("2013-01-18/1d")).pieces.others
     blocks = ask("window:2013-01-15/2013-01-18").pieces.windows

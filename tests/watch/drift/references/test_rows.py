@@ -77,8 +77,7 @@ def test_unserved_version_is_downloaded_once(world):
     assert_same(load_reference(request, MODEL, "1").pieces.total, first.pieces.total)
 
 
-@pytest.mark.parametrize("column", ["_event_time", "when"])
-@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize(("suffix", "column"), [("parquet", "_event_time"), ("csv", "when")])
 def test_dataset_is_a_reference(ask, days, tmp_path, suffix, column):
     table = reference_of_days(days)
     table = table.rename_columns(
