@@ -116,6 +116,7 @@ def test_optimized_form_is_compared_and_registered(folder):
     assert "creating fp16" in done.stderr
 
 
+@pytest.mark.long
 def test_optimize_refuses_a_large_loss(folder):
     done = onnxserve("optimize models:/net/1 --int8 dynamic --max-loss 0")
     assert done.exit_code == 1
