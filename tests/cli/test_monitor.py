@@ -135,23 +135,6 @@ def test_project_judges_like_the_command(home, monkeypatch):
     assert requests[0] == requests[1]
 
 
-@pytest.mark.long
-def test_run_with_other_bounds_is_only_logged(home, store):
-    before = len(Monitors(store).windows("flights", "daily"))
-
-    refused = onnxserve("drift run flights --min-rows 300")
-    judged = told(f"drift run flights --columns x {OF_SHIFTED}")
-    excluded = told(f"drift run flights --exclude x {OF_SHIFTED}")
-
-    assert refused.stdout.startswith("flights daily 2013-07-02/2013-07-03: not judged\n")
-    assert mentions(refused.stdout, "250 rows", "min_rows is 300", "note", "min_rows=300")
-    assert judged["verdict"] == "drift"
-    assert excluded["verdict"] == "not judged"
-    run = mlflow.get_run(excluded["run_id"])
-    assert run.data.tags["onnxserve.tried"] == "exclude=x"
-    assert len(Monitors(store).windows("flights", "daily")) == before
-
-
 def test_drift_between_files_needs_no_endpoint(home):
     rng = np.random.default_rng(0)
     for name, shift, count in (("training", 0, 2000), ("recent", 2, 250), ("few", 0, 5)):

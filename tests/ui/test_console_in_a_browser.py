@@ -45,6 +45,15 @@ def test_ended_session_keeps_the_charts(page, console, endpoint):
     expect(page.locator("figure.chart")).to_have_count(4)
 
 
+def test_page_without_mlflow_shows_its_age(page, console, endpoint):
+    page.goto(f"{console}?endpoint={endpoint}")
+    page.route("**/pictures?*", lambda route: route.abort())
+    page.clock.run_for(SOON)
+    notice = page.get_by_role("status").filter(has_text="MLflow does not answer")
+    expect(notice).to_have_text(re.compile("^Not up to date since .*"))
+    expect(page.locator("figure.chart")).to_have_count(4)
+
+
 def test_unavailable_store_keeps_the_page(page, console, endpoint, monkeypatch):
     page.goto(f"{console}?endpoint={endpoint}")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
