@@ -40,6 +40,7 @@ EXPLAIN = "explain model --data rows.parquet --max-rows 10"
 ROBUSTNESS = "robustness model --data rows.parquet --target label"
 
 
+@pytest.mark.long
 def test_explain_orders_columns_by_importance(folder):
     done = onnxserve(f"{EXPLAIN} --target label --contributions rows.jsonl --folder explained")
     assert done.exit_code == 0, done.output

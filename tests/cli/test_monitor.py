@@ -149,6 +149,7 @@ def test_drift_between_files_needs_no_endpoint(home):
     assert "experiment onnxserve/mine" in drifted.stdout
 
 
+@pytest.mark.long
 def test_backfill_counts_failed_windows(home, monkeypatch):
     capture(home, CALM + 20 * DAY)
     command = "monitor backfill flights daily --from 2013-07-21 --to 2013-07-22"
@@ -192,6 +193,7 @@ def test_interrupted_backfill_continues(home, store, monkeypatch):
     assert figures(onnxserve(command)) == [1, 1, 1, 0]
 
 
+@pytest.mark.long
 def test_run_due_judges_due_windows(home, store):
     begin = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY
     make_endpoint(home, "due", begin=begin, grace="1s")

@@ -440,6 +440,7 @@ def test_predict_output_accepts_labels(captured, tmp_path):
     assert mentions(accepted, "30 labels accepted")
 
 
+@pytest.mark.long
 def test_key_may_contain_a_masked_column(ids, captured, tmp_path):
     file = tmp_path / "labels.parquet"
     delays = {"a": [5002.0] * 3, "b": [1, 2, 3], "delayed": [True, False, True]}
