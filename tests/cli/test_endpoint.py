@@ -46,6 +46,13 @@ def test_endpoint_from_creation_to_deletion(home, models, free_port):
     head, row = onnxserve("endpoint list").stdout.splitlines()
     assert head.split() == ["NAME", "STATE", "TRAFFIC", "URL"]
     assert "champion=94.06 challenger=5.94" in row  # The weights are divided by their sum.
+    _, _, served = (line.split() for line in onnxserve("list").stdout.splitlines())
+    url = f"http://127.0.0.1:{free_port}"
+    assert served[:2] == ["flights/challenger", models.twice]
+    assert served[3:] == ["5.94", "running", "1", "0", url, "-"]
+    (entry,) = told("list")
+    assert (entry["url"], entry["restarts"]) == (url, 0)
+    assert entry["deployments"]["challenger"]["version"] == served[2]
 
     assert onnxserve("endpoint delete flights").output == "flights is deleted\n"
     assert mentions(said(onnxserve("endpoint delete flights")), "no endpoint 'flights'")
@@ -104,40 +111,37 @@ def test_follow_dry_run_shows_the_version(home, models, registry):
     onnxserve("endpoint delete staged")
 
 
-def test_list_has_a_row_per_deployment(home, models, free_port):
-    home.create_deployment(
-        "sum", models.once, config={"server.port": free_port, "monitors.daily.kind": "drift"}
-    )
-    home.create_endpoint("spare")
-    of_60 = {"server.port": 8080, "variants.champion.weight": 60}
-    add_endpoint("pair", models.twice, of_60, variant="champion")
+def test_list_has_a_row_per_deployment(store):
+    onnxserve("endpoint create spare")
+    config = {
+        "server.port": 8080,
+        "variants.champion.weight": 60,
+        "monitors.daily.kind": "drift",
+    }
+    add_endpoint("pair", "/models/twice", config, variant="champion")
     load_settings().state_dir("pair").mkdir(parents=True)
     for command in ("stop pair", "monitor add pair idle", "monitor pause pair idle"):
         done(command)
-    with closing(open_store(load_settings().store_url)) as store:
-        day = datetime(2013, 7, 1, tzinfo=UTC)
-        window = Monitors(store).add("sum", "daily", day, day.replace(day=2))
-        Monitors(store).update(replace(window, state="judged", verdict="unhealthy"))
+    day = datetime(2013, 7, 1, tzinfo=UTC)
+    window = Monitors(store).add("pair", "daily", day, day.replace(day=2))
+    Monitors(store).update(replace(window, state="judged", verdict="unhealthy"))
 
     lines = onnxserve("list").stdout.splitlines()
 
     head = "NAME MODEL VERSION TRAFFIC STATE WORKERS RESTARTS URL MONITORS"
     assert lines[0].split() == head.split()
-    pair, spare, served = (line.split(maxsplit=8) for line in lines[1:4])
-    stopped, empty = lines[4:]
-    url = f"http://127.0.0.1:{free_port}"
-    version = served.pop(2)
-    assert served == ["sum", models.once, "100", "running", "1", "0", url, "daily: unhealthy"]
-    assert pair[:2] == ["pair/champion", models.twice]
-    assert pair[3:] == ["100", "stopped", *"---", "idle: not judged yet (paused)"]
+    pair, spare = (line.split(maxsplit=8) for line in lines[1:3])
+    stopped, empty = lines[3:]
+    assert pair[:2] == ["pair/champion", "/models/twice"]
+    monitors = "daily: unhealthy, idle: not judged yet (paused)"
+    assert pair[3:] == ["100", "stopped", *"---", monitors]
     assert spare == ["spare", *"---", "empty", *"----"]
     assert mentions(stopped, "pair/champion", "`onnxserve start pair`")
     assert mentions(empty, "spare", "no deployment")
 
-    *_, last = told("list")
-    assert (last["name"], last["url"], last["restarts"]) == ("sum", url, 0)
-    assert last["deployments"]["sum"]["version"] == version
-    assert last["monitors"][0]["last"]["verdict"] == "unhealthy"
+    first, _ = told("list")
+    assert first["name"] == "pair"
+    assert first["monitors"][0]["last"]["verdict"] == "unhealthy"
 
 
 @pytest.mark.parametrize("command", ["list", "endpoint list", "monitor list", "keys list"])

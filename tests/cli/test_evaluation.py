@@ -40,6 +40,7 @@ EXPLAIN = "explain model --data rows.parquet --max-rows 10"
 ROBUSTNESS = "robustness model --data rows.parquet --target label"
 
 
+@pytest.mark.long
 def test_explain_orders_columns_by_importance(folder):
     done = onnxserve(f"{EXPLAIN} --target label --contributions rows.jsonl --folder explained")
     assert done.exit_code == 0, done.output
@@ -116,6 +117,7 @@ def test_optimized_form_is_compared_and_registered(folder):
     assert "creating fp16" in done.stderr
 
 
+@pytest.mark.long
 def test_optimize_refuses_a_large_loss(folder):
     done = onnxserve("optimize models:/net/1 --int8 dynamic --max-loss 0")
     assert done.exit_code == 1

@@ -2,15 +2,16 @@
 
 import json
 import os
-import subprocess
 import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.cli.log import table_lines
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -19,7 +20,7 @@ from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
 from tests.support.commands import onnxserve, said, told
 from tests.support.inference_log import LogWriter
-from tests.support.refusals import mentions
+from tests.support.refusals import mentions, refused
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -128,14 +129,13 @@ def test_impossible_request_is_refused(writer, tmp_path, line, names):
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
-def test_parquet_is_not_written_to_a_terminal(writer):
-    command = f"{sys.executable} -m mlflow_deploy_plugin.cli log query flights -o parquet".split()
+def test_parquet_is_not_written_to_a_terminal(writer, monkeypatch):
     terminal, output = os.openpty()
-    ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
-    for end in (terminal, output):
-        os.close(end)
-    assert ended.returncode == 2
-    assert mentions(ended.stderr, "Parquet", "a FILE")
+    with os.fdopen(output, "w") as screen:
+        monkeypatch.setattr(sys, "stdout", screen)
+        with refused(click.UsageError, "Parquet", "a FILE"):
+            main(["log", "query", "flights", "-o", "parquet"], standalone_mode=False)
+    os.close(terminal)
 
 
 def test_times_outside_python_years_are_shown(writer):

@@ -1,5 +1,5 @@
-"""Tests of `onnxserve predict` and `batch`: file formats, models and deployments, and
-errors.
+"""Tests of `onnxserve predict`, `batch` and `feedback`: file formats, models and
+deployments, labels with a server and directly into the log, and errors.
 """
 
 import json
@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import mlflow.pyfunc
@@ -15,17 +16,22 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.tabular.row_files import FILE_FORMATS, open_output, value_writer
+from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log, view_tables
 from tests.support.commands import done, onnxserve, said
+from tests.support.inference_log import LogWriter, rows_of
 from tests.support.models import columns, write_model
 from tests.support.pyfuncs import Days, save_pyfuncs
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
-ROWS = 2500
+ROWS = 1200
 FRAME = pd.DataFrame({"b": [row / 4 for row in range(ROWS)], "a": range(ROWS)})
 SUMS = [{"y": row * 1.25} for row in range(ROWS)]
 
@@ -36,7 +42,7 @@ def by(home, models):
     limit of a request splits the rows.
     """
     limit = {"server.max_body_bytes": 4096}
-    home.create_deployment("once", models.once, config=limit, endpoint="shared")
+    home.create_deployment("once", models.once, config=limit, endpoint="sums")
     return {"model": models.once, "deployment": "-n once"}
 
 
@@ -64,8 +70,10 @@ def answers(file):
             return json.loads(file.read_text())["predictions"]
 
 
-@pytest.mark.parametrize("way", ["model", "deployment"])
-@pytest.mark.parametrize("kind", FILE_FORMATS)
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [*(("model", kind) for kind in FILE_FORMATS), ("deployment", "csv"), ("deployment", "parquet")],
+)
 def test_rows_are_answered_in_order(by, folder, tmp_path, way, kind):
     out = tmp_path / f"out.{kind}"
 
@@ -73,7 +81,7 @@ def test_rows_are_answered_in_order(by, folder, tmp_path, way, kind):
 
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert result.stderr == f"2,500 predictions in {out}\n"
+    assert result.stderr == f"1,200 predictions in {out}\n"
     assert answers(out) == SUMS
     assert list(tmp_path.iterdir()) == [out]
 
@@ -153,7 +161,7 @@ def test_impossible_prediction_is_refused(home, by, arguments, names):
 def logged_times():
     """The event times of July 2026 by the value of `a`."""
     select = "a, strftime(_event_time, '%Y-%m-%dT%H:%M') AS at"
-    result = onnxserve("log query shared --window 2026-07-01/2d -o jsonl --select", select)
+    result = onnxserve("log query sums --window 2026-07-01/2d -o jsonl --select", select)
     rows = map(json.loads, result.stdout.splitlines())
     return {row["a"]: row["at"] for row in rows}
 
@@ -193,7 +201,7 @@ def test_bad_row_is_one_failed_request(by):
     where = "_message LIKE '%bad%'"
 
     def failed():
-        return onnxserve("log query shared --failed -o jsonl --where", where).stdout.count("\n")
+        return onnxserve("log query sums --failed -o jsonl --where", where).stdout.count("\n")
 
     for rows in ("1,bad\n", "1,2\n" * 9 + "1,bad\n" + "1,2\n" * 9):
         message = said(onnxserve("predict -n once -t csv", given=f"b,a\n{rows}"))
@@ -203,7 +211,7 @@ def test_bad_row_is_one_failed_request(by):
 
 
 def test_endpoint_of_one_deployment_predicts(by):
-    assert onnxserve("predict -n shared -O jsonl", given="[[1, 2]]").stdout == '{"y":3.0}\n'
+    assert onnxserve("predict -n sums -O jsonl", given="[[1, 2]]").stdout == '{"y":3.0}\n'
 
 
 def typed(*arguments, given=b"", after=""):
@@ -238,10 +246,6 @@ def days(tmp_path_factory):
     return str(folder)
 
 
-def as_jsonl(frame):
-    return frame.to_json(orient="records", lines=True, date_format="iso").encode()
-
-
 def as_parquet(frame):
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pandas(frame), sink)
@@ -249,13 +253,13 @@ def as_parquet(frame):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("kind", "encode"), [("jsonl", as_jsonl), ("parquet", as_parquet)])
-def test_pyfunc_answers_as_in_mlflow(days, kind, encode):
+def test_pyfunc_answers_as_in_mlflow(days):
     frame = pd.DataFrame(
         {"when": pd.to_datetime(["2013-01-01", "2013-07-04"]), "name": ["ana", "007"]}
     )
 
-    ended = typed(days, "-t", kind, "-O", "jsonl", "--batch-rows", "1", given=encode(frame))
+    rows = as_parquet(frame)
+    ended = typed(days, "-t", "parquet", "-O", "jsonl", "--batch-rows", "1", given=rows)
 
     assert ended.stdout == b'{"day":1,"name":"ANA"}\n{"day":185,"name":"007"}\n'
 
@@ -293,18 +297,17 @@ def test_parquet_type_widens_after_later_rows(tmp_path):
     assert pq.read_table(out).to_pydict() == {"score": [None, 1.0, 0.5], "label": ["x", None, "y"]}
 
 
-def test_terminal_shows_a_progress_bar(folder, tmp_path, models):
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "predict", models.once]
-    command += ["-O", "jsonl", "-i", f"{folder}/rows.csv"]
+def test_terminal_shows_a_progress_bar(folder, tmp_path, models, monkeypatch):
+    out = tmp_path / "out.jsonl"
     ours, theirs = pty.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path)
-        os.close(theirs)
-        output, _ = process.communicate(timeout=120)
+    with os.fdopen(ours, "rb", buffering=0) as terminal, os.fdopen(theirs, "w") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        command = ["predict", models.once, "-i", f"{folder}/rows.csv", "-o", str(out)]
+        main(command, standalone_mode=False)
         shown = terminal.read(100_000).decode()
 
-    assert [json.loads(line) for line in output.splitlines()] == SUMS
     assert "100%" in shown
+    assert answers(out) == SUMS
 
 
 @pytest.mark.long
@@ -337,3 +340,179 @@ def test_batch_progress_without_a_terminal_is_lines(tmp_path, monkeypatch):
     lines = result.stderr.splitlines()
     assert all(re.fullmatch(line, shown) for shown in lines)
     assert re.fullmatch(r"1,000 rows, [\d,]+ rows/s, 1 of 1 parts, about 0:00:00 left", lines[-1])
+
+
+def ask(deployed, records):
+    body = {"dataframe_records": records}
+    return requests.post(f"{deployed['url']}/invocations", json=body, timeout=60)
+
+
+@contextmanager
+def capturing(home):
+    """The log has hashes instead of the values of b, and a column that the model does
+    not take.
+    """
+    home.update_endpoint("sums", {"capture.mask": "b", "capture.keys": "customer_id"})
+    yield
+    home.update_endpoint("sums", {"capture.mask": "", "capture.keys": ""})
+
+
+@pytest.fixture
+def captured(home, ids):
+    with capturing(home):
+        yield
+
+
+@pytest.fixture(scope="module")
+def ids(home, by):
+    """The X-Prediction-Ids of a few requests of two rows, which are logged. No other
+    row has their numbers in `a`.
+    """
+    deployed = home.get_deployment("once")
+    numbers = range(5000, 5003)
+    with capturing(home):
+        sent = [ask(deployed, [{"a": number, "b": 1}, {"a": number, "b": 2}]) for number in numbers]
+        ids = [answer.headers["X-Prediction-Id"] for answer in sent]
+        wait_until(lambda: len(logged(ids)) == 6, 60, "all rows are logged")
+    return ids
+
+
+def logged(ids):
+    """The logged rows of the requests with these ids."""
+    log = open_log(load_settings().inference_log)
+    tables = view_tables(log, View("sums"), ["_prediction_id", "_row", "a", "_label"])
+    return [row for row in rows_of(tables) if row["_prediction_id"] in ids]
+
+
+def labels(ids):
+    """The labels of these rows."""
+    found = {(row["a"], row["_row"]): row["_label"] for row in logged(ids)}
+    return {place: label for place, label in found.items() if label is not None}
+
+
+def test_bad_and_unmatched_rows_are_reported(ids, tmp_path):
+    file = tmp_path / "labels.csv"
+    rejects = tmp_path / "bad.jsonl"
+    file.write_text(
+        "prediction_id,row,label\n"
+        f"{ids[0]},0,1\n"
+        f"{ids[0]},1,0\n"
+        f"{ids[1]},,late\n"
+        "unknown,0,1\n"
+        f"{ids[2]},0\n"
+    )
+
+    result = onnxserve(f"feedback sums --file {file} --rejects {rejects}")
+
+    assert result.exit_code == 1
+    assert mentions(result.stdout, "sums", "4 labels", "http", "3 of 4", "1 unmatched")
+    line, left_out = result.stderr.splitlines()
+    assert mentions(line, "line 6", "2 fields", "header", "3")
+    assert mentions(left_out, "1 bad rows")
+    rejected = json.loads(rejects.read_text())
+    assert rejected["row"] == f"{ids[2]},0"
+    assert f"{rejected['place']}: {rejected['why']}" == line
+    expected = {
+        (5000, 0): "1",
+        (5000, 1): "0",
+        (5001, 0): "late",
+        (5001, 1): "late",
+    }
+    wait_until(lambda: labels(ids) == expected, 60, "the labels are beside their rows")
+
+
+def test_predict_output_accepts_labels(captured, tmp_path):
+    rows = tmp_path / "rows.parquet"
+    out = tmp_path / "out.parquet"
+    labels = tmp_path / "labels.jsonl"
+    names = [f"{row:03}" for row in range(30)]
+    pd.DataFrame({"b": 1.0, "a": range(30), "customer_id": names}).to_parquet(rows)
+
+    done(f"predict -n once -i {rows} -o {out} --batch-rows 20")
+
+    written = pq.read_table(out).to_pylist()
+    assert [row["customer_id"] for row in written] == names
+    assert [row["y"] for row in written] == [row + 1.0 for row in range(30)]
+    assert [row["row"] for row in written] == [*range(20), *range(10)]
+    assert len({row["prediction_id"] for row in written}) == 2
+    labels.write_text("".join(json.dumps({**row, "label": 1}) + "\n" for row in written))
+    (accepted,) = done(f"feedback sums --file {labels} --no-match").splitlines()
+    assert mentions(accepted, "30 labels accepted")
+
+
+@pytest.mark.long
+def test_key_may_contain_a_masked_column(ids, captured, tmp_path):
+    file = tmp_path / "labels.parquet"
+    delays = {"a": [5002.0] * 3, "b": [1, 2, 3], "delayed": [True, False, True]}
+    pq.write_table(pa.table(delays), file)
+
+    result = onnxserve(f"feedback sums --file {file} --key a,b --label-column delayed")
+
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert mentions(result.stdout, "2 of 3", "1 unmatched")
+    delayed = {(5002, 0): "true", (5002, 1): "false"}
+    wait_until(lambda: labels(ids).items() >= delayed.items(), 60, "they are beside their rows")
+
+
+def test_refused_row_leaves_the_other_rows(ids, captured):
+    lines = [
+        {"key": {"a": 5002, "b": 1}, "label": "x"},
+        {"key": {"c": 2}, "label": 1},
+        {"prediction_id": ids[0], "label": 5},
+    ]
+
+    result = onnxserve("feedback sums -f - -t jsonl", given="\n".join(map(json.dumps, lines)))
+
+    assert mentions(result.stdout, "sums", "2 labels", "2 of 2")
+    assert mentions(result.stderr.splitlines()[0], "line 2", "'c'", "sums")
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("sums --key a,bb", ["--key", "'bb'", "'b'"]),
+        ("sums --key x", ["'x'", "a", "b", "prediction", "capture.keys"]),
+        ("sums", ["'prediction_id'", "a, b, label", "--id-column", "--key"]),
+        ("sums --key a --label-column late", ["'late'"]),
+        ("sumz --key a", ["no endpoint", "'sumz'", "'sums'", "--url"]),
+        ("sums --key a --url http://127.0.0.1:9", ["does not answer", "http://127.0.0.1:9"]),
+        ("sums --key a --rejects no/such/bad.jsonl", ["file no/such/bad.jsonl"]),
+        ("sums --key a --rejects labels.csv", ["--rejects labels.csv"]),
+        ("sums --key a --file labels.txt", ["-t csv", "jsonl", "parquet"]),
+    ],
+)
+def test_impossible_feedback_is_refused(ids, tmp_path, monkeypatch, options, names):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.chdir(tmp_path)
+    for name in ("labels.csv", "labels.txt"):
+        (tmp_path / name).write_text("a,b,label\n1,2,3\n")
+    assert mentions(said(onnxserve(f"feedback --file labels.csv {options}")), *names)
+    assert (tmp_path / "labels.csv").read_text() == "a,b,label\n1,2,3\n"
+
+
+def test_labels_are_logged_without_a_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    writer = LogWriter(tmp_path / "home" / "inference_log")
+    times = [datetime(2013, 7, 1, tzinfo=UTC)] * 2
+    columns = {
+        "_event_time": times,
+        "_prediction_id": ["p", "p"],
+        "flight": [7, 8],
+        "a": [0.0, 1.0],
+    }
+    writer.write(columns, endpoint="sums")
+    command = "feedback sums --file labels.csv --key flight"
+
+    def import_labels(rows, options=""):
+        (tmp_path / "labels.csv").write_text(f"flight,label\n{rows}")
+        return onnxserve(f"{command} {options}")
+
+    result = import_labels("7,1\n9,1\n7,2\n")
+    assert result.exit_code == 0, result.output
+    assert mentions(result.stdout, "sums", "3 labels", str(writer.root), "1 of 2", "1 unmatched")
+    rows = sorted(logged(["p"]), key=lambda row: row["a"])
+    assert [row["_label"] for row in rows] == ["2", None]
+    full = import_labels("7,2,2\n", "--rejects /dev/full")
+    assert mentions(full.stderr.splitlines()[-1], "/dev/full", "No space left")

@@ -84,7 +84,6 @@ def test_incomplete_settings_for_followed_model_are_refused(image, docker, varia
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--base-image", "127.0.0.1:9/python:3.11"], "was not built: .*127.0.0.1:9"),
         (["--server-image", "127.0.0.1:9/onnxserve:cpu"], "was not built: .*127.0.0.1:9"),
         (["--server-image", "python:3.11-slim-bookworm"], "is not an onnxserve image"),
         (["--push"], "was not pushed: .*127.0.0.1:9"),

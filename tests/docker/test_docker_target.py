@@ -235,7 +235,6 @@ def test_host_network_serves_grpc(client, name, models, image, home):
             {"container.image": "python:3.11-slim-bookworm"},
             "set -C container.image=… to an onnxserve image",
         ),
-        ({"container.network": "of-nobody"}, "the Docker network of-nobody does not exist"),
         (
             {"container.memory_bytes": 64 * 1024**2},
             "is out of memory: set -C container.memory_bytes=… to more than",
@@ -270,13 +269,7 @@ def test_unservable_configuration_leaves_no_container(
     assert ours(home) == before
 
 
-def test_taken_port_or_container_name_is_refused(client, name, models, image):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(MlflowException, match=f"port {port}.*in use"):
-            client.create_deployment(
-                name, models.once, config={"container.image": image, "server.port": port}
-            )
+def test_taken_container_name_is_refused(client, name, models, image):
     run_docker("create", "--name", name, image)
     try:
         with pytest.raises(

@@ -103,8 +103,11 @@ def test_logging_needs_no_code_execution(registry, caplog, monkeypatch):
         ("promote", "models:/toy/2", "--to", "@champion"),
         ("diff", "models:/toy/1", "models:/toy/2"),
         ("audit", "card", "models:/toy/1", "--folder", "card.html"),
-        ("batch", "models:/toy/1", "-i", "rows.csv", "--folder", "out", "--workers", "1"),
-        ("explain", "models:/toy/1", "--data", "rows.csv"),
+        pytest.param(
+            ("batch", "models:/toy/1", "-i", "rows.csv", "--folder", "out", "--workers", "1"),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(("explain", "models:/toy/1", "--data", "rows.csv"), marks=pytest.mark.long),
         ("profile", "models:/toy/1"),
         ("export", "models:/toy/1", "-o", "exported"),
     ],
@@ -161,6 +164,7 @@ def test_alias_move_to_pyfunc_is_refused(registry, serve):
     assert post(served, "invocations", row).headers["X-Model-Version"] == "1"
 
 
+@pytest.mark.long
 def test_only_pyfunc_process_executes_code(registry, serve, monkeypatch):
     monkeypatch.delenv(MODEL_CODE)
     served = serve("models:/toy/3").wait_ready()

@@ -2,7 +2,6 @@
 issuer log in, also in Chromium.
 """
 
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.classifiers import write_classifier
 from tests.support.console import API, PAGE, POLICY
 from tests.support.gate_bypasses import ATTEMPTS, SOURCE, GatedRegistry, check_refused
-from tests.support.refusals import mentions
 from tests.support.services.oidc_environment import oidc_python
 from tests.support.services.oidc_issuer import LOGIN_BUTTON, USER_FIELD
 from tests.support.services.oidc_server import RISK, TEAM, USERS, OidcServer
@@ -57,14 +55,6 @@ class Platform:
         answer = self.sessions[user].get(self.console, params=query, timeout=SECONDS)
         assert answer.status_code == 200, answer.text
         return answer.text
-
-    def press(self, user, **form):
-        """Send a form with the token of the user's page."""
-        (token, *_) = re.findall(r'name="csrf_token" value="([\w.-]+)"', self.page(user))
-        content = {**form, "csrf_token": token}
-        return self.sessions[user].post(
-            self.console, data=content, timeout=SECONDS, allow_redirects=False
-        )
 
     def call(self, method, path, fields, user="admin"):
         return self.sessions[user].request(
@@ -228,23 +218,6 @@ def test_user_sees_only_readable_endpoints(platform, user, endpoints, editable):
     assert {name for name in MODELS if f'"{name}"' in trail} <= {
         name for name, endpoint in MODELS.items() if endpoint in endpoints
     }
-
-
-@pytest.mark.parametrize(
-    ("user", "form", "status"),
-    [
-        ("reader", {"action": "promote", "model": "X", "version": "1", "to": "Archived"}, 403),
-        ("reader", {"action": "gate", "model": "X", "version": "1"}, 403),
-        ("reader", {"action": "rollback", "endpoint": "x"}, 403),
-        ("reader", {"action": "traffic", "endpoint": "hidden", "weight:hidden": "100"}, 404),
-        ("stranger", {"action": "promote", "model": "X", "version": "1", "to": "Archived"}, 403),
-        ("editor", {"action": "promote", "model": "Hidden", "version": "1", "to": "Archived"}, 403),
-    ],
-)
-def test_form_without_edit_permission_is_refused(platform, user, form, status):
-    answer = platform.press(user, **form)
-    assert answer.status_code == status
-    assert mentions(answer.text, "you may not" if status == 403 else "no endpoint")
 
 
 @pytest.mark.parametrize(

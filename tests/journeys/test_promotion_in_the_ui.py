@@ -24,7 +24,7 @@ from tests.support.waiting import wait_until
 MODEL = "adder"
 ENDPOINT = "promoted"
 POLICY_TAG = "onnxserve.gate.policy"
-pytestmark = NEEDS_CHROMIUM
+pytestmark = [pytest.mark.long, *NEEDS_CHROMIUM]
 
 
 @dataclass(frozen=True)

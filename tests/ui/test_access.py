@@ -45,11 +45,15 @@ def is_hidden(store):
 
 
 @pytest.mark.parametrize(
-    ("models", "hidden"),
-    [([], False), (["open"], False), (["secret", "open"], False), (["open", "secret"], True)],
+    ("models", "is_emptied", "hidden"),
+    [
+        ([], False, False),
+        (["secret", "open"], True, False),
+        (["open", "secret"], True, True),
+        (["open", "secret"], False, True),
+    ],
 )
-@pytest.mark.parametrize("is_emptied", [True, False])
-def test_last_served_model_decides_visibility(store, models, hidden, is_emptied):
+def test_last_served_model_decides_visibility(store, models, is_emptied, hidden):
     served(store, *models)
     if is_emptied:
         store.replace_spec(empty_endpoint("flights"))

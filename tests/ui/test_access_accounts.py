@@ -65,17 +65,3 @@ def test_console_shows_buttons_to_editors(server, model):
     assert {user for user, page in pages.items() if button in page} == {"admin", "alice"}
     assert f">{model}" in pages["bob"]
     assert model not in pages["carol"]
-
-
-def test_policy_with_approvals_needs_an_administrator(server):
-    tag = "onnxserve.gate.policy"
-    model = server.register("alice", "approvals: {count: 1}")
-    with (
-        server.logged_in("alice") as client,
-        refused(MlflowException, "administrator", model, code="PERMISSION_DENIED"),
-    ):
-        client.set_registered_model_tag(model, tag, "skip: []")
-    with server.logged_in("admin") as client:
-        client.set_registered_model_tag(model, tag, "skip: []")
-    (registered,) = server.store.events(model=model, actions=("register",))
-    assert registered.detail["authors"] == ["alice"]

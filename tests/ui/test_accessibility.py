@@ -1,6 +1,7 @@
 """Tests that the pages of MLflow's server violate no rule of axe-core in any state."""
 
 import io
+import re
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import mlflow
 import orjson
 import pytest
+from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -193,6 +195,21 @@ def test_endpoint_fits_on_a_phone(page):
     page.get_by_role("link", name=f"Details of {ENDPOINT}").click()
     page.wait_for_url(f"**?endpoint={ENDPOINT}")
     assert page.locator(".variants tbody tr").locator("visible=true").count() == 12
+
+
+@pytest.mark.long
+def test_chart_values_are_read_by_keys_and_pointer(page):
+    page.goto(f"?endpoint={ENDPOINT}")
+    figure = page.locator(f"#{ENDPOINT}-requests")
+    expect(figure.locator("path[data-name='version 6']")).to_be_attached()
+    figure.focus()
+    figure.press("End")
+    expect(figure.get_by_role("status")).to_contain_text(re.compile(r"version 6 [\d.]+ /s"))
+    figure.press("Escape")
+    expect(figure.get_by_role("status")).to_have_count(0)
+    box = figure.locator(".plot svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 5)
+    expect(figure.get_by_role("status")).to_contain_text("version 6")
 
 
 def monitor_report():

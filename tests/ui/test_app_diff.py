@@ -135,12 +135,12 @@ def test_foreign_and_large_files_are_skipped(model, diff, tmp_path, monkeypatch)
     assert mentions(diff(model), f"models:/{model}/1, graph", f"models:/{model}/1, model")
 
 
-@pytest.mark.parametrize("section", ["5", "{parity: [1]}", "{outputs: [1]}", "{provenance: 3}"])
-def test_invalid_section_is_a_note(model, diff, tmp_path, section):
-    (tmp_path / "2" / "MLmodel").write_text(f"flavors: {{onnxserve: {section}}}")
-    html = diff(model)
-    assert mentions(html, f"models:/{model}/2, model", "cannot be understood")
-    assert rows(html)["accuracy"] == ("0.1", "0.2")
+def test_invalid_section_is_a_note(model, diff, tmp_path):
+    for section in ("5", "{parity: [1]}", "{outputs: [1]}", "{provenance: 3}"):
+        (tmp_path / "2" / "MLmodel").write_text(f"flavors: {{onnxserve: {section}}}")
+        html = diff(model)
+        assert mentions(html, f"models:/{model}/2, model", "cannot be understood")
+        assert rows(html)["accuracy"] == ("0.1", "0.2")
 
 
 def test_unreadable_store_is_a_note(mlflow_app, diff):

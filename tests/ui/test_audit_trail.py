@@ -126,6 +126,7 @@ def test_ungated_moves_survive_an_outage(mlflow_app, store, file, impatient):
     assert verify_trail(store).state == "intact"
 
 
+@pytest.mark.long
 @pytest.mark.postgresql
 def test_locked_chain_stops_no_other_model(mlflow_app, model, monkeypatch):
     other = mlflow_app.model()

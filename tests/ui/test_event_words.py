@@ -15,12 +15,6 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
     ("action", "fields", "words", "change"),
     [
         ("create", {"endpoint": "f", "after": "main 100"}, "created the endpoint f", "main 100"),
-        (
-            "delete",
-            {"endpoint": "f", "before": "main 100"},
-            "deleted the endpoint f",
-            "main 100 → nothing",
-        ),
         ("delete", {"model": "m", "before": "m"}, "deleted the model m", "m → nothing"),
         (
             "transition",
@@ -45,12 +39,6 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
             },
             "was refused a change of version 6 of m",
             "@champion",
-        ),
-        (
-            "refused",
-            {"model": "m", "version": "6", "before": "Staging", "after": "Production"},
-            "was refused a change of version 6 of m",
-            "Staging → Production",
         ),
         ("load", {"endpoint": "f", "after": "loaded"}, "loaded f by model control", ""),
         ("unload", {"endpoint": "f", "after": "failed"}, "failed to unload f by model control", ""),

@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.server_metrics import parse_server_metrics
+from mlflow_deploy_plugin.ui import overview
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.overview import promotion_target
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
@@ -368,27 +369,28 @@ def test_recreated_endpoint_has_no_old_verdict(store, add, page):
     assert f'href="/#/experiments/{experiment}/runs/a-run/artifacts/report.html"' in html
 
 
-def test_alert_on_another_page_is_linked(store, add, page):
-    for number in range(31):
-        add(f"alerted-{number:02}")
+def test_alert_on_another_page_is_linked(store, add, page, monkeypatch):
+    monkeypatch.setattr(overview, "_SHOWN", 2)
+    for number in range(3):
+        add(f"alerted-{number}")
     lines = ["m version 3: drift", "- <delay>"]
-    command = "next: onnxserve retrain run alerted-30"
+    command = "next: onnxserve retrain run alerted-2"
     link = "http://mlflow/#/experiments/1/runs/a/artifacts/report.html"
     detail = {"lines": lines, "next": command, "link": link}
     since = datetime(2026, 11, 20, 3, 10, tzinfo=UTC)
-    Alerts(store).add_once(Alert("f", "alerted-30", "daily", "firing", since, since, detail=detail))
+    Alerts(store).add_once(Alert("f", "alerted-2", "daily", "firing", since, since, detail=detail))
 
     html = page()
-    endpoint_page = page("?endpoint=alerted-30")
+    endpoint_page = page("?endpoint=alerted-2")
 
-    assert 'id="endpoint-alerted-30"' not in html
+    assert 'id="endpoint-alerted-2"' not in html
     assert 'mark-alarm">1 firing</span>' in html
-    assert 'endpoint=alerted-30">alerted-30</a> <b>daily</b>' in html
+    assert 'endpoint=alerted-2">alerted-2</a> <b>daily</b>' in html
     alert_list = endpoint_page[endpoint_page.index('<ul class="alerts">') :]
     text = unescape(re.sub("<[^>]*>", " ", alert_list[: alert_list.index("</ul>")]))
     assert mentions(text, "daily", "2026-11-20 03:10 UTC", *lines, command)
     assert f'href="{link}"' in alert_list
-    assert "firing" not in page("?endpoint=alerted-29")
+    assert "firing" not in page("?endpoint=alerted-1")
 
 
 def test_refused_actions_are_disabled_with_a_reason(mlflow_app, add, page, endpoint):

@@ -1,5 +1,5 @@
 """Tests of labels that are written directly into a log with masked columns.
-tests/cli/test_predict_feedback.py tests the command.
+tests/cli/test_predict.py tests the command.
 """
 
 from datetime import UTC, datetime
