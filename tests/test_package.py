@@ -2,7 +2,6 @@
 import loads.
 """
 
-import ast
 import re
 import subprocess
 import sys
