@@ -27,7 +27,10 @@ GUIDES = (DOCS / "guides.md").read_text()
 PAGES = list(chain.from_iterable(sorted((ROOT / folder).glob("*.md")) for folder in FOLDERS))
 
 
-@pytest.mark.parametrize(("page", "function"), [("reference", "reference"), ("errors", "page")])
+@pytest.mark.parametrize(
+    ("page", "function"),
+    [("reference", "reference"), pytest.param("errors", "page", marks=pytest.mark.long)],
+)
 def test_generated_page_matches_the_code(page, function):
     generator = f"make_{page}.py"
     made = runpy.run_path(str(DOCS / generator))[function]()

@@ -145,7 +145,9 @@ HEAVY = ("mlflow", "pandas", "sklearn", "torch", "sqlalchemy", "pyarrow")
         ("serve.protocols.side_messages", (".arrow", ".large_json", "orjson")),
         ("core.registry.model_uri", ("mlflow.tracking", ".resolution")),
         ("serve.inference_log.windows", ("duckdb", "pandas", "pyarrow")),
-        ("serve.inference_log.log_reader", ("duckdb", "pandas")),
+        pytest.param(
+            "serve.inference_log.log_reader", ("duckdb", "pandas"), marks=pytest.mark.long
+        ),
     ],
 )
 def test_light_module_loads_no_heavy_library(module, others):

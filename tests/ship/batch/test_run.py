@@ -234,6 +234,7 @@ def test_compressed_files_are_read(model, tmp_path):
         assert written["prediction"] == labels(rows)
 
 
+@pytest.mark.long
 def test_truncated_gzip_leaves_no_output(model, tmp_path):
     source = tmp_path / "in"
     out = tmp_path / "out"

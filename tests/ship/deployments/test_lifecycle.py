@@ -205,10 +205,6 @@ def test_one_of_concurrent_creates_wins(client, models, processes):
             *("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
             marks=pytest.mark.long,
         ),
-        pytest.param(  # tests/serve/pyfunc/test_main.py tests the message.
-            *("pyfunc", {}, "MLflow cannot load the model: AttributeError", "internal"),
-            marks=pytest.mark.long,
-        ),
         ("nowhere", {}, "the folder /nowhere does not exist", "missing"),
         ("models:/nowhere", {}, "'models:/nowhere' does not select a version", "parameter"),
     ],
