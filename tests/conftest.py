@@ -63,6 +63,10 @@ sys.dont_write_bytecode = False
 if not IS_CONTROLLER:
     sys.modules["pyspark.sql.connect"] = cast(ModuleType, None)
 
+# jsonschema, which the client of Kubernetes imports, handles this ImportError too: the
+# module takes two seconds to build a grammar for IRIs, and no schema here has one.
+sys.modules["rfc3987_syntax"] = cast(ModuleType, None)
+
 # A script's background job ignores SIGINT and SIGHUP, and so would all processes of the
 # tests.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

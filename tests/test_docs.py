@@ -27,33 +27,14 @@ GUIDES = (DOCS / "guides.md").read_text()
 PAGES = list(chain.from_iterable(sorted((ROOT / folder).glob("*.md")) for folder in FOLDERS))
 
 
-@pytest.mark.parametrize(("page", "function"), [("reference", "reference"), ("errors", "page")])
+@pytest.mark.parametrize(
+    ("page", "function"),
+    [("reference", "reference"), pytest.param("errors", "page", marks=pytest.mark.long)],
+)
 def test_generated_page_matches_the_code(page, function):
     generator = f"make_{page}.py"
     made = runpy.run_path(str(DOCS / generator))[function]()
     assert (DOCS / f"{page}.md").read_text() == made, f"run python docs/{generator}"
-
-
-def test_links_of_the_pages_exist(tmp_path):
-    """Warnings abort the build, which has a simple theme and no functions of the code,
-    because they take longer than the pages.
-    """
-    from mkdocs.commands.build import build
-    from mkdocs.config import load_config
-
-    configuration = load_config(
-        str(ROOT / "mkdocs.yml"),
-        theme="mkdocs",
-        plugins=[],
-        strict=True,
-        site_dir=str(tmp_path / "site"),
-    )
-    build(configuration)
-
-    pages = {page.name: page.read_text() for page in (tmp_path / "site").glob("*.html")}
-    assert 'href="monitor.html"' in pages["index.html"]
-    assert "docs/monitor.md" not in pages["index.html"]
-    assert [name for name, page in pages.items() if re.search("<th[^>]*></th>", page)] == []
 
 
 @pytest.mark.long
@@ -62,6 +43,9 @@ def test_site_builds_with_its_theme(tmp_path):
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     pages = {page.name: page.read_text() for page in (tmp_path / "site").glob("*.html")}
+    assert 'href="monitor.html"' in pages["index.html"]
+    assert "docs/monitor.md" not in pages["index.html"]
+    assert [name for name, page in pages.items() if re.search("<th[^>]*></th>", page)] == []
     # Links must not differ from text only by colour.
     assert '<link rel="stylesheet" href="site.css">' in pages["index.html"]
     assert [
@@ -177,25 +161,32 @@ def test_routes_and_monitor_kinds_are_documented():
     ] == []
 
 
-@pytest.mark.parametrize("document", blocks("toml", (DOCS / "extend.md").read_text()))
-def test_extension_example_builds(document, tmp_path):
+def test_extension_examples_build(tmp_path):
     page = (DOCS / "extend.md").read_text()
-    for name, code in re.findall(
-        r"^`(\w+\.py)`:\n\n```python\n(.*?)```", page, flags=re.MULTILINE | re.DOTALL
-    ):
-        (tmp_path / name).write_text(code)
-    (tmp_path / "pyproject.toml").write_text(document)
+    examples = {
+        tmp_path / str(number): document for number, document in enumerate(blocks("toml", page))
+    }
+    for folder, document in examples.items():
+        folder.mkdir()
+        for name, code in re.findall(
+            r"^`(\w+\.py)`:\n\n```python\n(.*?)```", page, flags=re.MULTILINE | re.DOTALL
+        ):
+            (folder / name).write_text(code)
+        (folder / "pyproject.toml").write_text(document)
 
-    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
-    built = subprocess.run(
-        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=False
+    build = (
+        "import os, sys; from setuptools import build_meta\n"
+        "for folder in sys.argv[1:]: os.chdir(folder); build_meta.build_wheel('.')"
     )
+    command = [sys.executable, "-c", build, *map(str, examples)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    for group in tomllib.loads(document)["project"]["entry-points"].values():
-        for entry in group.values():
-            assert f"{entry.partition(':')[0]}.py" in zipfile.ZipFile(wheel).namelist()
+    for folder, document in examples.items():
+        (wheel,) = folder.glob("*.whl")
+        for group in tomllib.loads(document)["project"]["entry-points"].values():
+            for entry in group.values():
+                assert f"{entry.partition(':')[0]}.py" in zipfile.ZipFile(wheel).namelist()
 
 
 def _commands(page):

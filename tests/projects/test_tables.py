@@ -74,7 +74,7 @@ def test_unsuitable_file_is_refused(tmp_path, text, said):
         load_table(a_file(tmp_path, text), houses)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.one_of(
         st.binary(),

@@ -170,6 +170,7 @@ print((fetched.folder / "MLmodel").is_file(), "mlflow" in sys.modules)
 """
 
 
+@pytest.mark.long
 def test_agent_follows_model_without_mlflow(proxy, model_id, tmp_path):
     environment = os.environ | {"MLFLOW_TRACKING_URI": proxy.url}
     command = [sys.executable, "-c", AGENT, str(tmp_path)]

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection, create_engine, delete, insert, select, update
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -24,8 +24,8 @@ from tests.support.refusals import refused
 
 EVENTS: Any = AuditRow.__table__
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
-RSA = (
-    rsa.generate_private_key(65537, 2048)
+ELLIPTIC = (
+    ec.generate_private_key(ec.SECP256R1())
     .private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -407,7 +407,7 @@ def test_pinned_keys_exclude_published_keys(server, user, keys, store_url, tmp_p
 
 
 @pytest.mark.parametrize(
-    "content", ["", "text", RSA, "-----BEGIN PRIVATE KEY-----\nA\n-----END PRIVATE KEY-----"]
+    "content", ["", "text", ELLIPTIC, "-----BEGIN PRIVATE KEY-----\nA\n-----END PRIVATE KEY-----"]
 )
 def test_unusable_key_file_is_refused(tmp_path, content):
     file = tmp_path / "audit.pem"

@@ -58,6 +58,7 @@ def test_base_weights_are_fine_tuned(fitting, images, base):
     assert fitting.accuracy(network, test_images, test_digits) > 0.9
 
 
+@pytest.mark.long
 def test_base_without_weights_uses_replay(fitting, images, base):
     train_images, _, train_digits, _ = images
     new = (train_images[:50], train_digits[:50])

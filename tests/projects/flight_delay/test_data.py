@@ -16,6 +16,7 @@ def test_flights_are_complete_and_sorted(flights):
     assert flights[data.EVENT_TIME].is_monotonic_increasing
 
 
+@pytest.mark.long
 def test_ten_whole_days_are_held_out(flights):
     parts = data.split(flights, seed=7)
     held_out = set(parts.calm[data.DAY])

@@ -55,7 +55,9 @@ def test_flights_are_sent_once_with_their_hour(server, two_days):
 
 
 @pytest.mark.parametrize(("status", "error"), [(400, InvalidRequest), (503, NotReady)])
-def test_server_error_is_raised(server, two_days, status, error):
+def test_server_error_is_raised(server, status, error):
     server.status = status
+    hour = pd.Timestamp("2013-07-04 06:00", tz="UTC")
+    flight = dict.fromkeys(data.FEATURES, 1) | {data.EVENT_TIME: hour, data.DAY: hour.floor("D")}
     with pytest.raises(error, match="bad"):
-        traffic.send(server.url, two_days)
+        traffic.send(server.url, pd.DataFrame([flight]))

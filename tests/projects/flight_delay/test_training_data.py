@@ -49,6 +49,7 @@ def test_captured_rows_round_trip(flights, captured):
     assert data.all[EVENT_TIME].is_monotonic_increasing
 
 
+@pytest.mark.long
 def test_file_without_labelled_flights_is_refused(flights, tmp_path):
     path = tmp_path / "rows.parquet"
     with pytest.raises(InvalidConfig, match="cannot be read"):
@@ -58,6 +59,7 @@ def test_file_without_labelled_flights_is_refused(flights, tmp_path):
         read_labelled(path, flights)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("column", "value"), [("_event_time", "someday"), ("_label_number", "yes"), ("temp", "warm")]
 )

@@ -79,10 +79,13 @@ def test_trend_of_negated_errors_and_d2_scores(registry):
         "loss_neg",
         "recall_neg",
     )
-    for number, value in (("1", -0.5), ("2", -0.3)):
-        for name in names:
-            registry.log_metric(registry.get_model_version("toy", number).run_id, name, value)
-    trends = {row.name: row.trend for row in diff_versions("models:/toy/1", "models:/toy/2").rows}
+    record = read_record("models:/toy/2")
+    assert record.run is not None
+    before, after = (
+        replace(record, run=replace(record.run, metrics=dict.fromkeys(names, value)))
+        for value in (-0.5, -0.3)
+    )
+    trends = {row.name: row.trend for row in compare(before, after).rows}
     assert [trends[name] for name in names] == [
         "better",
         "better",
@@ -97,13 +100,14 @@ def test_failed_gate_is_worse(registry):
     for number, state in (("1", "passed"), ("2", "failed")):
         for name, value in (("", state), (".digest", "a digest")):
             registry.set_model_version_tag("toy", number, f"onnxserve.gate{name}", value)
+    passed, failed = (read_record(f"models:/toy/{number}") for number in (1, 2))
+    worse = compare(passed, failed)
     trends = [
-        {row.name: row.trend for row in diff_versions(*uris).rows if row.section == "gate"}["state"]
-        for uris in (("models:/toy/1", "models:/toy/2"), ("models:/toy/2", "models:/toy/1"))
+        {row.name: row.trend for row in diff.rows if row.section == "gate"}["state"]
+        for diff in (worse, compare(failed, passed))
     ]
     assert trends == ["worse", "better"]
-    sentence = diff_versions("models:/toy/1", "models:/toy/2").sentence
-    assert "version 2 is worse: gate state passed → failed; better: accuracy" in sentence
+    assert "version 2 is worse: gate state passed → failed; better: accuracy" in worse.sentence
 
 
 def test_changes_above_the_limit_are_counted():

@@ -176,6 +176,7 @@ def test_dossier_of_requests(tmp_path, made):
     assert mentions(texts(dossier, "signatures"), "flight-delay version 1 has no signature")
 
 
+@pytest.mark.long
 def test_dossier_verifies_signatures_with_required_key(quarter, tmp_path, made):
     keys = write_key(tmp_path)
     write_classifier(Path("2").absolute(), (1.0, 2.0))

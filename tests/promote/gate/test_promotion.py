@@ -66,6 +66,13 @@ def test_passed_version_replaces_the_production_version(toy):
     assert event.detail["report"] == promotion.report
     assert event.detail["moved"] == {"place": "Production", "before": "1"}
 
+    again = promote("toy", "2", "Production", actor="eva")
+    assert not again.is_moved
+    assert again.gate == UNEVALUATED
+    assert again.location_text == "is in Production"
+    assert again.reason == promotion.reason
+    assert len(actions()) == 2
+
 
 def test_failed_version_changes_no_stage(toy):
     with refused(GateRefused, "toy version 4", "Production", "form", "report"):
@@ -86,6 +93,8 @@ def test_forced_promotion_is_visible(toy):
     assert stages(toy)[4] == "Production"
     tags = toy.get_model_version("toy", "4").tags
     assert tags["onnxserve.gate"] == "forced"
+    assert tags["onnxserve.gate.digest"] == version_digest("models:/toy/4")
+    assert resolve("models:/toy/4").gate_status.passed
     assert tags["onnxserve.gate.reason"].startswith(
         "forced by eva: the old one is broken (the gate: parity: the ONNX form is warned"
     )
@@ -94,13 +103,6 @@ def test_forced_promotion_is_visible(toy):
     assert event.actor == "eva"
     assert event.why == "the old one is broken"
     assert event.detail["forced"] is True
-
-
-def test_passed_version_is_not_recorded_as_forced(toy):
-    toy.set_registered_model_tag(
-        "toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nparity: any"
-    )
-    assert promote("toy", "4", "Production", force=True, why="why").gate == UNEVALUATED
 
 
 @pytest.mark.long
@@ -141,6 +143,7 @@ def test_verdict_on_other_files_is_not_reused(toy, own_files, folders):
     assert tags["onnxserve.gate.digest"] == version_digest("models:/toy/5")
 
 
+@pytest.mark.long
 def test_version_in_place_with_other_files_is_judged(toy, own_files, folders):
     assert promote("toy", "5", "Production").is_moved
     shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
@@ -148,19 +151,10 @@ def test_version_in_place_with_other_files_is_judged(toy, own_files, folders):
         promote("toy", "5", "Production")
 
 
-@pytest.mark.parametrize("can_be_judged", [True, False])
-def test_forced_version_has_a_digest_of_its_files(can_be_judged, toy):
-    if not can_be_judged:
-        policy = "skip: [robustness, budget]\nevaluation: {dataset: /a.csv, target: y}"
-        toy.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
-    promote(
-        "toy",
-        "4",
-        "Production",
-        force=True,
-        why="a drill",
-        allowed=Permissions(files=can_be_judged),
-    )
+def test_forced_unjudged_version_has_a_digest(toy):
+    policy = "skip: [robustness, budget]\nevaluation: {dataset: /a.csv, target: y}"
+    toy.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
+    promote("toy", "4", "Production", force=True, why="a drill", allowed=Permissions(files=False))
     assert resolve("models:/toy/4").gate_status.passed
     assert toy.get_model_version("toy", "4").tags["onnxserve.gate.digest"] == version_digest(
         "models:/toy/4"
@@ -215,19 +209,6 @@ def test_rolled_back_version_is_refused_until_forced(toy):
     assert "onnxserve.rolled_back" not in toy.get_model_version("toy", "2").tags
 
 
-def test_repeated_promotion_changes_no_stage(toy):
-    moved = promote("toy", "2", "Production", actor="eva")
-    again = promote("toy", "2", "Production", actor="eva")
-    assert (moved.is_moved, again.is_moved, again.gate, again.location_text) == (
-        True,
-        False,
-        UNEVALUATED,
-        "is in Production",
-    )
-    assert again.reason == moved.reason
-    assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
-
-
 def test_version_in_place_without_a_verdict_gets_one(toy):
     assert promote("toy", "1", "Production").is_moved
     assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == UNEVALUATED
@@ -272,7 +253,9 @@ def approve_as(toy, version, *users):
             )
 
 
-@pytest.mark.parametrize(("version", "force"), [("2", False), ("4", True)])
+@pytest.mark.parametrize(
+    ("version", "force"), [pytest.param("2", False, marks=pytest.mark.long), ("4", True)]
+)
 def test_forced_promotion_needs_approvals(version, force, toy):
     toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
     for users, missing in ((), "2 of 2"), (("ada",), "1 of 2"):

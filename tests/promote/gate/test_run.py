@@ -104,33 +104,27 @@ def test_promoted_version_is_compared_with_its_predecessor(registry, tmp_path):
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 
 
-def test_served_version_keeps_its_verdict(registry):
+def test_served_version_keeps_its_verdict(registry, own_files, folders):
     policy = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
-    assert verdict_of_served("toy", "1") is None  # The version is served without a verdict.
-    run_gate("toy", "1")
-    message = str(verdict_of_served("toy", "1"))
+    registry.transition_model_version_stage(
+        "toy", "5", "Production", archive_existing_versions=True
+    )
+    assert verdict_of_served("toy", "5") is None  # The version is served without a verdict.
+    run_gate("toy", "5")
+    message = str(verdict_of_served("toy", "5"))
     assert message.startswith(
-        "toy version 1 is the served version (Production), and there is no version to compare it "
+        "toy version 5 is the served version (Production), and there is no version to compare it "
         "with"
     )
     assert mentions(message, "remains passed", "without an evaluation")
     assert verdict_of_served("toy", "2") is None
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", f"{policy}\nseed: 1")
-    assert verdict_of_served("toy", "1") is None  # The policy has changed.
-
-
-def test_verdict_of_the_served_version_needs_same_files(registry, own_files, folders):
-    registry.set_registered_model_tag(
-        "toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]"
-    )
-    registry.transition_model_version_stage(
-        "toy", "5", "Production", archive_existing_versions=True
-    )
-    run_gate("toy", "5")
+    assert verdict_of_served("toy", "5") is None  # The policy has changed.
+    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
     assert verdict_of_served("toy", "5") is not None
     shutil.copytree(folders["worse"], own_files, dirs_exist_ok=True)
-    assert verdict_of_served("toy", "5") is None
+    assert verdict_of_served("toy", "5") is None  # The files have changed.
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,6 @@ def pyfuncs(tmp_path_factory):
     [
         ("days", {"when": ["2013-07-01", "2013-07-02"], "name": ["a", "b"]}),
         ("gaps", {"text": ["a", None], "when": ["2013-07-01", None]}),
-        ("bytes", {"blob": ["AAEC"]}),
         ("bytes", {"blob": ["AAEC", "AA=="], "extra": [1.5, None]}),
         ("tensors", {"a": np.ones((2, 2), np.float32), "b": np.array([1, 2])}),
     ],

@@ -59,7 +59,7 @@ def test_false_alarms_stay_below_the_level(rate):
     assert aborted(rate, rate, threshold=0.01, seed=1) <= LEVEL
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.02, 0.05])
+@pytest.mark.parametrize("rate", [0.01, 0.05])
 def test_doubled_errors_are_detected(rate):
     assert aborted(2 * rate, rate, threshold=0.01, seed=2) >= 0.95
 

@@ -176,6 +176,7 @@ def test_batch_without_output_may_change_its_options(model, tmp_path):
     assert files(out) == ["_SUCCESS", "_batch.json", "day=0/0.parquet"]
 
 
+@pytest.mark.long
 def test_hive_partitions_are_columns(model, tmp_path):
     rows = flights(6)
     late = rows.set_column(rows.schema.get_field_index("hour"), "hour", pa.array([7] * 6))
@@ -210,6 +211,7 @@ def test_hive_partitions_are_columns(model, tmp_path):
         ]
 
 
+@pytest.mark.long
 def test_compressed_files_are_read(model, tmp_path):
     source = tmp_path / "in"
     out = tmp_path / "out"
@@ -232,6 +234,7 @@ def test_compressed_files_are_read(model, tmp_path):
         assert written["prediction"] == labels(rows)
 
 
+@pytest.mark.long
 def test_truncated_gzip_leaves_no_output(model, tmp_path):
     source = tmp_path / "in"
     out = tmp_path / "out"
@@ -370,6 +373,7 @@ def test_damaged_manifest_is_refused(model, tmp_path, content, restart):
         run_batch(plan_of(model, source, out, restart=restart))
 
 
+@pytest.mark.long
 def test_folder_names_may_have_any_character(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(flights(10), Path("at 10:00 #1/t=10:00?/a%20b ü\n.parquet"))

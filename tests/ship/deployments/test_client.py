@@ -210,6 +210,7 @@ def test_unknown_masked_column_is_refused(served):
         assert "no_such_column" not in store.require_endpoint("sum").spec.capture.mask
 
 
+@pytest.mark.long
 def test_killed_gunicorn_is_restarted_and_counted(served):
     before = served.get_deployment("sum")
     worker = next(iter(before["workers"]))

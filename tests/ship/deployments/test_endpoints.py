@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.audit import current_actor
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
@@ -170,6 +171,23 @@ def shared(tmp_path_factory, models):
         yield opened
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A client with the endpoints of `shared`, without a server."""
+    variants = {
+        "champion": {"model": "m"},
+        "challenger": {"model": "m", "weight": 0},
+        "copy": {"model": "m", "shadow": True},
+    }
+    with empty_home(tmp_path_factory.mktemp("stored")) as opened:
+        opened.create_endpoint("empty")
+        with open_deployments(silently) as deployments:
+            spec = EndpointSpec.model_validate({"name": "e", "variants": variants})
+            deployments.store.add_endpoint("onnxserve", spec)
+        yield opened
+
+
+@pytest.mark.long
 def test_get_and_list_describe_endpoints(shared, models):
     got = shared.get_endpoint("e")
 
@@ -250,19 +268,19 @@ def test_get_and_list_describe_endpoints(shared, models):
         ),
     ],
 )
-def test_failed_call_raises_mlflow_exception(shared, call, names, code):
+def test_failed_call_raises_mlflow_exception(stored, call, names, code):
     with refused(MlflowException, *names, code=code):
-        call(shared)
-    assert shared.get_endpoint("e")["traffic"] == {"champion": 100, "challenger": 0}
+        call(stored)
+    assert stored.get_endpoint("e")["traffic"] == {"champion": 100, "challenger": 0}
 
 
-def test_mlflow_endpoint_commands_work_except_create(shared):
+def test_mlflow_endpoint_commands_work_except_create(stored):
     def typed(command, *arguments):
         return CliRunner().invoke(commands, [command, "-t", "onnxserve", *arguments])
 
     assert "'name': 'e'" in typed("list-endpoints").stdout
     shown = typed("get-endpoint", "--endpoint", "e").stdout.splitlines()
-    assert {"state: running", "traffic: {'champion': 100, 'challenger': 0}"} <= {*shown}
+    assert {"state: failed", "traffic: {'champion': 100, 'challenger': 0}"} <= {*shown}
     update = ("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5")
     assert typed(*update).exit_code == 0
     deleted = typed("delete-endpoint", "--endpoint", "nobody")
@@ -271,6 +289,7 @@ def test_mlflow_endpoint_commands_work_except_create(shared):
     assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)
 
 
+@pytest.mark.long
 def test_monitor_change_keeps_the_server(shared):
     lines: list[str] = []
     with open_deployments(lines.append) as deployments:

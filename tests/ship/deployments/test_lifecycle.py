@@ -201,9 +201,8 @@ def test_one_of_concurrent_creates_wins(client, models, processes):
             "unknown config key 'server.prot'; did you mean 'server.port'?",
             "parameter",
         ),
-        ("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
-        pytest.param(  # tests/serve/pyfunc/test_main.py tests the message.
-            *("pyfunc", {}, "MLflow cannot load the model: AttributeError", "internal"),
+        pytest.param(  # tests/serve/runtime tests the message.
+            *("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
             marks=pytest.mark.long,
         ),
         ("nowhere", {}, "the folder /nowhere does not exist", "missing"),

@@ -17,6 +17,8 @@ from mlflow.types import ColSpec, Schema
 from tests.support.deployments import empty_home
 from tests.support.models import parse_graph
 
+pytestmark = pytest.mark.long  # test_client.py tests a frame that pandas has read.
+
 RECORDS = [{"code": "007", "date": "2013-07-01"}, {"code": "1e3", "date": "7"}]
 ROWS = [["007", "2013-07-01"], ["1e3", "7"]]
 COLUMNS = {"code": ["007", "1e3"], "date": ["2013-07-01", "7"]}

@@ -108,8 +108,8 @@ def test_tls_server_is_read(tmp_path):
     cert = tmp_path / "cert.pem"
     key = tmp_path / "key.pem"
     subprocess.run(
-        f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=models.example "
-        f"-keyout {key} -out {cert}",
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "
+        f"-subj /CN=models.example -keyout {key} -out {cert}",
         shell=True,
         check=True,
         capture_output=True,

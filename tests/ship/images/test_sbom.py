@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.ship.images import sbom
 from mlflow_deploy_plugin.ship.images.sbom import bill_of_materials
 
 
@@ -29,6 +30,7 @@ def test_debian_packages_have_architecture_and_release(tmp_path, monkeypatch):
     (tmp_path / "dpkg-query").write_text("#!/bin/sh\necho 'libstdc++6 12.2.0-14+deb12u1 amd64'\n")
     (tmp_path / "dpkg-query").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(sbom, "distributions", list)
     monkeypatch.setattr(
         platform, "freedesktop_os_release", lambda: {"ID": "debian", "VERSION_ID": "12"}
     )

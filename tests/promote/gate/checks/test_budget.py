@@ -94,15 +94,8 @@ def test_two_versions_are_measured_alternately(tmp_path):
     assert costly.memory - plain.memory > 10e6  # The model has 32 MB of random numbers.
 
 
+@pytest.mark.usefixtures("many_open_files")
 def test_failing_model_has_a_reason(tmp_path):
     folder = write_classifier(tmp_path / "model")
     with refused(InferenceError, "measured", "column 'b'"):
         measure_costs([folder], {"a": np.zeros(3)}, 8, rounds=1)
-
-
-@pytest.mark.usefixtures("many_open_files")
-def test_measurement_works_with_a_thousand_open_files(tmp_path):
-    folder = write_classifier(tmp_path / "model")
-    rows = {name: values for name, values in labelled(3).items() if name in COLUMNS}
-    (cost,) = measure_costs([folder], rows, 8, rounds=1)
-    assert len(cost.rows) == 1
