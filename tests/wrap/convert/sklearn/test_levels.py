@@ -48,8 +48,6 @@ def cat(kind="Regressor", **options):
 Case = tuple[Any, np.ndarray, Any]
 BY_LEVELS = {
     "xgboost, missing values go either way": (xgb(), GAPS, GAPPY),
-    "xgboost, classes": (xgb("Classifier", max_depth=3), GAPS, THREE),
-    "xgboost, depth 9": (xgb(max_depth=9, min_child_weight=0), FULL, SCORE),
     "lightgbm": (lgbm(), GAPS, GAPPY),
     "catboost, missing is the largest": (cat(nan_mode="Max"), GAPS, GAPPY),
     "catboost, targets that share trees": (
@@ -57,6 +55,14 @@ BY_LEVELS = {
         FULL,
         np.c_[SCORE, -SCORE, 2 * SCORE],
     ),
+    "histograms": (
+        HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5, max_leaf_nodes=20),
+        GAPS,
+        GAPPY,
+    ),
+}
+SELDOM = {
+    "xgboost, depth 9": (xgb(max_depth=9, min_child_weight=0), FULL, SCORE),
     "catboost, a tree more than is summed at once": (
         cat("Classifier", iterations=MAX_SUMMED + 1),
         FULL,
@@ -74,13 +80,6 @@ BY_LEVELS = {
         FULL,
         SCORE,
     ),
-    "histograms": (
-        HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5, max_leaf_nodes=20),
-        GAPS,
-        GAPPY,
-    ),
-}
-SELDOM = {
     "lightgbm, a tree of each class more than is summed at once": (
         lgbm("Classifier", n_estimators=MAX_SUMMED + 1),
         FULL,

@@ -40,6 +40,7 @@ BEFORE = {
     "ordinals": OrdinalEncoder(),
     "bins": KBinsDiscretizer(7, encode="ordinal", quantile_method="averaged_inverted_cdf"),
 }
+SELDOM_BEFORE = ["max-abs", "robust", "ordinals"]
 HISTOGRAMS = HistGradientBoostingRegressor(max_iter=5)
 CLASSES = HistGradientBoostingClassifier(max_iter=5)
 FOREST = RandomForestClassifier(5, max_depth=3, random_state=0, n_jobs=1)
@@ -84,14 +85,8 @@ def _scaled(model):
 
 
 PROVEN = {
-    "gaps behind a scaler": (make_pipeline(StandardScaler(), TREE), GAPS, GONE),
     "gaps of a mixed table": (FOREST, GAPS, GONE),
-    "gaps, calibrated": (CalibratedClassifierCV(TREE, cv=2), GAPS, GONE),
     "boosted classes": (CLASSES, ROWS, THREE),
-    "boosted classes, calibrated": (CalibratedClassifierCV(CLASSES, cv=2), ROWS, THREE),
-    "several targets": (TREE, ROWS, BOTH),
-    "several targets of a forest": (FOREST, ROWS, BOTH),
-    "stumps, calibrated": (CalibratedClassifierCV(STUMPS, cv=2), ROWS, TWO),
     "stumps that share their leaves": (
         AdaBoostClassifier(n_estimators=12, random_state=0),
         ROWS[:, :2],
@@ -102,16 +97,20 @@ PROVEN = {
         CITIES,
         PRICE,
     ),
-    "classes of categories": (CLASSES, CITIES, PRICE > 1),
     "categories of a matrix": (OF_CODE, OF_CODES, OF_CODES[:, 0] + OF_CODES[:, 1] % 2),
+    "no category": (HISTOGRAMS, SOME, SOME.city.isna() * 3.0 + SOME["size"]),
+}
+SELDOM = {
+    "gaps behind a scaler": (make_pipeline(StandardScaler(), TREE), GAPS, GONE),
+    "gaps, calibrated": (CalibratedClassifierCV(TREE, cv=2), GAPS, GONE),
+    "boosted classes, calibrated": (CalibratedClassifierCV(CLASSES, cv=2), ROWS, THREE),
+    "stumps, calibrated": (CalibratedClassifierCV(STUMPS, cv=2), ROWS, TWO),
+    "classes of categories": (CLASSES, CITIES, PRICE > 1),
     "categories of a scaled matrix": (
         make_pipeline(StandardScaler(), OF_CODE),
         OF_CODES,
         OF_CODES[:, 0],
     ),
-    "no category": (HISTOGRAMS, SOME, SOME.city.isna() * 3.0 + SOME["size"]),
-}
-SELDOM = {
     "two boosted classes, calibrated": (CalibratedClassifierCV(CLASSES, cv=2), ROWS, TWO),
     "digits of numbers": (_scaled(HISTOGRAMS), KINDS, VALUE),
     "digits of numbers, lightgbm": (
@@ -147,8 +146,17 @@ def _rows_that_only_64_bits_tell_apart(threshold):
 @pytest.mark.parametrize(
     ("trees", "first"),
     [
-        *((DecisionTreeRegressor(max_depth=3), first) for first in BEFORE),
-        *((BOOSTING, first) for first in ("nothing", "standard", "bins")),
+        *(
+            (DecisionTreeRegressor(max_depth=3), first)
+            for first in BEFORE
+            if first not in SELDOM_BEFORE
+        ),
+        (BOOSTING, "standard"),
+        *(
+            pytest.param(DecisionTreeRegressor(max_depth=3), first, marks=pytest.mark.long)
+            for first in SELDOM_BEFORE
+        ),
+        pytest.param(BOOSTING, "bins", marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -169,8 +177,7 @@ def test_trees_decide_on_the_same_bits(trees, first, matrix, saved):
     np.testing.assert_allclose(got, model.predict(sample), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("trees", [HISTOGRAMS, CLASSES], ids=str)
-def test_boosted_trees_have_no_boolean_attributes(trees, monkeypatch):
+def test_boosted_trees_have_no_boolean_attributes(monkeypatch):
     """Check the graph's attributes with any protobuf version: protobuf 7 refuses
     booleans, and protobuf 6 silently converts them to integers.
     """
@@ -183,7 +190,7 @@ def test_boosted_trees_have_no_boolean_attributes(trees, monkeypatch):
         return onnx.helper.make_node(*arguments, **attributes)
 
     monkeypatch.setattr("skl2onnx.common._container.make_node", make_node)
-    model = make_pipeline(StandardScaler(), trees).fit(ROWS, TWO)
+    model = make_pipeline(StandardScaler(), CLASSES).fit(ROWS, TWO)
 
     assert is_proven(model, ROWS)
     assert booleans == []
