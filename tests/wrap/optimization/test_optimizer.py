@@ -101,6 +101,7 @@ def test_slow_form_is_refused(registry, monkeypatch):
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
+@pytest.mark.long
 def test_boosted_trees_have_no_fp16_form(registry, tmp_path):
     rows = normal_rows(100, 3)
     booster = xgboost.XGBClassifier(n_estimators=32, n_jobs=1).fit(rows, rows[:, 0] > 0)

@@ -52,7 +52,6 @@ ROWS = normal_rows(200, 4)
 SUM = ROWS[:, 0] + ROWS[:, 1]
 TWO = SUM > 0
 THREE = np.array(["a", "b", "c"])[np.digitize(SUM, [-0.5, 0.5])]
-BOTH = np.stack([ROWS[:, 0] > 0, ROWS[:, 1] + ROWS[:, 2] > 0], axis=1).astype(int)
 GAPS = pd.DataFrame(ROWS[:, :2], columns=["a", "b"]).assign(count=np.arange(200) % 7)
 GAPS.loc[::3, "a"] = np.nan
 GONE = GAPS.a.isna()
