@@ -83,6 +83,7 @@ def test_gate_fails_a_large_loss(registry):
     assert mentions(gated.verdict.checks[0].reason, "the margin 0.001", "models:/net/1")
 
 
+@pytest.mark.long
 def test_broken_form_is_refused(registry, monkeypatch):
     def half_precision(graph, rows):
         graph.graph.node[0].op_type = "Gemmm"

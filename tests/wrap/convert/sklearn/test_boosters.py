@@ -240,7 +240,6 @@ def of_categories(tmp_path_factory):
     rows = CODES[["a", "kind", "code"]].assign(city=CITIES["city"])
     fitted = {
         "xgboost": xgb(**CATEGORICAL).fit(rows, OF_KINDS),
-        "native xgboost": native(xgboost, rows, OF_KINDS, **CATEGORICAL)(),
         "lightgbm": lgbm(min_data_per_group=2).fit(rows, OF_KINDS),
     }
     folder = tmp_path_factory.mktemp("categories")
@@ -258,13 +257,12 @@ def _answers_as_itself(fitted, columns):
     return probabilities == pytest.approx(model.predict_proba(rows), rel=1e-5)
 
 
-@pytest.mark.parametrize("library", ["xgboost", "native xgboost"])
 @pytest.mark.parametrize(("column", "unseen"), UNSEEN)
-def test_unknown_category_of_xgboost_is_refused(library, column, unseen, of_categories):
+def test_unknown_category_of_xgboost_is_refused(column, unseen, of_categories):
     """Check unknown categories, including a value before the last known category, for
     which XGBoost 3.2 is wrong.
     """
-    _, loaded = of_categories[library]
+    _, loaded = of_categories["xgboost"]
     columns = {**KNOWN, column: [KNOWN[column][0], unseen]}
 
     with refused(SchemaMismatch, f"{column!r}, row 1", f"{unseen!r}"):
