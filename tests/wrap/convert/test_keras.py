@@ -42,7 +42,6 @@ CASES = {
     "several subclassed": ("TwoSubclassed", PAIR),
     "several parameters": ("NamedSubclassed", PAIR),
     "functional": ("two_inputs", TRIPLE),
-    "normalised": ("normalised", LEFT.astype(np.float64)),
     "masked tokens": ("masked", np.random.default_rng(0).integers(0, 20, (20, 6))),
     "table": ("normalised", pd.DataFrame(LEFT, columns=list("abcd"))),
 }

@@ -13,8 +13,8 @@ import pytest
 import xgboost
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import make_column_transformer
-from sklearn.ensemble import BaggingRegressor, StackingClassifier, VotingRegressor
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.ensemble import BaggingRegressor, VotingRegressor
+from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -123,11 +123,6 @@ SELDOM = {
         THREE,
     ),
     "lightgbm, linear leaves of classes": (lgbm(linear_tree=True, n_estimators=40), GAPS, THREE),
-    "both in a stack": (
-        StackingClassifier([("x", xgb()), ("l", lgbm())], LogisticRegression(), cv=2),
-        FULL,
-        TWO,
-    ),
 }
 TRAINED = {
     "xgboost, stopped early": (
@@ -299,7 +294,7 @@ def test_shared_splits_are_written_once():
     assert len(lists["target_nodeids"]) == 3 * 5 * 2**4
 
 
-@pytest.mark.parametrize("is_sparse", [True, False])
+@pytest.mark.parametrize("is_sparse", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_xgboost_after_sparse_steps_is_refused(is_sparse):
     table = pd.DataFrame({"letter": TEXT, "size": SCORE})
     steps = make_column_transformer(

@@ -69,7 +69,6 @@ SELDOM = {
         THREE,
     ),
     "catboost, trees of other shapes": (cat(grow_policy="Depthwise", depth=3), GAPS, GAPPY),
-    "in a pipeline": (make_pipeline(StandardScaler(), xgb()), GAPS, GAPPY),
     "beside a line, scaled in 64 bits": (
         VotingRegressor(
             [

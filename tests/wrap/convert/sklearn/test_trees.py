@@ -40,7 +40,6 @@ BEFORE = {
     "ordinals": OrdinalEncoder(),
     "bins": KBinsDiscretizer(7, encode="ordinal", quantile_method="averaged_inverted_cdf"),
 }
-SELDOM_BEFORE = ["max-abs", "robust", "ordinals"]
 HISTOGRAMS = HistGradientBoostingRegressor(max_iter=5)
 CLASSES = HistGradientBoostingClassifier(max_iter=5)
 FOREST = RandomForestClassifier(5, max_depth=3, random_state=0, n_jobs=1)
@@ -134,6 +133,15 @@ def test_trees_are_proven(model, rows, target):
 
 
 BOOSTING = HistGradientBoostingRegressor(max_iter=3, max_leaf_nodes=6)
+VALUES = DecisionTreeRegressor(max_depth=3)
+ON_BITS = [
+    *((VALUES, first) for first in ("nothing", "standard", "min-max", "bins")),
+    (BOOSTING, "standard"),
+]
+SELDOM_ON_BITS = [
+    *((VALUES, first) for first in ("max-abs", "robust", "ordinals")),
+    (BOOSTING, "bins"),
+]
 
 
 def _rows_that_only_64_bits_tell_apart(threshold):
@@ -143,21 +151,7 @@ def _rows_that_only_64_bits_tell_apart(threshold):
 
 
 @pytest.mark.parametrize(
-    ("trees", "first"),
-    [
-        *(
-            (DecisionTreeRegressor(max_depth=3), first)
-            for first in BEFORE
-            if first not in SELDOM_BEFORE
-        ),
-        (BOOSTING, "standard"),
-        *(
-            pytest.param(DecisionTreeRegressor(max_depth=3), first, marks=pytest.mark.long)
-            for first in SELDOM_BEFORE
-        ),
-        pytest.param(BOOSTING, "bins", marks=pytest.mark.long),
-    ],
-    ids=str,
+    ("trees", "first"), [*cases(ON_BITS), *cases(SELDOM_ON_BITS, is_long=True)]
 )
 def test_trees_decide_on_the_same_bits(trees, first, matrix, saved):
     table = pd.DataFrame(matrix[0][:100, :2], columns=["a", "b"])

@@ -17,8 +17,6 @@ from sklearn.ensemble import (
 from sklearn.feature_selection import (
     RFE,
     GenericUnivariateSelect,
-    SelectFromModel,
-    SequentialFeatureSelector,
 )
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.kernel_approximation import (
@@ -76,8 +74,6 @@ SELDOM = [
     PowerTransformer("box-cox", standardize=False),
     QuantileTransformer(n_quantiles=150),
     PolynomialFeatures((3, 3)),
-    SelectFromModel(RandomForestRegressor(5, random_state=0)),
-    SequentialFeatureSelector(Ridge(), n_features_to_select=2, cv=2),
     FastICA(whiten=False, random_state=0),
     FeatureAgglomeration(2, pooling_func=np.max),
     SkewedChi2Sampler(n_components=10, random_state=0),

@@ -5,7 +5,7 @@ option.
 import numpy as np
 import pytest
 from sklearn.covariance import EllipticEnvelope
-from sklearn.cross_decomposition import PLSCanonical, PLSRegression
+from sklearn.cross_decomposition import PLSRegression
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.isotonic import IsotonicRegression
@@ -45,7 +45,6 @@ SELDOM = [
         DummyRegressor(strategy="quantile", quantile=0.9),
         np.column_stack([VALUES, -VALUES]),
     ),
-    (PLSCanonical(n_components=1), np.column_stack([VALUES, ROWS[:, 0]])),
     (
         GaussianProcessClassifier(kernels.DotProduct() ** 2, optimizer=None),
         TWO,
