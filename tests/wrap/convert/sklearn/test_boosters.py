@@ -125,14 +125,6 @@ SELDOM = {
     "lightgbm, linear leaves of classes": (lgbm(linear_tree=True, n_estimators=40), GAPS, THREE),
 }
 TRAINED = {
-    "xgboost, stopped early": (
-        lambda: (
-            xgb(early_stopping_rounds=2)
-            .set_params(n_estimators=200)
-            .fit(FULL[:HALF], TWO[:HALF], verbose=False, **EARLY)
-        ),
-        FULL,
-    ),
     "xgboost, native classes": (
         native(xgboost, FULL, THREE, {"objective": "multi:softprob", "num_class": 3}),
         FULL,
@@ -146,6 +138,14 @@ TRAINED = {
     "lightgbm, native codes": (native(lightgbm, CODES[["code"]], SCORE), CODES[["code"]]),
 }
 SELDOM_TRAINED = {
+    "xgboost, stopped early": (
+        lambda: (
+            xgb(early_stopping_rounds=2)
+            .set_params(n_estimators=200)
+            .fit(FULL[:HALF], TWO[:HALF], verbose=False, **EARLY)
+        ),
+        FULL,
+    ),
     "xgboost, a ranker": (lambda: xgb("Ranker").fit(FULL, THREE, qid=np.arange(ROWS) // 50), FULL),
     "xgboost, native": (native(xgboost, FULL, COUNTS + 1, {"objective": "reg:gamma"}), FULL),
     "lightgbm, stopped early": (

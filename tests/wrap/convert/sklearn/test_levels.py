@@ -110,6 +110,8 @@ def test_many_and_few_rows_are_proven(model, rows, target):
 TREES_ALONE = {
     "few": (lgbm(n_estimators=MIN_TREES - 1), FULL, SCORE),
     "without a split": (xgb(), FULL, np.ones(ROWS)),
+}
+SELDOM_ALONE = {
     "far from complete": (
         lgbm(num_leaves=40, max_depth=-1, min_child_samples=1),
         FULL,
@@ -118,7 +120,9 @@ TREES_ALONE = {
 }
 
 
-@pytest.mark.parametrize(("model", "rows", "target"), cases(TREES_ALONE))
+@pytest.mark.parametrize(
+    ("model", "rows", "target"), [*cases(TREES_ALONE), *cases(SELDOM_ALONE, is_long=True)]
+)
 def test_other_trees_stay_one_operator(model, rows, target):
     operators = operators_of(wrap(model.fit(rows, target), rows))
     assert "TreeEnsembleRegressor" in operators

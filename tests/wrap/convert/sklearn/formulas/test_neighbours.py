@@ -32,7 +32,7 @@ from sklearn.neighbors import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
-from sklearn.svm import SVC, SVR, NuSVC, OneClassSVM
+from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.convert.sklearn.conversion import forms
@@ -70,6 +70,7 @@ SELDOM = [
     ),
     (KNeighborsClassifier(metric="chebyshev"), THREE),
     (KNeighborsRegressor(metric="cosine"), VALUES),
+    (NuSVR(kernel="poly"), VALUES),
     (RadiusNeighborsRegressor(1.5, weights="distance"), VALUES),
     (NearestCentroid(metric="manhattan", priors="uniform"), THREE),
     (LabelSpreading(kernel="knn"), np.where(np.arange(150) % 2, THREE, -1)),
