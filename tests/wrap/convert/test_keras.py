@@ -20,7 +20,10 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.refusals import mentions, refused
 from tests.wrap.conftest import cases, proven
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.long,  # Importing Keras and exporting a net takes seconds.
+    pytest.mark.filterwarnings("ignore"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +45,12 @@ CASES = {
     "several subclassed": ("TwoSubclassed", PAIR),
     "several parameters": ("NamedSubclassed", PAIR),
     "functional": ("two_inputs", TRIPLE),
-    "normalised": ("normalised", LEFT.astype(np.float64)),
     "masked tokens": ("masked", np.random.default_rng(0).integers(0, 20, (20, 6))),
     "table": ("normalised", pd.DataFrame(LEFT, columns=list("abcd"))),
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=[] if case == "functional" else pytest.mark.long) for case in CASES],
-)
+@pytest.mark.parametrize("case", CASES)
 def test_model_answers_every_batch_size(case, nets, saved):
     name, example = CASES[case]
     keras = nets.keras
@@ -90,13 +89,11 @@ MAPPINGS = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("name", "example", "outputs"), cases(MAPPINGS))
 def test_mapping_is_an_input(name, example, outputs, nets):
     assert proven(getattr(nets, name)(), example).converted.prediction == outputs
 
 
-@pytest.mark.long
 def test_outputs_of_one_name_are_numbered(nets):
     keras = nets.keras
     steps = keras.Input((5, 3))
@@ -108,7 +105,6 @@ def test_outputs_of_one_name_are_numbered(nets):
     assert converted.prediction == ("output_0", "output_1")
 
 
-@pytest.mark.long
 def test_free_sizes_stay_free(nets):
     keras = nets.keras
     tokens = keras.Input((None, 8))
@@ -123,7 +119,6 @@ def test_free_sizes_stay_free(nets):
     assert wrapped.report.sources["other sizes"] > 0
 
 
-@pytest.mark.long
 def test_keras_file_is_a_model(nets, tmp_path):
     nets.two_inputs().save(tmp_path / "net.keras")
 
@@ -145,7 +140,6 @@ def test_invalid_example_or_function_is_refused(name, example, function, words, 
         wrap(getattr(nets, name)(), example, WrapOptions(predict_fn=function))
 
 
-@pytest.mark.long
 @pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
 def test_missing_backend_names_the_extra(tmp_path):
     code = (

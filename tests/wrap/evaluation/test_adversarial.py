@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import mlflow
 import numpy as np
+import onnx
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
@@ -17,6 +18,7 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.promote.gate.run import run_gate
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.wrap.evaluation.adversarial import fgsm, pgd, torch_gradient
+from tests.support.models import parse_graph
 from tests.support.refusals import mentions, refused
 
 torch = pytest.importorskip("torch")
@@ -42,7 +44,15 @@ def folders(tmp_path_factory):
     mlflow.pytorch.save_model(
         net, paths["original"], pip_requirements=[], serialization_format="pickle"
     )
-    onnxserve.save_model(net, paths["onnx"], input_example=PICTURES[:20])
+    graph = parse_graph(
+        """net (float[N,4,4] picture) => (float[N,2] scores) <float[2] bias = {8, -8}> {
+          pixels = Flatten (picture)
+          scores = Gemm <transB = 1> (pixels, weight, bias)
+        }"""
+    )
+    weight = net[1].weight.detach().numpy()
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    onnxserve.save_model(graph, paths["onnx"], input_example=PICTURES[:20])
     for name, original in (("naming", "original"), ("of_other", "naming")):
         shutil.copytree(paths["onnx"], paths[name])
         model = mlflow.models.Model.load(paths[name])

@@ -59,6 +59,7 @@ def test_window_shows_the_page(program, monkeypatch):
     assert mentions(page, "flight-delay", "carrier")
 
 
+@pytest.mark.long
 def test_standard_browser_opens_without_a_window(program, tmp_path):
     # BROWSER is the standard browser of the module webbrowser.
     command = ["env", f"BROWSER={tmp_path / 'none'}", "PATH=/none", sys.executable, "-c", CODE]

@@ -64,10 +64,20 @@ def test_version_is_exported_and_proven(form, name, model, tmp_path, request):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_exported_graph_describes_the_version(forest, tmp_path):
-    onnxserve.export(str(forest), "onnx", tmp_path / "forest.onnx")
+@pytest.fixture(scope="module")
+def exported(forest, forest_rows, tmp_path_factory):
+    """The export of the forest as ONNX, which is proven with the rows of a file."""
+    folder = tmp_path_factory.mktemp("exported")
+    forest_rows.to_csv(folder / "rows.csv", index=False)
+    return onnxserve.export(str(forest), "onnx", folder / "m.onnx", rows=folder / "rows.csv")
 
-    graph = onnx.load(str(tmp_path / "forest.onnx"))
+
+def test_rows_of_a_file_are_proven(exported):
+    assert exported.rows == 700
+
+
+def test_exported_graph_describes_the_version(exported):
+    graph = onnx.load(str(exported.path))
     onnx.checker.check_model(graph)
     metadata = orjson.loads(
         next(entry.value for entry in graph.metadata_props if entry.key == METADATA_KEY)
@@ -76,10 +86,7 @@ def test_exported_graph_describes_the_version(forest, tmp_path):
     assert metadata["classes"] == ["late", "on time"]
     assert metadata["parity"] == "proven"
     assert metadata["source"] == ""  # Paths of this machine are not exported.
-    inputs = [
-        node.name
-        for node in onnxruntime.InferenceSession(str(tmp_path / "forest.onnx")).get_inputs()
-    ]
+    inputs = [node.name for node in onnxruntime.InferenceSession(str(exported.path)).get_inputs()]
     assert inputs == [entry["name"] for entry in metadata["inputs"]]
 
 
@@ -102,14 +109,15 @@ def test_registered_version_keeps_its_number(mixed, tmp_path, new_database):
     assert model.source == "models:/Flight Delay/1"
 
 
-@pytest.mark.parametrize("name", ["m.onnx", "m.ort"])
-def test_runner_answers_as_the_original(name, forest, forest_rows, tmp_path):
-    form = name.partition(".")[2]
-    onnxserve.export(str(forest), form, tmp_path / name, rows=forest_rows)
+@pytest.mark.parametrize("form", ["onnx", pytest.param("ort", marks=pytest.mark.long)])
+def test_runner_answers_as_the_original(form, exported, forest, forest_rows, tmp_path):
+    file = exported.path
+    if form == "ort":
+        file = onnxserve.export(str(forest), form, tmp_path / "m.ort", rows=forest_rows).path
     served = load_model(str(forest))
 
     # The order of a sum depends on the shapes.
-    outputs = Model(tmp_path / name, threads=1).outputs(forest_rows)
+    outputs = Model(file, threads=1).outputs(forest_rows)
 
     feeds = served.schema.from_columns(
         {str(column): forest_rows[column].to_numpy() for column in forest_rows}
@@ -145,14 +153,6 @@ def test_concurrent_export_is_refused(mixed, tmp_path):
         "model.onnx",
         "predict.py",
     ]
-
-
-def test_rows_of_a_file_are_proven(forest, forest_rows, tmp_path):
-    forest_rows.to_csv(tmp_path / "rows.csv", index=False)
-    assert (
-        onnxserve.export(str(forest), "onnx", tmp_path / "m.onnx", rows=tmp_path / "rows.csv").rows
-        == 700
-    )
 
 
 @pytest.mark.long

@@ -129,6 +129,7 @@ def predicted(*command):
     return [json.loads(line)["label"] for line in ran.stdout.splitlines()]
 
 
+@pytest.mark.long
 def test_missing_wheels_leave_no_bundle(mixed, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with refused(ConversionError, "onnxruntime and numpy", "--wheels"):

@@ -114,27 +114,19 @@ def test_foreign_file_is_refused(tmp_path):
         Model(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
-def test_command_predicts_a_file(bundle, tmp_path, name):
+SPREADSHEET = "\ufeffcarrier,distance,hour,late\r\nUA,1400,17.0,TRUE\r\nAA,-4000,9,0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("rows.csv", SPREADSHEET), ("rows.json", FRAME.to_json(orient="records"))],
+)
+def test_command_predicts_a_file(name, text, bundle, tmp_path, capsys):
     rows = tmp_path / name
-    FRAME.to_csv(rows, index=False) if name.endswith("csv") else FRAME.to_json(
-        rows, orient="records"
-    )
-    command = [sys.executable, "-I", str(bundle / "predict.py"), str(rows)]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
-    assert [json.loads(line)["label"] for line in ran.stdout.splitlines()] == ["yes", "no"]
-
-
-def test_command_reads_csv_of_spreadsheets(bundle, tmp_path, capsys):
-    rows = tmp_path / "rows.csv"
-    rows.write_bytes(
-        "\ufeffcarrier,distance,hour,late\r\nUA,1400,17.0,TRUE\r\nAA,-4000,9,0\r\n".encode()
-    )
+    rows.write_bytes(text.encode())
     _run_command(bundle, rows)
-    assert [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()] == [
-        "yes",
-        "no",
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["label"] for line in lines] == ["yes", "no"]
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ from tests.support.refusals import refused
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
-# Inferring them would take seconds.
-_REQUIREMENTS: Any = {"pip_requirements": ["scikit-learn"]}
+# Inferring the requirements, or importing skops, would take seconds.
+_OPTIONS: Any = {"pip_requirements": ["scikit-learn"], "serialization_format": "cloudpickle"}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def old(tracking, model, table):
             metadata={"team": "sky"},
             tags={"kind": "linear"},
             pyfunc_predict_fn="predict_proba",
-            **_REQUIREMENTS,
+            **_OPTIONS,
         )
         mlflow.log_metric("accuracy", 0.97, model_id=info.model_id)
         mlflow.log_metric("loss", 0.1)
@@ -128,7 +128,7 @@ def test_next_version_keeps_the_metadata(old, table):
 def test_old_run_is_used_before_mlflow_3(mlflow_server, model, table, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # It is in the store of this module.
     mlflow.sklearn.save_model(
-        model, tmp_path / "model", input_example=table.head(3), **_REQUIREMENTS
+        model, tmp_path / "model", input_example=table.head(3), pip_requirements=["scikit-learn"]
     )
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
         proxy.turn("Not Found", "/logged-models", 404)  # MLflow 2 returns this.
@@ -152,7 +152,11 @@ def test_old_run_is_used_before_mlflow_3(mlflow_server, model, table, tmp_path, 
         steps = make_pipeline(FunctionTransformer(add_mean), LogisticRegression())
         steps.fit(table, table.a > 0)
         onnxserve.log_model(
-            steps, "model", input_example=table, registered_model_name="before-3", **_REQUIREMENTS
+            steps,
+            "model",
+            input_example=table,
+            registered_model_name="before-3",
+            pip_requirements=[],
         )
 
         for version, original in ((made.version, model), (3, steps)):
@@ -198,7 +202,7 @@ def test_graph_keeps_its_types(form, tracking, table):
 def test_made_up_rows_are_not_kept(tracking, model, table):
     signature = mlflow.models.infer_signature(table, model.predict(table))
     mlflow.sklearn.log_model(
-        model, name="model", registered_model_name="signed", signature=signature, **_REQUIREMENTS
+        model, name="model", registered_model_name="signed", signature=signature, **_OPTIONS
     )
 
     made = onnxserve.wrap_model("models:/signed/1")
@@ -228,7 +232,7 @@ def test_pickle_file_needs_consent_and_data(tracking, model, table, tmp_path):
 
 
 def test_unregistered_model_needs_a_name(old, model, table, tmp_path):
-    mlflow.sklearn.save_model(model, tmp_path / "saved", input_example=table, **_REQUIREMENTS)
+    mlflow.sklearn.save_model(model, tmp_path / "saved", input_example=table, **_OPTIONS)
     with refused(InvalidConfig, "'a/b'"):
         onnxserve.wrap_model("models:/nobody/1", register="a/b")
     with refused(InvalidConfig, "--register"):
@@ -270,12 +274,11 @@ def _save(kind, folder, model, table):
                 steps,
                 folder,
                 signature=_signature(table),
-                serialization_format="cloudpickle",
-                **_REQUIREMENTS,
+                **_OPTIONS,
             )
         case "method":
             mlflow.sklearn.save_model(
-                model, folder, pyfunc_predict_fn="predict_log_proba", **_REQUIREMENTS
+                model, folder, pyfunc_predict_fn="predict_log_proba", **_OPTIONS
             )
         case "sequence":
             graph = "g (float[N,2] x) => (seq(float[1,2]) s) { s = SplitToSequence<axis = 0>(x) }"
@@ -283,15 +286,16 @@ def _save(kind, folder, model, table):
         case "wrapped":
             onnxserve.save_model(model, folder, input_example=table)
         case "bare":
-            mlflow.sklearn.save_model(model, folder, **_REQUIREMENTS)
+            mlflow.sklearn.save_model(model, folder, **_OPTIONS)
         case "version":
             mlflow.sklearn.save_model(
                 model,
                 folder,
                 signature=_signature(table),
+                serialization_format="cloudpickle",
                 pip_requirements=["scikit-learn==0.1"],
             )
-            (folder / "model.skops").write_bytes(b"of another version")
+            (folder / "model.pkl").write_bytes(b"of another version")
         case "attribute":
             old = make_pipeline(SimpleImputer(), LogisticRegression()).fit(table, table.a > 0)
             del old[0]._fill_dtype  # scikit-learn 1.4 does not have this attribute.
@@ -333,7 +337,7 @@ def test_unsupported_model_is_refused(kind, error, words, model, table, tmp_path
 
 def test_date_in_a_signature_is_refused(model, tmp_path):
     dates = ModelSignature(Schema([ColSpec("datetime", "when")]))
-    mlflow.sklearn.save_model(model, tmp_path / "saved", signature=dates, **_REQUIREMENTS)
+    mlflow.sklearn.save_model(model, tmp_path / "saved", signature=dates, **_OPTIONS)
     with refused(ConversionError, "'when'", "datetime", "--drop", "pyfunc"):
         _tried(tmp_path)
 
@@ -361,8 +365,7 @@ def test_unread_column_is_left_out(event_time, read, tracking, staff, tmp_path):
         model.fit(staff, staff.salary > 0),
         tmp_path / "saved",
         input_example=staff.head(3),
-        serialization_format="cloudpickle",
-        **_REQUIREMENTS,
+        **_OPTIONS,
     )
 
     made = onnxserve.wrap_model(str(tmp_path / "saved"), "staff", data=staff, event_time=event_time)
@@ -388,7 +391,11 @@ def test_dropped_column_may_be_signed(staff, tmp_path):
     model = LogisticRegression().fit(staff[["salary"]], staff.salary > 0)
     signature = ModelSignature(Schema([ColSpec("datetime", "hired"), ColSpec("double", "salary")]))
     mlflow.sklearn.save_model(
-        model, tmp_path / "saved", signature=signature, pip_requirements=["scikit-learn==1.0"]
+        model,
+        tmp_path / "saved",
+        signature=signature,
+        serialization_format="cloudpickle",
+        pip_requirements=["scikit-learn==1.0"],
     )
 
     made = _tried(tmp_path, data=staff, drop=["hired"])
@@ -404,7 +411,7 @@ def test_unnamed_texts_are_wrapped(rows, tmp_path):
     texts = ["good parcel", "bad parcel", "good", "bad"]
     words = make_pipeline(CountVectorizer(), LogisticRegression()).fit(texts, [1, 0, 1, 0])
     signature = ModelSignature(Schema([ColSpec("string")]))
-    mlflow.sklearn.save_model(words, tmp_path / "saved", signature=signature, **_REQUIREMENTS)
+    mlflow.sklearn.save_model(words, tmp_path / "saved", signature=signature, **_OPTIONS)
     assert _tried(tmp_path, data=rows).report.state == "proven"
 
 
@@ -441,10 +448,14 @@ def test_unused_params_are_a_warning(flavor, model, table, tmp_path):
     params = {"threshold": 0.9}
     if flavor == "xgboost":
         params["output_margin"] = False
-    original = model if flavor == "sklearn" else _boosted(table)
-    save = mlflow.sklearn.save_model if flavor == "sklearn" else mlflow.xgboost.save_model
     signature = _signature(table, **params)
-    save(original, tmp_path / "saved", signature=signature, pip_requirements=["scikit-learn"])
+    if flavor == "sklearn":
+        mlflow.sklearn.save_model(model, tmp_path / "saved", signature=signature, **_OPTIONS)
+    else:
+        booster = _boosted(table)
+        mlflow.xgboost.save_model(
+            booster, tmp_path / "saved", signature=signature, pip_requirements=["xgboost"]
+        )
 
     made = _tried(tmp_path, data=table)
 

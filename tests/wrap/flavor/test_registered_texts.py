@@ -210,13 +210,12 @@ def test_unsupported_encoder_setting_is_refused(options, words, encoder, tmp_pat
 @pytest.mark.parametrize(
     "asked",
     [
-        {"normalize_embeddings": True},
         {"normalize_embeddings": True, "truncate_dim": 5, "batch_size": 2},
         {"truncate_dim": 5, "precision": "float32"},
         {"prompt_name": "q"},
         {"prompt": "the answer: ", "prompt_name": "q"},
     ],
-    ids=["normalized", "truncated and normalized", "truncated", "named prompt", "prompt"],
+    ids=["truncated and normalized", "truncated", "named prompt", "prompt"],
 )
 def test_encoder_has_the_default_params(asked, encoder, tracking, tmp_path):
     want = encoder.encode(TEXTS, **asked)

@@ -83,6 +83,7 @@ def test_gate_fails_a_large_loss(registry):
     assert mentions(gated.verdict.checks[0].reason, "the margin 0.001", "models:/net/1")
 
 
+@pytest.mark.long
 def test_broken_form_is_refused(registry, monkeypatch):
     def half_precision(graph, rows):
         graph.graph.node[0].op_type = "Gemmm"
@@ -101,6 +102,7 @@ def test_slow_form_is_refused(registry, monkeypatch):
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
+@pytest.mark.long
 def test_boosted_trees_have_no_fp16_form(registry, tmp_path):
     rows = normal_rows(100, 3)
     booster = xgboost.XGBClassifier(n_estimators=32, n_jobs=1).fit(rows, rows[:, 0] > 0)

@@ -11,7 +11,6 @@ from sklearn.ensemble import (
     VotingRegressor,
 )
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
@@ -28,17 +27,11 @@ MODELS = {
     "voting": VotingRegressor(
         [("boosted", BOOSTED), ("scaled", make_pipeline(StandardScaler(), TREE))]
     ),
-    "stacked": StackingRegressor(
-        [("boosted", BOOSTED), ("forest", RandomForestRegressor(5))], cv=2
-    ),
     "a pipeline at the end": StackingRegressor(
         MEMBERS, make_pipeline(StandardScaler(), Ridge()), cv=2
     ),
     "splines at the end": StackingRegressor(
         MEMBERS, make_pipeline(SplineTransformer(), Ridge()), cv=2
-    ),
-    "an imputer at the end": StackingRegressor(
-        MEMBERS, make_pipeline(SimpleImputer(), Ridge()), cv=2
     ),
     "a part left out of a union": make_pipeline(
         FeatureUnion([("left out", "drop"), ("all", PCA(2))], transformer_weights={"all": 3.0}),
@@ -67,7 +60,10 @@ def test_union_reads_texts():
 
 @pytest.mark.parametrize(
     "trees",
-    [RandomForestRegressor(10, random_state=0), HistGradientBoostingRegressor(max_iter=20)],
+    [
+        HistGradientBoostingRegressor(max_iter=20),
+        pytest.param(RandomForestRegressor(10, random_state=0), marks=pytest.mark.long),
+    ],
     ids=str,
 )
 def test_scaler_before_trees_needs_64_bits(trees, matrix):

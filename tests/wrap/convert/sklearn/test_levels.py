@@ -48,8 +48,6 @@ def cat(kind="Regressor", **options):
 Case = tuple[Any, np.ndarray, Any]
 BY_LEVELS = {
     "xgboost, missing values go either way": (xgb(), GAPS, GAPPY),
-    "xgboost, classes": (xgb("Classifier", max_depth=3), GAPS, THREE),
-    "xgboost, depth 9": (xgb(max_depth=9, min_child_weight=0), FULL, SCORE),
     "lightgbm": (lgbm(), GAPS, GAPPY),
     "catboost, missing is the largest": (cat(nan_mode="Max"), GAPS, GAPPY),
     "catboost, targets that share trees": (
@@ -57,13 +55,20 @@ BY_LEVELS = {
         FULL,
         np.c_[SCORE, -SCORE, 2 * SCORE],
     ),
+    "histograms": (
+        HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5, max_leaf_nodes=20),
+        GAPS,
+        GAPPY,
+    ),
+}
+SELDOM = {
+    "xgboost, depth 9": (xgb(max_depth=9, min_child_weight=0), FULL, SCORE),
     "catboost, a tree more than is summed at once": (
         cat("Classifier", iterations=MAX_SUMMED + 1),
         FULL,
         THREE,
     ),
     "catboost, trees of other shapes": (cat(grow_policy="Depthwise", depth=3), GAPS, GAPPY),
-    "in a pipeline": (make_pipeline(StandardScaler(), xgb()), GAPS, GAPPY),
     "beside a line, scaled in 64 bits": (
         VotingRegressor(
             [
@@ -74,13 +79,6 @@ BY_LEVELS = {
         FULL,
         SCORE,
     ),
-    "histograms": (
-        HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5, max_leaf_nodes=20),
-        GAPS,
-        GAPPY,
-    ),
-}
-SELDOM = {
     "lightgbm, a tree of each class more than is summed at once": (
         lgbm("Classifier", n_estimators=MAX_SUMMED + 1),
         FULL,
@@ -112,6 +110,8 @@ def test_many_and_few_rows_are_proven(model, rows, target):
 TREES_ALONE = {
     "few": (lgbm(n_estimators=MIN_TREES - 1), FULL, SCORE),
     "without a split": (xgb(), FULL, np.ones(ROWS)),
+}
+SELDOM_ALONE = {
     "far from complete": (
         lgbm(num_leaves=40, max_depth=-1, min_child_samples=1),
         FULL,
@@ -120,7 +120,9 @@ TREES_ALONE = {
 }
 
 
-@pytest.mark.parametrize(("model", "rows", "target"), cases(TREES_ALONE))
+@pytest.mark.parametrize(
+    ("model", "rows", "target"), [*cases(TREES_ALONE), *cases(SELDOM_ALONE, is_long=True)]
+)
 def test_other_trees_stay_one_operator(model, rows, target):
     operators = operators_of(wrap(model.fit(rows, target), rows))
     assert "TreeEnsembleRegressor" in operators

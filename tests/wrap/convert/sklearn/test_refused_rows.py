@@ -47,8 +47,6 @@ SPLINES = SplineTransformer(extrapolation="error")
 LINE = LogisticRegression()
 MODELS = {
     "log1p, linear": make_pipeline(_of_a(LOG), LINE),
-    "log, scaled": make_pipeline(_of_a(FunctionTransformer(np.log)), StandardScaler(), SVC()),
-    "sqrt, a number": make_pipeline(_of_a(FunctionTransformer(np.sqrt)), Ridge()),
     "log of all": LOGARITHM,
     "a quotient": make_pipeline(FunctionTransformer(lambda x: x[:, 1:] / x[:, :1]), LINE),
     "Box-Cox": make_pipeline(_of_a(PowerTransformer("box-cox")), LINE),
@@ -56,11 +54,7 @@ MODELS = {
     "a forest takes NaN": make_pipeline(_of_a(LOG), FOREST),
     "gaps are filled": make_pipeline(LOG, SimpleImputer(), LINE),
     "splines": make_pipeline(SPLINES, LINE),
-    "splines of two columns": make_pipeline(make_column_transformer((SPLINES, ["a", "b"])), LINE),
     "in a vote": VotingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
-    "in a vote, scaled": make_pipeline(
-        StandardScaler(with_mean=False), VotingClassifier([("log", LOGARITHM)], voting="soft")
-    ),
     "in a vote, columns": VotingClassifier(
         [
             (
@@ -72,7 +66,6 @@ MODELS = {
     "in a vote, Box-Cox": VotingClassifier(
         [("one", make_pipeline(PowerTransformer("box-cox"), FOREST)), ("two", FOREST)]
     ),
-    "in a vote, filled": VotingClassifier([("one", make_pipeline(LOG, SimpleImputer(), FOREST))]),
     "in a stack": StackingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
     "in a bag": BaggingClassifier(LOGARITHM, 3, random_state=0),
     "one against the rest": OneVsRestClassifier(LOGARITHM),

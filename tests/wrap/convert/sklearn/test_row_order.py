@@ -14,6 +14,7 @@ from sklearn.ensemble import (
     RandomForestRegressor,
 )
 
+from mlflow_deploy_plugin.wrap.convert.sklearn.conversion import forms
 from mlflow_deploy_plugin.wrap.convert.sklearn.levels import MANY_ROWS
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.wrap.conftest import cases, operators_of, proven
@@ -91,7 +92,7 @@ def test_key_takes_few_comparisons():
     """
     column = DRAW.normal(size=(1200, 1))
     model = RandomForestRegressor(4).fit(column, DRAW.normal(size=1200))
-    graph = wrap(model, column).converted.proto.graph
+    graph = forms(model, {"": column}, "predict", {})[0]().proto.graph
     choice = next(node for node in graph.node if node.op_type == "If")
     constants = list(chain.from_iterable(branch.g.initializer for branch in choice.attribute))
     assert max(chain.from_iterable(constant.dims for constant in constants)) <= 128

@@ -51,7 +51,6 @@ ROWS = normal_rows(200, 4)
 SUM = ROWS[:, 0] + ROWS[:, 1]
 TWO = SUM > 0
 THREE = np.array(["a", "b", "c"])[np.digitize(SUM, [-0.5, 0.5])]
-BOTH = np.stack([ROWS[:, 0] > 0, ROWS[:, 1] + ROWS[:, 2] > 0], axis=1).astype(int)
 GAPS = pd.DataFrame(ROWS[:, :2], columns=["a", "b"]).assign(count=np.arange(200) % 7)
 GAPS.loc[::3, "a"] = np.nan
 GONE = GAPS.a.isna()
@@ -84,14 +83,8 @@ def _scaled(model):
 
 
 PROVEN = {
-    "gaps behind a scaler": (make_pipeline(StandardScaler(), TREE), GAPS, GONE),
     "gaps of a mixed table": (FOREST, GAPS, GONE),
-    "gaps, calibrated": (CalibratedClassifierCV(TREE, cv=2), GAPS, GONE),
     "boosted classes": (CLASSES, ROWS, THREE),
-    "boosted classes, calibrated": (CalibratedClassifierCV(CLASSES, cv=2), ROWS, THREE),
-    "several targets": (TREE, ROWS, BOTH),
-    "several targets of a forest": (FOREST, ROWS, BOTH),
-    "stumps, calibrated": (CalibratedClassifierCV(STUMPS, cv=2), ROWS, TWO),
     "stumps that share their leaves": (
         AdaBoostClassifier(n_estimators=12, random_state=0),
         ROWS[:, :2],
@@ -102,16 +95,20 @@ PROVEN = {
         CITIES,
         PRICE,
     ),
-    "classes of categories": (CLASSES, CITIES, PRICE > 1),
     "categories of a matrix": (OF_CODE, OF_CODES, OF_CODES[:, 0] + OF_CODES[:, 1] % 2),
+    "no category": (HISTOGRAMS, SOME, SOME.city.isna() * 3.0 + SOME["size"]),
+}
+SELDOM = {
+    "gaps behind a scaler": (make_pipeline(StandardScaler(), TREE), GAPS, GONE),
+    "gaps, calibrated": (CalibratedClassifierCV(TREE, cv=2), GAPS, GONE),
+    "boosted classes, calibrated": (CalibratedClassifierCV(CLASSES, cv=2), ROWS, THREE),
+    "stumps, calibrated": (CalibratedClassifierCV(STUMPS, cv=2), ROWS, TWO),
+    "classes of categories": (CLASSES, CITIES, PRICE > 1),
     "categories of a scaled matrix": (
         make_pipeline(StandardScaler(), OF_CODE),
         OF_CODES,
         OF_CODES[:, 0],
     ),
-    "no category": (HISTOGRAMS, SOME, SOME.city.isna() * 3.0 + SOME["size"]),
-}
-SELDOM = {
     "two boosted classes, calibrated": (CalibratedClassifierCV(CLASSES, cv=2), ROWS, TWO),
     "digits of numbers": (_scaled(HISTOGRAMS), KINDS, VALUE),
     "digits of numbers, lightgbm": (
@@ -136,6 +133,15 @@ def test_trees_are_proven(model, rows, target):
 
 
 BOOSTING = HistGradientBoostingRegressor(max_iter=3, max_leaf_nodes=6)
+VALUES = DecisionTreeRegressor(max_depth=3)
+ON_BITS = [
+    *((VALUES, first) for first in ("nothing", "standard", "min-max", "bins")),
+    (BOOSTING, "standard"),
+]
+SELDOM_ON_BITS = [
+    *((VALUES, first) for first in ("max-abs", "robust", "ordinals")),
+    (BOOSTING, "bins"),
+]
 
 
 def _rows_that_only_64_bits_tell_apart(threshold):
@@ -145,12 +151,7 @@ def _rows_that_only_64_bits_tell_apart(threshold):
 
 
 @pytest.mark.parametrize(
-    ("trees", "first"),
-    [
-        *((DecisionTreeRegressor(max_depth=3), first) for first in BEFORE),
-        *((BOOSTING, first) for first in ("nothing", "standard", "bins")),
-    ],
-    ids=str,
+    ("trees", "first"), [*cases(ON_BITS), *cases(SELDOM_ON_BITS, is_long=True)]
 )
 def test_trees_decide_on_the_same_bits(trees, first, matrix, saved):
     table = pd.DataFrame(matrix[0][:100, :2], columns=["a", "b"])
@@ -169,8 +170,7 @@ def test_trees_decide_on_the_same_bits(trees, first, matrix, saved):
     np.testing.assert_allclose(got, model.predict(sample), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("trees", [HISTOGRAMS, CLASSES], ids=str)
-def test_boosted_trees_have_no_boolean_attributes(trees, monkeypatch):
+def test_boosted_trees_have_no_boolean_attributes(monkeypatch):
     """Check the graph's attributes with any protobuf version: protobuf 7 refuses
     booleans, and protobuf 6 silently converts them to integers.
     """
@@ -183,7 +183,7 @@ def test_boosted_trees_have_no_boolean_attributes(trees, monkeypatch):
         return onnx.helper.make_node(*arguments, **attributes)
 
     monkeypatch.setattr("skl2onnx.common._container.make_node", make_node)
-    model = make_pipeline(StandardScaler(), trees).fit(ROWS, TWO)
+    model = make_pipeline(StandardScaler(), CLASSES).fit(ROWS, TWO)
 
     assert is_proven(model, ROWS)
     assert booleans == []

@@ -27,15 +27,15 @@ def test_near_number_is_unknown():
     assert "64 bits" in report.repair
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_target_encoder_is_proven(classes, weather):
+def test_target_encoder_is_proven(weather):
     table, _ = weather
-    labels = np.array(["x", "y", "z"])[(table.hour + (table.city == "rome")) % classes]
+    labels = np.array(["x", "y", "z"])[(table.hour + (table.city == "rome")) % 3]
     model = make_pipeline(TargetEncoder(random_state=0), LogisticRegression())
 
     assert is_proven(model.fit(table[["city"]], labels), table[["city"]])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("columns", "steps"),
     [
@@ -121,12 +121,11 @@ def test_missing_objects_are_proven(missing, encoder):
     assert is_proven(model, table)
 
 
-@pytest.mark.parametrize("code", [np.nan, -2], ids=["NaN", "a code of its own"])
-def test_missing_text_has_its_ordinal(code, weather):
+def test_missing_text_has_its_ordinal(weather):
     table, labels = weather
     table = table[["city", "hour"]].copy()
     table.loc[::7, "city"] = np.nan
-    columns = make_column_transformer((_ordinals(code), ["city"]), remainder="passthrough")
+    columns = make_column_transformer((_ordinals(np.nan), ["city"]), remainder="passthrough")
     model = make_pipeline(columns, HistGradientBoostingClassifier(max_iter=5))
 
     assert proven(model.fit(table, labels), table).report.refused_by_original == {}

@@ -32,17 +32,19 @@ THREE = np.digitize(SUM, [-1, 1])
 WITHIN = [
     LinearSVC(),
     make_pipeline(FunctionTransformer(lambda x: x / 2), "passthrough", RidgeClassifier()),
-    RFE(LogisticRegression(), n_features_to_select=1),
-    GradientBoostingClassifier(n_estimators=3),
     HistGradientBoostingClassifier(max_iter=3),
     SVC(),
+]
+SELDOM = [
+    RFE(LogisticRegression(), n_features_to_select=1),
+    GradientBoostingClassifier(n_estimators=3),
     make_pipeline(StandardScaler(), DecisionTreeClassifier(max_depth=3)),
     SVC(probability=True, random_state=0),
     AdaBoostClassifier(n_estimators=2),
 ]
 
 
-@pytest.mark.parametrize("within", cases(WITHIN))
+@pytest.mark.parametrize("within", [*cases(WITHIN), *cases(SELDOM, is_long=True)])
 def test_inner_estimator_is_proven(within):
     assert is_proven(OneVsRestClassifier(within).fit(ROWS, THREE), ROWS)
 

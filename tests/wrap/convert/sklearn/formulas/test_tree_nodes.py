@@ -28,27 +28,29 @@ MODELS = {
         np.digitize(ROWS[:, :2], [-1, 1]),
     ),
     "a bag": (BaggingClassifier(None, 3, max_features=0.7, random_state=0), SIDES[:, 0]),
-    "a bag of numbers": (BaggingRegressor(None, 3, max_features=0.7, random_state=0), PRODUCT),
     "votes of texts": (AdaBoostClassifier(n_estimators=8), SIDES[:, 0]),
-    "votes of three classes": (
-        AdaBoostClassifier(n_estimators=8),
-        np.digitize(ROWS[:, 0], [-1, 1]),
-    ),
     "a weighted median": (AdaBoostRegressor(n_estimators=8), PRODUCT),
     "a threshold": (
         FixedThresholdClassifier(HistGradientBoostingClassifier(max_iter=5)),
         ROWS[:, 0] > 0,
     ),
 }
-MEMBERS = (LinearSVC(), GaussianNB(), HistGradientBoostingClassifier(max_iter=2))
+SELDOM = {
+    "a bag of numbers": (BaggingRegressor(None, 3, max_features=0.7, random_state=0), PRODUCT),
+    "votes of three classes": (
+        AdaBoostClassifier(n_estimators=8),
+        np.digitize(ROWS[:, 0], [-1, 1]),
+    ),
+}
+SELDOM_MEMBERS = [GaussianNB(), HistGradientBoostingClassifier(max_iter=2)]
 
 
-@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: type(member).__name__)
+@pytest.mark.parametrize("member", [*cases([LinearSVC()]), *cases(SELDOM_MEMBERS, is_long=True)])
 def test_members_vote_for_texts(member):
     assert is_proven(AdaBoostClassifier(member, n_estimators=3).fit(ROWS, SIDES[:, 0]), ROWS)
 
 
-@pytest.mark.parametrize(("model", "target"), cases(MODELS))
+@pytest.mark.parametrize(("model", "target"), [*cases(MODELS), *cases(SELDOM, is_long=True)])
 def test_trees_are_one_operator(model, target):
     wrapped = proven(model.fit(ROWS, target), ROWS)
     assert operators_of(wrapped).count("TreeEnsembleRegressor") == 1
