@@ -29,7 +29,7 @@ PAGES = list(chain.from_iterable(sorted((ROOT / folder).glob("*.md")) for folder
 
 @pytest.mark.parametrize(
     ("page", "function"),
-    [("reference", "reference"), pytest.param("errors", "page", marks=pytest.mark.long)],
+    [("reference", "reference"), ("errors", "page")],
 )
 def test_generated_page_matches_the_code(page, function):
     generator = f"make_{page}.py"

@@ -24,7 +24,7 @@ from tests.support.waiting import wait_until
 MODEL = "adder"
 ENDPOINT = "promoted"
 POLICY_TAG = "onnxserve.gate.policy"
-pytestmark = [pytest.mark.long, *NEEDS_CHROMIUM]
+pytestmark = NEEDS_CHROMIUM
 
 
 @dataclass(frozen=True)

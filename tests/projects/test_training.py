@@ -52,7 +52,7 @@ def tracking(tmp_path, new_database, monkeypatch):
 @pytest.mark.parametrize(
     "project",
     [
-        pytest.param("house_price", marks=pytest.mark.long),
+        "house_price",
         pytest.param("churn", marks=pytest.mark.long),
         pytest.param("text_topics", marks=pytest.mark.long),
         pytest.param("image_resnet18", marks=pytest.mark.long),

@@ -50,7 +50,6 @@ def columns_of(files):
     }
 
 
-@pytest.mark.long
 def test_evidently_describes_columns_without_a_verdict():
     result = result_of(plain=9.0, trap=0.5)
     left = plain(SIZE)
