@@ -18,7 +18,7 @@ from tests.support.handling import ask
 from tests.support.onnx_nodes import node_cases
 from tests.support.servers import variant
 
-EVERY = 12
+EVERY = 24
 """`make test` runs the cases of one out of this number of ONNX's modules."""
 
 
