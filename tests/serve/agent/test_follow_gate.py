@@ -135,7 +135,6 @@ def logged(mlflow_server):
     ("policy", "place", "error"),
     [
         ("approvals: {}", "@champion", "requires approvals for @champion"),
-        ("{approvals: {}, gated_aliases: ['@Champion']}", "@champion", "requires approvals"),
         ("approvals: [", "@champion", "policy"),
         ("approvals: {}", "/1", ""),
         ("gated_aliases: [champion]", "@champion", ""),
