@@ -123,14 +123,10 @@ def test_unloaded_endpoint_is_gone_and_returns(served, client):
         client.get_model_metadata("second")
 
     client.unload_model("second")  # This has no effect.
-    client.load_model("second")
+    for _ in range(2):  # The second load has no effect.
+        client.load_model("second")
     assert asked_twenty_times(served, "/v2/models/second/ready") == {200}
     assert index(client) == {"first": ("READY", ""), "second": ("READY", "")}
-
-
-def test_loading_a_loaded_model_changes_nothing(client):
-    client.load_model("first")
-    assert index(client)["first"] == ("READY", "")
 
 
 def test_endpoint_is_added_by_uri(served, client, model_folders):
