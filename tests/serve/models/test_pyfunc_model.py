@@ -315,6 +315,7 @@ def test_traces_name_their_answers(tmp_path, new_database, monkeypatch):
     tracking_uri = new_database(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "agents")
+    monkeypatch.setattr(side_process, "_END_SECONDS", 60)  # The traces are sent at the end.
     predictions = []
     endpoints = servers.one_endpoint(write_agent(tmp_path))
     with servers.opened(tmp_path / "state", endpoints) as server:
