@@ -168,30 +168,16 @@ TENSORS = [
         "stock-bare",
         b'{"d\\u0061taframe_split": {"columns": ["p", "q"], "data": [[1.0, 2.0]]}}',
     ),
-    *(
-        case(f"stock, {what}", f"{kind}-columns", split(["p", "q"], [1.0, 2.0], [3.0, 4.0]))
-        for kind, what in (
-            ("stock", "one value a row"),
-            ("wide", "several values a row"),
-        )
+    case("stock, several values a row", "wide-columns", split(["p", "q"], [1.0, 2.0], [3.0, 4.0])),
+    case(
+        "stock without a signature, several values a row in a table",
+        "wide-bare",
+        split(["p", "q"], [1.0, 2.0], [3.0, 4.0]),
     ),
-    *(
-        case(
-            f"stock without a signature, {what} in a table",
-            f"{kind}-bare",
-            split(["p", "q"], [1.0, 2.0], [3.0, 4.0]),
-        )
-        for kind, what in (
-            ("stock", "one value a row"),
-            ("wide", "several values a row"),
-        )
-    ),
-    *(
-        case(f"stock, {what} of a tensor", f"{kind}-tensor", {"inputs": [[1.0, 2.0], [3.0, 4.0]]})
-        for kind, what in (
-            ("stock", "one value a row"),
-            ("wide", "several values a row"),
-        )
+    case(
+        "stock, several values a row of a tensor",
+        "wide-tensor",
+        {"inputs": [[1.0, 2.0], [3.0, 4.0]]},
     ),
     case(
         "stock, outputs of different widths",
@@ -206,14 +192,10 @@ TENSORS = [
 ]
 CSVS = [
     case("CSV", "mixed", CSV_ROWS.encode(), CSV),
-    case("CSV with a charset", "mixed", CSV_ROWS.encode(), "text/csv; charset=utf-8"),
     case("CSV with a header parameter", "mixed", CSV_ROWS.encode(), "text/csv; header=present"),
-    case("CSV without a newline at the end", "mixed", CSV_ROWS.rstrip().encode(), CSV),
-    case("CSV with CRLF", "mixed", CSV_ROWS.replace("\n", "\r\n").encode(), CSV),
     case("CSV with CR", "mixed", CSV_ROWS.replace("\n", "\r").encode(), CSV),
     case("CSV with a byte order mark", "mixed", ("\ufeff" + CSV_ROWS).encode(), CSV),
     case("CSV with blank lines", "mixed", CSV_ROWS.replace("\n", "\n\n").encode(), CSV),
-    case("CSV with a blank line before", "mixed", ("\n" + CSV_ROWS).encode(), CSV),
     case("CSV with a line of spaces", "mixed", (CSV_ROWS + "   \n").encode(), CSV),
     case(
         "CSV with quotes",
@@ -272,7 +254,6 @@ CSVS = [
     case("CSV with 1_0 for a number", "regressor", b"a,b,c\n1_0,2,3\n", CSV),
     case("CSV with an exponent", "regressor", b"a,b,c\n1e2,2,3\n", CSV),
     case("CSV with infinity", "regressor", b"a,b,c\ninf,2,3\n", CSV),
-    case("CSV with integers for doubles", "regressor", b"a,b,c\n1,2,3\n", CSV),
     case(
         "CSV with a fraction for an integer",
         "mixed",
@@ -297,7 +278,6 @@ CSVS = [
         b"carrier,distance,hour,holiday\nAA,900.5,20,true\n",
         CSV,
     ),
-    case("CSV with TRUE", "mixed", b"carrier,distance,hour,holiday\nAA,900.5,20,TRUE\n", CSV),
     case("CSV with 1 for true", "mixed", b"carrier,distance,hour,holiday\nAA,900.5,20,1\n", CSV),
     case(
         "CSV with yes for true", "mixed", b"carrier,distance,hour,holiday\nAA,900.5,20,yes\n", CSV

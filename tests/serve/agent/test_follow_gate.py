@@ -124,33 +124,26 @@ def test_signed_version_must_match_its_name(case):
     assert mentions(state.error, "version 2", "signed as models:/tiny/1")
 
 
-@pytest.fixture(scope="module")
-def logged(mlflow_server):
-    """Return the URI of a model on a plain MLflow server."""
-    with tracking_at(mlflow_server.url):
-        yield mlflow.onnx.log_model(adder(1.0), name="model", pip_requirements=[]).model_uri
-
-
-@pytest.mark.parametrize(
-    ("policy", "place", "error"),
-    [
-        ("approvals: {}", "@champion", "requires approvals for @champion"),
-        ("{approvals: {}, gated_aliases: ['@Champion']}", "@champion", "requires approvals"),
-        ("approvals: [", "@champion", "policy"),
-        ("approvals: {}", "/1", ""),
-        ("gated_aliases: [champion]", "@champion", ""),
-    ],
-)
-def test_plain_server_has_no_approved_versions(logged, tmp_path, policy, place, error):
-    model = tmp_path.name
-    (tmp_path / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: 'models:/{model}{place}'}}}}")
+def test_plain_server_has_no_approved_versions(mlflow_server, tmp_path):
     clock = Clock(0.0)
     registry = MlflowRegistry(ModelCache(tmp_path / "cache", tmp_path))
     resolver = VersionResolver(registry, AtOnce(), AtOnce(), PollPolicy(2.0, True, clock))
-    mlflow.register_model(logged, model)
-    MlflowClient().set_registered_model_alias(model, "champion", "1")
-    MlflowClient().set_registered_model_tag(model, "onnxserve.gate.policy", policy)
-    state = Follower(tmp_path, resolver, clock).round()
-    assert state.fatal is bool(error)
-    assert len(state.error.splitlines()) == state.fatal
-    assert mentions(state.error, error)
+    model = tmp_path.name
+
+    def error(policy, place):
+        MlflowClient().set_registered_model_tag(model, "onnxserve.gate.policy", policy)
+        spec = f"name: e\nvariants: {{v1: {{model: 'models:/{model}{place}'}}}}"
+        (tmp_path / SPEC).write_text(spec)
+        state = Follower(tmp_path, resolver, clock).round()
+        assert state.fatal is bool(state.error)
+        assert len(state.error.splitlines()) == state.fatal
+        return state.error
+
+    with tracking_at(mlflow_server.url):
+        mlflow.onnx.log_model(
+            adder(1.0), name="model", registered_model_name=model, pip_requirements=[]
+        )
+        MlflowClient().set_registered_model_alias(model, "champion", "1")
+        assert "requires approvals for @champion" in error("approvals: {}", "@champion")
+        assert "policy" in error("approvals: [", "@champion")
+        assert error("approvals: {}", "/1") == ""

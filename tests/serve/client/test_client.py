@@ -359,8 +359,8 @@ def test_pauses_double_and_follow_retry_after():
 
 def test_threads_share_a_client(flights):
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda _: values_of(flights.predict(FRAME)), range(40)))
-    assert answers == [["yes", "no"]] * 40
+        answers = list(threads.map(lambda _: values_of(flights.predict(FRAME)), range(16)))
+    assert answers == [["yes", "no"]] * 16
 
 
 def test_asyncio_client_asks_concurrently(served):

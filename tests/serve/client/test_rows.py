@@ -29,7 +29,7 @@ DTYPES = st.sampled_from([np.dtype(name) for name in ("f4", "f8", "i1", "i8", "u
 ARRAYS = npst.arrays(DTYPES, npst.array_shapes(min_dims=1, max_dims=3, max_side=4))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(ARRAYS)
 def test_outputs_round_trip(array):
     answer = arrow.encode(ARROW, {"y": array, "z": array[:, ...]})
@@ -129,7 +129,7 @@ def test_arrow_table_is_encoded_as_json():
     assert document == {"dataframe_split": {"columns": ["a", "b"], "data": [[1, "x"], [2, None]]}}
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(ARRAYS)
 def test_array_is_the_only_tensor(array):
     body, content_type, _ = encode_rows(array)
@@ -164,7 +164,7 @@ def test_array_without_arrow_form_is_json(array):
     assert orjson.loads(body) == {"inputs": array.tolist()}
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(ARRAYS)
 def test_v2_tensors_round_trip(array):
     head, tensors = encode_tensors({"x": array, "t": ["a", "ü"]}, ["y"])

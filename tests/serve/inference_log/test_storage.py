@@ -69,25 +69,24 @@ def test_file_in_a_bucket_is_read_back(bucket):
         assert stream.read() == b"content"
 
 
-@pytest.mark.parametrize(
-    ("setting", "algorithm", "key"),
-    [
-        ("", None, None),
-        ("AES256", "AES256", None),
-        ("aws:kms", "aws:kms", None),
-        (f"aws:kms:{KEY_ARN}", "aws:kms", KEY_ARN),
-    ],
-)
-def test_objects_are_encrypted_as_configured(bucket, monkeypatch, setting, algorithm, key):
-    monkeypatch.setenv("ONNXSERVE_LOG_SSE", setting)
+def test_objects_are_encrypted_as_configured(bucket, monkeypatch):
+    encryptions = {
+        "": (None, None),
+        "AES256": ("AES256", None),
+        "aws:kms": ("aws:kms", None),
+        f"aws:kms:{KEY_ARN}": ("aws:kms", KEY_ARN),
+    }
     large = os.urandom(PART_BYTES + 5)
-    location = locate_log("s3://b/log")
-    write_file(location, "small", b"x")
-    write_file(location, "large", large)
-    assert bucket.objects["b/log/large"] == large
+    for setting in encryptions:
+        monkeypatch.setenv("ONNXSERVE_LOG_SSE", setting)
+        location = locate_log("s3://b/log")
+        write_file(location, "small", b"x")
+        write_file(location, "large", large)
+        assert bucket.objects["b/log/large"] == large
     sse = "x-amz-server-side-encryption"
-    headers = [*bucket.headers_of("PUT", "small"), *bucket.headers_of("POST", "uploads")]
-    assert [(h.get(sse), h.get(sse + "-aws-kms-key-id")) for h in headers] == [(algorithm, key)] * 2
+    for request in (("PUT", "small"), ("POST", "uploads")):
+        sent = [(h.get(sse), h.get(sse + "-aws-kms-key-id")) for h in bucket.headers_of(*request)]
+        assert sent == list(encryptions.values())
 
 
 def test_unknown_encryption_is_refused(monkeypatch):
@@ -105,7 +104,7 @@ def test_api_without_encryption_names_the_setting(bucket, monkeypatch):
     assert bucket.objects == {}
 
 
-@pytest.mark.parametrize("status", [503, 500, 0])
+@pytest.mark.parametrize("status", [503, 0])
 def test_temporary_bucket_errors_are_retried(bucket, status):
     bucket.refusals = [status, status]
     write_file(locate_log("s3://b/log"), "f", b"x")

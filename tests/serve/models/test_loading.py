@@ -43,11 +43,12 @@ def test_endless_graph_is_refused(tmp_path):
         load_warm(write_model(tmp_path / "model", ENDLESS), Placement(), 1, timeout_seconds=0.3)
 
 
-def test_a_version_is_batched(model_folders):
+def test_version_is_batched_by_its_policy(model_folders):
     warm = load_warm(model_folders["mixed"], Placement(), 1, BatchPolicy(8))
 
     assert warm.batcher is not None
     assert warm.batcher.policy.max_batch_size == 8
+    assert load_warm(model_folders["mixed"], Placement(), 1).batcher is None
 
 
 @pytest.mark.parametrize(
@@ -96,10 +97,6 @@ def test_padded_texts_do_not_count(tmp_path):
     warm.predictor.max_text_characters = 500
     feeds = warm.predictor.schema.from_columns({"text": ["a" * 100] * 5})
     assert len(warm.batcher.run(feeds)["embedding"]) == 5
-
-
-def test_model_without_a_policy_has_no_batcher(model_folders):
-    assert load_warm(model_folders["mixed"], Placement(), 1).batcher is None
 
 
 def test_fixed_batch_is_never_batched(tmp_path, caplog):

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_state, worker_file
 from mlflow_deploy_plugin.core.statedir.models import WorkerState
 from tests.support.bodies import v2_tensor
 from tests.support.handling import ask
 from tests.support.models import write_model
-from tests.support.servers import variant
+from tests.support.servers import opened, variant
 from tests.support.spool import read_segment
 
 GRAPHS = {
@@ -48,12 +49,14 @@ ANSWERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def server(tmp_path, serve_here):
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
     """Serve each graph at an endpoint with its name, with batching and capture."""
-    folders = {name: write_model(tmp_path / name, graph) for name, graph in GRAPHS.items()}
+    root = tmp_path_factory.mktemp("whole")
+    folders = {name: write_model(root / name, graph) for name, graph in GRAPHS.items()}
     endpoints = {name: {"main": variant(folder)} for name, folder in folders.items()}
-    return serve_here(endpoints, {"max_batch_size": 8})
+    with opened(root / "state", endpoints, ServerSpec(max_batch_size=8)) as server:
+        yield server
 
 
 def told(server, path, body=None):
@@ -63,9 +66,14 @@ def told(server, path, body=None):
 
 
 def captured(server):
+    """Return the last captured request."""
     (segment,) = (server.repository.state_dir / SPOOL).glob("*.seg")
-    (request,) = read_segment(segment)[0]
-    return request
+    return read_segment(segment)[0][-1]
+
+
+def batch_rows(server, name):
+    counted = rf'^onnxserve_batch_rows_sum{{.*"{name}".*}} (.+)$'
+    return sum(map(float, re.findall(counted, server.metrics.page().decode(), re.MULTILINE)))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -108,10 +116,11 @@ def test_pages_are_served(server, name):
 
 @pytest.mark.parametrize("name", ["fixed", "pair", "scalar"])
 def test_whole_request_is_one_logged_row(server, name):
+    before = batch_rows(server, name)
+
     told(server, f"/endpoints/{name}/invocations", {"inputs": INPUTS[name]})
 
-    counted = rf'^onnxserve_batch_rows_sum{{.*"{name}".*}} 1\.0$'
-    assert re.search(counted, server.metrics.page().decode(), re.MULTILINE)
+    assert batch_rows(server, name) == before + 1
     request = captured(server)
     assert {key: array.tolist() for key, array in request.feeds.items()} == {
         key: [value] for key, value in INPUTS[name].items()

@@ -1,15 +1,16 @@
-"""Triton's own client loads and unloads endpoints of a running server, and a restart
-keeps the changes.
+"""Triton's own client reads the answers of a running server, and loads and unloads its
+endpoints.
 """
 
 import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import requests
-from tritonclient.http import InferenceServerClient
-from tritonclient.utils import InferenceServerException
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from mlflow_deploy_plugin.core.statedir.files import AGENT, read_state
 from mlflow_deploy_plugin.core.statedir.models import AgentState
@@ -38,7 +39,7 @@ def index(client):
 def spec_file(tmp_path_factory, model_folders):
     documents = [
         f"name: {name}\nvariants: {{v: {{model: '{model_folders[kind]}'}}}}\n"
-        for name, kind in (("first", "single"), ("second", "stock"))
+        for name, kind in (("first", "single"), ("second", "mixed"))
     ]
     file = tmp_path_factory.mktemp("spec") / "spec.yaml"
     file.write_text("---\n".join(documents).replace("\n---", "\nserver: {workers: 2}\n---", 1))
@@ -68,6 +69,50 @@ def asked_twenty_times(served, path):
     return {requests.get(served.url + path, timeout=10).status_code for _ in range(20)}
 
 
+def test_client_finds_server_and_model_ready(client):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    metadata = client.get_model_metadata("second")
+    (version,) = metadata["versions"]
+    ready = [("second", ""), ("second", version), ("second", "8"), ("none", "")]
+    assert [client.is_model_ready(*target) for target in ready] == [True, True, False, False]
+    assert metadata["inputs"][0] == {"name": "carrier", "datatype": "BYTES", "shape": [-1, 1]}
+    extensions = "binary_tensor_data model_configuration model_repository statistics"
+    assert client.get_server_metadata()["extensions"] == extensions.split()
+
+
+def tensor(name, array, is_binary):
+    input_tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    input_tensor.set_data_from_numpy(array, binary_data=is_binary)
+    return input_tensor
+
+
+@pytest.mark.parametrize("asks_binary", [False, True, None])
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_client_reads_its_requested_outputs(client, is_binary, asks_binary):
+    columns = {
+        "carrier": np.array([["AA"], ["ÜÜ"]], dtype=object),
+        "distance": np.zeros((2, 1)),
+        "hour": np.zeros((2, 1), dtype=np.int32),
+        "late": np.zeros((2, 1), dtype=np.bool_),
+    }
+    inputs = [tensor(name, array, is_binary) for name, array in columns.items()]
+    wanted = None
+    if asks_binary is not None:
+        wanted = [
+            InferRequestedOutput(name, binary_data=asks_binary)
+            for name in ("probabilities", "label")
+        ]
+    (version,) = client.get_model_metadata("second")["versions"]
+    result = client.infer("second", inputs, version, outputs=wanted, request_id="mine")
+    answer = result.get_response()
+    assert (answer["id"], answer["model_version"]) == ("mine", version)
+    labels = result.as_numpy("label").tolist()
+    assert labels in (["yes", "no"], [b"yes", b"no"])
+    chances = np.array([[0.2689414, 0.7310586], [0.5, 0.5]], np.float32)
+    np.testing.assert_allclose(result.as_numpy("probabilities"), chances, atol=1e-6, strict=True)
+
+
 def test_unloaded_endpoint_is_gone_and_returns(served, client):
     client.unload_model("second")
     assert asked_twenty_times(served, "/v2/models/second/ready") == {404}
@@ -78,14 +123,10 @@ def test_unloaded_endpoint_is_gone_and_returns(served, client):
         client.get_model_metadata("second")
 
     client.unload_model("second")  # This has no effect.
-    client.load_model("second")
+    for _ in range(2):  # The second load has no effect.
+        client.load_model("second")
     assert asked_twenty_times(served, "/v2/models/second/ready") == {200}
     assert index(client) == {"first": ("READY", ""), "second": ("READY", "")}
-
-
-def test_loading_a_loaded_model_changes_nothing(client):
-    client.load_model("first")
-    assert index(client)["first"] == ("READY", "")
 
 
 def test_endpoint_is_added_by_uri(served, client, model_folders):

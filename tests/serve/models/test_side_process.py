@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -161,6 +161,7 @@ def test_hanging_request_is_abandoned(new_process):
         hanging = pool.submit(process.request, SideMessage("hang"))
         while not hanging.done():
             assert process.request(SideMessage("echo")).fields["pid"] == first
+            wait([hanging], 0.1)
         with pytest.raises(DeadlineExceeded, match=r"within 1 s$"):
             hanging.result()
     assert pid_of(process) == first

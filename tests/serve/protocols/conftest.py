@@ -162,7 +162,8 @@ def ask_mlflow(scored_folders):
         thread.start()
         wait_until(lambda: server.started, what="MLflow's scoring server")
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        yield lambda model, *request: ask_over_http(f"{url}/{model}", *request)
+        with requests.Session() as session:
+            yield lambda model, *request: ask_over_http(session, f"{url}/{model}", *request)
         server.should_exit = True
         thread.join()
 
@@ -184,7 +185,7 @@ def ask_ours(scored_folders, tmp_path_factory):
         yield ask
 
 
-def ask_over_http(url, method, path, content_type=None, body=b""):
+def ask_over_http(session, url, method, path, content_type=None, body=b""):
     headers = {} if content_type is None else {"Content-Type": content_type}
-    response = requests.request(method, url + path, headers=headers, data=body, timeout=30)
+    response = session.request(method, url + path, headers=headers, data=body, timeout=30)
     return response.status_code, response.content

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
@@ -24,6 +24,7 @@ ROWS = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(rows=ROWS, end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]), is_record=st.booleans())
 def test_lines_are_decoded_exactly(rows, end, is_record):
     documents: list[Any] = [{"x": x, "c": c} if is_record else [c, x] for c, x in rows]
@@ -105,11 +106,9 @@ def test_prediction_without_rows_is_refused(prediction):
 @pytest.mark.parametrize(
     "dtype", ["float16", "float32", "float64", "int8", "uint64", "bool", np.longlong, "U3", object]
 )
-@pytest.mark.parametrize(
-    "shape", [(1,), (4,), (3, 2), (3, 1), (2, 3, 4), (0,), (0, 3), (3, 0), (2, 0, 5)]
-)
-def test_line_is_the_json_of_its_row(dtype, shape):
-    rows = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
-    if rows.dtype.kind == "f" and rows.size:
-        rows.flat[0] = np.nan
-    assert jsonlines.encode(rows) == b"".join(dump_json(row) + b"\n" for row in rows)
+def test_line_is_the_json_of_its_row(dtype):
+    for shape in ((1,), (4,), (3, 2), (3, 1), (2, 3, 4), (0,), (0, 3), (3, 0), (2, 0, 5)):
+        rows = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
+        if rows.dtype.kind == "f" and rows.size:
+            rows.flat[0] = np.nan
+        assert jsonlines.encode(rows) == b"".join(dump_json(row) + b"\n" for row in rows), shape

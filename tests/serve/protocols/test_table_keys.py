@@ -28,11 +28,12 @@ RECORDS = [dict(zip(ROWS, row, strict=True)) for row in zip(*ROWS.values(), stri
 ARROW = "application/vnd.apache.arrow.stream"
 
 
-@pytest.fixture
-def server(serve_here, model_folders):
-    kinds = ("single", "tensor", "stock")
-    endpoints = {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds}
-    return serve_here(endpoints, keys=["customer_id", "is_new"])
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, model_folders):
+    state_dir = tmp_path_factory.mktemp("keys") / "state"
+    endpoints = {kind: {"v": servers.variant(model_folders[kind])} for kind in ("single", "stock")}
+    with servers.opened(state_dir, endpoints, keys=["customer_id", "is_new"]) as server:
+        yield server
 
 
 def as_json(path, document):

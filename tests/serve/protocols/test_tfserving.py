@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.serve.protocols.tfserving import decode_base64
@@ -74,6 +74,7 @@ def test_text_may_be_plain_or_base64(server):
     assert ask(server, "mixed:predict", {"instances": [coded]}) == (200, plain)
 
 
+@settings(max_examples=25)
 @given(
     st.recursive(
         st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=2), inner)

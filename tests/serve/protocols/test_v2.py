@@ -244,7 +244,7 @@ TENSOR_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "an empty tensor of another width": ({"shape": [0, 2], "data": []}, "no rows"),
     "rows without elements": ({"shape": [BIG, 0], "data": []}, "empty"),
     "elements without rows": ({"shape": [0, 2**62, 2**62], "data": []}, "empty"),
-    "a million dimensions": ({"shape": [3] * 1_000_000}, "1000000 dimensions"),
+    "too many dimensions": ({"shape": [3] * 100_000}, "100000 dimensions"),
     "another width": ({"shape": [3, 2]}, "[any, 3]"),
     "ragged": ({"data": [[1, 2, 3], [4, 5]]}, "ragged"),
     "nested too deeply": (
