@@ -178,8 +178,12 @@ def test_extension_examples_build(tmp_path):
         "import os, sys; from setuptools import build_meta\n"
         "for folder in sys.argv[1:]: os.chdir(folder); build_meta.build_wheel('.')"
     )
-    command = [sys.executable, "-c", build, *map(str, examples)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        [sys.executable, "-c", build, *map(str, examples)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert built.returncode == 0, built.stderr
     for folder, document in examples.items():

@@ -140,7 +140,8 @@ def test_server_with_client_certificates_starts(serve, bias_folders, ours, setti
     ],
 )
 def test_mismatched_certificate_files_stop_the_start(ours, tmp_path, changed, reason):
-    (certfile, keyfile), _ = ours.issue("server"), ours.issue("other")
+    certfile, keyfile = ours.issue("server")
+    ours.issue("other")
     files = {"certfile": certfile, "keyfile": keyfile, "ca_certs": ours.certificate}
     files |= {name: str(ours.folder / value) for name, value in changed.items()}
     write_spec(tmp_path, "e", ServerSpec.model_validate(files))

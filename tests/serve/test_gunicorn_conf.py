@@ -107,15 +107,16 @@ def ended(tmp_path_factory, bias_folders):
     state_dir = tmp_path_factory.mktemp("ended")
     runtime = tmp_path_factory.mktemp("runtime")
     endpoints = servers.one_endpoint(bias_folders["1"])
-    environment = {"XDG_RUNTIME_DIR": str(runtime)}
     config = runtime.with_name("probe.py")
     modules = runtime.with_name("modules.txt")
     config.write_text(PROBE.format(path=str(modules)))
-    with servers.gunicorn(state_dir, endpoints, None, config, environment=environment) as running:
+    with servers.gunicorn(
+        state_dir, endpoints, None, config, environment={"XDG_RUNTIME_DIR": str(runtime)}
+    ) as running:
         (worker,) = read_workers(state_dir)
         assert running.post(json={"instances": [[1, 2, 3]]}).status_code == 200
-        csv = {"Content-Type": "text/csv"}
-        assert running.post(data="a,b,c\n1,2,3", headers=csv).status_code == 200
+        answer = running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"})
+        assert answer.status_code == 200
         loaded = Path(f"/proc/{running.process.pid}/maps").read_text()
         sockets = list(runtime.iterdir())
         metrics = metrics_of(state_dir, worker.pid)

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from decimal import Decimal
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -141,7 +142,8 @@ def test_one_batch_equals_several_batches(kind, fed):
         arrays = [*feeds.items(), *sent_arrays(feeds).items()]
         return [(name, array.dtype, repr(array.tolist())) for name, array in arrays]
 
-    for wanted, last in product(("double", "float", "long"), (5, None)):
+    kinds: tuple[Any, ...] = ("double", "float", "long")
+    for wanted, last in product(kinds, (5, None)):
         values = {"a": [1, largest, 3], "b": [4, last, 0]}
         table = pa.table({name: pa.array(values[name], kind) for name in "ab"})
         columns = tuple(Column(name, wanted) for name in "ab")

@@ -43,7 +43,7 @@ def test_late_checkpoint_is_an_alert(store, clock, tmp_path, monkeypatch):
     assert mentions(alert.detail["lines"][0], "newest checkpoint")
 
 
-def test_server_without_a_trail_is_no_alert(store, monkeypatch):
+def test_server_without_a_trail_raises_no_alert(store, monkeypatch):
     monkeypatch.setattr(service, "published_trail", lambda: None)
 
     service.announce_lateness(store)

@@ -76,7 +76,8 @@ def test_earlier_noise_widens_the_interval(endpoint, noise, skill, changes, stat
 
     accuracy = finding(result, "accuracy")
     assert (result.state, accuracy.state) == (state, state)
-    low, high = result.figures["accuracy_low"], result.figures["accuracy_high"]
+    low = result.figures["accuracy_low"]
+    high = result.figures["accuracy_high"]
     assert 0 <= low <= accuracy.value <= high <= 1
     assert (high >= 0.8) is (state == "cannot tell")
 

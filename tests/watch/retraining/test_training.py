@@ -54,7 +54,8 @@ def world(world):
 
 def world_of_a_log(folder):
     """Return a world that has only an inference log."""
-    return RetrainingWorld(folder, SimpleNamespace(settings=Settings(home=folder)), [])
+    deployments: Any = SimpleNamespace(settings=Settings(home=folder))
+    return RetrainingWorld(folder, deployments, [])
 
 
 @pytest.fixture
