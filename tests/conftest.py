@@ -13,8 +13,6 @@ import socket
 import sqlite3
 import sys
 import uuid
-from types import ModuleType
-from typing import cast
 
 import hypothesis
 import psutil
@@ -61,11 +59,11 @@ sys.dont_write_bytecode = False
 # Without grpc_status, pyspark's Connect takes a worker, whose main module has no file,
 # for its own doctests and ends it. MLflow handles the ImportError.
 if not IS_CONTROLLER:
-    sys.modules["pyspark.sql.connect"] = cast(ModuleType, None)
+    sys.modules["pyspark.sql.connect"] = None  # type: ignore[assignment]
 
 # jsonschema, which the client of Kubernetes imports, handles this ImportError too: the
 # module takes two seconds to build a grammar for IRIs, and no schema here has one.
-sys.modules["rfc3987_syntax"] = cast(ModuleType, None)
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 # A script's background job ignores SIGINT and SIGHUP, and so would all processes of the
 # tests.

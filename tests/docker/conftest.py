@@ -154,28 +154,28 @@ class Container:
     name: str
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self):
         return json.loads(run_docker("inspect", "-f", "{{json .State}}", self.name).stdout)
 
     @property
-    def logs(self) -> str:
+    def logs(self):
         result = run_docker("logs", self.name, check=False)
         return result.stdout + result.stderr
 
-    def run(self, *command: str) -> str:
+    def run(self, *command):
         return run_docker("exec", self.name, *command).stdout
 
-    def wait_healthy(self) -> None:
+    def wait_healthy(self):
         """Wait for the image's own HEALTHCHECK."""
 
-        def is_healthy() -> bool:
+        def is_healthy():
             state = self.state
             assert state["Running"], f"the container ended:\n{self.logs}"
             return bool(state["Health"]["Status"] == "healthy")
 
         wait_until(is_healthy, 60, "the container is healthy")
 
-    def ask(self, rows: list[list[float]]) -> Answer:
+    def ask(self, rows):
         address = run_docker("port", self.name, "8080/tcp").stdout.split()[0]
         return send(f"http://{address}/invocations", {"inputs": rows})
 

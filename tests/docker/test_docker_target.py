@@ -7,10 +7,9 @@ import socket
 import uuid
 from contextlib import suppress
 from itertools import chain
-from typing import Any
 
 import pytest
-from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.ship.deployments.backends import local
@@ -106,7 +105,7 @@ def other_image(image):
     run_docker("rmi", "-f", f"{image}-other")
 
 
-def predictions(client: BaseDeploymentClient, name: str | None, endpoint: str | None = None) -> Any:
+def predictions(client, name, endpoint=None):
     answer = client.predict(name, ROW, endpoint)
     return json.loads(answer.to_json())["predictions"]
 

@@ -11,7 +11,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import mlflow.onnx
@@ -97,12 +96,12 @@ class Endpoint:
     cluster: Cluster
     url: str
 
-    def predict(self) -> float:
+    def predict(self):
         answer = requests.post(f"{self.url}/invocations", json=ROW, timeout=10)
         assert answer.ok, answer.text
         return float(answer.json()["predictions"]["y"][0][0])
 
-    def pods(self) -> set[str]:
+    def pods(self):
         all_pods = self.cluster.items("pod", "-l", f"app.kubernetes.io/instance={self.name}")
         return {
             pod["metadata"]["name"]
@@ -110,17 +109,11 @@ class Endpoint:
             if "deletionTimestamp" not in pod["metadata"]
         }
 
-    def ready_pods(self) -> int:
-        (deployment,) = self.cluster.items(
-            "deployment", f"--field-selector=metadata.name={self.name}"
-        )
-        return int(deployment["status"].get("readyReplicas", 0))
-
-    def update(self, **fields: Any) -> None:
+    def update(self, **fields):
         config = {name.replace("__", "."): value for name, value in fields.items()}
         self.client.update_deployment(self.name, config=config)
 
-    def refused(self, **fields: Any) -> str:
+    def refused(self, **fields):
         """Return the one-line error of a failing update, after which the same pods
         serve the same version.
         """

@@ -4,11 +4,10 @@ forms.
 
 import re
 from dataclasses import replace
-from typing import Any
 
 from flask import request
 
-from mlflow_deploy_plugin.core.store.audit import INTEND, INTENTION, AuditEvent
+from mlflow_deploy_plugin.core.store.audit import INTEND, INTENTION
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 PAGE = "/onnxserve"
@@ -22,25 +21,25 @@ class HeaderLogin(Login):
     administrator.
     """
 
-    def __init__(self, readers: str, editors: str, risk: str = "") -> None:
+    def __init__(self, readers, editors, risk=""):
         self._readers = readers.split()
         self._editors = editors.split()
         self._risk = risk.split()
 
-    def user(self) -> str:
+    def user(self):
         return request.headers.get("X-User", "")
 
-    def is_administrator(self) -> bool:
+    def is_administrator(self):
         return not self.user()
 
-    def groups(self) -> frozenset[str]:
+    def groups(self):
         return frozenset({"risk"} if self.user() in self._risk else ())
 
-    def permission(self, model: str) -> ModelPermission:
+    def permission(self, model):
         return ModelPermission(self.user() in self._readers, self.user() in self._editors)
 
 
-def events(mlflow_app: Any, model: str) -> list[AuditEvent]:
+def events(mlflow_app, model):
     """Return the events of the model, without the intentions of changes."""
     return [
         replace(event, detail={key: event.detail[key] for key in event.detail if key != INTENTION})
@@ -49,19 +48,17 @@ def events(mlflow_app: Any, model: str) -> list[AuditEvent]:
     ]
 
 
-def move(
-    mlflow_app: Any, model: str, version: str, stage: str, base: str = API, **more: Any
-) -> Any:
+def move(mlflow_app, model, version, stage, base=API, **more):
     body = {"name": model, "version": version, "stage": stage, **more}
     return mlflow_app.client.post(f"{base}/model-versions/transition-stage", json=body)
 
 
-def point(mlflow_app: Any, model: str, alias: str, version: str) -> Any:
+def point(mlflow_app, model, alias, version):
     body = {"name": model, "alias": alias, "version": version}
     return mlflow_app.client.post(f"{API}/registered-models/alias", json=body)
 
 
-def open_page(mlflow_app: Any, path: str = PAGE, **options: Any) -> tuple[Any, str, str]:
+def open_page(mlflow_app, path=PAGE, **options):
     """Return a browser that has opened the page, the page,
     and the token of its forms.
     """
@@ -71,6 +68,6 @@ def open_page(mlflow_app: Any, path: str = PAGE, **options: Any) -> tuple[Any, s
     return browser, html, match.group(1) if match else ""
 
 
-def form(endpoint: str, token: str, **more: str) -> dict[str, str]:
+def form(endpoint, token, **more):
     fields = {"action": "traffic", "endpoint": endpoint, "csrf_token": token}
     return {**fields, "weight:champion": "100", "why": "tried", **more}

@@ -3,7 +3,6 @@ form and each value.
 """
 
 import json
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,7 @@ JSON = "application/json"
 CSV = "text/csv"
 
 
-def case(name: str, model: str, body: Any, content_type: str | None = JSON) -> Any:
+def case(name, model, body, content_type=JSON):
     """One request: its model, its content (bytes, or a document that is sent as JSON),
     and its content type.
     """
@@ -27,16 +26,16 @@ CSV_ROWS = "carrier,distance,hour,holiday\nAA,900.5,20,True\nZürich,300.0,2,Fal
 ABC = [[1.0, 2.0, 3.0], [4.0, -5.0, 6.5]]
 
 
-def split(columns: list[Any], *rows: list[Any], **more: Any) -> dict[str, Any]:
+def split(columns, *rows, **more):
     return {"dataframe_split": {"columns": columns, "data": list(rows), **more}}
 
 
-def mixed(**changed: Any) -> dict[str, Any]:
+def mixed(**changed):
     """Return the first two flights, the first with changed values."""
     return {"dataframe_records": [RECORDS[0] | changed, RECORDS[1]]}
 
 
-def abc(*values: Any) -> dict[str, Any]:
+def abc(*values):
     return split(["a", "b", "c"], list(values), ABC[1])
 
 

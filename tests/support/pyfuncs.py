@@ -9,8 +9,6 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,7 +108,7 @@ class Tensors(PythonModel):
         }
 
 
-def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
+def save_pyfuncs(root, only=()):
     """Save each model, or only the models of `only` that are a PythonModel, and return
     the folders by name.
     """

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +24,20 @@ class Served:
     log: Path
 
     @property
-    def url(self) -> str:
+    def url(self):
         return self._announced()[0].rpartition(" at ")[2]
 
-    def _announced(self) -> list[str]:
+    def _announced(self):
         return [
             line for line in self.log.read_text().splitlines() if line.startswith("onnxserve: ")
         ]
 
-    def wait_ready(self) -> "Served":
+    def wait_ready(self):
         wait_until(lambda: self._announced() or self.process.poll() is not None, 60, "ready")
         assert self.process.poll() is None, self.log.read_text()
         return self
 
-    def predict(self, *row: float, **headers: str) -> requests.Response:
+    def predict(self, *row, **headers):
         """Return the response for one row. Names of headers have underscores instead of
         hyphens: `X_Event_Time`.
         """
@@ -47,16 +46,16 @@ class Served:
             f"{self.url}/invocations", json={"inputs": [row]}, headers=http_headers, timeout=30
         )
 
-    def version(self) -> str:
+    def version(self):
         return self.predict(0).headers["X-Model-Version"]
 
-    def members(self) -> list[psutil.Process]:
+    def members(self):
         """Return every process of the session: supervisor, agent, gunicorn, workers."""
         return [
             process for process in psutil.process_iter() if _session(process) == self.process.pid
         ]
 
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+    def end(self, number=signal.SIGTERM):
         """End the session if it has not ended, wait until all its processes are gone,
         and return its exit status.
         """
@@ -67,7 +66,7 @@ class Served:
         return code
 
 
-def _session(process: psutil.Process) -> int:
+def _session(process):
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return 0
@@ -77,13 +76,13 @@ def _session(process: psutil.Process) -> int:
 
 
 @contextmanager
-def servers_below(folder: Path) -> Iterator[Callable[..., Served]]:
+def servers_below(folder):
     """Yield a function that starts `onnxserve serve ARGUMENTS --state-dir
     FOLDER/state`. At the end, all servers are ended.
     """
     started: list[Served] = []
 
-    def start(*arguments: str, state: str = "state") -> Served:
+    def start(*arguments, state="state"):
         log = folder / f"{len(started)}.log"
         command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", *arguments]
         command += ["--state-dir", str(folder / state)]

@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
@@ -27,8 +26,6 @@ from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, exclu
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.registry_folder import RegistryFolder
-
-Outputs = dict[str, Array]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tests.support.models import mixed_model, tensor_model
 class _Quiet(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def log(self, *_: object) -> None:
+    def log(self, *_):
         pass
 
 
@@ -88,7 +88,7 @@ def _scripted_server(answers):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:
+        def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             script.asked.append((self.path, dict(self.headers.items()), body))
             status, headers, content, seconds = answers.pop(0) if len(answers) > 1 else answers[0]
@@ -101,7 +101,7 @@ def _scripted_server(answers):
 
         do_GET = do_POST  # noqa: N815 - http.server's name
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -14,7 +14,6 @@ from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.serve.spool.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.spool_reader import (
-    CapturedBatch,
     read_batches,
     read_last_batches,
 )
@@ -204,7 +203,7 @@ def test_frame_truncated_meanwhile_hides_none(tmp_path, monkeypatch):
     assert captured.lost_bytes == 0
 
 
-def prediction_ids(batches: list[CapturedBatch]) -> list[str]:
+def prediction_ids(batches):
     return list(chain.from_iterable(strings(batch.prediction_ids) for batch in batches))
 
 

@@ -4,7 +4,6 @@ tests/cli/test_predict.py tests the command.
 
 import io
 import json
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +11,6 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
-    RowBatch,
     predict_batch,
     read_rows,
 )
@@ -78,7 +76,7 @@ def test_invalid_row_names_its_line(kind, content, names):
         list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
 
 
-def predict(batch: RowBatch, is_repeated: bool) -> Any:
+def predict(batch, is_repeated):
     """A model that returns the double, and refuses texts and more than two rows."""
     rows = [row["a"] for row in json.loads(batch.body)["dataframe_records"]]
     if len(rows) > 2:
@@ -89,7 +87,7 @@ def predict(batch: RowBatch, is_repeated: bool) -> Any:
     return [row * 2 for row in rows]
 
 
-def predictions(*rows: Any) -> list[Any]:
+def predictions(*rows):
     content = b"".join(json.dumps({"a": row}).encode() + b"\n" for row in rows)
     (batch,) = read_rows(io.BytesIO(content), "rows", "jsonl", 100).batches
     return predict_batch(predict, "rows", batch)

@@ -3,9 +3,9 @@ no proxies.
 """
 
 
-def _get_proxy_settings() -> dict[str, object]:
+def _get_proxy_settings():
     return {}
 
 
-def _get_proxies() -> dict[str, str]:
+def _get_proxies():
     return {}

@@ -30,7 +30,6 @@ import sys
 import sysconfig
 import time
 from types import ModuleType
-from typing import Any
 
 _OS = (
     "copy_file_range eventfd eventfd_read eventfd_write fdatasync getrandom getresgid "
@@ -87,13 +86,13 @@ for module, names in _MISSING.items():
             delattr(module, name)
 
 
-def _hide(owner: Any, name: str) -> None:
+def _hide(owner, name):
     """Make paths in `_HIDDEN` nonexistent for a file function, unless psutil calls the
     function.
     """
     real = getattr(owner, name)
 
-    def hiding(path: Any, *arguments: Any, **options: Any) -> Any:
+    def hiding(path, *arguments, **options):
         text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
         if str(text).startswith(_HIDDEN) and not sys._getframe(1).f_globals["__name__"].startswith(
             "psutil"
@@ -115,14 +114,14 @@ _symbol = ctypes.CDLL.__getattr__  # type: ignore[attr-defined]
 _dlopen = ctypes._dlopen  # type: ignore[attr-defined]
 
 
-def _macos_library(name: str | None, mode: int) -> int:
+def _macos_library(name, mode):
     """Load the Linux library for a macOS library name, as torch and the boosters
     request their own libraries.
     """
     return int(_dlopen(name.replace(".dylib", ".so") if isinstance(name, str) else name, mode))
 
 
-def _macos_symbol(library: ctypes.CDLL, name: str) -> Any:
+def _macos_symbol(library, name):
     if name in _LIBC:
         raise AttributeError(f"dlsym(RTLD_DEFAULT, {name}): symbol not found")
     return _symbol(library, name)
@@ -133,7 +132,7 @@ ctypes._dlopen = _macos_library  # type: ignore[attr-defined]
 _killpg = os.killpg
 
 
-def _macos_killpg(leader: int, number: int) -> None:
+def _macos_killpg(leader, number):
     """Refuse a group of zombies, as killpg1 of XNU does."""
     import psutil
 
@@ -147,7 +146,7 @@ def _macos_killpg(leader: int, number: int) -> None:
     _killpg(leader, number)
 
 
-def _group(pid: int) -> int:
+def _group(pid):
     try:
         return os.getpgid(pid)
     except ProcessLookupError:

@@ -8,14 +8,12 @@ import subprocess
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.support.waiting import wait_until
 
-Manifest = dict[str, Any]
 NEEDS_CLUSTER = pytest.mark.skipif(
     not os.environ.get("KUBECONFIG"), reason="no Kubernetes cluster is named by KUBECONFIG"
 )

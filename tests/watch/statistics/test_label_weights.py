@@ -1,6 +1,5 @@
 """Labelled rows that represent unlabelled rows, in simulations."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -19,7 +18,6 @@ from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 START = datetime(2013, 4, 1, tzinfo=UTC)
 ROWS = 1_000
 ALL = np.ones(ROWS, bool)
-Scheme = Callable[[np.random.Generator, ClassPredictions, np.ndarray], np.ndarray]
 
 
 def at_random(rng, answers, truth):
