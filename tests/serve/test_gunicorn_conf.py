@@ -103,7 +103,7 @@ def worker_exit(arbiter, worker):
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory, bias_folders):
-    """What a server left and loaded that has answered a request and ended."""
+    """The files and libraries of a server that answered requests and ended."""
     state_dir = tmp_path_factory.mktemp("ended")
     runtime = tmp_path_factory.mktemp("runtime")
     endpoints = servers.one_endpoint(bias_folders["1"])

@@ -3,8 +3,6 @@ without onnxserve.
 """
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +15,7 @@ from mlflow_deploy_plugin.core.registry.approved_files import (
     approval_of,
     changed_files,
 )
+from tests.support.services.listener import answering
 from tests.support.tracking import tracking_at
 
 APPROVED = {
@@ -40,24 +39,15 @@ def mlflow_at(monkeypatch):
     """
     served = SimpleNamespace(status=200, body=APPROVED, kind="application/json", path="")
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            is_of_app = "/onnxserve/" in self.path
-            served.path = self.path if is_of_app else served.path
-            self.send_response(served.status if is_of_app else 200)
-            self.send_header("Content-Type", served.kind if is_of_app else "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(served.body if is_of_app else MODEL).encode())
-
-        def log_message(self, format, *args):
-            pass
+    def answer(request, _):
+        if "/onnxserve/" not in request.path:
+            return 200, "application/json", json.dumps(MODEL)
+        served.path = request.path
+        return served.status, served.kind, json.dumps(served.body)
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with tracking_at(f"http://127.0.0.1:{server.server_port}"):
-            yield served
-        server.shutdown()
+    with answering(answer) as url, tracking_at(url):
+        yield served
 
 
 def test_approval_of_one_version_is_requested(mlflow_at):

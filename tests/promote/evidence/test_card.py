@@ -93,7 +93,7 @@ def texts(card, section):
 
 
 @pytest.fixture(scope="module")
-def empty_folder(tmp_path_factory, new_database):
+def classifier_folder(tmp_path_factory, new_database):
     prepared = RegistryFolder(tmp_path_factory.mktemp("registry"), new_database)
     write_classifier(prepared.folder / "model")
     prepared.keep()
@@ -101,12 +101,12 @@ def empty_folder(tmp_path_factory, new_database):
 
 
 @pytest.fixture
-def registry(empty_folder):
+def registry(classifier_folder):
     with (
-        empty_folder.restored() as client,
+        classifier_folder.restored() as client,
         closing(open_store(load_settings().store_url)) as store,
     ):
-        yield Registry(client, store, empty_folder.folder)
+        yield Registry(client, store, classifier_folder.folder)
 
 
 @pytest.mark.long
