@@ -56,6 +56,10 @@ hypothesis.settings.load_profile("shared cores")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Python would take five seconds to unload a worker's modules.
+if not IS_CONTROLLER:
+    atexit.register(os._exit, 0)
+
 # Without grpc_status, pyspark's Connect takes a worker, whose main module has no file,
 # for its own doctests and ends it. MLflow handles the ImportError.
 if not IS_CONTROLLER:

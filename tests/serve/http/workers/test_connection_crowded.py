@@ -84,6 +84,7 @@ def test_active_upload_is_not_evicted(app):
         await until(lambda: connection._body and connection._body.received == 100_000)
         for _ in range(3 * PLACES):
             await opened.connect(b"")
+            await asyncio.sleep(0.002)  # the loop's resolution is a millisecond
         await opened.send(upload, b" " * 100_000)
         assert (await opened.read(upload, b"}")).startswith(b"HTTP/1.1 400 ")
 
