@@ -47,7 +47,7 @@ def pyfunc_folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory):
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+        yield f"{url}?socket_timeout=20"  # Ours is shorter than a pause of a busy machine.
 
 
 @pytest.fixture
