@@ -56,10 +56,6 @@ hypothesis.settings.load_profile("shared cores")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# Python would take five seconds to unload a worker's modules.
-if not IS_CONTROLLER:
-    atexit.register(os._exit, 0)
-
 # Without grpc_status, pyspark's Connect takes a worker, whose main module has no file,
 # for its own doctests and ends it. MLflow handles the ImportError.
 if not IS_CONTROLLER:
@@ -124,6 +120,15 @@ def pytest_unconfigure():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(RUN) == os.environ[RUN]:
                 process.kill()
+    if not IS_CONTROLLER:
+        atexit.register(exit_without_unloading)
+
+
+def exit_without_unloading():
+    """End a worker without unloading its modules, which takes Python seconds."""
+    atexit.unregister(exit_without_unloading)
+    atexit._run_exitfuncs()
+    os._exit(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
