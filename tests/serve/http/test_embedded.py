@@ -216,8 +216,11 @@ def test_no_parts_are_made_after_disconnect():
 
 def agents_of(state_dir):
     """Return the agents of this process for a state folder or its subfolders."""
-    children = psutil.Process().children()
-    return [child for child in children if str(state_dir) in " ".join(child.cmdline())]
+    # Another test's child that has ended has no command line.
+    children = {
+        child: child.as_dict(["cmdline"])["cmdline"] or () for child in psutil.Process().children()
+    }
+    return [child for child, line in children.items() if str(state_dir) in " ".join(line)]
 
 
 def test_websocket_is_closed_and_lifespan_ends_model(folder, tmp_path):
