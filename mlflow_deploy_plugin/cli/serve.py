@@ -1,4 +1,6 @@
-"""`onnxserve serve` runs a server in the foreground."""
+"""`onnxserve serve` runs a server in the foreground, and `onnxserve fetch` writes files
+for other servers.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from mlflow_deploy_plugin.cli.options import (
     config_option,
     flag,
     key_values,
+    model_argument,
     option,
     optional_model_argument,
     path_option,
@@ -143,6 +146,34 @@ def serve(
         if spec_file is not None and spec_file.absolute() != folder / SPEC:
             refresh = _WatchedSpec(spec_file, folder, first.server, changes).refresh
         supervise(folder, not no_follow, click.echo, refresh)
+
+
+@click.command()
+@model_argument
+@click.argument("folder", type=click.Path(path_type=Path))
+@option(
+    "--require REQUIREMENTS",
+    "Requirements that the version must meet: gate=passed, name=true and signature=/FILE, "
+    "separated by commas.",
+    default="",
+)
+def fetch(model_uri: str, folder: Path, require: str) -> None:
+    """Write the checked files of a version into a folder.
+
+    FOLDER is empty or has the files of another version, which are replaced. KServe runs
+    this command before a pod starts (`onnxserve render --for kserve`).
+
+    \b
+      onnxserve fetch models:/flight-delay@champion /mnt/models
+      onnxserve fetch mlflow://flight-delay/3 /mnt/models --require gate=passed
+    """
+    # Serving does not need the modules of the agent.
+    from mlflow_deploy_plugin.serve.agent.storage_container import fetch_into
+
+    version = fetch_into(model_uri, folder, require)
+    click.echo(
+        f"{version.model} version {version.version} is in {folder} (sha256 {version.digest})"
+    )
 
 
 class _WatchedSpec:

@@ -112,6 +112,8 @@ def parse_model_uri(model_uri: str) -> ModelURI:
     match scheme.group()[:-1].lower():
         case "models":
             return _parse_models_uri(model_uri)
+        case "mlflow":  # KServe expects :// in the URIs of storage.
+            return _parse_models_uri(f"models:/{_path_of(model_uri)}")
         case "runs":
             run_id, _, path = _path_of(model_uri).partition("/")
             if not run_id or not path:

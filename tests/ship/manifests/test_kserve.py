@@ -33,11 +33,11 @@ PREDICTOR = {
     "maxReplicas",
     "scaleMetric",
     "scaleTarget",
-    "canaryTrafficPercent",
     "serviceAccountName",
     "model",
 }
 MODEL = {"modelFormat", "runtime", "protocolVersion", "storageUri"}
+STORAGE = {"container", "supportedUriFormats", "workloadType", "supportsMultiModelDownload"}
 REFUSED_BY_KNATIVE = {"lifecycle", "startupProbe"}
 RESTRICTED = {
     "runAsNonRoot": True,
@@ -113,29 +113,76 @@ def test_followed_stage_is_in_the_served_spec():
 
 def test_second_stored_model_is_a_canary():
     champion = {"model": "s3://b/flights/3", "weight": 90}
-    config, _, service = rendered(spec({"champion": champion}))
+    _, _, service = rendered(spec({"champion": champion}))
+    assert service["spec"].keys() == {"predictor"}
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/flights/3"
-    assert "canaryTrafficPercent" not in service["spec"]["predictor"]
-    (served,) = load_specs(config["data"]["spec.yaml"])
-    assert served.variants["champion"].model == "/mnt/models"
 
-    both = {"champion": champion, "candidate": {"model": "s3://b/flights/4", "weight": 10}}
-    config, _, service = rendered(spec(both))
-    assert service["spec"]["predictor"]["canaryTrafficPercent"] == 10
-    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/flights/4"
-    (served,) = load_specs(config["data"]["spec.yaml"])
-    assert served.variants.keys() == {"candidate"}
+    both = {"candidate": {"model": "s3://b/flights/4", "weight": 10}, "champion": champion}
+    config, _, service = rendered(spec(both, server={"insecure": True}))
+    assert service["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "Standard"}
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/flights/3"
+    (canary,) = service["spec"]["canary"]
+    assert canary["trafficPercent"] == 10
+    assert canary["predictor"].keys() == {"name", "model"}
+    model = canary["predictor"]["model"]
+    assert model.keys() == MODEL | {"args"}
+    assert model["storageUri"] == "s3://b/flights/4"
+    assert model["args"] == ["--spec", "/etc/onnxserve/canary.yaml"]
+    for key, name in (("spec.yaml", "champion"), ("canary.yaml", "candidate")):
+        (served,) = load_specs(config["data"][key])
+        assert served.variants.keys() == {name}
+        assert served.variants[name].model == "/mnt/models"
+
+
+def test_storage_container_is_rendered_for_the_registry():
+    environment = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    endpoint = spec(
+        {"a": {"model": "mlflow://flights@champion"}},
+        container={
+            "environment": environment,
+            "secrets": {"MLFLOW_TRACKING_TOKEN": "mlflow/token"},
+            "secret_files": {"MLFLOW_TRACKING_SERVER_CERT_PATH": "mlflow/ca"},
+        },
+    )
+    files = FORMATS["kserve"](endpoint, Place("ml"))
+    *_, service, storage = yaml.safe_load_all("".join(files.values()))
+    uri = service["spec"]["predictor"]["model"]["storageUri"]
+    assert (uri, storage["kind"]) == ("mlflow://flights@champion", "ClusterStorageContainer")
+    assert "namespace" not in storage["metadata"]
+    assert storage["spec"].keys() == STORAGE
+    assert {"prefix": "models:/"} in storage["spec"]["supportedUriFormats"]
+    container = storage["spec"]["container"]
+    assert container["name"] == "storage-initializer"
+    assert container["command"] == ["onnxserve", "fetch"]
+    assert [variable["name"] for variable in container["env"]] == [
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_TRACKING_TOKEN",
+    ]
+
+
+def test_storage_container_has_the_requirements():
+    """The server checks them as well, because others may replace the container."""
+    endpoint = new_endpoint("flights", "mlflow://flights/3", {"require": "gate=passed"})
+    files = FORMATS["kserve"](endpoint, Place("ml"))
+    *_, service, storage = yaml.safe_load_all("".join(files.values()))
+    assert storage["spec"]["container"]["command"][2:] == ["--require", "gate=passed"]
+    assert "storageUri" not in service["spec"]["predictor"]["model"]
 
 
 @pytest.mark.parametrize(
     "parts",
     [
-        {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2", "shadow": True}}},
+        {
+            "variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2", "shadow": True}},
+            "server": {"insecure": True},
+        },
         {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "models:/x/2"}}},
         {
             "variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2"}},
             "sticky": {"header": "x-user"},
+            "server": {"insecure": True},
         },
+        {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2"}}},
     ],
 )
 def test_server_splits_traffic_that_kserve_cannot(parts):
