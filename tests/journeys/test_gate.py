@@ -30,10 +30,10 @@ class Journey:
     deployments: BaseDeploymentClient
 
     def run(self, line, status=0):
-        """Run a command, and return its output."""
+        """Run a command, and return its result."""
         result = CliRunner().invoke(main, line.format(model=f"models:/{MODEL}").split())
         assert result.exit_code == status, result.output
-        return result.output
+        return result
 
     def served(self):
         url = self.deployments.get_deployment("toy")["url"]
@@ -71,7 +71,7 @@ def journey(mlflow_server, tmp_path_factory):
 @pytest.mark.long
 def test_gate_controls_traffic(journey):
     first = journey.run("promote {model}/1 --to Production")
-    assert mentions(first, MODEL, "version 1", "in Production")
+    assert mentions(first.output, MODEL, "version 1", "in Production")
     config = {"require": "gate=passed"}
     journey.deployments.create_deployment("toy", f"models:/{MODEL}/Production", config=config)
     assert journey.served() == "1"
@@ -81,7 +81,7 @@ def test_gate_controls_traffic(journey):
 
 
 def good_version_is_promoted(journey):
-    judged = json.loads(journey.run("gate {model}/2 -o json"))
+    judged = json.loads(journey.run("gate {model}/2 -o json").stdout)
     assert {check["state"] for check in judged["checks"]} == {"passed"}
     artifacts = {entry.path for entry in journey.client.list_artifacts(judged["run"]["run_id"])}
     assert {"gate_report.html", "gate.json"} <= artifacts
@@ -90,13 +90,13 @@ def good_version_is_promoted(journey):
 
     # The recent verdict is used again.
     promoted = journey.run("promote {model}/2 --to Production")
-    assert mentions(promoted, "the verdict on version 2", "toy/toy serves")
+    assert mentions(promoted.output, "the verdict on version 2", "toy/toy serves")
     assert journey.served() == "2"
 
 
 def worse_version_is_refused_until_forced(journey):
     refused = journey.run("promote {model}/3 --to Production", status=1)
-    assert mentions(refused, MODEL, "version 3", "evaluation", "the margin of 0.0100")
+    assert mentions(refused.output, MODEL, "version 3", "evaluation", "the margin of 0.0100")
     assert journey.tags(3)["onnxserve.gate"] == "failed"
     assert journey.client.get_model_version(MODEL, "3").current_stage == "None"
     assert journey.served() == "2"
@@ -105,7 +105,7 @@ def worse_version_is_refused_until_forced(journey):
     assert journey.served() == "3"
     assert journey.tags(3)["onnxserve.gate"] == "forced"
     assert mentions(journey.tags(3)["onnxserve.gate.reason"], "drill", "evaluation")
-    lines = journey.run("audit history toy -o jsonl").splitlines()
+    lines = journey.run("audit history toy -o jsonl").stdout.splitlines()
     events = [json.loads(line) for line in lines]
     done = [(event["action"], event["version"]) for event in events if event["model"] == MODEL]
     assert done == [
