@@ -305,7 +305,7 @@ def test_role_of_the_guide_suffices(create, cluster, tmp_path, monkeypatch):
     cluster.kubectl("create", "serviceaccount", "deployer")
     config = kubeconfig_of(cluster, "deployer", tmp_path)
     monkeypatch.setenv("KUBECONFIG", config)
-    with pytest.raises(MlflowException, match=r'forbids it: deployments\.apps "f\d+".*"system:'):
+    with pytest.raises(MlflowException, match=r'forbids .*: deployments\.apps "f\d+".*"system:'):
         create()
 
     monkeypatch.undo()
