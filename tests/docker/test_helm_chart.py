@@ -43,10 +43,10 @@ def test_chart_runs_and_new_weights_keep_the_pods(cluster, model_image, controll
     def documents(variants):
         pod = {"image": model_image, "cpus": 0.5, "memory_bytes": 512 * 1024**2}
         endpoint = {"variants": variants, "container": pod, "kubernetes": {"replicas": 2}}
-        values = {
-            "endpoints": {"flights": endpoint},
-            "controller": {"enabled": True, "image": controller_image, "resources": {}},
-        }
+        # Helm keeps the chart's default (a core per pod) if this map is empty.
+        resources = {"requests": {"cpu": "100m"}}
+        controller = {"enabled": True, "image": controller_image, "resources": resources}
+        values = {"endpoints": {"flights": endpoint}, "controller": controller}
         # replaced by the cluster's own
         made = [item for item in template(values) if item["metadata"].pop("namespace")]
         return {f"{item['kind']}/{item['metadata']['name']}": item for item in made}
