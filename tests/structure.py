@@ -85,7 +85,7 @@ def count_tokens(text, ignored_lines):
     """Return the number of tokens per line. An f-string is one token in every version
     of Python.
     """
-    tokens: Counter[int] = Counter()
+    tokens = Counter()
     depth = 0
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         kind = tokenize.tok_name[token.type]
@@ -100,7 +100,7 @@ def count_nodes(nodes):
     """Count the nodes that make code dense, and the tests. The swap `a, b = b, a` is
     not dense.
     """
-    counts: Counter[str] = Counter()
+    counts = Counter()
     for node in nodes:
         match node:
             case ast.Assign([ast.Tuple([_, _, *_] as names), *_], ast.Tuple(values)):

@@ -97,7 +97,7 @@ def imported_modules(path, modules):
     """Return the modules of the package that a file imports, also within functions and
     for types. A syntax tree would need a second for the package.
     """
-    imported: set[str] = set()
+    imported = set()
     for origin, text in IMPORT.findall(path.read_text()):
         names = re.findall(r"([\w.]+)(?: as \w+)?", text)
         if origin:

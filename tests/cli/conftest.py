@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import mlflow
 import mlflow.onnx
@@ -21,7 +20,7 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def logged(mlflow_server):
     """Return URIs of logged models: adders by their summand, and a broken model."""
-    requirements: dict[str, Any] = {"pip_requirements": ["onnxruntime"]}
+    requirements = {"pip_requirements": ["onnxruntime"]}
     with tracking_at(mlflow_server.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         uris = {
             f"+{n}": mlflow.onnx.log_model(adder(n), name=f"add{n}", **requirements).model_uri

@@ -51,7 +51,7 @@ def test_invalid_mlmodel_is_refused(tmp_path, content, words):
     assert "\n" not in caught.value.message
 
 
-ODD: list[tuple[str, str]] = [
+ODD = [
     ("flavors: 5", "flavors is 5; a mapping"),
     ("flavors: {onnxserve: 5}", "flavors.onnxserve is 5; a mapping"),
     ("flavors: {onnx: [1]}", r"flavors.onnx is \[1\]; a mapping"),

@@ -124,7 +124,7 @@ def test_graph_with_cpu_node_is_refused(tmp_path):
 
 
 def test_remaining_nodes_run_on_listed_cpu(tmp_path):
-    listed: tuple[dict[str, dict[str, object]], ...] = (
+    listed = (
         {CUDA: {"device_id": 0, "use_tf32": False}},
         {CPU: {}},
     )

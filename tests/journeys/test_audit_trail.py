@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
@@ -45,7 +44,7 @@ def servers(request, new_database, tmp_path, monkeypatch):
     """
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     new_database(tmp_path)
-    settings: list[Mapping[str, str]] = [{}, {}]
+    settings = [{}, {}]
     with ExitStack() as stack:
         if request.param == "two key files":
             store = stack.enter_context(postgresql_server())

@@ -228,7 +228,7 @@ def test_killed_processes_and_log_outage_lose_no_rows(start, log, tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_server_loses_no_answered_rows(start, log, seed):
     draw = random.Random(seed)
-    answered: list[str] = []
+    answered = []
     for _ in range(2):
         served = start()
         with asking(served.url, 3) as load:

@@ -321,7 +321,7 @@ def _install_torch(environment):
     on PyPI needs gigabytes of CUDA.
     """
     version = _torch_version()
-    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
+    pip = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
     if (
         subprocess.run([*pip, f"torch=={version}+cpu"], check=False, capture_output=True).returncode
         != 0

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -59,7 +58,7 @@ class Mac:
 
     def run(self, program, *arguments, status=0):
         command = [str(Path(sys.executable).with_name(program)), *arguments]
-        places: dict[str, Any] = {"cwd": self.folder, "env": self.environment}
+        places = {"cwd": self.folder, "env": self.environment}
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=300, **places
         )

@@ -45,7 +45,7 @@ def test_report_is_shown_in_mlflow_viewer(page):
     past = [result_of(day, temperature=score) for day, score in enumerate([0.5, 1.2, 0.8, 2.0])]
     judgement = result_of(4, temperature=6.5, report=ReportData([(before, after)]))
     url = log_result(judgement, build_report(judgement, past_of(*past))).url
-    requested: list[str] = []
+    requested = []
     page.on("request", lambda request: requested.append(request.url))
 
     page.goto(f"{url}/artifacts/report.html")

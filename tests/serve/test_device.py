@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 
@@ -36,7 +35,7 @@ def test_missing_device_build_is_named():
 
 @no_cuda
 def test_missing_provider_build_is_named():
-    providers: tuple[Any, ...] = ({"TensorrtExecutionProvider": {}}, {"CUDAExecutionProvider": {}})
+    providers = ({"TensorrtExecutionProvider": {}}, {"CUDAExecutionProvider": {}})
     with refused(DeviceUnavailable, "server.providers", "GPU build", "mlflow-onnxserve[gpu]"):
         require_device(ServerSpec(providers=providers))
 

@@ -70,7 +70,7 @@ def test_server_is_replaced_under_load(
     monkeypatch.setenv("ONNXSERVE_LISTENER", str(tmp_path / "door"))
     earlier = serve(str(bias_folders["1"]), state="earlier").wait_ready()
     url = f"http://127.0.0.1:{free_port}/invocations"
-    answers: Counter[str] = Counter()
+    answers = Counter()
     is_over = threading.Event()
 
     def ask():

@@ -384,14 +384,14 @@ def test_used_port_stops_the_start(tmp_path, field):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "[::1]", "localhost"])
 def test_local_server_needs_no_keys(host):
-    messages: list[str] = []
+    messages = []
     check_exposure(ServerSpec(host=host), messages.append)
     assert messages == []
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "models.example"])
 def test_public_server_needs_keys(host):
-    messages: list[str] = []
+    messages = []
     with pytest.raises(InvalidConfig, match=r"-C server\.api_keys=true .*--insecure"):
         check_exposure(ServerSpec(host=host), messages.append)
     check_exposure(ServerSpec(host=host, api_keys=True), messages.append)

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -49,7 +48,7 @@ class NativeStack:
 
     def __post_init__(self):
         document = yaml.safe_load(COMPOSE.read_text())
-        self.services: dict[str, dict[str, Any]] = document["services"]
+        self.services = document["services"]
         self._secrets = {
             name: Path(secret["file"]).name for name, secret in document["secrets"].items()
         }
@@ -220,8 +219,8 @@ class NativeStack:
         are rendered to `home`.
         """
         service = self.services[name]
-        mounts: dict[str, str] = {}
-        sources: dict[str, Path] = {}
+        mounts = {}
+        sources = {}
         for secret in service.get("secrets", ()):
             source, target = (
                 (secret["source"], secret["target"])

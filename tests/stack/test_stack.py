@@ -112,7 +112,7 @@ def test_grpc_passes_nginx(stack, traffic):
 
 
 def test_killed_server_costs_no_request(stack, traffic):
-    statuses: Counter[int] = Counter()
+    statuses = Counter()
     ended = threading.Event()
 
     label = {

@@ -24,7 +24,6 @@ import threading
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import mlflow
@@ -100,12 +99,12 @@ HOUR = timedelta(hours=1)
 SERVED_FOLDER = "/srv/onnxserve"
 """The folder that replaces the temporary folder in stored paths."""
 SECONDS = 120.0
-EXAMPLES: dict[str, list[Any]] = {
+EXAMPLES = {
     "distance": [120.0, 900.5, None, 2400.0, 15.25],
     "hour": [6, 18, 23, 12, 0],
     "carrier": ["AA", "UA", "DL", "nobody", "AA"],
 }
-MONITORS: dict[str, str] = {
+MONITORS = {
     "monitors.daily.kind": "drift",
     "monitors.daily.min_rows": "100",
     "monitors.daily.independent_rows": "true",

@@ -54,8 +54,7 @@ class People:
         admin = ("admin", password("admin"))
         answer = requests.post(url, json=body, auth=admin, timeout=60)
         answer.raise_for_status()
-        content: dict[str, dict[str, object]] = answer.json()
-        return content
+        return answer.json()
 
     def register(self, user, policy, parity="proven"):
         """Register a model with this gate policy and a version as the user, and return

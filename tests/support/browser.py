@@ -4,7 +4,6 @@ installed.
 
 import shutil
 from contextlib import contextmanager
-from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -42,7 +41,7 @@ def accessibility_findings(page):
     The rules are WCAG 2.2 A and AA, and the good practice of axe.
     """
     findings = []
-    places: tuple[tuple[int, Literal["dark", "light"]], ...] = ((360, "dark"), (1280, "light"))
+    places = ((360, "dark"), (1280, "light"))
     for width, scheme in places:
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)

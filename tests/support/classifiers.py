@@ -2,8 +2,6 @@
 registered model.
 """
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,7 +56,7 @@ def write_classifier(
         probabilities = Cast <to = 1> (wide)
         label = ArgMax <axis = 1, keepdims = 0> (wide)
       }}"""
-    section: dict[str, Any] = {
+    section = {
         "inputs": [graph_tensor("x", "float64", -1, width, columns=list(columns))],
         "outputs": [
             graph_tensor("label", "int64", -1, role="label"),
@@ -77,7 +75,7 @@ def write_regressor(folder, weights=TRUTH, reference=None):
     graph = f"""linear (double[N,2] x) => (double[N,1] y) \
 <double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
       y = MatMul(x, w) }}"""
-    section: dict[str, Any] = {
+    section = {
         "inputs": [graph_tensor("x", "float64", -1, 2, columns=list(COLUMNS))],
         "outputs": [graph_tensor("y", "float64", -1, 1, role="values")],
         "prediction": ["y"],

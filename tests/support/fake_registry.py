@@ -8,7 +8,6 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
@@ -36,7 +35,7 @@ class AtOnce(Executor):
     """An executor that runs each function immediately in the caller's thread."""
 
     def submit(self, function, /, *arguments, **named):
-        future: Future[Any] = Future()
+        future = Future()
         try:
             future.set_result(function(*arguments, **named))
         except OnnxserveError as error:
@@ -48,7 +47,7 @@ class Later(Executor):
     """An executor that runs functions only when the test calls it."""
 
     def __init__(self):
-        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self.waiting = []
 
     def submit(self, function, /, *arguments, **named):
         self.waiting.append((Future(), lambda: function(*arguments, **named)))

@@ -500,7 +500,5 @@ def _graphql():
         yield f"GraphQL {name} as text", _raw_attempt("/graphql", query, "application/graphql")
 
 
-ATTEMPTS: dict[str, Attempt] = dict(
-    chain(_values(), _encodings(), _paths(), _other_calls(), _in_steps(), _graphql())
-)
+ATTEMPTS = dict(chain(_values(), _encodings(), _paths(), _other_calls(), _in_steps(), _graphql()))
 """The name of each attempt → the attempt."""

@@ -15,7 +15,7 @@ JSON = {"content-type": "application/json"}
 ROW = b'{"inputs": [[1, 2, 3]]}'
 V2_ROW = b'{"inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
 
-_apps: dict[int, ServerApp] = {}
+_apps = {}
 _building = threading.Lock()
 
 

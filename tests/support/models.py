@@ -65,7 +65,7 @@ def write_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(parse_graph(graph), folder / "model.onnx")
-    flavors: dict[str, Any] = {"onnx": {"data": "model.onnx", "onnx_version": "1.23.2"}}
+    flavors = {"onnx": {"data": "model.onnx", "onnx_version": "1.23.2"}}
     if section is not None:
         flavors["onnxserve"] = {"data": "model.onnx", "onnxserve_version": "0.1.0", **section}
     document: dict[str, Any] = {

@@ -15,7 +15,6 @@ from functools import partial
 import requests
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.store.tables import Json
 from tests.support.classifiers import write_classifier
 from tests.support.console import API
 from tests.support.services.mlflow_server import MlflowServer
@@ -95,7 +94,7 @@ class JudgedModel:
     def move(self, place, version):
         """Return the HTTP status of the request, 0 without an answer."""
         path = "model-versions/transition-stage"
-        body: Json = {"name": MODEL, "version": version, "stage": place}
+        body = {"name": MODEL, "version": version, "stage": place}
         body["archive_existing_versions"] = True
         if place.startswith("@"):
             path = "registered-models/alias"
@@ -185,7 +184,7 @@ def moves_while_restarting(model, database, restarts=3, count=300):
     """Move an alias and a stage by two clients, `count` times together, while the
     database restarts in equal distances. Late events have a minute to be stored.
     """
-    attempts: list[Attempt] = []
+    attempts = []
 
     def has_made(due):
         return len(attempts) >= due

@@ -3,7 +3,6 @@ model.
 """
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import onnx
@@ -67,7 +66,7 @@ def write_network(folder, rows=400, graph=None):
     """Write a model of the onnxserve flavor with a parity proof, and a reference with
     this number of rows; 0: no reference.
     """
-    section: dict[str, Any] = {
+    section = {
         "inputs": [graph_tensor("x", "float32", -1, WIDTHS[0])],
         "outputs": [
             graph_tensor("label", "int64", -1, role="label"),

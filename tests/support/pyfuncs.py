@@ -9,7 +9,6 @@ import re
 import sys
 import time
 import warnings
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -128,7 +127,7 @@ def save_pyfuncs(root, only=()):
     points = pd.DataFrame(
         {"points": [[1.0, 2.0]], "place": [{"name": "x", "height": 2}], "tags": [["u", "v"]]}
     )
-    models: dict[str, tuple[PythonModel, Any]] = {
+    models = {
         "days": (Days(), infer_signature(dates, Days().predict(None, dates), {"plus": 1})),
         "gaps": (Gaps(), infer_signature(pd.DataFrame({"text": ["a"], "when": dates["when"][:1]}))),
         "troubled": (Troubled(), infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"]))),

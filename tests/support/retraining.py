@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -141,7 +140,7 @@ class RetrainingWorld:
 
     def result(self, state="violated", window=DAY):
         run = LoggedRun("run-of-the-report", f"onnxserve/{ENDPOINT}", "http://mlflow/report")
-        fields: dict[str, Any] = {"state": state, "reason": "accuracy is 0.5", "rows": 1000}
+        fields = {"state": state, "reason": "accuracy is 0.5", "rows": 1000}
         return MonitorResult(
             ENDPOINT, "accuracy", "performance", MODEL, "1", "", window, 1, **fields, run=run
         )
@@ -241,7 +240,7 @@ def retraining_world(folder):
     """
     settings = load_settings()
     store = open_store(settings.store_url, lambda: utc_now() + world.ahead)
-    messages: list[str] = []
+    messages = []
     world = RetrainingWorld(folder, Deployments(store, settings, messages.append), messages)
     world.project.mkdir()
     (world.project / "MLproject").write_text(_MLPROJECT)

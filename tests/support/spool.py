@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from math import prod
-from typing import Any
 
 import numpy as np
 import orjson
@@ -60,9 +59,9 @@ def read_segment(segment, start=0):
     Stop without an error at a torn or incomplete frame.
     """
     content = segment.read_bytes()
-    models: dict[int, CapturedModel] = {}
-    layouts: dict[int, tuple[CapturedModel, Any]] = {}
-    requests: list[CapturedRequest] = []
+    models = {}
+    layouts = {}
+    requests = []
     offset = start
     while (payload := payload_at(content, offset)) is not None:
         if payload[:1] == REQUEST_KIND:
@@ -90,7 +89,7 @@ def _unpack(layout, packed):
     for length in (request_length, prediction_length):
         ids.append(str(packed[position : position + length], "utf-8"))
         position += length
-    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}, "masked": {}}
+    sides = {"feeds": {}, "outputs": {}, "masked": {}}
     for side, arrays in sides.items():
         for name, dtype, inner in layout.get(side, ()):
             shape = (rows, *inner)

@@ -4,7 +4,6 @@ model that needs no framework.
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -103,7 +102,7 @@ def tokenizer_json(kind, size=500):
         if kind == "WordPiece"
         else ("<s>", "</s>", "<pad>", "<unk>")
     )
-    special: dict[str, Any] = {
+    special = {
         "special_tokens": [first, last, pad, unknown],
         "show_progress": False,
         "vocab_size": size,

@@ -17,7 +17,7 @@ class Traffic(threading.Thread):
         self._width = width
         self._seconds = seconds
         self._ended = threading.Event()
-        self.answers: Counter[tuple[str, int]] = Counter()
+        self.answers = Counter()
         self.last_version = ""
 
     def run(self):

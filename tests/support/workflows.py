@@ -69,7 +69,7 @@ class Workflow:
         }
         assert required <= set(self.inputs), "a required input is missing"
         defaults = {name: declaration.get("default", "") for name, declaration in declared.items()}
-        self._context: dict[str, Any] = {
+        self._context = {
             "inputs": {**defaults, **{name: str(value) for name, value in self.inputs.items()}},
             "secrets": dict(self.secrets),
             "github": {
@@ -100,7 +100,7 @@ class Workflow:
             return []
         self._context["steps"] = {}
         variables = {**self._document.get("env", {}), **described.get("env", {})}
-        results: list[StepResult] = []
+        results = []
         for step in described["steps"]:
             has_failed = any(item.status for item in results)
             if (

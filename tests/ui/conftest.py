@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.ui import checkpoints
 from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.guard import moves
-from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from mlflow_deploy_plugin.ui.jobs import Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
 from tests.support.browser import chromium
 from tests.support.console import API, PAGE, POLICY, events, move, point
@@ -181,7 +181,7 @@ def browser():
 @pytest.fixture
 def started(monkeypatch):
     """Return a list that receives the jobs of the console. The jobs are not started."""
-    jobs: list[Job] = []
+    jobs = []
 
     def start(_, job, secret):
         jobs.append(job)

@@ -105,7 +105,7 @@ def test_every_change_arrives_in_every_worker(server):
     client.delete_model_version_tag("X", "2", "region")
     client.transition_model_version_stage("X", "1", "None")
     for events in streams:
-        arrived: dict[str, str] = {}
+        arrived = {}
         while arrived != first:
             arrived |= next_event(events)
         events.close()

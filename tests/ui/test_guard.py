@@ -312,7 +312,7 @@ def test_changes_are_counted_for_the_change_feed(model):
 
     version = {"version": "1"}
     new_name = f"{model}-new"
-    requests: list[tuple[str, dict[str, str]]] = [
+    requests = [
         ("model-versions/create", {"source": "s3://bucket/x"}),
         ("model-versions/set-tag", {**version, "key": "region", "value": "eu"}),
         ("model-versions/delete-tag", {**version, "key": "region"}),

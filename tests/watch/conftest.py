@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -51,7 +50,7 @@ def write_model(folder, reference, model_id="", **meaning):
     """Write the parts of an MLmodel folder that monitoring reads."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"not opened here")
-    section: dict[str, Any] = {"data": "model.onnx", "onnxserve_version": "0", **meaning}
+    section = {"data": "model.onnx", "onnxserve_version": "0", **meaning}
     if reference is not None:
         section["reference"] = {"data": "reference.parquet", "rows": len(reference)}
         pq.write_table(reference, folder / "reference.parquet")

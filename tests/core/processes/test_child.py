@@ -79,7 +79,7 @@ def system(request, monkeypatch):
 
 @pytest.fixture
 def new_child():
-    made: list[Child] = []
+    made = []
 
     def make(code, *arguments, **options):
         made.append(
@@ -137,7 +137,7 @@ def test_kills_group_ends_grandchildren_of_ended_child(new_child, tmp_path, kill
 
 def test_threads_wait_for_killed_child(new_child):
     child = new_child(SLEEP)
-    statuses: list[int | None] = []
+    statuses = []
     threads = [
         threading.Thread(
             target=lambda seconds: statuses.append(child.wait(seconds)), args=(seconds,)

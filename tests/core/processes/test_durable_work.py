@@ -54,7 +54,7 @@ def test_work_has_one_attempt_and_waits_for_pause():
 
 
 def test_parallel_work_is_limited_and_fair():
-    begun: list[str] = []
+    begun = []
     gates = {name: threading.Event() for name in "abc"}
     work = WorkRunner("test", 1, 30)
 

@@ -5,7 +5,6 @@ keys finds them.
 import json
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -81,7 +80,7 @@ def test_changed_or_unsigned_event_has_fault(store, store_url, tmp_path):
         server.record("approve", actor="ada", model="toy", version="1")
         keys = server.keys
     *_, event = stored_events(store, "flights", ["toy"])
-    changes: tuple[Any, ...] = ({}, {"actor": "eva"}, {"signature": ""})
+    changes = ({}, {"actor": "eva"}, {"signature": ""})
     faults = [list(replace(event, **change).faults(keys)) for change in changes]
     assert faults == [
         [],

@@ -103,7 +103,7 @@ def http_server():
     """A server that answers 404: its host with its port, and the Authorization header
     of each request.
     """
-    sent: list[str | None] = []
+    sent = []
 
     class Handler(SimpleHTTPRequestHandler):
         def do_GET(self):

@@ -56,7 +56,7 @@ def test_logged_model_id_is_normalized(client, monkeypatch):
 
 
 def test_second_report_updates_same_run(client):
-    times: list[int] = []
+    times = []
     runs = [
         WINDOW.log("window 3", {"by": "a"}, lambda _client, _run, before: times.append(before))
         for _ in range(2)

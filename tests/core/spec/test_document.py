@@ -1,7 +1,6 @@
 """Tests of reading and writing specs as YAML, and of the errors for invalid specs."""
 
 from operator import attrgetter
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -33,9 +32,7 @@ from tests.support.specs import flights
     fraction=st.floats(0, 1),
 )
 def test_spec_round_trips(name, model, weight, port, fraction):
-    config: dict[str, Any] = {
-        f"server.{key}": value for key, value in {"port": port}.items() if value is not None
-    }
+    config = {f"server.{key}": value for key, value in {"port": port}.items() if value is not None}
     spec = new_endpoint(name, model, {**config, "capture.fraction": fraction})
     spec = EndpointSpec.model_validate(
         {**spec.model_dump(by_alias=True), "variants": {name: {"model": model, "weight": weight}}}

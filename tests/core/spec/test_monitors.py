@@ -35,7 +35,7 @@ def test_estimated_figures_read_earlier_windows():
     )
 
 
-SAMPLED: dict[str, object] = {"mode": "incremental", "project": "p", "sample.recent": "30d"}
+SAMPLED = {"mode": "incremental", "project": "p", "sample.recent": "30d"}
 
 
 def with_sample(**fields):

@@ -185,8 +185,8 @@ def test_lock_ends_with_its_process(tmp_path):
 
 def test_lock_has_one_holder(tmp_path):
     path = tmp_path / "lock"
-    inside: list[int] = []
-    most: list[int] = []
+    inside = []
+    most = []
 
     def work(number):
         for _ in range(50):

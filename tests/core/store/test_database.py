@@ -6,7 +6,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -185,7 +184,7 @@ def test_closed_connections_are_reopened(postgresql_url):
 
 @pytest.mark.postgresql
 def test_statements_are_not_prepared_for_pgbouncer(postgresql_url):
-    connections: list[Any] = []
+    connections = []
     event.listen(Engine, "connect", lambda connection, _: connections.append(connection), once=True)
     store = open_store(postgresql_url)
     for _ in range(10):  # psycopg prepares a statement at its sixth execution.

@@ -2,7 +2,7 @@
 alerts.
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -158,7 +158,7 @@ def test_expiry_deletes_in_batches_and_can_stop(store, clock):
     judge(store, clock, range(21))
     clock.now = START + YEAR
     answers = iter([True, True, False, False])
-    deletions: list[int] = []
+    deletions = []
 
     def note(connection, cursor, statement, *rest):
         if statement.startswith("DELETE"):
@@ -189,7 +189,7 @@ def test_endpoint_is_deleted_during_expiry(store, clock):
             return bool(session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
 
     with ThreadPoolExecutor(1) as pool:
-        deleted: list[Future[bool]] = []
+        deleted = []
 
         def delete_meanwhile(connection, cursor, statement, *rest):
             if (

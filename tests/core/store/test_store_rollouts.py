@@ -158,7 +158,7 @@ def test_lease_waiter_learns_holder_and_is_next(machines, name):
     for machine in machines:
         machine.monotonic = time.monotonic()  # The keeper uses this clock.
     first, second = (machine.store for machine in machines)
-    holders: list[str] = []
+    holders = []
 
     def wait_for(holder):
         holders.append(holder)

@@ -30,7 +30,7 @@ def policy(folders):
 
 
 def judged(candidate, current, policy):
-    progress: list[str] = []
+    progress = []
     verdict = judge(candidate, current, policy, "a test", progress.append, clock=lambda: NOON)
     return verdict, {check.name: check for check in verdict.checks}, progress
 

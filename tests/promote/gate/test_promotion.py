@@ -51,7 +51,7 @@ def actions():
 
 
 def test_passed_version_replaces_the_production_version(toy):
-    progress: list[str] = []
+    progress = []
     promotion = promote("toy", "2", "production", actor="eva", progress=progress.append)
     assert promotion.to == "Production"
     assert promotion.before == "1"
@@ -108,7 +108,7 @@ def test_forced_promotion_is_visible(toy):
 @pytest.mark.long
 def test_only_a_fresh_verdict_is_reused(toy):
     run_gate("toy", "2")
-    progress: list[str] = []
+    progress = []
     promote("toy", "2", "Production", progress=progress.append)
     assert progress[0].startswith("the verdict on version 2 from ")
     # Version 1 is compared with version 2.

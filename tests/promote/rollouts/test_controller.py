@@ -51,7 +51,7 @@ class World:
 
     def __init__(self, errors=0, place=PLACE):
         self.place = place
-        self.said: list[str] = []
+        self.said = []
         self.say = self.said.append
         self.done = []
         self.share = {}

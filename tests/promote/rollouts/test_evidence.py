@@ -178,7 +178,7 @@ def test_evidence_round_trips_through_json():
     assert replace(read, tests={}) == replace(evidence, tests={})
     assert read.tests["p99>2x"].log_evidence == evidence.tests["p99>2x"].log_evidence != 0
     assert StepEvidence.from_json(SLOW, 0, {}) == StepEvidence()
-    of_an_earlier_checkout: dict[str, object] = {
+    of_an_earlier_checkout = {
         "last": {},
         "step": {},
         "history": {},

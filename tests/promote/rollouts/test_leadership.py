@@ -148,7 +148,7 @@ def test_place_is_the_visible_state_folder(store, tmp_path):
         False,
         False,
     ]
-    messages: list[str] = []
+    messages = []
     assert list(reached_places(beside, messages.append)) == [(place, "the servers here")]
     assert not list(reached_places(nowhere, messages.append))
     assert not messages
@@ -167,7 +167,7 @@ def with_cluster(tmp_path):
 
 def test_unreachable_cluster_does_not_hide_other_places(with_cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    failures: list[str] = []
+    failures = []
     places = dict(reached_places(with_cluster, failures.append))
     assert places.keys() == {with_cluster.place("flights")}
     (line,) = failures

@@ -68,7 +68,7 @@ def move(server, version):
 
 
 def wait_for(feed, version, seconds=30):
-    arrived: list[str] = []
+    arrived = []
 
     def has_arrived():
         arrived.extend(
@@ -172,7 +172,7 @@ def nginx(server, tmp_path):
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not installed")
     lines = next(re.finditer(r"```nginx\n(.*?)```", OPERATIONS.read_text(), re.DOTALL))[1]
-    accepted: list[socket.socket] = []
+    accepted = []
     with socket.create_server((server.host, 0)) as hanging:
         port = free_port(server.host)
         addresses = {

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import orjson
@@ -46,8 +45,7 @@ COLUMNS = {str(name): FRAME[name].to_numpy() for name in FRAME}
 
 
 def values_of(prediction):
-    values: list[Any] = np.asarray(prediction).tolist()
-    return values
+    return np.asarray(prediction).tolist()
 
 
 @pytest.fixture

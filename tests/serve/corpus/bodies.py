@@ -3,7 +3,7 @@
 import gzip
 import json
 
-from tests.serve.corpus.case import Case, body_cases
+from tests.serve.corpus.case import body_cases
 from tests.serve.corpus.routes import JSON_ROUTES, MAX_BODY_BYTES, POSTS, reading
 
 _LIMIT = str(MAX_BODY_BYTES)
@@ -15,7 +15,7 @@ def _good(route):
 
 
 _TYPED = tuple(route for route in POSTS if "Content-Type" in route.headers)
-CONTENT_TYPES: list[Case] = []
+CONTENT_TYPES = []
 for given, word in {
     "": "no Content-Type",
     "application/xml": "application/xml",

@@ -10,7 +10,6 @@ from pathlib import Path
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.protocols import jsonlines, mlflow
 from mlflow_deploy_plugin.serve.protocols.content import JSON
-from mlflow_deploy_plugin.serve.runtime.artifact import ColumnType
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from tests.support.schemas import columns_schema, tensor_schema
 
@@ -35,7 +34,7 @@ class Bomb:
     most_mib: int = 96
 
 
-DOUBLE: ColumnType = "double"
+DOUBLE = "double"
 
 
 def _filled(piece, before=b"", after=b"", by=b","):
@@ -57,7 +56,7 @@ _INPUTS = b'{"inputs":['
 _INSTANCES = b'{"instances":['
 
 
-BOMBS: dict[str, Bomb] = {
+BOMBS = {
     "JSON: three million empty objects": Bomb(
         JSON, NUMBER, lambda: _INSTANCES + b"{}," * 3_000_000 + b"{}]}"
     ),

@@ -37,7 +37,7 @@ def _lines(piece, before=b"", after=b""):
 
 
 _RECORD = dump(RECORD)
-VALUES: dict[str, Fill] = {
+VALUES = {
     "keys": _keys(),
     "one key again and again": _repeated(b'"k":[1]', b"{", b"}"),
     "numbers": _repeated(b"1.5"),
@@ -54,7 +54,7 @@ VALUES: dict[str, Fill] = {
 }
 """Values that replace a field of the document, or the document itself."""
 
-_SPLITS: dict[str, Fill] = {
+_SPLITS = {
     "columns": _numbered(lambda number: b'"c%d"' % number, b'{"columns":[', b'],"data":[[1]]}'),
     "columns of one name": _repeated(b'"c"', b'{"columns":[', b'],"data":[[1]]}'),
     "rows of a table": _repeated(b"[1,2,3]", b'{"columns":["a","b","x"],"data":[', b"]}"),
@@ -72,7 +72,7 @@ def _data(datatype, name):
     )
 
 
-_V2: dict[str, Fill] = {
+_V2 = {
     "tensors": _numbered(
         lambda number: b'{"name":"t%d",%s}' % (number, _TENSOR), b'{"inputs":[', b"]}"
     ),
@@ -87,7 +87,7 @@ _V2: dict[str, Fill] = {
     "digits as INT64": _data(b"INT64", "a number of digits"),
 }
 
-_LINES: dict[str, Fill] = {
+_LINES = {
     "blank lines": lambda size: b"\n" * size,
     "records and a wrong one": _lines(_RECORD, after=b'\n{"carrier":5}'),
     "records with keys of their own": _numbered(
@@ -98,7 +98,7 @@ _LINES: dict[str, Fill] = {
 }
 
 _HEADER = b"carrier,distance,hour,late\n"
-_CSV: dict[str, Fill] = {
+_CSV = {
     "blank lines": lambda size: b"\n" * size,
     "columns": _numbered(lambda number: b"c%d" % number, b"", b"\n1"),
     "rows and a wrong one": _lines(b"AA,1.5,3,true", _HEADER, b"\nAA,x,3,true"),
@@ -124,11 +124,11 @@ def _rows(size):
     return arrow_stream(pa.table(columns))
 
 
-_ARROW: dict[str, Fill] = {
+_ARROW = {
     "columns": _columns,
     "rows": _rows,
 }
-_FEEDBACK: dict[str, Fill] = {
+_FEEDBACK = {
     "entries": _numbered(
         lambda number: b'{"prediction_id":"%d","label":1}' % number, b'{"feedback":[', b"]}"
     ),

@@ -60,4 +60,4 @@ FOREIGN = body_case(
     ("evil.example",),
     {"Host": "evil.example"},
 )
-CASES: list[Case] = [*NOT_FOUND, *UNKNOWN, *METHODS, FOREIGN]
+CASES = [*NOT_FOUND, *UNKNOWN, *METHODS, FOREIGN]

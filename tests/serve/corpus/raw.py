@@ -149,7 +149,7 @@ _CLOSED = {
     "HTTP/1.0": b"GET /ping HTTP/1.0\r\n\r\n",
     "close": _get(b"/ping", b"Connection: close"),
 }
-_SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
+_SEVERAL = {
     "three requests": (PING + _sized() + PING, (200, 200, 200)),
     "behind chunks that are not there": (
         _chunks(_ONE + _END).replace(b"/predict", b"/nowhere") + PING,
@@ -158,7 +158,7 @@ _SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "behind a method that is not taken": (PING.replace(b"GET", b"DELETE") + PING, (405, 200)),
     "a method of twenty letters": (PING.replace(b"GET", b"G" * 20) + PING, (405, 200)),
 }
-_CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
+_CUT = {
     "two empty lines between": (PING + b"\r\n\r\n" + PING, (200, 400)),
     "a line feed behind a body": (_sized() + b"\n" + PING, (200, 400)),
     "a body that is too large": (

@@ -7,7 +7,7 @@ protocol, and is derived from the protocol, with its routes.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ VERTEX = "/vertex"
 VERTEX_HEALTH = "/vertex/health"
 
 Record = Mapping[str, Any]
-RECORD: Record = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
+RECORD = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
 COLUMNS = list(RECORD)
 DATATYPES = {"carrier": "BYTES", "distance": "FP64", "hour": "INT64", "late": "BOOL"}
 
@@ -93,7 +93,7 @@ def _in_form(body):
     return lambda records: dump(body.example(FLIGHTS, Example(_columns(records), len(records))))
 
 
-LANGUAGES: dict[str, Callable[[Sequence[Record]], bytes]] = {
+LANGUAGES = {
     **{protocol.name: _in_form(body) for protocol, body in JSON_FORMS.items()},
     "dataframe_records": lambda records: dump({"dataframe_records": records}),
     "instances": lambda records: dump({"instances": records}),

@@ -6,9 +6,7 @@ import csv
 import gc
 import io
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import orjson
 import pytest
@@ -72,7 +70,7 @@ def _rows_of(body):
         list(csv.reader(io.StringIO(body.decode("latin-1"), newline="")))
 
 
-REFERENCES: tuple[Callable[[bytes], Any], ...] = (
+REFERENCES = (
     lambda body: dict.fromkeys(body.split(b",")),
     lambda body: [piece.decode("latin-1") for piece in body.split(b"\n")],
     _parsed,

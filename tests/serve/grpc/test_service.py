@@ -3,8 +3,6 @@
 import json
 import queue
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import grpc
 import numpy as np
@@ -95,7 +93,7 @@ def test_stream_is_answered_in_order_despite_an_error(client):
     """Triton marks each final response: github.com/triton-inference-server/server,
     docs/user_guide/decoupled_models.md.
     """
-    answers: queue.Queue[Any] = queue.Queue()
+    answers = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     for number in range(6):
         name, array = ("nothing", IMAGE[0]) if number == 3 else ("image", IMAGE + number)
@@ -281,7 +279,7 @@ class Call:
     """A call with the interface of grpcio's context."""
 
     def __init__(self):
-        self.callbacks: list[Callable[[], None]] = []
+        self.callbacks = []
         self.cancelled = threading.Event()
 
     def add_callback(self, callback):
@@ -317,7 +315,7 @@ def test_drained_server_cancels_idle_streams():
         call.cancelled.wait(60)
         yield b"second"
 
-    received: list[bytes] = []
+    received = []
     reader = threading.Thread(target=lambda: received.extend(calls.receive_each(call, bodies())))
     reader.start()
     assert waits.wait(60)

@@ -23,8 +23,8 @@ class Listener:
 
     def __init__(self, app):
         self.app = app
-        self.connections: set[HttpConnection] = set()
-        self._clients: list[socket.socket] = []
+        self.connections = set()
+        self._clients = []
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 

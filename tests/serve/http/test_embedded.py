@@ -108,7 +108,7 @@ def ask_asgi(app, method, path, headers, body):
         "client": ("127.0.0.1", 1),
     }
     pieces = [body[:10], body[10:]]
-    sent: list[Any] = []
+    sent = []
 
     async def receive():
         if not pieces:  # The server then waits until the client closes.
@@ -183,7 +183,7 @@ def test_no_parts_are_made_after_disconnect():
     """uvicorn reports a closed client only by `receive`;
     its `send` then does nothing.
     """
-    made: list[int] = []
+    made = []
 
     def pieces():
         for number in range(100):
@@ -227,7 +227,7 @@ def test_websocket_is_closed_and_lifespan_ends_model(folder, tmp_path):
     app = asgi_app(str(folder), state_dir=tmp_path)
     agents = agents_of(tmp_path)
     events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
-    sent: list[str] = []
+    sent = []
 
     async def receive():
         return events.pop(0)

@@ -94,7 +94,7 @@ class _Messages:
     """llhttp's callbacks."""
 
     def __init__(self):
-        self.requests: list[Framed] = []
+        self.requests = []
         self.parser = httptools.HttpRequestParser(self)
         self.target = self.body = b""
         self.is_closed = False

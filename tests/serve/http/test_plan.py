@@ -3,7 +3,6 @@ same record.
 """
 
 from collections import Counter
-from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -29,7 +28,7 @@ JSON = {"content-type": "application/json"}
 FLIGHT = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
 SPLIT = {"columns": list(FLIGHT), "data": [list(FLIGHT.values())]}
 TENSOR = v2_tensor("distance", "FP64", [1.5], [1, 1])
-BODIES: list[tuple[str, Any]] = [
+BODIES = [
     ("/invocations", {"dataframe_split": SPLIT}),
     ("/endpoints/mixed/invocations", {"inputs": {name: [value] for name, value in FLIGHT.items()}}),
     ("/endpoints/single/invocations", {"instances": [[1, 2, 3], [4, 5, None]]}),

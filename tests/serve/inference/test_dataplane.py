@@ -6,7 +6,6 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 import orjson
@@ -14,7 +13,6 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.serve.http import encodings
-from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.http.routes import handle_request_async
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.messages import RawRequest
@@ -202,7 +200,7 @@ def test_captured_failure_has_code_message_and_column(
 )
 def test_captured_failure_has_no_hidden_value(serve_here, model_folders, hidden):
     server = serve_here({"e": {"e": variant(model_folders["mixed"])}}, **hidden)
-    bodies: list[tuple[Any, dict[str, str], str | None]] = [
+    bodies = [
         ({"dataframe_records": [{**FLIGHT, "carrier": 4711_4711_4711}]}, {}, "carrier"),
         ({"dataframe_records": [{**FLIGHT, "distance": "far away"}]}, {}, "distance"),
         ({"dataframe_records": [["secret"]]}, {}, None),
@@ -295,7 +293,7 @@ def ask_later(server, path, body, **headers):
     """Send a request as the event loop does; return None if it must use the general
     path.
     """
-    answers: SimpleQueue[RawResponse] = SimpleQueue()
+    answers = SimpleQueue()
     fields = {"content-type": "application/json", "x-request-id": "r", **headers}
     if not handle_request_async(
         server, RawRequest("POST", path, fields, orjson.dumps(body), "192.0.2.1"), answers.put

@@ -3,7 +3,6 @@ values.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -83,9 +82,7 @@ def server(tmp_path_factory):
         "bare": mixed_model(root / "bare"),
         "trees": save_trees(root / "trees"),
     }
-    endpoints: dict[str, Any] = {
-        name: {"variants": {"v": variant(folder)}} for name, folder in folders.items()
-    }
+    endpoints = {name: {"variants": {"v": variant(folder)}} for name, folder in folders.items()}
     versions = {
         name: variant(linear, number, weight=50) for name, number in (("old", "0"), ("new", "1"))
     }

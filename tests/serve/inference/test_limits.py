@@ -42,7 +42,7 @@ def clock():
 
 
 def test_request_beyond_concurrency_is_refused():
-    refused: list[str] = []
+    refused = []
     two = RequestLimits(max_concurrent_requests=2, count_refused=refused.append)
     two.acquire()
     two.acquire()
@@ -60,7 +60,7 @@ def test_request_beyond_concurrency_is_refused():
 
 def test_threads_never_exceed_concurrency():
     five = RequestLimits(max_concurrent_requests=5)
-    inside: list[int] = []
+    inside = []
     counts = []
 
     def client(number):
@@ -79,7 +79,7 @@ def test_threads_never_exceed_concurrency():
 
 
 def test_each_caller_has_its_own_rate(clock):
-    refused: list[str] = []
+    refused = []
     limited = RequestLimits(rate="3/minute", count_refused=refused.append, **memory(3, 60, clock))
     for _ in range(3):
         limited.check_rates(sent(), None)
@@ -164,7 +164,7 @@ def test_header_identifies_the_caller(clock):
 
 
 def test_key_has_its_own_limits(clock):
-    refused: list[str] = []
+    refused = []
     amounts = {"2/second": (2, 1), "3/day": (3, 86400)}
     of_keys = RequestLimits(
         count_refused=refused.append,
@@ -217,7 +217,7 @@ class FixedWindow:
     is_away = False
 
     def __init__(self):
-        self.asked: list[int] = []
+        self.asked = []
         self.counted = 0
 
     def run_ahead(self, ask):

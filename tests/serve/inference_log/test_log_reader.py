@@ -5,7 +5,6 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -217,8 +216,8 @@ def test_log_has_each_shipped_row_once(steps):
         writer = LogWriter(Path(folder))
         log = open_log(folder)
         numbers = count()
-        shipped: list[tuple[str, int, dict[str, Any]]] = []
-        expected: set[tuple[str, int]] = set()
+        shipped = []
+        expected = set()
         kept_from = 0
         for step, which, size in steps:
             if step == "ship":

@@ -149,7 +149,7 @@ is_of_a_bucket = pytest.mark.parametrize("is_local", [True, False], ids=["folder
 def test_files_compacted_meanwhile_are_read_once(log, writer, is_local):
     names = [writer.write(hour(10, x=np.arange(10.0) + number * 10)) for number in range(4)]
     files = [writer.root / FOLDER / f"{name}-0.parquet" for name in names]
-    opened: list[str] = []
+    opened = []
 
     def compact_at_the_second(path):
         opened.append(path)
@@ -167,7 +167,7 @@ def test_files_compacted_meanwhile_are_read_once(log, writer, is_local):
 def test_files_expiring_meanwhile_are_no_error(log, writer):
     for _ in range(3):
         writer.write(hour(5))
-    seen: list[str] = []
+    seen = []
 
     def expire_at_the_second(path):
         seen.append(path)
@@ -194,7 +194,7 @@ def test_log_outage_blames_no_file(log, writer, is_local):
 @is_of_a_bucket
 def test_brief_outage_loses_no_row(log, writer, is_local):
     writer.write(hour(5))
-    opened: list[str] = []
+    opened = []
 
     def fail_at_first(path):
         opened.append(path)

@@ -95,7 +95,7 @@ def texts(*values, kind=None):
 def test_hash_is_new_only_once():
     seen = Deduplicator()
     rng = np.random.default_rng(0)
-    earlier_hashes: set[int] = set()
+    earlier_hashes = set()
     for size in (5, 1, 400, 3, 90):
         hashes = rng.integers(0, 300, size).astype(np.uint64)
         first = seen.add(hashes)

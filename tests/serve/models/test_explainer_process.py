@@ -54,7 +54,7 @@ def explainer(tmp_path, monkeypatch):
     monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The child does not exit by itself.
     child = tmp_path / "child.py"
     child.write_text(CHILD)
-    made: list[ExplainerClient] = []
+    made = []
 
     def make(how="ready", answer_seconds=60.0, most_waiting=4, idle_seconds=300.0):
         made.append(

@@ -69,7 +69,7 @@ def left_over(state_dir):
 
 
 def test_answered_command_leaves_no_files(tmp_path):
-    taken: list[tuple[str, str]] = []
+    taken = []
     with answering(tmp_path, lambda command: taken.append((command.action, command.endpoint))):
         commands(tmp_path).load("e")
         commands(tmp_path).unload("e")

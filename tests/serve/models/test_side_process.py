@@ -102,7 +102,7 @@ def process(child):
 
 @pytest.fixture
 def new_process(child):
-    made: list[SideProcess] = []
+    made = []
 
     def make(how="ready", answer_seconds=30.0, python=Path(sys.executable), concurrency=1):
         made.append(

@@ -1,7 +1,6 @@
 """The same models served by MLflow's scoring server and by ours."""
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,7 +89,7 @@ def save_originals(root):
         "booleans": (LogisticRegression().fit(matrix, target > 0), matrix),
         "probabilities": (LogisticRegression().fit(matrix, target > 0), matrix),
     }
-    folders: dict[str, tuple[Path, Path]] = {}
+    folders = {}
 
     for name, (model, example) in originals.items():
         theirs = root / name / "theirs"
@@ -151,7 +150,7 @@ def ask_mlflow(scored_folders):
     with pytest.MonkeyPatch.context() as patch:
         # init() sets the variable; the fixture restores it.
         patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")
-        mounts: list[Any] = [
+        mounts = [
             Mount(f"/{name}", app=scoring_server.init(pyfunc.load_model(str(theirs))))
             for name, (theirs, _) in scored_folders.items()
         ]

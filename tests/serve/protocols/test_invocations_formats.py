@@ -3,8 +3,6 @@ real server.
 """
 
 import json
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +24,7 @@ BODIES = {
     "application/jsonl": b'{"a":1,"b":2,"c":3}\n{"a":4,"b":5,"c":null}\n',
     "application/x-ndjson; charset=utf-8": b"[1,2,3]\n[4,5,null]\n",
 }
-READ: dict[str, Callable[[bytes], list[Any]]] = {
+READ = {
     "application/json": lambda body: [row[0] for row in json.loads(body)["predictions"]],
     arrow.STREAM: lambda body: pa.ipc.open_stream(body).read_all()["prediction"].to_pylist(),
     arrow.FILE: lambda body: pa.ipc.open_file(body).read_all()["prediction"].to_pylist(),

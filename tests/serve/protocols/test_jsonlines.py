@@ -1,7 +1,6 @@
 """JSON Lines ↔ arrays."""
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ ROWS = st.lists(
 @settings(max_examples=40)
 @given(rows=ROWS, end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]), is_record=st.booleans())
 def test_lines_are_decoded_exactly(rows, end, is_record):
-    documents: list[Any] = [{"x": x, "c": c} if is_record else [c, x] for c, x in rows]
+    documents = [{"x": x, "c": c} if is_record else [c, x] for c, x in rows]
     body = end.join(json.dumps(document).encode() for document in documents)
     feeds = jsonlines.decode(body, PAIR)
     assert feeds["c"].ravel().tolist() == [c for c, _ in rows]

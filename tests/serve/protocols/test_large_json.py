@@ -6,7 +6,6 @@ import json
 from importlib.util import find_spec
 from itertools import chain, product
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.protocols import large_json, mlflow, v2
 from mlflow_deploy_plugin.serve.protocols.content import JSON, load_json
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, read_artifact
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.support.bodies import v2_tensor
 from tests.support.schemas import columns_schema, tensor_schema
 
@@ -54,7 +53,7 @@ def outcome(ask):
     return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in feeds.items()}
 
 
-EXTREMES: list[Any] = [
+EXTREMES = [
     *(-9, 0, 20.0, 127, 128, 255, 300, 2**31, 3e9, 2**53, 2**53 + 1, 2**63 - 1, 2**63),
     *(2**64 - 1, 2**64, -(2**63), 10**30, -0.0, 0.1, 65504.0, 65520.0, 3.4e38, 1e39, -1e308),
     *(None, True, "", "ü", "[", [], [1.0], {}, [[1]]),
@@ -135,7 +134,7 @@ def test_fast_csv_reader_equals_exact_reader(name, monkeypatch):
         assert quick == exact, body
 
 
-PLAIN: list[tuple[str, Any]] = [
+PLAIN = [
     ("doubles", {"dataframe_split": {"columns": ["c", "a", "b"], "data": [[1, 2.5, -3]] * 900}}),
     ("doubles", {"inputs": [[1, 2.5, -3]] * 1400}),
     ("both", {"dataframe_split": {"data": [[1, 2.5, -3]] * 1400, "columns": ["a", "b", "c"]}}),
@@ -214,7 +213,7 @@ DATATYPES = {
     name: name.lower().replace("fp", "float")
     for name in ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL")
 } | {"BYTES": "str"}
-V2_SCHEMAS: dict[str, Schema] = {
+V2_SCHEMAS = {
     **{datatype: tensor_schema(dtype, -1, 2, name="x") for datatype, dtype in DATATYPES.items()},
     "table": columns_schema(a="double", b="string", c="long"),
 }
@@ -255,7 +254,7 @@ def test_fast_v2_reader_equals_exact_reader(artifact, monkeypatch, datatype):
 @pytest.mark.parametrize("datatype", [*DATATYPES][:8])
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_v2_numbers_take_the_fast_reader(artifact, monkeypatch, datatype, is_flat):
-    whole: Any = np.arange(8000) % 100
+    whole = np.arange(8000) % 100
     array = (whole / 4 if datatype.startswith("FP") else whole).reshape(-1, 2)
     data = (array.ravel() if is_flat else array).tolist()
     tensor = v2_tensor("x", datatype, data, array.shape)

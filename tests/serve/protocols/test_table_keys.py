@@ -2,8 +2,6 @@
 them, and never feeds them.
 """
 
-from typing import Any
-
 import orjson
 import pyarrow as pa
 import pytest
@@ -23,7 +21,7 @@ from tests.support.inference_log import rows_of
 from tests.support.protocols import JSON_FORMS, protocol_paths
 
 LARGEST = 2**63 - 1
-ROWS: dict[str, list[Any]] = {"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, 6.0]}
+ROWS = {"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, 6.0]}
 RECORDS = [dict(zip(ROWS, row, strict=True)) for row in zip(*ROWS.values(), strict=True)]
 ARROW = "application/vnd.apache.arrow.stream"
 
@@ -63,13 +61,13 @@ IDS = v2_tensor("customer_id", "INT64", [7, 8], [2, 1])
 X = v2_tensor("X", "FP32", [1, 2, 3, 4, 5, 6], [2, 3])
 SCHEMA = compile_schema(tuple(Column(name, "double") for name in ROWS), (), ())
 EXAMPLE = Example({"customer_id": [7, 8], **ROWS}, 2)
-DERIVED: list[tuple[str, RawRequest, list[Any]]] = [
+DERIVED = [
     (f"{protocol.name} {path}", as_json(path, form.example(SCHEMA, EXAMPLE)), [7, 8])
     for protocol, form in JSON_FORMS.items()
     if protocol is not v2.V2  # Its example has the datatypes of the model's columns.
     for path in protocol_paths(protocol, "single", "1", "v")
 ]
-REQUESTS: list[tuple[str, RawRequest, list[Any]]] = [
+REQUESTS = [
     *DERIVED,
     ("records with a gap",
      as_json("/invocations", {"dataframe_records": with_key([LARGEST, None])},), [LARGEST, None]),

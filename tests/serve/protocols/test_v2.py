@@ -3,7 +3,6 @@
 import json
 import struct
 import tracemalloc
-from typing import Any
 
 import numpy as np
 import pytest
@@ -45,8 +44,7 @@ def ask(server, document, model="single", binary=None, **more):
 
 def outputs(response):
     assert response.status == 200, response.body
-    answered: list[dict[str, Any]] = json.loads(response.body)["outputs"]
-    return answered
+    return json.loads(response.body)["outputs"]
 
 
 def error(response):
@@ -62,7 +60,7 @@ def column(name, datatype, *values):
 
 def columns(**changed):
     """Return a request to the mixed model, one row by columns."""
-    tensors: dict[str, dict[str, Any] | None] = {
+    tensors = {
         "carrier": column("carrier", "BYTES", "AA"),
         "distance": column("distance", "FP64", 0.0),
         "hour": column("hour", "INT64", 0),
@@ -231,7 +229,7 @@ def test_request_may_want_all_outputs_as_bytes(server):
 
 
 BIG = 2**62
-TENSOR_CASES: dict[str, tuple[dict[str, Any], str]] = {
+TENSOR_CASES = {
     "too few elements": ({"data": [1, 2]}, "2 elements"),
     "a huge shape": ({"shape": [BIG, BIG]}, str(BIG * BIG)),
     "a shape beyond 64 bits": ({"shape": [2**64]}, "an array of sizes"),
@@ -289,7 +287,7 @@ TENSOR_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "parameters that are none": ({"parameters": [1]}, "parameters"),
 }
-OTHER_CASES: dict[str, tuple[str, Any, str]] = {
+OTHER_CASES = {
     "no inputs": ("single", {}, "inputs"),
     "empty inputs": ("single", {"inputs": []}, "'a', 'b', 'c'"),
     "inputs as an object": ("single", {"inputs": {"X": X}}, "inputs"),
@@ -351,7 +349,7 @@ OTHER_CASES: dict[str, tuple[str, Any, str]] = {
         "unknown",
     ),
 }
-BINARY_CASES: dict[str, tuple[dict[str, Any], bytes, str]] = {
+BINARY_CASES = {
     "too few bytes": (
         binary("X", "FP32", [2, 3], 24),
         SIX[:-1],

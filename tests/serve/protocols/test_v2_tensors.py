@@ -6,7 +6,6 @@ import contextlib
 import json
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +61,7 @@ def there_and_back(array, datatype, is_binary):
     question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),), {})
     body, headers = v2.encode(question, "e", "id", "1", {"x": array})
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
-    document: dict[str, Any] = json.loads(body[:length])
+    document = json.loads(body[:length])
     request_json = json.dumps({"inputs": document["outputs"]}).encode()
     sent = {"inference-header-content-length": str(len(request_json))} if is_binary else {}
     return v2.decode(sent, request_json + body[length:], artifact, schema).feeds["x"]

@@ -60,7 +60,7 @@ BROKEN = {
 }
 
 
-FIELDS: list[tuple[dict[str, object], str]] = [
+FIELDS = [
     ({"type": "double", "name": None}, "a name has the type NoneType; a text is expected"),
     ({"type": "double", "name": "\ud800"}, "surrogates not allowed"),
     (

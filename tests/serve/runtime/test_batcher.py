@@ -12,7 +12,6 @@ import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
-from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ class Model:
         self.answer = answer
         self.gate = threading.Event()
         self.gate.set()
-        self.begun: list[int] = []
+        self.begun = []
 
     def __call__(self, feeds, outputs=None):
         self.begun.append(len(feeds["x"]))
@@ -69,7 +68,7 @@ def pool():
 
 def submitted(batcher, feeds, deadline=float("inf"), count=lambda *batch: None):
     """Submit a request as an event loop does."""
-    future: Future[Any] = Future()
+    future = Future()
 
     def done(result):
         if isinstance(result, BaseException):
@@ -169,7 +168,7 @@ def test_mixed_requests_are_answered_as_if_alone(requests, limit, preferred, del
 
 def test_waiting_requests_are_batched(model, ask):
     batcher = Batcher(model, EIGHT)
-    counted: list[tuple[int, float, float]] = []
+    counted = []
     count = lambda *batch: counted.append(batch)  # noqa: E731
     futures = [hold(model, ask, batcher, count=count)]
     futures += [ask(batcher, rows(2, float(number)), count=count) for number in range(5)]

@@ -54,7 +54,7 @@ def assert_equal(bound, session, inputs, *names):
 
 def test_graph_runs_equal_plain_runs(session):
     bound = GraphSession(session, PLACEMENT)
-    results: list[tuple[np.ndarray, ...]] = []
+    results = []
     for rows in (1, 8, 1, 3, 8, 0, 3):
         inputs = feeds(rows)
         for names in (NAMES, ["total"]):

@@ -1,5 +1,4 @@
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ TENSOR = tensor_column("float32", -1, 2)
 
 
 def read(folder, inputs=None, outputs=None, **more):
-    document: dict[str, Any] = {
+    document = {
         "flavors": {"python_function": {"loader_module": "mlflow.sklearn"}},
         **more,
     }

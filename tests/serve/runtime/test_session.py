@@ -53,7 +53,7 @@ def test_onnx_runtime_sends_no_telemetry(tmp_path):
 
 @pytest.mark.parametrize(("given", "calls"), [(None, 1), ("1", 1), ("0", 0)])
 def test_telemetry_of_an_imported_runtime_is_disabled(given, calls, monkeypatch):
-    called: list[bool] = []
+    called = []
     monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: called.append(True))
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", given or "")
     if given is None:

@@ -26,7 +26,7 @@ from mlflow.types import ColSpec, Schema
 from mlflow_deploy_plugin.core.errors import AlreadyExists, OnnxserveError
 from mlflow_deploy_plugin.core.tabular.row_files import unfinished_stem
 from mlflow_deploy_plugin.ship.batch import manifest
-from mlflow_deploy_plugin.ship.batch.run import BatchPlan, BatchProgress, run_batch
+from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
 from tests.support.models import mixed_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions
@@ -56,7 +56,7 @@ def test_folder_layout_is_kept_and_marked_complete(model, tmp_path):
     source = fill(tmp_path / "in", 4)
     (source / "_SUCCESS").touch()
     (source / ".part.crc").touch()
-    progress: list[BatchProgress] = []
+    progress = []
 
     result = run_batch(
         plan_of(model, source, tmp_path / "out", keep=("id",), workers=2), progress.append
@@ -386,7 +386,7 @@ def test_folder_names_may_have_any_character(model, tmp_path, monkeypatch):
 def test_concurrent_batch_in_one_folder_is_refused(model, tmp_path):
     source = fill(tmp_path / "in", 2)
     plan = plan_of(model, source, tmp_path / "out")
-    refused: list[str] = []
+    refused = []
 
     def again(progress):
         if not refused:

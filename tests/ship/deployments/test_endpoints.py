@@ -47,7 +47,7 @@ def events(endpoint):
 def answered(client, count=40):
     """Return the first prediction of requests to the endpoint e, with its number."""
     url = client.get_endpoint("e")["url"]
-    seen: Counter[float] = Counter()
+    seen = Counter()
     with requests.Session() as session:
         for _ in range(count):
             answer = session.post(f"{url}/invocations", json={"inputs": ROWS}, timeout=30)
@@ -291,7 +291,7 @@ def test_mlflow_endpoint_commands_work_except_create(stored):
 
 @pytest.mark.long
 def test_monitor_change_keeps_the_server(shared):
-    lines: list[str] = []
+    lines = []
     with open_deployments(lines.append) as deployments:
         deployments.update_endpoint(
             "e", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"}
@@ -312,7 +312,7 @@ def test_messages_name_the_target_of_the_endpoint(client):
 def test_cluster_changes_are_serialized_across_machines(tmp_path):
     url = f"sqlite:///{tmp_path}/store.db"
     target = parse_target("onnxserve:/kubernetes/ml")
-    messages: list[str] = []
+    messages = []
     done = []
     with closing(open_store(url)) as store, closing(open_store(url)) as same:
         here, there = (

@@ -31,7 +31,7 @@ def answers(client, name="d", endpoint=None):
 
 def start(name):
     """Start the deployment as `onnxserve start NAME` does, and return the progress."""
-    lines: list[str] = []
+    lines = []
     settings = load_settings()
     Deployments(open_store(settings.store_url), settings, lines.append).start(name)
     return lines
@@ -73,7 +73,7 @@ def deployed(opened, models):
 @pytest.mark.long
 def test_next_port_is_used_if_taken_meanwhile(client, models):
     settings = load_settings()
-    taken: list[socket.socket] = []
+    taken = []
 
     def take(line):
         if not taken and (started := re.fullmatch(r"d: starting the server on port (\d+)", line)):

@@ -120,7 +120,7 @@ def test_answer_without_events_names_the_other_method():
 
 
 def test_overloaded_server_is_retried_after_its_time(monkeypatch):
-    pauses: list[float] = []
+    pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     session = Scripted(
         (429, b"{}"), requests.ConnectionError(), (200, orjson.dumps({"predictions": []}))

@@ -48,7 +48,7 @@ def command(folder, script, monkeypatch):
 def test_failed_build_ends_with_the_last_lines(words, message, tmp_path, monkeypatch):
     (tmp_path / "words").write_text(words)
     command(tmp_path, f"cat > /dev/null; cat {tmp_path}/words; exit 1", monkeypatch)
-    seen: list[str] = []
+    seen = []
     with pytest.raises(BuildFailed) as raised:
         engine.build(BuildContext("FROM scratch\n", {}), "flights:3", seen.append)
     assert mentions(raised.value.message, "flights:3", message)

@@ -94,7 +94,7 @@ def readable(spec):
 
 
 def assert_chart_equals_manifests(specs):
-    values: Document = {"endpoints": {}}
+    values = {"endpoints": {}}
     for spec in specs:
         (text,) = FORMATS["helm"](spec, PLACE).values()
         values["endpoints"] |= yaml.safe_load(text)["endpoints"]
@@ -196,7 +196,7 @@ def test_endpoints_have_the_defaults_unless_set():
 
 @NEEDS_HELM
 def test_controllers_are_of_one_workspace():
-    values: Document = {"endpoints": {}}
+    values = {"endpoints": {}}
     for name, place in (
         ("plain", Place("ml")),
         ("of-a", Place("ml", {"MLFLOW_WORKSPACE": "team-a"})),

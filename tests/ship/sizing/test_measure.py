@@ -115,7 +115,7 @@ def test_pod_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 1.0)
     monkeypatch.setattr(measure, "STEADY_SECONDS", 2.0)
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    lines: list[str] = []
+    lines = []
     monkeypatch.setattr(measure, "_BATCH_SIZES", (1, 8))
     pod = pod_of(single_model(tmp_path / "model"), p99=0.05, say=lines.append)
     assert pod.workers == 1

@@ -29,7 +29,6 @@ import socket
 import sys
 import sysconfig
 import time
-from types import ModuleType
 
 _OS = (
     "copy_file_range eventfd eventfd_read eventfd_write fdatasync getrandom getresgid "
@@ -40,7 +39,7 @@ _OS = (
     "P_PIDFD"
 )
 _OLD_OS = "" if sys.version_info >= (3, 13) else " waitid waitid_result"
-_MISSING: dict[ModuleType, str] = {
+_MISSING = {
     os: _OS + _OLD_OS,
     posix: _OS + _OLD_OS,
     mmap: (

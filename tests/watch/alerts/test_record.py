@@ -1,7 +1,6 @@
 """Alerts in the store: their start, worsening, continuation, end and content."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -173,7 +172,7 @@ def test_lasting_shift_is_announced_until_its_end(see, receiver, store):
 def test_message_has_the_command_to_accept(see, receiver, fields, command):
     shift = replace(SHIFT, subject="air temp")
     gone = replace(SHIFT, subject="gone")  # Without levels, it has no baseline.
-    acceptable: dict[str, Any] = {
+    acceptable = {
         "findings": (gone, shift),
         "figures": {"false_alarms_per_year": 1.0},
         "evidence": Evidence(levels={SeriesKey(shift.key, "level"): 1.0}),

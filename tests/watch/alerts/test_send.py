@@ -5,7 +5,6 @@ that works again.
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -212,7 +211,7 @@ def test_caller_values_are_escaped_for_chats(store, settings, receiver, what):
     finding = Finding(
         "carrier", "unseen", "drift", f"new values as {value!r}", 6.0, 3.0, segment=value
     )
-    acceptable: dict[str, Any] = {
+    acceptable = {
         "figures": {"false_alarms_per_year": 1.0},
         "evidence": Evidence(levels={SeriesKey(finding.key, "level"): 1.0}),
     }

@@ -27,7 +27,7 @@ REFERENCE_DAYS = 21
 def day(seed, **shifts):
     """Return rows whose columns a and b have levels that are shared by the day."""
     rng = np.random.default_rng(seed)
-    columns: dict[str, Any] = {}
+    columns = {}
     for name in ("a", "b"):
         level = rng.normal(shifts.get(name, 0.0), 0.3)
         columns[name] = rng.normal(level, 1, ROWS)
@@ -60,7 +60,7 @@ def ask(endpoint, served_model):
     result of the last day. Later calls judge the days after them.
     """
     serve(endpoint.state_dir, served_model)
-    past: list[JudgedWindow] = []
+    past = []
 
     def asked(*days, false_per_year=None, min_effect=0.02, capture=None, **spec):
         for rows in days:

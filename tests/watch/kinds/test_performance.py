@@ -5,7 +5,6 @@ be judged.
 import tracemalloc
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from tests.watch.kinds.conftest import EndpointWorld, classify, finding
 
 from .conftest import CLASSIFIER, DAY, REGRESSOR
 
-ACCURACY: dict[str, Any] = {"kind": "performance", "require": ["accuracy>=0.8"], "min_rows": 100}
+ACCURACY = {"kind": "performance", "require": ["accuracy>=0.8"], "min_rows": 100}
 
 
 def judge_performance(endpoint, **changes):

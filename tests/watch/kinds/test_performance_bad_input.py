@@ -1,18 +1,17 @@
 """Every kind of monitor returns a result for any rows in a window."""
 
-from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.watch.kinds import drift, performance, service_level, shadow
-from mlflow_deploy_plugin.watch.result import MonitorResult, State
+from mlflow_deploy_plugin.watch.result import State
 
 from .conftest import CLASSIFIER, REGRESSOR
 
 ROWS = 60
-KINDS: dict[str, tuple[Callable[..., MonitorResult], dict[str, Any]]] = {
+KINDS = {
     "drift": (drift.judge, {"require": ["missing<=0.1", "unseen<=0.1"]}),
     "performance": (performance.judge, {"require": ["accuracy>=0.8", "roc_auc>=0.7", "rmse<=2"]}),
     "shadow": (shadow.judge, {"require": ["disagreement<=0.1"]}),

@@ -1,7 +1,6 @@
 """Latencies and failures of a window, compared with an objective."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from mlflow_deploy_plugin.watch.kinds.service_level import judge
 from tests.support.refusals import mentions
 from tests.watch.kinds.conftest import finding
 
-P99: dict[str, Any] = {
+P99 = {
     "kind": "service_level",
     "require": ["p99<=0.2", "error_rate<=1%"],
     "min_rows": 100,

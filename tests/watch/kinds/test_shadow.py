@@ -1,7 +1,6 @@
 """The disagreement between shadows and answers."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from tests.watch.kinds.conftest import finding
 
 from .conftest import CLASSIFIER, REGRESSOR
 
-AGREE: dict[str, Any] = {"kind": "shadow", "require": ["disagreement<=0.05"], "min_rows": 100}
+AGREE = {"kind": "shadow", "require": ["disagreement<=0.05"], "min_rows": 100}
 
 
 def ids(first, count):

@@ -226,7 +226,7 @@ def served(deployments, tmp_path):
 def test_min_effect_must_fit_the_model(deployments, tmp_path):
     file = tmp_path / "model-of-flights/MLmodel"
     document = yaml.safe_load(file.read_text())
-    change: dict[str, object] = {"alarms.false_per_year": 1, "alarms.min_effect": 20}
+    change = {"alarms.false_per_year": 1, "alarms.min_effect": 20}
 
     for role in ("values", "probabilities"):
         output = graph_tensor("y", "float32", -1, 2, role=role)
@@ -242,7 +242,7 @@ def test_min_effect_must_fit_the_model(deployments, tmp_path):
 def test_short_reference_is_refused_unless_rolling(deployments, tmp_path):
     for day in range(10):
         capture(tmp_path / "home", CALM + day * DAY, rows=50)
-    budget: dict[str, object] = {"alarms.false_per_year": 1}
+    budget = {"alarms.false_per_year": 1}
 
     with refused(InvalidConfig, "monitors.daily", "season 30d", "40", "20d"):
         checked(deployments, budget | {"monitors.daily.season": "30d"})

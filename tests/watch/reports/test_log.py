@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import mlflow
 import pytest
@@ -114,7 +113,7 @@ def test_endpoints_of_one_name_have_separate_runs(tracking):
 
 def test_metric_names_are_valid_for_mlflow(tracking):
     names = ["a/b%[x]", "..", "../../etc", "x" * 400, "ü mlaut", ""]
-    scores: dict[str, Any] = dict.fromkeys(names, 1.0)
+    scores = dict.fromkeys(names, 1.0)
 
     run = log_result(result_of(endpoint="names", **scores), {})
 
@@ -250,7 +249,7 @@ def test_criteria_are_metrics_with_thresholds():
     assert "criterion/f1" not in metrics
 
 
-SCORES: dict[str, Any] = {
+SCORES = {
     "a_b": 1.0,
     "a/b": 2.0,
     "a%b": 3.0,

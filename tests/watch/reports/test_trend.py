@@ -5,7 +5,6 @@ import math
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -97,7 +96,7 @@ def test_violated_requirements_have_the_first_lines():
 
 
 def test_five_worst_columns_have_lines():
-    scores: dict[str, Any] = {f"column_{number}": 9.0 - number / 10 for number in range(12)}
+    scores = {f"column_{number}": 9.0 - number / 10 for number in range(12)}
 
     drawn = lines_of(result_of(9, **scores))
 

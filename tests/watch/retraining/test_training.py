@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.config import configure
 from mlflow_deploy_plugin.watch.retraining import training
-from mlflow_deploy_plugin.watch.retraining.plan import RetrainingState, plan_for, plan_of
+from mlflow_deploy_plugin.watch.retraining.plan import plan_for, plan_of
 from mlflow_deploy_plugin.watch.retraining.process import MARK
 from mlflow_deploy_plugin.watch.retraining.training import (
     collect_training_data,
@@ -218,7 +218,7 @@ def test_newest_rows_of_one_class_are_learned(logged):
 
 
 def test_rows_of_a_failed_training_are_kept(world):
-    outcomes: list[tuple[RetrainingState, set[str]]] = [
+    outcomes = [
         ("failed", {"1-1", "1-2"}),
         ("failed", {"2-1", "2-2"}),
         ("left", set()),
@@ -404,7 +404,7 @@ def test_selection_is_independent_of_row_order(values, fraction, random):
 
 
 def test_sample_is_recorded(busy_world):
-    fields: dict[str, Any] = {"recent": "3d", "fraction": 0.2, "stratify": "_label"}
+    fields = {"recent": "3d", "fraction": 0.2, "stratify": "_label"}
     sample = {f"sample.{name}": value for name, value in fields.items()}
     busy_world.monitor(**{"mode": "incremental", "parameters.does": "nothing", **sample})
     request_retraining(busy_world.deployments, ENDPOINT, window=DAY)

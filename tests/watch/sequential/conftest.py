@@ -78,7 +78,7 @@ class Stream:
         self.reference = reference
         self._days_per_window = days_per_window
         self._spec = MonitorSpec(**{"min_rows": 30, **spec})
-        self.past: list[JudgedWindow] = []
+        self.past = []
 
     def follow(self, days, change=lambda rows: rows, changed_from=None):
         """Record the evidence of the windows, which begin at the days, without a

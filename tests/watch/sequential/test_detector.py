@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.sequential.detector import Shift, Windows, limit_for, track
 
 REFERENCE = 90
@@ -128,7 +127,7 @@ def test_smaller_budget_has_a_higher_limit():
 
 def test_correlated_columns_share_evidence():
     windows = days(8, 0)
-    copied: Array = np.repeat(windows.values[:, :1], COLUMNS, axis=1)
+    copied = np.repeat(windows.values[:, :1], COLUMNS, axis=1)
     assert limit_for(replace(windows, values=copied), YEARLY) < limit_for(windows, YEARLY) + 0.5
 
 

@@ -1,6 +1,5 @@
 """Metrics and complaints over windows: a lasting shift for the worse is a finding."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
@@ -30,7 +29,7 @@ class Days:
 
     def __init__(self, **spec):
         self.spec = MonitorSpec(kind="performance", require=("accuracy>=0.6",), **spec)
-        self.past: list[JudgedWindow] = []
+        self.past = []
 
     def judge(
         self,
@@ -64,10 +63,7 @@ class Days:
 
 
 def share_of_days(share, count, rows=ROWS, seed=0):
-    drawn: Sequence[float] = (
-        np.random.default_rng(seed).binomial(rows, share, count) / rows
-    ).tolist()
-    return drawn
+    return (np.random.default_rng(seed).binomial(rows, share, count) / rows).tolist()
 
 
 def days_until_found(days, values, name="accuracy"):

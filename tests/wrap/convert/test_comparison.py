@@ -155,7 +155,7 @@ def test_small_integers_are_not_moved(values):
 )
 def test_large_integers_stay_within_types(dtype, values, down, up):
     table = pd.DataFrame({"id": pd.Series(values, dtype=dtype)})
-    tried: list[int | None] = []
+    tried = []
 
     def answers_otherwise(moved, origin):
         assert moved.data.id.dtype == table.id.dtype

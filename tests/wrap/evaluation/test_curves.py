@@ -21,7 +21,7 @@ def values(points):
 
 def losses(points):
     """Return the largest loss of each disturbance."""
-    largest: dict[str, float] = {}
+    largest = {}
     for point in points:
         largest[point.disturbance] = max(point.loss or 0.0, largest.get(point.disturbance, 0.0))
     return largest

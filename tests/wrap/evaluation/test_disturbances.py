@@ -20,7 +20,7 @@ def rng():
 
 
 NORMAL = np.random.default_rng(1).normal(size=5000)
-ROWS: Any = {
+ROWS = {
     "x": np.linspace(0, 1, 5000),
     "n": np.arange(5000) % 50,
     "t": np.array(["x"] * 5000, dtype=object),

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +138,7 @@ def test_missing_wheels_leave_no_bundle(mixed, tmp_path, monkeypatch):
 
 def test_input_of_another_type_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"")
-    described: Any = {"name": "m", "version": "1", "columns": [], "tensors": [], "outputs": []}
+    described = {"name": "m", "version": "1", "columns": [], "tensors": [], "outputs": []}
     rows = {"x": np.ones((1, 1), np.float16)}
     with refused(ConversionError, "'x'", "float16"):
         write_bundle(tmp_path / "b", tmp_path / "model.onnx", described, rows, None, False)

@@ -6,7 +6,6 @@ import json
 import pickle
 import sys
 from pathlib import Path
-from typing import Any
 
 import joblib
 import mlflow
@@ -43,7 +42,7 @@ from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
 # Inferring the requirements, or importing skops, would take seconds.
-_OPTIONS: Any = {"pip_requirements": ["scikit-learn"], "serialization_format": "cloudpickle"}
+_OPTIONS = {"pip_requirements": ["scikit-learn"], "serialization_format": "cloudpickle"}
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +164,7 @@ def test_old_run_is_used_before_mlflow_3(mlflow_server, model, table, tmp_path, 
 
 
 def test_dry_run_registers_nothing(old, table):
-    lines: list[str] = []
+    lines = []
     versions = len(mlflow.MlflowClient().search_model_versions("name='old'"))
 
     made = onnxserve.wrap_model(
@@ -184,7 +183,7 @@ def test_graph_keeps_its_types(form, tracking, table):
     numbers = table.to_numpy(np.float32)
     examples = {"no example": None, "an example": numbers, "a table": table}
     graph = parse_graph("g (float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
-    options: Any = {"input_example": examples[form], "pip_requirements": []}
+    options = {"input_example": examples[form], "pip_requirements": []}
     mlflow.onnx.log_model(graph, name="graph", registered_model_name=f"graph, {form}", **options)
 
     onnxserve.wrap_model(f"models:/graph, {form}/1")

@@ -3,7 +3,7 @@ version, and its rows.
 """
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
@@ -34,7 +34,7 @@ TEXTS = [
     "drift?",
     "the monitor",
 ]
-REQUIREMENTS: dict[str, Any] = {"pip_requirements": []}
+REQUIREMENTS = {"pip_requirements": []}
 SMALL = {
     "vocab_size": 500,
     "hidden_size": 16,

@@ -145,7 +145,7 @@ def test_original_is_asked_once(monkeypatch):
         SplineTransformer(extrapolation="error"), RandomForestClassifier(5, random_state=0)
     )
     model.fit(table, table.a + table.b > 2)
-    failures: Counter[bytes] = Counter()
+    failures = Counter()
     predict = Pipeline.predict
 
     def counted(pipeline, rows):

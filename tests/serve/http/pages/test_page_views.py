@@ -5,7 +5,6 @@ hostile models.
 import csv
 import io
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
 import pytest
@@ -35,8 +34,8 @@ def page(browser, pages_server):
     context = browser.new_context(base_url=pages_server.url, accept_downloads=True)
     tab = context.new_page()
     tab.set_default_timeout(20_000)
-    complaints: list[str] = []
-    hosts: set[str] = set()
+    complaints = []
+    hosts = set()
 
     def log(message):
         if message.type in ("error", "warning"):
@@ -129,7 +128,7 @@ def test_keyboard_alone_predicts(page):
 
 @pytest.mark.long
 def test_waiting_shows_status_and_keeps_focus(page):
-    held: list[Any] = []
+    held = []
 
     def hold(route):
         held.append(route)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import time
-from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -50,8 +49,7 @@ def shown(server, path="/requests", query="", **headers):
     """Return the listed requests, the last one first."""
     response = get(server, path, query, **{"accept": "*/*", **headers})
     assert response.status == 200, response.body
-    rows: list[dict[str, Any]] = json.loads(response.body)["requests"]
-    return rows
+    return json.loads(response.body)["requests"]
 
 
 def page(server, path="/requests", query="", **headers):
@@ -327,9 +325,9 @@ def test_unknown_endpoint_has_no_page(serve_here, flights):
 @pytest.fixture
 def browser_page():
     """Yield a tab, whose console must remain empty."""
-    complaints: list[str] = []
+    complaints = []
     with chromium() as browser:
-        page: Any = browser.new_page()
+        page = browser.new_page()
         for event in ("console", "dialog", "pageerror"):
             page.on(event, lambda reported: complaints.append(str(reported)))
         yield page

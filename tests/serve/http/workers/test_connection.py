@@ -191,7 +191,7 @@ def test_truncated_body_is_refused(app):
 
 def test_client_not_reading_is_disconnected(app):
     request = post(json.dumps({"inputs": [[1, 2, 3]] * 5000}).encode())
-    sent: list[int] = []
+    sent = []
 
     async def talk(opened):
         client = await opened.connect(b"")

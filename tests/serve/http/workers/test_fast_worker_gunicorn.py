@@ -59,7 +59,7 @@ def test_sigterm_waits_for_requests_not_idle_clients(tmp_path, bias_folders):
         yield b"2, 3]]}"
 
     stopped = threading.Event()
-    statuses: list[int] = []
+    statuses = []
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running, requests.Session() as idle:
         idle.get(running.url + "/ping", timeout=5)
 

@@ -5,7 +5,6 @@ request to the exact path.
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from tests.support.schemas import columns_schema, tensor_schema
 
 KINDS = ("double", "float", "long", "integer", "boolean", "string")
 NUMERIC = ("float32", "float64", "int64", "float16")
-EXTREMES: list[Any] = [
+EXTREMES = [
     *(2.0, 2.5, -0.0, float("nan"), float("inf"), 1e39, 2**53 + 1, 2**31 - 1, 2**31),
     *(2**63 - 1, 2**63, -(2**63) - 1, 2**65, 10**400, None, True, "a", [1.0]),
 ]
@@ -55,7 +54,7 @@ def calls(rows):
     """Yield every way to give rows of three values to a schema."""
     records = [dict(zip("abc", row, strict=True)) for row in rows]
     columns = {name: [record[name] for record in records] for name in "abc"}
-    more: dict[str, Any] = {"more": {"odd": 1}}
+    more = {"more": {"odd": 1}}
     yield lambda s: s.from_array(rows)
     yield lambda s: s.from_rows([*"abc"], rows)
     yield lambda s: s.from_rows([*"cba", "more"], [[*row[::-1], []] for row in rows])
@@ -173,7 +172,7 @@ TENSORS = [
     [("x", "str", (-1, 2))],
     [("x", "float32", ())],
 ]
-GIVEN: list[Any] = [
+GIVEN = [
     np.zeros((2, 2), np.float32),
     np.zeros((2, 2), np.float64),
     np.full((2, 2), 1e300),

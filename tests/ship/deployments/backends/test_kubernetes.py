@@ -196,7 +196,7 @@ class SharedCluster(StubCluster):
         if owner:
             metadata["annotations"] = {"onnxserve/owner": owner}
         pod = {"replicas": 2, "template": {"spec": {"containers": []}}}
-        self.objects: dict[str, Document] = {
+        self.objects = {
             "ConfigMap": {
                 "kind": "ConfigMap",
                 "metadata": metadata,

@@ -174,7 +174,7 @@ def test_boosted_trees_have_no_boolean_attributes(monkeypatch):
     """Check the graph's attributes with any protobuf version: protobuf 7 refuses
     booleans, and protobuf 6 silently converts them to integers.
     """
-    booleans: list[bool] = []
+    booleans = []
 
     def make_node(*arguments, **attributes):
         for value in attributes.values():
