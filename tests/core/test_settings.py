@@ -7,12 +7,11 @@ import pickle
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.settings import Settings, load_secrets, load_settings
 from mlflow_deploy_plugin.core.spec.types import field_descriptions
+from tests.support.commands import onnxserve
 from tests.support.refusals import mentions
 
 
@@ -79,13 +78,13 @@ def test_missing_home_error_names_variable(monkeypatch):
     monkeypatch.delenv("HOME")
     # This is the case in a container that runs with an arbitrary user id.
     monkeypatch.setattr("pwd.getpwuid", unknown)
-    result = CliRunner().invoke(main, ["list"])
+    result = onnxserve("list")
     assert result.exit_code == 1
     assert mentions(result.stderr, "~/.onnxserve", "HOME")
 
 
 def test_unknown_user_folder_is_refused():
-    result = CliRunner().invoke(main, ["predict", "~nobody-of-this-name/model"], input='[{"a": 1}]')
+    result = onnxserve("predict ~nobody-of-this-name/model", given='[{"a": 1}]')
     assert result.exit_code == 1
     assert mentions(result.stderr, "~nobody-of-this-name/model", "HOME")
 
@@ -94,7 +93,7 @@ def test_relative_path_in_deleted_folder_is_refused(monkeypatch, tmp_path):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    result = CliRunner().invoke(main, ["batch", "models:/m/1", "-i", "rows.csv", "--folder", "out"])
+    result = onnxserve("batch models:/m/1 -i rows.csv --folder out")
     assert result.exit_code == 1
     assert mentions(result.stderr, "rows.csv", "current folder")
 
@@ -171,7 +170,7 @@ def test_unreadable_secrets_are_refused(secrets, monkeypatch, content, why):
     else:
         (secrets / "ONNXSERVE_STORE_URI").write_bytes(content)
 
-    result = CliRunner().invoke(main, ["keys", "list"])
+    result = onnxserve("keys list")
 
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: ONNXSERVE_SECRETS: ")

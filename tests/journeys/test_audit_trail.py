@@ -1,21 +1,19 @@
 """Two MLflow servers that record events in one audit trail at the same time."""
 
-import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import pytest
-from click.testing import CliRunner
 from mlflow import MlflowClient
 from sqlalchemy import delete
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import write_event
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
+from tests.support.commands import done, told
 from tests.support.moves import judged_model, moves_while_restarting
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.postgresql import postgresql_server, running_postgresql
@@ -73,12 +71,11 @@ def test_two_servers_record_in_one_trail(servers):
         list(pool.map(set_alias, range(CHANGES)))
 
     with tracking_at(servers[1].url):
-        verified = CliRunner().invoke(main, ["audit", "history", "--verify", "-o", "json"])
-        history = CliRunner().invoke(main, ["audit", "history", "--model", MODEL, "-o", "json"])
-    state = json.loads(verified.stdout)
-    assert (verified.exit_code, state["state"], state["faults"]) == (0, "intact", [])
+        state = told("audit history --verify")
+        history = told(f"audit history --model {MODEL}")
+    assert (state["state"], state["faults"]) == ("intact", [])
     assert state["signed"] == state["events"]
-    actions = Counter(event["action"] for event in json.loads(history.stdout))
+    actions = Counter(event["action"] for event in history)
     assert actions["alias"] == CHANGES
 
 
@@ -106,8 +103,7 @@ def test_server_refuses_forged_trail(new_database, tmp_path, monkeypatch):
         with pytest.raises(AssertionError, match="onnxserve audit adopt"):
             server.start()
         server.process = None  # It has ended.
-        adopted = CliRunner().invoke(main, ["audit", "adopt", "--why", "tried"])
-        assert adopted.exit_code == 0
+        done("audit adopt --why tried")
         server.start()
 
 

@@ -12,16 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-from click.testing import CliRunner
 from mlflow import MlflowClient
 
 import mlflow_deploy_plugin
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import AGENT
 from mlflow_deploy_plugin.serve.agent.resolver import PyfuncPolicy
+from tests.support.commands import onnxserve
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
@@ -79,10 +78,6 @@ def log_version(seed):
         )
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, arguments)
-
-
 def post(served, path, row):
     body = {"dataframe_records": [row]}
     answer = requests.post(f"{served.url}/{path}", json=body, timeout=60)
@@ -114,7 +109,7 @@ def test_logging_needs_no_code_execution(registry, caplog, monkeypatch):
     ids=lambda arguments: str(arguments[0]),
 )
 def test_command_needs_no_code_execution(registry, arguments):
-    result = run(*arguments)
+    result = onnxserve(*arguments)
     assert result.exit_code == 0, result.output
 
 
@@ -133,7 +128,7 @@ def test_command_needs_no_code_execution(registry, arguments):
     ],
 )
 def test_command_refuses_code_execution(registry, refusal, arguments):
-    result = run(*arguments)
+    result = onnxserve(*arguments)
     assert result.exit_code == 1
     error = result.stderr.splitlines()[-1]
     assert error.startswith("Error: ")
@@ -156,7 +151,7 @@ def test_alias_move_to_pyfunc_is_refused(registry, serve):
     answer = post(served, "invocations", row)
     post(served, "explain", row)
     identity = answer.headers["X-Prediction-Id"]
-    wait_until(lambda: run("replay", identity).exit_code == 0, 60, "the request is replayed")
+    wait_until(lambda: onnxserve("replay", identity).exit_code == 0, 60, "the request is replayed")
 
     registry.set_registered_model_alias("toy", "live", "3")
     agent = served.state_dir / AGENT

@@ -4,13 +4,12 @@ learned, and no request is lost.
 
 import mlflow
 import pytest
-from click.testing import CliRunner
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from projects.flight_delay.loop.setup import ReplaySettings
 from projects.flight_delay.replay import replay
+from tests.support.commands import done
 from tests.support.deployments import empty_home
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
@@ -31,7 +30,7 @@ def test_replay_retrains_and_promotes(tracking, tmp_path, monkeypatch):
     MlflowClient().create_registered_model(setting.model, tags={GATE_POLICY_TAG: POLICY})
     with empty_home(tmp_path), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         result = replay(setting, "6", None, batch=5, every_day=6, folder=folder)
-        story = CliRunner().invoke(main, ["audit", "history", setting.endpoint]).output
+        story = done("audit history", setting.endpoint)
     assert result.counts.lost == 0
     assert result.counts.labels_lost == 0
     assert result.counts.labels == result.counts.flights == sum(result.counts.by_version.values())

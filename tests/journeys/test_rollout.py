@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import mlflow
 import pytest
 import requests
-from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
+from tests.support.commands import onnxserve
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.refusals import mentions
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
@@ -41,7 +40,7 @@ class Arena:
 
     def run(self, line):
         """Return the exit status and output of `onnxserve LINE`."""
-        result = CliRunner().invoke(main, line.split())
+        result = onnxserve(line)
         return result.exit_code, result.output
 
     def stages(self):

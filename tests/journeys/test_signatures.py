@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 from sklearn.linear_model import LinearRegression
 
-import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.cli.commands import main
+import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.signatures import BUNDLE
+from tests.support.commands import done
 from tests.support.deployments import empty_home
 from tests.support.keypairs import KeyFiles, write_key
 from tests.support.refusals import mentions
@@ -39,14 +38,11 @@ class Journey:
     keys: KeyFiles
     artifacts: Path
 
-    def run(self, line):
-        return CliRunner().invoke(main, line.split())
-
     def log(self, factor, key=None):
         """Log a version, sign it with the key, and return its folder in the artifact
         store.
         """
-        info = onnxserve.log_model(
+        info = mlflow_deploy_plugin.log_model(
             LinearRegression().fit(ROWS, ROWS.sum(axis=1) * factor),
             name="model",
             input_example=ROWS,
@@ -107,15 +103,15 @@ def test_only_signed_versions_are_served(journey):
     journey.log(2.0)
     unsigned = journey.error_of("2")
     assert mentions(unsigned, BUNDLE, f"onnxserve sign models:/{MODEL}/2 --key KEY")
-    shown = journey.run("list")
-    assert mentions(shown.output, "version 2 is refused", "version 1 is still served")
+    shown = done("list")
+    assert mentions(shown, "version 2 is refused", "version 1 is still served")
     assert mentions(journey.page(), unsigned, "version 1 is still served")
-    assert mentions(journey.run("logs line").output, f"models:/{MODEL}@live: version 2 is refused")
+    assert mentions(done("logs line"), f"models:/{MODEL}@live: version 2 is refused")
 
     changed = journey.log(3.0, journey.keys.key)
     shutil.copy(signed / BUNDLE, changed)
     assert mentions(journey.error_of("3"), BUNDLE, "model.onnx")
     assert journey.served() == "1"
 
-    assert journey.run(f"sign models:/{MODEL}/3 --key {journey.keys.key}").exit_code == 0
+    done(f"sign models:/{MODEL}/3 --key {journey.keys.key}")
     wait_until(lambda: journey.served() == "3", PATIENCE, "the signed version is served")

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 import requests
-from click.testing import CliRunner
 from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.ship.deployments.backends import local
 from tests.support.accounts import People, people
 from tests.support.classifiers import write_classifier
+from tests.support.commands import done, onnxserve
 from tests.support.refusals import mentions, refused
 from tests.support.waiting import free_port
 
@@ -32,9 +31,6 @@ class Credit:
     server: People
     model: str
     client: BaseDeploymentClient
-
-    def run(self, line):
-        return CliRunner().invoke(main, line.format(model=self.model).split())
 
     def served(self):
         url = self.client.get_deployment("credit")["url"]
@@ -60,11 +56,10 @@ def credit(tmp_path_factory, new_database):
             registry.log_artifacts(run.info.run_id, str(other), "model")
             registry.create_model_version(model, f"{run.info.artifact_uri}/model", run.info.run_id)
         credit = Credit(server, model, client)
-        assert credit.run("promote models:/{model}/1 --to @champion --request").exit_code == 0
+        done(f"promote models:/{model}/1 --to @champion --request")
         with server.logged_in("admin"):
-            assert credit.run("request approve models:/{model}/1 --to @champion").exit_code == 0
-        done = credit.run("promote models:/{model}/1 --to @champion --wait 0")
-        assert done.exit_code == 0, done.output
+            done(f"request approve models:/{model}/1 --to @champion")
+        done(f"promote models:/{model}/1 --to @champion --wait 0")
         try:
             client.create_deployment("credit", f"models:/{model}@champion")
             yield credit
@@ -82,7 +77,7 @@ def test_unapproved_version_answers_within_limit(credit):
 
 
 def cannot_answer_all_traffic(credit, second):
-    rollout = credit.run(f"rollout start credit --to {second} --steps 100 --every 30d")
+    rollout = onnxserve(f"rollout start credit --to {second} --steps 100 --every 30d")
     assert rollout.exit_code == 1
     assert mentions(rollout.stderr, second, "lacks the approval", "rollout of 100 %")
     names = (second, "lacks the approval", "100 %", f"promote models:/{credit.model}/2")
@@ -93,10 +88,9 @@ def cannot_answer_all_traffic(credit, second):
 
 def a_share_is_shown(credit, second):
     credit.client.create_deployment("challenger", second, endpoint="credit")
-    assert credit.run("endpoint traffic credit credit=90 challenger=10").exit_code == 1
-    changed = credit.run("endpoint traffic credit credit=95 challenger=5")
-    assert changed.exit_code == 0, changed.output
+    assert onnxserve("endpoint traffic credit credit=90 challenger=10").exit_code == 1
+    done("endpoint traffic credit credit=95 challenger=5")
     text = f"{second} answers 5 % of the requests without an approval, until "
     for line in ("list", "endpoint list", "endpoint get credit", "audit history credit"):
-        assert text in credit.run(line).stdout
+        assert text in done(line)
     assert credit.client.get_endpoint("credit")["traffic"] == {"credit": 95, "challenger": 5}

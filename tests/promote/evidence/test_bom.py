@@ -5,9 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.models import (
     LoadedVariant,
@@ -18,7 +16,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
 from mlflow_deploy_plugin.promote.evidence.bom import endpoint_bom
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
-from tests.support.commands import said
+from tests.support.commands import done, onnxserve, said
 from tests.support.refusals import mentions
 
 
@@ -42,10 +40,9 @@ def bom_of(registry, check_schema):
     """
 
     def document_of(*arguments):
-        result = CliRunner().invoke(main, ["audit", "bom", *arguments])
-        assert result.exit_code == 0, result.output
-        check_schema(result.stdout)
-        return json.loads(result.stdout)
+        printed = done("audit bom", *arguments)
+        check_schema(printed)
+        return json.loads(printed)
 
     return document_of
 
@@ -145,12 +142,12 @@ def test_bom_of_endpoint_lists_loaded_versions(registry, store, check_schema):
 
 def test_invalid_bom_arguments_are_refused(registry, tmp_path):
     def refusal(*arguments):
-        return said(CliRunner().invoke(main, ["audit", "bom", *arguments]))
+        return said(onnxserve("audit bom", *arguments))
 
     assert mentions(refusal("models:/toy/9"), "toy", "9")
     assert mentions(refusal(str(Path("1").absolute())), "models:/NAME/VERSION")
     assert mentions(refusal("--endpoint", "flights"), "flights")
     assert mentions(refusal("models:/toy/1", "-o", str(tmp_path)), str(tmp_path))
     for arguments in ((), ("models:/toy/1", "--endpoint", "flights")):
-        result = CliRunner().invoke(main, ["audit", "bom", *arguments])
+        result = onnxserve("audit bom", *arguments)
         assert (result.exit_code, mentions(result.stderr, "--endpoint")) == (2, True)

@@ -12,12 +12,10 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
 
-import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.cli.commands import main
+import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
@@ -26,7 +24,7 @@ from mlflow_deploy_plugin.promote.gate.run import run_gate
 from mlflow_deploy_plugin.watch.result import Finding, State
 from tests.support.audit_trail import store_of_server
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
-from tests.support.commands import said
+from tests.support.commands import done, onnxserve, said
 from tests.support.refusals import mentions
 from tests.support.registry_folder import RegistryFolder
 from tests.support.results import result_of
@@ -126,7 +124,7 @@ def test_sections_have_the_recorded_values(registry):
         mlflow.log_input(mlflow.data.from_pandas(rows, name="flights"))
         model = LogisticRegression().fit(rows[[*COLUMNS]], rows["label"])
         days = pd.date_range("2013-01-01", "2013-12-31", len(rows))
-        onnxserve.log_model(
+        mlflow_deploy_plugin.log_model(
             model,
             "model",
             registered_model_name="toy",
@@ -134,8 +132,8 @@ def test_sections_have_the_recorded_values(registry):
             event_time="day",
         )
     registry.client.set_model_version_tag("toy", "1", "onnxserve.parent", "models:/toy/0")
-    onnxserve.robustness("models:/toy/1", holdout, "label", strengths={"noise": [0.1, 1]}, log=True)
-    onnxserve.explain("models:/toy/1", holdout, max_rows=10, log=True)
+    mlflow_deploy_plugin.robustness("models:/toy/1", holdout, "label", strengths={"noise": [0.1, 1]}, log=True)
+    mlflow_deploy_plugin.explain("models:/toy/1", holdout, max_rows=10, log=True)
     run_gate("toy", "1", store=registry.store)
     states: list[State] = ["drift", "no drift", "no drift"]
     for day, state in enumerate(states):
@@ -270,10 +268,9 @@ def test_tampered_events_are_marked_unsigned(registry):
 def test_command_writes_page_and_document(registry):
     registry.register("toy")
     before = datetime.now(UTC)
-    done = CliRunner().invoke(main, ["audit", "card", "models:/toy/1"])
-    assert done.exit_code == 0, done.output
+    printed = done("audit card models:/toy/1")
     assert mentions(
-        done.stdout, "toy version 1", "toy-1-card/model_card.html", "toy-1-card/model_card.json"
+        printed, "toy version 1", "toy-1-card/model_card.html", "toy-1-card/model_card.json"
     )
     document = json.loads((registry.folder / "toy-1-card" / "model_card.json").read_text())
     assert {group: [*document[group]] for group in SECTIONS} == BARE
@@ -296,5 +293,5 @@ def test_command_writes_page_and_document(registry):
 )
 def test_invalid_arguments_write_no_file(registry, arguments, names):
     registry.register("toy")
-    assert mentions(said(CliRunner().invoke(main, ["audit", "card", *arguments])), *names)
+    assert mentions(said(onnxserve("audit card", *arguments)), *names)
     assert not [*registry.folder.rglob("model_card.*")]

@@ -11,13 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import requests
-from click.testing import CliRunner
 from markupsafe import escape
 from sklearn.linear_model import LogisticRegression
 from sqlalchemy import delete, update
 
-import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.cli.commands import main
+import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.signatures import Signer
@@ -35,7 +33,7 @@ from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
 from tests.support.audit_trail import store_of_server
 from tests.support.classifiers import write_classifier
 from tests.support.clocks import Clock
-from tests.support.commands import said
+from tests.support.commands import done, onnxserve, said
 from tests.support.inference_log import LogWriter
 from tests.support.keypairs import write_key
 from tests.support.refusals import mentions, refused
@@ -297,10 +295,7 @@ def test_dossier_files(quarter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     markup = "<script>alert(1)</script> https://ada:secret@example.com"
     quarter.record("update", endpoint="flights", why=markup)
-    result = CliRunner().invoke(
-        main, ["audit", "dossier", "flights", "--period", "2013-09-01/2013-11-01"]
-    )
-    assert result.exit_code == 0, result.output
+    done("audit dossier flights --period 2013-09-01/2013-11-01")
     folder = tmp_path / "flights-2013-09-01-2013-11-01-dossier"
     document = json.loads((folder / "dossier.json").read_text())
     assert document["start"] == "2013-09-01T00:00:00+00:00"
@@ -316,14 +311,14 @@ def test_dossier_files(quarter, tmp_path, monkeypatch):
 
 def test_dossier_is_refused(quarter, tmp_path):
     def refusal(*arguments):
-        return said(CliRunner().invoke(main, ["audit", "dossier", *arguments]))
+        return said(onnxserve("audit dossier", *arguments))
 
     assert mentions(refusal("flight", "--period", "2013-09"), "'flight'", "'flights'")
     (tmp_path / "file").touch()
     options = ("--period", "2013-09", "--folder", str(tmp_path / "file" / "folder"))
     assert mentions(refusal("flights", *options), str(tmp_path / "file" / "folder"))
     for period in ("soon", "2999"):
-        result = CliRunner().invoke(main, ["audit", "dossier", "flights", "--period", period])
+        result = onnxserve("audit dossier flights --period", period)
         assert (result.exit_code, mentions(result.stderr, period)) == (2, True)
 
 
@@ -381,7 +376,7 @@ def console(tmp_path, new_database, monkeypatch):
     server.start()
     try:
         with tracking_at(server.url):
-            onnxserve.log_model(
+            mlflow_deploy_plugin.log_model(
                 LogisticRegression().fit([[0.0], [1.0]], [0, 1]),
                 "model",
                 registered_model_name="toy",

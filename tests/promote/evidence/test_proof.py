@@ -6,10 +6,8 @@ from contextlib import closing
 from datetime import timedelta
 
 import pytest
-from click.testing import CliRunner
 from sqlalchemy import delete
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
@@ -19,7 +17,7 @@ from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier
 from mlflow_deploy_plugin.promote.evidence.proof import obtain_proof
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from tests.support.audit_trail import store_of_server
-from tests.support.commands import said
+from tests.support.commands import onnxserve, said
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
@@ -63,9 +61,7 @@ def folder(signed, tmp_path):
 
 
 def verify(folder, *options):
-    return CliRunner().invoke(
-        main, ["audit", "verify-dossier", str(folder / "dossier.json"), *options]
-    )
+    return onnxserve("audit verify-dossier", str(folder / "dossier.json"), *options)
 
 
 def change(folder, change):

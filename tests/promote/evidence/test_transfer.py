@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
-from tests.support.commands import said
+from tests.support.commands import done, onnxserve, said
 from tests.support.refusals import mentions
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
@@ -141,7 +139,7 @@ def model(source, target, here):
     client.create_model_version(
         name, f"{run.info.artifact_uri}/model", run_id, tags, description="the first"
     )
-    assert run_command(f"gate models:/{name}/1").exit_code == 0
+    assert onnxserve(f"gate models:/{name}/1").exit_code == 0
     return name
 
 
@@ -157,12 +155,8 @@ def guarded(tmp_path, here, new_database, monkeypatch):
         yield registry
 
 
-def run_command(line):
-    return CliRunner().invoke(main, line.split())
-
-
 def promote(model, target, *options):
-    return run_command(
+    return onnxserve(
         " ".join(
             [
                 f"promote models:/{model}/1 --to @champion --to-registry {target.server.url}",
@@ -256,7 +250,7 @@ def test_target_outage_at_any_request_copies_once(source, target, model, tmp_pat
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.most = 0
         command = f"promote models:/{model}/1 --to @champion --to-registry {proxy.url}"
-        while (result := run_command(command)).exit_code != 0:
+        while (result := onnxserve(command)).exit_code != 0:
             error = result.stderr.splitlines()[-1]
             assert mentions(error, "Error"), result.output
             assert "Traceback" not in result.output
@@ -283,11 +277,11 @@ def test_credentials_of_the_source_are_not_sent(source, target, model, tmp_path,
     ):
         command = f"promote models:/{model}/1 --to @champion --to-registry {second.url}"
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of-source")
-        assert run_command(command).exit_code == 0
+        assert onnxserve(command).exit_code == 0
         assert (first.credentials != [], second.credentials) == (True, [])
         monkeypatch.setenv("TARGET_MLFLOW_TRACKING_TOKEN", "of-target")
         first.credentials.clear()
-        assert run_command(command).exit_code == 0
+        assert onnxserve(command).exit_code == 0
         assert {*second.credentials} == {"Bearer of-target"}
         assert "Bearer of-target" not in first.credentials
     assert os.environ["MLFLOW_TRACKING_TOKEN"] == "of-source"
@@ -305,7 +299,7 @@ def test_credentials_of_the_source_are_not_sent(source, target, model, tmp_path,
     ],
 )
 def test_invalid_transfer_is_refused(source, model, options, names):
-    result = run_command(f"promote models:/{model}/{options} --to @champion".format(model=model))
+    result = onnxserve(f"promote models:/{model}/{options} --to @champion".format(model=model))
     assert mentions(said(result), *(name.format(model=model) for name in names)), result.stderr
     assert len(source.versions(model)) == 1
     assert source.events(model, "copy", "promote") == []
@@ -317,7 +311,7 @@ def test_invalid_transfer_is_refused(source, model, options, names):
 def test_target_that_refuses_requests_is_an_error(target, model, status, answer):
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.turn(answer, status=status)
-        result = run_command(f"promote models:/{model}/1 --to @champion --to-registry {proxy.url}")
+        result = onnxserve(f"promote models:/{model}/1 --to @champion --to-registry {proxy.url}")
         assert mentions(said(result), proxy.url, "not copied")
     assert ("TARGET_MLFLOW_TRACKING_TOKEN" in result.stderr) == (status == 401)
     assert target.versions(model) == []
@@ -326,7 +320,7 @@ def test_target_that_refuses_requests_is_an_error(target, model, status, answer)
 def test_version_without_report_is_copied_and_tagged(source, target, model):
     (judged,) = source.versions(model)
     source.client.create_model_version(model, judged.source, judged.run_id)
-    result = run_command(
+    result = onnxserve(
         f"promote models:/{model}/2 --to @champion --to-registry {target.server.url}"
     )
     assert result.exit_code == 0, result.output
@@ -353,7 +347,7 @@ def test_forged_copy_is_not_promoted(source, target, model, tmp_path):
 def test_copy_in_same_registry_keeps_run_and_source(source, model):
     source.client.create_registered_model(f"{model}-prod", tags={"onnxserve.gate.policy": POLICY})
     for _ in range(2):
-        result = run_command(f"promote models:/{model}/1 --to @champion --to-model {model}-prod")
+        result = onnxserve(f"promote models:/{model}/1 --to @champion --to-model {model}-prod")
         assert result.exit_code == 0, result.output
     (copy,) = source.versions(f"{model}-prod")
     (original,) = source.versions(model)
@@ -368,7 +362,7 @@ def test_mlflow_copy_is_transferred_with_original_evidence(source, target, model
     other = f"{model}-copy"
     source.client.copy_model_version(f"models:/{model}/1", other)
     source.client.set_registered_model_tag(other, "onnxserve.gate.policy", POLICY)
-    result = run_command(
+    result = onnxserve(
         f"promote models:/{other}/1 --to @champion --to-registry {target.server.url}"
     )
     assert result.exit_code == 0, result.output
@@ -378,7 +372,7 @@ def test_mlflow_copy_is_transferred_with_original_evidence(source, target, model
         copy.tags["onnxserve.copied_gate"] == f"{STATE}: {original.tags['onnxserve.gate.report']}"
     )
     assert target.client.get_run(copy.run_id).data.params == {"depth": "3"}
-    again = run_command(
+    again = onnxserve(
         f"promote models:/{model}/1 --to @champion --to-model {other} "
         f"--to-registry {source.server.url}/"
     )
@@ -399,18 +393,17 @@ def test_failed_gate_at_the_target_keeps_the_copy(target, model):
 
 
 def test_promotion_continues_after_approvals_at_the_target(source, guarded, model, monkeypatch):
-    def as_admin(line):
+    @contextmanager
+    def as_admin():
         with monkeypatch.context() as patch, tracking_at(guarded.server.url):
             patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
             patch.setenv("MLFLOW_TRACKING_PASSWORD", password("admin"))
-            if line:
-                return run_command(line)
-            policy = f"{POLICY}approvals: {{count: 1, evaluation: optional}}"
-            MlflowClient().set_registered_model_tag(model, "onnxserve.gate.policy", policy)
-        return Result(CliRunner(), b"", b"", b"", None, 0, None)
+            yield
 
     assert promote(model, guarded, "--request").exit_code == 1
-    as_admin("")
+    policy = f"{POLICY}approvals: {{count: 1, evaluation: optional}}"
+    with as_admin():
+        MlflowClient().set_registered_model_tag(model, "onnxserve.gate.policy", policy)
     refused = promote(model, guarded)
     assert refused.exit_code == 1
     command = (
@@ -420,8 +413,8 @@ def test_promotion_continues_after_approvals_at_the_target(source, guarded, mode
     assert f"`{command}`" in refused.stderr.splitlines()[-1]
     requested = promote(model, guarded, "--request", "-o json")
     assert json.loads(requested.stdout)["requested_by"] == "alice"
-    approved = as_admin(f"request approve models:/{model}/1 --to @champion")
-    assert approved.exit_code == 0, approved.output
+    with as_admin():
+        done(f"request approve models:/{model}/1 --to @champion")
     assert promote(model, guarded).exit_code == 0
     assert [
         event.action for event in guarded.events(model, "copy", "request", "approve", "promote")
@@ -469,9 +462,9 @@ def test_version_is_copied_to_another_workspace(tmp_path, monkeypatch):
             run = client.create_run(client.create_experiment("training"))
             client.log_artifacts(run.info.run_id, str(write_classifier(tmp_path / "X")), "model")
             client.create_model_version("X", f"{run.info.artifact_uri}/model", run.info.run_id)
-            same = run_command(f"promote models:/X/1 --to @champion --to-registry {server.url}")
+            same = onnxserve(f"promote models:/X/1 --to @champion --to-registry {server.url}")
             monkeypatch.setenv("TARGET_MLFLOW_WORKSPACE", "prod")
-            done = run_command(f"promote models:/X/1 --to @champion --to-registry {server.url}")
+            done = onnxserve(f"promote models:/X/1 --to @champion --to-registry {server.url}")
             monkeypatch.setenv("MLFLOW_WORKSPACE", "prod")
             (copy,) = Registry(server).versions("X")
     finally:

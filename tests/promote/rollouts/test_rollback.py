@@ -6,10 +6,8 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
-from click.testing import CliRunner
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
@@ -32,6 +30,7 @@ from mlflow_deploy_plugin.ship.deployments.server_metrics import (
     VersionCounters,
 )
 from tests.support.audit_trail import store_of_server
+from tests.support.commands import onnxserve
 from tests.support.refusals import mentions, refused
 from tests.support.registry_folder import RegistryFolder
 from tests.support.rollouts import PLAN
@@ -126,7 +125,7 @@ def test_dry_run_names_versions_and_followers(store, served, options, change):
     store.add_endpoint("onnxserve", new_endpoint("taxis", uri))
     events = [*store.events()]
 
-    done = CliRunner().invoke(main, ["rollback", "flights", "--dry-run", *options])
+    done = onnxserve("rollback flights --dry-run", *options)
 
     assert done.exit_code == 0, done.output
     line, *followers = done.stdout.splitlines()

@@ -3,11 +3,9 @@ people have approved.
 """
 
 import pytest
-from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import GateRefused
 from mlflow_deploy_plugin.core.registry.approved_files import approval_of, changed_files
 from mlflow_deploy_plugin.core.registry.model_files import version_digest
@@ -17,6 +15,7 @@ from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.watch.controller.service import announce_changes_of_files
 from tests.support.accounts import people
 from tests.support.classifiers import write_classifier
+from tests.support.commands import done
 from tests.support.refusals import mentions
 
 POLICY = (
@@ -36,8 +35,7 @@ def server(tmp_path_factory, new_database):
 def run(server, user, *lines):
     with server.logged_in(user):
         for line in lines:
-            result = CliRunner().invoke(main, line.split())
-            assert result.exit_code == 0, result.output
+            done(line)
 
 
 def request(server, model, version="1"):

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import mlflow.onnx
 import pytest
-from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import SignatureRefused
 from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.signatures import BUNDLE
 from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 from tests.support.clocks import Clock
+from tests.support.commands import done, onnxserve
 from tests.support.keypairs import KeyFiles, write_key
 from tests.support.models import adder
 from tests.support.refusals import mentions
@@ -48,7 +47,7 @@ def signed(new_database, tmp_path_factory):
                 registered_model_name=MODEL,
                 pip_requirements=[],
             )
-            run(f"sign models:/{MODEL}/{version} --key {keys.key}")
+            done(f"sign models:/{MODEL}/{version} --key {keys.key}")
             (folders[version],) = store.glob(f"artifacts/models/{info.model_id}/artifacts")
         yield Signed(folders, keys)
 
@@ -61,12 +60,6 @@ def folder(signed, tmp_path):
     yield folder
     shutil.rmtree(folder)
     shutil.copytree(tmp_path / "backup", folder)
-
-
-def run(line):
-    result = CliRunner().invoke(main, line.split())
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def agent(folder, clock=None):
@@ -82,7 +75,7 @@ def refusal(registry, trusted):
 
 def test_signature_is_not_part_of_the_digest(signed, folder):
     digest = version_digest(f"models:/{MODEL}/1")
-    line = run(f"verify models:/{MODEL}/1 --key {signed.keys.public}")
+    line = done(f"verify models:/{MODEL}/1 --key {signed.keys.public}")
     files = len(list(folder.iterdir())) - 1  # Without the signature.
     assert mentions(line, f"models:/{MODEL}/1", f"{files} files are signed", digest)
     (folder / BUNDLE).unlink()
@@ -129,7 +122,7 @@ def test_cached_version_needs_the_signature(signed, folder, tmp_path):
     other = write_key(tmp_path, "other")
     message = refusal(registry, other.public)
     assert mentions(message, BUNDLE, str(other.public), "Key mismatch")
-    run(f"sign models:/{MODEL}/1 --key {other.key}")
+    done(f"sign models:/{MODEL}/1 --key {other.key}")
     fetched = registry.fetch(resolve(f"models:/{MODEL}/1"), str(other.public))
     assert fetched.version == "1"
     assert mentions(refusal(registry, tmp_path / "gone.pub"), "gone.pub", "No such file")
@@ -150,7 +143,7 @@ def test_signed_folder_is_copied_to_the_cache(signed, folder, tmp_path):
 def test_verify_refuses_in_one_line(signed, folder):
     (folder / BUNDLE).write_text("{}")
     command = f"verify models:/{MODEL}/1 --key {signed.keys.public}"
-    result = CliRunner().invoke(main, command.split())
+    result = onnxserve(command)
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
     assert mentions(result.stderr, BUNDLE, str(signed.keys.public))

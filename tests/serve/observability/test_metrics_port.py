@@ -12,16 +12,15 @@ import psutil
 import pytest
 import requests
 import yaml
-from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.core.statedir.metric_files import make_metrics_folder, remove_metrics
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.served import Place
+from tests.support.commands import done
 from tests.support.serving import Served
 from tests.support.waiting import answers, wait_until
 from tests.support.waiting import free_port as find_free_port
@@ -121,7 +120,7 @@ class Keyed:
 
 @pytest.fixture
 def keyed(serve, model_folders, free_port):
-    key = CliRunner().invoke(main, ["keys", "create", "tester"]).stdout.strip()
+    key = done("keys create tester").strip()
     options = f"--name flights -w 2 --metrics-port {free_port} -C server.api_keys=true"
     server = serve(str(model_folders["stock"]), *options.split()).wait_ready()
     keyed_server = Keyed(server, f"http://127.0.0.1:{free_port}/metrics", key)

@@ -6,18 +6,16 @@ from datetime import UTC, datetime
 
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
 from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
-from tests.support.commands import said
+from tests.support.commands import onnxserve, said
 from tests.support.inference_log import LogWriter
 from tests.support.refusals import mentions
 
 
 def feedback(*arguments, given=None):
-    return CliRunner().invoke(main, ["feedback", *arguments], input=given)
+    return onnxserve("feedback", *arguments, given=given)
 
 
 @pytest.fixture

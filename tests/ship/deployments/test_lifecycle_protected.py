@@ -3,10 +3,9 @@ protects.
 """
 
 import pytest
-from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli.commands import main
 from tests.support.accounts import people
+from tests.support.commands import onnxserve
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
@@ -24,7 +23,7 @@ def server(tmp_path_factory, new_database):
 
 def run(line):
     """Run a command, and return the line of its error; empty after a success."""
-    result = CliRunner().invoke(main, line.split())
+    result = onnxserve(line)
     assert (result.exit_code == 0) is (result.stderr == ""), result.output
     return result.stderr.strip()
 
