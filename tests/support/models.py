@@ -144,6 +144,15 @@ def graph_tensor(name, dtype, *shape, **more):
     return {"name": name, "dtype": dtype, "shape": list(shape), **more}
 
 
+def numbers_section(*inputs, dtype="float32", shape=(1,)):
+    """Describe a graph that returns the numbers y [N, *shape] for these inputs."""
+    return {
+        "inputs": list(inputs),
+        "outputs": [graph_tensor("y", dtype, -1, *shape, role="values")],
+        "prediction": ["y"],
+    }
+
+
 def tensor_column(dtype, *shape, **name):
     """Return a tensor of a signature."""
     return {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}, **name}

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.serve.assembly import open_server
 from mlflow_deploy_plugin.serve.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.supervisor import open_listener
-from tests.support.models import columns, graph_tensor, write_model
+from tests.support.models import columns, graph_tensor, numbers_section, write_model
 from tests.support.waiting import wait_until
 
 
@@ -38,11 +38,7 @@ def single_model(folder, bias=0.0):
     """Make a model of the columns a, b, c, which are stacked into X. The bias of y
     identifies the version.
     """
-    section = {
-        "inputs": [graph_tensor("X", "float32", -1, 3, columns=["a", "b", "c"])],
-        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(graph_tensor("X", "float32", -1, 3, columns=["a", "b", "c"]))
     return write_model(folder, single(bias), columns(a="double", b="double", c="double"), section)
 
 

@@ -132,7 +132,9 @@ def test_sections_have_the_recorded_values(registry):
             event_time="day",
         )
     registry.client.set_model_version_tag("toy", "1", "onnxserve.parent", "models:/toy/0")
-    mlflow_deploy_plugin.robustness("models:/toy/1", holdout, "label", strengths={"noise": [0.1, 1]}, log=True)
+    mlflow_deploy_plugin.robustness(
+        "models:/toy/1", holdout, "label", strengths={"noise": [0.1, 1]}, log=True
+    )
     mlflow_deploy_plugin.explain("models:/toy/1", holdout, max_rows=10, log=True)
     run_gate("toy", "1", store=registry.store)
     states: list[State] = ["drift", "no drift", "no drift"]

@@ -28,6 +28,7 @@ from tests.support.models import (
     columns,
     graph_tensor,
     mixed_model,
+    numbers_section,
     write_model,
 )
 from tests.support.refusals import mentions, refused
@@ -55,11 +56,7 @@ def replayed(traffic, folder, times=None, **options):
 
 
 def section():
-    return {
-        "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
-        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
-        "prediction": ["y"],
-    }
+    return numbers_section(graph_tensor("x", "float32", -1, 1, columns=["x"]))
 
 
 def serve_adder(writer, folder, numbers):

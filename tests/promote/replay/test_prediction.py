@@ -8,7 +8,13 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest, NotF
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.promote.replay.prediction import OutputComparison, find_request
 from tests.support.classifiers import labelled, write_classifier, write_regressor
-from tests.support.models import graph_tensor, mixed_model, tensor_model, write_model
+from tests.support.models import (
+    graph_tensor,
+    mixed_model,
+    numbers_section,
+    tensor_model,
+    write_model,
+)
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions, refused
 from tests.support.servers import single_model
@@ -51,11 +57,9 @@ def test_inputs_of_every_type_are_replayed(answering, write, rows):
 
 
 def test_missing_text_is_fed_as_in_the_server(answering):
-    section = {
-        "inputs": [graph_tensor("x", "str", -1, 1, columns=["x"], missing="⟨missing⟩")],
-        "outputs": [graph_tensor("y", "str", -1, 1, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(
+        graph_tensor("x", "str", -1, 1, columns=["x"], missing="⟨missing⟩"), dtype="str"
+    )
     graph = "texts (string[N,1] x) => (string[N,1] y) { y = Identity(x) }"
     signature = [{"name": "x", "type": "string", "required": False}]
     model = write_model(answering.folder / "model", graph, signature, section)
@@ -227,11 +231,9 @@ def test_dropped_column_is_not_a_missing_value(answering):
         "sum (double[N,2] x) => (double[N] y) <int64[1] one = {1}> { y = ReduceSum <keepdims = 0> "
         "(x, one) }"
     )
-    section = {
-        "inputs": [graph_tensor("x", "float64", -1, 2, columns=["a", "b"])],
-        "outputs": [graph_tensor("y", "float64", -1, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(
+        graph_tensor("x", "float64", -1, 2, columns=["a", "b"]), dtype="float64", shape=()
+    )
     model = answering.register(write_model(answering.folder / "model", graph, optional, section))
     identity = answering.answer(model, ROWS, drop=("b",))
     with refused(InvalidConfig, "b", "capture.drop"):

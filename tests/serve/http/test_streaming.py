@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.serve.http.streaming import StreamedExchange
 from mlflow_deploy_plugin.serve.http.workers.worker_app import InlinePolicy
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.serve.http.listener import is_readable, play, until, worker_app
-from tests.support.models import columns, graph_tensor, write_model
+from tests.support.models import columns, graph_tensor, numbers_section, write_model
 from tests.support.raising import Panic
 from tests.support.servers import one_endpoint
 from tests.support.texts import PANIC, panicking_model
@@ -296,11 +296,7 @@ def test_piece_without_answer_does_not_end_stream(serve_here, tmp_path):
       kept = Compress<axis=1>(values, flags)
       y = Squeeze(kept)
     }"""
-    section = {
-        "inputs": [graph_tensor("X", "float32", -1, 1, columns=["a"])],
-        "outputs": [graph_tensor("y", "float32", -1, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(graph_tensor("X", "float32", -1, 1, columns=["a"]), shape=())
     folder = write_model(tmp_path / "positive", graph, columns(a="double"), section)
 
     async def talk(opened):

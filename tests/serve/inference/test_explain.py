@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support import page_models
-from tests.support.models import columns, graph_tensor, mixed_model, write_model
+from tests.support.models import columns, graph_tensor, mixed_model, numbers_section, write_model
 from tests.support.servers import gunicorn, variant, write_spec
 from tests.support.waiting import EXPLAINER_SECONDS
 
@@ -47,11 +47,9 @@ NUMBERS = {
 
 
 def numbers_model(folder, graph, *shape):
-    section = {
-        "inputs": [graph_tensor("X", "float32", -1, 3, columns=["a", "b", "c"])],
-        "outputs": [graph_tensor("y", "float32", -1, *shape, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(
+        graph_tensor("X", "float32", -1, 3, columns=["a", "b", "c"]), shape=shape
+    )
     return write_model(folder, graph, columns(a="double", b="double", c="double"), section)
 
 

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support import servers
 from tests.support.handling import JSON, ask
-from tests.support.models import columns, graph_tensor, write_model
+from tests.support.models import columns, graph_tensor, numbers_section, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions
@@ -117,11 +117,7 @@ def test_shadow_rows_have_the_ids_of_the_answer(serve, bias_folders):
 
 @pytest.mark.parametrize("order", ["abc", "cba"], ids=["same schema", "converted feeds"])
 def test_shadow_rows_have_the_keys_of_the_request(serve, bias_folders, tmp_path, order):
-    section = {
-        "inputs": [graph_tensor("X", "float32", -1, 3, columns=[*order])],
-        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(graph_tensor("X", "float32", -1, 3, columns=[*order]))
     signature = columns(a="double", b="double", c="double")
     shadow = write_model(tmp_path / "other", servers.single(2000.0), signature, section)
     server = serve(bias_folders["1"], shadow, keys=["customer_id"])

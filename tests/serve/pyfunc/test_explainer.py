@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
-from tests.support.models import graph_tensor, tensor_column, write_model
+from tests.support.models import graph_tensor, numbers_section, tensor_column, write_model
 from tests.support.page_models import with_example, with_reference
 
 MISSING = """
@@ -36,11 +36,7 @@ def explainer():
 
 def model(folder, graph, width=2, rows=None):
     signature = [tensor_column("float32", -1, width)]
-    section = {
-        "inputs": [graph_tensor("X", "float32", -1, width)],
-        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(graph_tensor("X", "float32", -1, width))
     return with_example(
         write_model(folder, graph, signature, section), {"inputs": rows or [[1.0] * width]}
     )
@@ -119,11 +115,7 @@ def test_integers_in_float_columns_are_explained(explainer, tmp_path):
         "mixed (float[N,2] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
     )
     signature = [{"name": "minute", "type": "long"}, {"name": "weekend", "type": "boolean"}]
-    section = {
-        "inputs": [graph_tensor("X", "float32", -1, 2, columns=["minute", "weekend"])],
-        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(graph_tensor("X", "float32", -1, 2, columns=["minute", "weekend"]))
     folder = write_model(tmp_path / "m", graph, signature, section)
     values = {"minute": [10, 30], "weekend": [0, 1]}
     with_reference(

@@ -19,7 +19,13 @@ from mlflow_deploy_plugin.serve.runtime.binding import (
 )
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session
-from tests.support.models import graph_tensor, parse_graph, tensor_column, write_model
+from tests.support.models import (
+    graph_tensor,
+    numbers_section,
+    parse_graph,
+    tensor_column,
+    write_model,
+)
 
 GRAPH = """
 two (float[N,4] x, int64[N] k) => (float[N,4] y, int64[N,1] best, float[N] total) {
@@ -103,11 +109,7 @@ def test_failed_capture_runs_without_a_graph(session, monkeypatch):
 def test_model_runs_through_graphs(tmp_path):
     signature = [tensor_column("float32", -1, 4, name="x")]
     graph = "one (float[N,4] x) => (float[N,4] y) { y = Add(x, x) }"
-    section = {
-        "inputs": [graph_tensor("x", "float32", -1, 4)],
-        "outputs": [graph_tensor("y", "float32", -1, 4, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(graph_tensor("x", "float32", -1, 4), shape=(4,))
     model = OnnxModel.load(write_model(tmp_path / "model", graph, signature, section), PLACEMENT)
     x = random.random((2, 4), dtype=np.float32)
     np.testing.assert_array_equal(model.run({"x": x})["y"], x + x)

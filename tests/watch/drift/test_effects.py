@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.watch.drift.effects import Effect, check_unit, measure_effect, with_effect
 from mlflow_deploy_plugin.watch.result import Finding
 from tests.support.classifiers import write_classifier, write_regressor
-from tests.support.models import graph_tensor, write_model
+from tests.support.models import graph_tensor, numbers_section, write_model
 from tests.support.refusals import mentions, refused
 
 ROWS = 4_000
@@ -104,11 +104,7 @@ def test_effect_of_a_new_category(tmp_path):
       y = ai.onnx.ml.LabelEncoder <keys_strings = ["UA"], values_floats = [10.0],
                                    default_float = 0.0> (carrier)
     }"""
-    section = {
-        "inputs": [graph_tensor("carrier", "str", -1, 1, columns=["carrier"])],
-        "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(graph_tensor("carrier", "str", -1, 1, columns=["carrier"]))
     signature = [{"name": "carrier", "type": "string", "required": True}]
     model = OnnxModel.load(write_model(tmp_path, graph, signature, section))
     rng = np.random.default_rng(0)
@@ -142,11 +138,9 @@ def test_unpredictable_rows_have_no_effect(regressor, window):
 def test_effect_on_several_predictions_is_the_largest(tmp_path):
     """The model returns a and b."""
     graph = "same (double[N,2] x) => (double[N,2] y) { y = Identity(x) }"
-    section = {
-        "inputs": [graph_tensor("x", "float64", -1, 2, columns=["a", "b"])],
-        "outputs": [graph_tensor("y", "float64", -1, 2, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(
+        graph_tensor("x", "float64", -1, 2, columns=["a", "b"]), dtype="float64", shape=(2,)
+    )
     signature = [{"name": name, "type": "double", "required": True} for name in ("a", "b")]
     model = OnnxModel.load(write_model(tmp_path, graph, signature, section))
 

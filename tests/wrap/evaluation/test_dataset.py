@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     reference_rows,
 )
 from tests.support.classifiers import labelled, write_classifier, write_rows
-from tests.support.models import columns, graph_tensor, mixed_model, write_model
+from tests.support.models import columns, graph_tensor, mixed_model, numbers_section, write_model
 from tests.support.refusals import refused
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
@@ -297,11 +297,11 @@ def test_known_rows_prefer_the_example(tmp_path):
 
 def test_known_rows_have_signature_types(tmp_path):
     graph = "stacked (double[N,2] X) => (double[N,2] y) { y = Identity(X) }"
-    section = {
-        "inputs": [graph_tensor("X", "float64", -1, 2, columns=["late", "distance"])],
-        "outputs": [graph_tensor("y", "float64", -1, 2, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(
+        graph_tensor("X", "float64", -1, 2, columns=["late", "distance"]),
+        dtype="float64",
+        shape=(2,),
+    )
     signature = columns(late="boolean", distance="double")
     folder = write_model(tmp_path / "stacked", graph, signature, section)
     (folder / INPUT_EXAMPLE).write_text('{"dataframe_records": [{"late": true, "distance": 1.5}]}')

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.core.errors import (
     SchemaMismatch,
 )
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
-from tests.support.models import columns, graph_tensor, tensor_column, write_model
+from tests.support.models import columns, graph_tensor, numbers_section, tensor_column, write_model
 from tests.support.refusals import mentions, refused
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
@@ -116,14 +116,11 @@ def test_texts_and_missing_values_are_drawn(max_rows, tmp_path):
         n = ai.onnx.ml.LabelEncoder <keys_strings = ["yes", "no"], values_floats = [1.0, 0.0]> (t)
         d = Cast <to = 11> (n)
         y = Add(d, x) }"""
-    section = {
-        "inputs": [
-            graph_tensor("t", "str", -1, 1, columns=["t"]),
-            graph_tensor("x", "float64", -1, 1, columns=["x"]),
-        ],
-        "outputs": [graph_tensor("y", "float64", -1, 1, role="values")],
-        "prediction": ["y"],
-    }
+    section = numbers_section(
+        graph_tensor("t", "str", -1, 1, columns=["t"]),
+        graph_tensor("x", "float64", -1, 1, columns=["x"]),
+        dtype="float64",
+    )
     model = write_model(tmp_path / "m", graph, columns(t="string", x="double"), section)
     rows = {"t": np.array(["yes", "no"] * 10, dtype=object), "x": np.arange(20.0)}
     explanation = onnxserve.explain(str(model), rows, max_rows=max_rows)
