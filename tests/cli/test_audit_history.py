@@ -115,12 +115,6 @@ def test_events_are_filtered(trail):
     assert mentions(history("--model tides").output, "tides")
 
 
-def test_deleted_endpoint_keeps_its_history(trail):
-    trail.remove_endpoint("flights")
-    actions = [event["action"] for event in documents("flights")]
-    assert actions == ["create", "transition", "traffic", "delete"]
-
-
 def tamper(tmp_path, statement):
     with closing(sqlite3.connect(tmp_path / "onnxserve.db")) as connection, connection:
         connection.execute(statement)

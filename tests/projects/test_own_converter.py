@@ -5,14 +5,13 @@ import tomllib
 from pathlib import Path
 
 import category_encoders
-import numpy as np
-import pandas as pd
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from tests.support.category_table import delays
 from tests.wrap.conftest import is_proven
 
 COLUMNS = ["city", "zip", "sex"]
@@ -37,27 +36,6 @@ def installed(tmp_path, monkeypatch):
     sys.modules.pop(module, None)
 
 
-@pytest.fixture(scope="module")
-def table():
-    """Columns of numbers, of strings with gaps, and of integer categories."""
-    random = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {
-            "distance": random.random(300),
-            "city": random.choice(["oslo", "lima", "São Paulo"], 300),
-            "hour": random.normal(size=300),
-            "zip": random.choice([10, 20, 30], 300),
-            "sex": random.choice(["m", "f"], 300),
-        }
-    )
-    return table.assign(city=table.city.mask(random.random(300) < 0.1))
-
-
-@pytest.fixture(scope="module")
-def delayed(table):
-    return (table.distance + (table.city == "oslo") + 0.2 * (table.zip == 20) > 0.9).astype(int)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize(
     "encoder",
@@ -74,17 +52,19 @@ def delayed(table):
     ],
     ids=lambda encoder: type(encoder).__name__,
 )
-def test_encoder_is_proven(encoder, table, delayed):
+def test_encoder_is_proven(encoder):
+    table, delayed = delays()
     model = make_pipeline(encoder, StandardScaler(), LogisticRegression()).fit(table, delayed)
 
     assert is_proven(model, table)
 
 
 @pytest.mark.long
-def test_tree_thresholds_have_64_bits(table, delayed):
+def test_tree_thresholds_have_64_bits():
     """CatBoostEncoder uses the target mean for unknown categories and for the first
     training row of each category.
     """
+    table, delayed = delays()
     encoder = category_encoders.CatBoostEncoder(cols=COLUMNS)
     model = make_pipeline(encoder, HistGradientBoostingClassifier(max_iter=20)).fit(table, delayed)
 

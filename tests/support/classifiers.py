@@ -6,21 +6,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.support.models import graph_tensor, write_model
+from tests.support.models import graph_tensor, labels_section, numbers_section, write_model
 
 COLUMNS = ("a", "b")
 TRUTH = (2.0, -1.0)
 """The weights that `labelled` uses to compute the labels."""
 
 
-def labelled(count, seed=0, noise=0.5):
+def labelled(count, seed=0):
     """Return columns a, b, `label` (0 or 1, from the noisy score) and `value` (the
     noisy score).
     """
     rng = np.random.default_rng(seed)
     a = rng.normal(size=count)
     b = rng.normal(size=count)
-    score = TRUTH[0] * a + TRUTH[1] * b + rng.normal(size=count) * noise
+    score = TRUTH[0] * a + TRUTH[1] * b + rng.normal(size=count) * 0.5
     return {"a": a, "b": b, "label": (score > 0).astype(np.int64), "value": score}
 
 
@@ -57,13 +57,9 @@ def write_classifier(
         label = ArgMax <axis = 1, keepdims = 0> (wide)
       }}"""
     section = {
-        "inputs": [graph_tensor("x", "float64", -1, width, columns=list(columns))],
-        "outputs": [
-            graph_tensor("label", "int64", -1, role="label"),
-            graph_tensor("probabilities", "float32", -1, 2, role="probabilities"),
-        ],
-        "prediction": ["label"],
-        "classes": [0, 1],
+        **labels_section(
+            graph_tensor("x", "float64", -1, width, columns=list(columns)), classes=[0, 1]
+        ),
         "framework": "sklearn",
         "parity": {"state": parity, "rows": 1000},
     }
@@ -76,9 +72,9 @@ def write_regressor(folder, weights=TRUTH, reference=None):
 <double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
       y = MatMul(x, w) }}"""
     section = {
-        "inputs": [graph_tensor("x", "float64", -1, 2, columns=list(COLUMNS))],
-        "outputs": [graph_tensor("y", "float64", -1, 1, role="values")],
-        "prediction": ["y"],
+        **numbers_section(
+            graph_tensor("x", "float64", -1, 2, columns=list(COLUMNS)), dtype="float64"
+        ),
         "framework": "sklearn",
         "parity": {"state": "proven", "rows": 1000},
     }

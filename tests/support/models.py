@@ -153,6 +153,21 @@ def numbers_section(*inputs, dtype="float32", shape=(1,)):
     }
 
 
+def labels_section(*inputs, classes, dtype="int64"):
+    """Describe a graph that returns the labels [N] and probabilities [N, K] of these
+    classes.
+    """
+    return {
+        "inputs": list(inputs),
+        "outputs": [
+            graph_tensor("label", dtype, -1, role="label"),
+            graph_tensor("probabilities", "float32", -1, len(classes), role="probabilities"),
+        ],
+        "prediction": ["label"],
+        "classes": classes,
+    }
+
+
 def tensor_column(dtype, *shape, **name):
     """Return a tensor of a signature."""
     return {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}, **name}
@@ -168,15 +183,7 @@ def mixed_model(folder):
         graph_tensor(name, COLUMN_TYPES[kind], -1, 1, columns=[name], missing=None)
         for name, kind in types.items()
     ]
-    section = {
-        "inputs": inputs,
-        "outputs": [
-            graph_tensor("label", "str", -1, role="label"),
-            graph_tensor("probabilities", "float32", -1, 2, role="probabilities"),
-        ],
-        "prediction": ["label"],
-        "classes": ["no", "yes"],
-    }
+    section = labels_section(*inputs, classes=["no", "yes"], dtype="str")
     return write_model(folder, MIXED, columns(**types), section)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.support.models import graph_tensor, tensor_column, write_model
+from tests.support.models import graph_tensor, labels_section, tensor_column, write_model
 
 WIDTHS = (16, 128, 128, 3)
 
@@ -58,8 +58,8 @@ def network(widths=WIDTHS, gain=1.0, seed=0):
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
 
 
-def network_rows(count, seed=1, width=WIDTHS[0]):
-    return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+def network_rows(count, seed=1):
+    return np.random.default_rng(seed).normal(size=(count, WIDTHS[0])).astype(np.float32)
 
 
 def write_network(folder, rows=400, graph=None):
@@ -67,13 +67,7 @@ def write_network(folder, rows=400, graph=None):
     this number of rows; 0: no reference.
     """
     section = {
-        "inputs": [graph_tensor("x", "float32", -1, WIDTHS[0])],
-        "outputs": [
-            graph_tensor("label", "int64", -1, role="label"),
-            graph_tensor("probabilities", "float32", -1, WIDTHS[-1], role="probabilities"),
-        ],
-        "prediction": ["label"],
-        "classes": [0, 1, 2],
+        **labels_section(graph_tensor("x", "float32", -1, WIDTHS[0]), classes=[0, 1, 2]),
         "framework": "torch",
         "parity": {"state": "proven", "rows": 1000},
     }

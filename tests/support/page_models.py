@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from tests.support.models import graph_tensor, tensor_column, write_model
+from tests.support.models import graph_tensor, labels_section, tensor_column, write_model
 
 DIGITS = """
 digits (float[N,1,8,8] image) => (int64[N] label, float[N,3] probabilities)
@@ -60,15 +60,7 @@ def with_categories(folder, **categories):
 
 def digits_model(folder):
     signature = [tensor_column("float32", -1, 1, 8, 8)]
-    section = {
-        "inputs": [graph_tensor("image", "float32", -1, 1, 8, 8)],
-        "outputs": [
-            graph_tensor("label", "int64", -1, role="label"),
-            graph_tensor("probabilities", "float32", -1, 3, role="probabilities"),
-        ],
-        "prediction": ["label"],
-        "classes": [0, 1, 2],
-    }
+    section = labels_section(graph_tensor("image", "float32", -1, 1, 8, 8), classes=[0, 1, 2])
     picture = [[[[row / 8] * 8 for row in range(8)]]]
     return with_example(write_model(folder, DIGITS, signature, section), {"inputs": picture})
 
@@ -90,15 +82,11 @@ hostile (double[N,2] X) => (string[N] label, float[N,2] probabilities)
   label = Where(flat, yes, no)
 }}"""
     names = [HOSTILE, QUOTED]
-    section = {
-        "inputs": [graph_tensor("X", "float64", -1, 2, columns=names)],
-        "outputs": [
-            graph_tensor("label", "str", -1, role="label"),
-            graph_tensor("probabilities", "float32", -1, 2, role="probabilities"),
-        ],
-        "prediction": ["label"],
-        "classes": [HOSTILE, "<img src=x onerror=alert(2)>"],
-    }
+    section = labels_section(
+        graph_tensor("X", "float64", -1, 2, columns=names),
+        classes=[HOSTILE, "<img src=x onerror=alert(2)>"],
+        dtype="str",
+    )
     signature = [{"name": name, "type": "double", "required": True} for name in names]
     example = {"dataframe_split": {"columns": names, "data": [[1.5, 2.0]]}}
     return with_example(write_model(folder, graph, signature, section), example)

@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.core.store.audit_record import chain_id
 from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
 from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.promote.gate.approvals import Person, approve, request_promotion
 from mlflow_deploy_plugin.ui import checkpoints
 from mlflow_deploy_plugin.ui.checkpoints import (
     EXPERIMENT,
@@ -23,7 +22,7 @@ from mlflow_deploy_plugin.ui.checkpoints import (
     log_checkpoints,
     newest_checkpoint,
 )
-from tests.support.approvals import REPORT, record_gate
+from tests.support.approvals import approve_all
 from tests.support.services.s3 import s3_server
 from tests.support.waiting import wait_until
 
@@ -45,21 +44,13 @@ def model(mlflow_app):
     return name
 
 
-def request_and_approve(store, model):
-    """Forge approvals of other people, like a script that opens the store."""
-    policy, subject = model.promotion()
-    record_gate(store, subject)
-    request_promotion(store, policy, subject, Person("eva", frozenset(), may_edit=True))
-    for user in ("ada", "bob"):
-        approve(store, policy, subject, Person(user, frozenset({"risk"}), False), REPORT)
-
-
 def test_forged_approvals_do_not_count(command, model):
-    request_and_approve(command, model)
+    """A script that opens the store forges approvals of other people."""
+    approve_all(command, model.promotion())
 
     assert model.enter("1") == 403
     assert model.stage("1") == "None"
-    request_and_approve(model.mlflow.store, model)
+    approve_all(model.mlflow.store, model.promotion())
     assert model.enter("1") == 200
 
 

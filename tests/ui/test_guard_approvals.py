@@ -14,15 +14,9 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.store.served_files import served_files
-from mlflow_deploy_plugin.promote.gate.approvals import (
-    Person,
-    approve,
-    promotion_requests,
-    request_promotion,
-    version_authors,
-)
+from mlflow_deploy_plugin.promote.gate.approvals import promotion_requests, version_authors
 from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves, readers, views
-from tests.support.approvals import REPORT, record_gate
+from tests.support import approvals
 from tests.support.refusals import mentions
 
 GATED = "gated_stages: [Production]\ngated_aliases: [champion]\n"
@@ -69,14 +63,7 @@ def administrator(caller):
 
 
 def approve_all(model, version="1", place="Production"):
-    """Request the promotion, and approve it by two people."""
-    store = model.mlflow.store
-    policy, subject = model.promotion(version, place)
-    record_gate(store, subject)
-    request_promotion(store, policy, subject, Person("eva", frozenset(), may_edit=True))
-    for user in ("ada", "bob"):
-        person = Person(user, frozenset({"risk"}), may_edit=False)
-        approve(store, policy, subject, person, REPORT)
+    approvals.approve_all(model.mlflow.store, model.promotion(version, place))
 
 
 def promote_both(model, place="Production", **more):

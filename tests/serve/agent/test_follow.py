@@ -86,22 +86,6 @@ def test_agent_state_contains_the_shipping_state(case, follower):
     assert written.error == ""
 
 
-def test_references_are_polled_once_per_interval(case):
-    alias = "models:/tiny@live"
-    tag = "models:/tiny/tag:a=b"
-    pinned = "models:/tiny/3"
-    case.spec(STAGE, alias, tag, pinned)
-    case.world.versions = {STAGE: "1", alias: "2", tag: "2", pinned: "3"}
-    follower = case.follower()
-    follower.round()
-    case.world.calls = 0
-    case.world.resolved.clear()
-    for _ in range(100):
-        case.now += 0.1
-        follower.round()
-    assert Counter(case.world.resolved) == {STAGE: 5, alias: 5, tag: 5}
-
-
 def test_clock_changes_do_not_affect_polls(case, follower):
     for number, jump in enumerate((1e9, -1e9, 3600.0), 2):
         case.jumped += jump

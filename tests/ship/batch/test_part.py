@@ -360,11 +360,10 @@ def test_float_values_are_exact(predict, tmp_path):
     assert read(tmp_path / "out" / "made.parquet")["y"] == values.tolist()
 
 
-@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
-def test_other_csv_separator_is_named(predict, tmp_path, mark, name):
+def test_other_csv_separator_is_named(predict, tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text("carrier,distance,hour,late\nUA,1,5,true\n".replace(",", mark))
+    path.write_text("carrier;distance;hour;late\nUA;1;5;true\n")
     with pytest.raises(
-        OnnxserveError, match=f"rows.csv: the CSV separates its columns with {name}"
+        OnnxserveError, match=r"rows\.csv: the CSV separates its columns with semicolons"
     ):
         predict(path, "made.csv")

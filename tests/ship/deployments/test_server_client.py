@@ -3,9 +3,8 @@ overloaded server.
 """
 
 import io
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.parse import urlsplit
 
 import orjson
 import pytest
@@ -24,6 +23,7 @@ from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import MachineBackend
 from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession, post, post_for_events
 from tests.support.refusals import refused
+from tests.support.services.listener import answering
 
 
 class Scripted(ServerSession):
@@ -143,11 +143,9 @@ def test_only_overload_is_retried(monkeypatch):
     assert wrong.posts == 1
 
 
-class AsksForAKey(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.headers["Authorization"] == "Bearer of-team-a" else 401)
-        self.end_headers()
-        self.wfile.write(b"figures")
+def ask_for_a_key(request, _):
+    status = 200 if request.headers["Authorization"] == "Bearer of-team-a" else 401
+    return status, "text/plain", "figures"
 
 
 def test_server_key_is_of_the_settings_workspace(tmp_path, monkeypatch):
@@ -157,10 +155,9 @@ def test_server_key_is_of_the_settings_workspace(tmp_path, monkeypatch):
     # A thread of an MLflow server that handles a request for team-a does not have this
     # variable.
     monkeypatch.delenv("MLFLOW_WORKSPACE")
-    with HTTPServer(("127.0.0.1", 0), AsksForAKey) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with answering(ask_for_a_key) as url:
         folder = settings.state_dir("flights")
-        port = server.server_port
+        port = urlsplit(url).port
         write_state(
             folder / SERVER, ServerState(pid=1, host="127.0.0.1", port=port, started_at=0.0)
         )
@@ -169,4 +166,3 @@ def test_server_key_is_of_the_settings_workspace(tmp_path, monkeypatch):
         assert MachineBackend(settings).server_pages(spec, "/metrics", 5.0) == {
             "flights": b"figures"
         }
-        server.shutdown()

@@ -1,13 +1,13 @@
 """An OpenTelemetry collector that stores the requests that it receives."""
 
 import gzip
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tests.support.services.listener import answering
 
 
 @dataclass
@@ -42,26 +42,10 @@ def attributes(span):
 def collector():
     state = Collector()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            state.take(
-                gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
-            )
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def take(request, body):
+        is_compressed = request.headers.get("Content-Encoding") == "gzip"
+        state.take(gzip.decompress(body) if is_compressed else body)
+        return 200, "application/x-protobuf", ""
 
-        def log_message(self, format, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with answering(take) as state.endpoint:
         yield state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
