@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.audit_seal import seal
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
-from mlflow_deploy_plugin.core.store.database import open_store, utc_now
+from mlflow_deploy_plugin.core.store.database import utc_now
 from tests.support.clocks import Clock
 from tests.support.commands import done, onnxserve, said
 from tests.support.refusals import mentions
+from tests.support.stores import own_store
 
 OF_VERSION_8 = {"model": "delay", "version": "8", "actor": "ann"}
 
@@ -150,7 +150,7 @@ def keys(trail, tmp_path):
 
 def sealed(keys, clock=utc_now):
     """Sign the trail at a time, and return a checkpoint of it."""
-    with closing(open_store(load_settings().store_url, clock, keys=keys)) as store:
+    with own_store(clock, keys=keys) as store:
         seal(store)
         return make_checkpoint(store, keys).model_dump_json()
 

@@ -1,6 +1,5 @@
 """Tests of `onnxserve endpoint …`, `list`, `start`, `stop`, `delete` and `logs`."""
 
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,16 +9,16 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from tests.support.commands import done, onnxserve, said, told
 from tests.support.refusals import mentions
+from tests.support.stores import own_store
 from tests.support.tracking import tracking_at
 
 
 def add_endpoint(name, model, config=None, **more):
-    with closing(open_store(load_settings().store_url)) as store:
+    with own_store() as store:
         store.add_endpoint("onnxserve", new_endpoint(name, model, config, **more))
 
 
@@ -62,7 +61,7 @@ def test_endpoint_from_creation_to_deletion(home, models, free_port):
 def test_unreadable_spec_is_listed_and_deleted(home):
     for name in ("flights", "taxis"):
         onnxserve(f"endpoint create {name}")
-    with closing(open_store(load_settings().store_url)) as store, store.transaction() as session:
+    with own_store() as store, store.transaction() as session:
         row = session.get(EndpointRow, "flights")
         assert row is not None
         row.spec += "sampling: often\n"

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import click
@@ -13,14 +12,13 @@ import pytest
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.cli.log import table_lines
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
 from tests.support.commands import onnxserve, said, told
 from tests.support.inference_log import LogWriter
 from tests.support.refusals import mentions, refused
+from tests.support.stores import own_store
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -216,7 +214,7 @@ def test_expire_deletes_old_rows_and_labels(writer):
 
 def test_held_and_recent_rows_are_kept(writer, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    with closing(open_store(load_settings().store_url)) as store:
+    with own_store() as store:
         store.add_endpoint("onnxserve", new_endpoint("flights", "m"))
     hold = "endpoint hold flights --why 'case 7'"
     expire = "log expire flights --keep 90d"

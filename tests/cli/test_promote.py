@@ -6,12 +6,11 @@ import os
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.classifiers import labelled, registered_toy, write_rows
 from tests.support.commands import done, onnxserve, said, told
 from tests.support.refusals import mentions
+from tests.support.stores import own_store
 from tests.support.tracking import tracking_at
 
 
@@ -40,9 +39,8 @@ def toy(tmp_path_factory, new_database):
 
 @pytest.fixture
 def store():
-    opened = open_store(load_settings().store_url)
-    yield opened
-    opened.close()
+    with own_store() as opened:
+        yield opened
 
 
 def test_gate_prints_a_line_per_check():

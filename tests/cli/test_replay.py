@@ -3,15 +3,12 @@
 import json
 import subprocess
 import sys
-from contextlib import closing
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from tests.promote.replay.conftest import answering, empty_folder
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
@@ -19,6 +16,7 @@ from tests.support.commands import done, onnxserve, said
 from tests.support.inference_log import LogWriter, write_answers
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions
+from tests.support.stores import own_store
 from tests.support.tracking import tracking_at
 
 __all__ = ["answering", "empty_folder"]
@@ -179,7 +177,7 @@ def test_masked_columns_are_not_replayed(backtest, monkeypatch, tmp_path):
         variants={"main": VariantSpec(model="models:/m/1")},
         capture=CaptureSpec(mask=("b",)),
     )
-    with closing(open_store(load_settings().store_url)) as store:
+    with own_store() as store:
         store.add_endpoint("onnxserve", spec)
     assert mentions(said(backtest("--against equal")), "b", "mask", "capture.mask")
 

@@ -2,21 +2,20 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 import pytest
 from mlflow import MlflowClient
 from sqlalchemy import delete
 
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import write_event
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
 from tests.support.commands import done, told
 from tests.support.moves import judged_model, moves_while_restarting
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.postgresql import postgresql_server, running_postgresql
+from tests.support.stores import own_store
 from tests.support.tracking import tracking_at
 
 MODEL = "shared"
@@ -93,7 +92,7 @@ def test_server_refuses_forged_trail(new_database, tmp_path, monkeypatch):
         client.create_model_version(MODEL, "s3://bucket/model")
         client.set_registered_model_alias(MODEL, "champion", "1")
         server.kill()
-        with closing(open_store(load_settings().store_url)) as store:
+        with own_store() as store:
             events = [event for event in store.events() if event.action != "seal"]
             with store.transaction() as session:
                 session.execute(delete(AuditRow))

@@ -12,11 +12,10 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 from playwright.sync_api import Page, expect
 
-from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.models import adder
 from tests.support.services.mlflow_server import MlflowServer
+from tests.support.stores import own_store
 from tests.support.tracking import DEFAULT_EXPERIMENT, pass_gate, tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
@@ -38,11 +37,8 @@ class Platform:
     page: Page
 
     def events(self, action):
-        store = open_store(load_settings().store_url)
-        try:
+        with own_store() as store:
             return [event for event in store.events() if event.action == action]
-        finally:
-            store.close()
 
 
 @pytest.fixture(scope="module")

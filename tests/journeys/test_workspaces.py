@@ -10,11 +10,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.workspace_context import WorkspaceContext
 
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.refusals import refused
 from tests.support.services.mlflow_server import MlflowServer
+from tests.support.stores import own_store
 from tests.support.tracking import tracking_at
 
 GATED = "team-a"
@@ -37,12 +36,8 @@ class Workspaces:
             MlflowClient(self.url).transition_model_version_stage("X", version, "Production", True)
 
     def events(self, workspace):
-        with WorkspaceContext(workspace):
-            store = open_store(load_settings().store_url)
-        try:
+        with WorkspaceContext(workspace), own_store() as store:
             return [event for event in store.events(model="X") if event.action != "register"]
-        finally:
-            store.close()
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +84,8 @@ def test_workspace_has_its_own_gate_and_trail(workspaces):
 
 @pytest.mark.long
 def test_console_shows_endpoints_of_its_workspace(workspaces):
-    with WorkspaceContext(GATED):
-        store = open_store(load_settings().store_url)
-    store.add_endpoint("onnxserve", new_endpoint("of-a", "models:/X/Production"))
-    store.close()
+    with WorkspaceContext(GATED), own_store() as store:
+        store.add_endpoint("onnxserve", new_endpoint("of-a", "models:/X/Production"))
 
     page = workspaces.page(GATED)
     assert page.status_code == 200

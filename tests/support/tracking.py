@@ -61,18 +61,15 @@ def pass_gate(model, version, state="passed", reason=""):
     """Record a verdict on the files of a version of the current registry, as `onnxserve
     gate` does.
     """
-    from contextlib import closing
-
     from mlflow_deploy_plugin.core.registry.model_files import version_digest
     from mlflow_deploy_plugin.core.registry.policy import choose_policy
-    from mlflow_deploy_plugin.core.settings import load_settings
-    from mlflow_deploy_plugin.core.store.database import open_store
     from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord, write_verdict
+    from tests.support.stores import own_store
 
     files = version_digest(f"models:/{model}/{version}")
     policy = choose_policy(model).policy.digest
     record = {"state": state, "reason": reason, "files": files, "policy_digest": policy}
-    with closing(open_store(load_settings().store_url)) as store:
+    with own_store() as store:
         write_verdict(
             VerdictRecord.model_validate({"model": model, "version": version, **record}), store
         )

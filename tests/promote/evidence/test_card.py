@@ -3,7 +3,6 @@ that they link to.
 """
 
 import json
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -16,8 +15,6 @@ from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
 
 import mlflow_deploy_plugin
-from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.card import make_card
 from mlflow_deploy_plugin.promote.gate.run import run_gate
@@ -28,6 +25,7 @@ from tests.support.commands import done, onnxserve, said
 from tests.support.refusals import mentions
 from tests.support.registry_folder import RegistryFolder
 from tests.support.results import result_of
+from tests.support.stores import own_store
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
 SECTIONS = {
@@ -102,7 +100,7 @@ def classifier_folder(tmp_path_factory, new_database):
 def registry(classifier_folder):
     with (
         classifier_folder.restored() as client,
-        closing(open_store(load_settings().store_url)) as store,
+        own_store() as store,
     ):
         yield Registry(client, store, classifier_folder.folder)
 

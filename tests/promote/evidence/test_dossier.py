@@ -17,7 +17,7 @@ from sqlalchemy import delete, update
 
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.settings import Settings, load_settings
+from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.signatures import Signer
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
@@ -38,6 +38,7 @@ from tests.support.inference_log import LogWriter
 from tests.support.keypairs import write_key
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
+from tests.support.stores import own_store
 from tests.support.tracking import tracking_at
 
 GROUPS = ("serving", "decisions", "monitoring", "record")
@@ -55,7 +56,7 @@ def clock():
 @pytest.fixture
 def trail(registry, clock):
     """A store with the endpoint `flights`, which follows @champion of `toy`."""
-    with closing(open_store(load_settings().store_url, clock)) as store:
+    with own_store(clock) as store:
         spec = new_endpoint("flights", "models:/toy@champion")
         store.add_endpoint("onnxserve", spec)
         yield store

@@ -1,6 +1,5 @@
 import hashlib
 import shutil
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,6 @@ from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.policy import Permissions, choose_policy
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
-from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Person,
     approve,
@@ -22,6 +19,7 @@ from mlflow_deploy_plugin.promote.gate.approvals import (
 from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.promote.gate.run import run_gate
 from tests.support.refusals import mentions, refused
+from tests.support.stores import own_store
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def stages(client):
 
 
 def events():
-    with closing(open_store(load_settings().store_url)) as store:
+    with own_store() as store:
         return [*store.events(model="toy")]
 
 
@@ -235,7 +233,7 @@ def approve_as(toy, version, *users):
     entry = toy.get_model_version("toy", version)
     files = version_digest(f"models:/toy/{version}")
     subject = subject_of(entry, place, files, policy)
-    with closing(open_store(load_settings().store_url)) as store:
+    with own_store() as store:
         request, _ = request_promotion(
             store, policy, subject, Person("eva", frozenset(), may_edit=True)
         )

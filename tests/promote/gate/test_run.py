@@ -4,7 +4,6 @@ trail.
 
 import json
 import shutil
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,9 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
 from tests.support.refusals import mentions
+from tests.support.stores import own_store
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def policy(folders, registry):
 
 
 def events():
-    with closing(open_store(load_settings().store_url)) as store:
+    with own_store() as store:
         return [*store.events(model="toy")]
 
 

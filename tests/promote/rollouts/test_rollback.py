@@ -2,7 +2,6 @@
 server is not running.
 """
 
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,6 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, RefusedVersion, WorkerState
 from mlflow_deploy_plugin.core.store.audit import move_detail
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.rollouts.commands import (
     RolloutRequest,
     command_rollout,
@@ -34,6 +32,7 @@ from tests.support.commands import onnxserve
 from tests.support.refusals import mentions, refused
 from tests.support.registry_folder import RegistryFolder
 from tests.support.rollouts import PLAN
+from tests.support.stores import own_store
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +50,15 @@ def registry_folder(tmp_path_factory, new_database):
                 "delay", version, "Production", archive_existing_versions=True
             )
             client.set_registered_model_alias("delay", "live", version)
-        open_store(load_settings().store_url).close()
+        with own_store():
+            pass
     prepared.keep()
     return prepared
 
 
 @pytest.fixture
 def store(registry_folder):
-    with registry_folder.restored(), closing(open_store(load_settings().store_url)) as opened:
+    with registry_folder.restored(), own_store() as opened:
         yield opened
 
 

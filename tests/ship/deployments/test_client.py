@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from contextlib import closing
 from pathlib import Path
 
 import mlflow.onnx
@@ -13,11 +12,10 @@ import pytest
 from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.ship.deployments import client as plugin
 from tests.support.deployments import SIGNATURE, weighted_sum
 from tests.support.refusals import refused
+from tests.support.stores import own_store
 from tests.support.waiting import wait_until
 
 SPLIT = {"dataframe_split": {"columns": ["b", "a"], "data": [[2, 1], [4.5, 3]]}}
@@ -206,7 +204,7 @@ def test_unknown_masked_column_is_refused(served):
         served.update_deployment("sum", config={"capture.mask": "no_such_column"})
 
     assert served.predict("sum", ROWS)["predictions"] == [{"y": 3.0}, {"y": 7.5}]
-    with closing(open_store(load_settings().store_url)) as store:
+    with own_store() as store:
         assert "no_such_column" not in store.require_endpoint("sum").spec.capture.mask
 
 

@@ -4,7 +4,6 @@ running server.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,15 +12,14 @@ from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import locked
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.holds import hold
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.refusals import refused
+from tests.support.stores import own_store
 from tests.support.waiting import wait_until
 
 
@@ -101,7 +99,7 @@ def test_endpoint_on_hold_is_not_deleted(deployments, monkeypatch, keep, reason)
 def test_old_windows_do_not_prevent_deletion(deployments, monkeypatch):
     set_floor(deployments, monkeypatch)
     start = deployments.store.now() - timedelta(days=9)
-    with closing(open_store(load_settings().store_url, lambda: start)) as earlier:
+    with own_store(lambda: start) as earlier:
         Monitors(earlier).add("flights", "daily", start - timedelta(days=1), start)
 
     deployments.delete_endpoint("flights")
