@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.core.registry import connection
 from tests.support.scheduling import ContinuedScheduling
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.serving import servers_below
-from tests.support.tracking import create_database
+from tests.support.tracking import create_database, tracking_at
 from tests.support.waiting import free_port as find_free_port
 
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", GIT_PYTHON_REFRESH="quiet")
@@ -143,6 +143,22 @@ def own_home(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def new_home(tmp_path, monkeypatch):
+    """Set an empty home of onnxserve in the folder of the test."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def new_mlflow(tmp_path, new_database, monkeypatch):
+    """Use an empty MLflow with its artifacts in the folder of the test, which becomes
+    the current folder.
+    """
+    monkeypatch.chdir(tmp_path)
+    with tracking_at(new_database(tmp_path)):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def process_of_a_user():
     """Each test begins as in a process of a user, because a command that an earlier
@@ -194,9 +210,8 @@ def mlflow_server(tmp_path_factory, new_database):
 
 
 @pytest.fixture
-def serve(tmp_path, monkeypatch):
+def serve(tmp_path, new_home):
     """Starts `onnxserve serve ARGUMENTS --state-dir …`, and ends it with the test."""
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with servers_below(tmp_path) as start:
         yield start
 

@@ -64,8 +64,7 @@ class Repository:
 
 
 @pytest.fixture
-def repository(mlflow_server, tmp_path, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+def repository(mlflow_server, tmp_path, new_home):
     folder = Path(shutil.copytree(EXAMPLE, tmp_path / "repository"))
     with tracking_at(mlflow_server.url):
         try:

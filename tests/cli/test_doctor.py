@@ -9,8 +9,7 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+def environment(tmp_path, monkeypatch, new_home):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
 

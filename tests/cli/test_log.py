@@ -212,8 +212,7 @@ def test_expire_deletes_old_rows_and_labels(writer):
     assert list(writer.root.rglob("*.parquet")) == []
 
 
-def test_held_and_recent_rows_are_kept(writer, tmp_path, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+def test_held_and_recent_rows_are_kept(writer, monkeypatch, new_home):
     with own_store() as store:
         store.add_endpoint("onnxserve", new_endpoint("flights", "m"))
     hold = "endpoint hold flights --why 'case 7'"
@@ -264,11 +263,10 @@ def found(options="", name="flights"):
 
 
 @pytest.fixture
-def fail(tmp_path, monkeypatch):
+def fail(tmp_path, monkeypatch, new_home):
     """A function that logs failed requests of the endpoint, the first at a given age,
     each one second later. The log has 10 answered requests, each with two rows.
     """
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
     writer = LogWriter(tmp_path / "log")
     for number in range(10):

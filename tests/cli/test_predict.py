@@ -491,8 +491,7 @@ def test_impossible_feedback_is_refused(ids, tmp_path, monkeypatch, options, nam
     assert (tmp_path / "labels.csv").read_text() == "a,b,label\n1,2,3\n"
 
 
-def test_labels_are_logged_without_a_server(tmp_path, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+def test_labels_are_logged_without_a_server(tmp_path, monkeypatch, new_home):
     monkeypatch.chdir(tmp_path)
     writer = LogWriter(tmp_path / "home" / "inference_log")
     times = [datetime(2013, 7, 1, tzinfo=UTC)] * 2

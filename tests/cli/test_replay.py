@@ -17,7 +17,6 @@ from tests.support.inference_log import LogWriter, write_answers
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions
 from tests.support.stores import own_store
-from tests.support.tracking import tracking_at
 
 __all__ = ["answering", "empty_folder"]
 
@@ -128,13 +127,11 @@ def test_pdb_stops_in_predict(answering, pyfuncs):
 
 
 @pytest.fixture
-def backtest(tmp_path, new_database, monkeypatch):
+def backtest(tmp_path, new_mlflow, monkeypatch, new_home):
     """A function that tests versions on the endpoint `flights`, whose version 1 has
     answered 300 rows, of which 100 have a label.
     """
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
     writer = LogWriter(tmp_path / "log")
     folder = write_classifier(tmp_path / "equal")
     captured = {name: CAPTURED[name] for name in COLUMNS}
@@ -142,8 +139,7 @@ def backtest(tmp_path, new_database, monkeypatch):
     labels = enumerate(CAPTURED["label"][:100])
     writer.label(*(Label(f"1-{row}", None, None, int(label), 1) for row, label in labels))
     write_classifier(tmp_path / "worse", (1.0, 2.0))
-    with tracking_at(new_database(tmp_path)):
-        yield lambda options: onnxserve(f"backtest flights {options}")
+    return lambda options: onnxserve(f"backtest flights {options}")
 
 
 def test_backtest_prints_the_differences(backtest):

@@ -35,11 +35,10 @@ def trusting_keys(folder):
 @pytest.fixture(
     params=["one key file", pytest.param("two key files", marks=pytest.mark.postgresql)]
 )
-def servers(request, new_database, tmp_path, monkeypatch):
+def servers(request, new_database, tmp_path, monkeypatch, new_home):
     """Start two servers: on SQLite with the key in HOME, and on PostgreSQL with a key
     file each.
     """
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     new_database(tmp_path)
     settings = [{}, {}]
     with ExitStack() as stack:
@@ -78,9 +77,8 @@ def test_two_servers_record_in_one_trail(servers):
     assert actions["alias"] == CHANGES
 
 
-def test_server_refuses_forged_trail(new_database, tmp_path, monkeypatch):
+def test_server_refuses_forged_trail(new_database, tmp_path, monkeypatch, new_home):
     """All events are written again without signatures and without the seal."""
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ONNXSERVE_AUDIT_KEY_FILE", str(tmp_path / "key" / "audit.pem"))
     new_database(tmp_path)
     with ExitStack() as stack:

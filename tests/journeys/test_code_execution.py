@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import AGENT
 from mlflow_deploy_plugin.serve.agent.resolver import PyfuncPolicy
+from tests.support.cases import long_case
 from tests.support.commands import onnxserve
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import refused
@@ -98,11 +99,10 @@ def test_logging_needs_no_code_execution(registry, caplog, monkeypatch):
         ("promote", "models:/toy/2", "--to", "@champion"),
         ("diff", "models:/toy/1", "models:/toy/2"),
         ("audit", "card", "models:/toy/1", "--folder", "card.html"),
-        pytest.param(
-            ("batch", "models:/toy/1", "-i", "rows.csv", "--folder", "out", "--workers", "1"),
-            marks=pytest.mark.long,
+        long_case(
+            ("batch", "models:/toy/1", "-i", "rows.csv", "--folder", "out", "--workers", "1")
         ),
-        pytest.param(("explain", "models:/toy/1", "--data", "rows.csv"), marks=pytest.mark.long),
+        long_case(("explain", "models:/toy/1", "--data", "rows.csv")),
         ("profile", "models:/toy/1"),
         ("export", "models:/toy/1", "-o", "exported"),
     ],
@@ -118,11 +118,7 @@ def test_command_needs_no_code_execution(registry, arguments):
     [
         (REFUSAL, ("gate", "models:/toy/3")),
         (REFUSAL, ("predict", "models:/toy/3", "-i", "rows.csv")),
-        pytest.param(
-            REFUSAL,
-            ("batch", "models:/toy/3", "-i", "rows.csv", "--folder", "none"),
-            marks=pytest.mark.long,
-        ),
+        long_case(REFUSAL, ("batch", "models:/toy/3", "-i", "rows.csv", "--folder", "none")),
         ("model.joblib runs its own", ("wrap", "model.joblib", "--allow-pickle", "--dry-run")),
         ("sklearn", ("wrap", "sklearn", "--dry-run")),
     ],

@@ -15,29 +15,25 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.distill.train import Training, train
 from tests.support.classifiers import labelled, write_classifier, write_regressor
 from tests.support.networks import write_network
-from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
-def client(tmp_path, new_database, monkeypatch):
+def client(tmp_path, new_mlflow, new_home):
     """A registry of teachers: `labels` and `values` of two columns with a reference,
     and `few` with 50 rows.
     """
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    with tracking_at(new_database(tmp_path)):
-        client = MlflowClient()
-        mlflow.set_experiment(experiment_id=client.create_experiment("distill", tmp_path.as_uri()))
-        reference = {name: values for name, values in labelled(600).items() if name in ("a", "b")}
-        folders = {
-            "labels": write_classifier(tmp_path / "teachers" / "labels", reference=reference),
-            "values": write_regressor(tmp_path / "teachers" / "values", reference=reference),
-            "few": write_network(tmp_path / "teachers" / "few", rows=50),
-        }
-        for name, folder in folders.items():
-            client.create_registered_model(name)
-            client.create_model_version(name, folder.as_uri())
-        yield client
+    client = MlflowClient()
+    mlflow.set_experiment(experiment_id=client.create_experiment("distill", tmp_path.as_uri()))
+    reference = {name: values for name, values in labelled(600).items() if name in ("a", "b")}
+    folders = {
+        "labels": write_classifier(tmp_path / "teachers" / "labels", reference=reference),
+        "values": write_regressor(tmp_path / "teachers" / "values", reference=reference),
+        "few": write_network(tmp_path / "teachers" / "few", rows=50),
+    }
+    for name, folder in folders.items():
+        client.create_registered_model(name)
+        client.create_model_version(name, folder.as_uri())
+    return client
 
 
 def learned(client, **options):

@@ -12,7 +12,6 @@ from mlflow import MlflowClient
 from onnx import numpy_helper
 
 from tests.support.random_rows import normal_rows
-from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
@@ -24,28 +23,25 @@ def labelled(tmp_path):
 
 
 @pytest.mark.long
-def test_pruned_network_is_sparse_and_registered(labelled, tmp_path, new_database, monkeypatch):
+def test_pruned_network_is_sparse_and_registered(labelled, tmp_path, new_mlflow, new_home):
     torch = pytest.importorskip("torch")
     from projects.prune.train import Training, train
 
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
-    with tracking_at(new_database(tmp_path)):
-        client = MlflowClient()
-        mlflow.set_experiment(experiment_id=client.create_experiment("prune", tmp_path.as_uri()))
-        mlflow.pytorch.log_model(
-            network,
-            name="model",
-            registered_model_name="net",
-            pip_requirements=["torch"],
-            serialization_format="pickle",
-        )
-        info = train(Training(original="models:/net/1", data=str(labelled), epochs=40))
-        fastest = client.get_model_version_by_alias("pruned", "fastest")
-        folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
-        model = onnx.load(folder / "model.onnx")
+    client = MlflowClient()
+    mlflow.set_experiment(experiment_id=client.create_experiment("prune", tmp_path.as_uri()))
+    mlflow.pytorch.log_model(
+        network,
+        name="model",
+        registered_model_name="net",
+        pip_requirements=["torch"],
+        serialization_format="pickle",
+    )
+    info = train(Training(original="models:/net/1", data=str(labelled), epochs=40))
+    fastest = client.get_model_version_by_alias("pruned", "fastest")
+    folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
+    model = onnx.load(folder / "model.onnx")
 
     weights = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
     matrices = [array for array in weights if array.ndim == 2]

@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from tests.support.cases import long_case
 from tests.support.refusals import refused
-from tests.support.tracking import tracking_at
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [
@@ -39,23 +39,21 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def tracking(tmp_path, new_database, monkeypatch):
+def tracking(tmp_path, new_mlflow):
     """An empty MLflow, and a current folder with a table of texts."""
-    monkeypatch.chdir(tmp_path)
-    with tracking_at(new_database(tmp_path)):
-        mlflow.set_experiment(
-            experiment_id=MlflowClient().create_experiment("projects", tmp_path.as_uri())
-        )
-        yield tmp_path
+    mlflow.set_experiment(
+        experiment_id=MlflowClient().create_experiment("projects", tmp_path.as_uri())
+    )
+    return tmp_path
 
 
 @pytest.mark.parametrize(
     "project",
     [
         "house_price",
-        pytest.param("churn", marks=pytest.mark.long),
-        pytest.param("text_topics", marks=pytest.mark.long),
-        pytest.param("image_resnet18", marks=pytest.mark.long),
+        long_case("churn"),
+        long_case("text_topics"),
+        long_case("image_resnet18"),
     ],
 )
 def test_training_registers_a_proven_version(project, tracking):

@@ -25,6 +25,8 @@ from tests.support.models import mixed_model
 from tests.support.refusals import refused
 from tests.support.waiting import free_port, is_gone, wait_until
 
+pytestmark = pytest.mark.usefixtures("new_home")
+
 PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
 RECORD = {"carrier": "UA", "distance": 1400.0, "hour": 17, "late": True}
 
@@ -38,11 +40,6 @@ def write_example(framework, folder):
     file = folder / "application.py"
     file.write_text(code.replace("models:/flight-delay@champion", str(model)))
     return file
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
 
 
 def test_fastapi_serves_a_model(tmp_path):

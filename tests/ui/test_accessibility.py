@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.ui import pictures
 from mlflow_deploy_plugin.watch.reports.log import build_report
 from tests.support.approvals import record_gate
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
+from tests.support.cases import long_case
 from tests.support.console import PAGE, POLICY
 from tests.support.metrics_page import PAGE as METRICS
 from tests.support.results import past_of, result_of
@@ -158,11 +159,11 @@ def page(url):
     [
         "",
         f"?endpoint={ENDPOINT}",
-        pytest.param("?endpoint=failed", marks=pytest.mark.long),
-        pytest.param("?endpoint=unreadable", marks=pytest.mark.long),
-        pytest.param("?endpoint=nobody", marks=pytest.mark.long),
+        long_case("?endpoint=failed"),
+        long_case("?endpoint=unreadable"),
+        long_case("?endpoint=nobody"),
         f"{PAGE}/history",
-        pytest.param(f"{PAGE}/history?actor=nobody&page=3", marks=pytest.mark.long),
+        long_case(f"{PAGE}/history?actor=nobody&page=3"),
     ],
     ids=["overview", "endpoint", "failed", "unreadable", "nobody", "history", "no-events"],
 )

@@ -77,11 +77,10 @@ def private_mlflow(tmp_path):
     ],
 )
 def test_job_trusts_the_configured_authority(
-    private_mlflow, tmp_path, monkeypatch, is_trusted, names
+    private_mlflow, tmp_path, monkeypatch, new_home, is_trusted, names
 ):
     address, certfile = private_mlflow
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "replaced")
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     if is_trusted:
         monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certfile))
     arguments = {"action": "rollback", "endpoint": "x", "why": ""}

@@ -58,7 +58,7 @@ def answer():
 
 
 @pytest.fixture
-def distribution(tmp_path, monkeypatch):
+def distribution(tmp_path, monkeypatch, new_home):
     """Return the folder of a distribution whose app of MLflow's server is a Flask app
     with a login.
     """
@@ -73,7 +73,6 @@ def distribution(tmp_path, monkeypatch):
         "PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     )
     monkeypatch.setenv("ONNXSERVE_MLFLOW_APP", COMPANY)
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder
 

@@ -6,7 +6,6 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.support.refusals import mentions
-from tests.support.tracking import tracking_at
 
 EPOCHS = 6
 
@@ -28,15 +27,13 @@ def images(fitting):
 
 
 @pytest.fixture
-def base(tmp_path, new_database, monkeypatch):
+def base(tmp_path, new_mlflow):
     """Return a registered version whose run has kept no weights."""
-    monkeypatch.chdir(tmp_path)
-    with tracking_at(new_database(tmp_path)):
-        client = MlflowClient()
-        run = client.create_run(client.create_experiment("digits"))
-        client.create_registered_model("digits-cnn")
-        client.create_model_version("digits-cnn", tmp_path.as_uri(), run.info.run_id)
-        yield "models:/digits-cnn/1"
+    client = MlflowClient()
+    run = client.create_run(client.create_experiment("digits"))
+    client.create_registered_model("digits-cnn")
+    client.create_model_version("digits-cnn", tmp_path.as_uri(), run.info.run_id)
+    return "models:/digits-cnn/1"
 
 
 def moved(images):

@@ -369,9 +369,8 @@ def test_adopted_trail_is_shown_in_later_periods(quarter, tmp_path, clock, made)
 
 
 @pytest.fixture
-def console(tmp_path, new_database, monkeypatch):
+def console(tmp_path, new_database, new_home):
     """An MLflow server with the console, at which version 1 of `toy` is promoted."""
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     new_database(tmp_path)
     server = MlflowServer(tmp_path, app="onnxserve", variables=dict(os.environ))
     server.start()

@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
 from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
+from tests.support.cases import long_case
 
 ROWS = 400
 EXPLAINED = 60
@@ -130,20 +131,11 @@ def add_up_to_probabilities(contributions, original, rows):
     [
         (GradientBoostingClassifier(n_estimators=10), "logit", np.copy),
         (RandomForestClassifier(10, max_depth=5), "identity", np.copy),
-        pytest.param(
-            HistGradientBoostingClassifier(max_iter=10),
-            "logit",
-            with_gaps,
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            RandomForestRegressor(10, max_depth=5), "identity", np.copy, marks=pytest.mark.long
-        ),
+        long_case(HistGradientBoostingClassifier(max_iter=10), "logit", with_gaps),
+        long_case(RandomForestRegressor(10, max_depth=5), "identity", np.copy),
         (CatBoost("CatBoostClassifier"), "logit", np.copy),
-        pytest.param(
-            LGBMClassifier(n_estimators=10, verbose=-1), "logit", with_gaps, marks=pytest.mark.long
-        ),
-        pytest.param(XGBClassifier(n_estimators=10), "logit", with_gaps, marks=pytest.mark.long),
+        long_case(LGBMClassifier(n_estimators=10, verbose=-1), "logit", with_gaps),
+        long_case(XGBClassifier(n_estimators=10), "logit", with_gaps),
     ],
     ids=name_of,
 )
@@ -178,8 +170,8 @@ def test_linear_models_match_shap(explainer, tmp_path, original, link):
 @pytest.mark.parametrize(
     "original",
     [
-        pytest.param(LGBMClassifier(n_estimators=5, verbose=-1), marks=pytest.mark.long),
-        pytest.param(CatBoost("CatBoostClassifier"), marks=pytest.mark.long),
+        long_case(LGBMClassifier(n_estimators=5, verbose=-1)),
+        long_case(CatBoost("CatBoostClassifier")),
         LogisticRegression(),
     ],
     ids=name_of,
@@ -209,7 +201,7 @@ def pipeline(predictor):
 @pytest.mark.parametrize(
     "predictor",
     [
-        pytest.param(GradientBoostingClassifier(n_estimators=10), marks=pytest.mark.long),
+        long_case(GradientBoostingClassifier(n_estimators=10)),
         LogisticRegression(),
     ],
     ids=name_of,
@@ -267,19 +259,17 @@ def shapley_values(score, background, row):
 @pytest.mark.parametrize(
     ("original", "score"),
     [
-        pytest.param(
+        long_case(
             LGBMClassifier(n_estimators=5, min_data_per_group=2, verbose=-1),
             lambda original, rows: original.predict(rows, raw_score=True),
-            marks=pytest.mark.long,
         ),
         (
             XGBClassifier(n_estimators=5, enable_categorical=True),
             lambda original, rows: original.predict(rows, output_margin=True),
         ),
-        pytest.param(
+        long_case(
             HistGradientBoostingClassifier(max_iter=5, categorical_features="from_dtype"),
             lambda original, rows: original.decision_function(rows),
-            marks=pytest.mark.long,
         ),
     ],
     ids=name_of,
@@ -351,9 +341,9 @@ def precise():
     scope="module",
     params=[
         HistGradientBoostingClassifier(max_iter=10),
-        pytest.param(LGBMRegressor(n_estimators=10, verbose=-1), marks=pytest.mark.long),
-        pytest.param(HistGradientBoostingRegressor(max_iter=10), marks=pytest.mark.long),
-        pytest.param(CatBoost("CatBoostRegressor"), marks=pytest.mark.long),
+        long_case(LGBMRegressor(n_estimators=10, verbose=-1)),
+        long_case(HistGradientBoostingRegressor(max_iter=10)),
+        long_case(CatBoost("CatBoostRegressor")),
     ],
     ids=name_of,
 )

@@ -60,8 +60,7 @@ def called(*arguments):
     return CliRunner().invoke(mlflow.deployments.cli.commands, [*arguments])
 
 
-def test_invalid_config_is_one_line(models, tmp_path, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+def test_invalid_config_is_one_line(models, new_home):
 
     refused = called(
         "create", "-t", "onnxserve", "--name", "x", "-m", models.once, "-C", "server.prot=1"
@@ -70,8 +69,7 @@ def test_invalid_config_is_one_line(models, tmp_path, monkeypatch):
     assert mentions(said(refused), "'server.prot'", "'server.port'")
 
 
-def test_invalid_tracking_uri_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+def test_invalid_tracking_uri_is_one_line(new_home):
     with tracking_at("mlflow.example:5000"):
         refused = called("create", "-t", "onnxserve", "--name", "x", "-m", "models:/x/1")
 

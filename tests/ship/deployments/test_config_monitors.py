@@ -30,8 +30,7 @@ def said():
 
 
 @pytest.fixture
-def deployments(tmp_path, monkeypatch, said):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+def deployments(new_home, said):
     with open_deployments(said.append) as opened:
         yield opened
 

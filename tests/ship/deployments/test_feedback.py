@@ -19,11 +19,10 @@ def feedback(*arguments, given=None):
 
 
 @pytest.fixture
-def masked_log(tmp_path, monkeypatch):
+def masked_log(tmp_path, monkeypatch, new_home):
     """Create the log of an endpoint that is not in the store, with the masked column
     `carrier`, and a file of one label.
     """
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     log = tmp_path / "home" / "inference_log"
     key = tmp_path / "home" / "mask.key"
     key.parent.mkdir()

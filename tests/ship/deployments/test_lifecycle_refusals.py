@@ -24,11 +24,10 @@ from tests.support.waiting import wait_until
 
 
 @pytest.fixture
-def deployments(tmp_path, monkeypatch):
+def deployments(new_home):
     """Return deployments with the endpoint `flights`,
     whose server was never started.
     """
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with open_deployments(print) as opened:
         opened.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
         yield opened

@@ -111,10 +111,9 @@ def test_failed_start_is_reported_with_its_reason(tmp_path):
 
 
 @pytest.mark.long
-def test_pod_is_measured(tmp_path, monkeypatch):
+def test_pod_is_measured(tmp_path, monkeypatch, new_home):
     monkeypatch.setattr(measure, "SECONDS", 1.0)
     monkeypatch.setattr(measure, "STEADY_SECONDS", 2.0)
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     lines = []
     monkeypatch.setattr(measure, "_BATCH_SIZES", (1, 8))
     pod = pod_of(single_model(tmp_path / "model"), p99=0.05, say=lines.append)

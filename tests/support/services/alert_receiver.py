@@ -1,11 +1,12 @@
 """A web server that receives alerts."""
 
 import json
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
+
+from tests.support.services.listener import answering
 
 
 @dataclass
@@ -34,26 +35,11 @@ class Receiver:
 def receiver():
     state = Receiver()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if not state.is_broken:
-                state.got.setdefault(self.path.rstrip("/"), []).append(body)
-            self.send_response(500 if state.is_broken else 200)
-            self.send_header("Content-Length", str(state.answer_bytes))
-            self.end_headers()
-            with suppress(OSError):  # The client may have closed the connection.
-                self.wfile.write(bytes(state.answer_bytes))
+    def take(request, body):
+        if not state.is_broken:
+            state.got.setdefault(request.path.rstrip("/"), []).append(json.loads(body))
+        return 500 if state.is_broken else 200, "text/plain", "\0" * state.answer_bytes
 
-        def log_message(self, format, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        state.port = listener.server_port
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield state
-        finally:
-            listener.shutdown()
-            thread.join()
+    with answering(take) as url:
+        state.port = urlsplit(url).port
+        yield state

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.watch.sequential.evidence import (
     JudgedWindow,
     LevelSeries,
 )
+from tests.support.cases import long_case
 from tests.support.inference_log import ENDPOINT, event_table
 from tests.support.random_rows import normal_rows
 from tests.support.refusals import mentions
@@ -105,7 +106,7 @@ def test_vector_column_is_selected_with_its_parts(ask, endpoint, reference):
     assert subjects == {RELATIONS, *(f"embedding.{part}" for part in parts)}
 
 
-@pytest.mark.parametrize("segment", [pytest.param("", marks=pytest.mark.long), "carrier=UA"])
+@pytest.mark.parametrize("segment", [long_case(""), "carrier=UA"])
 def test_changed_relation_names_two_columns(ask, segment):
     rows = day(100)
     centred = rows["temp"] - np.nanmean(rows["temp"])
@@ -204,7 +205,7 @@ def test_drift_of_a_segment_is_found(ask):
     assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
-@pytest.mark.parametrize("left", [pytest.param(0, marks=pytest.mark.long), 7])
+@pytest.mark.parametrize("left", [long_case(0), 7])
 def test_lost_rows_of_a_segment_are_found(endpoint, reference, left):
     endpoint.serve(CLASSIFIER, reference)
     request = endpoint.ask(segment_by=["carrier"], min_rows=30)

@@ -20,17 +20,13 @@ from mlflow_deploy_plugin.watch.kinds import drift
 from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
 from tests.support.refusals import mentions, refused
-from tests.support.tracking import tracking_at
 
 _rng = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, new_database, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    with tracking_at(new_database(tmp_path)):
-        yield tmp_path
+def folder(tmp_path, new_mlflow, new_home):
+    return tmp_path
 
 
 def judged(rows, reference, judge=drift.judge):

@@ -16,10 +16,8 @@ from tests.support.waiting import free_port, wait_until
 
 
 @pytest.fixture
-def run_id(tmp_path, new_database, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with tracking_at(new_database(tmp_path)):
-        yield MlflowClient().create_run(MlflowClient().create_experiment("trainings")).info.run_id
+def run_id(new_mlflow):
+    return MlflowClient().create_run(MlflowClient().create_experiment("trainings")).info.run_id
 
 
 @contextmanager

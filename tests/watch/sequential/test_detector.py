@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.watch.sequential.detector import Shift, Windows, limit_for, track
+from tests.support.cases import long_case
 
 REFERENCE = 90
 COLUMNS = 6
@@ -55,8 +56,8 @@ def followed(windows, per_window=YEARLY):
     "world",
     [
         {},
-        pytest.param({"correlation": 0.6}, marks=pytest.mark.long),
-        pytest.param({"weekend": 5.0}, marks=pytest.mark.long),
+        long_case({"correlation": 0.6}),
+        long_case({"weekend": 5.0}),
     ],
 )
 def test_calm_months_keep_the_budget(world):

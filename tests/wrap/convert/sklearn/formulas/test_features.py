@@ -43,6 +43,7 @@ from sklearn.random_projection import SparseRandomProjection
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from tests.support.cases import long_case
 from tests.support.random_rows import normal_rows
 from tests.support.refusals import refused
 from tests.wrap.conftest import cases, is_proven, operators_of, proven
@@ -97,7 +98,7 @@ def test_products_are_few_nodes():
     ("extrapolation", "knots"),
     [
         ("constant", "uniform"),
-        pytest.param("linear", "quantile", marks=pytest.mark.long),
+        long_case("linear", "quantile"),
     ],
 )
 def test_splines_of_few_numbers_are_proven(extrapolation, knots):
@@ -169,7 +170,7 @@ def test_threshold_has_the_row_precision(dtype):
     ("distribution", "dtype"),
     [
         ("uniform", np.float32),
-        pytest.param("normal", np.int64, marks=pytest.mark.long),
+        long_case("normal", np.int64),
     ],
 )
 def test_equal_quantiles_are_proven(distribution, dtype):
@@ -213,7 +214,7 @@ def test_scaled_numbers_are_proven_before_boosting(matrix):
     assert proven(model.fit(table, target), table).report.outputs[0].ties == 0
 
 
-@pytest.mark.parametrize("method", ["yeo-johnson", pytest.param("box-cox", marks=pytest.mark.long)])
+@pytest.mark.parametrize("method", ["yeo-johnson", long_case("box-cox")])
 def test_powers_are_computed_in_64_bits(method, matrix):
     rows, target = matrix
     small = np.abs(rows[:300, :2]) ** 0.2 + 0.1
