@@ -38,7 +38,8 @@ def test_callers_keep_their_variant(tmp_path):
         wanted = {"generation": 2, "endpoints": endpoints}
         write_state(state_dir / WANTED, Wanted.model_validate(wanted))
         server.repository.poll()
-        first, again = ([chosen(user) for user in range(1, 41)] for _ in range(2))
+        first = list(map(chosen, range(1, 41)))
+        again = list(map(chosen, range(1, 41)))
     assert 8 <= first.count("second") <= 32
     assert again == first
 

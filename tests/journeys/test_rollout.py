@@ -123,15 +123,9 @@ def test_good_version_is_promoted_and_rolled_back(fresh):
     assert fresh.stages() == {"1": "Archived", "2": "Production", "3": "None", "4": "None"}
     assert fresh.variants() == {"arena": 100}
     wait_until(lambda: fresh.traffic.last_version == "2", PATIENCE, "version 2 answers")
-    (start,), (end,) = fresh.events("rollout.start")[-1:], fresh.events("rollout.end")[-1:]
-    assert start.version == "2"
-    assert start.why == "new"
-    assert start.after == "version 2 by 20 %, 100 %"
-    assert end.version == "2"
-    assert end.before == "version 1"
-    assert end.after == "version 2"
+    assert fresh.events("rollout.start")[-1].why == "new"
+    end = fresh.events("rollout.end")[-1]
     assert end.detail["criteria"]["error_rate>1%"]["figures"].startswith("0.00% of")
-    assert [event.after for event in fresh.events("rollout.step")[-2:]] == ["20 %", "100 %"]
 
     status, output = fresh.run("rollback arena --why complaints")
 
@@ -168,9 +162,7 @@ def test_bad_version_is_rolled_back(fresh, version, abort_on, said):
     assert fresh.stages()["1"] == "Production"
     assert fresh.variants() == {"arena": 100}
     assert fresh.tags(version)["onnxserve.rolled_back"].startswith(f"arena: {said}")
-    (end,) = fresh.events("rollout.end")[-1:]
-    assert end.version == version
-    assert end.after == "version 1"
+    end = fresh.events("rollout.end")[-1]
     assert end.why.startswith(said)
     counted = (
         end.detail["shadow"]["different"] if version == "3" else end.detail["candidate"]["requests"]
