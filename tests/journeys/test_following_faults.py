@@ -119,9 +119,9 @@ def wait_served(served, version):
     wait_until(lambda: serves(served, version), PATIENCE, f"version {version} answers")
 
 
-def wait_error(served, words, version="1"):
+def wait_error(served, words):
     def is_said():
-        assert serves(served, version)
+        assert serves(served, "1")
         return words in agent(served).error
 
     wait_until(is_said, PATIENCE, f"{words!r} in the agent's error {agent(served).error!r}")

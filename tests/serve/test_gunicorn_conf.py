@@ -16,8 +16,8 @@ from tests.support import servers
 from tests.support.waiting import wait_until
 
 
-def option(spec, name, folder="/s"):
-    command = gunicorn_command(Path(folder), spec, 7)
+def option(spec, name):
+    command = gunicorn_command(Path("/s"), spec, 7)
     return command[command.index(name) + 1]
 
 

@@ -96,12 +96,11 @@ class Answering:
         feeds,
         outputs,
         endpoint,
-        status=200,
     ):
         now = int(time.time() * 1e6)
         identity = uuid.uuid4().hex
         writer = CaptureWriter(self.folder / "spool")
-        record = RequestRecord(endpoint, endpoint, "", identity, now, now, status=status)
+        record = RequestRecord(endpoint, endpoint, "", identity, now, now)
         assert writer.write(record, model, feeds, outputs, 1000)[-1]
         writer.close()
         assert Shipper(self.folder / "spool", str(self.folder / "log")).round()

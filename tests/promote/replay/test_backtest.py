@@ -76,10 +76,8 @@ def comparison(report):
     return report.comparison
 
 
-def labels_of(rows, version="1"):
-    return [
-        Label(f"{version}-{row}", None, None, int(ROWS["label"][row]), row) for row in range(rows)
-    ]
+def labels_of(rows):
+    return [Label(f"1-{row}", None, None, int(ROWS["label"][row]), row) for row in range(rows)]
 
 
 @pytest.fixture

@@ -50,9 +50,9 @@ LARGE_WINDOW = zstandard.ZstdCompressionParameters.from_level(3, window_log=27)
 """The decoder would allocate 128 MiB."""
 
 
-def undo(body, encoding, limit=LIMIT):
+def undo(body, encoding):
     return decode_body(
-        RawRequest("POST", "/invocations", {"content-encoding": encoding}, body), limit
+        RawRequest("POST", "/invocations", {"content-encoding": encoding}, body), LIMIT
     ).body
 
 

@@ -50,8 +50,8 @@ def as_arrow(table):
     return RawRequest("POST", "/invocations", {"content-type": ARROW}, arrow_stream(table))
 
 
-def with_key(values, rows=RECORDS):
-    return [{"customer_id": value, **row} for value, row in zip(values, rows, strict=True)]
+def with_key(values):
+    return [{"customer_id": value, **row} for value, row in zip(values, RECORDS, strict=True)]
 
 
 SPLIT = {"columns": ["a", "customer_id", "b", "c"], "data": [[1, "x", 2, 3], [4, None, 5, 6]]}

@@ -42,9 +42,9 @@ def days(seed, judged, correlation=0.0, weekend=0.0):
     )
 
 
-def shifted(windows, since, by, until=None, column=3):
+def shifted(windows, since, by, until=None):
     values = windows.values.copy()
-    values[REFERENCE + since : until and REFERENCE + until, column] += 2 * by
+    values[REFERENCE + since : until and REFERENCE + until, 3] += 2 * by
     return replace(windows, values=values)
 
 

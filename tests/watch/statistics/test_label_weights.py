@@ -46,18 +46,18 @@ def by_truth(rng, answers, truth):
     return np.where(truth == 1, 0.9, 0.2)
 
 
-def answers_of(rng, rows=ROWS, skill=2.0):
+def answers_of(rng, rows=ROWS):
     """Return predictions of a calibrated model, and the truth."""
-    chances = 1 / (1 + np.exp(-skill * rng.normal(size=rows)))
+    chances = 1 / (1 + np.exp(-2 * rng.normal(size=rows)))
     probabilities = np.stack([1 - chances, chances], axis=1)
     return ClassPredictions(probabilities.argmax(axis=1), probabilities, ("0", "1")), (
         rng.random(rows) < chances
     ).astype(np.int64)
 
 
-def table_of(rng, rows=ROWS):
-    times = [START + timedelta(seconds=row) for row in range(rows)]
-    return pa.table({"_event_time": times, "carrier": rng.choice(["UA", "AA", "DL"], rows)})
+def table_of(rng):
+    times = [START + timedelta(seconds=row) for row in range(ROWS)]
+    return pa.table({"_event_time": times, "carrier": rng.choice(["UA", "AA", "DL"], ROWS)})
 
 
 def drawn(seed, scheme):
