@@ -2,7 +2,6 @@
 worker.
 """
 
-import fcntl
 import os
 import re
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, DeviceUnavailable, OnnxserveError
 from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import lock_file
 from mlflow_deploy_plugin.serve.runtime.session import (
     Placement,
     check_device_libraries,
@@ -70,11 +70,11 @@ def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
         for device_id in device_ids:
             descriptor = os.open(
                 folder / f"{device_id}.{slot}",
-                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+                os.O_RDWR | os.O_CREAT,
                 0o600,
             )
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(descriptor)
             except BlockingIOError:
                 os.close(descriptor)
             else:

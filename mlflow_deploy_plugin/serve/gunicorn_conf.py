@@ -5,7 +5,6 @@ python:…gunicorn_conf`).
 import contextlib
 import gc
 import os
-import resource
 import shutil
 import ssl
 import sys
@@ -26,6 +25,9 @@ from mlflow_deploy_plugin.core.statedir.metric_files import (
 )
 from mlflow_deploy_plugin.serve.http import request_limits
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter

@@ -179,5 +179,6 @@ def new_id() -> str:
             _ready.extend(digits[start : start + 32] for start in range(0, len(digits), 32))
 
 
-# Otherwise parent and child would return the same ids.
-os.register_at_fork(after_in_child=_ready.clear)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    # Otherwise parent and child would return the same ids.
+    os.register_at_fork(after_in_child=_ready.clear)

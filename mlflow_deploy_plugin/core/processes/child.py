@@ -22,13 +22,14 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from mlflow_deploy_plugin.core.errors import CommandFailed
 
@@ -44,8 +45,12 @@ _FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
 """The variable without which macOS kills a child's forks (gunicorn's workers) when a
 library uses Objective-C.
 """
-# only on Linux
-_prctl: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "prctl", None)
+_prctl: Callable[[int, int], int] | None = None
+if sys.platform == "win32":  # It has neither process groups nor SIGKILL: only the child is killed.
+    KILL = signal.SIGTERM
+else:
+    KILL = signal.SIGKILL
+    _prctl = getattr(ctypes.CDLL(None), "prctl", None)  # only on Linux
 
 Request = TypeVar("Request")
 Output = int | IO[bytes] | None
@@ -87,13 +92,19 @@ class Child:
         own_session: bool = False,
         kills_group: bool = True,
     ) -> None:
+        inherited: dict[str, Any] = {"pass_fds": descriptors}
+        if sys.platform == "win32":  # The descriptors are handles there.
+            for handle in descriptors:
+                os.set_handle_inheritable(handle, True)
+            handles = {"handle_list": list(descriptors)}
+            inherited = {"startupinfo": subprocess.STARTUPINFO(lpAttributeList=handles)}
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
             env=None if environment is None else dict(environment),
-            pass_fds=descriptors,
+            **inherited,
             cwd=folder,
             start_new_session=own_session,
             process_group=None if own_session else 0,
@@ -109,7 +120,7 @@ class Child:
         """Kill the child and all its descendants if the child has not exited."""
         with self._lock:
             if self.exit_status is None:
-                signal_group(self.pid, signal.SIGKILL)
+                signal_group(self.pid, KILL)
 
     def kill_after(self, seconds: float) -> None:
         """Kill the child if it does not exit within this time. A child that exits in
@@ -127,7 +138,7 @@ class Child:
         with self._lock:
             if self.exit_status is None and self._process.returncode is not None:
                 if self._kills_group:
-                    signal_group(self.pid, signal.SIGKILL)
+                    signal_group(self.pid, KILL)
                 self.exit_status = self._process.returncode
             return self.exit_status
 
@@ -150,8 +161,11 @@ def signal_group(leader: int, number: int) -> bool:
     Signal 0 only checks the group.
     """
     try:
-        os.killpg(leader, number)
-    except (ProcessLookupError, PermissionError):
+        if sys.platform == "win32":
+            os.kill(leader, number)
+        else:
+            os.killpg(leader, number)
+    except OSError:
         # macOS raises PermissionError for a group of zombies.
         return False
     return True
@@ -218,7 +232,9 @@ def run_to_end(
         reason_of: returns the reason of a failure from the command's output; None for
             the last line.
     """
-    ending = partial(die_with_parent, parent=os.getpid())
+    ending = None
+    if sys.platform != "win32":
+        ending = partial(die_with_parent, parent=os.getpid())
     try:
         ran = subprocess.run(
             command,
@@ -243,11 +259,13 @@ def run_to_end(
         raise CommandFailed(reason[:500])
 
 
-def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
+def die_with_parent(number: int = KILL, parent: int | None = None) -> None:
     """Let this process receive a signal when the thread that started it ends; on macOS,
     when its parent ends. If the process `parent` has already ended, this process exits
     immediately.
     """
+    if sys.platform == "win32":
+        return  # A child reads the end of its pipe.
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, number)
     else:
@@ -292,8 +310,8 @@ def requests_of_parent(
         if end_seconds:
             requests.put(None)
             time.sleep(end_seconds)
-        if os.getpgrp() == os.getpid():
-            os.killpg(os.getpid(), signal.SIGKILL)
+        if sys.platform != "win32" and os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), KILL)
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
@@ -307,6 +325,8 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
     this in the main thread. An ignored SIGHUP (nohup) remains ignored. Raises OSError
     if this process has too many open files.
     """
+    if sys.platform == "win32":
+        raise NotImplementedError
     numbers = {signal.SIGCHLD, *_ending_signals()}
     arrived: set[int] = set()
     receiver, sender = socket.socketpair()
@@ -348,6 +368,8 @@ def _ending_signals() -> set[signal.Signals]:
     """Return the signals that end a supervisor, without those that this process
     ignores.
     """
+    if sys.platform == "win32":
+        raise NotImplementedError
     ends = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
     return {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
 
@@ -433,6 +455,8 @@ class SupervisedChildren:
 
     def reap(self) -> None:
         """Record the exit status of all children that have ended, without waiting."""
+        if sys.platform == "win32":
+            raise NotImplementedError
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
                 if child := self._running.pop(ended[0], None):

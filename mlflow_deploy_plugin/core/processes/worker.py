@@ -6,20 +6,29 @@ memory is isolated. Unlike multiprocessing, a worker does not import the main mo
 import contextlib
 import logging
 import pickle
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from queue import Empty, LifoQueue
 from typing import TypeVar
 
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.processes.child import Child, Output, exit_reason, requests_of_parent
+from mlflow_deploy_plugin.core.processes.child import (
+    KILL,
+    Child,
+    Output,
+    exit_reason,
+    requests_of_parent,
+)
+
+if sys.platform == "win32":
+    from multiprocessing.connection import PipeConnection as Connection
+else:
+    from multiprocessing.connection import Connection
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -117,7 +126,7 @@ class Worker:
             if self._is_ended:
                 raise ProcessEnded("the worker process was stopped") from None
             reason = "ended" if status is None else exit_reason(status)
-            hint = ", possibly because memory ran out" if status == -signal.SIGKILL else ""
+            hint = ", possibly because memory ran out" if status == -KILL else ""
             raise ProcessCrashed(f"the worker process {reason}{hint}") from None
         self._calls += 1
         self._used_at = time.monotonic()

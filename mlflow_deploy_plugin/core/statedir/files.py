@@ -2,7 +2,7 @@
 as names, and lock files.
 """
 
-import fcntl
+import math
 import os
 import secrets
 import shutil
@@ -13,12 +13,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from pydantic import ValidationError
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.core.statedir.models import LoadingState, State, WorkerState
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 LOADING = "loading"
 WANTED = "wanted.json"
@@ -246,6 +251,21 @@ class FileCache:
                 temporary.unlink(missing_ok=True)
 
 
+def lock_file(file: int | IO[bytes], *, waits: bool = False, is_shared: bool = False) -> None:
+    """Lock an open file until it is closed. Raises BlockingIOError if another process
+    has locked it. On Windows the lock is never shared, and the call does not wait.
+    """
+    if sys.platform == "win32":
+        descriptor = file if isinstance(file, int) else file.fileno()
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(*error.args) from None
+    else:
+        operation = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+        fcntl.flock(file, operation if waits else operation | fcntl.LOCK_NB)
+
+
 @contextmanager
 def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     """Wait for a lock between processes of this machine (flock), and hold it during the
@@ -254,15 +274,15 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     """
     # The folder is shared, such as `deployments/`.
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    deadline = None if seconds is None else time.monotonic() + seconds
-    operation = fcntl.LOCK_EX if deadline is None else fcntl.LOCK_EX | fcntl.LOCK_NB
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(path, flags, 0o600)
         try:
-            fcntl.flock(descriptor, operation)
+            lock_file(descriptor, waits=seconds is None)
         except BlockingIOError:
             os.close(descriptor)
-            if deadline is None or time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 raise
             time.sleep(_LOCK_POLL_SECONDS)
             continue
@@ -274,11 +294,14 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     try:
         yield
     finally:
+        if sys.platform == "win32":  # An open file cannot be removed there.
+            os.close(descriptor)
         with suppress(OSError):  # The disk may have become read-only.
             # Remove the file before the lock is released, so that waiting processes
             # notice that it is gone.
             path.unlink(missing_ok=True)
-        os.close(descriptor)
+        if sys.platform != "win32":
+            os.close(descriptor)
 
 
 @contextmanager
@@ -304,18 +327,28 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 def is_locked(path: Path) -> bool:
     with suppress(FileNotFoundError), path.open("r+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_file(file, is_shared=True)
         except BlockingIOError:
             return True
     return False
+
+
+def refuse_windows() -> None:
+    """Raise InvalidConfig on Windows, where a server cannot run."""
+    if sys.platform == "win32":
+        raise InvalidConfig(
+            "a server runs on Linux or macOS, not on Windows: use WSL 2, or a container of "
+            "`onnxserve build-docker`"
+        )
 
 
 @contextmanager
 def claim_state_dir(state_dir: Path) -> Iterator[Path]:
     """Claim the state folder for one server, and yield the folder. The kernel releases
     the claim when the process ends. Raises AlreadyExists if another server uses the
-    folder, and InvalidConfig if the folder cannot be written.
+    folder, and InvalidConfig if the folder cannot be written, or on Windows.
     """
+    refuse_windows()
     try:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # The folder contains captured rows.
         with ExitStack() as held:

@@ -10,7 +10,6 @@ the GIL far longer. https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import mmap
@@ -30,7 +29,7 @@ from typing import Any, Literal, TypeVar
 
 import orjson
 
-from mlflow_deploy_plugin.core.statedir.files import METRICS, write_atomically
+from mlflow_deploy_plugin.core.statedir.files import METRICS, lock_file, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -103,13 +102,9 @@ class MmapCounters:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(
-            path,
-            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
-            0o640,
-        )
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(self._file)
         except BlockingIOError:
             os.close(self._file)
             raise
@@ -390,14 +385,14 @@ def make_metrics_folder(state_dir: Path) -> int:
             descriptor = os.open(left, os.O_RDONLY)
             try:
                 # This fails if the server runs.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(descriptor)
                 if not back.is_symlink() or back.readlink() != left:
                     shutil.rmtree(left)
             finally:
                 os.close(descriptor)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDERS, dir=shared_memory()))
     lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock_file(lock, waits=True)
     (state_dir / METRICS).symlink_to(folder)
     (folder / _STATE).symlink_to(state_dir.absolute())
     return lock

@@ -10,7 +10,6 @@ interrupted.
 
 import json
 import re
-import resource
 import shutil
 import sys
 import tempfile
@@ -37,6 +36,9 @@ from mlflow_deploy_plugin.serve.inference_log.log_reader import (
 )
 from mlflow_deploy_plugin.serve.inference_log.tables import conform
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
+
+if sys.platform == "linux":
+    import resource
 
 _Result = TypeVar("_Result")
 MEMORY_MB = 512

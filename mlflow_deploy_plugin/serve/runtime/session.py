@@ -9,14 +9,15 @@ import contextlib
 import ctypes
 import os
 import re
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from mmap import PAGESIZE
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions
+
+if sys.platform != "win32":
+    from resource import RUSAGE_SELF, getrusage
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -47,7 +51,6 @@ _DRIVER = "libcuda.so.1"
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _OWN_MEMORY = Path("/proc/self/statm")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _KEEP_SECONDS = 1.0
 """The memory of a large run remains allocated for this time, so that the next run can
 reuse it.
@@ -463,10 +466,10 @@ class _ArenaKeeper:
         """Return True if this process uses more memory than the limit. Read the peak
         first, which takes 1 µs.
         """
-        if getrusage(RUSAGE_SELF).ru_maxrss * 1024 <= self.limit:
+        if sys.platform == "win32" or getrusage(RUSAGE_SELF).ru_maxrss * 1024 <= self.limit:
             return False
         with contextlib.suppress(OSError):
-            return int(_OWN_MEMORY.read_bytes().split()[1]) * _PAGE_BYTES > self.limit
+            return int(_OWN_MEMORY.read_bytes().split()[1]) * PAGESIZE > self.limit
         return True  # macOS has no /proc/self/statm.
 
     def watch(self, arena: "weakref.ref[Arena]") -> None:
@@ -519,7 +522,11 @@ def memory_limit() -> int:
 
 
 def physical_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+    if sys.platform == "win32":
+        import psutil  # Servers need it later, and start faster without it.
+
+        return psutil.virtual_memory().total
+    return os.sysconf("SC_PHYS_PAGES") * PAGESIZE
 
 
 _keeper = _ArenaKeeper()

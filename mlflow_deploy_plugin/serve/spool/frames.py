@@ -16,7 +16,6 @@ ends (`is_released`). A reader stops at an incomplete last frame.
 """
 
 import contextlib
-import fcntl
 import os
 import struct
 import zlib
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlflow_deploy_plugin.core.statedir.files import lock_file
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 SUFFIX = ".seg"
@@ -80,7 +80,7 @@ def is_released(segment: Path) -> bool:
     """
     with segment.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file)
         except BlockingIOError:
             return False
     return True

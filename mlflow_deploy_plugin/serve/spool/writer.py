@@ -2,7 +2,6 @@
 segment file (`frames.py`).
 """
 
-import fcntl
 import logging
 import os
 import threading
@@ -13,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow_deploy_plugin.core.statedir.files import lock_file
 from mlflow_deploy_plugin.serve.runtime.feeds import NarrowedFeeds
 from mlflow_deploy_plugin.serve.spool.captured_model import (
     MASK_KEY,
@@ -179,10 +179,10 @@ class CaptureWriter:
             # abandoned.
             name = uuid.uuid4().hex
             temporary = self.spool / f".{name}"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             file = os.open(temporary, flags, 0o640)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(file)
                 os.rename(temporary, self.spool / (name + SUFFIX))
             except OSError:
                 os.close(file)

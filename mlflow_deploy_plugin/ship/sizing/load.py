@@ -7,6 +7,7 @@ machine costs the server tens of microseconds per answer.
 """
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import uvloop
 
 from mlflow_deploy_plugin.core.messages import one_line
+
+if sys.platform != "win32":
+    import uvloop
 
 Times = npt.NDArray[np.float64]
 _clock = time.perf_counter

@@ -19,7 +19,14 @@ from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.core.processes.child import exit_reason, read_log_tail
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec
 from mlflow_deploy_plugin.core.spec.parts import ContainerSpec, EndpointSpec, ServerSpec
-from mlflow_deploy_plugin.core.statedir.files import LOG, SERVER, SPEC, read_state, write_atomically
+from mlflow_deploy_plugin.core.statedir.files import (
+    LOG,
+    SERVER,
+    SPEC,
+    read_state,
+    refuse_windows,
+    write_atomically,
+)
 from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
 from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.ship.deployments.backends import supervisor
@@ -188,6 +195,7 @@ def serve_in_foreground(spec: EndpointSpec, progress: Progress) -> None:
 
     Raises DeploymentFailed if the port is in use, or if the server ended with an error.
     """
+    refuse_windows()
     if spec.server.port is None:
         spec = apply_config(spec, {"server.port": choose_port(spec.server.host, [])})
     check_port(*_address(spec))

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled, Refused
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.files import refuse_windows
 from mlflow_deploy_plugin.core.statedir.models import RefusedVersion, WantedEndpoint, WorkerState
 from mlflow_deploy_plugin.ship.manifests.served import NAMESPACE
 
@@ -171,6 +172,8 @@ class Target:
 
     def backend(self, settings: Settings) -> Backend:
         """Return the backend. Raises NotInstalled if its SDK is not installed."""
+        if self.is_on_this_machine:
+            refuse_windows()
         module, _, name = TARGETS[self.kind].backend.partition(":")
         try:
             backend_module = import_module(
