@@ -32,7 +32,9 @@ def main() -> None:
 
     for stream_name in ("stdout", "stderr"):
         stream = getattr(sys, stream_name)
-        if stream is not None:  # `>&-` closes it.
+        if sys.platform == "win32":  # Only Python's own stream writes to its console.
+            stream.reconfigure(errors="replace")
+        elif stream is not None:  # `>&-` closes it.
             raw = Output(stream.fileno(), "w", closefd=False)
             text = io.TextIOWrapper(
                 io.BufferedWriter(raw),

@@ -162,7 +162,7 @@ def _check_type(
 
 @lru_cache(maxsize=8)
 def _read(file: Path, modified_ns: int, size: int) -> object:
-    return load_yaml(file.read_text())
+    return load_yaml(file.read_text(encoding="utf-8"))
 
 
 def hash_files(folder: Path) -> dict[Path, str]:
@@ -178,6 +178,7 @@ def combine_hashes(hashes: Mapping[Path, str]) -> str:
     bytes of a version.
     """
     digest = hashlib.sha256()
-    for path in sorted(hashes):
-        digest.update(f"{path}\0{hashes[path]}\n".encode())
+    # Windows, which sorts paths without case, must return the same value.
+    for path in sorted(hashes, key=lambda path: path.parts):
+        digest.update(f"{path.as_posix()}\0{hashes[path]}\n".encode())
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.parse import unquote, urlparse
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PrivateAttr, ValidationError
 
@@ -285,6 +286,16 @@ class Settings(BaseModel):
         return self.deployments_path / endpoint
 
 
+def local_path(location: str) -> Path | None:
+    """Return the path of a path or a file: URI; None for another URI. One letter before
+    the first colon is a drive of Windows.
+    """
+    url = urlparse(location)
+    if url.scheme == "file":
+        return Path(re.sub("^/(?=[A-Za-z]:)", "", unquote(url.path)))
+    return Path(location) if len(url.scheme) < 2 else None
+
+
 def absolute_path(path: Path | str) -> Path:
     """Return an absolute path for a path that a person wrote; ~ and ~USER become the
     home folder.
@@ -341,7 +352,7 @@ def read_text(path: Path, what: str) -> str:
     file cannot be read.
     """
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not a text"
         raise InvalidConfig(f"{what} {path} cannot be read: {why}") from None

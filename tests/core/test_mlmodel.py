@@ -1,11 +1,12 @@
 """Tests that any MLmodel file is either read or refused with a one-line message."""
 
 import os
+from pathlib import PurePosixPath, PureWindowsPath
 
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
-from mlflow_deploy_plugin.core.mlmodel import MLMODEL, read_mlmodel
+from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, read_mlmodel
 
 BOMB = (
     "a: &0 [x, x]\n"
@@ -101,3 +102,11 @@ def test_folder_without_mlmodel_is_refused(tmp_path):
 def test_yaml_aliases_are_expanded(tmp_path):
     (tmp_path / MLMODEL).write_text("metadata: &one {a: 1}\nagain: [*one, *one]")
     assert read_mlmodel(tmp_path)["again"] == [{"a": 1}, {"a": 1}]
+
+
+def test_digest_is_the_same_on_windows():
+    linux, windows = (
+        combine_hashes({kind("a/x"): "1", kind("B/y"): "2"})  # type: ignore[dict-item]
+        for kind in (PurePosixPath, PureWindowsPath)
+    )
+    assert linux == windows

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.core.registry.rest import (
     http_settings,
     send,
 )
-from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
+from mlflow_deploy_plugin.core.settings import active_workspace, load_settings, local_path
 from mlflow_deploy_plugin.core.spec.types import is_loopback
 
 if TYPE_CHECKING:
@@ -519,11 +519,10 @@ def refuse_folder(location: str) -> None:
     try:
         folders = []
         if servers:
-            parts = urlsplit(location)
-            if parts.scheme in ("", "file"):
-                path = unquote(parts.path) if parts.scheme else location
+            path = local_path(location)
+            if path is not None:
                 # MLflow's client also decodes %2e in a plain path.
-                folders = [Path(path).resolve(), Path(unquote(path)).resolve()]
+                folders = [path.resolve(), Path(unquote(str(path))).resolve()]
     except ValueError as error:
         redacted = redact_credentials(location)
         raise InvalidConfig(

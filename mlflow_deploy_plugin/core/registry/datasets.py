@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 import pyarrow.dataset as pa_dataset
@@ -16,7 +15,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.connection import redact_credentials
 from mlflow_deploy_plugin.core.registry.model_files import fetch
-from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.settings import absolute_path, local_path
 from mlflow_deploy_plugin.core.tabular.row_files import SPARK_TIMES
 from mlflow_deploy_plugin.core.tabular.streams import open_csv
 
@@ -47,10 +46,10 @@ def dataset_path(uri: str) -> Iterator[Path]:
     RegistryUnavailable.
     """
     shown = dataset_name(uri)
-    parsed = urlparse(uri)
+    local = local_path(uri)
     with ExitStack() as stack:
-        if parsed.scheme in ("", "file"):
-            path = absolute_path(unquote(parsed.path))
+        if local is not None:
+            path = absolute_path(local)
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxserve-dataset-"))
             path = fetch(uri, Path(folder), shown)

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.settings import local_path
 from mlflow_deploy_plugin.core.signatures import BUNDLE, UNSIGNED, Signature, Trust, read_bundle
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def download(source: str, destination: Path) -> Path:
             is full.
     """
     location = _location(source)
-    folder = _local_folder(location)
+    folder = local_path(location)
     if folder:
         copied = destination / "model"
         if not folder.is_dir():
@@ -108,7 +109,7 @@ def fetch_bundle(source: str) -> bytes | None:
     there is none. Raises the errors of `download`.
     """
     location = _location(source)
-    folder = _local_folder(location)
+    folder = local_path(location)
     what = f"{BUNDLE} of {connection.redact_credentials(source)}"
     with tempfile.TemporaryDirectory(prefix="onnxserve-signature-") as temporary:
         try:
@@ -152,7 +153,7 @@ def add_file(source: str, file: Path) -> None:
     location = _location(source)
     what = f"{file.name} of {connection.redact_credentials(source)}"
     with connection.registry_errors(what):
-        if (folder := _local_folder(location)) is not None:
+        if (folder := local_path(location)) is not None:
             shutil.copy(file, folder)
             return
         repository, path = open_repository(location)
@@ -190,7 +191,7 @@ def fetch_mlmodel(source: str) -> "Model":
         tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder,
         connection.registry_errors(what),
     ):
-        local = _local_folder(location) or fetch(f"{location}/MLmodel", Path(folder), what).parent
+        local = local_path(location) or fetch(f"{location}/MLmodel", Path(folder), what).parent
         document = read_mlmodel(local)
         try:
             model = Model.load(str(local))
@@ -224,13 +225,6 @@ def _location(source: str) -> str:
     if location != source:
         connection.refuse_folder(location)
     return location
-
-
-def _local_folder(location: str) -> Path | None:
-    url = urlparse(location)
-    if url.scheme == "file":
-        return Path(unquote(url.path))
-    return None if url.scheme else Path(location)
 
 
 def refuse_links(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.settings import absolute_path, local_path
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
@@ -122,7 +122,7 @@ def parse_model_uri(model_uri: str) -> ModelURI:
                 )
             return ModelURI("run", run_id, path)
         case "file":
-            return ModelURI("path", unquote(address.path))
+            return ModelURI("path", str(local_path(model_uri)))
         case "http" | "https":
             # Only the artifacts of an MLflow server have supported web addresses.
             if _PROXIED not in address.path:
@@ -201,7 +201,7 @@ def registered_meta(folder: Path) -> dict[str, str]:
     version; otherwise empty.
     """
     try:
-        text = (folder / REGISTERED_META).read_text()
+        text = (folder / REGISTERED_META).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return {}
     import yaml  # Only a folder with this file needs the import.

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.model_files import fetch
-from mlflow_deploy_plugin.core.settings import absolute_path
+from mlflow_deploy_plugin.core.settings import absolute_path, local_path
 from mlflow_deploy_plugin.core.spec.evaluation_names import REFERENCE
 from mlflow_deploy_plugin.core.tabular.streams import MAX_BYTES, read_table
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
@@ -347,9 +347,9 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
                 "source=FILE, or specify the file instead"
             )
         return read_rows(Path(readable[-1].load()), dataset, artifact)
-    if ":" not in dataset or dataset.startswith("file:"):
-        return read_rows(absolute_path(dataset.removeprefix("file://")), dataset, artifact)
-
+    path = local_path(dataset)
+    if path is not None:
+        return read_rows(absolute_path(path), dataset, artifact)
     with tempfile.TemporaryDirectory(prefix="onnxserve-dataset-") as folder:
         return read_rows(fetch(dataset, Path(folder), f"the dataset {dataset}"), dataset, artifact)
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -26,6 +25,7 @@ from mlflow_deploy_plugin.core.errors import (
     pass_exit,
 )
 from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -105,9 +105,9 @@ def wrap(
     try:
         converter = converter_for(model)
         rows = _read_rows(converter, model, input_example, options)
-        with TemporaryDirectory(prefix="onnxserve-") as folder:
+        with temporary_folder("onnxserve-wrap-") as folder:
             trials = _FormTrials(converter, model, rows, predict_fn, options.progress)
-            form = trials.select(Path(folder))
+            form = trials.select(folder)
             _check_report(form, rows.example, options.parity)
             reference = rows.sample(form.runnable)
             explained = with_additive_files(form.converted, form.runnable, rows.sampled)

@@ -175,6 +175,7 @@ def test_folder_named_by_server_is_refused(mlflow_server, logged, tmp_path, sour
         ("http://127.0.0.1:9", "/etc", False),
         ("http://127.0.0.1:9", "FILE:/etc", False),
         ("http://127.0.0.1:9", "file:///etc", False),
+        ("http://127.0.0.1:9", r"C:\Users\eva", False),
         ("http://mlflow:9", "s3://bucket/etc", True),
         ("sqlite:///mlflow.db", "/etc", True),
     ],

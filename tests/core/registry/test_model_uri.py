@@ -38,6 +38,7 @@ from tests.support.refusals import refused
             ModelURI("remote", "https://host/api/2.0/mlflow-artifacts/artifacts/1/m"),
         ),
         ("file:///srv/a%20model", ModelURI("path", "/srv/a model")),
+        ("file:///C:/a%20model", ModelURI("path", "C:/a model")),
         ("/srv/model", ModelURI("path", "/srv/model")),
         ("models/flight-delay", ModelURI("path", "models/flight-delay")),
     ],
