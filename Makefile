@@ -9,7 +9,7 @@
 # make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one
 # make docs           the documentation site, into site/; fails on a broken link
 # make helm           the program helm, from PyPI, for the tests of the chart
-# make lint           ruff, formatting, strict types (also for macOS), the import rule, the figures of the structure, the workflows
+# make lint           ruff, formatting, strict types (also for macOS and Windows), the import rule, the figures of the structure, the workflows
 # The long files run first (tests/serve/agent … journeys), because otherwise one core would run them at the end.
 # Each target sets up its environment in a fresh clone, with Python 3.11 to 3.14. With PYTHON=/path/to/python3.13 it uses
 # a separate environment for that version, .venv-3.13.
@@ -96,6 +96,7 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 WORKFLOWS := $(wildcard .github/workflows/*.yaml projects/model_repository/.github/workflows/*.yaml)
+ON_WINDOWS := $(addprefix mlflow_deploy_plugin/,core wrap promote serve/client)
 SCHEMA := check-jsonschema --builtin-schema
 
 lint: install
@@ -103,6 +104,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin --no-warn-unreachable --cache-dir .mypy_cache/darwin mlflow_deploy_plugin
+	$(BIN)/mypy --platform win32 --no-warn-unreachable --cache-dir .mypy_cache/win32 $(ON_WINDOWS)
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.structure
 	$(BIN)/$(SCHEMA) vendor.github-workflows $(WORKFLOWS)
