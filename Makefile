@@ -51,6 +51,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 		if $(PIP) install -qq -c constraints.txt uv 2>/dev/null; then \
 			$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[dev$$torch]"; \
 		else $(PIP) install -qq -c constraints.txt -e ".[dev$$torch]"; fi
+	@# MLflow would call this plugin for each server. Only the tests that need it add its folder to their path.
+	@$(PIP) install -qq --no-deps --upgrade --target $(VENV)/sagemaker sagemaker-mlflow==0.5.0
 	@touch $@
 	@echo "installed. 'make demo' runs the whole loop; 'source $(BIN)/activate' activates the environment"
 

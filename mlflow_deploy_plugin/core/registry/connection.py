@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, wraps
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
     NotFound,
+    NotInstalled,
     OnnxserveError,
     RegistryRefused,
     RegistryUnavailable,
@@ -48,6 +50,7 @@ _SERVICE_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     _TIMEOUT: "5",
+    "MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT": "15",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 CALLER = "/onnxserve/caller"
@@ -110,6 +113,48 @@ _AZURE = re.compile(
 )
 # The pattern ends at the last @, because a password may contain @.
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")
+
+
+@dataclass(frozen=True)
+class _Service:
+    """A managed registry.
+
+    Attributes:
+        module: the module of the package that MLflow's client needs.
+        login: the credentials, for an error message.
+        permissions: the permissions of a reader.
+    """
+
+    package: str
+    module: str
+    login: str
+    permissions: str
+
+
+_AWS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
+_SERVICES = {
+    "databricks": _Service(
+        "databricks-sdk",
+        "databricks.sdk",
+        "DATABRICKS_HOST and DATABRICKS_TOKEN, or a profile of Databricks,",
+        "USE CATALOG, USE SCHEMA and EXECUTE",
+    ),
+    "arn:.+:mlflow-app/": _Service(
+        "sagemaker-mlflow", "sagemaker_mlflow", _AWS, "sagemaker:CallMlflowAppApi"
+    ),
+    "arn:": _Service(
+        "sagemaker-mlflow", "sagemaker_mlflow", _AWS, "the actions sagemaker-mlflow:*"
+    ),
+}
+"""The managed registries by the beginning of their addresses."""
+_LOGIN_FAILS = re.compile(
+    "security token|request signature|locate credentials|credential configuration failed"
+)
+
+
+def _service_at(address: str) -> _Service | None:
+    services = (service for start, service in _SERVICES.items() if re.match(start, address))
+    return next(services, None)
 
 
 @dataclass
@@ -282,17 +327,32 @@ def rest_client() -> MlflowRest | None:
 
 def registry_client() -> "MlflowClient":
     """Return a client for the configured MLflow. Raises InvalidConfig for an
-    unsupported address or a bad setting.
+    unsupported address or a bad setting, and NotInstalled if a managed registry needs
+    a package.
     """
     http_settings()  # Report an invalid setting before the first call.
     if (client := rest_client()) is not None:
         return client
     _import_mlflow()
+    for address in mlflow_addresses():
+        if service := _service_at(address):
+            try:
+                import_module(service.module)
+            except ImportError:
+                raise NotInstalled(
+                    f"MLflow at {address} needs a package that is not installed: pip install "
+                    f"{service.package}",
+                ) from None
     import mlflow  # The import takes a second, and a model in a local folder does not need it.
     from mlflow.exceptions import MlflowException
 
     try:
         harden_mlflow_client()
+        if is_unity_catalog():
+            # Few registries need this module, which imports MLflow.
+            from mlflow_deploy_plugin.core.registry.unity_catalog import UnityCatalogClient
+
+            return UnityCatalogClient()
         return mlflow.MlflowClient()
     except MlflowException as error:
         # MLflow's default is SQLite, which the Docker image `cpu` cannot open.
@@ -310,6 +370,11 @@ def registry_client() -> "MlflowClient":
         raise InvalidConfig(
             f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}",
         ) from None
+
+
+def is_unity_catalog() -> bool:
+    """Return True if the registry is Unity Catalog of Databricks."""
+    return mlflow_addresses()[1].startswith("databricks-uc")
 
 
 def harden_mlflow_client() -> None:
@@ -515,7 +580,7 @@ def refuse_folder(location: str) -> None:
     `mlruns`, where MLflow stores artifacts without a server, and each server may name a
     folder below ONNXSERVE_ARTIFACT_FOLDERS.
     """
-    servers = [urlsplit(uri) for uri in mlflow_addresses() if _is_web(uri)]
+    servers = [urlsplit(uri) for uri in mlflow_addresses() if _is_web(uri) or _service_at(uri)]
     try:
         folders = []
         if servers:
@@ -657,13 +722,25 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
         if proxy := select_proxy(address, get_environ_proxies(address)):
             host = proxy.rpartition("@")[2]  # Omit the user and the password before the @.
             where += f" (through the proxy {host}; NO_PROXY lists the hosts that bypass it)"
+    service = _service_at(address)
+    if service and _LOGIN_FAILS.search(str(error)):
+        code = "401"
+    elif service and "error_code" not in getattr(error, "json", "error_code"):
+        # AWS refused the request before it reached MLflow, whose errors have a code.
+        code = "403"
     if code in ("401", "UNAUTHENTICATED"):
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
+        reason = ""
+        if service:
+            names = service.login
+            reason = f" ({_reason(error)})"
         return RegistryRefused(
-            f"{what}: {where} refuses the credentials: {names} are missing or wrong",
+            f"{what}: {where} refuses the credentials: {names} are missing or wrong{reason}",
         )
     if code in ("403", "PERMISSION_DENIED") and not (failure and failure[3]):
         reason = "the account does not have permission, or the object does not exist"
+        if service:
+            reason += f"; it needs {service.permissions} ({_reason(error)})"
         return RegistryRefused(f"{what}: {where} refuses the request: {reason}")
     return RegistryUnavailable(f"{what}: {where} does not answer correctly: {_reason(error)}")
 

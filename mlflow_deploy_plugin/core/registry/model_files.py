@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 
-_THROUGH_MLFLOW = ("mlflow-artifacts", "runs")
+_THROUGH_MLFLOW = ("mlflow-artifacts", "models", "runs")
 _PACKAGES = {
     **dict.fromkeys(("s3", "r2", "b2"), "'mlflow-onnxserve[s3]'"),
     "gs": "google-cloud-storage",
@@ -156,6 +156,11 @@ def add_file(source: str, file: Path) -> None:
         if (folder := local_path(location)) is not None:
             shutil.copy(file, folder)
             return
+        if location.startswith("models:"):
+            raise InvalidConfig(
+                f"{what}: Unity Catalog does not change the files of a version; add the file to "
+                "the logged model (models:/m-…) and register the model again",
+            )
         repository, path = open_repository(location)
         repository.log_artifact(str(file), path)
 

@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveE
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.connection import (
     is_mlflow_set,
+    is_unity_catalog,
     registry_address,
     registry_client,
     registry_errors,
@@ -149,6 +150,11 @@ def check_new_name(model: str) -> None:
         raise InvalidConfig(
             f"{model!r} is not a valid name for a registered model: / and : are not allowed",
         )
+    if model and is_unity_catalog():
+        # Few registries need this module, which imports MLflow.
+        from mlflow_deploy_plugin.core.registry.unity_catalog import check_name
+
+        check_name(model)
 
 
 def registered_version(model: str, version: str) -> ResolvedModel:

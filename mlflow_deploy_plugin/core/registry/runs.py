@@ -17,6 +17,8 @@ from uuid import uuid4
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.connection import (
+    is_unity_catalog,
+    mlflow_addresses,
     no_request_timeout,
     registry_client,
     registry_errors,
@@ -203,13 +205,26 @@ def log_flavor(
     client = registry_client()
     path = name or "model"
     if options.get("model_id") or has_logged_models(client):
+        is_registered_later = bool(registered_model_name) and is_unity_catalog()
         options |= {
             "name": name,
             "run_id": run_id,
-            "registered_model_name": registered_model_name,
+            "registered_model_name": None if is_registered_later else registered_model_name,
             "tags": tags,
         }
-        return Model.log(artifact_path=None, flavor=flavor, **options)
+        info = Model.log(artifact_path=None, flavor=flavor, **options)
+        if is_registered_later:
+            # Few registries need this module.
+            from mlflow_deploy_plugin.core.registry.unity_catalog import stored_tags
+
+            # `Model.log` would register the keys of the logged model, which Unity
+            # Catalog refuses.
+            info.registered_model_version = mlflow.register_model(
+                info.model_uri,
+                registered_model_name,
+                tags=stored_tags(tags or {}),
+            ).version
+        return info
     options = {key: value for key, value in options.items() if key not in _OF_LOGGED_MODELS}
     with ExitStack() as stack:
         if not run_id:
@@ -253,10 +268,20 @@ def mlflow_page(route: str) -> str:
     return ""
 
 
+def experiment_name(name: str) -> str:
+    """Return the name of an experiment in MLflow. Databricks needs the path of a file
+    in the workspace.
+    """
+    if name.startswith("/") or not mlflow_addresses()[0].startswith("databricks"):
+        return name
+    return f"/Shared/{name.replace('/', '-')}"
+
+
 def get_or_create_experiment(client: "MlflowClient", name: str) -> str:
     """Return the id of the experiment, which is created or restored if necessary."""
     from mlflow.exceptions import MlflowException
 
+    name = experiment_name(name)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.registry.connection import (
+    is_unity_catalog,
     registry_address,
     registry_client,
     registry_errors,
@@ -172,11 +173,15 @@ class StageOrAlias:
 
 def parse_stage_or_alias(text: str) -> StageOrAlias:
     """Parse `Production`, in any case, or `@champion`. Raises InvalidConfig for any
-    other text.
+    other text, and for a stage of a registry without stages.
     """
     if text.startswith("@") and len(text) > 1:
         return StageOrAlias(alias=text[1:])
     if stage := STAGES.get(text.lower()):
+        if is_unity_catalog():
+            raise InvalidConfig(
+                f"Unity Catalog has no stages such as {stage}: specify an alias, such as @champion",
+            )
         return StageOrAlias(stage=stage)
     alias = text or "champion"
     hint = did_you_mean(text, STAGES.values(), f"for the alias, specify '@{alias}'")

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.core.processes.worker import Worker, WorkerPool
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.runs import experiment_name
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.spec.monitors import (
     REGRESSION,
@@ -258,7 +259,9 @@ def judge_and_log(request: WindowRequest) -> MonitorResult:
     # Check MLflow before the judgement, which takes a minute: an outage would discard
     # its result.
     with registry_errors(f"the experiment of endpoint {request.endpoint}"):
-        registry_client().get_experiment_by_name(f"onnxserve/{request.endpoint}")
+        registry_client().get_experiment_by_name(
+            experiment_name(f"onnxserve/{request.endpoint}"),
+        )
     return run_monitor(request, count_rows(request))
 
 

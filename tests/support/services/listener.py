@@ -23,7 +23,7 @@ def answering(answer):
             self.end_headers()
             self.wfile.write(body.encode())
 
-        do_POST = do_GET  # noqa: N815
+        do_POST = do_PATCH = do_PUT = do_DELETE = do_GET  # noqa: N815
 
         def log_message(self, format, *args):
             pass

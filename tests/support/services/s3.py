@@ -30,6 +30,8 @@ class Bucket:
             closed.
         is_down: every request is refused with 503.
         asked: method, path and headers of every request.
+        tokens: the remaining requests of each session token; empty: every request is
+            allowed.
     """
 
     url: str = ""
@@ -38,6 +40,7 @@ class Bucket:
     is_down: bool = False
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
 
     def headers_of(self, method, text):
         return [headers for verb, path, headers in self.asked if verb == method and text in path]
@@ -68,6 +71,12 @@ class _Handler(BaseHTTPRequestHandler):
                 status, f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode()
             )
             return
+        if bucket.tokens:
+            token = self.headers["X-Amz-Security-Token"]
+            if not bucket.tokens[token]:
+                self._send(400, b"<Error><Code>ExpiredToken</Code><Message>old</Message></Error>")
+                return
+            bucket.tokens[token] -= 1
         parts = urlsplit(self.path)
         query = {
             name: values[0]
@@ -116,7 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _head(self, key, query, body):
         content = self.bucket.objects.get(key)
         is_bucket = "/" not in key
-        self._send(404 if content is None and not is_bucket else 200, content or b"")
+        status = 404 if content is None and not is_bucket else 200
+        self._send(status, content or b"", **{"x-amz-bucket-region": "us-east-1"})
 
     def _get(self, key, query, body):
         if "list-type" in query:
