@@ -144,3 +144,29 @@ def _extend_urllib3() -> None:
         return response
 
     HTTPConnection.getresponse = getresponse  # type: ignore[method-assign, assignment]
+
+
+@cache
+def wait_after_refusals() -> None:
+    """Let a call whose last attempt is refused with the header Retry-After wait for
+    this time before it fails, so that the next call is not too early.
+
+    This function replaces a function of urllib3, so it must not be called in a process
+    of a user.
+    """
+    # The import takes 27 ms, which each command would pay.
+    from urllib3 import Retry
+    from urllib3.exceptions import MaxRetryError
+
+    count = Retry.increment
+
+    def increment(self: Retry, *arguments: Any, **options: Any) -> Retry:
+        try:
+            return count(self, *arguments, **options)
+        except MaxRetryError:
+            response = options.get("response")
+            if response is not None and self.respect_retry_after_header:
+                self.sleep_for_retry(response)
+            raise
+
+    Retry.increment = increment  # type: ignore[method-assign, assignment]

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.model_code import switch_model_code_off
 from mlflow_deploy_plugin.core.processes.child import die_with_parent, end_on_signals
+from mlflow_deploy_plugin.core.registry.answers import wait_after_refusals
 from mlflow_deploy_plugin.core.registry.connection import (
     hidden_pandas,
     ignore_warnings,
@@ -172,6 +173,7 @@ def _run(
         own_process(imports_mlflow=False)
         switch_model_code_off()
         set_service_timeouts()
+        wait_after_refusals()
         ignore_warnings()  # `catch_warnings` would not apply to all threads.
         resolver = VersionResolver(
             MlflowRegistry(ModelCache(settings.cache_path, state_dir)),

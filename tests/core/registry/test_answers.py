@@ -8,9 +8,12 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
 import requests
+from urllib3 import Retry
 
-from mlflow_deploy_plugin.core.registry.answers import bounded_answers
+from mlflow_deploy_plugin.core.registry.answers import bounded_answers, wait_after_refusals
+from mlflow_deploy_plugin.core.registry.rest import MlflowRest
 from tests.support.refusals import refused
+from tests.support.services.listener import answering
 from tests.support.waiting import wait_until
 
 MOST = 100_000
@@ -133,3 +136,14 @@ def test_complete_answer_cancels_deadline(serve):
         wait_until(
             lambda: not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
         )
+
+
+def test_refused_call_waits_for_retry_after(monkeypatch):
+    monkeypatch.setattr(Retry, "increment", Retry.increment)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    wait_after_refusals.__wrapped__()
+    begun = time.monotonic()
+    busy = 429, "application/json", "{}", ("Retry-After", "1")
+    with answering(lambda *_: busy) as url, pytest.raises(requests.RequestException):
+        MlflowRest(url, url).get_run("a")
+    assert time.monotonic() - begun >= 1
