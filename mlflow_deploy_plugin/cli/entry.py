@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 _OF_CONTAINERS = {
+    "build-environment": "mlflow_deploy_plugin.serve.agent.pyfunc_environment",
     "health": "mlflow_deploy_plugin.serve.cloud",
     "hold-socket": "mlflow_deploy_plugin.serve.listener",
     "list-packages": "mlflow_deploy_plugin.ship.images.sbom",

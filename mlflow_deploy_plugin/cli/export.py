@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.core.settings import read_text
 from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, new_endpoint
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.parts import Device, EndpointSpec, PyfuncEnv
 from mlflow_deploy_plugin.core.spec.types import parse_latency
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.served import Place, lacks_mlflow_address
@@ -125,6 +125,14 @@ def export(
     envvar="DOCKER_DEFAULT_PLATFORM",
     show_default="the platform of this machine",
 )
+@option(
+    "--env-manager",
+    "pyfunc_env",
+    "Python environment of a version without an ONNX form: uv builds one into the image, from the "
+    "version's requirements. Without it, such a version is refused.",
+    type=click.Choice(get_args(PyfuncEnv)),
+    default="local",
+)
 @flag("--dry-run", "Print the input of Docker without a build.")
 def build_docker(
     model_uri: str,
@@ -136,6 +144,7 @@ def build_docker(
     pull: bool,
     sbom: Path | None,
     dry_run: bool,
+    pyfunc_env: PyfuncEnv,
     **images: str | None,
 ) -> None:
     """Build an image that serves a model.
@@ -162,9 +171,17 @@ def build_docker(
         raise click.UsageError(
             "--test compares the answers of the model in the image; with --follow there is none"
         )
+    if test and pyfunc_env == "uv":
+        raise click.UsageError(
+            "--test compares answers with ONNX Runtime's; --env-manager uv is for models without "
+            "an ONNX form"
+        )
     if sbom is not None and not sbom.parent.is_dir():
         raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
-    with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
+    device: Device = "cuda" if gpu else "cpu"
+    with planned_image(
+        model_uri, device=device, follow=follow, pyfunc_env=pyfunc_env, **images
+    ) as plan:
         if dry_run:
             if plan.server is not None:
                 arguments = " ".join((*plan.options, *plan.platform))

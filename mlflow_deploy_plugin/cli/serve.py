@@ -5,7 +5,7 @@ for other servers.
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.spec.document import (
     load_specs,
     new_endpoint,
 )
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, PyfuncEnv, ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import (
     SPEC,
     claim_free_state_dir,
@@ -61,6 +61,14 @@ _log = logging.getLogger(__name__)
     "--device DEVICE",
     "Device of ONNX Runtime: cpu or cuda. There is no fallback to another device.",
     show_default="cpu",
+)
+@option(
+    "--env-manager",
+    "pyfunc_env",
+    "Python environment of a version without an ONNX form: local uses the server's own; uv builds "
+    "one from the version's requirements.",
+    type=click.Choice(get_args(PyfuncEnv)),
+    show_default="local",
 )
 @flag(
     "--insecure",
@@ -121,6 +129,7 @@ def serve(
         "host": settings.host,
         "port": cloud.port or settings.port,
         "device": settings.device or None,
+        "pyfunc_env": settings.pyfunc_env or None,
         "insecure": settings.insecure or is_in_cloud or None,
     }
     if is_in_cloud and "host" not in settings.model_fields_set:

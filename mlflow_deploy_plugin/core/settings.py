@@ -126,6 +126,10 @@ class Settings(BaseModel):
     """Device for models, as in `onnxserve serve --device`, if neither the spec nor the
     option specifies a device.
     """
+    pyfunc_env: str = ""
+    """As `onnxserve serve --env-manager`, if neither the spec nor the option specifies
+    it; it is set in images with an environment.
+    """
     model_uri: str = ""
     """Model that `onnxserve serve` serves if neither an option nor a spec specifies a
     model; it is set in images that follow the registry.

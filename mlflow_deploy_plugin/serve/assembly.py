@@ -139,8 +139,10 @@ class _Loader:
     placement: Placement
     memory: MemoryLimit
 
-    def load(self, folder: Path) -> WarmVersion:
-        """Load and warm up the version of a folder with the limits of the spec."""
+    def load(self, folder: Path, python: str = "") -> WarmVersion:
+        """Load and warm up the version of a folder with the limits of the spec.
+        `python` is as in `load_warm`.
+        """
         spec = self.spec
         rows = max_batch_rows(spec)
         policy = None  # Batching does not help tiny models on a CPU.
@@ -161,6 +163,7 @@ class _Loader:
                 check_determinism=spec.response_cache_bytes > 0,
                 timeout_seconds=float(spec.request_timeout_seconds),
                 concurrency=spec.threads,
+                python=python,
             )
         # A value takes at least a byte of a body.
         most_values = max(spec.max_body_bytes, _LEAST_VALUES)

@@ -30,6 +30,7 @@ class LoadedVersion:
         is_deterministic: True if the graph always computes the same outputs from the
             same feeds.
         digest: the digest of the files that the load has compared (`WantedVariant`).
+        python: the Python of a pyfunc's environment (`WantedVariant`).
     """
 
     model: str
@@ -40,6 +41,7 @@ class LoadedVersion:
     batcher: Batcher | None = None
     is_deterministic: bool = False
     digest: str = ""
+    python: str = ""
 
     @cached_property
     def identity(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from click.shell_completion import ShellComplete
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
-from mlflow_deploy_plugin.core.spec.parts import Device
+from mlflow_deploy_plugin.core.spec.parts import Device, PyfuncEnv
 from mlflow_deploy_plugin.core.statedir.models import Scope
 from mlflow_deploy_plugin.core.tabular.row_files import FileFormat
 from tests.support.commands import onnxserve
@@ -57,6 +57,8 @@ def test_choices_are_those_of_the_type():
         "monitor run --engine": Engine,
         "batch --on-error": OnError,
         "batch --device": Device,
+        "serve --env-manager": PyfuncEnv,
+        "build-docker --env-manager": PyfuncEnv,
         "batch --engine": BatchEngine,
         "export --format": ExportFormat,
     }

@@ -127,6 +127,7 @@ def test_impossible_command_is_refused_in_one_line(line, names):
         ),
         ("endpoint create e -C capture", ["-C", "'capture'", "KEY=VALUE"]),
         ("build-docker m -n x:1 --follow --test", ["--test", "--follow"]),
+        ("build-docker m -n x:1 --env-manager uv --test", ["--test", "--env-manager"]),
         *((f"size m --p99 1s --rate {rate}", ["--rate"]) for rate in ("0", "nan", "inf")),
     ],
 )

@@ -83,6 +83,7 @@ class World:
     versions: dict[str, str | OnnxserveError] = field(default_factory=dict)
     unusable: dict[str, OnnxserveError] = field(default_factory=dict)
     pyfuncs: set[str] = field(default_factory=set)
+    environments: dict[str, str | OnnxserveError] = field(default_factory=dict)
     resolved: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
     trusted: list[str] = field(default_factory=list)
@@ -136,6 +137,12 @@ class World:
             signed_as=self.signed_as.get(resolved.version, resolved.source),
             unapproved_at=("Production",) if resolved.version in self.unapproved else (),
         )
+
+    def build_environment(self, fetched):
+        answer = self.environments[fetched.version]
+        if isinstance(answer, OnnxserveError):
+            raise answer
+        return fetched.model_copy(update={"python": answer})
 
     def received_bytes(self, resolved):
         return self.received

@@ -32,8 +32,8 @@ class Served:
             line for line in self.log.read_text().splitlines() if line.startswith("onnxserve: ")
         ]
 
-    def wait_ready(self):
-        wait_until(lambda: self._announced() or self.process.poll() is not None, 60, "ready")
+    def wait_ready(self, seconds=60):
+        wait_until(lambda: self._announced() or self.process.poll() is not None, seconds, "ready")
         assert self.process.poll() is None, self.log.read_text()
         return self
 

@@ -63,6 +63,7 @@ Provider = Annotated[
 GATE_PASSED = "gate=passed"
 _OF_NVIDIA = {"cuda", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
+PyfuncEnv = Literal["local", "uv"]
 WorkerClass = Literal["fast", "gthread"]
 _SHIP_SECONDS = 40
 
@@ -142,6 +143,10 @@ class ServerSpec(SpecPart):
     """Number of worker processes. Each worker loads every model."""
     threads: int = Field(default=4, ge=1, le=256)
     """Number of requests that a worker handles in parallel."""
+    pyfunc_env: PyfuncEnv = "local"
+    """Python environment of a version without an ONNX form: local uses the server's
+    own; uv builds one from the version's python_env.yaml and requirements.txt.
+    """
     worker_class: WorkerClass = "fast"
     """Class of the HTTP workers: fast uses an event loop; gthread is gunicorn's own
     class, for debugging.

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,6 +302,26 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
             path.unlink(missing_ok=True)
         if sys.platform != "win32":
             os.close(descriptor)
+
+
+def build_once(folder: Path, file: str, build: Callable[[Path], None]) -> None:
+    """Let `build` make a new folder, which is then renamed to `folder`, unless `folder`
+    has the file. Processes take turns, and a failed build leaves no files.
+    """
+    with locked(folder.with_suffix(".lock")):
+        if (folder / file).exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        # Killed processes left these folders.
+        for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
+        try:
+            build(unfinished)
+            os.replace(unfinished, folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 @contextmanager

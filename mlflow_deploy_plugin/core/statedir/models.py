@@ -29,6 +29,8 @@ class WantedVariant(State):
             git_commit, …
         digest: the digest of all files of a version that must be signed, which workers
             compare before they load it; otherwise empty.
+        python: the Python of the environment that uv built for a pyfunc; empty for the
+            server's own Python.
     """
 
     model_uri: str
@@ -39,6 +41,7 @@ class WantedVariant(State):
     shadow: bool = False
     aspects: dict[str, str] = Field(default_factory=dict)
     digest: str = ""
+    python: str = ""
 
 
 class WantedEndpoint(State):
@@ -231,7 +234,8 @@ class FetchedVersion(State):
     version without an ONNX form. `digest` is the digest of all fetched files; empty for
     a folder that is served in place. `unapproved_at` has the gated stages and @aliases
     of the model if it requires approvals and the version has none. `signed_as` is the
-    URI models:/NAME/VERSION in the required signature, if it has one.
+    URI models:/NAME/VERSION in the required signature, if it has one. `python` is as in
+    `WantedVariant`.
     """
 
     model: str
@@ -244,6 +248,7 @@ class FetchedVersion(State):
     digest: str = ""
     unapproved_at: tuple[str, ...] = ()
     signed_as: str = ""
+    python: str = ""
 
 
 class FollowedReference(State):

@@ -6,11 +6,12 @@ that agents share.
   need the artifact store
 - `CACHE/users/<key>`: the path of a state folder whose wanted.json may name models in
   the cache
+- `CACHE/environments/pyfunc-*/`: the environments of pyfuncs (`pyfunc_environment.py`)
 - `CACHE/fetching-*/`: running downloads, which are moved to models/ by an atomic rename
 
 If two agents fetch a version at the same time, both agents download it, and the first
-copy is kept. A model is kept while a wanted.json or followed.json names it, while it is
-among the latest models, and for an hour after its last use.
+copy is kept. A model or an environment is kept while a wanted.json or followed.json
+names it, while it is among the latest, and for an hour after its last use.
 """
 
 import gc
@@ -56,6 +57,10 @@ from mlflow_deploy_plugin.core.registry.tags import ERROR_TAG, tag_version, unta
 from mlflow_deploy_plugin.core.signatures import Signature, trust_file
 from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, read_state, write_atomically
 from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Followed, Wanted
+from mlflow_deploy_plugin.serve.agent.pyfunc_environment import (
+    PYFUNC_PREFIX,
+    environment_python,
+)
 from mlflow_deploy_plugin.serve.runtime.artifact import (
     altered_file_message,
     check_digests,
@@ -80,6 +85,7 @@ class ModelCache:
 
     def __init__(self, root: Path, state_dir: Path) -> None:
         self._root = root
+        self.environments = root / "environments"
         self._models = root / "models"
         self._downloads: dict[str, Path] = {}
         """The folders of the running downloads, by source."""
@@ -173,15 +179,11 @@ class ModelCache:
         return total_bytes
 
     def prune(self, now: float | None = None) -> None:
-        """Delete the models that no server uses and abandoned downloads, and forget
-        servers whose state folder was deleted. `now` is in seconds since 1970.
+        """Delete the models and environments that no server uses and abandoned
+        downloads, and forget servers whose state folder was deleted. `now` is in
+        seconds since 1970.
         """
         now = time.time() if now is None else now
-        newest_first = sorted(
-            self._models.iterdir(),
-            key=lambda folder: _status(folder).st_mtime,
-            reverse=True,
-        )
         used = set[str]()
         for user in (self._root / "users").glob("[!.]*"):
             try:
@@ -193,16 +195,19 @@ class ModelCache:
                 continue
             wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
             for endpoint in wanted.endpoints.values():
-                used.update(variant.folder.name for variant in endpoint.variants.values())
+                for variant in endpoint.variants.values():
+                    used |= {variant.folder.name, Path(variant.python).parent.parent.name}
             followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
             for reference in followed.references:
                 for version in (reference.version, reference.previous):
                     if version is not None:
-                        used.add(version.folder.name)
-        for folder in newest_first[_KEPT_LATEST:]:
-            if folder.name not in used and now - _status(folder).st_mtime > _HOUR:
-                _log.info("deleting %s from the cache", folder.name)
-                shutil.rmtree(folder, ignore_errors=True)
+                        used |= {version.folder.name, Path(version.python).parent.parent.name}
+        for cached in (self._models.iterdir(), self.environments.glob(f"{PYFUNC_PREFIX}*/")):
+            newest_first = sorted(cached, key=lambda folder: _status(folder).st_mtime, reverse=True)
+            for folder in newest_first[_KEPT_LATEST:]:
+                if folder.name not in used and now - _status(folder).st_mtime > _HOUR:
+                    _log.info("deleting %s from the cache", folder.name)
+                    shutil.rmtree(folder, ignore_errors=True)
         for left_over in self._root.glob("fetching-*"):
             if now - _status(left_over).st_mtime > _DAY:
                 shutil.rmtree(left_over, ignore_errors=True)
@@ -353,6 +358,13 @@ class MlflowRegistry:
             until=self.clock() + pause,
         )
         raise error
+
+    def build_environment(self, fetched: FetchedVersion) -> FetchedVersion:
+        """Return the version with its environment. Raises the errors of
+        `environment_python`.
+        """
+        python = environment_python(fetched.folder, self.cache.environments)
+        return fetched.model_copy(update={"python": str(python)})
 
     def received_bytes(self, resolved: ResolvedModel) -> int:
         return self.cache.received_bytes(resolved.source)

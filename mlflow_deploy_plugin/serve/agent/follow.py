@@ -92,9 +92,6 @@ class Follower:
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
-        # Versions that were served before a restart remain served, independent of the
-        # registry's answer.
-        self._restored = restore_checkpoint(self.state_dir)
         self._control = EndpointControl(self.state_dir, record=self.record)
         self._specs: list[EndpointSpec] = []
         self._is_forced = False
@@ -176,10 +173,14 @@ class Follower:
         commanded = self._control.take()
         specs = self._control.endpoints
         if specs != self._specs:
+            # Models that were followed before keep their state. Versions that were
+            # served before a restart remain served, independent of the registry's
+            # answer.
+            models_before = self.resolver.models
+            if not self._specs:
+                builds_environments = self.resolver.pyfunc_policy.builds_environments
+                models_before = restore_checkpoint(self.state_dir, builds_environments)
             self._specs = specs
-            # Models that were followed before keep their state.
-            models_before = self._restored | self.resolver.models
-            self._restored = {}
             models = {}
             for spec, name, variant in self._variants():
                 endpoint = self._wanted.endpoints.get(spec.name)
@@ -229,6 +230,7 @@ class Follower:
                         shadow=variant.shadow,
                         aspects=model.version.aspects,
                         digest=model.version.digest if spec.trusted_file else "",
+                        python=model.version.python,
                     )
                 elif label in served:
                     # The model of the spec was changed, and the new model cannot be

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, ModelError, OnnxserveError
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    ModelError,
+    OnnxserveError,
+)
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedModel
 from mlflow_deploy_plugin.core.spec.parts import GATE_PASSED, EndpointSpec, VariantSpec
@@ -241,10 +247,12 @@ def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> Non
     assert_state(state_dir / FOLLOWED, followed)
 
 
-def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
-    """Return the models that were served before this start if their files are complete.
-    If a reference is only in wanted.json, it is restored without the requirements of
-    its endpoint.
+def restore_checkpoint(
+    state_dir: Path, builds_environments: bool = False
+) -> dict[ModelRef, FollowedModel]:
+    """Return the models that were served before this start if their files, and their
+    environments (`PyfuncPolicy`), are complete. If a reference is only in wanted.json,
+    it is restored without the requirements of its endpoint.
     """
     models = {}
     for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
@@ -254,14 +262,15 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
                 version=variant.version,
                 folder=variant.folder,
                 aspects=variant.aspects,
+                python=variant.python,
             )
-            if _is_whole(version):
+            if _is_whole(version, builds_environments):
                 models[ModelRef(variant.model_uri)] = FollowedModel(version)
     for reference in (read_state(state_dir / FOLLOWED, Followed) or Followed()).references:
         whole_versions = [
             version
             for version in (reference.version, reference.previous)
-            if version and _is_whole(version)
+            if version and _is_whole(version, builds_environments)
         ]
         if whole_versions:
             previous = whole_versions[1] if len(whole_versions) > 1 else None
@@ -305,12 +314,15 @@ def carry_over(
     return FollowedModel()
 
 
-def _is_whole(version: FetchedVersion) -> bool:
+def _is_whole(version: FetchedVersion, builds_environments: bool) -> bool:
     """Return True if the version's files on this disk can be served; otherwise log the
     reason.
     """
     try:
-        read_served_artifact(version.folder)
+        is_pyfunc = read_served_artifact(version.folder).flavor == PYTHON_FUNCTION
+        has_environment = is_pyfunc and (builds_environments or version.python)
+        if has_environment and not Path(version.python).is_file():
+            raise InvalidArtifact("its Python environment")
     except OnnxserveError as error:
         _log.warning(
             "%s version %s is missing on this disk: %s",

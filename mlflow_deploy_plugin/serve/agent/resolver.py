@@ -7,8 +7,9 @@ for minutes continues, but is reported as a failure.
 """
 
 import logging
+import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -60,6 +61,7 @@ class Registry(Protocol):
 
     def resolve(self, model_uri: str) -> ResolvedModel: ...
     def fetch(self, resolved: ResolvedModel, trusted_file: str) -> FetchedVersion: ...
+    def build_environment(self, fetched: FetchedVersion) -> FetchedVersion: ...
     def received_bytes(self, resolved: ResolvedModel) -> int: ...
     def report_failure(self, source: str, error: str) -> bool: ...
 
@@ -92,12 +94,14 @@ class PyfuncPolicy:
     `allow_pyfunc` is needed for a stage, alias or tag, which may mean a different
     version later, and for a model that a caller loads over HTTP. `named` has the model
     URIs of the spec. `refused` maps each URI that must not be a pyfunc to the name of
-    its variant.
+    its variant. `builds_environments` is True if a version needs an environment of its
+    own.
     """
 
     def __init__(self, specs: Sequence[EndpointSpec] = ()) -> None:
         self.named: set[str] = set()
         self.refused: dict[str, str] = {}
+        self.builds_environments = bool(specs) and specs[0].server.pyfunc_env == "uv"
         for spec in specs:
             for name, variant in spec.variants.items():
                 self.named.add(variant.model)
@@ -135,7 +139,7 @@ class _Fetch:
 
     Attributes:
         received: the number of bytes that had arrived at `moved_at`
-            (`PollPolicy.clock`).
+            (`PollPolicy.clock`), which is infinite while an environment is built.
         is_kept: True if the fetch has ended, and its result is kept for a model that is
             being polled.
     """
@@ -275,7 +279,7 @@ class VersionResolver:
                 model.reporting = report
                 model.report = self.poll_pool.submit(self.registry.report_failure, *report)
 
-    def _drop_fetches(self, ended: Iterable[_FetchKey]) -> None:
+    def _drop_fetches(self, ended: "Mapping[_FetchKey, Future[FetchedVersion]]") -> None:
         """Forget the fetches whose results were processed (`ended`), and cancel those
         that no reference needs any more.
         """
@@ -287,7 +291,9 @@ class VersionResolver:
         # A model that is being polled takes the result afterwards. With a slow
         # registry, it is polled almost always.
         polled = {key for model, key in needing if model.poll}
-        for key in ended:
+        for key, future in ended.items():
+            if self._fetches[key].future is not future:
+                continue  # The environment of the fetched version is being built.
             if key in polled:
                 self._fetches[key].is_kept = True
             else:
@@ -387,18 +393,24 @@ class VersionResolver:
                 if not fetch.future.done() and now - fetch.started_at < _TURN_SECONDS
             ]
             if len(young_fetches) < _TURNS:
-                future = self.fetch_pool.submit(self._fetch, target, ref.trusted_file)
+                future = self.fetch_pool.submit(
+                    self._fetch, target.source, self.registry.fetch, target, ref.trusted_file
+                )
                 self._fetches[key] = _Fetch(future, now, now)
         return True
 
-    def _fetch(self, target: ResolvedModel, trusted_file: str) -> FetchedVersion:
-        """Fetch the version in a thread of `fetch_pool`. Raises only OnnxserveError."""
+    def _fetch(
+        self, source: str, call: Callable[..., FetchedVersion], *arguments: object
+    ) -> FetchedVersion:
+        """Fetch the version, or build its environment, with a call of the registry in a
+        thread of `fetch_pool`. Raises only OnnxserveError.
+        """
         try:
-            return self.registry.fetch(target, trusted_file)
+            return call(*arguments)
         except errors.OnnxserveError:
             raise
         except Exception as error:  # noqa: BLE001 - an error of any class fails only this fetch
-            _log.exception("fetching %s failed", target.source)
+            _log.exception("fetching %s failed", source)
             raise errors.OnnxserveError(
                 f"the fetch failed unexpectedly: {type(error).__name__}, see the log",
             ) from None
@@ -424,9 +436,20 @@ class VersionResolver:
             retry_at = self.polling.due_at(model.fetch_failures)
             model.rejection = _rejection(target, "fetch", error.message, retry_at, type(error))
         else:
+            rejection = self._fetched_rejection(ref, model, target, fetched)
+            # Building runs code of the version, so the version must be permitted.
+            builds = fetched.runs_code and self.pyfunc_policy.builds_environments
+            if rejection is None and builds and not fetched.python:
+                key = _FetchKey(target.identity, ref.trusted_file)
+                if self._fetches[key].future is fetch:
+                    future = self.fetch_pool.submit(
+                        self._fetch, target.source, self.registry.build_environment, fetched
+                    )
+                    self._fetches[key] = _Fetch(future, self.polling.clock(), math.inf)
+                return
             model.fetch_failures = 0
-            model.rejection = self._fetched_rejection(ref, model, target, fetched)
-            if model.rejection is None:
+            model.rejection = rejection
+            if rejection is None:
                 model.serve(fetched)
 
     def _fetched_rejection(

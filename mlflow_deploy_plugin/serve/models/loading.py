@@ -102,7 +102,7 @@ def check_digest(want: WantedVariant) -> None:
 
 
 def load_version(
-    state_dir: Path, load: Callable[[Path], WarmVersion], want: WantedVariant
+    state_dir: Path, load: Callable[[Path, str], WarmVersion], want: WantedVariant
 ) -> LoadedVersion:
     """Load and warm up the version. If the worker dies during the load, a state file
     reports the folder to the agent.
@@ -113,7 +113,7 @@ def load_version(
     try:
         check_digest(want)
         with mark_loading(state_dir, want.folder):
-            warm = load(want.folder)
+            warm = load(want.folder, want.python)
     except OnnxserveError:
         raise
     except BaseException as error:
@@ -137,6 +137,7 @@ def load_version(
             want.model, want.version, warm.predictor.schema, artifact.prediction, outputs
         ),
         digest=want.digest,
+        python=want.python,
     )
     logger.info("loaded %s %s", want.model, want.version)
     if loaded.batcher is not None:
@@ -154,6 +155,7 @@ def load_warm(
     check_determinism: bool = False,
     timeout_seconds: float = 60.0,
     concurrency: int = 1,
+    python: str = "",
 ) -> WarmVersion:
     """Load the MLmodel folder, and run the model once on its own example, or if it has
     none, on a row of zeros.
@@ -166,6 +168,7 @@ def load_warm(
         timeout_seconds: the time limit of the first run, and of every request to a
             pyfunc (`SideProcess`).
         concurrency: the maximum number of concurrent requests to a pyfunc.
+        python: the Python that runs a pyfunc; empty for the server's own Python.
 
     Raises:
         InvalidArtifact: the model cannot be used, or cannot answer its own example, or
@@ -174,7 +177,7 @@ def load_warm(
     """
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
-        return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency))
+        return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency, python))
     # The server's own threads use all cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model = OnnxModel.load(folder, placement, intra_op_num_threads)

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import InferenceError
 from mlflow_deploy_plugin.core.messages import join_names
@@ -23,6 +24,19 @@ from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
 
 logger = logging.getLogger(__name__)
+
+_PACKAGE = Path(__file__).parents[2]
+_IN_ENVIRONMENT = f"""
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import {_PACKAGE.name}
+del sys.path[0]
+from {_PACKAGE.name}.serve.pyfunc.__main__ import main
+main()
+"""
+"""The program of a process in an environment without this package. It imports only this
+package from the server's packages, which follows as the first argument.
+"""
 
 
 class PyfuncPredictor:
@@ -49,16 +63,19 @@ class PyfuncPredictor:
 
     @classmethod
     def load(
-        cls, artifact: Artifact, timeout_seconds: float, concurrency: int = 1
+        cls, artifact: Artifact, timeout_seconds: float, concurrency: int = 1, python: str = ""
     ) -> "PyfuncPredictor":
-        """Start the process and wait until the model has answered its example. Raises
-        CodeRefused if model code is switched off, and InvalidArtifact if the start
-        fails.
+        """Start the process, with the server's own Python or another `python`, and wait
+        until the model has answered its example. Raises CodeRefused if model code is
+        switched off, and InvalidArtifact if the start fails.
         """
         require_model_code(WITHOUT_ONNX)
         # With -B, an import of the model's code does not change its folder.
-        module = "mlflow_deploy_plugin.serve.pyfunc"
-        command = [sys.executable, "-B", "-m", module, str(artifact.folder)]
+        if python:
+            command = [python, "-B", "-c", _IN_ENVIRONMENT, str(_PACKAGE.parent)]
+        else:
+            command = [sys.executable, "-B", "-m", _PACKAGE.name + ".serve.pyfunc"]
+        command.append(str(artifact.folder))
         process = SideProcess(command, timeout_seconds, concurrency=concurrency)
         ready = process.start()
         logger.info("process %s runs the pyfunc in %s", process.pid, artifact.folder)

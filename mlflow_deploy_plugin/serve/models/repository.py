@@ -69,7 +69,7 @@ class Repository:
             counting shadows.
     """
 
-    def __init__(self, state_dir: Path, load: Callable[[Path], WarmVersion]) -> None:
+    def __init__(self, state_dir: Path, load: Callable[[Path, str], WarmVersion]) -> None:
         self.state_dir = state_dir
         self.table: ServedTable = {}
         self.unloaded: tuple[str, ...] = ()
@@ -283,7 +283,8 @@ class Repository:
             self._applied.pop(name, None)
         with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
             started_loads = {
-                folder: pool.submit(self._load, folder) for folder in self._new_pyfuncs(wanted)
+                want.folder: pool.submit(self._load, want.folder, want.python)
+                for want in self._new_pyfuncs(wanted)
             }
             for name, endpoint in wanted.endpoints.items():
                 if endpoint == self._applied.get(name) and not self._errors[name]:
@@ -313,20 +314,20 @@ class Repository:
             pid=os.getpid(), generation=wanted.generation, endpoints=endpoints
         )
 
-    def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
-        """Return the folders of the pyfuncs of new endpoints, whose processes are
+    def _new_pyfuncs(self, wanted: Wanted) -> list[WantedVariant]:
+        """Return the pyfuncs of new endpoints, one per folder, whose processes are
         started in parallel.
         """
         held = {loaded.folder for loaded in _loaded_versions(self.table)}
         new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
-        folders = []
+        pyfuncs = []
         wants = chain.from_iterable(endpoint.variants.values() for endpoint in new)
         for folder, want in {want.folder: want for want in wants}.items():
             with suppress(OnnxserveError):  # Loading the version raises the error again.
                 if folder not in held and read_served_artifact(folder).flavor == PYTHON_FUNCTION:
                     check_digest(want)
-                    folders.append(folder)
-        return folders
+                    pyfuncs.append(want)
+        return pyfuncs
 
     def _load_endpoint(
         self, endpoint: str, wanted: WantedEndpoint, started_loads: dict[Path, Future[WarmVersion]]
@@ -337,10 +338,10 @@ class Repository:
         `started_loads` has the loads that were started, by folder; each is used once.
         """
 
-        def load(folder: Path) -> WarmVersion:
+        def load(folder: Path, python: str) -> WarmVersion:
             if folder in started_loads:
                 return started_loads.pop(folder).result()
-            return self._load(folder)
+            return self._load(folder, python)
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
         held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
@@ -441,8 +442,8 @@ def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for variant in _variants(table)}
 
 
-def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path, str]:
-    """Return the model, version, folder and compared digest, which identify a version
-    in memory.
+def _identity(version: WantedVariant | LoadedVersion) -> tuple[str | Path, ...]:
+    """Return the model, version, folder, compared digest and Python, which identify a
+    version in memory.
     """
-    return version.model, version.version, version.folder, version.digest
+    return version.model, version.version, version.folder, version.digest, version.python

@@ -2,6 +2,7 @@
 then the layer of the model.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,15 @@ from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_files import copy_bundle, download
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.core.spec.parts import Device
+from mlflow_deploy_plugin.core.spec.parts import Device, PyfuncEnv
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.ship.images.context import BuildContext, model_context, server_context
+from mlflow_deploy_plugin.ship.images.context import (
+    UV_VARIABLES,
+    BuildContext,
+    model_context,
+    server_context,
+)
 from mlflow_deploy_plugin.ship.images.engine import build, image_fields
 
 BASE_IMAGE = "python:3.11-slim-bookworm"  # docker/Dockerfile must have the same default.
@@ -74,6 +80,7 @@ def planned_image(
     base_image: str | None = None,
     server_image: str | None = None,
     platform: str | None = None,
+    pyfunc_env: PyfuncEnv = "local",
 ) -> Iterator[ImagePlan]:
     """Resolve the model, download it unless `follow` is set, and yield the plan. The
     download is removed at the end.
@@ -89,6 +96,10 @@ def planned_image(
         raise InvalidConfig(
             "--base-image has no effect with --server-image, because no server image is built"
         )
+    if follow and pyfunc_env == "uv":
+        raise InvalidConfig(
+            "--env-manager uv puts the environment of one version into the image: omit --follow"
+        )
     resolved = resolve(model_uri)
     if follow and not resolved.followed:
         raise InvalidConfig(
@@ -97,9 +108,9 @@ def planned_image(
         )
     server: BuildContext | None = None
     options: tuple[str, ...] = ()
+    base_image = base_image or BASE_IMAGE
     if server_image is None:
         server = server_context()
-        base_image = base_image or BASE_IMAGE
         target = "cpu" if device == "cpu" else "gpu"
         # Reuse an existing image for equal contents.
         contents = " ".join(filter(None, (server.digest, base_image, platform)))
@@ -129,11 +140,12 @@ def planned_image(
             folder = download(resolved.source, Path(temporary))
             copy_bundle(resolved.source, folder)
             if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-                raise ModelError(
-                    f"{resolved.model_uri} has no ONNX form, and the image has no library to run "
-                    "its code: wrap it (onnxserve wrap), or let MLflow build an image with its "
-                    "environment (mlflow models build-docker)"
-                )
+                if pyfunc_env == "local":
+                    raise ModelError(
+                        f"{resolved.model_uri} has no ONNX form, and the image has no library to "
+                        "run its code: specify --env-manager uv, or wrap it (onnxserve wrap)"
+                    )
+                environment["ONNXSERVE_PYFUNC_ENV"] = pyfunc_env
             if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
                 (folder / REGISTERED_META).write_text(
                     yaml.safe_dump({"model_name": resolved.name, "model_version": resolved.version})
@@ -143,7 +155,7 @@ def planned_image(
             server,
             options,
             ("--platform", platform) if platform else (),
-            model_context(server_image, folder, labels, environment),
+            model_context(server_image, folder, labels, environment, base_image),
             resolved,
             folder,
         )
@@ -167,7 +179,8 @@ def build_image(
     if plan.server is not None and (pull or image_fields(plan.server_image) is None):
         pulling = ("--pull",) if pull else ()
         build(plan.server, plan.server_image, report, (*plan.options, *plan.platform, *pulling))
-    fields = build(plan.model, name, report, plan.platform)
+    arguments = [f"--build-arg={name}" for name in UV_VARIABLES if name in os.environ]
+    fields = build(plan.model, name, report, (*plan.platform, *arguments))
     variables = fields["Config"]["Env"] or ()
     if not any(variable.startswith("ONNXSERVE_HOME=") for variable in variables):
         raise InvalidConfig(

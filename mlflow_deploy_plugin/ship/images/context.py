@@ -20,6 +20,7 @@ from typing import IO
 
 from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.agent.pyfunc_environment import IMAGE_ENVIRONMENTS
 
 MODEL_PATH = "/opt/ml/model"
 """The model folder in images of SageMaker and MLflow. `serve` serves the model of this
@@ -44,6 +45,22 @@ _ROOT = "rootfs"
 times and makes equal layers.
 """
 _MTIME = 1_577_836_800  # All files have the time 2020-01-01, so that layers are reproducible.
+
+
+UV_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_SYSTEM_CERTS")
+"""The variables of the caller that uv receives in a build."""
+_BUILD_ENVIRONMENT = """\
+FROM {base_image} AS uv
+RUN pip install --no-cache-dir --target /uv uv
+
+FROM {server_image} AS environment
+USER 0
+{arguments}
+ENV UV_NO_CACHE=1 UV_PYTHON_INSTALL_DIR={environments}/python
+COPY --from=uv /uv/bin /usr/local/bin
+COPY {root} /
+RUN ["onnxserve", "build-environment", "{model}"]
+"""
 
 
 @dataclass(frozen=True)
@@ -137,11 +154,24 @@ def model_context(
     folder: Path | None,
     labels: Mapping[str, str],
     environment: Mapping[str, str],
+    base_image: str = "",
 ) -> BuildContext:
     """Return the context of a model's image. Without a folder, the image follows the
-    model set in `environment`.
+    model set in `environment`. If that sets uv as a pyfunc's, the image has the
+    pyfunc's environment; pip installs uv in the `base_image`.
     """
     lines = [f"FROM {server_image}"]
+    if "ONNXSERVE_PYFUNC_ENV" in environment:
+        build = _BUILD_ENVIRONMENT.format(
+            base_image=base_image,
+            server_image=server_image,
+            arguments="\n".join(f"ARG {name}" for name in UV_VARIABLES),
+            environments=IMAGE_ENVIRONMENTS,
+            root=_ROOT,
+            model=MODEL_PATH,
+        )
+        copy = f"COPY --from=environment {IMAGE_ENVIRONMENTS} {IMAGE_ENVIRONMENTS}"
+        lines = [build, *lines, copy]
     files: dict[str, Path | bytes] = {}
     if folder is not None:
         inside = f"{_ROOT}{MODEL_PATH}"

@@ -5,12 +5,13 @@ registry polls.
 import subprocess
 from collections import Counter
 
-from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
     LOADING,
     LOOK,
     SPEC,
+    WANTED,
     read_state,
     write_state,
 )
@@ -19,6 +20,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
     LoadedVariant,
     LoadingState,
     ShippingState,
+    Wanted,
 )
 from tests.support.fake_registry import STAGE
 from tests.support.refusals import mentions
@@ -124,6 +126,26 @@ def test_followed_pyfunc_needs_permission(case):
     )
     assert follower.round().error == ""
     assert case.versions == {"v1": "2"}
+
+
+def test_failed_pyfunc_env_keeps_the_version(case):
+    case.world.pyfuncs = {"2"}
+    case.world.environments["2"] = OnnxserveError("no tiny==3.0")
+    follower = case.serving("1")
+    (case.state_dir / SPEC).write_text(
+        "{name: e, server: {pyfunc_env: uv}, "
+        f"variants: {{v1: {{model: '{STAGE}', allow_pyfunc: true}}}}}}"
+    )
+    case.move("2")
+    assert mentions(follower.round().error, "no tiny==3.0", "version 1 is still served")
+    assert case.versions == {"v1": "1"}
+
+    case.world.environments["2"] = "/e/bin/python"
+    case.now += 60
+    assert follower.round().error == ""
+    wanted = read_state(case.state_dir / WANTED, Wanted)
+    assert wanted is not None
+    assert wanted.endpoints["e"].variants["v1"].python
 
 
 def test_unloadable_version_is_rolled_back(case, follower):

@@ -8,6 +8,7 @@ from mlflow_deploy_plugin.serve.agent.followed import (
     checkpoint,
     restore_checkpoint,
 )
+from tests.support.models import write_pyfunc
 
 STAGE = ModelRef("models:/x/Production", "gate=passed", "/etc/release.pem", True)
 
@@ -40,6 +41,23 @@ def test_wanted_state_is_the_fallback(make_model, tmp_path):
     assert restore_checkpoint(tmp_path) == {
         ModelRef("whole"): FollowedModel(version("1", whole, model="whole"))
     }
+
+
+@pytest.mark.parametrize(
+    ("builds_environments", "python", "is_restored"),
+    [
+        (False, "", True),
+        (False, "gone", False),
+        (True, "", False),
+        (True, "gone", False),
+        (True, __file__, True),
+    ],
+)
+def test_pyfunc_needs_its_environment(tmp_path, builds_environments, python, is_restored):
+    folder = write_pyfunc(tmp_path / "1", "m", "")
+    models = {STAGE: FollowedModel(version("1", folder, python=python))}
+    checkpoint(tmp_path, models)
+    assert restore_checkpoint(tmp_path, builds_environments) == (models if is_restored else {})
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def loads():
 def repository(tmp_path, loads):
     """Return a repository without its thread; a test calls `poll`."""
 
-    def load(folder):
+    def load(folder, python=""):
         loads.append(folder)
         return LOAD(folder)
 
@@ -267,7 +267,7 @@ def test_failed_new_variant_leaves_the_endpoint_ready(serve, repository, bias_fo
 
 
 def test_unexpected_error_hides_its_details(tmp_path, caplog):
-    def load(folder):
+    def load(folder, python=""):
         raise MemoryError("secret")
 
     repository = Repository(tmp_path, load)
@@ -319,7 +319,7 @@ def test_pyfuncs_are_loaded_concurrently(tmp_path, bias_folders):
         )
     both_load = threading.Barrier(2)
 
-    def load(folder):
+    def load(folder, python=""):
         both_load.wait(30)
         return LOAD(bias_folders["1"])
 
@@ -337,7 +337,7 @@ def test_pyfuncs_are_loaded_concurrently(tmp_path, bias_folders):
 def test_start_waits_for_the_wanted_version(tmp_path, bias_folders):
     may_load = threading.Event()
 
-    def load(folder):
+    def load(folder, python=""):
         may_load.wait()
         return LOAD(folder)
 
@@ -378,7 +378,7 @@ def test_endpoint_without_a_version_raises_its_error(repository, bias_folders, t
 
 
 def test_dead_worker_reports_its_load(tmp_path, bias_folders):
-    def load(folder):
+    def load(folder, python=""):
         other = subprocess.Popen(["true"])
         other.wait()
         write_state(tmp_path / LOADING / "1.json", LoadingState(pid=other.pid, folder=folder))

@@ -64,7 +64,7 @@ def test_changed_endpoint_loads_nothing_else(tmp_path, folders):
     loads = []
     tables = []
 
-    def load(folder):
+    def load(folder, python=""):
         loads.append(folder.name)
         return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 

@@ -92,12 +92,23 @@ def test_server_image_depends_on_base_and_platform(tmp_path):
     assert len(names) == 4
 
 
+def test_image_of_a_pyfunc_has_its_pyfunc_env(tmp_path):
+    save_pyfuncs(tmp_path, ["days"])
+    with planned_image(str(tmp_path / "days"), server_image="s:1", pyfunc_env="uv") as plan:
+        lines = plan.model.dockerfile.splitlines()
+    assert 'RUN ["onnxserve", "build-environment", "/opt/ml/model"]' in lines
+    served = lines[len(lines) - lines[::-1].index("FROM s:1") - 1 :]
+    assert "COPY --from=environment /opt/ml/environments /opt/ml/environments" in served
+    assert 'ENV ONNXSERVE_PYFUNC_ENV="uv"' in served
+
+
 @pytest.mark.parametrize(
     ("uri", "options", "names"),
     [
         ("model", {"follow": True}, ["--follow", "models:/X@champion"]),
         ("model", {"base_image": "a", "server_image": "b"}, ["--base-image", "--server-image"]),
-        ("days", {}, ["no ONNX form", "onnxserve wrap"]),
+        ("days", {}, ["no ONNX form", "--env-manager uv", "onnxserve wrap"]),
+        ("models:/x@y", {"follow": True, "pyfunc_env": "uv"}, ["--follow", "--env-manager uv"]),
     ],
 )
 def test_unsuitable_options_or_models_are_refused(uri, options, names, tmp_path, monkeypatch):
