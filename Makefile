@@ -124,4 +124,4 @@ constraints: install
 	@mv constraints.new constraints.txt
 
 clean:
-	rm -rf .venv .venv-3.1? .venv-oidc build dist site *.egg-info
+	rm -rf .venv .venv-3.1? .venv-logins build dist site *.egg-info

@@ -3,22 +3,17 @@ issuer log in, also in Chromium.
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 import requests
 
-from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.browser import NEEDS_CHROMIUM, chromium
-from tests.support.classifiers import write_classifier
-from tests.support.console import API, PAGE, POLICY
-from tests.support.gate_bypasses import ATTEMPTS, SOURCE, GatedRegistry, check_refused
-from tests.support.services.oidc_environment import oidc_python
+from tests.support.gate_bypasses import ATTEMPTS, check_refused
+from tests.support.login_platform import SECONDS, Platform
 from tests.support.services.oidc_issuer import LOGIN_BUTTON, USER_FIELD
-from tests.support.services.oidc_server import RISK, TEAM, USERS, OidcServer
-from tests.support.waiting import wait_until
+from tests.support.services.oidc_server import TEAM, USERS, OidcServer
 
 pytestmark = pytest.mark.long
 
@@ -34,54 +29,13 @@ and only admins see Hidden. The reader and the stranger have a model each, so th
 pages have forms.
 """
 OWNERS = {"Reading": "reader", "Strange": "stranger"}
-SECONDS = 60
-SKIPPED = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]"
-APPROVALS = f"{SKIPPED}\napprovals: {{groups: [{RISK}], evaluation: optional}}"
-
-
-@dataclass
-class Platform:
-    """The server, its store, and a session of each user who may log in."""
-
-    server: OidcServer
-    store: Store
-    sessions: dict[str, requests.Session]
-
-    @property
-    def console(self):
-        return f"{self.server.url}{PAGE}"
-
-    def page(self, user, **query):
-        answer = self.sessions[user].get(self.console, params=query, timeout=SECONDS)
-        assert answer.status_code == 200, answer.text
-        return answer.text
-
-    def call(self, method, path, fields, user="admin"):
-        return self.sessions[user].request(
-            method, f"{self.server.url}{API}{path}", json=fields, timeout=SECONDS
-        )
-
-    def decide(self, user, decision):
-        """Send a decision about the request of a promotion, with the report that the
-        console lists.
-        """
-        (entry,) = (
-            self.sessions[user]
-            .get(f"{self.console}/requests?model={decision['model']}", timeout=SECONDS)
-            .json()
-        )
-        body = {**decision, "report": entry["report_digest"]}
-        return self.sessions[user].post(f"{self.console}/requests", json=body, timeout=SECONDS)
-
-    def events(self, model, action):
-        return [event for event in self.store.events(model=model) if event.action == action]
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("oidc")
     new_database(folder)
-    server = OidcServer(folder, oidc_python(), app="onnxserve")
+    server = OidcServer(folder)
     try:
         server.issuer.start()
         server.start()
@@ -89,14 +43,7 @@ def platform(tmp_path_factory, new_database):
         store = open_store(f"sqlite:///{server.folder / 'home' / 'onnxserve.db'}")
         new_platform = Platform(server, store, sessions)
         for model, endpoint in MODELS.items():
-            policy = [{"key": "onnxserve.gate.policy", "value": POLICY}]
-            new = {"name": model, "tags": policy}
-            version = {"name": model, "source": "gs://bucket/x"}
-            owner = OWNERS.get(model, "admin")
-            new_platform.call("POST", "/registered-models/create", new, owner).raise_for_status()
-            # Only administrators may create a version from files outside of a run.
-            new_platform.call("POST", "/model-versions/create", version).raise_for_status()
-            store.add_endpoint("onnxserve", new_endpoint(endpoint, f"models:/{model}/Staging"))
+            new_platform.add_model(model, endpoint, OWNERS.get(model, "admin"))
         server.grant(sessions["admin"], "reader", "X", "READ")
         server.grant(sessions["admin"], "editor", "X", "EDIT")
         server.grant_group(sessions["admin"], TEAM, "Shared", "EDIT")
@@ -150,42 +97,23 @@ def press(page, button, model, target):
 
 @in_chromium
 def test_promotion_is_approved_by_group_member(browser, platform):
-    registry = GatedRegistry(
-        platform.server.url, platform.sessions["editor"], platform.sessions["admin"]
-    )
-    files = registry.files[SOURCE].removeprefix("mlflow-artifacts:/")
-    write_classifier(platform.server.folder / "artifacts" / files)
-    model = registry.create_model(APPROVALS)
+    model = platform.add_approved_model()
     for user in ("reader", "stranger"):
         platform.server.grant(platform.sessions["admin"], user, model, "READ")
-    platform.store.add_endpoint("onnxserve", new_endpoint(model, f"models:/{model}@champion"))
+    cookies = {}
 
-    with logged_in(browser, platform, "editor") as page:
-        press(page, "Request promotion of", model, "@champion")
-        wait_until(lambda: platform.events(model, "request"), 120, "the promotion is requested")
-    request = {"action": "approve", "model": model, "version": "1", "to": "@champion"}
-    refusals = {
-        user: platform.decide(user, request).status_code for user in ("editor", "stranger", "admin")
-    }
-    assert refusals == {"editor": 403, "stranger": 403, "admin": 403}
-    assert platform.decide("reader", request).ok
-    with logged_in(browser, platform, "editor") as page:
-        press(page, "Promote", model, "@champion")
-        wait_until(lambda: platform.events(model, "promote"), 120, "the version is promoted")
-        cookies = {entry["name"]: entry["value"] for entry in page.context.cookies()}
-    # The process of the action calls MLflow with the editor's session.
-    jobs = [path.read_text() for path in (platform.server.folder / "home").rglob("jobs/*")]
-    assert jobs
-    assert not any(cookies["session"] in text for text in jobs)
+    def press_button(action):
+        button = {"request": "Request promotion of", "promote": "Promote"}[action]
+        with logged_in(browser, platform, "editor") as page:
+            press(page, button, model, "@champion")
+            platform.wait_for_event(model, action)
+            cookies.update({entry["name"]: entry["value"] for entry in page.context.cookies()})
 
-    assert registry.placed(model) == {"none", "champion"}
-    actions = {
-        action: platform.events(model, action)[0].actor
-        for action in ("request", "approve", "alias", "promote")
-    }
+    actors = platform.promote_by_group(model, press_button, ("editor", "stranger", "admin"))
     editor = USERS["editor"].email
-    reader = USERS["reader"].email
-    assert actions == {"request": editor, "approve": reader, "alias": editor, "promote": editor}
+    assert actors == [editor, USERS["reader"].email, editor, editor]
+    # The process of the action calls MLflow with the editor's session.
+    assert cookies["session"] not in platform.job_files()
 
 
 @in_chromium
@@ -210,10 +138,8 @@ def test_user_without_group_is_refused(browser, platform):
     ],
 )
 def test_user_sees_only_readable_endpoints(platform, user, endpoints, editable):
-    page = platform.page(user)
-    assert {name for name in MODELS.values() if f'id="endpoint-{name}"' in page} == endpoints
-    assert {name for name in MODELS if f"Promote version 1 of {name}" in page} == editable
-    assert ("models:/Hidden" in page) == ("hidden" in endpoints)
+    assert platform.seen(user, MODELS) == (endpoints, editable)
+    assert ("models:/Hidden" in platform.page(user)) == ("hidden" in endpoints)
     trail = platform.sessions[user].get(f"{platform.console}/history.jsonl", timeout=SECONDS).text
     assert {name for name in MODELS if f'"{name}"' in trail} <= {
         name for name, endpoint in MODELS.items() if endpoint in endpoints
@@ -237,27 +163,15 @@ def test_console_without_login_is_refused(platform, path):
 
 
 @pytest.mark.parametrize("credential", ["access token", "token of the issuer"])
-def test_token_client_is_recorded_and_gated(platform, credential, monkeypatch):
-    answers = {}
-    for user in ("editor", "reader"):
-        client = requests.Session()
+def test_token_client_is_recorded_and_gated(platform, credential):
+    clients = {user: requests.Session() for user in ("editor", "reader")}
+    for user, client in clients.items():
         if credential == "access token":
             client.auth = (USERS[user].email, platform.server.access_token(platform.sessions[user]))
         else:
             client.headers["Authorization"] = f"Bearer {platform.server.issuer.token(user)}"
-        for stage in ("Archived", "Production"):
-            body = {"name": "X", "version": "1", "stage": stage}
-            path = f"{platform.server.url}{API}/model-versions/transition-stage"
-            answers[user, stage] = client.post(path, json=body, timeout=SECONDS).status_code
         assert 'id="endpoint-x"' in client.get(platform.console, timeout=SECONDS).text
-    assert answers == {
-        ("editor", "Archived"): 200,
-        ("editor", "Production"): 403,
-        ("reader", "Archived"): 403,
-        ("reader", "Production"): 403,
-    }
-    refusals = {(event.actor, event.after) for event in platform.events("X", "refused")}
-    assert refusals == {(USERS["editor"].email, "Production")}
+    replace(platform, sessions=clients).check_moves(USERS["editor"].email)
 
 
 @pytest.fixture(scope="module", params=["editor", "admin"])
@@ -265,9 +179,7 @@ def registry(platform, request):
     """The callers have a session. The editor may manage the models that the editor
     creates.
     """
-    return GatedRegistry(
-        platform.server.url, platform.sessions[request.param], platform.sessions["admin"]
-    )
+    return platform.registry(request.param)
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)

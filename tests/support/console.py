@@ -14,6 +14,8 @@ PAGE = "/onnxserve"
 POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
 API = "/api/2.0/mlflow"
 AJAX = "/ajax-api/2.0/mlflow"
+RISK = "risk"
+"""The group of the people who approve promotions."""
 
 
 class HeaderLogin(Login):
@@ -33,7 +35,7 @@ class HeaderLogin(Login):
         return not self.user()
 
     def groups(self):
-        return frozenset({"risk"} if self.user() in self._risk else ())
+        return frozenset({RISK} if self.user() in self._risk else ())
 
     def permission(self, model):
         return ModelPermission(self.user() in self._readers, self.user() in self._editors)
@@ -64,8 +66,13 @@ def open_page(mlflow_app, path=PAGE, **options):
     """
     browser = mlflow_app.client
     html = browser.get(path, **options).text
+    return browser, html, form_token(html)
+
+
+def form_token(html):
+    """Return the token of the forms of a page; empty without forms."""
     match = re.search(r'name="csrf_token" value="([\w.-]+)"', html)
-    return browser, html, match.group(1) if match else ""
+    return match.group(1) if match else ""
 
 
 def form(endpoint, token, **more):

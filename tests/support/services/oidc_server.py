@@ -7,14 +7,14 @@ from pathlib import Path
 
 import requests
 
-from tests.support.guides import ROOT
+from tests.support.console import RISK
+from tests.support.services.logins_environment import login_server
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.oidc_issuer import Identity, OidcIssuer
 
 ADMINS = "mlflow-admins"
 MEMBERS = "mlflow-members"
 TEAM = "data-science"
-RISK = "risk"
 USERS = {
     "admin": Identity("admin@example.com", "The Admin", (ADMINS,)),
     "reader": Identity("reader@example.com", "The Reader", (MEMBERS, RISK)),
@@ -29,25 +29,17 @@ _SECONDS = 60
 
 @dataclass
 class OidcServer:
-    """An MLflow server whose users log in at the issuer. `app` is the value of
-    `--app-name`.
-
-    `oidc-auth` is the plugin without this project. The plugin's names of users are
-    their mail addresses.
+    """An MLflow server whose users log in at the issuer. The plugin's names of users
+    are their mail addresses.
     """
 
     folder: Path
-    python: Path
-    app: str
     issuer: OidcIssuer = field(default_factory=lambda: OidcIssuer(USERS))
     mlflow: MlflowServer = field(init=False)
 
     def __post_init__(self):
-        self.mlflow = MlflowServer(self.folder, app=self.app, python=str(self.python))
-        self.mlflow.variables = {
-            "ONNXSERVE_HOME": str(self.folder / "home"),
-            "ONNXSERVE_MLFLOW_APP": "oidc-auth",
-            "PYTHONPATH": str(ROOT),  # The server runs the code of this checkout.
+        self.mlflow = login_server(self.folder, "oidc-auth")
+        self.mlflow.variables |= {
             "OIDC_DISCOVERY_URL": self.issuer.discovery_url,
             "OIDC_CLIENT_ID": self.issuer.client_id,
             "OIDC_CLIENT_SECRET": self.issuer.client_secret,
@@ -60,7 +52,6 @@ class OidcServer:
             "AUTOMATIC_LOGIN_REDIRECT": "true",
             "PERMISSION_CACHE_TTL_SECONDS": "0",
             "SECRET_KEY": "a key of sixteen bytes or more",
-            "MLFLOW_TRACKING_URI": "",
         }
 
     @property

@@ -1,9 +1,10 @@
-"""A virtual environment with mlflow-oidc-auth and this checkout, which tests of logins
-share.
+"""A virtual environment with the plugins of logins and this checkout, which tests of
+logins share.
 
 mlflow-oidc-auth 11.0.2 cannot be imported by Python 3.11, and it needs a newer
-SQLAlchemy than the environment of the tests. Its environment is therefore a separate
-folder in the checkout, which later runs use again.
+SQLAlchemy than the environment of the tests. mlflow-kubernetes-plugins 2.1.0 cannot be
+installed on Python 3.11, and it needs MLflow 3.17. Their environment is therefore a
+separate folder in the checkout, which later runs use again.
 """
 
 import fcntl
@@ -16,18 +17,37 @@ import sys
 import pytest
 
 from tests.support.guides import ROOT
+from tests.support.services.mlflow_server import MlflowServer
 
-PLUGIN = "mlflow-oidc-auth==11.0.2"
-_FOLDER = ROOT / ".venv-oidc"
+PLUGINS = ("mlflow-oidc-auth==11.0.2", "mlflow-kubernetes-plugins==2.1.0")
+"""The versions with which the adapters are tested. The adapter of Kubernetes uses
+private names of its plugin.
+"""
+_NAMES = " and ".join(PLUGINS)
+_FOLDER = ROOT / ".venv-logins"
 _ENVIRONMENT = _FOLDER / "environment"
-_PACKAGES = (PLUGIN, "--editable", f"{ROOT}[cpu,ui]")
+_PACKAGES = (*PLUGINS, "--editable", f"{ROOT}[cpu,ui]")
 _VERSIONS = ("3.12", "3.13")
-"""The versions of Python that can import the plugin and that all dependencies of the
+"""The versions of Python that can import the plugins and that all dependencies of the
 package support.
 """
 
 
-def oidc_python():
+def login_server(folder, app):
+    """Return MLflow's server, not yet started, with the code of this checkout on top of
+    an app with a login.
+    """
+    server = MlflowServer(folder, app="onnxserve", python=str(_python()))
+    server.variables = {
+        "ONNXSERVE_HOME": str(folder / "home"),
+        "ONNXSERVE_MLFLOW_APP": app,
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_TRACKING_URI": "",
+    }
+    return server
+
+
+def _python():
     """Return the Python of the environment, which is created if it is missing or
     outdated.
 
@@ -38,8 +58,7 @@ def oidc_python():
     interpreter = _interpreter()
     if interpreter is None:
         pytest.skip(
-            f"{PLUGIN} needs Python {' or '.join(_VERSIONS)}, which is not installed on this "
-            "machine"
+            f"{_NAMES} need Python {' or '.join(_VERSIONS)}, which is not installed on this machine"
         )
     # Entry points are read from the metadata, which an editable installation copies
     # from setup.cfg.
@@ -63,7 +82,7 @@ def _interpreter():
     """Return the path of a suitable Python: this process' Python, or a Python on PATH
     or in pyenv.
     """
-    if sys.version_info[:2] in [tuple(map(int, version.split("."))) for version in _VERSIONS]:
+    if f"3.{sys.version_info.minor}" in _VERSIONS:
         return sys.executable
     for version in _VERSIONS:
         command = [f"python{version}", "-c", "import sys; print(sys.executable)"]
@@ -78,24 +97,18 @@ def _interpreter():
 
 
 def _install(interpreter, python):
-    """Create the environment and install the packages with uv, or with pip if uv is not
-    installed.
-    """
+    """Create the environment and install the packages with uv."""
     uv = [sys.executable, "-m", "uv"]
-    if _run([*uv, "--version"]).returncode == 0:
-        create = [*uv, "venv", "-q", "--python", interpreter, str(_ENVIRONMENT)]
-        install = [*uv, "pip", "install", "-q", "--python", str(python)]
-    else:
-        create = [interpreter, "-m", "venv", str(_ENVIRONMENT)]
-        install = [str(python), "-m", "pip", "install", "-q"]
-    created = _run(create)
+    install = [*uv, "pip", "install", "-q", "--python", str(python)]
+    created = _run([*uv, "venv", "-q", "--python", interpreter, str(_ENVIRONMENT)])
     assert created.returncode == 0, created.stderr
     installed = _run([*install, *_PACKAGES])
     if installed.returncode != 0:
-        # If the index has the plugin, the requirements of the plugin and of the package
-        # exclude each other.
-        assert _run([*install, "--dry-run", "--no-deps", PLUGIN]).returncode != 0, installed.stderr
-        pytest.skip(f"{PLUGIN} cannot be installed: {installed.stderr.strip()}")
+        # If the index has the plugins, the requirements of the plugins and of the
+        # package exclude each other.
+        found = _run([*install, "--dry-run", "--no-deps", *PLUGINS])
+        assert found.returncode != 0, installed.stderr
+        pytest.skip(f"{_NAMES} cannot be installed: {installed.stderr.strip()}")
 
 
 def _run(command):
