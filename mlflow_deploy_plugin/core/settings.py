@@ -178,7 +178,8 @@ class Settings(BaseModel):
 
     mlflow_app: str = ""
     """Login of `mlflow server --app-name onnxserve`: the name of an app of the entry
-    point group `mlflow.app`, such as basic-auth or oidc-auth. Default: no accounts.
+    point group `mlflow.app`, such as kubernetes-auth or oidc-auth. Default: no
+    accounts.
     """
     user_header: str = ""
     """Header with the caller's name from a proxy before MLflow's server, such as

@@ -10,6 +10,7 @@ blocker, the page disables the button, and the action is refused. Reasons that n
 attempt, such as the gate's verdict, are not blockers.
 """
 
+import json
 import os
 import sys
 import warnings
@@ -45,7 +46,7 @@ from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, rollout_traffic_refusal
 from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer
 from mlflow_deploy_plugin.ui.jobs import Job
-from mlflow_deploy_plugin.ui.logins.login import COOKIE_VARIABLE
+from mlflow_deploy_plugin.ui.logins.login import HEADERS_VARIABLE
 
 if TYPE_CHECKING:
     from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
@@ -230,20 +231,20 @@ def main(path: Path) -> int:
     job = job.model_copy(update={"pid": os.getpid()})
     write_state(path, job)
     own_process()
-    cookies = os.environ.pop(COOKIE_VARIABLE, "")
+    headers: dict[str, str] = json.loads(os.environ.pop(HEADERS_VARIABLE, "{}"))
 
-    class Cookies(RequestHeaderProvider):  # type: ignore[misc]
-        """The caller's session cookies, if the caller has a session instead of a
-        password or a token.
+    class CallerHeaders(RequestHeaderProvider):  # type: ignore[misc]
+        """The headers of a caller without a password or a token, such as session
+        cookies.
         """
 
         def in_context(self) -> bool:
-            return bool(cookies)
+            return bool(headers)
 
         def request_headers(self) -> dict[str, str]:
-            return {"Cookie": cookies}
+            return headers
 
-    registry._request_header_provider_registry.register(Cookies)
+    registry._request_header_provider_registry.register(CallerHeaders)
     try:
         # Use the first URL at which this MLflow accepts our requests, because MLflow
         # may refuse unknown host names.

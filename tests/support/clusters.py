@@ -8,13 +8,13 @@ import yaml
 from tests.support.waiting import free_port
 
 
-def kubeconfig(folder, server):
+def kubeconfig(folder, server, token="t"):
     """Write the configuration of a cluster."""
     config = {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "c", "cluster": {"server": server}}],
-        "users": [{"name": "u", "user": {"token": "t"}}],
+        "users": [{"name": "u", "user": {"token": token}}],
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
     }

@@ -92,6 +92,8 @@ _OWN_DISK = re.compile(  # MLflow's client raises these errors when it writes it
 )
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
+_REFUSED_BY_KUBERNETES = re.compile(rf"\{{'error': \{{'code': '({'|'.join(_REFUSED)})'")
+"""The message of MLflow's client about a refusal of mlflow-kubernetes-plugins."""
 _STORE_LIBRARIES = frozenset(
     {"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"},
 )
@@ -708,7 +710,7 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
         reason = _reason(error).removeprefix(f"{code}: ")
         return NotFound(f"{what} does not exist: {reason}")
     failure = _HTTP_FAILURE.match(str(error))
-    status = _STATUS.search(str(error))
+    status = _STATUS.search(str(error)) or _REFUSED_BY_KUBERNETES.search(str(error))
     if failure:
         code = failure[2]
     elif status:
@@ -735,7 +737,8 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
             names = service.login
             reason = f" ({_reason(error)})"
         return RegistryRefused(
-            f"{what}: {where} refuses the credentials: {names} are missing or wrong{reason}",
+            f"{what}: {where} refuses the credentials: {names} are missing, wrong or expired"
+            f"{reason}",
         )
     if code in ("403", "PERMISSION_DENIED") and not (failure and failure[3]):
         reason = "the account does not have permission, or the object does not exist"

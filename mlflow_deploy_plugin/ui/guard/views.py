@@ -86,6 +86,7 @@ def install(app: Flask, trail: AuditTrail, served: "Flask | FastAPI") -> None:
         """Create a version without gate tags, because MLflow may copy the tags of a
         version of another model. Record who created it.
         """
+        caller()  # A login that refuses the caller must refuse before the change.
         response = make_response(create(**arguments))
         if response.status_code != 200:
             return response
@@ -140,6 +141,7 @@ def _guarded(
         MLflow has made is recorded, and the agents are notified.
         """
         requested = read_message(message)
+        caller()  # A login that refuses the caller must refuse before the change.
         try:
             # A change of nothing is neither gated nor recorded.
             change = read(trail, requested) or RegistryChange("", requested.name)

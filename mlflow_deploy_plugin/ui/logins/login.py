@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 GROUP = "onnxserve.logins"
 _ADAPTERS = {
     "basic-auth": "mlflow_deploy_plugin.ui.logins.basic_auth:BasicAuth",
+    "kubernetes-auth": "mlflow_deploy_plugin.ui.logins.kubernetes_auth:KubernetesAuth",
     "oidc-auth": "mlflow_deploy_plugin.ui.logins.oidc_auth:OidcAuth",
 }
 """The name of an app of the group `mlflow.app` → its adapter, which is imported only
 together with the app.
 """
-COOKIE_VARIABLE = "_ONNXSERVE_COOKIE"
-"""The environment variable with the Cookie header that a job sends to MLflow, for a
-caller with a session.
+HEADERS_VARIABLE = "_ONNXSERVE_HEADERS"
+"""The environment variable with the headers, as a JSON object, that a job sends to
+MLflow for a caller without a password or a token.
 """
 
 

@@ -6,6 +6,7 @@ cookie, and a client an access token (basic) or a token of the issuer (bearer). 
 plugin's database contains groups and permissions.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from mlflow_oidc_auth.store import store
 from mlflow_oidc_auth.utils.prompt_kind import effective_registry_permission
 from mlflow_oidc_auth.utils.workspace_cache import get_workspace_permission_cached
 
-from mlflow_deploy_plugin.ui.logins.login import COOKIE_VARIABLE, Login, ModelPermission
+from mlflow_deploy_plugin.ui.logins.login import HEADERS_VARIABLE, Login, ModelPermission
 
 
 class OidcAuth(Login):
@@ -62,5 +63,5 @@ class OidcAuth(Login):
         cookie of a browser.
         """
         cookies = request.headers.get("Cookie", "")
-        session = {COOKIE_VARIABLE: cookies} if cookies else {}
+        session = {HEADERS_VARIABLE: json.dumps({"Cookie": cookies})} if cookies else {}
         return super().credentials() or session

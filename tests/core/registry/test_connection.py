@@ -136,6 +136,8 @@ def serving(handler):
             ("permission",),
         ),
         (RestException({"error_code": "PERMISSION_DENIED", "message": "no"}), ("permission",)),
+        # The format of mlflow-kubernetes-plugins.
+        (RestException({"error": {"code": "PERMISSION_DENIED", "message": "no"}}), ("permission",)),
         (
             MlflowException(f"{FAILED} 401 != 200. Response body: ''"),
             ("the credentials", "MLFLOW_TRACKING_USERNAME"),
