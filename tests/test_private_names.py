@@ -1,6 +1,4 @@
-"""The private names of MLflow that onnxserve uses: this module lists all of them, and
-MLflow's versions have them.
-"""
+"""The private names of MLflow that onnxserve uses, in the versions of MLflow."""
 
 import ast
 import re
@@ -13,49 +11,12 @@ from pathlib import Path
 import pytest
 
 import mlflow_deploy_plugin
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.ui.guard.readers import READERS
 from mlflow_deploy_plugin.ui.guard.views import _NEW_VERSION
 from tests.support.guides import ROOT
 
-NAMES = {
-    "mlflow.models.model.Model._log_v2",
-    "mlflow.models.utils._Example",
-    "mlflow.models.utils._save_example",
-    "mlflow.server.auth._get_registered_model_or_prompt_permission",
-    "mlflow.server.auth._role_based_read_predicate",
-    "mlflow.server.handlers._add_static_prefix",
-    "mlflow.server.handlers._assert_string",
-    "mlflow.server.handlers._disable_if_artifacts_only",
-    "mlflow.server.handlers._get_artifact_repo_mlflow_artifacts",
-    "mlflow.server.handlers._get_model_registry_store",
-    "mlflow.server.handlers._get_normalized_request_json",
-    "mlflow.server.handlers._get_proxied_run_artifact_destination_path",
-    "mlflow.server.handlers._get_request_message",
-    "mlflow.server.handlers._get_tracking_store",
-    "mlflow.server.handlers._get_workspace_scoped_repo_path_if_enabled",
-    "mlflow.server.handlers._get_workspace_store",
-    "mlflow.server.handlers._is_servable_proxied_run_artifact_root",
-    "mlflow.server.handlers._wrap_response",
-    "mlflow.store.artifact.s3_artifact_repo._cached_get_s3_client",
-    "mlflow.store.artifact.utils.models._parse_model_uri",
-    "mlflow.tracking.artifact_utils._get_root_uri_and_artifact_path",
-    "mlflow.tracking.fluent._get_experiment_id",
-    "mlflow.tracking.request_header.registry._request_header_provider_registry",
-    "mlflow.utils.credentials._get_credentials_path",
-    "mlflow.utils.environment._CONDA_ENV_FILE_NAME",
-    "mlflow.utils.environment._CONSTRAINTS_FILE_NAME",
-    "mlflow.utils.environment._PYTHON_ENV_FILE_NAME",
-    "mlflow.utils.environment._PythonEnv",
-    "mlflow.utils.environment._REQUIREMENTS_FILE_NAME",
-    "mlflow.utils.environment._process_conda_env",
-    "mlflow.utils.environment._process_pip_requirements",
-    "mlflow.utils.environment._validate_env_arguments",
-    "mlflow.utils.model_utils._validate_and_copy_code_paths",
-    "mlflow.utils.model_utils._validate_and_prepare_target_save_path",
-    "mlflow.utils.rest_utils._get_http_response_with_retries",
-}
-"""Private names that the package imports, or reads from an imported module of MLflow.
-"""
+NAMES = {place.replace(":", ".") for place in mlflow_private.NAMES}
 
 METHODS = {
     "mlflow.data.dataset.Dataset._to_mlflow_entity",
@@ -82,40 +43,38 @@ after them.
 """
 
 
+PRIVATE = re.compile(r"mlflow\.(.*\.)?_(?!_)|mlflow_deploy_plugin\.core\.mlflow_private\.")
+
+
 def used_names(text):
-    """Yield the private names of MLflow that a module imports, or reads from a name
-    that it imports.
+    """Return the names that a module imports from `mlflow_private`, and the private
+    names that it imports from MLflow.
     """
     tree = ast.parse(text)
     imported = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "mlflow":
+        if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 imported[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-                if alias.name.startswith("_"):
-                    yield f"{node.module}.{alias.name}"
         elif isinstance(node, ast.Import):
             imported |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    names = set(imported.values())
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
-            continue
-        module = imported.get(node.value.id, "")
-        if (
-            module.partition(".")[0] == "mlflow"
-            and node.attr.startswith("_")
-            and not node.attr.startswith("__")
-        ):
-            yield f"{module}.{node.attr}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names.add(f"{imported.get(node.value.id)}.{node.attr}")
+    return {name for name in names if PRIVATE.match(name)}
 
 
-def test_used_private_names_are_listed():
+def test_private_names_are_imported_in_one_module():
     package = Path(mlflow_deploy_plugin.__file__).parent
     names = set()
     for path in package.rglob("*.py"):
         text = path.read_text()
-        if re.search(r"^ *(from|import) mlflow\b", text, re.MULTILINE):
-            names.update(used_names(text))
-    assert names == NAMES
+        if re.search(r"^ *(from|import) mlflow\b|\bmlflow_private\b", text, re.MULTILINE):
+            names |= used_names(text)
+    home = mlflow_private.__name__
+    used = {f"{home}.{name.rpartition('.')[2]}" for name in NAMES}
+    assert names == used | {f"{home}.replace"}
 
 
 @cache

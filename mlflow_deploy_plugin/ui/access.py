@@ -17,6 +17,7 @@ from typing import Any
 from flask import Flask, Response, current_app, g, jsonify, make_response, request
 from flask.sessions import SecureCookieSessionInterface
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import CallerRefused, NotFound
 from mlflow_deploy_plugin.core.registry.transitions import models_served_by
 from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
@@ -72,9 +73,7 @@ def static_prefix() -> str:
     """Return the path below which MLflow serves its pages (`--static-prefix`), without
     a slash at the end.
     """
-    from mlflow.server.handlers import _add_static_prefix
-
-    return str(_add_static_prefix("/")).rstrip("/")
+    return str(mlflow_private._add_static_prefix("/")).rstrip("/")
 
 
 def set_login(app: Flask, login: Login) -> None:
@@ -137,13 +136,12 @@ def seen_workspaces() -> list[str]:
     workspaces are disabled.
     """
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
-    from mlflow.server.handlers import _get_workspace_store
     from mlflow.utils.workspace_context import get_request_workspace
 
     if not MLFLOW_ENABLE_WORKSPACES.get():
         return []
     names = login().readable_workspaces(
-        workspace.name for workspace in _get_workspace_store().list_workspaces()
+        workspace.name for workspace in mlflow_private._get_workspace_store().list_workspaces()
     )
     return sorted({*names, get_request_workspace()} - {None})
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
     NotFound,
@@ -220,7 +221,6 @@ def main(path: Path) -> int:
     Return the exit status: 0 if it is done, 1 if onnxserve or MLflow refused it, 2
     without a readable job. Any other exception is raised.
     """
-    from mlflow.tracking.request_header import registry
     from mlflow.tracking.request_header.abstract_request_header_provider import (
         RequestHeaderProvider,
     )
@@ -244,7 +244,7 @@ def main(path: Path) -> int:
         def request_headers(self) -> dict[str, str]:
             return headers
 
-    registry._request_header_provider_registry.register(CallerHeaders)
+    mlflow_private._request_header_provider_registry.register(CallerHeaders)
     try:
         # Use the first URL at which this MLflow accepts our requests, because MLflow
         # may refuse unknown host names.

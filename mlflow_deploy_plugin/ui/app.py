@@ -23,7 +23,7 @@ from flask import (
     stream_with_context,
 )
 
-from mlflow_deploy_plugin.core import settings
+from mlflow_deploy_plugin.core import mlflow_private, settings
 from mlflow_deploy_plugin.core.errors import OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.core.registry.approved_files import APPROVED, CHANGED_FILES
 from mlflow_deploy_plugin.core.registry.audit_trail import AUDIT_TRAIL
@@ -166,11 +166,10 @@ def _enter_workspace() -> Response | None:
     in MLflow's own views.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.server.handlers import _disable_if_artifacts_only
     from mlflow.server.workspace_helpers import resolve_workspace_for_request_if_enabled
     from mlflow.utils.workspace_context import set_server_request_workspace
 
-    refused = _disable_if_artifacts_only(lambda: None)()
+    refused = mlflow_private._disable_if_artifacts_only(lambda: None)()
     if refused is not None:
         return make_response(refused)
     name = request.args.get("workspace")
@@ -456,9 +455,7 @@ class _Console:
         )
 
     def _mlflow_pages(self) -> MlflowPages:
-        from mlflow.server import handlers
-
-        return MlflowPages(handlers._get_tracking_store(), self._prefix)
+        return MlflowPages(mlflow_private._get_tracking_store(), self._prefix)
 
     def _render(
         self,

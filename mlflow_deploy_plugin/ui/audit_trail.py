@@ -18,6 +18,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, AuditEvent, Login
@@ -46,11 +47,11 @@ def registry_name() -> str:
     MLflow has created its database, which remains after a move of server or database.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.server import handlers
     from mlflow.tracking.default_experiment import DEFAULT_EXPERIMENT_ID
 
     try:
-        created = handlers._get_tracking_store().get_experiment(DEFAULT_EXPERIMENT_ID).creation_time
+        tracking = mlflow_private._get_tracking_store()
+        created = tracking.get_experiment(DEFAULT_EXPERIMENT_ID).creation_time
     except MlflowException:  # A workspace may have no such experiment.
         return ""
     return datetime.fromtimestamp((created or 0) / 1000, UTC).isoformat(timespec="milliseconds")

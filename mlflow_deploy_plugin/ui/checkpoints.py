@@ -18,9 +18,9 @@ from typing import Any
 from flask import Response, request
 from mlflow.entities import RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.server import handlers
 from mlflow.utils.time import get_current_time_millis
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import current_actor
@@ -101,7 +101,7 @@ def log_checkpoint(store: Store) -> None:
     place = load_settings().audit_checkpoints
     if place:
         write_file(locate_log(place, _SETTING), name, content.encode(), is_new=True)
-    tracking = handlers._get_tracking_store()
+    tracking = mlflow_private._get_tracking_store()
     number = get_or_create_experiment(tracking, EXPERIMENT)
     run = tracking.create_run(
         number, "onnxserve", get_current_time_millis(), tags=[], run_name=name
@@ -130,7 +130,7 @@ def refuse_changes() -> Response | None:
         return None
     if request.endpoint != _UPLOAD:
         with suppress(MlflowException, ValueError):  # MLflow's view refuses the request.
-            document = handlers._get_normalized_request_json()
+            document = mlflow_private._get_normalized_request_json()
     for field in _FIELDS:
         with suppress(MlflowException):
             if document.get(field) and _experiment_name(field, str(document[field])) == EXPERIMENT:
@@ -142,7 +142,7 @@ def refuse_changes() -> Response | None:
 @lru_cache(maxsize=10_000)
 def _experiment_name(field: str, id: str) -> str:
     """Return the name of the experiment of a run or an experiment."""
-    tracking = handlers._get_tracking_store()
+    tracking = mlflow_private._get_tracking_store()
     if field.startswith("run"):
         id = tracking.get_run(id).info.experiment_id
     return str(tracking.get_experiment(id).name)
@@ -153,7 +153,7 @@ def newest_checkpoint(keys: Keys) -> str:
     the newest of the runs whose ids one of the keys has signed. Raises NotFound if it
     cannot be read.
     """
-    tracking = handlers._get_tracking_store()
+    tracking = mlflow_private._get_tracking_store()
     experiment = tracking.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return ""

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
     NotFound,
@@ -401,7 +402,6 @@ def _limit_mlflow_client() -> None:
         http_artifact_repo,
         mlflow_artifacts_repo,
     )
-    from mlflow.utils import rest_utils
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
 
@@ -427,7 +427,7 @@ def _limit_mlflow_client() -> None:
         refuse_foreign_azure(artifact_uri)
         open_lake(self, artifact_uri, *arguments, **options)
 
-    send = rest_utils._get_http_response_with_retries
+    send = mlflow_private._get_http_response_with_retries
 
     @wraps(send)
     def send_bounded(*arguments: object, **options: object) -> object:
@@ -439,7 +439,7 @@ def _limit_mlflow_client() -> None:
     for module in (http_artifact_repo, mlflow_artifacts_repo):
         module.get_default_host_creds = credentials
     data_lake.__init__ = open_own
-    rest_utils._get_http_response_with_retries = send_bounded
+    mlflow_private.replace("_get_http_response_with_retries", send_bounded)
 
 
 def app_answer(

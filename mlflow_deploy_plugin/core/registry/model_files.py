@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
@@ -305,7 +306,6 @@ def open_repository(location: str) -> tuple["ArtifactRepository", str]:
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
-    from mlflow.tracking.artifact_utils import _get_root_uri_and_artifact_path
 
     class OwnRuns(RunsArtifactRepository):  # type: ignore[misc]  # MLflow has no types
         """The files of a run, whose logged models may be at other addresses."""
@@ -321,7 +321,7 @@ def open_repository(location: str) -> tuple["ArtifactRepository", str]:
             return model
 
     connection.harden_mlflow_client()
-    root, path = _get_root_uri_and_artifact_path(location)
+    root, path = mlflow_private._get_root_uri_and_artifact_path(location)
     connection.check_address(root, is_of_server=False)
     scheme = urlparse(root).scheme
     repository = OwnRuns(root) if scheme == "runs" else get_artifact_repository(root)

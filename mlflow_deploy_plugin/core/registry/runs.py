@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.connection import (
     is_unity_catalog,
@@ -232,7 +233,7 @@ def log_flavor(
             run_id = run.info.run_id
         if path.partition("/")[0] in {file.path for file in client.list_artifacts(run_id)}:
             path += f"-{uuid4().hex[:8]}"
-        info = Model._log_v2(
+        info = mlflow_private._log_v2(
             path,
             flavor,
             registered_model_name=registered_model_name,

@@ -23,9 +23,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Param, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
-from mlflow.utils import credentials
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
     InvalidConfig,
@@ -443,7 +442,7 @@ def _registry_at(address: str) -> Iterator[None]:
     """
     tracking_uri = mlflow.get_tracking_uri()
     environment = {**os.environ}
-    find_file = credentials._get_credentials_path
+    find_file = mlflow_private._get_credentials_path
     folder = quote(connection.redact_credentials(address), safe="")
     home = load_settings().root_path / "registries" / folder
     variables = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
@@ -454,14 +453,14 @@ def _registry_at(address: str) -> Iterator[None]:
     try:
         _set_environment(variables)
         # The file ~/.mlflow/credentials is for the source.
-        credentials._get_credentials_path = lambda: os.devnull
+        mlflow_private.replace("_get_credentials_path", lambda: os.devnull)
         mlflow.set_tracking_uri(address)
         yield
     except RegistryRefused as error:  # The message names the variables of the credentials.
         raise RegistryRefused(error.message.replace(" MLFLOW_", " TARGET_MLFLOW_")) from None
     finally:
         mlflow.set_tracking_uri(tracking_uri)
-        credentials._get_credentials_path = find_file
+        mlflow_private.replace("_get_credentials_path", find_file)
         _set_environment(environment)
 
 
@@ -472,4 +471,4 @@ def _set_environment(variables: dict[str, str]) -> None:
     for name in os.environ.keys() - variables.keys():
         del os.environ[name]
     os.environ.update(variables)
-    _cached_get_s3_client.cache_clear()
+    mlflow_private._cached_get_s3_client.cache_clear()

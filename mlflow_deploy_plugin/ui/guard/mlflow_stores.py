@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow.exceptions import MlflowException
-from mlflow.server import handlers
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files
@@ -43,7 +43,7 @@ def registry() -> "Registry":
     """Return MLflow's registry store, which runs in this process and needs no HTTP
     request.
     """
-    return handlers._get_model_registry_store()
+    return mlflow_private._get_model_registry_store()
 
 
 def model_and_version(model: str, version: str) -> "tuple[RegisteredModel, ModelVersion]":
@@ -64,7 +64,7 @@ def read_report(run_id: str) -> bytes:
     Raises NotFound if the report cannot be read.
     """
     with _reading(f"the gate report of run {run_id}"), tempfile.TemporaryDirectory() as folder:
-        address = handlers._get_tracking_store().get_run(run_id).info.artifact_uri
+        address = mlflow_private._get_tracking_store().get_run(run_id).info.artifact_uri
         return fetch_file(address, Path(folder), tags.GATE_REPORT_FILE).read_bytes()
 
 
@@ -92,7 +92,7 @@ class OwnStores:
     def get_run(self, run_id: str) -> "Run":
         if not is_administrator():
             raise NotFound(f"only an administrator may read the run {run_id} here")
-        return handlers._get_tracking_store().get_run(run_id)
+        return mlflow_private._get_tracking_store().get_run(run_id)
 
 
 def fetch_file(address: str, folder: Path, name: str) -> Path:
@@ -160,12 +160,12 @@ def artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
     """Return the artifact store of `uri` and its folder there, as MLflow's server
     resolves them.
     """
-    if not handlers._is_servable_proxied_run_artifact_root(uri):
+    if not mlflow_private._is_servable_proxied_run_artifact_root(uri):
         return get_artifact_repository(uri), ""
-    folder = handlers._get_proxied_run_artifact_destination_path(uri)
+    folder = mlflow_private._get_proxied_run_artifact_destination_path(uri)
     return (
-        handlers._get_artifact_repo_mlflow_artifacts(),
-        handlers._get_workspace_scoped_repo_path_if_enabled(folder),
+        mlflow_private._get_artifact_repo_mlflow_artifacts(),
+        mlflow_private._get_workspace_scoped_repo_path_if_enabled(folder),
     )
 
 

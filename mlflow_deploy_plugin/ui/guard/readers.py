@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
@@ -274,10 +275,9 @@ def read_message(message: str) -> "Message":
     refuses it.
     """
     from mlflow.protos import model_registry_pb2
-    from mlflow.server import handlers
 
     empty = getattr(model_registry_pb2, message)()
     texts = [field.name for field in empty.DESCRIPTOR.fields if field.type == field.TYPE_STRING]
-    return handlers._get_request_message(
-        empty, schema={name: [handlers._assert_string] for name in texts}
+    return mlflow_private._get_request_message(
+        empty, schema={name: [mlflow_private._assert_string] for name in texts}
     )

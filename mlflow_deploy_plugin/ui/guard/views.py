@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, make_response
 from mlflow.exceptions import MlflowException
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
@@ -73,7 +74,6 @@ def check_views(app: Flask, served: "Flask | FastAPI") -> None:
 def install(app: Flask, trail: AuditTrail, served: "Flask | FastAPI") -> None:
     """Wrap MLflow's views with the gate. Raises the errors of `check_views`."""
     from mlflow.server.handlers import catch_mlflow_exception
-    from mlflow.store.artifact.utils.models import _parse_model_uri
 
     check_views(app, served)
     for view, (message, read) in READERS.items():  # A request that cannot be read is refused.
@@ -103,11 +103,12 @@ def install(app: Flask, trail: AuditTrail, served: "Flask | FastAPI") -> None:
         authors = [*filter(None, [caller().user])]
         try:
             source = read_message("CreateModelVersion").source
-            if urlsplit(source).scheme == "models" and (copied := _parse_model_uri(source)).version:
-                original = registry().get_model_version(copied.name, copied.version)
-                authors += version_authors(
-                    trail.store(), str(original.version), int(original.creation_timestamp)
-                )
+            if urlsplit(source).scheme == "models":
+                copied = mlflow_private._parse_model_uri(source)
+                if copied.version:
+                    original = registry().get_model_version(copied.name, copied.version)
+                    created = int(original.creation_timestamp)
+                    authors += version_authors(trail.store(), str(original.version), created)
         except (MlflowException, OnnxserveError) as error:
             # The version exists, so the request has succeeded.
             _log.error(

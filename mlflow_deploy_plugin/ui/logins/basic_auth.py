@@ -10,10 +10,10 @@ from flask import Flask, g
 from mlflow.exceptions import MlflowException
 from mlflow.protos.service_pb2 import ListWorkspaces
 from mlflow.server import auth
-from mlflow.server.handlers import _wrap_response
 from mlflow.utils.workspace_context import get_request_workspace
 from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class BasicAuth(Login):
 
     def permission(self, model: str) -> ModelPermission:
         try:
-            permission = auth._get_registered_model_or_prompt_permission(model)
+            permission = mlflow_private._get_registered_model_or_prompt_permission(model)
         except MlflowException:  # The model does not exist.
             return ModelPermission()
         return ModelPermission(bool(permission.can_read), bool(permission.can_update))
@@ -62,7 +62,7 @@ class BasicAuth(Login):
         """Return MLflow's own predicate. One query covers all models; `permission` uses
         nine per model.
         """
-        is_listed: Callable[[str], bool] = auth._role_based_read_predicate(
+        is_listed: Callable[[str], bool] = mlflow_private._role_based_read_predicate(
             self.user(),
             "registered_model",
         )
@@ -75,6 +75,6 @@ class BasicAuth(Login):
         message = ListWorkspaces.Response()
         for name in names:
             message.workspaces.add(name=name)
-        answer = _wrap_response(message)
+        answer = mlflow_private._wrap_response(message)
         auth.filter_list_workspaces(answer)
         return {entry["name"] for entry in answer.get_json().get("workspaces", ())}

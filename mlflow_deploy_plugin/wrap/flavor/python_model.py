@@ -30,11 +30,11 @@ import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.models.model import ModelInfo
-from mlflow.models.utils import _Example
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import ConversionError, ModelError, SchemaMismatch, pass_exit
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.runs import log_flavor
@@ -155,7 +155,7 @@ def _flavor_arguments(
         arguments["signature"] = infer_signature(rows, getattr(model, predict_fn)(rows))
     saved_rows = rows if rows is not None else {}
     try:
-        _Example(saved_rows)
+        mlflow_private._Example(saved_rows)
     except Exception as problem:  # noqa: BLE001 - MLflow's encoder may raise any error.
         _logger.warning(
             "the model is logged without its input_example, because MLflow cannot save it: %s",

@@ -27,9 +27,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import MODEL_CONFIG
-from mlflow.tracking.fluent import _get_experiment_id
 
-from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core import errors, mlflow_private
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import (
     COLUMN_TYPES,
@@ -648,7 +647,7 @@ def _create_logged_model(
         experiment_id = run.info.experiment_id
         params = run.data.params
     else:
-        experiment_id = _get_experiment_id()
+        experiment_id = mlflow_private._get_experiment_id()
         params = {}
     created = client.create_logged_model(
         experiment_id=experiment_id,

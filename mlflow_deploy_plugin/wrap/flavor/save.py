@@ -19,10 +19,10 @@ import pandas as pd
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
-from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.utils.logging_utils import eprint
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import (
     ConversionError,
     InvalidConfig,
@@ -163,7 +163,7 @@ def log_model(
     reference_data: ModelData = None,
     event_time: EventTimes = None,
     explain: bool = False,
-    await_registration_for: int | None = DEFAULT_AWAIT_MAX_SLEEP_SECONDS,
+    await_registration_for: int | None = mlflow_private.DEFAULT_AWAIT_MAX_SLEEP_SECONDS,
     metadata: Mapping[str, object] | None = None,
     conda_env: str | Mapping[str, object] | None = None,
     pip_requirements: str | list[str] | None = None,

@@ -13,7 +13,6 @@ from importlib.metadata import Distribution, distribution, distributions, versio
 from pathlib import Path
 
 import mlflow
-import mlflow.utils.environment as environment
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -22,13 +21,9 @@ import pyarrow.parquet as pq
 import yaml
 from mlflow import pyfunc
 from mlflow.models import Model, ModelSignature
-from mlflow.models.utils import _save_example
 from mlflow.utils.file_utils import get_total_file_size
-from mlflow.utils.model_utils import (
-    _validate_and_copy_code_paths,
-    _validate_and_prepare_target_save_path,
-)
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.core.version import __version__
@@ -118,21 +113,21 @@ def save_model(
         code_paths: Python files or folders that are copied into the folder.
         validate_serving_input: read only by `mlflow.models.Model.log`.
     """
-    environment._validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
-    _validate_and_prepare_target_save_path(str(path))
+    mlflow_private._validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
+    mlflow_private._validate_and_prepare_target_save_path(str(path))
     folder = Path(path)
-    code = _validate_and_copy_code_paths(code_paths, str(folder))
+    code = mlflow_private._validate_and_copy_code_paths(code_paths, str(folder))
     model = mlflow_model if mlflow_model is not None else Model()
     model.signature = wrapped.signature
     if metadata is not None:
         model.metadata = dict(metadata)
     if wrapped.example is not None:
-        _save_example(model, wrapped.example, str(folder))
+        mlflow_private._save_example(model, wrapped.example, str(folder))
     pyfunc.add_to_model(
         model,
         loader_module=_LOADER,
-        conda_env=environment._CONDA_ENV_FILE_NAME,
-        python_env=environment._PYTHON_ENV_FILE_NAME,
+        conda_env=mlflow_private._CONDA_ENV_FILE_NAME,
+        python_env=mlflow_private._PYTHON_ENV_FILE_NAME,
         model_config=DEFAULT_CONFIG,
         code=code,  # `predict_fn` is omitted: the onnxserve flavor names the outputs of `predict`.
     )
@@ -163,11 +158,11 @@ def save_model(
             if wrapped.converted.tokenizer is not None:
                 tokenizers = f"tokenizers=={version('tokenizers')}"
                 defaults = [own_requirement("[cpu,text]"), onnxruntime, tokenizers]
-        processed = environment._process_pip_requirements(
+        processed = mlflow_private._process_pip_requirements(
             defaults, pip_requirements, extra_pip_requirements
         )
     else:
-        processed = environment._process_conda_env(conda_env)
+        processed = mlflow_private._process_conda_env(conda_env)
     _write_environment(folder, *processed)
 
 
@@ -209,13 +204,13 @@ def _write_environment(
     folder: Path, conda: Mapping[str, object], requirements: list[str], constraints: list[str]
 ) -> None:
     """Write the files from which MLflow creates an environment for the model."""
-    (folder / environment._CONDA_ENV_FILE_NAME).write_text(
+    (folder / mlflow_private._CONDA_ENV_FILE_NAME).write_text(
         yaml.safe_dump(conda, default_flow_style=False)
     )
     if constraints:
-        (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
-    (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
-    environment._PythonEnv.current().to_yaml(str(folder / environment._PYTHON_ENV_FILE_NAME))
+        (folder / mlflow_private._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
+    (folder / mlflow_private._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
+    mlflow_private._PythonEnv.current().to_yaml(str(folder / mlflow_private._PYTHON_ENV_FILE_NAME))
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
