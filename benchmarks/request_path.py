@@ -467,8 +467,7 @@ async def _connected(app: Any, message: bytes) -> Callable[[], Any]:
     """
     from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 
-    config: Any = SimpleNamespace(app=app)
-    connection = HttpConnection(config, SimpleNamespace(connections=set()), {})
+    connection = HttpConnection(app, set())
     transport = NoSocket()
     connection.connection_made(transport)  # type: ignore[arg-type]
     connection.data_received(message)

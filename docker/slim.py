@@ -87,10 +87,10 @@ gunicorn.app.wsgiapp, jwt
 import limits.storage, limits.strategies, mlflow.artifacts, mlflow.store.artifact.s3_artifact_repo
 import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace.export, orjson
 import pyarrow.compute, pyarrow.csv, pyarrow.parquet, redis, requests, yaml
-import gunicorn.glogging, numpy.ma, numpy.typing, uvicorn.lifespan.off, uvicorn.loops.uvloop
+import gunicorn.glogging, numpy.ma, numpy.typing, uvloop
 import zstandard, google.protobuf.descriptor_pb2, google.protobuf.json_format, urllib3, \
 packaging.requirements
-import grpc._utilities, gunicorn.workers.gthread, psutil, tokenizers, uvicorn_worker
+import grpc._utilities, gunicorn.workers.gthread, psutil, tokenizers
 boto3.client("s3", region_name="none")
 mlflow.MlflowClient("http://none")
 with contextlib.suppress(ImportError):  # not on Python 3.14

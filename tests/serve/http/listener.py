@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import sys
-from types import SimpleNamespace
 
 import uvloop
 
@@ -31,10 +30,8 @@ class Listener:
     async def run(self, talk):
         loop = asyncio.get_running_loop()
         self.app.now = loop.time()
-        state = SimpleNamespace(connections=self.connections)
-        config = SimpleNamespace(app=self.app)
         server = await loop.create_server(
-            lambda: HttpConnection(config, state, {}), sock=self._socket
+            lambda: HttpConnection(self.app, self.connections), sock=self._socket
         )
         await talk(self)
         for client in self._clients:

@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from mlflow_deploy_plugin.core.errors import (
     InvalidRequest,
@@ -66,20 +65,17 @@ _LINGERING = "lingering"  # The last response is sent, and received bytes are di
 
 
 class HttpConnection(asyncio.Protocol):
-    """A client's connection. uvicorn creates this object, and calls `shutdown` when the
-    worker ends.
+    """A client's connection. The fast worker calls `shutdown` when it ends.
+
+    Args:
+        app: the application of the worker.
+        connections: all connections of the worker, to which this one adds itself.
     """
 
-    def __init__(
-        self,
-        config: Any,
-        server_state: Any,
-        app_state: object,
-        _loop: object = None,
-    ) -> None:
-        self._app: WorkerApp = config.app
-        self._limits = self._app.limits
-        self._connections: set[HttpConnection] = server_state.connections
+    def __init__(self, app: WorkerApp, connections: "set[HttpConnection]") -> None:
+        self._app = app
+        self._limits = app.limits
+        self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._write_bytes: Callable[[bytes], None]
@@ -103,7 +99,7 @@ class HttpConnection(asyncio.Protocol):
         self._reads_on = False  # The client may still be sending the last request.
         self._has_eof = False  # The client has closed its sending side.
 
-    # The methods that asyncio and uvicorn call.
+    # The methods that asyncio and the fast worker call.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Register the connection. Above the limit of connections, close an idle
