@@ -106,7 +106,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin --no-warn-unreachable --cache-dir .mypy_cache/darwin mlflow_deploy_plugin
-	$(BIN)/mypy --platform win32 --no-warn-unreachable --cache-dir .mypy_cache/win32 $(ON_WINDOWS)
+	$(BIN)/mypy --platform win32 --no-warn-unreachable --follow-imports silent --cache-dir .mypy_cache/win32 $(ON_WINDOWS)
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.structure
 	$(BIN)/$(SCHEMA) vendor.github-workflows $(WORKFLOWS)

@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.serve.inference_log.log_reader import (
 from mlflow_deploy_plugin.serve.inference_log.tables import conform
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 
-if sys.platform == "linux":
+if sys.platform != "win32":
     import resource
 
 _Result = TypeVar("_Result")

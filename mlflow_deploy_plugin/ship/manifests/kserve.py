@@ -9,7 +9,6 @@ https://kserve.github.io/website/docs/concepts/resources describes the objects.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import NamedTuple
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -54,6 +53,56 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             "kubernetes.host: KServe creates host names and gateways; remove this field"
         )
     models = _Models.of(spec)
+    pod = pod_of(spec, place)
+    (container,) = pod["containers"]
+    # Set the pod's security context on the container: ServingRuntime and Knative do not
+    # accept it on the pod.
+    container["securityContext"] = {**pod["securityContext"], **container["securityContext"]}
+    data = {file: dump_spec(spec_of_pod(served)) for file, served in models.served.items()}
+    documents = [
+        make_document(spec.name, place, "v1", "ConfigMap", data=data),
+        _serving_runtime(spec, place, pod, container),
+        _inference_service(spec, place, models),
+    ]
+    files = {f"{spec.name}.kserve.yaml": dump_documents(documents)}
+    if any(variant.model.startswith(_REGISTRY) for variant in spec.variants.values()):
+        storage = _storage_container(spec, container)
+        files["onnxserve.storage.yaml"] = f"---\n{dump_documents([storage])}"
+    return files
+
+
+def _serving_runtime(
+    spec: EndpointSpec, place: Place, pod: Document, container: Document
+) -> Document:
+    port = http_port(spec)
+    readiness = container["readinessProbe"]
+    runtime: Document = {
+        "annotations": {
+            "prometheus.kserve.io/port": str(port),
+            "prometheus.kserve.io/path": "/metrics",
+        },
+        "supportedModelFormats": [{"name": _FORMAT, "version": "1"}],
+        "protocolVersions": ["v2"],
+        "containers": [
+            {
+                "name": "kserve-container",
+                **{name: value for name, value in container.items() if name not in _NOT_TAKEN},
+                "ports": [{"containerPort": port, "protocol": "TCP"}],
+                "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
+            }
+        ],
+        **{
+            name: pod[name]
+            for name in ("volumes", "imagePullSecrets", "nodeSelector", "tolerations")
+            if name in pod
+        },
+    }
+    return make_document(
+        spec.name, place, "serving.kserve.io/v1alpha1", "ServingRuntime", spec=runtime
+    )
+
+
+def _inference_service(spec: EndpointSpec, place: Place, models: "_Models") -> Document:
     visibility = {}
     if spec.server.is_open:
         visibility = {"networking.kserve.io/visibility": "cluster-local"}
@@ -71,38 +120,13 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         }
     if kubernetes.service_account is not None:
         predictor["serviceAccountName"] = kubernetes.service_account
-    pod = pod_of(spec, place)
-    port = http_port(spec)
-    (container,) = pod["containers"]
-    readiness = container["readinessProbe"]
-    # Set the pod's security context on the container: ServingRuntime and Knative do not
-    # accept it on the pod.
-    runtime: Document = {
-        "annotations": {
-            "prometheus.kserve.io/port": str(port),
-            "prometheus.kserve.io/path": "/metrics",
-        },
-        "supportedModelFormats": [{"name": _FORMAT, "version": "1"}],
-        "protocolVersions": ["v2"],
-        "containers": [
-            {
-                "name": "kserve-container",
-                **{name: value for name, value in container.items() if name not in _NOT_TAKEN},
-                "securityContext": {**pod["securityContext"], **container["securityContext"]},
-                "ports": [{"containerPort": port, "protocol": "TCP"}],
-                "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
-            }
-        ],
-        **{
-            name: pod[name]
-            for name in ("volumes", "imagePullSecrets", "nodeSelector", "tolerations")
-            if name in pod
-        },
-    }
-    document = partial(make_document, spec.name, place)
-    data = {file: dump_spec(spec_of_pod(served)) for file, served in models.served.items()}
-    service = document(
-        "serving.kserve.io/v1beta1", "InferenceService", visibility, spec={"predictor": predictor}
+    service = make_document(
+        spec.name,
+        place,
+        "serving.kserve.io/v1beta1",
+        "InferenceService",
+        visibility,
+        spec={"predictor": predictor},
     )
     if models.canary:
         # The canary has the other fields of the predictor.
@@ -111,43 +135,40 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         service["spec"]["canary"] = [share]
         mode = {"serving.kserve.io/deploymentMode": "Standard"}
         service["metadata"].setdefault("annotations", {}).update(mode)
-    documents = [
-        document("v1", "ConfigMap", data=data),
-        document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=runtime),
-        service,
-    ]
-    files = {f"{spec.name}.kserve.yaml": dump_documents(documents)}
-    if any(variant.model.startswith(_REGISTRY) for variant in spec.variants.values()):
-        requirements = ["--require", spec.require] if spec.require else []
-        storage = {
-            "apiVersion": "serving.kserve.io/v1alpha1",
-            "kind": "ClusterStorageContainer",
-            "metadata": {"name": "onnxserve"},
-            "spec": {
-                "container": {
-                    "name": "storage-initializer",
-                    "image": container["image"],
-                    # KServe adds the URI and the folder as arguments.
-                    "command": ["onnxserve", "fetch", *requirements],
-                    # The pods of other runtimes have no files of this endpoint.
-                    "env": [
-                        variable
-                        for variable in container["env"]
-                        if variable["name"] not in spec.container.secret_files
-                    ],
-                    "securityContext": {
-                        **pod["securityContext"],
-                        **container["securityContext"],
-                        "readOnlyRootFilesystem": False,
-                    },
+    return service
+
+
+def _storage_container(spec: EndpointSpec, container: Document) -> Document:
+    """Return the object of the cluster that lets KServe fetch versions of the registry,
+    with the image and the environment of the server's container.
+    """
+    requirements = ["--require", spec.require] if spec.require else []
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "ClusterStorageContainer",
+        "metadata": {"name": "onnxserve"},
+        "spec": {
+            "container": {
+                "name": "storage-initializer",
+                "image": container["image"],
+                # KServe adds the URI and the folder as arguments.
+                "command": ["onnxserve", "fetch", *requirements],
+                # The pods of other runtimes have no files of this endpoint.
+                "env": [
+                    variable
+                    for variable in container["env"]
+                    if variable["name"] not in spec.container.secret_files
+                ],
+                "securityContext": {
+                    **container["securityContext"],
+                    "readOnlyRootFilesystem": False,
                 },
-                "supportedUriFormats": [{"prefix": "models:/"}, {"prefix": _REGISTRY}],
-                "workloadType": "initContainer",
-                "supportsMultiModelDownload": False,
             },
-        }
-        files["onnxserve.storage.yaml"] = f"---\n{dump_documents([storage])}"
-    return files
+            "supportedUriFormats": [{"prefix": "models:/"}, {"prefix": _REGISTRY}],
+            "workloadType": "initContainer",
+            "supportsMultiModelDownload": False,
+        },
+    }
 
 
 class _Models(NamedTuple):

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -77,18 +77,22 @@ class FastWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
                 connection.shutdown()
 
         for server, listener in zip(servers, self.sockets, strict=True):
-            with contextlib.suppress(OSError):  # A BlockingIOError means that the queue is empty.
-                for _ in range(app.limits.connections):
-                    accepted, _ = listener.accept()
-                    task = loop.create_task(adopt(accepted))
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
+            for accepted in self._queued(listener):
+                adopted = loop.create_task(adopt(accepted))
+                tasks.add(adopted)
+                adopted.add_done_callback(tasks.discard)
             server.close()
             listener.close()
         for connection in list(connections):
             connection.shutdown()
         await asyncio.sleep(_CHECK_SECONDS)
         await self._check_while(lambda: connections or tasks, connections)
+
+    def _queued(self, listener: socket.socket) -> Iterator[socket.socket]:
+        """Accept the connections that are in the kernel's queue."""
+        with contextlib.suppress(OSError):  # A BlockingIOError means that the queue is empty.
+            for _ in range(self.wsgi.limits.connections):
+                yield listener.accept()[0]
 
     async def _check_while(
         self, is_needed: Callable[[], object], connections: set[HttpConnection]
