@@ -154,9 +154,13 @@ def ask_mlflow(scored_folders):
             Mount(f"/{name}", app=scoring_server.init(pyfunc.load_model(str(theirs))))
             for name, (theirs, _) in scored_folders.items()
         ]
-        server = uvicorn.Server(
-            uvicorn.Config(Starlette(routes=mounts), port=0, log_level="critical")
+        config = uvicorn.Config(
+            Starlette(routes=mounts),
+            port=0,
+            log_level="critical",
+            timeout_keep_alive=600,  # A slow test must not send while the server closes.
         )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
         wait_until(lambda: server.started, what="MLflow's scoring server")
