@@ -6,6 +6,7 @@ from pathlib import Path
 
 import category_encoders
 import pytest
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -69,3 +70,19 @@ def test_tree_thresholds_have_64_bits():
     model = make_pipeline(encoder, HistGradientBoostingClassifier(max_iter=20)).fit(table, delayed)
 
     assert is_proven(model, table)
+
+
+def test_encoder_within_column_transformer_is_proven():
+    table, delayed = delays()
+    columns = make_column_transformer(
+        (category_encoders.TargetEncoder(), ["city", "sex"]),
+        (StandardScaler(), ["distance", "hour"]),
+    )
+    assert is_proven(make_pipeline(columns, LogisticRegression()).fit(table, delayed), table)
+
+
+def test_column_without_values_is_proven():
+    table, delayed = delays()
+    table = table[["city", "sex"]].assign(city=None)
+    model = make_pipeline(category_encoders.TargetEncoder(), LogisticRegression())
+    assert is_proven(model.fit(table, delayed), table)
