@@ -64,9 +64,9 @@ STEPS = [
     QuantileTransformer(n_quantiles=20, output_distribution="normal"),
     SparseRandomProjection(2, random_state=0),
     SplineTransformer(include_bias=False),
+    AdditiveChi2Sampler(),
 ]
 SELDOM = [
-    AdditiveChi2Sampler(),
     PolynomialFeatures(2, interaction_only=True, include_bias=False),
     PolynomialCountSketch(degree=3, n_components=10, coef0=1, random_state=0),
     make_union(PCA(2), make_pipeline(StandardScaler(), KMeans(4, n_init=1, random_state=0))),

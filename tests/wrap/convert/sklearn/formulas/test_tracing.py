@@ -46,12 +46,12 @@ FUNCTIONS = {
         [x.max(axis=1), np.argmin(x, axis=1) * 1.0, np.any(x > 2, axis=1) * 1.0], axis=1
     ),
     "a function of one's own": ratios,
+    "waves": lambda x: np.sin(x) + np.cos(x) + np.tan(x / 3) + np.arctan(x) + np.arcsinh(x),
 }
 SELDOM = {
     "a mask of columns": lambda x: x[:, np.array([True, False, True])],
     "ellipsis": lambda x: x[..., 1:],
     "choices": lambda x: np.select([x > 1, x < -1], [np.exp(x), np.zeros_like(x)], 0.5),
-    "waves": lambda x: np.sin(x) + np.cos(x) + np.tan(x / 3) + np.arctan(x) + np.arcsinh(x),
     "scipy": lambda x: special.expit(x) + special.exp10(x) + special.erf(x) + np.logaddexp(x, 0.0),
     "joined": lambda x: np.concatenate([x, np.hstack([x[:, :1], x[:, 1:]])], axis=1),
     "new axis": lambda x: (x[:, :, None] * np.ones((1, 1, 2))).sum(axis=2),
