@@ -3,9 +3,7 @@ environment on first use.
 """
 
 import hashlib
-import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +13,14 @@ from mlflow_deploy_plugin.core.errors import CommandFailed, ConversionError
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.statedir.files import locked
+from mlflow_deploy_plugin.core.statedir.files import build_once
 
 if TYPE_CHECKING:
     import onnx
 
 LITERT = Path(__file__).with_name("litert.py")
 _REQUIREMENTS = Path(__file__).with_name("tflite-requirements.txt")
+_PROGRAM = "bin/python"
 _SIZE = "310 MB"
 _INSTALL_SECONDS = 1800
 _CONVERSION_SECONDS = 600
@@ -84,25 +83,16 @@ def converter_python(progress: ProgressCallback) -> Path:
     identity = _REQUIREMENTS.read_bytes() + f"{sys.base_prefix} {sys.version}".encode()
     digest = hashlib.sha256(identity).hexdigest()[:16]
     folder = load_settings().cache_path / "environments" / f"tflite-{digest}"
+
+    def install(environment: Path) -> None:
+        progress(f"installing the tflite converter (once, {_SIZE}) into {folder}")
+        run_to_end([sys.executable, "-m", "venv", str(environment)], _INSTALL_SECONDS)
+        # A rename is safe: bin/python locates its packages relative to itself.
+        packages = [str(environment / _PROGRAM), *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)]
+        run_to_end(packages, _INSTALL_SECONDS)
+
     try:
-        with locked(folder.with_suffix(".lock")):
-            if not folder.exists():
-                progress(f"installing the tflite converter (once, {_SIZE}) into {folder}")
-                # Killed processes left these folders.
-                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):
-                    shutil.rmtree(abandoned, ignore_errors=True)
-                unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
-                python = str(unfinished / "bin" / "python")
-                venv = [sys.executable, "-m", "venv", str(unfinished)]
-                packages = [python, *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)]
-                try:
-                    run_to_end(venv, _INSTALL_SECONDS)
-                    run_to_end(packages, _INSTALL_SECONDS)
-                except BaseException:
-                    shutil.rmtree(unfinished, ignore_errors=True)
-                    raise
-                # The move is safe: bin/python locates its packages relative to itself.
-                os.replace(unfinished, folder)
+        build_once(folder, _PROGRAM, install)
     except CommandFailed as error:
         raise ConversionError(
             f"the tflite converter cannot be installed: {error.message}; it needs venv and a "
@@ -112,7 +102,7 @@ def converter_python(progress: ProgressCallback) -> Path:
         raise ConversionError(
             f"the tflite converter cannot be installed into {folder}: {error.strerror}"
         ) from None
-    return folder / "bin" / "python"
+    return folder / _PROGRAM
 
 
 def signature_name(name: str) -> str:
