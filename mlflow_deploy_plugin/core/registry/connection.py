@@ -727,7 +727,11 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
     service = _service_at(address)
     if service and _LOGIN_FAILS.search(str(error)):
         code = "401"
-    elif service and "error_code" not in getattr(error, "json", "error_code"):
+    elif (
+        service
+        and _is_mlflow_error(error, "RestException")
+        and "error_code" not in getattr(error, "json", {})
+    ):
         # AWS refused the request before it reached MLflow, whose errors have a code.
         code = "403"
     if code in ("401", "UNAUTHENTICATED"):

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -194,14 +195,13 @@ class ModelCache:
                 user.unlink(missing_ok=True)
                 continue
             wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
-            for endpoint in wanted.endpoints.values():
-                for variant in endpoint.variants.values():
-                    used |= {variant.folder.name, Path(variant.python).parent.parent.name}
             followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
-            for reference in followed.references:
-                for version in (reference.version, reference.previous):
-                    if version is not None:
-                        used |= {version.folder.name, Path(version.python).parent.parent.name}
+            for version in chain(
+                *(endpoint.variants.values() for endpoint in wanted.endpoints.values()),
+                *((reference.version, reference.previous) for reference in followed.references),
+            ):
+                if version is not None:
+                    used |= {version.folder.name, Path(version.python).parent.parent.name}
         for cached in (self._models.iterdir(), self.environments.glob(f"{PYFUNC_PREFIX}*/")):
             newest_first = sorted(cached, key=lambda folder: _status(folder).st_mtime, reverse=True)
             for folder in newest_first[_KEPT_LATEST:]:
