@@ -9,7 +9,11 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 
+import numpy as np
+
+from mlflow_deploy_plugin.core.column_names import GUARD
 from mlflow_deploy_plugin.core.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -25,6 +29,7 @@ from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.observability.metrics import CapturedRows, Metrics
 from mlflow_deploy_plugin.serve.protocols.protocol import InferResponse
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
+from mlflow_deploy_plugin.serve.runtime.guard import Outside
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 from mlflow_deploy_plugin.serve.spool.captured_model import STREAM_OUTPUT
@@ -136,6 +141,7 @@ class DataPlane:
         Raises:
             InferenceError: the model rejects the input.
             InvalidRequest: the parameter `timeout` is invalid.
+            OutOfRange: the endpoint refuses a row that is outside of the training rows.
             DeadlineExceeded, TooManyRequests: the deadline has passed, or the batcher's
                 queue is full, before the run.
         """
@@ -162,6 +168,7 @@ class DataPlane:
                 answer.content,
                 prediction_id=prediction_id,
             )
+        outside = variant.guard and variant.guard.check(request.inputs)
         key = None
         if self.cache is not None and variant.loaded.is_deterministic:
             key = request_digest(variant.loaded.identity, request.inputs)
@@ -175,7 +182,7 @@ class DataPlane:
             if self.cache is not None and key is not None:
                 self.cache.put(key, outputs)
         return self._capture_response(
-            variant, request, arrived, request.inputs, outputs, is_cached=is_cached
+            variant, request, arrived, request.inputs, outputs, is_cached=is_cached, outside=outside
         )
 
     def stream(
@@ -285,8 +292,9 @@ class DataPlane:
         """Run like `infer`, and call `done` with the response or the error in another
         thread.
 
-        Raises InvalidRequest if the parameter `timeout` is invalid.
+        Raises InvalidRequest if the parameter `timeout` is invalid, and OutOfRange.
         """
+        outside = variant.guard and variant.guard.check(request.inputs)
         batcher = variant.loaded.batcher
         arrived = time.time_ns() // 1000
         assert batcher is not None  # `can_infer_async` has checked this.
@@ -295,7 +303,12 @@ class DataPlane:
             if isinstance(outputs, BaseException):
                 done(outputs)
             else:
-                done(self._capture_response(variant, request, arrived, request.inputs, outputs))
+                feeds = request.inputs
+                done(
+                    self._capture_response(
+                        variant, request, arrived, feeds, outputs, outside=outside
+                    )
+                )
 
         count = partial(self.metrics.count_batch, variant.labels)
         batcher.submit(request.inputs, self._deadline(request), count, capture)
@@ -310,6 +323,7 @@ class DataPlane:
         body: bytes = b"",
         is_cached: bool | None = None,
         prediction_id: str = "",
+        outside: Outside | None = None,
     ) -> InferResponse:
         """Write the request to the spool, mirror it to the shadows, which do not
         receive streamed requests, and return the response.
@@ -319,12 +333,22 @@ class DataPlane:
             body: the response of a pyfunc that encodes it itself.
             is_cached: True if the outputs were in the cache, None if they cannot be.
             prediction_id: empty to create a new id.
+            outside: the rows that are outside of the training rows.
         """
         loaded = variant.loaded
         capture = variant.capture
         prediction_id = prediction_id or new_id()
         shadows = () if request.body is not None and request.body.is_streamed else variant.shadows
         fraction = capture.fraction
+        logged = outputs
+        guard = ""
+        if outside:
+            marks = np.column_stack([*outside.values()])
+            texts = [",".join(compress(outside, row)) for row in marks]
+            rows = len(texts) - texts.count("")
+            logged = {**outputs, GUARD: object_array(texts)}
+            guard = f"{','.join([*outside][:10])}; rows={rows}"  # a header of bounded length
+            self.metrics.count_guard(variant.labels, rows)
         is_captured = bool(feeds) and (fraction == 1.0 or fraction > random.random())
         captured: CapturedRows
         if not is_captured:
@@ -337,12 +361,12 @@ class DataPlane:
             )
             if is_captured:
                 captured = self.capture.write(
-                    record, variant.captured, feeds, outputs, capture.max_rows_per_request
+                    record, variant.captured, feeds, logged, capture.max_rows_per_request
                 )
             if shadows:
                 self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
         self.metrics.count_capture(variant.endpoint, captured)
-        return InferResponse(request.id, prediction_id, outputs, body, is_cached)
+        return InferResponse(request.id, prediction_id, outputs, body, is_cached, guard)
 
     def _run(
         self, variant: ServedVariant, request: InferRequest, deadline: float

@@ -220,6 +220,8 @@ class RequestContext:
         self.rows = variant.schema.count_rows(decoded.feeds) if decoded.feeds else 0
         if inferred.is_cached is not None:
             headers["X-Cache"] = "hit" if inferred.is_cached else "miss"
+        if inferred.guard:
+            headers["X-Guard"] = inferred.guard
         body, content_type, format_headers = decoded.encode(variant, inferred)
         if format_headers:
             headers.update(format_headers)

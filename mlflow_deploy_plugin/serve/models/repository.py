@@ -15,11 +15,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.statedir.files import (
@@ -39,6 +40,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
 from mlflow_deploy_plugin.serve import variants
 from mlflow_deploy_plugin.serve.models.loading import WarmVersion, check_digest, load_version
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.guard import RANGES_FILE, Guard
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.serve.variants import (
@@ -375,6 +377,21 @@ class Repository:
                 )
                 if wanted.capture.mask:  # Masked columns need the server's key.
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()
+                guard = None
+                artifact = loaded.predictor.artifact
+                if wanted.guard is None or want.shadow:
+                    pass
+                elif RANGES_FILE in artifact.digests:
+                    guard = Guard(artifact, loaded.predictor.schema, wanted.guard.then == "refuse")
+                    captured = replace(captured, is_guarded=True)
+                else:
+                    logger.warning(
+                        "%s/%s: version %s has no ranges of training rows, so its rows are not "
+                        "guarded: log it with reference_data of at least 100 rows",
+                        endpoint,
+                        name,
+                        loaded.version,
+                    )
                 variant = ServedVariant(
                     endpoint,
                     name,
@@ -384,8 +401,9 @@ class Repository:
                     wanted.capture,
                     captured,
                     want.aspects,
+                    guard=guard,
                 )
-            except InvalidConfig as error:
+            except OnnxserveError as error:
                 # Serving the version would capture columns that must be excluded.
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
