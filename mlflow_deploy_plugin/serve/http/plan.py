@@ -308,6 +308,6 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
         of the training rows.
         """
         decoded = decode(headers, body)
-        return ({}, None, "") if check(decoded[0]) else decoded
+        return decoded if check(decoded[0]) is None else ({}, None, "")
 
     return decode_inside

@@ -9,9 +9,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import compress
-
-import numpy as np
 
 from mlflow_deploy_plugin.core.column_names import GUARD
 from mlflow_deploy_plugin.core.errors import (
@@ -29,7 +26,6 @@ from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.observability.metrics import CapturedRows, Metrics
 from mlflow_deploy_plugin.serve.protocols.protocol import InferResponse
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
-from mlflow_deploy_plugin.serve.runtime.guard import Outside
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 from mlflow_deploy_plugin.serve.spool.captured_model import STREAM_OUTPUT
@@ -168,7 +164,7 @@ class DataPlane:
                 answer.content,
                 prediction_id=prediction_id,
             )
-        outside = variant.guard and variant.guard.check(request.inputs)
+        outside = None if variant.guard is None else variant.guard.check(request.inputs)
         key = None
         if self.cache is not None and variant.loaded.is_deterministic:
             key = request_digest(variant.loaded.identity, request.inputs)
@@ -294,7 +290,7 @@ class DataPlane:
 
         Raises InvalidRequest if the parameter `timeout` is invalid, and OutOfRange.
         """
-        outside = variant.guard and variant.guard.check(request.inputs)
+        outside = None if variant.guard is None else variant.guard.check(request.inputs)
         batcher = variant.loaded.batcher
         arrived = time.time_ns() // 1000
         assert batcher is not None  # `can_infer_async` has checked this.
@@ -323,7 +319,7 @@ class DataPlane:
         body: bytes = b"",
         is_cached: bool | None = None,
         prediction_id: str = "",
-        outside: Outside | None = None,
+        outside: Array | None = None,
     ) -> InferResponse:
         """Write the request to the spool, mirror it to the shadows, which do not
         receive streamed requests, and return the response.
@@ -333,7 +329,7 @@ class DataPlane:
             body: the response of a pyfunc that encodes it itself.
             is_cached: True if the outputs were in the cache, None if they cannot be.
             prediction_id: empty to create a new id.
-            outside: the rows that are outside of the training rows.
+            outside: the column `GUARD`, [N]; None if no row is outside.
         """
         loaded = variant.loaded
         capture = variant.capture
@@ -342,13 +338,12 @@ class DataPlane:
         fraction = capture.fraction
         logged = outputs
         guard = ""
-        if outside:
-            marks = np.column_stack([*outside.values()])
-            texts = [",".join(compress(outside, row)) for row in marks]
-            rows = len(texts) - texts.count("")
-            logged = {**outputs, GUARD: object_array(texts)}
-            guard = f"{','.join([*outside][:10])}; rows={rows}"  # a header of bounded length
-            self.metrics.count_guard(variant.labels, rows)
+        if outside is not None:
+            logged = {**outputs, GUARD: outside}
+            texts = outside[outside != ""]
+            columns = dict.fromkeys(",".join(texts).split(","))
+            guard = f"{','.join([*columns][:10])}; rows={len(texts)}"  # The header is bounded.
+            self.metrics.count_guard(variant.labels, len(texts))
         is_captured = bool(feeds) and (fraction == 1.0 or fraction > random.random())
         captured: CapturedRows
         if not is_captured:

@@ -377,21 +377,6 @@ class Repository:
                 )
                 if wanted.capture.mask:  # Masked columns need the server's key.
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()
-                guard = None
-                artifact = loaded.predictor.artifact
-                if wanted.guard is None or want.shadow:
-                    pass
-                elif RANGES_FILE in artifact.digests:
-                    guard = Guard(artifact, loaded.predictor.schema, wanted.guard.then == "refuse")
-                    captured = replace(captured, is_guarded=True)
-                else:
-                    logger.warning(
-                        "%s/%s: version %s has no ranges of training rows, so its rows are not "
-                        "guarded: log it with reference_data of at least 100 rows",
-                        endpoint,
-                        name,
-                        loaded.version,
-                    )
                 variant = ServedVariant(
                     endpoint,
                     name,
@@ -401,8 +386,9 @@ class Repository:
                     wanted.capture,
                     captured,
                     want.aspects,
-                    guard=guard,
                 )
+                if wanted.guard is not None and not want.shadow:
+                    variant = _with_guard(variant, wanted.guard.then == "refuse")
             except OnnxserveError as error:
                 # Serving the version would capture columns that must be excluded.
                 errors[name] = error.message
@@ -449,6 +435,24 @@ class Repository:
             self.table = table
             for on_change in self._listeners:
                 on_change(table)
+
+
+def _with_guard(variant: ServedVariant, refuses: bool) -> ServedVariant:
+    """Return the variant with its guard, or unchanged and with a warning if the version
+    has no ranges.
+    """
+    predictor = variant.loaded.predictor
+    if RANGES_FILE in predictor.artifact.digests:
+        captured = replace(variant.captured, is_guarded=True)
+        return replace(variant, guard=Guard(predictor, refuses), captured=captured)
+    logger.warning(
+        "%s/%s: version %s has no ranges of training rows, so its rows are not guarded: log it "
+        "with reference_data of at least 100 rows",
+        variant.endpoint,
+        variant.name,
+        variant.loaded.version,
+    )
+    return variant
 
 
 def _variants(table: ServedTable) -> Iterator[ServedVariant]:

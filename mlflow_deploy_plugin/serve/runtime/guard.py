@@ -6,17 +6,24 @@ training rows.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from math import inf
-from typing import final
+from typing import Any
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, OutOfRange
 from mlflow_deploy_plugin.core.mlmodel import MALFORMED
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, as_table, sent_arrays
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.artifact import Input
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Array,
+    Feeds,
+    as_table,
+    object_array,
+    sent_arrays,
+)
+from mlflow_deploy_plugin.serve.runtime.model import Predictor
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 
 RANGES_FILE = "ranges.json"
@@ -24,20 +31,13 @@ RANGES_FILE = "ranges.json"
 `complete` (the columns that had no missing values). A column that is not in `columns`
 is not judged.
 """
-Outside = Mapping[str, Array]
-"""True for the rows that are outside, [N] bool, by column; empty if no row is outside.
-"""
-_Numbers = tuple[str, tuple[str, ...], Array, Array, Array]
-"""The name of an array of numbers, its columns, and for each column the minimum, the
-maximum, and True if a missing number is outside.
-"""
-_Texts = tuple[str, list[tuple[int, str, frozenset[object]]]]
-"""The name of an array of texts, and for each judged column its position, its name and
-the texts that are inside.
+_Columns = Mapping[str, Sequence[Any]]
+_Check = Callable[[Array], dict[str, Array]]
+"""A function of an array that returns the rows outside, [N] bool, by column; empty if
+no row is outside.
 """
 
 
-@final
 class Guard:
     """The ranges of the training rows of a version.
 
@@ -45,68 +45,77 @@ class Guard:
     InvalidArtifact if the file of the ranges is malformed.
     """
 
-    def __init__(self, artifact: Artifact, schema: Schema, refuses: bool) -> None:
-        self._schema = schema
+    def __init__(self, predictor: Predictor, refuses: bool) -> None:
+        self._schema = predictor.schema
         self._refuses = refuses
-        self._numbers: list[_Numbers] = []
-        self._texts: list[_Texts] = []
+        self._checks: dict[str, _Check] = {}
         try:
-            ranges = json.loads((artifact.folder / RANGES_FILE).read_bytes())
-            self._columns = ranges["columns"]
-            complete = ranges["complete"]
-            for entry in schema.sent_inputs:
-                names = entry.columns
-                if entry.dtype == "str":
-                    judged = []
-                    for position, name in enumerate(names):
-                        if name in self._columns:
-                            missing = () if name in complete else (entry.missing, None)
-                            known = frozenset([*self._columns[name], *missing])
-                            judged.append((position, name, known))
-                    self._texts.append((entry.name, judged))
-                    continue
-                # A float is compared in its own type: 0.1 in 32 bits is above 0.1.
-                dtype = np.result_type(entry.dtype, np.float16)
-                bounds = [self._columns.get(name, (-inf, inf)) for name in names]
-                lows, highs = np.array(bounds, dtype).T.copy()
-                is_complete = np.array([name in complete for name in names])
-                self._numbers.append((entry.name, names, lows, highs, is_complete))
+            ranges = json.loads((predictor.artifact.folder / RANGES_FILE).read_bytes())
+            self._columns: _Columns = ranges["columns"]
+            for entry in self._schema.sent_inputs:
+                compile_check = _text_check if entry.dtype == "str" else _number_check
+                self._checks[entry.name] = compile_check(entry, self._columns, ranges["complete"])
         except (*MALFORMED, OverflowError) as error:
             raise InvalidArtifact(f"its file {RANGES_FILE} is malformed: {error}") from None
 
-    def check(self, feeds: Feeds) -> Outside:
-        """Return the rows that are outside. Raises OutOfRange for the first value that
-        is outside if the endpoint refuses it.
+    def check(self, feeds: Feeds) -> Array | None:
+        """Return the column `GUARD` of the rows, [N] objects; None if all rows are
+        inside. Raises OutOfRange for the first value that the endpoint refuses.
         """
         outside: dict[str, Array] = {}
-        arrays = sent_arrays(feeds)
-        for array_name, names, lows, highs, is_complete in self._numbers:
-            array = arrays.get(array_name)
-            # Two comparisons decide the usual case, in which no number is missing.
-            if array is None or (
-                np.count_nonzero(array >= lows) == array.size == np.count_nonzero(array <= highs)
-            ):
-                continue
-            marks = (array < lows) | (array > highs) | (np.isnan(array) & is_complete)
-            if np.count_nonzero(marks):
-                table = as_table(marks)
-                for position in np.flatnonzero(table.any(axis=0)).tolist():
-                    outside[names[position]] = table[:, position]
-        for array_name, judged in self._texts:
-            if array_name not in arrays:
-                continue
-            columns = as_table(arrays[array_name]).T.tolist()
-            for position, name, known in judged:
-                if not known.issuperset(columns[position]):
-                    outside[name] = np.array([text not in known for text in columns[position]])
-        if outside and self._refuses:
-            name = next(iter(outside))
-            row = int(outside[name].argmax())
-            value = short_repr(self._schema.to_columns(feeds)[name].tolist()[row])
-            known_values = short_repr(self._columns[name])
+        for name, array in sent_arrays(feeds).items():
+            if name in self._checks:
+                outside |= self._checks[name](array)
+        if not outside:
+            return None
+        if self._refuses:
+            column, rows = next(iter(outside.items()))
+            row = int(rows.argmax())
+            value = short_repr(self._schema.to_columns(feeds)[column].tolist()[row])
+            known = short_repr(self._columns[column])
             raise OutOfRange(
-                f"column {name!r}, row {row}: {value} is outside of the training rows: "
-                f"{known_values}",
-                column=name,
+                f"column {column!r}, row {row}: {value} is outside of the training rows: {known}",
+                column=column,
             )
+        marks = np.column_stack([*outside.values()])
+        return object_array([",".join(compress(outside, row)) for row in marks])
+
+
+def _number_check(entry: Input, columns: _Columns, complete: Sequence[str]) -> _Check:
+    """Return the check of an array of numbers."""
+    # A float is compared in its own type: 0.1 in 32 bits is above 0.1.
+    dtype = np.result_type(entry.dtype, np.float16)
+    bounds = [columns.get(name, (-inf, inf)) for name in entry.columns]
+    lows, highs = np.array(bounds, dtype).T.copy()
+    is_complete = np.array([name in complete for name in entry.columns])
+
+    def check(array: Array) -> dict[str, Array]:
+        # Two comparisons decide the usual case, in which no number is missing.
+        if np.count_nonzero(array >= lows) == array.size == np.count_nonzero(array <= highs):
+            return {}
+        marks = (array < lows) | (array > highs) | (np.isnan(array) & is_complete)
+        if not np.count_nonzero(marks):
+            return {}
+        table = zip(entry.columns, as_table(marks).T, strict=True)
+        return {name: rows for name, rows in table if rows.any()}
+
+    return check
+
+
+def _text_check(entry: Input, columns: _Columns, complete: Sequence[str]) -> _Check:
+    """Return the check of an array of texts."""
+    inside = {}
+    for position, name in enumerate(entry.columns):
+        if name in columns:
+            missing = () if name in complete else (entry.missing, None)
+            inside[position] = name, frozenset([*columns[name], *missing])
+
+    def check(array: Array) -> dict[str, Array]:
+        outside = {}
+        texts = as_table(array).T.tolist()
+        for position, (name, known) in inside.items():
+            if not known.issuperset(texts[position]):
+                outside[name] = np.array([text not in known for text in texts[position]])
         return outside
+
+    return check
