@@ -221,7 +221,8 @@ MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
     },
     "shadow": {"disagreement": MonitorMetric("share", "<=", argument="variant")},
     "service_level": {
-        **dict.fromkeys(("error_rate", "flagged"), MonitorMetric("share", "<=")),
+        "error_rate": MonitorMetric("share", "<="),
+        "flagged": MonitorMetric("share", "<="),
         **dict.fromkeys(
             ("p50", "p90", "p95", "p99"),
             MonitorMetric("seconds", "<="),

@@ -16,13 +16,7 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, OutOfRange
 from mlflow_deploy_plugin.core.mlmodel import MALFORMED
 from mlflow_deploy_plugin.serve.runtime.artifact import Input
-from mlflow_deploy_plugin.serve.runtime.feeds import (
-    Array,
-    Feeds,
-    as_table,
-    object_array,
-    sent_arrays,
-)
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, as_table, sent_arrays
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 
@@ -78,7 +72,7 @@ class Guard:
                 column=column,
             )
         marks = np.column_stack([*outside.values()])
-        return object_array([",".join(compress(outside, row)) for row in marks])
+        return np.array([",".join(compress(outside, row)) for row in marks], object)
 
 
 def _number_check(entry: Input, columns: _Columns, complete: Sequence[str]) -> _Check:
@@ -88,8 +82,12 @@ def _number_check(entry: Input, columns: _Columns, complete: Sequence[str]) -> _
     bounds = [columns.get(name, (-inf, inf)) for name in entry.columns]
     lows, highs = np.array(bounds, dtype).T.copy()
     is_complete = np.array([name in complete for name in entry.columns])
+    low = lows[0].item()
+    high = highs[0].item()
 
     def check(array: Array) -> dict[str, Array]:
+        if array.size == 1 and low <= array.item() <= high:
+            return {}
         # Two comparisons decide the usual case, in which no number is missing.
         if np.count_nonzero(array >= lows) == array.size == np.count_nonzero(array <= highs):
             return {}
