@@ -359,8 +359,14 @@ def _documents(batch: CapturedBatch) -> Iterator[tuple[dict[str, Any], dict[str,
         tensors: dict[bool, list[object]] = {False: [], True: []}
         for name, array in columns.items():
             rows = array[number * batch.rows : (number + 1) * batch.rows]
-            tensor = {"name": name, "shape": rows.shape, "datatype": array_datatype(rows)}
-            tensors[is_prediction(name)].append({**tensor, "data": rows.ravel()})
+            tensors[is_prediction(name)].append(
+                {
+                    "name": name,
+                    "shape": rows.shape,
+                    "datatype": array_datatype(rows),
+                    "data": rows.ravel(),
+                }
+            )
         request = {**identity, "inputs": tensors[False]}
         yield request, {**identity, **answered, "outputs": tensors[True]}
 
