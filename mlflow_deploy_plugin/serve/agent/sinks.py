@@ -24,6 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -338,11 +339,13 @@ class Sink(threading.Thread):
                 answer = self._pool.request(
                     "POST", spec.url, body=body, headers=headers, retries=False, timeout=_TIMEOUT
                 )
-            pause = urllib3.Retry().parse_retry_after(answer.headers.get("retry-after", "0"))
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             # The text of the error may contain the address or a header.
-            raise _Unavailable(type(error).__name__, 0.0) from None
+            raise _Unavailable(f"events cannot be posted: {type(error).__name__}", 0.0) from None
         if answer.status not in {*range(200, 300), *_REJECTED}:
+            pause = 0.0
+            with suppress(urllib3.exceptions.InvalidHeader):
+                pause = urllib3.Retry().parse_retry_after(answer.headers.get("retry-after", ""))
             pause = min(pause, _LONGEST_RETRY_AFTER_SECONDS)
             raise _Unavailable(f"the destination answers {answer.status}", pause)
         return answer.status, answer.data[:_MOST_ANSWER_BYTES].decode(errors="replace")
