@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.core.spec.parts import (
     KubernetesSpec,
     ProviderOptions,
     ServerSpec,
+    SinkSpec,
     StickySpec,
     VariantSpec,
 )
@@ -53,6 +54,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "server.provider_options.": ProviderOptions,
     "container.": ContainerSpec,
     "capture.": CaptureSpec,
+    "capture.sinks.NAME.": SinkSpec,
     "variants.NAME.": VariantSpec,
     "monitors.NAME.": MonitorSpec,
     "monitors.NAME.retrain.": RetrainSpec,
@@ -67,6 +69,8 @@ _PARTS: Mapping[str, type[BaseModel]] = {
 has no dotted name.
 """
 _RETRAIN = ".retrain."
+_REMOVED = ("monitors.NAME.retrain.sample", "capture.sinks.NAME")
+"""The parts that `-C` removes if the value is empty."""
 
 
 def load_specs(text: str) -> list[EndpointSpec]:
@@ -251,13 +255,15 @@ def _field_path(dotted: str, value: object, spec: EndpointSpec) -> list[str]:
     field = ".".join(path)
     if path[0] in ("variants", "monitors"):
         field = ".".join([path[0], "NAME", *path[2:]])
+    elif path[:2] == ["capture", "sinks"]:
+        field = ".".join(["capture.sinks.NAME", *path[3:]])
     elif len(path) == 3 and ".".join(path[:2]) in _TABLES:
         field = ".".join(path[:2]) + _OF_TABLE
     is_model = field == "variants.NAME.model" and path[1] in spec.variants
     is_parameter_of_project = len(path) == 5 and path[2:4] == ["retrain", "parameters"]
-    is_removed_sample = field == "monitors.NAME.retrain.sample" and value == ""
+    is_removed = field in _REMOVED and value == ""
     field_names = [name for name, *_ in _fields()]
-    if not (field in field_names or is_model or is_parameter_of_project or is_removed_sample):
+    if not (field in field_names or is_model or is_parameter_of_project or is_removed):
         listed = "`mlflow deployments help -t onnxserve` lists the fields"
         hint = did_you_mean(field, field_names, listed)
         raise InvalidConfig(f"unknown config key {dotted!r}{hint}")

@@ -28,6 +28,8 @@ from mlflow_deploy_plugin.core.spec.types import (
     PROVIDER,
     REQUIREMENTS,
     SECRET_KEY,
+    SINK_URL,
+    SINK_VARIABLE,
     TAINT,
     VARIABLE,
     VARIABLE_VALUE,
@@ -249,8 +251,8 @@ class ServerSpec(SpecPart):
     explanations.
     """
     max_spool_bytes: int = Field(default=1024**3, ge=1024**2)
-    """Disk space for captured requests while the inference log is down. When it is
-    full, requests are answered but not captured.
+    """Disk space for captured requests while the inference log or a sink is down. When
+    it is full, requests are answered but not captured, or not sent to the sink.
     """
     response_cache_seconds: int = Field(default=300, ge=1, le=86400)
     """Time that a response stays in the cache."""
@@ -394,6 +396,31 @@ _RESERVED = ("_", "output.")
 """The prefixes of column names that the inference log reserves."""
 
 
+class SinkSpec(SpecPart):
+    """Another system that receives the captured requests."""
+
+    url: str = Field(pattern=SINK_URL)
+    """Address to which events are posted. It is shown with the spec and must not
+    contain a secret.
+    """
+    authorization: str | None = Field(default=None, pattern=SINK_VARIABLE)
+    """Environment variable of the server that contains the header Authorization:
+    ONNXSERVE_SINK_AUDIT.
+    """
+    batch: int = Field(default=100, ge=1, le=1000)
+    """Maximum number of events per POST. 1: single events in CloudEvents' binary mode.
+    """
+    kserve: bool = False
+    """true: like KServe's payload logger, post a single event for the request and
+    another one for its answer.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """The maximum number of events per POST; 1 also for KServe's receivers."""
+        return 1 if self.kserve else self.batch
+
+
 class CaptureSpec(SpecPart):
     """The part of the traffic that is captured for monitoring."""
 
@@ -416,6 +443,8 @@ class CaptureSpec(SpecPart):
     """Maximum age of rows and labels in the log: 90d. The controller deletes older
     ones, except those that a monitor still needs. Default: no limit.
     """
+    sinks: dict[Name, SinkSpec] = Field(default={})
+    """Other systems that receive the captured requests, by name."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "CaptureSpec":

@@ -20,6 +20,8 @@ folder. Each line has the file, its writer → its readers, and its content.
 - `server.json`, supervisor → everyone: process id, host, port
 - `server.log`, supervisor, workers, agent: their common log
 - `spool/`, workers → agent: captured requests (`serve/spool/`)
+- `sinks/`, agent: captured requests that wait for other systems
+  (`serve/agent/sinks.py`)
 - `metrics`, gunicorn: a link to the folder of the workers' counters
 - `counted.json`, gunicorn → agent: the rows that the last workers have counted
 - `history/`, agent → workers: counts of the last hour and day (`history.py`)

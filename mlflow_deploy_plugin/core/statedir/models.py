@@ -171,6 +171,21 @@ class LoadingState(State):
     folder: Path
 
 
+class SinkState(State):
+    """The state of a sink since the agent's start.
+
+    Attributes:
+        events: the number of events by outcome: sent, rejected (by the destination), or
+            dropped (the disk space of the spool was full).
+        waiting_bytes: the size of the requests that wait.
+        error: the reason why requests wait; empty if they are sent.
+    """
+
+    events: dict[str, int] = Field(default_factory=dict)
+    waiting_bytes: int = 0
+    error: str = ""
+
+
 class ShippingState(State):
     """The state of shipping the spool to the inference log.
 
@@ -189,6 +204,7 @@ class ShippingState(State):
     torn_segments: int = 0
     broken_segments: int = 0
     complete_until: float = 0.0
+    sinks: dict[str, SinkState] = Field(default_factory=dict)
 
 
 class RefusedVersion(State):

@@ -50,6 +50,7 @@ from mlflow_deploy_plugin.serve.agent.keys import api_key_fetcher, issuer_key_fe
 from mlflow_deploy_plugin.serve.agent.progress import WatermarkWriter
 from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
+from mlflow_deploy_plugin.serve.agent.sinks import Sinks
 from mlflow_deploy_plugin.serve.spool.frames import segments
 
 _log = logging.getLogger("mlflow_deploy_plugin.serve.agent")
@@ -166,7 +167,8 @@ def _run(
             else.
     """
     settings = load_settings()
-    shipper = Shipper(state_dir / SPOOL, settings.inference_log)
+    sinks = Sinks(state_dir)
+    shipper = Shipper(state_dir / SPOOL, settings.inference_log, hold=sinks.hold)
     watermark = WatermarkWriter(state_dir, shipper.location, shipper.progress)
     failed = threading.Event()
     if not only_ship:
@@ -182,6 +184,7 @@ def _run(
             PollPolicy(settings.poll_seconds, follow, time.monotonic),
         )
         server = load_stored_specs((state_dir / SPEC).read_text())[0].server
+        sinks.max_bytes = server.max_spool_bytes
         key_fetchers = []
         if server.api_keys:
             key_fetchers.append(
@@ -204,7 +207,7 @@ def _run(
             state_dir,
             resolver,
             time.time,
-            lambda: shipper.state,
+            lambda: shipper.state.model_copy(update={"sinks": dict(sinks.states)}),
             key_fetchers,
             recorder,
             FeedFollower(stop),
@@ -232,6 +235,7 @@ def _run(
             watermark.round()
     shipper.ship()
     watermark.end(is_shipped=not segments(state_dir / SPOOL))
+    sinks.end()
     return 1 if failed.is_set() else 0
 
 

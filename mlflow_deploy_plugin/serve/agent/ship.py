@@ -42,6 +42,7 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     write_file,
 )
 from mlflow_deploy_plugin.serve.inference_log.tables import TIME, concat_tables, nested_lists
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import (
     as_text,
     cast_columns_losslessly,
@@ -84,8 +85,9 @@ class _SegmentError(Exception):
 
 class Shipper:
     """Ships the segments in `spool` to the log at `log_uri`. Another thread may read
-    `state`, the shipping state for agent.json. Raises InvalidConfig for a URI that
-    cannot be written.
+    `state`, the shipping state for agent.json. `hold` is called with the segments
+    before they are shipped and removed. Raises InvalidConfig for a URI that cannot be
+    written.
     """
 
     def __init__(
@@ -94,8 +96,10 @@ class Shipper:
         log_uri: str,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
+        hold: Callable[[Sequence[Path]], None] = lambda listed: None,
     ) -> None:
         self._spool = spool
+        self._hold = hold
         self.location = locate_log(log_uri)
         self._now = now
         self.progress = ShippingProgress(spool)
@@ -115,10 +119,12 @@ class Shipper:
         due if its worker has released it, if it has not grown since the last round, or
         if a part of it has waited for `_LONGEST_WAIT_SECONDS`.
         """
+        listed = self._list_segments()
+        self._hold(listed)
         if self._clock() < self._retry_at:
             return 0
         due = []
-        for segment in self._list_segments():
+        for segment in listed:
             now = self._clock()
             moment = self._now()
             try:
@@ -141,7 +147,9 @@ class Shipper:
 
     def ship(self) -> int:
         """Ship the new rows of all segments, including segments that are not due."""
-        return self._ship(self._list_segments())
+        listed = self._list_segments()
+        self._hold(listed)
+        return self._ship(listed)
 
     def _list_segments(self) -> list[Path]:
         """Return the segments in the spool, and tell the progress about them."""
@@ -386,6 +394,15 @@ def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tupl
         yield name, labels_table(labels)
 
 
+def captured_columns(batch: CapturedBatch) -> dict[str, Array]:
+    """Return the model's columns by name, [N * rows, …], with the hashes of masked
+    columns. A column has the type of the signature if this cast is lossless.
+    """
+    schema = batch.model.schema
+    columns = to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs)
+    return cast_columns_losslessly(schema.dtypes, columns) | batch.masked
+
+
 def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
     """Return one row per captured row: the columns of every table, then the model's
     columns, then the keys that have a value.
@@ -394,12 +411,7 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
     if batch.is_failed:
         columns |= {name: pa.array(texts, pa.string()) for name, texts in batch.outputs.items()}
         return pa.table(columns)
-    schema = batch.model.schema
-    arrays = cast_columns_losslessly(
-        schema.dtypes,
-        to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs),
-    )
-    arrays |= batch.masked
+    arrays = captured_columns(batch)
     key_arrays = {name: arrays[name] for name in batch.model.keys if name in arrays}
     for name, array in arrays.items():
         if name not in key_arrays:
@@ -435,11 +447,11 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
     def constant(value: object) -> pa.Array:
         return pa.repeat(value, requests * rows)
 
-    request_ids = _to_arrow(batch.request_ids)
+    request_ids = to_arrow(batch.request_ids)
     return {
         EVENT_TIME: per_row(pa.array(batch.event_times).view(TIME)),
         "_received_time": per_row(pa.array(batch.received_times).view(TIME)),
-        "_prediction_id": per_row(_to_arrow(batch.prediction_ids)),
+        "_prediction_id": per_row(to_arrow(batch.prediction_ids)),
         "_request_id": per_row(request_ids),
         "_variant": constant(batch.variant),
         SHADOW: constant(batch.is_shadow),
@@ -454,7 +466,7 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
     }
 
 
-def _to_arrow(texts: Utf8Array) -> pa.Array:
+def to_arrow(texts: Utf8Array) -> pa.Array:
     """Return the texts as an Arrow array, without decoding them."""
     buffers = [
         None,

@@ -172,6 +172,10 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
                 "`server` cannot be changed by a load, because all endpoints share the running "
                 "server"
             )
+        if specs[0].capture.sinks:  # The caller could read the server's secrets.
+            raise InvalidConfig(
+                "`capture.sinks` cannot be set by a load: set it in the server's spec"
+            )
         return specs[0]
     except InvalidConfig as error:
         raise InvalidConfig(error.message[:_LONGEST_MESSAGE]) from None

@@ -75,7 +75,19 @@ def agent_metrics_page(state_dir: Path) -> bytes:
             "every 10 s.",
         ),
     ]
-    return prometheus_text([*families, refused])
+    events = MetricFamily(
+        "onnxserve_sink_events",
+        "counter",
+        "Events by sink and outcome since the agent's start: sent, rejected or dropped.",
+    )
+    waiting = MetricFamily("onnxserve_sink_waiting_bytes", "gauge", "Size of a sink's queue.")
+    for name, sink in state.shipping.sinks.items():
+        waiting.series.append(MetricSeries({"sink": name}, float(sink.waiting_bytes)))
+        events.series.extend(
+            MetricSeries({"sink": name, "outcome": outcome}, float(number))
+            for outcome, number in sink.events.items()
+        )
+    return prometheus_text([*families, refused, events, waiting])
 
 
 _GPU_GAUGES: dict[str, tuple[str, Callable[[Any, Any], float]]] = {

@@ -156,6 +156,15 @@ def test_first_document_describes_the_server():
             "name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}",
             "'x' is repeated",
         ),
+        (
+            "name: x\nvariants: {x: {model: m}}\ncapture: {sinks: {a: {url: 'http://u:p@h'}}}",
+            "capture.sinks.a.url: an address with http:// or https://, without a user",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\n"
+            "capture: {sinks: {a: {url: 'http://h', authorization: AWS_SECRET}}}",
+            "capture.sinks.a.authorization: an environment variable whose name begins with ",
+        ),
     ],
 )
 def test_invalid_document_error_names_field(text, said):
@@ -178,7 +187,7 @@ def test_field_reference_is_complete():
     } <= names
     assert all(kind and description for _, kind, _, description in rows)
     for name in names:
-        if name.startswith(("server.", "capture.")):
+        if name.startswith(("server.", "capture.")) and "NAME" not in name:
             value = attrgetter(name)(flights())
             if value is not None:
                 assert apply_config(flights(), {name: value}) == flights()
@@ -226,6 +235,14 @@ def test_provider_options_are_set_by_dotted_name():
         apply_config(changed, dict.fromkeys(options, "")).server.provider_options
         == ProviderOptions()
     )
+
+
+def test_sink_is_set_and_removed():
+    changed = apply_config(flights(), {"capture.sinks.audit.url": "http://audit:8080/in?a=b"})
+    assert changed.capture.sinks["audit"].batch == 100
+    assert load_specs(dump_spec(changed)) == [changed]
+    for name in ("capture.sinks.audit", "capture.sinks"):
+        assert apply_config(changed, {name: ""}) == flights()
 
 
 def test_names_may_contain_dots():

@@ -66,6 +66,7 @@ def test_load_may_define_the_endpoint():
         "",
         "name: e",
         "name: e\nvariants: {v: {model: x}}\n---\nname: f\nvariants: {v: {model: x}}",
+        "name: e\nvariants: {v: {model: x}}\ncapture: {sinks: {a: {url: 'http://h'}}}",
         "\x00",
     ],
 )

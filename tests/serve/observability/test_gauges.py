@@ -10,7 +10,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.core.statedir.files import AGENT, write_state
-from mlflow_deploy_plugin.core.statedir.models import AgentState, RefusedVersion, ShippingState
+from mlflow_deploy_plugin.core.statedir.models import (
+    AgentState,
+    RefusedVersion,
+    ShippingState,
+    SinkState,
+)
 from mlflow_deploy_plugin.serve.observability import gauges
 from mlflow_deploy_plugin.serve.observability.gauges import agent_metrics_page, gpu_metrics_page
 
@@ -107,7 +112,8 @@ def samples(state_dir):
 
 
 def test_agent_state_is_metrics(tmp_path):
-    shipping = ShippingState(complete_until=120.0)
+    sink = SinkState(events={"sent": 3}, waiting_bytes=7)
+    shipping = ShippingState(complete_until=120.0, sinks={"audit": sink})
     state = AgentState(
         pid=os.getpid(),
         checked_at=12.5,
@@ -124,6 +130,8 @@ def test_agent_state_is_metrics(tmp_path):
         "onnxserve_registry_checked_timestamp_seconds": [({}, 12.5)],
         "onnxserve_keys_fetched_timestamp_seconds": [({}, 11.5)],
         "onnxserve_log_complete_until_timestamp_seconds": [({}, 120.0)],
+        "onnxserve_sink_events": [({"sink": "audit", "outcome": "sent"}, 3.0)],
+        "onnxserve_sink_waiting_bytes": [({"sink": "audit"}, 7.0)],
         "onnxserve_wanted_version_refused": [
             (
                 {"endpoint": "e", "variant": "v", "model": 'x"\n', "version": "2", "cause": "gate"},

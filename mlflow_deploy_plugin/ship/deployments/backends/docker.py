@@ -327,11 +327,11 @@ class DockerBackend(MachineBackend):
                 continue
             self._end(server)
             folder = home / server.labels[SLOT]
-            # Keep the captured rows that are not yet in the log.
-            spool = home / (slot or "1") / files.SPOOL
-            for segment in (folder / files.SPOOL).glob("*.seg"):
-                containers.make_folder(spool)
-                segment.replace(spool / segment.name)
+            # Keep the captured rows that are not yet in the log or sent to a sink.
+            for segment in folder.rglob("*.seg"):
+                kept = home / (slot or "1") / segment.relative_to(folder)
+                containers.make_folder(kept.parent)
+                segment.replace(kept)
             shutil.rmtree(folder, ignore_errors=True)
         server = self._server(name)
         if server is not None and server.name != server_name(name):

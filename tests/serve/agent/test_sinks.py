@@ -1,0 +1,256 @@
+"""`Sinks`: captured requests are sent to other systems."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, SinkSpec
+from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
+from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint
+from mlflow_deploy_plugin.serve.agent.ship import Shipper
+from mlflow_deploy_plugin.serve.agent.sinks import DEAD, Sink, Sinks
+from mlflow_deploy_plugin.serve.spool.captured_model import exclude_columns
+from mlflow_deploy_plugin.serve.spool.frames import segments
+from tests.support import shipping
+from tests.support.services.listener import answering
+from tests.support.shipping import write
+
+INPUTS = [
+    {"name": "carrier", "datatype": "BYTES", "shape": [2], "data": ["AA", "UA"]},
+    {"name": "distance", "datatype": "FP64", "shape": [2], "data": [0.0, 1.0]},
+]
+OUTPUTS = [
+    {"name": "prediction", "datatype": "BYTES", "shape": [2], "data": ["late", "late"]},
+    {"name": "output.probabilities", "datatype": "FP32", "shape": [2, 2], "data": [0.5] * 4},
+]
+IDENTITY = {"id": "p-a", "parameters": {"request_id": "a"}}
+ANSWER = {**IDENTITY, "model_name": "tiny", "model_version": "3", "outputs": OUTPUTS}
+ATTRIBUTES = {
+    "specversion": "1.0",
+    "id": "p-a",
+    "source": "/endpoints/flights",
+    "time": "2026-06-01T12:00:00.000000Z",
+    "inferenceservicename": "flights",
+    "namespace": "default",
+    "component": "predictor",
+    "endpoint": "champion",
+}
+
+
+class Destination:
+    """A receiver that answers with `status`; `answer` may compute it from the ids of
+    the events.
+    """
+
+    def __init__(self):
+        self.posts = []
+        self.headers = []
+        self.answer = lambda ids: 202
+
+    def take(self, request, body):
+        content = json.loads(body)
+        self.posts.append((dict(request.headers), content))
+        status = self.answer(self.ids(content))
+        return status, "text/plain", "no", *self.headers
+
+    def ids(self, content):
+        return [event["id"] for event in ([content] if isinstance(content, dict) else content)]
+
+    @property
+    def received(self):
+        return [self.ids(content) for _, content in self.posts]
+
+
+@pytest.fixture
+def destination():
+    destination = Destination()
+    with answering(destination.take) as destination.url:
+        yield destination
+
+
+@pytest.fixture
+def start(tmp_path, destination, clock):
+    """Return a function that makes a sink, as each start of the agent does."""
+
+    def start(**options):
+        specs = {"flights": {"audit": SinkSpec(url=destination.url, **options)}}
+        return Sink("audit", tmp_path, specs, threading.Event(), clock)
+
+    return start
+
+
+@pytest.fixture
+def send(tmp_path, writer, start):
+    """Return a function that sends the captured requests, and returns the state."""
+
+    def send(sink, max_bytes=math.inf):
+        sink.hold(segments(tmp_path / "spool"), max_bytes)
+        sink.round()
+        return sink.hold([], max_bytes)
+
+    return send
+
+
+def test_event_has_the_request_and_answer(writer, start, send, destination):
+    write(writer, "a", ["AA", "UA"])
+    write(writer, "b", ["AA"])
+    state = send(start())
+    ((headers, (event, other)),) = destination.posts
+    assert headers["content-type"] == "application/cloudevents-batch+json"
+    assert event == {
+        **ATTRIBUTES,
+        "type": "org.kubeflow.serving.inference.response",
+        "datacontenttype": "application/json",
+        "data": {**ANSWER, "inputs": INPUTS},
+    }
+    assert other["id"] == "p-b"
+    assert (state.events, state.waiting_bytes) == ({"sent": 2}, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "bodies"),
+    [
+        ({"batch": 1}, {"response": {**ANSWER, "inputs": INPUTS}}),
+        ({"kserve": True}, {"request": {**IDENTITY, "inputs": INPUTS}, "response": ANSWER}),
+    ],
+)
+def test_single_events_have_headers(writer, start, send, destination, options, bodies):
+    write(writer, "a", ["AA", "UA"])
+    send(start(**options))
+    for (headers, content), (kind, body) in zip(destination.posts, bodies.items(), strict=True):
+        sent = {name[3:]: value for name, value in headers.items() if name.startswith("ce-")}
+        assert sent == {**ATTRIBUTES, "type": f"org.kubeflow.serving.inference.{kind}"}
+        assert content == body
+
+
+@pytest.mark.parametrize(
+    ("status", "header"), [(503, ("Retry-After", "90")), (429, None), (302, ("Location", "/else"))]
+)
+def test_requests_wait_for_the_destination(
+    writer, start, send, destination, tmp_path, clock, status, header
+):
+    destination.answer = lambda ids: status
+    destination.headers = [header] if header else []
+    sink = start()
+    shipper = Shipper(
+        tmp_path / "spool", str(tmp_path / "log"), hold=lambda listed: sink.hold(listed, math.inf)
+    )
+    for request in "ab":
+        write(writer, request, ["AA"])
+        writer.close()
+        assert shipper.ship() == 1  # The log does not wait.
+    state = send(sink)
+    assert state.waiting_bytes
+    assert str(status) in state.error
+    destination.answer = lambda ids: 200
+    clock.now += 80 if status == 503 else 1
+    assert send(sink).error  # The pause is not over.
+    clock.now += 15
+    assert send(sink).error == ""
+    assert not [*sink.folder.iterdir()]
+    assert destination.received == [["p-a"], ["p-a"], ["p-b"]]
+
+
+def test_rejected_event_is_set_aside(writer, start, send, destination):
+    for request in "abcde":
+        write(writer, request, ["AA"])
+    destination.answer = lambda ids: 400 if "p-c" in ids else 200
+    sink = start()
+    assert send(sink).events == {"sent": 4, "rejected": 1}
+    (line,) = (sink.folder / DEAD).read_text().splitlines()
+    dead = json.loads(line)
+    assert (dead["status"], dead["answer"], dead["event"]["id"]) == (400, "no", "p-c")
+
+
+def test_excluded_columns_are_not_sent(writer, start, send, destination, monkeypatch):
+    hidden = exclude_columns(shipping.TABULAR, ("distance",), ("carrier", "prediction"))
+    monkeypatch.setattr(shipping, "TABULAR", hidden)
+    write(writer, "a", ["AA"])
+    send(start())
+    ((_, (event,)),) = destination.posts
+    (carrier,) = event["data"]["inputs"]
+    assert (carrier["name"], len(carrier["data"][0])) == ("carrier", 32)
+    assert "late" not in json.dumps(event)
+
+
+def test_oldest_requests_are_dropped_at_the_limit(writer, start, send, destination, tmp_path):
+    destination.answer = lambda ids: 503
+    sink = start()
+    for request in "ab":
+        write(writer, request, ["AA"])
+        writer.close()
+        assert not send(sink).events
+        for segment in (tmp_path / "spool").iterdir():
+            segment.unlink()
+        limit = sum(segment.stat().st_size for segment in segments(sink.folder)) - 1
+    assert send(sink, limit).events == {"dropped": 1}
+    assert len(segments(sink.folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("secret", "error"), [("", "ONNXSERVE_SINK_A"), ("se\ncret", "ValueError")]
+)
+def test_secret_is_only_in_the_header(
+    writer, start, send, destination, monkeypatch, caplog, secret, error
+):
+    write(writer, "a", ["AA"])
+    sink = start(authorization="ONNXSERVE_SINK_A")
+    monkeypatch.setenv("ONNXSERVE_SINK_A", secret)
+    assert error in send(sink).error
+    assert "cret" not in caplog.text
+    monkeypatch.setenv("ONNXSERVE_SINK_A", "Bearer secret\n")
+    send(start(authorization="ONNXSERVE_SINK_A"))
+    ((headers, _),) = destination.posts
+    assert headers["authorization"] == "Bearer secret"
+
+
+def test_new_sink_starts_after_the_log(writer, shipper, tmp_path, start, send, destination):
+    write(writer, "a", ["AA"])
+    assert shipper.ship() == 1
+    write(writer, "b", ["AA"])
+    send(start())
+    assert destination.received == [["p-b"]]
+
+
+@pytest.fixture
+def wanted(tmp_path, destination):
+    """Make the sink wanted, as the agent does for the endpoint's spec."""
+    capture = CaptureSpec(sinks={"audit": SinkSpec(url=destination.url, batch=2)})
+    endpoint = WantedEndpoint(variants={}, capture=capture)
+    write_state(tmp_path / WANTED, Wanted(generation=1, endpoints={"flights": endpoint}))
+
+
+def test_threads_send_at_the_end(tmp_path, writer, destination, wanted):
+    write(writer, "a", ["AA"])
+    sinks = Sinks(tmp_path)
+    sinks.hold(segments(tmp_path / "spool"))
+    sinks.end()
+    assert destination.received == [["p-a"]]
+
+
+@pytest.mark.long
+def test_killed_agent_continues_at_its_position(tmp_path, writer, destination, wanted):
+    for request in "abcde":
+        write(writer, request, ["AA"])
+    writer.close()
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(tmp_path), "--ship"]
+    environment = os.environ | {"ONNXSERVE_LOG_URI": str(tmp_path / "log")}
+    agents = [subprocess.Popen(command, env=environment)]
+
+    def kill_at_second(ids):
+        if "p-c" in ids and len(agents) == 1:
+            agents[0].kill()
+        return 200
+
+    destination.answer = kill_at_second
+    assert agents[0].wait(60) == -signal.SIGKILL
+    agents.append(subprocess.Popen(command, env=environment))
+    assert agents[1].wait(60) == 0
+    assert destination.received == [["p-a", "p-b"], *2 * [["p-c", "p-d"]], ["p-e"]]
+    assert not [*(tmp_path / "sinks" / "audit").iterdir()]
