@@ -28,8 +28,8 @@ class InferResponse:
 
     `prediction_id` is unique, because feedback is joined to predictions by this id.
     `body` is the encoded response to a request with a `body`, otherwise empty.
-    `is_cached` is None if the outputs are not cacheable. `guard` describes the rows
-    outside of the training rows, as `age,state; rows=2`; empty without such rows.
+    `is_cached` is None if the outputs are not cacheable. `outside` has the columns
+    of each row that are outside of the training rows, [N] objects.
     """
 
     id: str
@@ -37,7 +37,7 @@ class InferResponse:
     outputs: dict[str, Array]
     body: bytes = b""
     is_cached: bool | None = None
-    guard: str = ""
+    outside: Array | None = None
 
 
 class EncodedResponse(NamedTuple):

@@ -83,7 +83,7 @@ _RESPONSE_HEADERS = {
     "X-Model-Variant": (
         "the variant that computed the response, if the endpoint has several variants"
     ),
-    "X-Guard": "the columns and the number of rows outside of the training rows, if any",
+    "X-Guard": "the columns of the first row outside of the training rows, and the number of rows",
 }
 
 
