@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.core.spec.parts import (
     CaptureSpec,
     ContainerSpec,
     EndpointSpec,
+    JobsSpec,
     KubernetesSpec,
     ProviderOptions,
     ServerSpec,
@@ -50,6 +51,7 @@ _OF_TABLE = ".VARIABLE"
 _PARTS: Mapping[str, type[BaseModel]] = {
     "server.": ServerSpec,
     "server.provider_options.": ProviderOptions,
+    "server.jobs.": JobsSpec,
     "container.": ContainerSpec,
     "capture.": CaptureSpec,
     "variants.NAME.": VariantSpec,

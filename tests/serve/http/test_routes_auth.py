@@ -67,6 +67,8 @@ def need_of(path, method):
         return ""
     if path.endswith(("/load", "/unload")):
         return "admin"
+    if "/jobs" in path:
+        return "infer"
     if path.startswith("/v1/models/NAME[") and method == "GET":
         return "describe"
     if path.startswith("/v2/models/NAME[") and path.endswith(("]", "/ready", "/config")):

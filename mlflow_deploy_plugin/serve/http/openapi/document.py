@@ -273,6 +273,8 @@ def _operation_object(
             if f"{{{name}}}" in path:  # The values are those that the endpoint has now.
                 schema = {"type": "string", "enum": list(values)}
                 parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
+    if "{job}" in path:
+        parameters.append({"name": "job", "in": "path", "required": True, "schema": STRING})
     errors = {*operation.errors, *errors}
     if "{" in path:
         errors.add(400)
