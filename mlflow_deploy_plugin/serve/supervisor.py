@@ -196,6 +196,7 @@ class _Supervisor:
         self._kill_orphans_at = math.inf
         self._metrics_process: SupervisedChild | None = None
         self._jobs: SupervisedChild | None = None
+        self._start_jobs_at = 0.0
         self._restarts = 0
         self._is_ready = False  # remains True once every worker has answered
         self._phase: Phase = "starting"
@@ -305,13 +306,12 @@ class _Supervisor:
                 # At the limit of processes or files, the next check tries again.
                 with suppress(OSError):
                     self._metrics_process = self._children.start(command, [port])
-            jobs = self._jobs
-            is_over = jobs is None or (
-                jobs.exit_status is not None and time.monotonic() - jobs.started_at > _JOBS_SECONDS
-            )
-            with suppress(OSError):
-                if self._is_ready and is_over and has_work(self.state_dir, self.server.jobs):
-                    self._jobs = self._children.start(self.jobs_command)
+            if self._is_ready and time.monotonic() >= self._start_jobs_at:
+                is_over = self._jobs is None or self._jobs.exit_status is not None
+                with suppress(OSError):
+                    if is_over and has_work(self.state_dir, self.server.jobs):
+                        self._jobs = self._children.start(self.jobs_command)
+                        self._start_jobs_at = time.monotonic() + _JOBS_SECONDS
             if self.shared is not None and self.shared.is_gone:
                 raise DeploymentFailed("the process that provides the listening socket has exited")
 

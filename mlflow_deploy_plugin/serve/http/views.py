@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.core.statedir.history import SPANS, read_history
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.serve.inference import explain as explanations
 from mlflow_deploy_plugin.serve.inference import management
-from mlflow_deploy_plugin.serve.inference.jobs import accept_job, find_job
+from mlflow_deploy_plugin.serve.inference.jobs import accept_job, find_job, read_request
 from mlflow_deploy_plugin.serve.inference.pipeline import infer
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, request_id
@@ -274,8 +274,8 @@ def create_job(
     """Return 202 with a job for the file in the body, or for URIs. `upload` is a file
     that still arrives.
 
-    Raises the errors of `identify`, `select_variant`, `media_type` and `accept_job`,
-    and InvalidConfig if this server runs no jobs.
+    Raises the errors of `identify`, `select_variant`, `media_type`, `read_request` and
+    `accept_job`, and InvalidConfig if this server runs no jobs.
     """
     server.auth.identify(request, "infer", endpoint)
     spec = server.spec.jobs
@@ -287,14 +287,15 @@ def create_job(
         )
     loaded = server.repository.select_variant(endpoint).loaded
     served = {**vars(loaded), "model_uri": f"models:/{loaded.model}/{loaded.version}"}
-    options: dict[str, object]
+    fields: dict[str, object]
     if media == JSON:
-        options = {"input": "", "output": "", **json_object(request.body)}
+        fields = json_object(request.body)
     else:
         upload = upload or [request.body]
-        file = {"input": f"input.{JOB_FORMATS[media]}", "output": ""}
-        options = {**dict(parse_qsl(request.query)), **file}
-    job = accept_job(state_dir, spec, {**options, "endpoint": endpoint, "variant": served}, upload)
+        fields = dict(parse_qsl(request.query))
+        fields |= {"input": f"input.{JOB_FORMATS[media]}", "output": ""}
+    fields |= {"endpoint": endpoint, "variant": served}
+    job = accept_job(state_dir, spec, read_request(spec, fields, upload is not None), upload)
     location = f"/endpoints/{quote(endpoint, safe='')}/jobs/{job.folder.name}"
     return RawResponse(202, dump_json(job.document), JSON, {"Location": location})
 

@@ -48,8 +48,8 @@ class JobRequest(State):
 
     endpoint: str
     variant: WantedVariant
-    input: str
-    output: str
+    input: str = ""
+    output: str = ""
     keep: Annotated[tuple[str, ...], BeforeValidator(split_list)] = ()
     format: Literal["csv", "jsonl", "parquet"] | None = None
     on_error: Literal["fail", "skip-row"] = "fail"
@@ -144,20 +144,12 @@ def delete_old_jobs(state_dir: Path, spec: JobsSpec) -> None:
             shutil.rmtree(left)
 
 
-def accept_job(
-    state_dir: Path,
-    spec: JobsSpec,
-    options: Mapping[str, object],
-    upload: Iterable[bytes] | None = None,
-) -> Job:
-    """Store a job, and return it. `options` are the fields of `JobRequest`, and
-    `upload` is the content of the file `input`; None for URIs.
-
-    Raises InvalidRequest for an option, TooManyRequests, BodyTooLarge, and NotReady if
-    the disk is full.
+def read_request(spec: JobsSpec, fields: Mapping[str, object], is_upload: bool) -> JobRequest:
+    """Return the request with these fields. Raises InvalidRequest, also if an address
+    is not allowed.
     """
     try:
-        request = JobRequest.model_validate(options)
+        request = JobRequest.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidRequest(f"the job's {first['loc'][0]}: {first['msg']}") from None
@@ -166,13 +158,22 @@ def accept_job(
             "the job's callback: this server cannot sign it, because ONNXSERVE_CALLBACK_SECRET is "
             "not set; poll the job instead"
         )
-    for name in ("input", "output") if upload is None else ():
+    for name in () if is_upload else ("input", "output"):
         uri = getattr(request, name)
         if ".." in uri or not uri.startswith(spec.uris):
             raise InvalidRequest(
                 f"the job's {name} {uri[:200]!r} is not below {' or '.join(spec.uris) or 'a URI'} "
                 "of this server's server.jobs.uris"
             )
+    return request
+
+
+def accept_job(
+    state_dir: Path, spec: JobsSpec, request: JobRequest, upload: Iterable[bytes] | None = None
+) -> Job:
+    """Store a job, and return it. `upload` is the content of the file `input`; None for
+    URIs. Raises TooManyRequests, BodyTooLarge, and NotReady if the disk is full.
+    """
     # The jobs are sorted by their names.
     folder = state_dir / "jobs" / f"{time.time_ns():016x}{os.urandom(8).hex()}"
     hidden = folder.with_name(f".{folder.name}")

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.serve.inference.jobs import (
     find_job,
     has_work,
     read_jobs,
+    read_request,
 )
 from tests.support.refusals import refused
 
@@ -24,6 +25,9 @@ JOB = {
     "input": "s3://lake/in/rows.csv",
     "output": "s3://lake/out/1",
 }
+
+
+REQUEST = read_request(SPEC, JOB, is_upload=False)
 
 
 def end(job):
@@ -45,21 +49,20 @@ def end(job):
         ("pages", 1),
     ],
 )
-def test_option_is_refused(tmp_path, name, value):
+def test_option_is_refused(name, value):
     with refused(InvalidRequest, name):
-        accept_job(tmp_path, SPEC, {**JOB, name: value})
-    assert read_jobs(tmp_path) == []
+        read_request(SPEC, {**JOB, name: value}, is_upload=False)
 
 
 def test_jobs_are_bounded_until_they_end(tmp_path):
-    first, second = (accept_job(tmp_path, SPEC, JOB) for _ in range(2))
+    first, second = (accept_job(tmp_path, SPEC, REQUEST) for _ in range(2))
     with pytest.raises(TooManyRequests) as refusal:
-        accept_job(tmp_path, SPEC, JOB)
+        accept_job(tmp_path, SPEC, REQUEST)
     assert refusal.value.retry_after
     with pytest.raises(BodyTooLarge):
-        accept_job(tmp_path, SPEC, {**JOB, "input": "input.csv"}, [b"0" * 1025])
+        accept_job(tmp_path, SPEC, REQUEST.model_copy(update={"input": "a"}), [b"0" * 1025])
     second.cancel_mark.touch()
-    accept_job(tmp_path, SPEC, JOB)
+    accept_job(tmp_path, SPEC, REQUEST)
     assert [job.state.state for job in read_jobs(tmp_path)] == ["queued", "cancelled", "queued"]
     with pytest.raises(NotFound):
         find_job(tmp_path, "f", first.folder.name)
@@ -67,7 +70,7 @@ def test_jobs_are_bounded_until_they_end(tmp_path):
 
 def test_ended_jobs_are_kept_by_age_and_size(tmp_path):
     old, large, small = (
-        accept_job(tmp_path, SPEC.model_copy(update={"max_jobs": 3}), JOB) for _ in range(3)
+        accept_job(tmp_path, SPEC.model_copy(update={"max_jobs": 3}), REQUEST) for _ in range(3)
     )
     for job in (old, large, small):
         end(job)

@@ -9,7 +9,7 @@ import boto3
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import JobsSpec, ServerSpec
-from mlflow_deploy_plugin.serve.inference.jobs import accept_job, find_job
+from mlflow_deploy_plugin.serve.inference.jobs import accept_job, find_job, read_request
 from mlflow_deploy_plugin.ship.batch.jobs import run_jobs
 from tests.support.refusals import mentions
 from tests.support.servers import variant, write_spec
@@ -30,8 +30,8 @@ def accept(tmp_path, model):
     job = {"endpoint": "e", "variant": variant(model), "input": "input.csv", "output": ""}
 
     def accept(content=None, **options):
-        upload = None if content is None else [content]
-        return accept_job(state_dir, SPEC, {**job, **options}, upload)
+        request = read_request(SPEC, {**job, **options}, is_upload=bool(content))
+        return accept_job(state_dir, SPEC, request, [content] if content else None)
 
     return accept
 
