@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.errors import (
     TooManyRequests,
 )
 from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import field_problem
 from mlflow_deploy_plugin.core.spec.parts import JobsSpec
 from mlflow_deploy_plugin.core.spec.types import HTTP_URL, duration_seconds, split_list
 from mlflow_deploy_plugin.core.statedir.files import locked, read_state, write_state
@@ -41,7 +42,7 @@ class JobRequest(State):
         variant: the version that was served then.
         input: a URI, or the name of the upload in the job's folder.
         output: a URI; empty for an upload.
-        callback: the URL that is called at the end; empty for none.
+        callback: the URL that is called at the end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,12 +54,12 @@ class JobRequest(State):
     keep: Annotated[tuple[str, ...], BeforeValidator(split_list)] = ()
     format: Literal["csv", "jsonl", "parquet"] | None = None
     on_error: Literal["fail", "skip-row"] = "fail"
-    callback: str = Field(default="", pattern=f"^$|{HTTP_URL}")
+    callback: str | None = Field(default=None, pattern=HTTP_URL)
 
 
 class JobState(State):
-    """The state of a job. `rows` counts since the last start of the server, `error` is
-    the reason of a failure, and `calls_left` the attempts for the callback.
+    """The state of a job. `rows` may be too low after a restart, `error` is the reason
+    of a failure, and `calls_left` the attempts for the callback.
     """
 
     state: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
@@ -151,8 +152,8 @@ def read_request(spec: JobsSpec, fields: Mapping[str, object], is_upload: bool) 
     try:
         request = JobRequest.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidRequest(f"the job's {first['loc'][0]}: {first['msg']}") from None
+        problem = field_problem(error, JobRequest.model_fields)
+        raise InvalidRequest(f"the job: {problem[:500]}") from None
     if request.callback and not load_settings().callback_secret:
         raise InvalidRequest(
             "the job's callback: this server cannot sign it, because ONNXSERVE_CALLBACK_SECRET is "
@@ -162,8 +163,8 @@ def read_request(spec: JobsSpec, fields: Mapping[str, object], is_upload: bool) 
         uri = getattr(request, name)
         if ".." in uri or not uri.startswith(spec.uris):
             raise InvalidRequest(
-                f"the job's {name} {uri[:200]!r} is not below {' or '.join(spec.uris) or 'a URI'} "
-                "of this server's server.jobs.uris"
+                f"the job's {name} {uri[:200]!r} is not below an address of server.jobs.uris, "
+                f"which are {' and '.join(spec.uris) or 'none, so upload the file'}"
             )
     return request
 

@@ -70,14 +70,14 @@ def _run(job: Job, workers: int) -> JobState:
     """Run a job, and return its last state."""
     request = job.request
     variant = request.variant
-    state = JobState(state="running")
+    state = job.state
 
     def report(progress: BatchProgress) -> None:
         nonlocal state
         before = progress.finished_before
         state = JobState(
             state="running",
-            rows=progress.rows,
+            rows=max(state.rows, progress.rows),
             parts=progress.parts + before,
             parts_done=progress.parts_done + before,
         )

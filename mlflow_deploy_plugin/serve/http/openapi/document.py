@@ -276,8 +276,15 @@ def _operation_object(
                 schema = {"type": "string", "enum": list(values)}
                 parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
     if "{job}" in path:
-        job = {"name": "job", "in": "path", "required": True, "schema": STRING}
-        parameters.append({**job, "description": "the id of the job"})
+        parameters.append(
+            {
+                "name": "job",
+                "in": "path",
+                "required": True,
+                "schema": STRING,
+                "description": "the id of the job",
+            }
+        )
     errors = {*operation.errors, *errors}
     if "{" in path:
         errors.add(400)
