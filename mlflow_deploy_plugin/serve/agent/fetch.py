@@ -200,7 +200,7 @@ class ModelCache:
             for version in chain(
                 *(endpoint.variants.values() for endpoint in wanted.endpoints.values()),
                 *((reference.version, reference.previous) for reference in followed.references),
-                (job.request.variant for job in read_jobs(state_dir)),
+                (job.request.variant for job in read_jobs(state_dir) if not job.is_ended),
             ):
                 if version is not None:
                     used |= {version.folder.name, Path(version.python).parent.parent.name}

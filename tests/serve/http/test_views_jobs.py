@@ -9,7 +9,7 @@ from tests.support.servers import single_model
 from tests.support.waiting import wait_until
 
 CSV = {"Content-Type": "text/csv"}
-ROWS = "a,b,c\n" + "1,2,3\n" * 300
+ROWS = "a,b,c\n" + "1,2,3\n" * 300 + "1,2,x\n"
 OPTIONS = ("-n", "e", "-C", "server.max_body_bytes=1024", "-C", "server.jobs.max_upload_bytes=4096")
 
 
@@ -29,9 +29,12 @@ def state_of(job):
     return requests.get(job, timeout=30).json()["state"]
 
 
+@pytest.mark.long
 def test_uploads_are_predicted_refused_or_cancelled(start):
     served = start()
-    accepted = post(served, query="?keep=a")  # is larger than server.max_body_bytes
+    accepted = post(
+        served, query="?keep=a&on_error=skip-row"
+    )  # is larger than server.max_body_bytes
     assert accepted.status_code == 202
     assert accepted.json()["state"] == "queued"
     job = served.url + accepted.headers["Location"]
@@ -43,6 +46,7 @@ def test_uploads_are_predicted_refused_or_cancelled(start):
     result = requests.get(f"{job}/result", timeout=30)
     assert result.headers["Content-Type"] == "text/csv"
     assert result.text.splitlines()[:2] == ['"a","prediction"', '"1",6.5']
+    assert '"row":300' in requests.get(f"{job}/result?rejected=true", timeout=30).text
     assert requests.head(f"{job}/result", timeout=30).ok
     for status, response in [
         (404, requests.get(f"{cancelled}/result", timeout=30)),
@@ -59,7 +63,7 @@ def test_uploads_are_predicted_refused_or_cancelled(start):
 @pytest.mark.long
 def test_job_continues_after_restart(start):
     served = start()
-    path = post(served).headers["Location"]
+    path = post(served, query="?on_error=skip-row").headers["Location"]
     served.end(signal.SIGKILL)
     served = start()
     wait_until(lambda: state_of(served.url + path) == "succeeded", what="the job")
