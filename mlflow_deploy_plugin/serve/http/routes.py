@@ -178,7 +178,7 @@ ROUTES = (
         is_admitted_by_view=True,
     ),
     _get("/endpoints/NAME/jobs/ID", views.job, operations.JOB, "infer"),
-    Route("/endpoints/NAME/jobs/ID", "DELETE", views.job, operations.CANCEL_JOB, need="infer"),
+    Route("/endpoints/NAME/jobs/ID", "DELETE", views.job, operations.JOB, need="infer"),
     _get("/endpoints/NAME/jobs/ID/result", views.job_result, operations.JOB_RESULT, "infer"),
     _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/requests", _page("requests"), operations.ENDPOINT_REQUESTS_PAGE),

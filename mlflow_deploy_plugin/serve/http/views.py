@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from urllib.parse import parse_qs, parse_qsl, quote
+from urllib.parse import parse_qs, parse_qsl
 
 from mlflow_deploy_plugin.core.errors import (
     CallerRefused,
@@ -296,8 +296,8 @@ def create_job(
         fields |= {"input": f"input.{JOB_FORMATS[media]}", "output": ""}
     fields |= {"endpoint": endpoint, "variant": served}
     job = accept_job(state_dir, spec, read_request(spec, fields, upload is not None), upload)
-    location = f"/endpoints/{quote(endpoint, safe='')}/jobs/{job.folder.name}"
-    return RawResponse(202, dump_json(job.document), JSON, {"Location": location})
+    location = {"Location": f"{request.path}/{job.folder.name}"}
+    return RawResponse(202, dump_json(job.document), JSON, location)
 
 
 def job(server: Server, request: RawRequest, endpoint: str, job: str) -> RawResponse:

@@ -104,13 +104,12 @@ def _run(job: Job, workers: int) -> JobState:
         return state.model_copy(update={"state": "succeeded", "rejected": result.rejected})
     except _Cancelled:
         return state.model_copy(update={"state": "cancelled"})
-    except Exception as error:  # noqa: BLE001 - any error ends only this job
-        reason = f"an unexpected {type(error).__name__}; the log of the server has it"
-        is_ours = isinstance(error, OnnxserveError)
-        if is_ours:
-            reason = _FOLDER.sub("", str(error))
-        _log.error("job %s failed: %s", job.folder.name, error, exc_info=not is_ours)
-        return state.model_copy(update={"state": "failed", "error": reason})
+    except OnnxserveError as error:
+        reason = _FOLDER.sub("", error.message)
+    except Exception:  # noqa: BLE001 - any error ends only this job
+        _log.exception("job %s failed", job.folder.name)
+        reason = "an unexpected error, which is in the log of the server"
+    return state.model_copy(update={"state": "failed", "error": reason})
 
 
 def _call_back(job: Job) -> float:

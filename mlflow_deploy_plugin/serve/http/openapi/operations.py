@@ -183,8 +183,7 @@ CREATE_JOB = Operation(
     errors=(400, 413, 415, 429, 503),
     status=202,
 )
-JOB = Operation("The state of a batch job", PREDICTIONS, _JOB)
-CANCEL_JOB = Operation("Cancels a batch job", PREDICTIONS, _JOB)
+JOB = Operation("The state of a batch job, which DELETE cancels", PREDICTIONS, _JOB)
 JOB_RESULT = Operation("The predictions of a batch job's file", PREDICTIONS, _JOB_FILES)
 
 _ENDPOINTS = _object_of("endpoints", models="array")
