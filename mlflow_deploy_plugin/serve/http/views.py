@@ -274,10 +274,10 @@ def create_job(
     """Return 202 with a job for the file in the body, or for URIs. `upload` is a file
     that still arrives.
 
-    Raises the errors of `identify`, `select_variant`, `media_type`, `read_request` and
-    `accept_job`, and InvalidConfig if this server runs no jobs.
+    Raises the errors of `identify`, `check_rates`, `media_type`, `select_variant`,
+    `read_request` and `accept_job`, and InvalidConfig if this server runs no jobs.
     """
-    server.auth.identify(request, "infer", endpoint)
+    server.limits.check_rates(request, server.auth.identify(request, "infer", endpoint))
     spec = server.spec.jobs
     state_dir = server.repository.state_dir
     media = media_type(request.headers.get("content-type"), (JSON, *JOB_FORMATS))
