@@ -3,6 +3,7 @@ for other servers.
 """
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -154,7 +155,8 @@ def serve(
         # The agent watches SPEC.
         if spec_file is not None and spec_file.absolute() != folder / SPEC:
             refresh = _WatchedSpec(spec_file, folder, first.server, changes).refresh
-        supervise(folder, not no_follow, click.echo, refresh)
+        jobs = [sys.executable, "-m", "mlflow_deploy_plugin.ship.batch.jobs", str(folder)]
+        supervise(folder, not no_follow, click.echo, refresh, jobs)
 
 
 @click.command()

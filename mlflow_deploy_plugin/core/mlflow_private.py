@@ -46,6 +46,8 @@ NAMES = (
     "mlflow.utils.model_utils:_validate_and_copy_code_paths",
     "mlflow.utils.model_utils:_validate_and_prepare_target_save_path",
     "mlflow.utils.rest_utils:_get_http_response_with_retries",
+    "mlflow.webhooks.delivery:_create_webhook_session",
+    "mlflow.webhooks.delivery:_send_webhook_request",
 )
 _PLACES = {place.replace(":", ".").rpartition(".")[2]: place for place in NAMES}
 

@@ -171,6 +171,10 @@ class Settings(BaseModel):
     """
     retention_floor_days: int | None = Field(default=None, ge=1, le=36500)
     """Age in days below which no captured rows, windows and alerts are deleted."""
+    callback_secret: str = Field(default="", repr=False)
+    """Secret with which a server signs the callbacks of batch jobs, like a webhook of
+    MLflow. Default: callbacks are refused.
+    """
     mlflow_url: str = ""
     """Address of an MLflow server for the processes that its page starts. Default: its
     port, or the browser's address if `--allowed-hosts` lists it without *.

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
 from mlflow_deploy_plugin.serve.certificates import open_tls
 from mlflow_deploy_plugin.serve.cloud import is_healthy
 from mlflow_deploy_plugin.serve.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.serve.inference.jobs import has_work
 from mlflow_deploy_plugin.serve.listener import SharedListener, shared_listener
 
 _log = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
 _METRICS_MODULE = "mlflow_deploy_plugin.serve.observability.metrics_port"
 _METRICS_SECONDS = 5.0
+_JOBS_SECONDS = 5.0
+"""The shortest time between two starts of the process of the jobs."""
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
 """The number of deaths of gunicorn, each within a minute of its start, after which the
@@ -77,11 +80,13 @@ def supervise(
     follow: bool,
     announce: Callable[[str], None],
     refresh: Callable[[], None] | None = None,
+    jobs_command: Sequence[str] = (),
 ) -> None:
     """Serve the spec in `state_dir` until SIGTERM or SIGINT; return after a clean end.
 
     Call it within `claim_state_dir`, in a process without other threads. `refresh` is
     called about once per second while the server serves, and may replace spec.yaml.
+    `jobs_command` runs the batch jobs of callers, and is started while there are any.
 
     Raises:
         InvalidConfig: the spec is invalid, or one of its ports or TLS files cannot be
@@ -130,6 +135,7 @@ def supervise(
                     follow,
                     announce,
                     wait,
+                    jobs_command,
                 )
                 supervisor.run(refresh or (lambda: None))
         finally:
@@ -163,6 +169,7 @@ class _Supervisor:
     follow: bool
     announce: Callable[[str], None]
     wait_for_signal: Callable[[float], int | None]
+    jobs_command: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._agent_command = [
@@ -188,6 +195,8 @@ class _Supervisor:
         self._restart_gunicorn_at = math.inf
         self._kill_orphans_at = math.inf
         self._metrics_process: SupervisedChild | None = None
+        self._jobs: SupervisedChild | None = None
+        self._start_jobs_at = 0.0
         self._restarts = 0
         self._is_ready = False  # remains True once every worker has answered
         self._phase: Phase = "starting"
@@ -297,6 +306,12 @@ class _Supervisor:
                 # At the limit of processes or files, the next check tries again.
                 with suppress(OSError):
                     self._metrics_process = self._children.start(command, [port])
+            if self._is_ready and time.monotonic() >= self._start_jobs_at:
+                is_over = self._jobs is None or self._jobs.exit_status is not None
+                with suppress(OSError):
+                    if is_over and has_work(self.state_dir, self.server.jobs):
+                        self._jobs = self._children.start(self.jobs_command)
+                        self._start_jobs_at = time.monotonic() + _JOBS_SECONDS
             if self.shared is not None and self.shared.is_gone:
                 raise DeploymentFailed("the process that provides the listening socket has exited")
 
@@ -407,7 +422,7 @@ class _Supervisor:
             while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
                 self.wait_for_signal(_TICK_SECONDS)
                 self._children.reap()
-        for child in (self._agent, self._metrics_process):
+        for child in (self._jobs, self._agent, self._metrics_process):
             if child is not None:
                 self._end_child(child, _AGENT_END_SECONDS)
         if (self._agent is None or self._agent.exit_status) and any(

@@ -91,7 +91,7 @@ def test_changed_spec_survives_a_full_disk(supervised, tmp_path, option, follows
     served = tmp_path / "state" / "spec.yaml"
     spec.write_text(spec_of(1))
 
-    def run(folder, follow, announce, refresh):
+    def run(folder, follow, announce, refresh, jobs):
         assert follow is follows
         spec.write_text(spec_of(2))
         with files_of_at_most(1):
@@ -114,7 +114,7 @@ def test_changed_server_part_needs_a_restart(supervised, tmp_path, caplog):
     spec = tmp_path / "spec.yaml"
     spec.symlink_to("..data/spec.yaml")
 
-    def run(folder, follow, announce, refresh):
+    def run(folder, follow, announce, refresh, jobs):
         (tmp_path / "new").symlink_to(data[1])
         (tmp_path / "new").rename(link)
         refresh()

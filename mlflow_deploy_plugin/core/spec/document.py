@@ -2,7 +2,7 @@
 of the dotted names.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.core.spec.parts import (
     ContainerSpec,
     EndpointSpec,
     GuardSpec,
+    JobsSpec,
     KubernetesSpec,
     ProviderOptions,
     ServerSpec,
@@ -52,6 +53,7 @@ _OF_TABLE = ".VARIABLE"
 _PARTS: Mapping[str, type[BaseModel]] = {
     "server.": ServerSpec,
     "server.provider_options.": ProviderOptions,
+    "server.jobs.": JobsSpec,
     "container.": ContainerSpec,
     "capture.": CaptureSpec,
     "capture.sinks.NAME.": SinkSpec,
@@ -136,11 +138,18 @@ def validate_spec(document: object) -> EndpointSpec:
     try:
         return EndpointSpec.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
+        fields = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
+        raise InvalidConfig(field_problem(error, fields)) from None
+
+
+def field_problem(error: ValidationError, fields: Iterable[str]) -> str:
+    """Return the first problem of an invalid document, with the field and its value.
+    `fields` are the names to suggest for an unknown field.
+    """
+    first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
-        fields = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
-        raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, fields)}")
+        return f"unknown field {where!r}{did_you_mean(where, fields)}"
     context = first.get("ctx", {})
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] in _EXPECTED:
@@ -150,7 +159,7 @@ def validate_spec(document: object) -> EndpointSpec:
     if where:
         received = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
         message = f"{where}: {message}{received}"
-    raise InvalidConfig(message)
+    return message
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:

@@ -20,6 +20,7 @@ from pydantic import (
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.monitors import Length, MonitorSpec, TextList
 from mlflow_deploy_plugin.core.spec.types import (
+    BUCKET_URI,
     DNS_NAME,
     HTTP_URL,
     IMAGE,
@@ -34,6 +35,7 @@ from mlflow_deploy_plugin.core.spec.types import (
     VARIABLE,
     VARIABLE_VALUE,
     Count,
+    Duration,
     Name,
     NonEmpty,
     Port,
@@ -112,6 +114,30 @@ class ProviderOptions(SpecPart):
     """Replay captured CUDA graphs for the batch sizes of the warm-up. Runs are then
     sequential.
     """
+
+
+class JobsSpec(SpecPart):
+    """The batch jobs that callers may start."""
+
+    max_jobs: int = Field(default=8, ge=0, le=1000)
+    """Maximum number of jobs that wait or run. Above the limit, the response is 429. 0
+    disables jobs.
+    """
+    workers: Count = 1
+    """Number of cores that a job uses, at a low priority. One job runs at a time."""
+    max_upload_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+    """Maximum size of an uploaded file."""
+    uris: Annotated[
+        tuple[Annotated[str, StringConstraints(pattern=BUCKET_URI)], ...],
+        BeforeValidator(split_list),
+    ] = Field(default=(), max_length=64)
+    """Addresses below which jobs may read and write with the server's credentials:
+    s3://lake/in/,s3://lake/out/. Default: jobs have only uploads.
+    """
+    keep: Duration = "1d"
+    """Time after which an ended job and its predictions are deleted."""
+    max_kept_bytes: int = Field(default=4 * 1024**3, ge=1024**2)
+    """Disk space for the predictions of ended jobs. The oldest are deleted first."""
 
 
 class ServerSpec(SpecPart):
@@ -256,6 +282,7 @@ class ServerSpec(SpecPart):
     """
     response_cache_seconds: int = Field(default=300, ge=1, le=86400)
     """Time that a response stays in the cache."""
+    jobs: JobsSpec = JobsSpec()
 
     @property
     def scheme(self) -> Literal["http", "https"]:

@@ -43,6 +43,7 @@ NODE_LABEL = f"^{_LABEL}={_LABEL_VALUE}$"
 TAINT = f"^{_LABEL}(={_LABEL_VALUE})?(:(NoSchedule|PreferNoSchedule|NoExecute))?$"
 IMAGE = r"^\S+$"
 HTTP_URL = r"^https?://[!-~]{1,500}$"
+BUCKET_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([!-~]+/)?$"
 SECRET_KEY = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+$"
 REQUIREMENTS = r"^(gate=passed|(gate=passed,)?(name=true,)?signature=/[^,\x00]+)$"
 PROVIDER = r"^[A-Za-z0-9]{1,60}ExecutionProvider$"
@@ -52,6 +53,7 @@ PATTERNS_IN_WORDS = {
     TAINT: "a Kubernetes taint is expected, e.g. dedicated=ml:NoSchedule",
     IMAGE: "the name of an image without spaces is expected",
     HTTP_URL: "an address is expected that begins with http:// or https://",
+    BUCKET_URI: "s3://BUCKET/ or s3://BUCKET/PREFIX/ with a slash at its end is expected",
     SECRET_KEY: "SECRET/KEY is expected",
     REQUIREMENTS: (
         "gate=passed, signature=FILE with the absolute path of a PEM file, or "

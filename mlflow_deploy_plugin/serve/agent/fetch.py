@@ -62,6 +62,7 @@ from mlflow_deploy_plugin.serve.agent.pyfunc_environment import (
     PYFUNC_PREFIX,
     environment_python,
 )
+from mlflow_deploy_plugin.serve.inference.jobs import read_jobs
 from mlflow_deploy_plugin.serve.runtime.artifact import (
     altered_file_message,
     check_digests,
@@ -199,6 +200,7 @@ class ModelCache:
             for version in chain(
                 *(endpoint.variants.values() for endpoint in wanted.endpoints.values()),
                 *((reference.version, reference.previous) for reference in followed.references),
+                (job.request.variant for job in read_jobs(state_dir) if not job.is_ended),
             ):
                 if version is not None:
                     used |= {version.folder.name, Path(version.python).parent.parent.name}

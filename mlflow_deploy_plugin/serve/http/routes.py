@@ -1,7 +1,7 @@
 """The table of the HTTP routes, and their dispatch.
 
-In a route's path, `NAME` is an endpoint, `V` a version and `L` a label; a part in
-brackets is optional.
+In a route's path, `NAME` is an endpoint, `V` a version, `L` a label and `ID` a job; a
+part in brackets is optional.
 """
 
 import re
@@ -169,6 +169,17 @@ ROUTES = (
     ),
     _explain("/endpoints/NAME/explain"),
     Route("/endpoints/NAME/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
+    Route(
+        "/endpoints/NAME/jobs",
+        "POST",
+        views.create_job,
+        operations.CREATE_JOB,
+        need="infer",
+        is_admitted_by_view=True,
+    ),
+    _get("/endpoints/NAME/jobs/ID", views.job, operations.JOB, "infer"),
+    Route("/endpoints/NAME/jobs/ID", "DELETE", views.job, operations.JOB, need="infer"),
+    _get("/endpoints/NAME/jobs/ID/result", views.job_result, operations.JOB_RESULT, "infer"),
     _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/requests", _page("requests"), operations.ENDPOINT_REQUESTS_PAGE),
     _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
@@ -204,7 +215,12 @@ def name_placeholders(path: str, written: str) -> str:
     """Return a path template whose placeholders are replaced by their keywords in the
     format `written`: `<{}>`.
     """
-    for placeholder, keyword in (("NAME", "endpoint"), ("V", "version"), ("L", "label")):
+    for placeholder, keyword in (
+        ("NAME", "endpoint"),
+        ("V", "version"),
+        ("L", "label"),
+        ("ID", "job"),
+    ):
         path = re.sub(rf"(?<=/){placeholder}(?=\W|$)", written.format(keyword), path)
     return path
 
@@ -222,14 +238,14 @@ def expand_path(path: str, written: str) -> list[str]:
 
 
 _BY_PATH: dict[str, dict[str, Route]] = {}
-_BY_PATTERN: list[tuple[re.Pattern[str], dict[str, Route]]] = []
+_BY_PATTERN: dict[re.Pattern[str], dict[str, Route]] = {}
 for _route in ROUTES:
     if "NAME" in _route.path:
         _part = "[^/:]+" if _route.path.startswith("/v1/") else "[^/]+"
         _path = _route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
         # The groups are the view's keywords.
         _pattern = re.compile(name_placeholders(_path, f"(?P<{{}}>{_part})"))
-        _BY_PATTERN.append((_pattern, {_route.method: _route}))
+        _BY_PATTERN.setdefault(_pattern, {})[_route.method] = _route
     else:
         _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
 _BY_PATH["/v2/"] = _BY_PATH["/v2"]  # as in V2's OpenAPI document
@@ -354,7 +370,7 @@ def _match(path: str) -> tuple[dict[str, Route], Mapping[str, str]]:
     """
     if path in _BY_PATH:
         return _BY_PATH[path], _NOTHING_NAMED
-    for pattern, routes in _BY_PATTERN:
+    for pattern, routes in _BY_PATTERN.items():
         if match := pattern.fullmatch(path):
             return routes, match.groupdict()
     return {}, _NOTHING_NAMED

@@ -13,8 +13,13 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.core.errors import ClientDisconnected, OnnxserveError
+from mlflow_deploy_plugin.serve.http import views
 from mlflow_deploy_plugin.serve.http.parser import BodyParser
-from mlflow_deploy_plugin.serve.http.responses import RawResponse, http_response
+from mlflow_deploy_plugin.serve.http.responses import (
+    RawResponse,
+    exception_response,
+    http_response,
+)
 from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse, infer_lines
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
@@ -30,6 +35,7 @@ _AHEAD_BYTES = 1024 * 1024
 number, reading is paused.
 """
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
+_JOBS_PATH = re.compile(r"/endpoints/([^/]+)/jobs")
 
 
 def may_stream(
@@ -37,22 +43,31 @@ def may_stream(
     path: str,
     headers: Mapping[str, str],
 ) -> bool:
-    """Return True for JSON Lines at `/invocations` whose response is also JSON
-    Lines.
+    """Return True for JSON Lines at `/invocations` whose response is also JSON Lines,
+    and for the file of a job.
     """
-    if method != "POST" or not _PATH.fullmatch(path) or "content-encoding" in headers:
+    if method != "POST" or "content-encoding" in headers:
         return False
     media = media_name(headers.get("content-type"))
+    if _JOBS_PATH.fullmatch(path):
+        return media in views.JOB_FORMATS
+    if not _PATH.fullmatch(path):
+        return False
     accept = headers.get("accept", "*/*").strip().lower()
     return media in jsonlines.MEDIA_TYPES and accept in ("*/*", media)
 
 
 def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[bytes]) -> RawResponse:
-    """Answer JSON Lines whose body arrives in `pieces`, with a trace and a log
-    entry.
+    """Answer JSON Lines, or the file of a job, whose body arrives in `pieces`, with a
+    trace and a log entry.
     """
 
     def answer() -> RawResponse:
+        if match := _JOBS_PATH.fullmatch(request.path):
+            try:
+                return views.create_job(server, request, match[1], pieces)
+            except OnnxserveError as error:
+                return exception_response(request.path, error)
         match = _PATH.fullmatch(request.path)
         endpoint = match[1] if match else None
         return http_response(request.path, infer_lines(server, request, endpoint, pieces))

@@ -2,32 +2,44 @@
 endpoint of a prediction.
 
 A view receives the server, the request and the names in its path: `endpoint`,
-`version`, `label`.
+`version`, `label`, `job`.
 """
 
 import ipaddress
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from urllib.parse import parse_qs
+from functools import partial
+from urllib.parse import parse_qs, parse_qsl
 
-from mlflow_deploy_plugin.core.errors import CallerRefused, InvalidRequest, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.errors import (
+    CallerRefused,
+    InvalidConfig,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    OnnxserveError,
+)
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import SERVER
 from mlflow_deploy_plugin.core.statedir.history import SPANS, read_history
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.serve.inference import explain as explanations
 from mlflow_deploy_plugin.serve.inference import management
+from mlflow_deploy_plugin.serve.inference.jobs import accept_job, find_job, read_request
 from mlflow_deploy_plugin.serve.inference.pipeline import infer
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, request_id
 from mlflow_deploy_plugin.serve.observability.gauges import CONTENT_TYPE, gauges_page
 from mlflow_deploy_plugin.serve.protocols import feedback as protocol
-from mlflow_deploy_plugin.serve.protocols import tfserving
+from mlflow_deploy_plugin.serve.protocols import jsonlines, tfserving
 from mlflow_deploy_plugin.serve.protocols.clouds import VERTEX
 from mlflow_deploy_plugin.serve.protocols.content import (
+    CSV,
     JSON,
     dump_json,
+    json_object,
     media_name,
     media_type,
 )
@@ -39,6 +51,13 @@ _REQUEST_ID_COLUMN = "_request_id"
 """The log's column with the request id that the caller sent. A feedback key may use
 this column like a model column.
 """
+JOB_FORMATS = {
+    CSV: "csv",
+    **dict.fromkeys(jsonlines.MEDIA_TYPES, "jsonl"),
+    "application/vnd.apache.parquet": "parquet",
+}
+"""The formats of a job's files by media type."""
+_PIECE_BYTES = 256 * 1024
 _HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
 
 
@@ -244,3 +263,63 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
         JSON,
         {"X-Request-Id": request_id(request.headers)},
     )
+
+
+def create_job(
+    server: Server,
+    request: RawRequest,
+    endpoint: str,
+    upload: Iterable[bytes] | None = None,
+) -> RawResponse:
+    """Return 202 with a job for the file in the body, or for URIs. `upload` is a file
+    that still arrives.
+
+    Raises the errors of `identify`, `check_rates`, `media_type`, `select_variant`,
+    `read_request` and `accept_job`, and InvalidConfig if this server runs no jobs.
+    """
+    server.limits.check_rates(request, server.auth.identify(request, "infer", endpoint))
+    spec = server.spec.jobs
+    state_dir = server.repository.state_dir
+    media = media_type(request.headers.get("content-type"), (JSON, *JOB_FORMATS))
+    if not (spec.max_jobs and (state_dir / SERVER).exists()):
+        raise InvalidConfig(
+            "this server runs no jobs: use onnxserve serve, and server.jobs.max_jobs"
+        )
+    loaded = server.repository.select_variant(endpoint).loaded
+    served = {**vars(loaded), "model_uri": f"models:/{loaded.model}/{loaded.version}"}
+    fields: dict[str, object]
+    if media == JSON:
+        fields = json_object(request.body)
+    else:
+        upload = upload or [request.body]
+        fields = dict(parse_qsl(request.query))
+        fields |= {"input": f"input.{JOB_FORMATS[media]}", "output": ""}
+    fields |= {"endpoint": endpoint, "variant": served}
+    job = accept_job(state_dir, spec, read_request(spec, fields, upload is not None), upload)
+    location = {"Location": f"{request.path}/{job.folder.name}"}
+    return RawResponse(202, dump_json(job.document), JSON, location)
+
+
+def job(server: Server, request: RawRequest, endpoint: str, job: str) -> RawResponse:
+    """Describe a job, which DELETE has cancelled before."""
+    state_dir = server.repository.state_dir
+    if request.method == "DELETE":
+        find_job(state_dir, endpoint, job).cancel_mark.touch()
+    return RawResponse(200, dump_json(find_job(state_dir, endpoint, job).document))
+
+
+def job_result(server: Server, request: RawRequest, endpoint: str, job: str) -> RawResponse:
+    """Return the predictions of a file, or with `?rejected=true` the skipped rows.
+    Raises NotFound if there are none.
+    """
+    found = find_job(server.repository.state_dir, endpoint, job)
+    pattern = "output/_rejected/*" if request.query == "rejected=true" else "output/input.*"
+    path = next(found.folder.glob(pattern), None)
+    if path is None or found.state.state != "succeeded":
+        raise NotFound(f"job {job} has no such file: its state is {found.state.state}")
+    media = next(name for name, kind in JOB_FORMATS.items() if path.suffix == f".{kind}")
+    response = RawResponse(200, b"", media)
+    if request.method != "HEAD":
+        read = partial(path.open("rb").read, _PIECE_BYTES)
+        response.pieces = (piece for piece in iter(read, b""))
+    return response

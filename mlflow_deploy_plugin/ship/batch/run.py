@@ -136,12 +136,18 @@ class BatchResult:
 Report = Callable[[BatchProgress], None]
 
 
-def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchResult:
+def run_batch(
+    plan: BatchPlan,
+    report: Report = lambda progress: None,
+    served: ResolvedModel | None = None,
+) -> BatchResult:
     """Predict every part of the input that has no output file yet.
 
     Args:
         plan: the model, the input, the output and the options of the batch.
         report: a function that receives the progress several times per second.
+        served: the version of `plan.model_uri` with the folder of its files on this
+            machine as the source; None to resolve and download the version.
 
     Raises InvalidConfig, NotFound, RegistryUnavailable, AlreadyExists if the output
     belongs to another batch, and OnnxserveError with the file and the row if a part
@@ -151,7 +157,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
     output = BatchOutput(plan.output)
     parts = list_parts(plan.input, plan.input_format, plan.output_format)
     output.refuse_overlap(plan.input)
-    resolved = resolve(plan.model_uri)
+    resolved = served or resolve(plan.model_uri)
     with output.claimed(), temporary_folder("onnxserve-batch-") as temporary:
         model = download(resolved.source, temporary)
         states = "".join(f"{part.name} {part.state}\n" for part in parts)
@@ -160,7 +166,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
                 "uri": resolved.model_uri,
                 "name": resolved.name,
                 "version": resolved.version,
-                "source": resolved.source,
+                "source": resolved.model_uri if served else resolved.source,
                 "digest": f"sha256:{combine_hashes(hash_files(model))}",
             },
             "input": plan.input,

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.core.errors import (
     RegistryUnavailable,
 )
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 from tests.support.disk import files_of_at_most
 
@@ -106,19 +107,21 @@ def fetch_versions(cache, make_model, tmp_path):
     return fetch
 
 
-def test_old_versions_are_deleted_unless_wanted(cache, fetch_versions, tmp_path):
+def test_old_versions_are_deleted_unless_used(cache, fetch_versions, tmp_path):
     folders = fetch_versions(9)
     for age, folder in enumerate(reversed(folders)):
         os.utime(folder, (time.time() - age, time.time() - age))
     variant = {"model_uri": "models:/x/1", "model": "x", "version": "1", "folder": str(folders[0])}
     wanted = {"generation": 1, "endpoints": {"e": {"variants": {"v": variant}}}}
     (tmp_path / "state" / "wanted.json").write_text(json.dumps(wanted))
+    job = {"endpoint": "e", "variant": {**variant, "folder": str(folders[1])}}
+    write_atomically(tmp_path / "state" / "jobs" / "1" / "request.json", json.dumps(job).encode())
 
     cache.prune()
     assert all(folder.exists() for folder in folders), "all were asked for within the hour"
 
     cache.prune(now=time.time() + 4000)
-    assert [folder.exists() for folder in folders] == [True] + [False] * 3 + [True] * 5
+    assert [folder.exists() for folder in folders] == [True] * 2 + [False] * 2 + [True] * 5
 
 
 def test_hashing_protects_a_version_from_deletion(cache, fetch_versions, tmp_path, monkeypatch):

@@ -67,6 +67,8 @@ def need_of(path, method):
         return ""
     if path.endswith(("/load", "/unload")):
         return "admin"
+    if "/jobs" in path:
+        return "infer"
     if path.startswith("/v1/models/NAME[") and method == "GET":
         return "describe"
     if path.startswith("/v2/models/NAME[") and path.endswith(("]", "/ready", "/config")):
@@ -105,7 +107,7 @@ def test_refusal_does_not_reveal_served_names(server, key):
     caller = {"authorization": f"Bearer {key}"} if key else {}
 
     def answer(route, template, endpoint, choice):
-        path = template.format(endpoint=endpoint, version=choice, label=choice)
+        path = template.format(endpoint=endpoint, version=choice, label=choice, job=choice)
         body = {"model": endpoint}
         response = ask(
             server, path, route.method, json.dumps(body).encode(), host="localhost", **caller

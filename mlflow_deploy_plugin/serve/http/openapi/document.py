@@ -225,6 +225,8 @@ def _paths(
                     continue
                 path = path.replace(_NAME, quote(described.endpoint, safe=""))
             operation = _operation_object(route.operation, path, described, errors, components)
+            if route.method == "DELETE":
+                operation["operationId"] += ".delete"
             paths.setdefault(path, {})[route.method.lower()] = operation | needed
     return paths
 
@@ -275,6 +277,16 @@ def _operation_object(
             if f"{{{name}}}" in path:  # The values are those that the endpoint has now.
                 schema = {"type": "string", "enum": list(values)}
                 parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
+    if "{job}" in path:
+        parameters.append(
+            {
+                "name": "job",
+                "in": "path",
+                "required": True,
+                "schema": STRING,
+                "description": "the id of the job",
+            }
+        )
     errors = {*operation.errors, *errors}
     if "{" in path:
         errors.add(400)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mlflow_deploy_plugin.serve.http.views import JOB_FORMATS
 from mlflow_deploy_plugin.serve.protocols import feedback, tfserving, v2
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
@@ -167,6 +168,23 @@ FEEDBACK = Operation(
     errors=(400, 413, 415, 429, 503),
     status=202,
 )
+
+_JOB: Bodies = {
+    JSON: _object_of(
+        "job", id="string", state="string", version="string", rows="integer", error="string"
+    )
+}
+_JOB_FILES: Bodies = dict.fromkeys(JOB_FORMATS, STRING)
+CREATE_JOB = Operation(
+    "Predictions for a file, or for files in a bucket, as a batch job",
+    PREDICTIONS,
+    _JOB,
+    {**_JOB_FILES, JSON: _object_of("job of uris", input="string", output="string")},
+    errors=(400, 413, 415, 429, 503),
+    status=202,
+)
+JOB = Operation("The state of a batch job, which DELETE cancels", PREDICTIONS, _JOB)
+JOB_RESULT = Operation("The predictions of a batch job's file", PREDICTIONS, _JOB_FILES)
 
 _ENDPOINTS = _object_of("endpoints", models="array")
 MODELS = Operation("The endpoints, for KServe's clients", SERVER, {JSON: _ENDPOINTS})

@@ -1,0 +1,205 @@
+"""Batch jobs of callers, as folders `jobs/ID/` of the state folder.
+
+A worker writes the upload, the request and the mark of a cancelled job. The process of
+`ship/batch/jobs.py` writes the state and the predictions, and deletes old jobs.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    TooManyRequests,
+)
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import field_problem
+from mlflow_deploy_plugin.core.spec.parts import JobsSpec
+from mlflow_deploy_plugin.core.spec.types import HTTP_URL, duration_seconds, split_list
+from mlflow_deploy_plugin.core.statedir.files import locked, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.models import State, WantedVariant
+
+STATE = "state.json"
+_REQUEST = "request.json"
+_RETRY_SECONDS = 30
+_UPLOAD_SECONDS = 86400.0
+_MOST_KEPT = 200
+
+
+class JobRequest(State):
+    """A job that a worker has accepted. The options are those of `BatchPlan`.
+
+    Attributes:
+        variant: the version that was served then.
+        input: a URI, or the name of the upload in the job's folder.
+        output: a URI; empty for an upload.
+        callback: the URL that is called at the end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str
+    variant: WantedVariant
+    input: str = ""
+    output: str = ""
+    keep: Annotated[tuple[str, ...], BeforeValidator(split_list)] = ()
+    format: Literal["csv", "jsonl", "parquet"] | None = None
+    on_error: Literal["fail", "skip-row"] = "fail"
+    callback: str | None = Field(default=None, pattern=HTTP_URL)
+
+
+class JobState(State):
+    """The state of a job. `rows` may be too low after a restart, `error` is the reason
+    of a failure, and `calls_left` the attempts for the callback.
+    """
+
+    state: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
+    rows: int = 0
+    rejected: int = 0
+    parts: int = 0
+    parts_done: int = 0
+    error: str = ""
+    calls_left: int = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    folder: Path
+    request: JobRequest
+    state: JobState
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state.state not in ("queued", "running")
+
+    @property
+    def is_due(self) -> bool:
+        """True if the job must run, or its callback must be sent."""
+        return not self.is_ended or bool(self.request.callback and self.state.calls_left)
+
+    def is_old(self, spec: JobsSpec) -> bool:
+        age = time.time() - self.folder.stat().st_mtime
+        return self.is_ended and age > duration_seconds(spec.keep)
+
+    @property
+    def cancel_mark(self) -> Path:
+        """The file that a worker creates to cancel the job."""
+        return self.folder / "cancel"
+
+    @property
+    def document(self) -> dict[str, object]:
+        """The job for its caller."""
+        document = self.state.model_dump(exclude={"calls_left"})
+        version = self.request.variant.version
+        return {"id": self.folder.name, **document, "version": version}
+
+
+def read_jobs(state_dir: Path) -> list[Job]:
+    """Return the accepted jobs, oldest first."""
+    jobs = []
+    for folder in sorted(state_dir.glob("jobs/[!.]*")):
+        request = read_state(folder / _REQUEST, JobRequest)
+        state = read_state(folder / STATE, JobState) or JobState()
+        if request is not None:
+            job = Job(folder, request, state)
+            if not job.is_ended and job.cancel_mark.exists():
+                job = replace(job, state=state.model_copy(update={"state": "cancelled"}))
+            jobs.append(job)
+    return jobs
+
+
+def find_job(state_dir: Path, endpoint: str, name: str) -> Job:
+    """Return a job of the endpoint. Raises NotFound."""
+    for job in read_jobs(state_dir):
+        if job.folder.name == name and job.request.endpoint == endpoint:
+            return job
+    raise NotFound(f"endpoint {endpoint[:100]!r} has no job {name[:100]!r}; old jobs are deleted")
+
+
+def has_work(state_dir: Path, spec: JobsSpec) -> bool:
+    """Return True if a job is due, or an old job must be deleted."""
+    return any(job.is_due or job.is_old(spec) for job in read_jobs(state_dir))
+
+
+def delete_old_jobs(state_dir: Path, spec: JobsSpec) -> None:
+    """Delete the jobs that ended too long ago, the oldest ended jobs above the limits,
+    and the uploads of killed workers.
+    """
+    size = 0
+    ended = [job for job in read_jobs(state_dir) if job.is_ended and not job.is_due]
+    for number, job in enumerate(reversed(ended)):
+        size += sum(path.stat().st_size for path in job.folder.rglob("*"))
+        if job.is_old(spec) or size > spec.max_kept_bytes or number >= _MOST_KEPT:
+            shutil.rmtree(job.folder)
+    for left in state_dir.glob("jobs/.*/"):
+        if time.time() - left.stat().st_mtime > _UPLOAD_SECONDS:
+            shutil.rmtree(left)
+
+
+def read_request(spec: JobsSpec, fields: Mapping[str, object], is_upload: bool) -> JobRequest:
+    """Return the request with these fields. Raises InvalidRequest, also if an address
+    is not allowed.
+    """
+    try:
+        request = JobRequest.model_validate(fields)
+    except ValidationError as error:
+        problem = field_problem(error, JobRequest.model_fields)
+        raise InvalidRequest(f"the job: {problem[:500]}") from None
+    if request.callback and not load_settings().callback_secret:
+        raise InvalidRequest(
+            "the job's callback: this server cannot sign it, because ONNXSERVE_CALLBACK_SECRET is "
+            "not set; poll the job instead"
+        )
+    for name in () if is_upload else ("input", "output"):
+        uri = getattr(request, name)
+        if ".." in uri or not uri.startswith(spec.uris):
+            raise InvalidRequest(
+                f"the job's {name} {uri[:200]!r} is not below an address of server.jobs.uris, "
+                f"which are {' and '.join(spec.uris) or 'none, so upload the file'}"
+            )
+    return request
+
+
+def accept_job(
+    state_dir: Path, spec: JobsSpec, request: JobRequest, upload: Iterable[bytes] | None = None
+) -> Job:
+    """Store a job, and return it. `upload` is the content of the file `input`; None for
+    URIs. Raises TooManyRequests, BodyTooLarge, and NotReady if the disk is full.
+    """
+    # The jobs are sorted by their names.
+    folder = state_dir / "jobs" / f"{time.time_ns():016x}{os.urandom(8).hex()}"
+    hidden = folder.with_name(f".{folder.name}")
+    try:
+        hidden.mkdir(parents=True)
+        if upload is not None:
+            with (hidden / request.input).open("wb") as file:
+                for piece in upload:
+                    file.write(piece)
+                    if file.tell() > spec.max_upload_bytes:
+                        raise BodyTooLarge(
+                            "the file is larger than this server's server.jobs.max_upload_bytes, "
+                            f"{spec.max_upload_bytes}"
+                        )
+        write_state(hidden / _REQUEST, request)
+        with locked(state_dir / "jobs" / ".lock"):
+            if sum(not job.is_ended for job in read_jobs(state_dir)) >= spec.max_jobs:
+                raise TooManyRequests(
+                    f"this server's limit of {spec.max_jobs} jobs that wait or run is reached; "
+                    "retry later",
+                    _RETRY_SECONDS,
+                )
+            hidden.rename(folder)
+    except OSError as error:
+        raise NotReady(f"the job cannot be stored: {error.strerror}", _RETRY_SECONDS) from None
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return Job(folder, request, JobState())

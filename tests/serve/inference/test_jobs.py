@@ -1,0 +1,84 @@
+"""The limits of batch jobs, and their folders in the state folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, NotFound, TooManyRequests
+from mlflow_deploy_plugin.core.spec.parts import JobsSpec
+from mlflow_deploy_plugin.serve.inference.jobs import (
+    STATE,
+    accept_job,
+    delete_old_jobs,
+    find_job,
+    has_work,
+    read_jobs,
+    read_request,
+)
+from tests.support.refusals import refused
+
+SPEC = JobsSpec(max_jobs=2, max_upload_bytes=1024, uris=("s3://lake/in/", "s3://lake/out/"))
+JOB = {
+    "endpoint": "e",
+    "variant": {"model_uri": "models:/m/1", "model": "m", "version": "1", "folder": Path("/m")},
+    "input": "s3://lake/in/rows.csv",
+    "output": "s3://lake/out/1",
+}
+
+
+REQUEST = read_request(SPEC, JOB, is_upload=False)
+
+
+def end(job):
+    (job.folder / STATE).write_text('{"state": "succeeded"}')
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("input", "file:///etc/passwd"),
+        ("input", "/etc/passwd"),
+        ("input", "s3://lake/in/../secret/rows.csv"),
+        ("input", ["s3://lake/in/rows.csv"]),
+        ("output", "s3://lake/other"),
+        ("output", ""),
+        ("callback", "file:///etc/passwd"),
+        ("callback", "https://example.com/"),  # The server has no secret.
+        ("on_error", "skip-part"),
+        ("pages", 1),
+    ],
+)
+def test_option_is_refused(name, value):
+    with refused(InvalidRequest, name):
+        read_request(SPEC, {**JOB, name: value}, is_upload=False)
+
+
+def test_jobs_are_bounded_until_they_end(tmp_path):
+    first, second = (accept_job(tmp_path, SPEC, REQUEST) for _ in range(2))
+    with pytest.raises(TooManyRequests) as refusal:
+        accept_job(tmp_path, SPEC, REQUEST)
+    assert refusal.value.retry_after
+    with pytest.raises(BodyTooLarge):
+        accept_job(tmp_path, SPEC, REQUEST.model_copy(update={"input": "a"}), [b"0" * 1025])
+    second.cancel_mark.touch()
+    accept_job(tmp_path, SPEC, REQUEST)
+    assert [job.state.state for job in read_jobs(tmp_path)] == ["queued", "cancelled", "queued"]
+    with pytest.raises(NotFound):
+        find_job(tmp_path, "f", first.folder.name)
+
+
+def test_ended_jobs_are_kept_by_age_and_size(tmp_path):
+    old, large, small = (
+        accept_job(tmp_path, SPEC.model_copy(update={"max_jobs": 3}), REQUEST) for _ in range(3)
+    )
+    for job in (old, large, small):
+        end(job)
+    assert not has_work(tmp_path, SPEC)
+    (large.folder / "output").write_bytes(b"0" * 2**20)
+    os.utime(old.folder, (0, 0))
+    assert has_work(tmp_path, SPEC)
+    delete_old_jobs(tmp_path, SPEC)
+    assert [job.folder for job in read_jobs(tmp_path)] == [large.folder, small.folder]
+    delete_old_jobs(tmp_path, SPEC.model_copy(update={"max_kept_bytes": 2**20}))
+    assert [job.folder for job in read_jobs(tmp_path)] == [small.folder]
