@@ -43,6 +43,9 @@ REMEDIES = {
     "InvalidRequest": (
         "Correct the request. The page `/docs` of the server has an example that the model accepts."
     ),
+    "OutOfRange": (
+        "Correct the value, or set `guard.then` to `flag` ([guards](observe.md#guards))."
+    ),
     "UnsupportedMediaType": (
         "Set the `Content-Type`, or the `Content-Encoding`, to a type in the message."
     ),

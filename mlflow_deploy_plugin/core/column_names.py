@@ -7,6 +7,10 @@ OUTPUT_PREFIX = "output."
 EVENT_TIME = "_event_time"
 SHADOW = "_shadow"
 """True for a row that a shadow has computed."""
+GUARD = "_guard"
+"""The columns of a row that are outside of the training rows, as `age,state`; empty
+for a row inside, and null for a version without a guard.
+"""
 TRIED = "_tried"
 """True for a row of the page Try. Its requests have ids with the prefix `TRIED_ID`."""
 TRIED_ID = "onnxserve-try-"

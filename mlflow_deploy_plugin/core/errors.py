@@ -4,6 +4,7 @@ an error.
     OnnxserveError                  500 INTERNAL_ERROR
     ├── InvalidRequest              400 BAD_REQUEST
     │   ├── SchemaMismatch          400 BAD_REQUEST
+    │   ├── OutOfRange              422 BAD_REQUEST
     │   ├── UnsupportedMediaType    415 BAD_REQUEST
     │   ├── BodyTooLarge            413 BAD_REQUEST
     │   ├── RequestTimeout          408 BAD_REQUEST
@@ -103,6 +104,12 @@ class InvalidRequest(OnnxserveError, http_status=400, error_code="BAD_REQUEST"):
 class SchemaMismatch(InvalidRequest):
     """The data can be parsed, but the column or tensor in the message is missing or has
     a wrong type or shape.
+    """
+
+
+class OutOfRange(InvalidRequest, http_status=422):
+    """A value is outside of the training rows of the version, and the endpoint refuses
+    such rows (`guard.then`).
     """
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, StickySpec
 from mlflow_deploy_plugin.serve.runtime.batcher import Batcher
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, sent_arrays
+from mlflow_deploy_plugin.serve.runtime.guard import Guard
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
@@ -63,6 +64,8 @@ class ServedVariant:
             every request.
         key: the input column whose value selects the answering variant; None without
             such a column.
+        guard: finds the rows that are outside of the training rows; None if the
+            endpoint or the version has no guard.
         has_others: True if the endpoint has other variants, so that responses contain
             the variant's name.
     """
@@ -77,6 +80,7 @@ class ServedVariant:
     aspects: Mapping[str, str] = field(default_factory=dict)
     shadows: "tuple[ServedVariant, ...]" = ()
     key: str | None = None
+    guard: Guard | None = None
     has_others: bool = False
 
     @cached_property

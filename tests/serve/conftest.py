@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from tests.support.models import mixed_model, tensor_model
+from tests.support.models import guarded_model, mixed_model, tensor_model
 from tests.support.servers import opened, single_model, stock_model
 from tests.support.services.redis_server import redis_server
 
@@ -16,6 +16,7 @@ MAKERS = {
     "single": single_model,
     "tensor": tensor_model,
     "stock": stock_model,
+    "guarded": guarded_model,
 }
 
 

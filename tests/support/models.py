@@ -1,11 +1,14 @@
 """Tiny ONNX graphs, and the MLmodel folders around them as MLflow writes them."""
 
+import hashlib
 import json
 from typing import Any
 
 import numpy as np
 import onnx
 import yaml
+
+from mlflow_deploy_plugin.serve.runtime.guard import RANGES_FILE
 
 HEADER = '<ir_version: 10, opset_import: ["": 21, "ai.onnx.ml": 3]>\n'
 IDENTITY = "same (float[N,1] x) => (float[N,1] y) { y = Identity(x) }"
@@ -185,6 +188,24 @@ def mixed_model(folder):
     ]
     section = labels_section(*inputs, classes=["no", "yes"], dtype="str")
     return write_model(folder, MIXED, columns(**types), section)
+
+
+def guarded_model(folder):
+    """Make the mixed model with the ranges of training rows; distances were missing."""
+    columns = {"carrier": ["AA", "UA"], "distance": [5.0, 2500.0], "hour": [0, 23]}
+    ranges = {"columns": columns, "complete": ["carrier", "hour"]}
+    return with_ranges(mixed_model(folder), ranges)
+
+
+def with_ranges(folder, ranges):
+    """Add the file of the ranges to a model."""
+    content = json.dumps(ranges).encode()
+    (folder / RANGES_FILE).write_bytes(content)
+    document = yaml.safe_load((folder / "MLmodel").read_text())
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    document["flavors"]["onnxserve"]["digests"] = {RANGES_FILE: digest}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    return folder
 
 
 def tensor_model(folder):

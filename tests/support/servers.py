@@ -68,11 +68,13 @@ def want(
     state_dir,
     generation,
     endpoints,
+    guard=None,
     **capture,
 ):
     """Write wanted.json from endpoint → variant → fields."""
     document = {
-        name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()
+        name: {"variants": variants, "capture": capture, "guard": guard}
+        for name, variants in endpoints.items()
     }
     write_state(
         state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document})

@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.core.spec.parts import (
     CaptureSpec,
     ContainerSpec,
     EndpointSpec,
+    GuardSpec,
     JobsSpec,
     KubernetesSpec,
     ProviderOptions,
@@ -62,6 +63,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "monitors.NAME.retrain.sample.": SampleSpec,
     "alarms.": AlarmsSpec,
     "sticky.": StickySpec,
+    "guard.": GuardSpec,
     "kubernetes.": KubernetesSpec,
     "": EndpointSpec,
 }

@@ -222,6 +222,7 @@ MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
     "shadow": {"disagreement": MonitorMetric("share", "<=", argument="variant")},
     "service_level": {
         "error_rate": MonitorMetric("share", "<="),
+        "flagged": MonitorMetric("share", "<="),
         **dict.fromkeys(
             ("p50", "p90", "p95", "p99"),
             MonitorMetric("seconds", "<="),
@@ -369,7 +370,8 @@ class MonitorSpec(SpecPart):
     """Number of consecutive windows for an alarm."""
     require: TextList = ()
     """Requirements: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05
-    (shadow); p99<=0.2, error_rate<=0.01 (service_level, in seconds and shares);
+    (shadow); p99<=0.2, error_rate<=0.01, flagged<=0.05 (service_level, in seconds and
+    shares);
     missing<=0.1, missing(COLUMN)<=0.1, unseen, out_of_range (drift).
     """
     labels_within: Length | None = None

@@ -510,6 +510,15 @@ class StickySpec(SpecPart):
         return self
 
 
+class GuardSpec(SpecPart):
+    """The guard of an endpoint against rows that are outside of the training rows."""
+
+    then: Literal["flag", "refuse"]
+    """Action for a row with a value outside of the training rows of the version: flag
+    answers it and marks it; refuse refuses the request.
+    """
+
+
 class KubernetesSpec(SpecPart):
     """The settings of an endpoint's server that apply only to Kubernetes. For other
     settings, see `container`.
@@ -631,6 +640,7 @@ class EndpointSpec(SpecPart):
     monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
     alarms: AlarmsSpec = AlarmsSpec()
     sticky: StickySpec | None = None
+    guard: GuardSpec | None = None
     kubernetes: KubernetesSpec = KubernetesSpec()
     require: str | None = Field(default=None, pattern=REQUIREMENTS)
     """gate=passed: serve only versions that have passed the gate of their model.

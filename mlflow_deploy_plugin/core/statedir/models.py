@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, StickySpec
+from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, GuardSpec, StickySpec
 
 
 class State(BaseModel):
@@ -52,6 +52,7 @@ class WantedEndpoint(State):
     variants: dict[str, WantedVariant]
     capture: CaptureSpec = CaptureSpec()
     sticky: StickySpec | None = None
+    guard: GuardSpec | None = None
     errors: dict[str, str] = Field(default_factory=dict)
 
 

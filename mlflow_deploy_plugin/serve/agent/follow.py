@@ -242,6 +242,7 @@ class Follower:
                 variants=variants,
                 capture=spec.capture,
                 sticky=spec.sticky,
+                guard=spec.guard,
                 errors=errors,
             )
         unloaded = self._control.unloaded

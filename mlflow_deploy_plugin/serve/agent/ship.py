@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW, TRIED, TRIED_ID
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME, GUARD, SHADOW, TRIED, TRIED_ID
 from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.statedir.files import write_atomically
@@ -418,6 +418,8 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
             flat = array.reshape(-1)
             values = pa.array(flat, pa.string()) if flat.dtype == object else pa.array(flat)
             columns[name] = nested_lists(values, array.shape)
+    if batch.model.is_guarded:
+        columns.setdefault(GUARD, pa.repeat("", len(columns["_row"])))
     for name, array in key_arrays.items():
         raw = array.tolist() if array.dtype == object else array
         try:

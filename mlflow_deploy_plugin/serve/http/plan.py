@@ -299,4 +299,15 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
             feeds = {}
         return feeds, encode, headers.get("x-request-id", body_id)
 
-    return decode
+    if variant.guard is None:
+        return decode
+    check = variant.guard.check
+
+    def decode_inside(headers: Mapping[str, str], body: bytes) -> _Decoded:
+        """Decode a body. The general path answers a request with a row that is outside
+        of the training rows.
+        """
+        decoded = decode(headers, body)
+        return decoded if check(decoded[0]) is None else ({}, None, "")
+
+    return decode_inside

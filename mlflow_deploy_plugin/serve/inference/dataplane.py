@@ -10,6 +10,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+
+from mlflow_deploy_plugin.core.column_names import GUARD
 from mlflow_deploy_plugin.core.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -136,6 +139,7 @@ class DataPlane:
         Raises:
             InferenceError: the model rejects the input.
             InvalidRequest: the parameter `timeout` is invalid.
+            OutOfRange: the endpoint refuses a row that is outside of the training rows.
             DeadlineExceeded, TooManyRequests: the deadline has passed, or the batcher's
                 queue is full, before the run.
         """
@@ -162,6 +166,7 @@ class DataPlane:
                 answer.content,
                 prediction_id=prediction_id,
             )
+        outside = None if variant.guard is None else variant.guard.check(request.inputs)
         key = None
         if self.cache is not None and variant.loaded.is_deterministic:
             key = request_digest(variant.loaded.identity, request.inputs)
@@ -175,7 +180,7 @@ class DataPlane:
             if self.cache is not None and key is not None:
                 self.cache.put(key, outputs)
         return self._capture_response(
-            variant, request, arrived, request.inputs, outputs, is_cached=is_cached
+            variant, request, arrived, request.inputs, outputs, is_cached=is_cached, outside=outside
         )
 
     def stream(
@@ -285,8 +290,9 @@ class DataPlane:
         """Run like `infer`, and call `done` with the response or the error in another
         thread.
 
-        Raises InvalidRequest if the parameter `timeout` is invalid.
+        Raises InvalidRequest if the parameter `timeout` is invalid, and OutOfRange.
         """
+        outside = None if variant.guard is None else variant.guard.check(request.inputs)
         batcher = variant.loaded.batcher
         arrived = time.time_ns() // 1000
         assert batcher is not None  # `can_infer_async` has checked this.
@@ -295,7 +301,12 @@ class DataPlane:
             if isinstance(outputs, BaseException):
                 done(outputs)
             else:
-                done(self._capture_response(variant, request, arrived, request.inputs, outputs))
+                feeds = request.inputs
+                done(
+                    self._capture_response(
+                        variant, request, arrived, feeds, outputs, outside=outside
+                    )
+                )
 
         count = partial(self.metrics.count_batch, variant.labels)
         batcher.submit(request.inputs, self._deadline(request), count, capture)
@@ -310,6 +321,7 @@ class DataPlane:
         body: bytes = b"",
         is_cached: bool | None = None,
         prediction_id: str = "",
+        outside: Array | None = None,
     ) -> InferResponse:
         """Write the request to the spool, mirror it to the shadows, which do not
         receive streamed requests, and return the response.
@@ -319,12 +331,17 @@ class DataPlane:
             body: the response of a pyfunc that encodes it itself.
             is_cached: True if the outputs were in the cache, None if they cannot be.
             prediction_id: empty to create a new id.
+            outside: the column `GUARD`, [N]; None if all rows are inside.
         """
         loaded = variant.loaded
         capture = variant.capture
         prediction_id = prediction_id or new_id()
         shadows = () if request.body is not None and request.body.is_streamed else variant.shadows
         fraction = capture.fraction
+        logged = outputs
+        if outside is not None:
+            logged = {**outputs, GUARD: outside}
+            self.metrics.count_guard(variant.labels, int(np.count_nonzero(outside)))
         is_captured = bool(feeds) and (fraction == 1.0 or fraction > random.random())
         captured: CapturedRows
         if not is_captured:
@@ -337,12 +354,12 @@ class DataPlane:
             )
             if is_captured:
                 captured = self.capture.write(
-                    record, variant.captured, feeds, outputs, capture.max_rows_per_request
+                    record, variant.captured, feeds, logged, capture.max_rows_per_request
                 )
             if shadows:
                 self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
         self.metrics.count_capture(variant.endpoint, captured)
-        return InferResponse(request.id, prediction_id, outputs, body, is_cached)
+        return InferResponse(request.id, prediction_id, outputs, body, is_cached, outside)
 
     def _run(
         self, variant: ServedVariant, request: InferRequest, deadline: float

@@ -220,6 +220,9 @@ class RequestContext:
         self.rows = variant.schema.count_rows(decoded.feeds) if decoded.feeds else 0
         if inferred.is_cached is not None:
             headers["X-Cache"] = "hit" if inferred.is_cached else "miss"
+        if inferred.outside is not None:
+            texts = inferred.outside[inferred.outside != ""]
+            headers["X-Guard"] = f"{texts[0][:200]}; rows={len(texts)}"
         body, content_type, format_headers = decoded.encode(variant, inferred)
         if format_headers:
             headers.update(format_headers)

@@ -15,11 +15,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.statedir.files import (
@@ -39,6 +40,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
 from mlflow_deploy_plugin.serve import variants
 from mlflow_deploy_plugin.serve.models.loading import WarmVersion, check_digest, load_version
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.guard import RANGES_FILE, Guard
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.serve.variants import (
@@ -385,7 +387,9 @@ class Repository:
                     captured,
                     want.aspects,
                 )
-            except InvalidConfig as error:
+                if wanted.guard is not None and not want.shadow:
+                    variant = _with_guard(variant, wanted.guard.then == "refuse")
+            except OnnxserveError as error:
                 # Serving the version would capture columns that must be excluded.
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
@@ -431,6 +435,24 @@ class Repository:
             self.table = table
             for on_change in self._listeners:
                 on_change(table)
+
+
+def _with_guard(variant: ServedVariant, refuses: bool) -> ServedVariant:
+    """Return the variant with its guard, or unchanged and with a warning if the version
+    has no ranges.
+    """
+    predictor = variant.loaded.predictor
+    if RANGES_FILE in predictor.artifact.digests:
+        captured = replace(variant.captured, is_guarded=True)
+        return replace(variant, guard=Guard(predictor, refuses), captured=captured)
+    logger.warning(
+        "%s/%s: version %s has no ranges of training rows, so its rows are not guarded: log it "
+        "with reference_data of at least 100 rows",
+        variant.endpoint,
+        variant.name,
+        variant.loaded.version,
+    )
+    return variant
 
 
 def _variants(table: ServedTable) -> Iterator[ServedVariant]:

@@ -91,6 +91,7 @@ _FEEDBACK_LABELS = Metric(
     metric_files.FEEDBACK_LABELS,
     "Accepted labels of earlier predictions, and requests whose labels were refused.",
 )
+_GUARD_ROWS = Metric("onnxserve_guard_rows", "Answered rows outside of the training rows.")
 _SERVED_VERSION = Metric(
     "onnxserve_served_version", "Workers that serve this version.", kind="gauge"
 )
@@ -380,6 +381,10 @@ class Metrics:
                 slot = of_captured if is_written else of_dropped
                 cells[slot] += captured_rows
                 cells[self._captures[is_written]] += 1
+
+    def count_guard(self, labels: VariantLabels, rows: int) -> None:
+        """Count answered rows that are outside of the training rows."""
+        self._add(rows, _GUARD_ROWS, **dict(zip(OF_VARIANT, labels, strict=True)))
 
     def count_shadow_capture(self, is_written: bool) -> None:
         """Count one captured shadow result. Shadow results are never sent to the

@@ -28,7 +28,8 @@ class InferResponse:
 
     `prediction_id` is unique, because feedback is joined to predictions by this id.
     `body` is the encoded response to a request with a `body`, otherwise empty.
-    `is_cached` is None if the outputs are not cacheable.
+    `is_cached` is None if the outputs are not cacheable. `outside` has the columns
+    of each row that are outside of the training rows, [N] objects.
     """
 
     id: str
@@ -36,6 +37,7 @@ class InferResponse:
     outputs: dict[str, Array]
     body: bytes = b""
     is_cached: bool | None = None
+    outside: Array | None = None
 
 
 class EncodedResponse(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.core.column_names import GUARD, OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, object_array
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype, short_repr
@@ -52,7 +52,7 @@ def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
     """
     if prediction == (name,) and array.ndim == 1:
         return PREDICTION
-    return OUTPUT_PREFIX + name
+    return name if name == GUARD else OUTPUT_PREFIX + name
 
 
 def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:

@@ -147,6 +147,7 @@ class CapturedModel:
             with unknown outputs.
         masked: (column, position) by input with masked columns; the position is None if
             the column is the whole input.
+        is_guarded: True if requests without `GUARD` are within the training rows.
         keys: columns that are captured and not passed to the model; each key is an
             input of the schema.
     """
@@ -161,6 +162,7 @@ class CapturedModel:
     left_out: frozenset[str] = frozenset()
     masked: Mapping[str, tuple[ColumnPosition, ...]] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    is_guarded: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schema", self.schema.capture_schema)
@@ -316,6 +318,7 @@ def encode_model(model: CapturedModel) -> bytes:
         "version": model.version,
         "prediction": model.prediction,
         "keys": model.keys,
+        "guarded": model.is_guarded,
     }
     return orjson.dumps({**head, "schema": schema})
 
@@ -353,4 +356,5 @@ def decode_model(encoded: memoryview) -> CapturedModel:
         schema,
         tuple(document["prediction"]),
         keys=keys,
+        is_guarded=document.get("guarded", False),
     )

@@ -5,8 +5,9 @@ A requirement on a quantile is judged by a share: p99<=0.2 is met if at most 1 %
 requests took longer than 0.2 s, by Wilson's interval of that share. The remaining error
 budget is 1 - share / permitted share.
 
-Latencies are measured for answered requests. Errors are 5xx responses; 4xx responses
-are counted separately. Failed requests are in a log without model columns
+`flagged` is the share of the answered rows that a guard has flagged. Latencies are
+measured for answered requests. Errors are 5xx responses; 4xx responses are counted
+separately. Failed requests are in a log without model columns
 (`InferenceLog.failures`), so they belong to no segment.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.core.column_names import GUARD
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
 from mlflow_deploy_plugin.serve.inference_log.tables import count_versions, most_first
@@ -27,6 +29,7 @@ from mlflow_deploy_plugin.watch.history import with_history
 from mlflow_deploy_plugin.watch.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.segments import largest_values, segment_name, texts_of
 from mlflow_deploy_plugin.watch.statistics.intervals import (
+    MetricInterval,
     bonferroni_confidence,
     criterion_finding,
     criterion_state,
@@ -36,7 +39,7 @@ from mlflow_deploy_plugin.watch.statistics.intervals import (
 from mlflow_deploy_plugin.watch.statistics.predictions import as_numbers, unreadable_notes
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-_COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")
+_COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version", GUARD)
 _SERVER_ERROR = 500
 _GROWTH = math.log(1.005)
 _BUCKETS = 5_000
@@ -50,8 +53,10 @@ class _RequestCounts:
 
     Attributes:
         limits_us: the longest permitted latency of each requirement, [R]; infinity for
-            a requirement on errors.
+            any other requirement.
         has_failures: True if failed requests are included in the counts.
+        guarded: the number of answered rows that a guard has checked; it has flagged
+            `flagged` of these rows.
         slow: the number of answers that took longer than each limit, [R].
     """
 
@@ -61,6 +66,8 @@ class _RequestCounts:
     timed: int = 0
     errors: int = 0
     refused: int = 0
+    guarded: int = 0
+    flagged: int = 0
     buckets: Array = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
     slow: Array = field(init=False)
 
@@ -112,7 +119,7 @@ class _RequestCounts:
                 if self.timed:
                     permitted = 1 - QUANTILES[requirement.name]
                     yield figure, 1 - slow_answers / self.timed / permitted
-            elif requirement.value:
+            elif requirement.name == "error_rate" and requirement.value:
                 yield figure, 1 - error_rate / requirement.value
 
 
@@ -238,7 +245,7 @@ def _count_requests(request: WindowRequest) -> _CountedRequests:
     """Count the answered and the failed requests in the window, in total and per
     segment.
     """
-    # A requirement on errors permits any latency.
+    # Any other requirement permits any latency.
     limits = [
         requirement.value * 1e6 if requirement.name in QUANTILES else math.inf
         for requirement in request.spec.requirements
@@ -247,6 +254,11 @@ def _count_requests(request: WindowRequest) -> _CountedRequests:
     columns = request.spec.segment_by
     needed = (*_COLUMNS, *columns)
     for batch in request.log.batches(request.endpoint, request.window, needed):
+        if GUARD in batch.column_names:
+            lengths = pc.utf8_length(batch.column(GUARD)).fill_null(-1).to_numpy()
+            for counts, rows in counted.parts(batch, columns):
+                counts.guarded += int(np.count_nonzero(lengths[rows] >= 0))
+                counts.flagged += int(np.count_nonzero(lengths[rows] > 0))
         # All rows of a request have the same latency.
         counted.add_answers(
             batch.filter(pc.equal(batch.column("_row"), 0)),
@@ -264,9 +276,14 @@ def _judge_requirements(
     confidence: float,
     segment: str,
 ) -> Iterator[Finding]:
-    """Yield a finding for each requirement on errors or latencies."""
+    """Yield a finding for each requirement."""
     for requirement, slow_answers in zip(requirements, counts.slow.tolist(), strict=True):
-        if requirement.name not in QUANTILES:
+        if requirement.name == "flagged":
+            flagged: MetricInterval | Refused = _NO_GUARD
+            if counts.guarded:
+                flagged = wilson_interval("flagged", counts.flagged, counts.guarded, confidence)
+            yield criterion_finding(requirement, flagged, confidence, segment)
+        elif requirement.name not in QUANTILES:
             measured = wilson_interval("error_rate", counts.errors, counts.requests, confidence)
             metric = measured if counts.has_failures else _NO_COLUMNS
             yield criterion_finding(requirement, metric, confidence, segment)
@@ -293,6 +310,7 @@ def _judge_requirements(
             )
 
 
+_NO_GUARD = Refused("no answered row was checked by a guard of its version")
 _NO_ANSWER = Refused("no answered request has a latency")
 _NO_COLUMNS = Refused(
     "failed requests do not have the model's columns, so they cannot be assigned to segments",

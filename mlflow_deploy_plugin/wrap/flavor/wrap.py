@@ -2,6 +2,7 @@
 sample the reference.
 """
 
+import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.guard import RANGES_FILE
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.wrap.convert.batch import (
@@ -69,6 +71,11 @@ PredictFunction = Literal["predict", "predict_proba"]
 EventTimes: TypeAlias = str | Sequence[object] | Array | pd.Series | pd.DatetimeIndex | None
 """The times of rows: the name of a column, or one time per row."""
 _HEAD = slice(0, 3)
+_MIN_RANGE_ROWS = 100
+"""The minimum number of rows whose ranges are saved. A new row is outside of n rows by
+chance with a probability of 2 / (n + 1) per column.
+"""
+_MAX_CATEGORIES = 1_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +120,9 @@ def wrap(
             explained = with_additive_files(form.converted, form.runnable, rows.sampled)
         lock = saved_model.environment_lock()
         provenance = saved_model.provenance_section(rows.sampled, lock)
+        files = {**explained.files, **rows.ranges(form.runnable)}
         return WrappedModel(
-            converted=explained,
+            converted=replace(explained, files=files),
             signature=form.signature,
             predict_fn=predict_fn,
             report=form.report,
@@ -183,6 +191,27 @@ class _Rows:
                 f"{no_batch_dimension_reason(model.artifact)}"
             )
         return None
+
+    def ranges(self, model: OnnxModel) -> dict[str, str]:
+        """Return the file of the ranges by its name; empty for tensors or too few rows.
+
+        The texts of a column are saved if they are few and most of them are repeated.
+        """
+        rows = self.sampled
+        schema = model.schema
+        if rows is None or not schema.columns or len(rows) < _MIN_RANGE_ROWS:
+            return {}
+        columns = {}
+        complete = []
+        for name, values in schema.to_columns(rows.feeds(schema)).items():
+            present = values[pd.notna(values)].tolist()
+            if len(present) == len(values):
+                complete.append(name)
+            if values.dtype != object:
+                columns[name] = [min(present, default=None), max(present, default=None)]
+            elif len(texts := {*present}) <= min(_MAX_CATEGORIES, len(values) // 2):
+                columns[name] = sorted(texts)
+        return {RANGES_FILE: json.dumps({"columns": columns, "complete": complete})}
 
     def first_rows(self, model: OnnxModel) -> ModelData:
         """Return the rows that MLflow saves as the input example, or None without an

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted
+from mlflow_deploy_plugin.serve.agent.ship import captured_tables
 from mlflow_deploy_plugin.serve.http.openapi.document import describe_endpoint
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.http.responses import header_fields, serialize_response
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
+from mlflow_deploy_plugin.serve.spool.frames import segments
+from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from tests.support import servers
 from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
@@ -211,6 +214,19 @@ def test_planned_answer_is_captured_like_general_one(serve_here, endpoints):
         outcomes.append((counted, rows))
     assert outcomes[0] == outcomes[1]
     assert len(rows) == len(BODIES)
+
+
+def test_plan_leaves_rows_outside_to_general_path(serve_here, model_folders):
+    endpoints = {"e": {"v": servers.variant(model_folders["guarded"])}}
+    server = serve_here(endpoints, guard={"then": "flag"})
+    check(server, post("/invocations", {"dataframe_split": SPLIT}))
+    request = post("/predict", {**FLIGHT, "carrier": "ZZ"})
+    assert PlanTable(server).answer(request) is None
+    assert handle(server, request).headers["X-Guard"] == "carrier; rows=1"
+    server.capture.close()
+    (segment,) = segments(server.repository.state_dir / SPOOL)
+    tables = [captured_tables("s", [batch]) for batch in read_batches(segment).batches]
+    assert [table["_guard"].to_pylist() for [(_, table)] in tables] == [["", ""], ["carrier"]]
 
 
 def canary(model_folders, kind):

@@ -266,6 +266,17 @@ def test_failed_new_variant_leaves_the_endpoint_ready(serve, repository, bias_fo
     assert versions(repository) == {"1"}
 
 
+def test_version_without_ranges_is_not_guarded(tmp_path, repository, model_folders, caplog):
+    folders = {"known": "guarded", "unknown": "mixed"}
+    wanted = {name: servers.variant(model_folders[kind]) for name, kind in folders.items()}
+    servers.want(tmp_path, 1, {"e": wanted}, guard={"then": "flag"})
+    repository.poll()
+    served = repository.table["e"].variants
+    assert [name for name, variant in served.items() if variant.guard] == ["known"]
+    assert mentions(caplog.text, "e/unknown", "no ranges", "reference_data")
+    assert "e/known" not in caplog.text
+
+
 def test_unexpected_error_hides_its_details(tmp_path, caplog):
     def load(folder, python=""):
         raise MemoryError("secret")

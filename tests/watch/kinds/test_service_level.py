@@ -76,6 +76,21 @@ def test_error_rate_includes_failures(endpoint):
     assert finding(after, "error_rate", segment="_variant=champion").value == error_rate.value
 
 
+@pytest.mark.parametrize(("flagged", "state"), [(10, "kept"), (200, "violated")])
+def test_flagged_rows_are_judged(endpoint, flagged, state):
+    spec = P99 | {"require": ["flagged<=5%"], "segment_by": ["_variant"]}
+    columns = requests(np.random.default_rng(0), 100)
+    endpoint.answer(columns)
+    assert finding(judge(endpoint.ask(**spec)), "flagged").state == "not judged"
+
+    guards = np.array(["hour"] * flagged + [""] * (1_000 - flagged), object)
+    endpoint.answer(requests(np.random.default_rng(0), _guard=guards))
+
+    judged = judge(endpoint.ask(**spec))
+    for segment in ("", "_variant=champion"):
+        assert finding(judged, "flagged", segment=segment).state == state
+
+
 def test_quantiles_are_those_of_all_requests(endpoint):
     columns = requests(np.random.default_rng(3), count=5_000)
     endpoint.answer(columns)

@@ -1,13 +1,16 @@
+import json
 from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import SplineTransformer
+from sklearn.preprocessing import OneHotEncoder, SplineTransformer
+from sklearn.tree import DecisionTreeClassifier
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -67,6 +70,25 @@ def test_event_times_are_kept_in_utc(line, timed):
     assert wrapped.reference is not None
     assert wrapped.reference.column_names == ["a", "b", "prediction", "_event_time"]
     assert wrapped.reference["_event_time"][0].as_py().isoformat() == "2013-01-01T05:00:00+00:00"
+
+
+def test_ranges_of_training_rows_are_saved(line, timed):
+    columns = {
+        "carrier": pd.Categorical(["UA", "AA"] * 100),
+        "note": [f"note {number}" for number in range(200)],
+        "hour": np.arange(200) % 24,
+        "wind": [1.5, np.nan, 2.5, np.nan] * 50,
+    }
+    rows = pd.DataFrame(columns)
+    texts = ("encode", OneHotEncoder(handle_unknown="ignore"), ["carrier", "note"])
+    steps = ColumnTransformer([texts], remainder="passthrough", sparse_threshold=0)
+    model = make_pipeline(steps, DecisionTreeClassifier(max_depth=2)).fit(rows, rows.hour > 9)
+
+    ranges = json.loads(wrap(model, rows).converted.files["ranges.json"])
+
+    saved = {"carrier": ["AA", "UA"], "hour": [0, 23], "wind": [1.5, 2.5]}
+    assert ranges == {"columns": saved, "complete": ["carrier", "note", "hour"]}
+    assert "ranges.json" not in wrap(line, timed[["a", "b"]].head(99)).converted.files
 
 
 def test_reference_data_may_be_other_rows(line, timed):

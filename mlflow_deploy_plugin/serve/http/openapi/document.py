@@ -44,6 +44,7 @@ _ERRORS = {
     404: "the endpoint or its version does not exist",
     413: "the body is larger than the server's limit",
     415: "this route does not accept the Content-Type",
+    422: "a value is outside of the training rows, and the endpoint refuses such rows",
     429: "too many requests; retry after Retry-After seconds",
     501: (
         "a package that this route needs is not installed on the server; the message names the "
@@ -82,6 +83,7 @@ _RESPONSE_HEADERS = {
     "X-Model-Variant": (
         "the variant that computed the response, if the endpoint has several variants"
     ),
+    "X-Guard": "the columns of the first row outside of the training rows, and the number of rows",
 }
 
 

@@ -22,7 +22,7 @@ TAGS = ("Predictions", v2.TAG, tfserving.TAG, "Server", "Pages")
 """The groups of operations, in their order on the page."""
 PREDICTIONS, V2, TENSORFLOW, SERVER, PAGES = TAGS
 
-_PREDICTION_ERRORS = (400, 413, 415, 429, 503, 504)
+_PREDICTION_ERRORS = (400, 413, 415, 422, 429, 503, 504)
 
 
 @dataclass(frozen=True)

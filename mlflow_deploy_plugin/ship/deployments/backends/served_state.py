@@ -271,7 +271,8 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     resolved = None
     # The agent may not have resolved the models and the traffic of `spec` yet.
     if endpoint is not None and (
-        (endpoint.capture, endpoint.sticky) == (spec.capture, spec.sticky)
+        (endpoint.capture, endpoint.sticky, endpoint.guard)
+        == (spec.capture, spec.sticky, spec.guard)
     ):
         resolved = {
             name: (variant.model_uri, variant.weight, variant.shadow)
