@@ -68,12 +68,17 @@ def want(
     state_dir,
     generation,
     endpoints,
+    steps=None,
     **capture,
 ):
-    """Write wanted.json from endpoint → variant → fields."""
+    """Write wanted.json from endpoint → variant → fields, and endpoint → source of its
+    steps.
+    """
     document = {
-        name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()
+        name: {"variants": fields, "capture": capture} for name, fields in endpoints.items()
     }
+    for name, source in (steps or {}).items():
+        document[name]["serve"] = {"steps": source}
     write_state(
         state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document})
     )

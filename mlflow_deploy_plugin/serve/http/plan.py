@@ -8,6 +8,7 @@ repeats the rules of `pipeline.infer`, because each saved call shortens every re
 Change a rule in both modules; `tests/serve/http/test_plan.py` compares them.
 """
 
+import math
 import random
 import re
 import time
@@ -18,6 +19,7 @@ from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, header_fields
 from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.inference.steps import add_steps
 from mlflow_deploy_plugin.serve.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.serve.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.serve.protocols.content import JSON, dump_json, json_object
@@ -143,7 +145,9 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     has_rate = server.limits.has_rate
     admits = require is not None or has_rate
     check_rates = server.limits.check_rates
-    decode = _compose_decoder(variant, protocol, server.max_body_bytes)
+    decode = _compose_decoder(variant.sent, protocol, server.max_body_bytes)
+    if variant.steps is not None:
+        decode = _compose_steps(server, variant, decode)
     run = variant.loaded.predictor.run
     predict = variant.loaded.predictor.prediction
     count_key = server.auth.count
@@ -188,6 +192,8 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
                 encoded = encode(variant, InferResponse(id_, prediction_id, outputs))
         except BaseException as error:  # noqa: BLE001 - the general path repeats, reports and counts the error
             pass_exit(error)
+            if variant.steps is not None:
+                request.failure = error
             return None
         if key is not None:
             count_key(key)
@@ -300,3 +306,22 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
         return feeds, encode, headers.get("x-request-id", body_id)
 
     return decode
+
+
+def _compose_steps(server: Server, variant: ServedVariant, decode: _Decode) -> _Decode:
+    """Return the decoder of a plan with the steps of the variant."""
+
+    def encode_predictions(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        prediction = variant.loaded.predictor.prediction(response.outputs)
+        return EncodedResponse(dump_json({"predictions": prediction}))
+
+    def decode_with_steps(headers: Mapping[str, str], body: bytes) -> _Decoded:
+        columns, encode, given_id = decode(headers, body)
+        if not columns:
+            return columns, encode, given_id
+        id_ = request_id({"x-request-id": given_id})
+        decoded = columns, encode or encode_predictions
+        feeds, encode = add_steps(server, variant, decoded, headers, id_, math.inf)
+        return feeds, encode, id_
+
+    return decode_with_steps

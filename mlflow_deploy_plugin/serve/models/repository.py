@@ -12,7 +12,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
@@ -40,6 +40,7 @@ from mlflow_deploy_plugin.serve import variants
 from mlflow_deploy_plugin.serve.models.loading import WarmVersion, check_digest, load_version
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.steps import Steps, load_steps
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.serve.variants import (
     LoadedVersion,
@@ -67,6 +68,7 @@ class Repository:
             again.
         has_pyfuncs: True if a side process answers for a version in memory, not
             counting shadows.
+        has_steps: True if an endpoint has steps.
     """
 
     def __init__(self, state_dir: Path, load: Callable[[Path, str], WarmVersion]) -> None:
@@ -74,11 +76,14 @@ class Repository:
         self.table: ServedTable = {}
         self.unloaded: tuple[str, ...] = ()
         self.has_pyfuncs = False
+        self.has_steps = False
         self._load = load
         self._listeners: list[Callable[[ServedTable], None]] = []
         self._publishing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
         self._errors: dict[str, dict[str, str]] = {}
+        self._errors_of_steps: dict[str, str] = {}
+        """The reason why the wanted steps of an endpoint are not in use, or empty."""
         self._generation: int | None = None
         self._applied_file: tuple[int, int, int] | None = None
         """The identity of the wanted.json that was read last."""
@@ -299,14 +304,17 @@ class Repository:
         self._generation = wanted.generation
         endpoints = {}
         for name, served in self.table.items():
+            are_steps_refused = bool(self._errors_of_steps[name])
             # A variant with an error may have no version.
             states = {
-                label: LoadedVariant(error=error) for label, error in self._errors[name].items()
+                label: LoadedVariant(error=error, is_error_of_steps=are_steps_refused)
+                for label, error in self._errors[name].items()
             }
             for label, variant in served.variants.items():
                 states[label] = LoadedVariant(
                     version=variant.loaded.version,
                     error=self._errors[name].get(label, ""),
+                    is_error_of_steps=are_steps_refused,
                     no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
                 )
             endpoints[name] = states
@@ -344,10 +352,17 @@ class Repository:
             return self._load(folder, python)
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
+        steps, error_of_steps = _load_steps(wanted, before.values())
+        self._errors_of_steps[endpoint] = error_of_steps
+        errors = dict.fromkeys(wanted.variants if error_of_steps else (), error_of_steps)
+        wants = wanted.variants
+        if errors:
+            logger.error("%s: %s; the earlier steps remain in use", endpoint, error_of_steps)
+            wants = wants if before else {}  # Never serve the versions without their steps.
+        keys = wanted.capture.keys + (steps.captured_columns if steps else ())
         held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
         served_variants = {}
-        errors = {}
-        for name, want in wanted.variants.items():
+        for name, want in wants.items():
             old = before.get(name)
             try:
                 loaded = held.get(_identity(want))
@@ -371,7 +386,7 @@ class Repository:
                 loaded = old.loaded
             try:
                 captured = exclude_columns(
-                    loaded.captured, wanted.capture.drop, wanted.capture.mask, wanted.capture.keys
+                    loaded.captured, wanted.capture.drop, wanted.capture.mask, keys
                 )
                 if wanted.capture.mask:  # Masked columns need the server's key.
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()
@@ -384,6 +399,7 @@ class Repository:
                     wanted.capture,
                     captured,
                     want.aspects,
+                    steps=steps,
                 )
             except InvalidConfig as error:
                 # Serving the version would capture columns that must be excluded.
@@ -426,6 +442,7 @@ class Repository:
             for variant in _variants(table)
             if not variant.shadow
         )
+        self.has_steps = any(variant.steps is not None for variant in _variants(table))
         self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
         with self._publishing:
             self.table = table
@@ -440,6 +457,23 @@ def _variants(table: ServedTable) -> Iterator[ServedVariant]:
 
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for variant in _variants(table)}
+
+
+def _load_steps(
+    wanted: WantedEndpoint, served: Iterable[ServedVariant]
+) -> tuple[Steps | None, str]:
+    """Return the steps of an endpoint, and the error of steps that cannot be imported;
+    then the steps in use are returned.
+    """
+    used = next((variant.steps for variant in served), None)
+    if used is not None and used.digest == wanted.serve.digest:
+        return used, ""
+    if wanted.serve.steps is None:
+        return None, ""
+    try:
+        return load_steps(wanted.serve.steps), ""
+    except OnnxserveError as error:
+        return used, error.message
 
 
 def _identity(version: WantedVariant | LoadedVersion) -> tuple[str | Path, ...]:

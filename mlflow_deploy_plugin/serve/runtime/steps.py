@@ -1,0 +1,199 @@
+"""Steps: the functions `before` and `after` of a user's file, which run in the worker
+around a version (docs/steps.md).
+
+A step may never return. A thread ends late steps by an exception in their threads,
+because nothing else ends a thread of CPython. A step that is blocked in a library
+receives the exception when the library returns.
+"""
+
+import ctypes
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    InvalidRequest,
+    StepFailed,
+    StepRefused,
+    StepTimeout,
+)
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.model_code import require_model_code
+from mlflow_deploy_plugin.core.spec.steps import STEPS_FILE, steps_digest
+
+logger = logging.getLogger(__name__)
+
+StepName = Literal["before", "after"]
+SENT = "_sent"
+"""The captured column of what came in: the columns of a row as JSON."""
+STEPS = "_steps"
+"""The captured column with the digest of the steps."""
+_MESSAGE_CHARACTERS = 300
+_CHECK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prediction request, as `before` and `after` receive it.
+
+    Attributes:
+        inputs: the columns or tensors that the caller sent, by name; each is a list of
+            N values or an array [N, …].
+        headers: the headers of the request, with names in lower case.
+        id: the id of the request (`X-Request-Id`).
+        endpoint: the name of the endpoint.
+        deadline: the end of the request's time, in `time.perf_counter()`.
+    """
+
+    inputs: Mapping[str, Any]
+    headers: Mapping[str, str]
+    id: str
+    endpoint: str
+    deadline: float
+
+
+class _Late(BaseException):
+    """The time of a step is over. User code does not catch it with `except
+    Exception`.
+    """
+
+
+class _Watch:
+    """Raises `_Late` in the threads whose step runs past its deadline. `late` has these
+    threads until their step ends.
+    """
+
+    def __init__(self) -> None:
+        self._deadlines: dict[int, float] = {}
+        self.late: set[int] = set()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(
+            target=self._interrupt_late, name="onnxserve-steps", daemon=True
+        )
+
+    def start(self) -> None:
+        with self._lock:
+            if self._thread.ident is None:
+                self._thread.start()
+
+    def run(
+        self, step: Callable[..., object], arguments: tuple[object, ...], deadline: float
+    ) -> object:
+        """Return the result of the step. Raises `_Late` after the deadline, and the
+        errors of the step.
+        """
+        thread = threading.get_ident()
+        if thread in self._deadlines:  # A step calls another endpoint, within the same deadline.
+            return step(*arguments)
+        self._deadlines[thread] = deadline
+        try:
+            return step(*arguments)
+        finally:
+            if self._deadlines.pop(thread, None) is None:
+                # The exception must not be raised in the code that follows the step.
+                with self._lock:
+                    _raise_in_thread(thread, None)
+                    self.late.discard(thread)
+
+    def _interrupt_late(self) -> None:
+        while True:
+            time.sleep(_CHECK_SECONDS)
+            now = time.perf_counter()
+            for thread, deadline in list(self._deadlines.items()):
+                if now < deadline:
+                    continue
+                with self._lock:
+                    if self._deadlines.pop(thread, None) is not None:
+                        self.late.add(thread)
+                        _raise_in_thread(thread, ctypes.py_object(_Late))
+
+
+def _raise_in_thread(thread: int, error: "ctypes.py_object[Any] | None") -> None:
+    """Raise the error in a thread; None withdraws an error that was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
+
+
+_watch = _Watch()
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The imported steps of an endpoint. `digest` is the SHA-256 of their source."""
+
+    digest: str
+    module: ModuleType
+    before: Callable[[Request], object] | None
+    after: Callable[[dict[str, Any], Request], object] | None
+
+    @property
+    def captured_columns(self) -> tuple[str, ...]:
+        return (SENT, STEPS) if self.before else (STEPS,)
+
+    def run(self, name: StepName, *arguments: Any) -> Any:
+        """Return the result of a step, whose last argument is the request.
+
+        Raises:
+            StepRefused: the step raises InvalidRequest.
+            StepTimeout: the step has not returned by the deadline of the request.
+            StepFailed: the step raises another error.
+        """
+        try:
+            return _watch.run(getattr(self, name), arguments, arguments[-1].deadline)
+        except StepTimeout:
+            raise
+        except InvalidRequest as error:
+            raise StepRefused(f"step {name}: {error.message}", column=error.column) from None
+        except _Late:
+            raise StepTimeout(
+                f"step {name}, {STEPS_FILE}: it did not return within the request's time"
+            ) from None
+        except BaseException as error:
+            logger.error(
+                "step %s of endpoint %s failed", name, arguments[-1].endpoint, exc_info=error
+            )
+            raise StepFailed(f"step {name}, {_describe_error(error, self.module)}") from None
+
+
+def is_late(thread: int) -> bool:
+    """Return True if the step of a thread runs although it was interrupted."""
+    return thread in _watch.late
+
+
+def _describe_error(error: BaseException, module: ModuleType) -> str:
+    """Return an error of a user's module in one line, with the last line of the module
+    that the error has passed.
+    """
+    line = 0
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_globals is module.__dict__:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    place = f"{STEPS_FILE} line {line}" if line else STEPS_FILE
+    return f"{place}: {type(error).__name__}: {one_line(error, _MESSAGE_CHARACTERS)}"
+
+
+def load_steps(source: str) -> Steps:
+    """Import the source of steps in this process. Raises CodeRefused if code is not
+    allowed, and InvalidArtifact if it does not import.
+    """
+    require_model_code("serve.steps")
+    digest = steps_digest(source)
+    module = ModuleType(f"onnxserve_steps_{digest[:12]}")
+    module.__file__ = STEPS_FILE
+    sys.modules[module.__name__] = module  # Dataclasses look up their module.
+    try:
+        exec(compile(source, STEPS_FILE, "exec"), module.__dict__)
+    except BaseException as error:
+        logger.error("the steps do not import", exc_info=error)
+        reason = _describe_error(error, module)
+        raise InvalidArtifact(f"the steps do not import: {reason}") from None
+    _watch.start()
+    before = getattr(module, "before", None)
+    return Steps(digest, module, before, getattr(module, "after", None))
