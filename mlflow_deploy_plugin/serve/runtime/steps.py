@@ -73,13 +73,14 @@ class _Watch:
         self._deadlines: dict[int, float] = {}
         self.late: set[int] = set()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(
-            target=self._interrupt_late, name="onnxserve-steps", daemon=True
-        )
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         with self._lock:
-            if self._thread.ident is None:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._interrupt_late, name="onnxserve-steps", daemon=True
+                )
                 self._thread.start()
 
     def run(

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import ask, handle
-from tests.support.servers import gunicorn, one_endpoint, variant, want
+from tests.support.servers import gunicorn, one_endpoint, variant, want, write_spec
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
@@ -240,7 +240,9 @@ def before(request):
     return request.inputs
 """
     want(tmp_path, 1, one_endpoint(model_folders["single"]), {"e": source})
-    with gunicorn(tmp_path, spec=ServerSpec(request_timeout_seconds=1, threads=1)) as server:
+    spec = ServerSpec(request_timeout_seconds=1, threads=1)
+    write_spec(tmp_path, "e", spec)
+    with gunicorn(tmp_path, spec=spec) as server:
         row = {"inputs": [[1, 2, 3]]}
         for _ in range(3):
             late = server.post(json=row, headers={"X-Hang": "1"})
