@@ -8,9 +8,8 @@ the usual columns. What came in is captured in the column `SENT`.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
@@ -22,31 +21,19 @@ from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, Infer
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import columns_of
-from mlflow_deploy_plugin.serve.runtime.steps import SENT, STEPS, Request, StepName
+from mlflow_deploy_plugin.serve.runtime.steps import SENT, Request, RunningStep, running_step
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _SENT_CHARACTERS = 4096
 """The longest captured row of what came in. A longer row is captured as null."""
+_SENT_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 _MOST_CALLS = 8
 _LOOP_SHARE = 0.9
 """The share of `request_timeout_seconds` after which a step is interrupted. gunicorn
 replaces a worker whose loop is blocked for the whole time.
 """
-
-
-class _Step(NamedTuple):
-    """The step that runs in this context. `chain` has the endpoints that called each
-    other.
-    """
-
-    server: Server
-    request: Request
-    chain: tuple[str, ...]
-
-
-_running: ContextVar[_Step] = ContextVar("onnxserve_step")
 
 
 def add_steps(
@@ -68,30 +55,26 @@ def add_steps(
     Raises StepFailed, StepRefused or StepTimeout.
     """
     columns, encode = decoded
-    assert variant.steps is not None
-    if variant.steps.before is None:
-        inputs = variant.schema.to_columns(columns)
-    else:
-        inputs = columns
+    steps = variant.steps
+    assert steps is not None
+    inputs = columns if steps.before else variant.schema.to_columns(columns)
     last = time.perf_counter() + _LOOP_SHARE * server.spec.request_timeout_seconds
     request = Request(
         inputs, MappingProxyType(headers), request_id, variant.endpoint, min(deadline, last)
     )
-    step = _Step(server, request, (variant.endpoint,))
-    feeds = _feed(variant, step, columns)
-    if variant.steps.after is None:
+    running = RunningStep(request, server, (variant.endpoint,))
+    feeds = _run_before(variant, running) if steps.before else columns
+    if steps.after is None:
         return feeds, encode
+    rows = variant.schema.count_rows(feeds)
 
     def encode_after(_: ServedVariant, response: InferResponse) -> EncodedResponse:
-        answer = _run(variant, step, "after", _copies(response.outputs), request)
-        answering, outputs = _named(variant, answer, variant.schema.count_rows(feeds))
+        answer = steps.run("after", running, _copies(response.outputs), request)
+        answering, outputs = _named(variant, answer, rows)
+        id_ = response.prediction_id
+        answered = InferResponse(response.id, id_, outputs, is_cached=response.is_cached)
         try:
-            return encode(
-                answering,
-                InferResponse(
-                    response.id, response.prediction_id, outputs, is_cached=response.is_cached
-                ),
-            )
+            return encode(answering, answered)
         except (TypeError, ValueError) as error:
             raise StepFailed(f"step after: its answer cannot be encoded: {error}") from None
 
@@ -113,39 +96,28 @@ def call(endpoint: str, inputs: Mapping[str, Any]) -> Any:
     Raises NotFound, NotReady, SchemaMismatch, InvalidConfig outside a step or for a
     cycle of endpoints, and the errors of the endpoint.
     """
-    caller = _running.get(None)
+    caller = running_step()
     if caller is None:
         raise InvalidConfig("onnxserve.call can be used only in the steps of an endpoint")
-    server, request, chain = caller
-    chain = (*chain, endpoint)
-    if endpoint in chain[:-1]:
+    chain = (*caller.chain, endpoint)
+    if endpoint in caller.chain:
         raise InvalidConfig(f"the steps call each other in a cycle: {' → '.join(chain)}")
     if len(chain) > _MOST_CALLS:
-        raise InvalidConfig(
-            f"the steps call more than {_MOST_CALLS} endpoints: {' → '.join(chain)}"
-        )
+        raise InvalidConfig(f"more than {_MOST_CALLS} steps call each other: {' → '.join(chain)}")
+    request = caller.request._replace(inputs=dict(inputs), endpoint=endpoint)
+    server: Server = caller.server
     variant = server.repository.select_variant(endpoint, headers=request.headers)
-    columns = dict(inputs)
-    sent = Request(columns, request.headers, request.id, endpoint, request.deadline)
-    step = _Step(server, sent, chain)
-    if variant.steps is None or variant.steps.before is None:
-        columns = variant.schema.from_columns(columns)
-    feeds = columns if variant.steps is None else _feed(variant, step, columns)
-    now = time.perf_counter()
-    left = {"timeout": max(int((request.deadline - now) * 1e6), 1)}
+    running = RunningStep(request, server, chain)
+    steps = variant.steps
+    if steps is not None and steps.before:
+        feeds = _run_before(variant, running)
+    else:
+        feeds = variant.schema.from_columns(request.inputs)
+    left = {"timeout": max(int((request.deadline - time.perf_counter()) * 1e6), 1)}
     outputs = server.dataplane.infer(variant, InferRequest(request.id, feeds, left)).outputs
-    if variant.steps is None or variant.steps.after is None:
+    if steps is None or steps.after is None:
         return outputs
-    return _run(variant, step, "after", _copies(outputs), sent)
-
-
-def _run(variant: ServedVariant, step: _Step, name: StepName, *arguments: Any) -> Any:
-    assert variant.steps is not None
-    token = _running.set(step)
-    try:
-        return variant.steps.run(name, *arguments)
-    finally:
-        _running.reset(token)
+    return steps.run("after", running, _copies(outputs), request)
 
 
 def _copies(outputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -153,18 +125,13 @@ def _copies(outputs: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array.copy() for name, array in outputs.items()}
 
 
-def _feed(variant: ServedVariant, step: _Step, columns: Any) -> Feeds:
-    """Return the feeds with the captured columns of the steps. `columns` are feeds
-    without a step `before`.
-    """
-    steps = variant.steps
-    assert steps is not None
+def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
+    """Return the feeds that `before` makes of the request, with the captured column."""
+    columns = running.request.inputs
     schema = variant.schema
-    if steps.before is None:
-        digests = object_array([steps.digest] * schema.count_rows(columns))
-        return _with_captured(variant, columns, {STEPS: digests})
+    assert variant.steps is not None
     texts = _sent_texts(variant, columns)
-    inputs = _run(variant, step, "before", step.request)
+    inputs = variant.steps.run("before", running, running.request)
     if not isinstance(inputs, Mapping):
         raise StepFailed(
             f"step before: it returned {short_repr(inputs)}; a mapping from the model's inputs to "
@@ -172,7 +139,7 @@ def _feed(variant: ServedVariant, step: _Step, columns: Any) -> Feeds:
         )
     keys = {name: columns[name] for name in variant.capture.keys if name in columns}
     try:
-        feeds = schema.from_columns({**keys, **inputs})
+        feeds = schema.from_columns({**keys, **inputs} if keys else inputs)
     except SchemaMismatch as error:
         if error.column in columns and inputs.get(error.column) is columns[error.column]:
             raise  # The caller has sent these values, and the step has not changed them.
@@ -182,39 +149,28 @@ def _feed(variant: ServedVariant, step: _Step, columns: Any) -> Feeds:
     rows = schema.count_rows(feeds)
     if rows != len(texts):
         raise StepFailed(f"step before: it returned {rows} rows for {len(texts)} rows")
-    digests = object_array([steps.digest] * rows)
-    return _with_captured(variant, feeds, {SENT: object_array(texts), STEPS: digests})
-
-
-def _with_captured(variant: ServedVariant, feeds: Feeds, captured: Mapping[str, Array]) -> Feeds:
-    if not variant.schema.has_rows:
-        captured = {name: array.reshape(()) for name, array in captured.items()}
-    return add_keys(feeds, captured)
+    sent = object_array(texts)
+    return add_keys(feeds, {SENT: sent if schema.has_rows else sent.reshape(())})
 
 
 def _sent_texts(variant: ServedVariant, columns: Mapping[str, Any]) -> list[str | None]:
     """Return each row of what came in as JSON, without columns that are not captured or
-    masked. Raises StepFailed if the columns do not have the same number of rows.
+    masked. Raises SchemaMismatch if the columns do not have the same number of rows.
     """
     capture = variant.capture
-    left_out = {*capture.drop, *capture.mask}
-    lists = {}
-    for name, values in columns.items():
-        lists[name] = values.tolist() if isinstance(values, np.ndarray) else values
-    if not variant.schema.has_rows:
-        rows = [lists]
-    else:
+    rows = [columns]
+    if variant.schema.has_rows:
         try:
-            rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+            values = zip(*columns.values(), strict=True)
+            rows = [dict(zip(columns, row, strict=True)) for row in values]
         except (TypeError, ValueError):
             raise SchemaMismatch("the columns do not have the same number of values") from None
-    texts: list[str | None] = []
-    for row in rows:
-        for name in left_out:
-            row.pop(name, None)
-        text = orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
-        texts.append(text if len(text) <= _SENT_CHARACTERS else None)
-    return texts
+    if capture.drop or capture.mask:
+        left_out = {*capture.drop, *capture.mask}
+        for number, row in enumerate(rows):
+            rows[number] = {name: row[name] for name in row if name not in left_out}
+    texts = [orjson.dumps(row, default=str, option=_SENT_OPTIONS).decode() for row in rows]
+    return [text if len(text) <= _SENT_CHARACTERS else None for text in texts]
 
 
 def _named(

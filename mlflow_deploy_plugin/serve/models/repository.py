@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -40,7 +41,7 @@ from mlflow_deploy_plugin.serve import variants
 from mlflow_deploy_plugin.serve.models.loading import WarmVersion, check_digest, load_version
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.serve.runtime.steps import Steps, load_steps
+from mlflow_deploy_plugin.serve.runtime.steps import SENT, Steps, load_steps
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.serve.variants import (
     LoadedVersion,
@@ -359,7 +360,7 @@ class Repository:
         if errors:
             logger.error("%s: %s; the earlier steps remain in use", endpoint, error_of_steps)
             wants = wants if before else {}  # Never serve the versions without their steps.
-        keys = wanted.capture.keys + (steps.captured_columns if steps else ())
+        keys = wanted.capture.keys + ((SENT,) if steps and steps.before else ())
         held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
         served_variants = {}
         for name, want in wants.items():
@@ -397,7 +398,7 @@ class Repository:
                     want.shadow,
                     loaded,
                     wanted.capture,
-                    captured,
+                    replace(captured, steps=steps.digest) if steps else captured,
                     want.aspects,
                     steps=steps,
                 )

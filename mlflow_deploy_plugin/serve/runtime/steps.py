@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
@@ -32,14 +32,11 @@ logger = logging.getLogger(__name__)
 StepName = Literal["before", "after"]
 SENT = "_sent"
 """The captured column of what came in: the columns of a row as JSON."""
-STEPS = "_steps"
-"""The captured column with the digest of the steps."""
 _MESSAGE_CHARACTERS = 300
 _CHECK_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A prediction request, as `before` and `after` receive it.
 
     Attributes:
@@ -58,6 +55,16 @@ class Request:
     deadline: float
 
 
+class RunningStep(NamedTuple):
+    """A step that runs in a thread. `chain` has the endpoints that called each other,
+    in the `server`.
+    """
+
+    request: Request
+    server: Any
+    chain: tuple[str, ...]
+
+
 class _Late(BaseException):
     """The time of a step is over. User code does not catch it with `except
     Exception`.
@@ -65,13 +72,12 @@ class _Late(BaseException):
 
 
 class _Watch:
-    """Raises `_Late` in the threads whose step runs past its deadline. `late` has these
-    threads until their step ends.
+    """Raises `_Late` in the threads whose step runs past its deadline. `running` has
+    the step of each thread; None for a step that was interrupted and has not ended.
     """
 
     def __init__(self) -> None:
-        self._deadlines: dict[int, float] = {}
-        self.late: set[int] = set()
+        self.running: dict[int, RunningStep | None] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -84,34 +90,34 @@ class _Watch:
                 self._thread.start()
 
     def run(
-        self, step: Callable[..., object], arguments: tuple[object, ...], deadline: float
+        self, step: Callable[..., object], running: RunningStep, arguments: tuple[object, ...]
     ) -> object:
         """Return the result of the step. Raises `_Late` after the deadline, and the
         errors of the step.
         """
         thread = threading.get_ident()
-        if thread in self._deadlines:  # A step calls another endpoint, within the same deadline.
-            return step(*arguments)
-        self._deadlines[thread] = deadline
+        caller = self.running.get(thread)
+        self.running[thread] = running
         try:
             return step(*arguments)
         finally:
-            if self._deadlines.pop(thread, None) is None:
+            if self.running.pop(thread, None) is None:
                 # The exception must not be raised in the code that follows the step.
                 with self._lock:
                     _raise_in_thread(thread, None)
-                    self.late.discard(thread)
+            elif caller is not None:
+                self.running[thread] = caller
 
     def _interrupt_late(self) -> None:
         while True:
             time.sleep(_CHECK_SECONDS)
             now = time.perf_counter()
-            for thread, deadline in list(self._deadlines.items()):
-                if now < deadline:
+            for thread, running in list(self.running.items()):
+                if running is None or now < running.request.deadline:
                     continue
                 with self._lock:
-                    if self._deadlines.pop(thread, None) is not None:
-                        self.late.add(thread)
+                    if self.running.get(thread) is running:
+                        self.running[thread] = None
                         _raise_in_thread(thread, ctypes.py_object(_Late))
 
 
@@ -132,12 +138,8 @@ class Steps:
     before: Callable[[Request], object] | None
     after: Callable[[dict[str, Any], Request], object] | None
 
-    @property
-    def captured_columns(self) -> tuple[str, ...]:
-        return (SENT, STEPS) if self.before else (STEPS,)
-
-    def run(self, name: StepName, *arguments: Any) -> Any:
-        """Return the result of a step, whose last argument is the request.
+    def run(self, name: StepName, running: RunningStep, *arguments: Any) -> Any:
+        """Return the result of a step.
 
         Raises:
             StepRefused: the step raises InvalidRequest.
@@ -145,7 +147,7 @@ class Steps:
             StepFailed: the step raises another error.
         """
         try:
-            return _watch.run(getattr(self, name), arguments, arguments[-1].deadline)
+            return _watch.run(getattr(self, name), running, arguments)
         except StepTimeout:
             raise
         except InvalidRequest as error:
@@ -155,15 +157,19 @@ class Steps:
                 f"step {name}, {STEPS_FILE}: it did not return within the request's time"
             ) from None
         except BaseException as error:
-            logger.error(
-                "step %s of endpoint %s failed", name, arguments[-1].endpoint, exc_info=error
-            )
+            endpoint = running.request.endpoint
+            logger.error("step %s of endpoint %s failed", name, endpoint, exc_info=error)
             raise StepFailed(f"step {name}, {_describe_error(error, self.module)}") from None
+
+
+def running_step() -> RunningStep | None:
+    """Return the step that runs in this thread."""
+    return _watch.running.get(threading.get_ident())
 
 
 def is_late(thread: int) -> bool:
     """Return True if the step of a thread runs although it was interrupted."""
-    return thread in _watch.late
+    return thread in _watch.running and _watch.running[thread] is None
 
 
 def _describe_error(error: BaseException, module: ModuleType) -> str:

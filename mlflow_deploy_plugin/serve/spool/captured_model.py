@@ -149,6 +149,7 @@ class CapturedModel:
             the column is the whole input.
         keys: columns that are captured and not passed to the model; each key is an
             input of the schema.
+        steps: the digest of the steps around the model; empty without steps.
     """
 
     model: str
@@ -161,6 +162,7 @@ class CapturedModel:
     left_out: frozenset[str] = frozenset()
     masked: Mapping[str, tuple[ColumnPosition, ...]] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    steps: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schema", self.schema.capture_schema)
@@ -316,6 +318,7 @@ def encode_model(model: CapturedModel) -> bytes:
         "version": model.version,
         "prediction": model.prediction,
         "keys": model.keys,
+        "steps": model.steps,
     }
     return orjson.dumps({**head, "schema": schema})
 
@@ -353,4 +356,5 @@ def decode_model(encoded: memoryview) -> CapturedModel:
         schema,
         tuple(document["prediction"]),
         keys=keys,
+        steps=document.get("steps", ""),
     )

@@ -166,7 +166,7 @@ def test_captured_row_has_both_sides(stepped, is_planned):
     columns = row.model.schema.to_columns(row.feeds)
     assert columns["a"].tolist() == [1.0, 2.0]
     assert columns["_sent"].tolist() == ['{"zip":"8001"}', '{"zip":"8002"}']
-    assert columns["_steps"].tolist() == 2 * [steps_digest(STEPS)]
+    assert row.model.steps == steps_digest(STEPS)
     assert row.outputs["y"].tolist() == [[6.0], [9.0]]  # The step multiplies a copy.
 
 
@@ -248,5 +248,5 @@ def before(request):
             late = server.post(json=row, headers={"X-Hang": "1"})
             assert late.status_code == 504
             assert "did not return" in late.json()["message"]
-            assert server.post(json=row).json() == {"predictions": {"y": [[6.0]]}}
+            assert server.post(json=row).json() == {"predictions": [[6.0]]}
         assert len(read_workers(tmp_path)) == 1

@@ -3,6 +3,7 @@ returns them as they were sent.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -51,6 +52,13 @@ class SentSchema(Schema):
         if not records:
             raise SchemaMismatch(NO_ROWS)
         return columns_of(records, dict.fromkeys(chain.from_iterable(records)))
+
+    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
+        with suppress(TypeError, ValueError):
+            columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+            if len(columns) == len(names):
+                return columns
+        return super().from_rows(names, rows)  # It raises the error.
 
     def missing_columns(self, sent: object) -> None:
         """Return None, because `before` may add any column."""
