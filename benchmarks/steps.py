@@ -11,6 +11,7 @@ are those of `benchmarks/request_path.py`. The exit status is 1 if a difference 
 `MOST_MICROSECONDS`.
 """
 
+import gc
 import statistics
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def main() -> int:
                 root = Path(folder, f"{number}-{name}")
                 root.mkdir()
                 answers.append(answering(open_server(root, body[1], steps), body))
+            gc.freeze()  # As in a worker.
             rounds = [[microseconds(answer) for answer in answers] for _ in range(ROUNDS)]
             plain, stepped = (statistics.median(times) for times in zip(*rounds, strict=True))
             added = statistics.median(second - first for first, second in rounds)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from mlflow_deploy_plugin.core.column_names import PREDICTION
 from mlflow_deploy_plugin.core.errors import InvalidConfig, SchemaMismatch, StepFailed
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
@@ -26,8 +27,8 @@ from mlflow_deploy_plugin.serve.runtime.values import short_repr
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
-_SENT_CHARACTERS = 4096
-"""The longest captured row of what came in. A longer row is captured as null."""
+_SENT_BYTES = 16 * 1024
+"""The maximum size of a request whose columns are captured in `SENT`."""
 _SENT_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 _MOST_CALLS = 8
 _LOOP_SHARE = 0.9
@@ -130,7 +131,8 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
     columns = running.request.inputs
     schema = variant.schema
     assert variant.steps is not None
-    texts = _sent_texts(variant, columns)
+    text = _sent_text(variant, columns)
+    sent_rows = len(next(iter(columns.values()), ()))
     inputs = variant.steps.run("before", running, running.request)
     if not isinstance(inputs, Mapping):
         raise StepFailed(
@@ -146,31 +148,28 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
         raise StepFailed(
             f"step before: its inputs do not fit the model: {error.message}", column=error.column
         ) from None
+    if not schema.has_rows:
+        return add_keys(feeds, {SENT: object_array([text]).reshape(())})
     rows = schema.count_rows(feeds)
-    if rows != len(texts):
-        raise StepFailed(f"step before: it returned {rows} rows for {len(texts)} rows")
-    sent = object_array(texts)
-    return add_keys(feeds, {SENT: sent if schema.has_rows else sent.reshape(())})
+    if rows != sent_rows:
+        raise StepFailed(f"step before: it returned {rows} rows for {sent_rows} rows")
+    return add_keys(feeds, {SENT: object_array([text] + [None] * (rows - 1))})
 
 
-def _sent_texts(variant: ServedVariant, columns: Mapping[str, Any]) -> list[str | None]:
-    """Return each row of what came in as JSON, without columns that are not captured or
-    masked. Raises SchemaMismatch if the columns do not have the same number of rows.
+def _sent_text(variant: ServedVariant, columns: Mapping[str, Any]) -> str | None:
+    """Return what came in as JSON, without columns that are not captured or masked;
+    None if it is too long.
     """
-    capture = variant.capture
-    rows = [columns]
-    if variant.schema.has_rows:
-        try:
-            values = zip(*columns.values(), strict=True)
-            rows = [dict(zip(columns, row, strict=True)) for row in values]
-        except (TypeError, ValueError):
-            raise SchemaMismatch("the columns do not have the same number of values") from None
-    if capture.drop or capture.mask:
-        left_out = {*capture.drop, *capture.mask}
-        for number, row in enumerate(rows):
-            rows[number] = {name: row[name] for name in row if name not in left_out}
-    texts = [orjson.dumps(row, default=str, option=_SENT_OPTIONS).decode() for row in rows]
-    return [text if len(text) <= _SENT_CHARACTERS else None for text in texts]
+    left_out = (*variant.capture.drop, *variant.capture.mask)
+    if left_out:
+        columns = {name: columns[name] for name in columns if name not in left_out}
+    text = orjson.dumps(columns, default=_plain, option=_SENT_OPTIONS)
+    return text.decode() if len(text) <= _SENT_BYTES else None
+
+
+def _plain(value: Any) -> Any:
+    """Return an array of texts as lists, and any other value as text."""
+    return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
 def _named(
@@ -185,13 +184,12 @@ def _named(
         columns = columns_of(answer, answer[0])
     elif not isinstance(answer, Mapping):
         names = variant.loaded.predictor.artifact.prediction
-        columns = {names[0] if len(names) == 1 else "prediction": answer}
+        columns = {names[0] if len(names) == 1 else PREDICTION: answer}
     outputs = {}
     for name, values in columns.items():
         array = _as_array(values)
-        shape = array.shape[:1]
-        if variant.schema.has_rows and shape != (rows,):
-            found = f"{shape[0]} entries" if shape else short_repr(values)
+        if variant.schema.has_rows and array.shape[:1] != (rows,):
+            found = f"{len(array)} entries" if array.ndim else short_repr(values)
             raise StepFailed(
                 f"step after: {str(name)[:60]!r} has {found} for {rows} rows; one entry per row is "
                 "expected"
@@ -202,6 +200,8 @@ def _named(
 
 def _as_array(values: Any) -> Array:
     """Return a column of an answer as an array of numbers, booleans or objects."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiubO":
+        return values
     if isinstance(values, list | tuple):
         if not all(isinstance(value, int | float | np.generic | list) for value in values):
             return object_array(values)

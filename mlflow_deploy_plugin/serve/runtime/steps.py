@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 StepName = Literal["before", "after"]
 SENT = "_sent"
-"""The captured column of what came in: the columns of a row as JSON."""
+"""The captured column of what came in: the columns of the request as JSON, in the first
+row of the request.
+"""
 _MESSAGE_CHARACTERS = 300
 _CHECK_SECONDS = 0.1
 

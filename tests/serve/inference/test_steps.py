@@ -165,7 +165,7 @@ def test_captured_row_has_both_sides(stepped, is_planned):
     (row,) = captured(server)
     columns = row.model.schema.to_columns(row.feeds)
     assert columns["a"].tolist() == [1.0, 2.0]
-    assert columns["_sent"].tolist() == ['{"zip":"8001"}', '{"zip":"8002"}']
+    assert columns["_sent"].tolist() == ['{"zip":["8001","8002"]}', None]
     assert row.model.steps == steps_digest(STEPS)
     assert row.outputs["y"].tolist() == [[6.0], [9.0]]  # The step multiplies a copy.
 
