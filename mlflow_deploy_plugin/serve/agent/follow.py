@@ -224,9 +224,13 @@ class Follower:
             served = before.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
             variants = {}
             errors = {}
-            used = before.endpoints[spec.name].serve if spec.name in before.endpoints else None
+            earlier = before.endpoints.get(spec.name)
+            used = earlier.serve if earlier and earlier.variants else None
             serve = self._permits.permitted(spec, used)
-            if serve is None:
+            if serve is None:  # Never serve the versions without their steps.
+                reason = self._permits.errors.get(spec.name, "its steps are being checked")
+                errors = dict.fromkeys(spec.variants, reason)
+                endpoints[spec.name] = WantedEndpoint(variants={}, errors=errors)
                 continue
             for label, variant in spec.variants.items():
                 model = self._model(spec, variant)

@@ -29,13 +29,6 @@ _RETRY_SECONDS = 60.0
 
 
 @dataclass
-class _Check:
-    spec: EndpointSpec
-    future: "Future[str]"
-    until: float
-
-
-@dataclass
 class StepsPermits:
     """The checks of steps, which run in the threads of `pool`. `errors` has the reasons
     of the refused steps, by endpoint.
@@ -44,7 +37,7 @@ class StepsPermits:
     pool: Executor
     clock: Callable[[], float]
     errors: dict[str, str] = field(default_factory=dict)
-    _checks: dict[str, _Check] = field(default_factory=dict)
+    _checks: "dict[str, tuple[EndpointSpec, Future[str], float]]" = field(default_factory=dict)
 
     def permitted(self, spec: EndpointSpec, used: ServeSpec | None) -> ServeSpec | None:
         """Return the steps that the workers may run. Until the steps of the spec are
@@ -53,19 +46,23 @@ class StepsPermits:
         name = spec.name
         if not (spec.serve.steps and spec.requirements) or spec.serve == used:
             self.errors.pop(name, None)
-            self._checks.pop(name, None)
             return spec.serve
-        check = self._checks.get(name)
         now = self.clock()
-        if check is None or check.spec != spec or (check.future.done() and now >= check.until):
+        if (
+            name not in self._checks
+            or self._checks[name][0] != spec
+            or now >= self._checks[name][2]
+        ):
             future = self.pool.submit(_refusal, spec)
-            check = self._checks[name] = _Check(spec, future, now + _RETRY_SECONDS)
-        if check.future.done():
-            if not (reason := check.future.result()):
-                self.errors.pop(name, None)
-                return spec.serve
+            self._checks[name] = spec, future, now + _RETRY_SECONDS
+        _, future, _ = self._checks[name]
+        if not future.done():
+            return used
+        if reason := future.result():
             self.errors[name] = f"endpoint {name}: {reason}"
-        return used
+            return used
+        self.errors.pop(name, None)
+        return spec.serve
 
 
 def _refusal(spec: EndpointSpec) -> str:

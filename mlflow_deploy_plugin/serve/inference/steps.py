@@ -15,7 +15,12 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.core.column_names import PREDICTION
-from mlflow_deploy_plugin.core.errors import InvalidConfig, SchemaMismatch, StepFailed
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    InvalidRequest,
+    SchemaMismatch,
+    StepFailed,
+)
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse
@@ -55,27 +60,28 @@ def add_steps(
 
     Raises StepFailed, StepRefused or StepTimeout.
     """
-    columns, encode = decoded
+    feeds, encode = decoded
     steps = variant.steps
     assert steps is not None
-    inputs = columns if steps.before else variant.schema.to_columns(columns)
-    last = time.perf_counter() + _LOOP_SHARE * server.spec.request_timeout_seconds
+    seconds = _LOOP_SHARE * server.spec.request_timeout_seconds
     request = Request(
-        inputs, MappingProxyType(headers), request_id, variant.endpoint, min(deadline, last)
+        feeds if steps.before else variant.schema.to_columns(feeds),
+        MappingProxyType(headers),
+        request_id,
+        variant.endpoint,
+        min(deadline, time.perf_counter() + seconds),
     )
     running = RunningStep(request, server, (variant.endpoint,))
-    feeds = _run_before(variant, running) if steps.before else columns
+    if steps.before:
+        feeds = _run_before(variant, running)
     if steps.after is None:
         return feeds, encode
-    rows = variant.schema.count_rows(feeds)
 
     def encode_after(_: ServedVariant, response: InferResponse) -> EncodedResponse:
         answer = steps.run("after", running, _copies(response.outputs), request)
-        answering, outputs = _named(variant, answer, rows)
-        id_ = response.prediction_id
-        answered = InferResponse(response.id, id_, outputs, is_cached=response.is_cached)
+        named = _named(variant, response, answer, variant.schema.count_rows(feeds))
         try:
-            return encode(answering, answered)
+            return encode(*named)
         except (TypeError, ValueError) as error:
             raise StepFailed(f"step after: its answer cannot be encoded: {error}") from None
 
@@ -94,8 +100,8 @@ def call(endpoint: str, inputs: Mapping[str, Any]) -> Any:
     Return the result of `after` of the endpoint. Without it, return the outputs of the
     model by name, each an array [N, …].
 
-    Raises NotFound, NotReady, SchemaMismatch, InvalidConfig outside a step or for a
-    cycle of endpoints, and the errors of the endpoint.
+    Raises NotFound, NotReady, StepFailed if the inputs do not fit, InvalidConfig
+    outside a step or for a cycle of endpoints, and the errors of the endpoint.
     """
     caller = running_step()
     if caller is None:
@@ -110,12 +116,15 @@ def call(endpoint: str, inputs: Mapping[str, Any]) -> Any:
     variant = server.repository.select_variant(endpoint, headers=request.headers)
     running = RunningStep(request, server, chain)
     steps = variant.steps
-    if steps is not None and steps.before:
-        feeds = _run_before(variant, running)
-    else:
-        feeds = variant.schema.from_columns(request.inputs)
     left = {"timeout": max(int((request.deadline - time.perf_counter()) * 1e6), 1)}
-    outputs = server.dataplane.infer(variant, InferRequest(request.id, feeds, left)).outputs
+    try:
+        if steps is not None and steps.before:
+            feeds = _run_before(variant, running)
+        else:
+            feeds = variant.schema.from_columns(request.inputs)
+        outputs = server.dataplane.infer(variant, InferRequest(request.id, feeds, left)).outputs
+    except InvalidRequest as error:  # The step is the caller.
+        raise StepFailed(f"endpoint {endpoint!r} refuses the call: {error.message}") from None
     if steps is None or steps.after is None:
         return outputs
     return steps.run("after", running, _copies(outputs), request)
@@ -173,10 +182,10 @@ def _plain(value: Any) -> Any:
 
 
 def _named(
-    variant: ServedVariant, answer: Any, rows: int
-) -> tuple[ServedVariant, dict[str, Array]]:
-    """Return what `after` returned as arrays by name, and the variant that encodes
-    them. Raises StepFailed unless each array has one entry per row.
+    variant: ServedVariant, response: InferResponse, answer: Any, rows: int
+) -> tuple[ServedVariant, InferResponse]:
+    """Return the response with what `after` returned as arrays by name, and the variant
+    that encodes it. Raises StepFailed unless each array has one entry per row.
     """
     are_rows = isinstance(answer, list) and bool(answer) and isinstance(answer[0], Mapping)
     columns = answer
@@ -195,7 +204,10 @@ def _named(
                 "expected"
             )
         outputs[str(name)] = array
-    return variant.answering(tuple(outputs), are_rows), outputs
+    answering = variant.answering(tuple(outputs), are_rows)
+    return answering, InferResponse(
+        response.id, response.prediction_id, outputs, is_cached=response.is_cached
+    )
 
 
 def _as_array(values: Any) -> Array:

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -83,6 +83,7 @@ class Repository:
         self._publishing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
         self._errors: dict[str, dict[str, str]] = {}
+        self._steps: dict[str, Steps | None] = {}
         self._errors_of_steps: dict[str, str] = {}
         """The reason why the wanted steps of an endpoint are not in use, or empty."""
         self._generation: int | None = None
@@ -287,6 +288,7 @@ class Repository:
             self._swap({key: served for key, served in self.table.items() if key != name})
             self._errors.pop(name, None)
             self._applied.pop(name, None)
+            self._steps.pop(name, None)
         with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
             started_loads = {
                 want.folder: pool.submit(self._load, want.folder, want.python)
@@ -305,19 +307,19 @@ class Repository:
         self._generation = wanted.generation
         endpoints = {}
         for name, served in self.table.items():
-            are_steps_refused = bool(self._errors_of_steps[name])
             # A variant with an error may have no version.
             states = {
-                label: LoadedVariant(error=error, is_error_of_steps=are_steps_refused)
-                for label, error in self._errors[name].items()
+                label: LoadedVariant(error=error) for label, error in self._errors[name].items()
             }
             for label, variant in served.variants.items():
                 states[label] = LoadedVariant(
                     version=variant.loaded.version,
                     error=self._errors[name].get(label, ""),
-                    is_error_of_steps=are_steps_refused,
                     no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
                 )
+            if self._errors_of_steps[name]:
+                for label, state in states.items():
+                    states[label] = state.model_copy(update={"is_error_of_steps": True})
             endpoints[name] = states
         self._unwritten = WorkerState(
             pid=os.getpid(), generation=wanted.generation, endpoints=endpoints
@@ -353,17 +355,13 @@ class Repository:
             return self._load(folder, python)
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
-        steps, error_of_steps = _load_steps(wanted, before.values())
-        self._errors_of_steps[endpoint] = error_of_steps
-        errors = dict.fromkeys(wanted.variants if error_of_steps else (), error_of_steps)
-        wants = wanted.variants
-        if errors:
-            logger.error("%s: %s; the earlier steps remain in use", endpoint, error_of_steps)
-            wants = wants if before else {}  # Never serve the versions without their steps.
-        keys = wanted.capture.keys + ((SENT,) if steps and steps.before else ())
+        errors = self._take_steps(endpoint, wanted)
+        if errors and not before:  # Never serve the versions without their steps.
+            return variants.make_served_endpoint({}), errors
+        steps = self._steps[endpoint]
         held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
         served_variants = {}
-        for name, want in wants.items():
+        for name, want in wanted.variants.items():
             old = before.get(name)
             try:
                 loaded = held.get(_identity(want))
@@ -386,8 +384,12 @@ class Repository:
                     continue
                 loaded = old.loaded
             try:
+                keys = (SENT,) if steps and steps.before else ()
                 captured = exclude_columns(
-                    loaded.captured, wanted.capture.drop, wanted.capture.mask, keys
+                    loaded.captured,
+                    wanted.capture.drop,
+                    wanted.capture.mask,
+                    wanted.capture.keys + keys,
                 )
                 if wanted.capture.mask:  # Masked columns need the server's key.
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()
@@ -424,6 +426,23 @@ class Repository:
                 )
         return served, errors
 
+    def _take_steps(self, endpoint: str, wanted: WantedEndpoint) -> dict[str, str]:
+        """Import the wanted steps if they are new. If they do not import, return the
+        error by variant; the earlier steps remain in use.
+        """
+        used = self._steps.setdefault(endpoint, None)
+        self._errors_of_steps[endpoint] = ""
+        if wanted.serve.digest == (used.digest if used else ""):
+            return {}
+        try:
+            steps = wanted.serve.steps
+            self._steps[endpoint] = load_steps(steps) if steps else None
+        except OnnxserveError as error:
+            self._errors_of_steps[endpoint] = error.message
+            logger.error("%s: %s; the earlier steps remain in use", endpoint, error.message)
+            return dict.fromkeys(wanted.variants, error.message)
+        return {}
+
     def _wait_for_retiring(self, model: str) -> None:
         """Wait some seconds while a replaced version of the model is in memory, so that
         no third version is loaded.
@@ -458,23 +477,6 @@ def _variants(table: ServedTable) -> Iterator[ServedVariant]:
 
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for variant in _variants(table)}
-
-
-def _load_steps(
-    wanted: WantedEndpoint, served: Iterable[ServedVariant]
-) -> tuple[Steps | None, str]:
-    """Return the steps of an endpoint, and the error of steps that cannot be imported;
-    then the steps in use are returned.
-    """
-    used = next((variant.steps for variant in served), None)
-    if used is not None and used.digest == wanted.serve.digest:
-        return used, ""
-    if wanted.serve.steps is None:
-        return None, ""
-    try:
-        return load_steps(wanted.serve.steps), ""
-    except OnnxserveError as error:
-        return used, error.message
 
 
 def _identity(version: WantedVariant | LoadedVersion) -> tuple[str | Path, ...]:

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from mlflow_deploy_plugin.core.errors import (
+    DeadlineExceeded,
     InvalidArtifact,
     InvalidRequest,
     StepFailed,
@@ -145,12 +146,13 @@ class Steps:
 
         Raises:
             StepRefused: the step raises InvalidRequest.
-            StepTimeout: the step has not returned by the deadline of the request.
+            StepTimeout, DeadlineExceeded: the step has not returned by the deadline of
+                the request.
             StepFailed: the step raises another error.
         """
         try:
             return _watch.run(getattr(self, name), running, arguments)
-        except StepTimeout:
+        except (StepTimeout, DeadlineExceeded):
             raise
         except InvalidRequest as error:
             raise StepRefused(f"step {name}: {error.message}", column=error.column) from None
