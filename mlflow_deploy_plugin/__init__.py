@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         RetryPolicy,
     )
     from mlflow_deploy_plugin.serve.embed import asgi_app, wsgi_app
-    from mlflow_deploy_plugin.serve.inference.steps import call
+    from mlflow_deploy_plugin.serve.inference.applied_steps import call
     from mlflow_deploy_plugin.serve.runtime.steps import Request
     from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
     from mlflow_deploy_plugin.ship.batch.spark import predict_frame
@@ -71,7 +71,7 @@ _HOMES = {
     "Signer": ("core.signatures", "Signer"),
     "_load_pyfunc": ("wrap.flavor.save", "_load_pyfunc"),
     "asgi_app": ("serve.embed", "asgi_app"),
-    "call": ("serve.inference.steps", "call"),
+    "call": ("serve.inference.applied_steps", "call"),
     "explain": ("wrap.evaluation.explanation", "explain"),
     "export": ("wrap.exporter.exporting", "export"),
     "load_model": ("wrap.flavor.save", "load_model"),

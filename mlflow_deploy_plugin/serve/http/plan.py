@@ -18,8 +18,8 @@ from mlflow_deploy_plugin.core.errors import pass_exit
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, header_fields
+from mlflow_deploy_plugin.serve.inference.applied_steps import add_steps
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.inference.steps import add_steps
 from mlflow_deploy_plugin.serve.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.serve.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.serve.protocols.content import JSON, dump_json, json_object

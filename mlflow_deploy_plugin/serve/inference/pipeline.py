@@ -27,9 +27,9 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import REPEATED_HEADER
 from mlflow_deploy_plugin.serve import messages
+from mlflow_deploy_plugin.serve.inference.applied_steps import add_steps
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.inference.steps import add_steps
 from mlflow_deploy_plugin.serve.messages import (
     RawRequest,
     Reply,
