@@ -6,8 +6,9 @@ the usual columns. What came in is captured in the column `SENT`.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +27,7 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import columns_of
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, columns_of
 from mlflow_deploy_plugin.serve.runtime.steps import SENT, Request, RunningStep, running_step
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 from mlflow_deploy_plugin.serve.variants import ServedVariant
@@ -40,6 +41,27 @@ _LOOP_SHARE = 0.9
 """The share of `request_timeout_seconds` after which a step is interrupted. gunicorn
 replaces a worker whose loop is blocked for the whole time.
 """
+
+
+class _LazyColumns(Mapping[str, Any]):
+    """The columns of feeds, which most steps `after` do not read."""
+
+    def __init__(self, schema: Schema, feeds: Feeds) -> None:
+        self._schema = schema
+        self._feeds = feeds
+
+    @cached_property
+    def _columns(self) -> Mapping[str, Array]:
+        return self._schema.to_columns(self._feeds)
+
+    def __getitem__(self, name: str) -> Array:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 def add_steps(
@@ -65,7 +87,7 @@ def add_steps(
     assert steps is not None
     seconds = _LOOP_SHARE * server.spec.request_timeout_seconds
     request = Request(
-        feeds if steps.before else variant.schema.to_columns(feeds),
+        feeds if steps.before else _LazyColumns(variant.schema, feeds),
         MappingProxyType(headers),
         request_id,
         variant.endpoint,
@@ -187,11 +209,12 @@ def _named(
     """Return the response with what `after` returned as arrays by name, and the variant
     that encodes it. Raises StepFailed unless each array has one entry per row.
     """
-    are_rows = isinstance(answer, list) and bool(answer) and isinstance(answer[0], Mapping)
+    is_list = isinstance(answer, list)
+    are_rows = is_list and bool(answer) and isinstance(answer[0], Mapping)
     columns = answer
     if are_rows:
         columns = columns_of(answer, answer[0])
-    elif not isinstance(answer, Mapping):
+    elif is_list or isinstance(answer, np.ndarray) or not isinstance(answer, Mapping):
         names = variant.loaded.predictor.artifact.prediction
         columns = {names[0] if len(names) == 1 else PREDICTION: answer}
     outputs = {}
