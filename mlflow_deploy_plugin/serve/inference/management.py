@@ -172,6 +172,8 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
                 "`server` cannot be changed by a load, because all endpoints share the running "
                 "server"
             )
+        if specs[0].serve.steps:
+            raise InvalidConfig("serve.steps cannot be set by a load; set it in the server's spec")
         return specs[0]
     except InvalidConfig as error:
         raise InvalidConfig(error.message[:_LONGEST_MESSAGE]) from None

@@ -4,7 +4,9 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
-from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import SPEC
+from mlflow_deploy_plugin.core.statedir.models import LoadedVariant
 from mlflow_deploy_plugin.serve.agent.permitted_steps import StepsPermits
 from tests.support.clocks import Clock
 from tests.support.commands import done
@@ -63,3 +65,33 @@ def test_signature_covers_the_steps(specs, permits, tmp_path):
     (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
     assert permits.permitted(specs(require), signed.serve) == signed.serve
     assert mentions(permits.errors["e"], "signature", "is refused")
+
+
+def test_refused_steps_are_never_left_out(new_mlflow, case, specs):
+    MlflowClient().create_registered_model("tiny")
+    case.world.gates["1"] = "passed"
+    case.world.versions["models:/tiny/1"] = "1"
+    refused = specs("gate=passed")
+    (case.state_dir / SPEC).write_text(dump_spec(refused))
+    state = case.follower().round()
+    assert state.fatal
+    assert refused.serve.digest in state.error
+    assert case.wanted.endpoints == {}
+    served = apply_config(refused.model_copy(update={"name": "a"}), {"serve.steps": ""})
+    (case.state_dir / SPEC).write_text("---\n".join(map(dump_spec, [refused, served])))
+    follower = case.follower()
+    follower.round()
+    for _ in range(2):
+        endpoints = case.wanted.endpoints
+        assert (endpoints["e"].variants, list(endpoints["a"].variants)) == ({}, ["e"])
+        assert refused.serve.digest in endpoints["e"].errors["e"]
+        follower.round()
+
+
+def test_error_of_steps_keeps_the_version(case):
+    follower = case.serving("1")
+    error = LoadedVariant(version="1", error="the steps do not import", is_error_of_steps=True)
+    case.worker_says(v1=error)
+    state = follower.round()
+    assert mentions(state.error, "endpoint e", "the steps do not import")
+    assert (case.versions, case.world.failures, state.fatal) == ({"v1": "1"}, [], False)
