@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.spec.steps import steps_digest
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_workers
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
+from mlflow_deploy_plugin.serve.inference.pipeline import infer_lines
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import ask, handle
@@ -213,6 +214,12 @@ def test_explanation_with_steps_is_refused(stepped, path):
     answer = ask(stepped(STEPS), path)
     assert answer.status == 400
     assert "has steps" in json.loads(answer.body)["message"]
+
+
+def test_stream_of_lines_is_refused(stepped):
+    request = post("/invocations", b"", "application/jsonl")
+    reply = infer_lines(stepped(STEPS), request, None, [orjson.dumps(RECORDS[0])])
+    assert (reply.status, reply.pieces) == (400, None)
 
 
 def test_refused_code_is_not_served(serve_here, model_folders, monkeypatch):
