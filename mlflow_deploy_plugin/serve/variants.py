@@ -127,13 +127,17 @@ class ServedVariant:
         """
         return self.endpoint, self.name, self.loaded.model, self.loaded.version
 
-    @cached_property
+    @property
     def sent(self) -> "ServedVariant":
         """The variant with which protocols decode requests: the variant itself without
         steps.
         """
-        if self.steps is None:
-            return self
+        # A cached reference to itself would keep a replaced version in memory.
+        return self if self.steps is None else self._sent
+
+    @cached_property
+    def _sent(self) -> "ServedVariant":
+        assert self.steps is not None
         schema = self.schema
         if self.steps.before is not None:
             schema = sent_schema(schema)
@@ -150,7 +154,7 @@ class ServedVariant:
         if variant is None:
             if len(self._answering) >= _MOST_ANSWERS:
                 self._answering.clear()
-            artifact = replace(self.sent.loaded.predictor.artifact, prediction=outputs)
+            artifact = replace(self._sent.loaded.predictor.artifact, prediction=outputs)
             variant = self._around(_AroundModel(artifact, self.schema, are_rows))
             self._answering[key] = variant
         return variant
