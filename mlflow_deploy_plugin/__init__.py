@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         RetryPolicy,
     )
     from mlflow_deploy_plugin.serve.embed import asgi_app, wsgi_app
+    from mlflow_deploy_plugin.serve.inference.applied_steps import call
+    from mlflow_deploy_plugin.serve.runtime.steps import Request
     from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
     from mlflow_deploy_plugin.ship.batch.spark import predict_frame
     from mlflow_deploy_plugin.wrap.evaluation.curves import robustness
@@ -40,10 +42,12 @@ __all__ = [
     "BatchPlan",
     "Client",
     "Prediction",
+    "Request",
     "RetryPolicy",
     "Signer",
     "__version__",
     "asgi_app",
+    "call",
     "explain",
     "export",
     "load_model",
@@ -62,10 +66,12 @@ _HOMES = {
     "BatchPlan": ("ship.batch.run", "BatchPlan"),
     "Client": ("serve.client.client", "Client"),
     "Prediction": ("serve.client.client", "Prediction"),
+    "Request": ("serve.runtime.steps", "Request"),
     "RetryPolicy": ("serve.client.client", "RetryPolicy"),
     "Signer": ("core.signatures", "Signer"),
     "_load_pyfunc": ("wrap.flavor.save", "_load_pyfunc"),
     "asgi_app": ("serve.embed", "asgi_app"),
+    "call": ("serve.inference.applied_steps", "call"),
     "explain": ("wrap.evaluation.explanation", "explain"),
     "export": ("wrap.exporter.exporting", "export"),
     "load_model": ("wrap.flavor.save", "load_model"),

@@ -389,7 +389,7 @@ def _show(observed: "ObservedEndpoint", output: str) -> None:
             )
         )
     lines += align_columns(rows)
-    for key in ("reason", "error", "shipping_error", "require"):
+    for key in ("reason", "error", "shipping_error", "require", "steps"):
         if described[key]:
             lines.append(f"  {key}: {described[key]}")
     lines += [f"  {text}" for text in described["unapproved"]]

@@ -258,7 +258,7 @@ def render(
         case _, str(uri), None:
             original = new_endpoint(name or default_endpoint_name(uri), uri)
         case None, None, Path() as file:
-            original, *surplus = load_specs(read_text(file, "the spec"))
+            original, *surplus = load_specs(read_text(file, "the spec"), file.parent)
             if surplus:
                 raise InvalidConfig(
                     f"{file} contains {len(surplus) + 1} endpoints; only one is allowed"

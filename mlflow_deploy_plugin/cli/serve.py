@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.core.spec.document import (
     dump_spec,
     load_specs,
     new_endpoint,
+    steps_files,
 )
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, PyfuncEnv, ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import (
@@ -41,6 +42,8 @@ from mlflow_deploy_plugin.serve.device import require_device
 from mlflow_deploy_plugin.serve.supervisor import supervise
 
 _log = logging.getLogger(__name__)
+
+_STEPS = "serve.steps"
 
 
 @click.command()
@@ -57,6 +60,11 @@ _log = logging.getLogger(__name__)
 )
 @option("--metrics-port PORT", "Port for /metrics without a key.", type=int, show_default="none")
 @option("-w --workers COUNT", "Number of worker processes.", type=int, show_default="1")
+@path_option(
+    "--steps",
+    "Python file with before(request) and after(outputs, request), or one of them, around the "
+    "model. Changes of the file are served without a restart.",
+)
 @option("-n --name NAME", "Name of the endpoint.", show_default="the model's name")
 @option(
     "--device DEVICE",
@@ -88,6 +96,7 @@ _log = logging.getLogger(__name__)
 def serve(
     model_uri: str | None,
     spec_file: Path | None,
+    steps: Path | None,
     name: str | None,
     no_follow: bool,
     config: tuple[str, ...],
@@ -103,10 +112,13 @@ def serve(
     \b
       onnxserve serve models:/flight-delay@champion -p 8123
       onnxserve serve --spec endpoints.yaml
+      onnxserve serve models:/churn@champion --steps steps.py
     """
     changes = key_values(config) | {
         f"server.{field}": value for field, value in server.items() if value is not None
     }
+    if steps is not None:
+        changes[_STEPS] = str(steps)
     cloud = read_cloud()
     settings = load_settings()
     if not (model_uri or spec_file):
@@ -119,7 +131,7 @@ def serve(
                 raise click.UsageError(
                     "--name requires MODEL; a spec contains the names of its endpoints"
                 )
-            specs = load_specs(read_text(file, "the spec"))
+            specs = load_specs(read_text(file, "the spec"), file.parent)
         case _:
             raise click.UsageError("specify either MODEL or --spec FILE")
     first, *others = specs
@@ -153,8 +165,10 @@ def serve(
         _write_specs(folder, first, others)
         refresh = None
         # The agent watches SPEC.
-        if spec_file is not None and spec_file.absolute() != folder / SPEC:
-            refresh = _WatchedSpec(spec_file, folder, first.server, changes).refresh
+        if spec_file is not None and spec_file.absolute() == folder / SPEC:
+            spec_file = None
+        if spec_file is not None or changes.get(_STEPS):
+            refresh = _WatchedSpec(spec_file, specs, folder, first.server, changes).refresh
         jobs = [sys.executable, "-m", "mlflow_deploy_plugin.ship.batch.jobs", str(folder)]
         supervise(folder, not no_follow, click.echo, refresh, jobs)
 
@@ -188,45 +202,73 @@ def fetch(model_uri: str, folder: Path, require: str) -> None:
 
 
 class _WatchedSpec:
-    """The spec file of a running server, whose changes are served. Only a change of
-    `server` needs a restart.
+    """The spec file of a running server and its files of steps, whose changes are
+    served. Only a change of `server` needs a restart. Without a spec file, `specs` are
+    served.
 
-    The content of the file is compared, because a mounted ConfigMap is changed through
+    The content of the files is compared, because a mounted ConfigMap is changed through
     a symbolic link in its path.
     """
 
     def __init__(
-        self, path: Path, folder: Path, server: ServerSpec, changes: Mapping[str, object]
+        self,
+        path: Path | None,
+        specs: Sequence[EndpointSpec],
+        folder: Path,
+        server: ServerSpec,
+        changes: Mapping[str, object],
     ) -> None:
         self._path = path
+        self._specs = specs
         self._folder = folder
         self._server = server
         self._changes = changes
-        self._text = read_text(path, "the spec")
+        self._text = ""
+        self._steps: list[Path] = []
         self._error = ""
+        self._contents = self._read()
 
     def refresh(self) -> None:
         """Pass a changed spec to the agent. If it cannot be read or written, log the
         error and keep the old spec.
         """
         try:
-            text = read_text(self._path, "the spec")
-            if text != self._text:
-                first, *others = load_specs(text)
-                first = apply_config(first, self._changes)
+            contents = self._read()
+            if contents != self._contents:
+                specs = self._specs
+                if self._path is not None:
+                    specs = load_specs(self._text, self._path.parent)
+                first = apply_config(specs[0], self._changes)
                 if first.server != self._server:
                     _log.warning(
                         "%s: the change of `server` takes effect at the next start", self._path
                     )
                     first = first.model_copy(update={"server": self._server})
-                _write_specs(self._folder, first, others)
-            self._text = text
+                _write_specs(self._folder, first, specs[1:])
+            self._contents = contents
             self._error = ""
         except (OnnxserveError, OSError) as error:
             reason = error.message if isinstance(error, OnnxserveError) else str(error.strerror)
             if reason != self._error:
-                _log.error("the change of %s is not served: %s", self._path, reason)
+                changed = self._path or self._changes[_STEPS]
+                _log.error("the change of %s is not served: %s", changed, reason)
             self._error = reason
+
+    def _read(self) -> list[str]:
+        """Return the contents of all files. Raises InvalidConfig if a file cannot be
+        read.
+        """
+        contents = []
+        if self._path is not None:
+            text = read_text(self._path, "the spec")
+            contents.append(text)
+            if text != self._text:
+                self._steps = steps_files(text, self._path.parent)
+                self._text = text
+        steps = [*self._steps]
+        if self._changes.get(_STEPS):
+            steps.append(Path(str(self._changes[_STEPS])))
+        return contents + [read_text(file, "the file of steps") for file in steps]
 
 
 def _write_specs(folder: Path, first: EndpointSpec, others: Sequence[EndpointSpec]) -> None:

@@ -19,6 +19,12 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
     show_result,
 )
+from mlflow_deploy_plugin.core.spec.steps import (
+    SIGNATURE_SUFFIX,
+    STEPS_FILE,
+    read_steps,
+    steps_digest,
+)
 from mlflow_deploy_plugin.core.tabular.row_files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
@@ -159,19 +165,30 @@ def wrap(
 )
 @output_option
 def sign(model_uri: str, key: str, certificate: str, chain: tuple[str, ...], output: str) -> None:
-    """Sign all files of a version.
+    """Sign all files of a version, or a file of steps.
 
     The signature is a bundle of OpenSSF Model Signing, the file model.sig next to the
     files of the version. It changes neither the digest of the version nor its verdicts.
+    The signature of steps is the file steps.py.sig.
 
     \b
       onnxserve sign models:/flight-delay/7 --key release.key
       onnxserve sign models:/flight-delay/7 --key 'pkcs11:object=key?pin-source=pin'
+      onnxserve sign steps.py --key release.key
     """
     from mlflow_deploy_plugin.core.signatures import Signer
     from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
 
-    signed = sign_version(model_uri, Signer(key, certificate, chain))
+    signer = Signer(key, certificate, chain)
+    if model_uri.endswith(".py"):
+        file = Path(model_uri)
+        source = read_steps(file)["steps"]
+        signer.sign_text(STEPS_FILE, source, file.with_name(file.name + SIGNATURE_SUFFIX))
+        digest = steps_digest(source)
+        document = {"file": model_uri, "digest": digest}
+        show_result(output, document, [f"{model_uri} is signed (sha256 {digest})"])
+        return
+    signed = sign_version(model_uri, signer)
     show_result(output, asdict(signed), [_signature_line(signed, "signed")])
 
 

@@ -26,6 +26,9 @@ an error.
     │   ├── ParityError
     │   └── InvalidArtifact
     ├── InferenceError              400 BAD_REQUEST
+    ├── StepFailed                  500 INTERNAL_ERROR
+    │   ├── StepRefused             400 BAD_REQUEST
+    │   └── StepTimeout             504 DEADLINE_EXCEEDED
     ├── Unauthenticated             401 UNAUTHENTICATED
     ├── ScopeMissing                403 PERMISSION_DENIED
     ├── GateRefused                 403 PERMISSION_DENIED
@@ -230,6 +233,20 @@ class InferenceError(OnnxserveError, http_status=400, error_code="BAD_REQUEST"):
     """ONNX Runtime refused an input that fits the signature (an unseen category, a
     shape the graph cannot take).
     """
+
+
+class StepFailed(OnnxserveError):
+    """A step of the endpoint (`before` or `after` of its steps.py) raised an error, or
+    returned values that do not fit; the message has the step and the line.
+    """
+
+
+class StepRefused(StepFailed, http_status=400, error_code="BAD_REQUEST"):
+    """A step of the endpoint raised InvalidRequest, because it refuses the request."""
+
+
+class StepTimeout(StepFailed, http_status=504, error_code="DEADLINE_EXCEEDED"):
+    """A step of the endpoint did not return within the time limit of the request."""
 
 
 class Unauthenticated(OnnxserveError, http_status=401, error_code="UNAUTHENTICATED"):

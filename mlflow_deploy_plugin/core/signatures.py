@@ -78,6 +78,14 @@ class Signer:
             config: Any = self._configured()
             config._signer.sign(payload).write(bundle)
 
+    def sign_text(self, name: str, text: str, bundle: Path) -> None:
+        """Write the bundle over a single file of this name and text. Raises the errors
+        of `check_key`.
+        """
+        with TemporaryDirectory(prefix="onnxserve-sign-") as folder:
+            Path(folder, name).write_text(text, encoding="utf-8")
+            self.sign(Path(folder), bundle)
+
     def _errors(self) -> AbstractContextManager[None]:
         # The query of a PKCS#11 URI has the PIN.
         name = self.key.partition("?")[0]

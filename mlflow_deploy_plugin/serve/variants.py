@@ -8,16 +8,21 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
+from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, StickySpec
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.batcher import Batcher
-from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, sent_arrays
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array, sent_arrays
 from mlflow_deploy_plugin.serve.runtime.guard import Guard
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.schemas.sent_schema import sent_schema
+from mlflow_deploy_plugin.serve.runtime.steps import Steps
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 
 
@@ -55,6 +60,33 @@ class LoadedVersion:
 
 
 @dataclass(frozen=True)
+class _AroundModel:
+    """A version with its steps, as the protocols see it: the columns that callers send,
+    and the outputs that `after` returns. With `are_rows`, `after` returns records.
+    """
+
+    artifact: Artifact
+    schema: Schema
+    are_rows: bool = False
+
+    def prediction(
+        self, outputs: Mapping[str, Array], of_table: bool = False
+    ) -> Array | dict[str, Array]:
+        """Return the only output, all outputs by name, or a record per row."""
+        if self.are_rows:
+            columns = [array.tolist() for array in outputs.values()]
+            rows = zip(*columns, strict=True)
+            return object_array([dict(zip(outputs, row, strict=True)) for row in rows])
+        if len(outputs) == 1:
+            return next(iter(outputs.values()))
+        return dict(outputs)
+
+
+_MOST_ANSWERS = 64
+"""The maximum number of kept sets of output names that `after` has returned."""
+
+
+@dataclass(frozen=True)
 class ServedVariant:
     """A variant that answers requests with a loaded version, which other variants may
     share.
@@ -68,6 +100,7 @@ class ServedVariant:
             endpoint or the version has no guard.
         has_others: True if the endpoint has other variants, so that responses contain
             the variant's name.
+        steps: the steps of the endpoint; None without steps.
     """
 
     endpoint: str
@@ -82,6 +115,7 @@ class ServedVariant:
     key: str | None = None
     guard: Guard | None = None
     has_others: bool = False
+    steps: Steps | None = None
 
     @cached_property
     def schema(self) -> Schema:
@@ -96,6 +130,55 @@ class ServedVariant:
         model and version.
         """
         return self.endpoint, self.name, self.loaded.model, self.loaded.version
+
+    @property
+    def sent(self) -> "ServedVariant":
+        """The variant with which protocols decode requests: the variant itself without
+        steps.
+        """
+        # A cached reference to itself would keep a replaced version in memory.
+        return self if self.steps is None else self._sent
+
+    @cached_property
+    def _sent(self) -> "ServedVariant":
+        assert self.steps is not None
+        schema = self.schema
+        if self.steps.before is not None:
+            schema = sent_schema(schema)
+        # The version itself never decodes a body that steps read.
+        artifact = replace(self.loaded.predictor.artifact, flavor="onnxserve")
+        if self.steps.after is not None:
+            artifact = replace(artifact, outputs=(), prediction=(), classes=())
+        return self._around(_AroundModel(artifact, schema))
+
+    def answering(self, outputs: tuple[str, ...], are_rows: bool) -> "ServedVariant":
+        """Return the variant with which protocols encode these outputs of `after`."""
+        key = outputs, are_rows
+        variant = self._answering.get(key)
+        if variant is None:
+            if len(self._answering) >= _MOST_ANSWERS:
+                self._answering.clear()
+            artifact = replace(self._sent.loaded.predictor.artifact, prediction=outputs)
+            variant = self._around(_AroundModel(artifact, self.schema, are_rows))
+            self._answering[key] = variant
+        return variant
+
+    @cached_property
+    def _answering(self) -> "dict[tuple[tuple[str, ...], bool], ServedVariant]":
+        return {}
+
+    def _around(self, model: _AroundModel) -> "ServedVariant":
+        loaded = replace(self.loaded, predictor=cast(Predictor, model))
+        # The schema of the model has the keys.
+        capture = self.capture.model_copy(update={"keys": ()})
+        return replace(self, loaded=loaded, capture=capture, steps=None)
+
+    def refuse_steps(self, what: str, remedy: str) -> None:
+        """Raise InvalidRequest if the endpoint has steps, which `what` cannot apply."""
+        if self.steps is not None:
+            raise InvalidRequest(
+                f"endpoint {self.endpoint!r} has steps, which {what} cannot apply: {remedy}"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from tests.support.commands import done, onnxserve, said
 from tests.support.disk import files_of_at_most
 from tests.support.refusals import mentions
@@ -101,6 +102,28 @@ def test_changed_spec_survives_a_full_disk(supervised, tmp_path, option, follows
         assert "models:/m/2" in served.read_text()
 
     supervised(run, spec, option)
+
+
+def test_changed_steps_are_served(supervised, tmp_path, caplog):
+    spec = tmp_path / "spec.yaml"
+    steps = tmp_path / "steps.py"
+    spec.write_text(f"{spec_of(1)}serve: {{steps: steps.py}}\n")
+    source = "def before(request):\n    return {}\n"
+    steps.write_text(source.format(1))
+
+    def run(folder, follow, announce, refresh):
+        def served(content):
+            steps.write_text(content)
+            refresh()
+            return load_stored_specs((folder / "spec.yaml").read_text())[0].serve.steps
+
+        assert served(source.format(2)) == source.format(2)
+        assert served("def before(:\n") == source.format(2)
+        assert mentions(caplog.text, "steps.py line 1")
+        assert served(source.format(3)) == source.format(3)
+
+    supervised(run, spec)
+    supervised(run, spec, f"--steps {steps}")
 
 
 def test_changed_server_part_needs_a_restart(supervised, tmp_path, caplog):

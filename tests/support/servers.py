@@ -69,13 +69,18 @@ def want(
     generation,
     endpoints,
     guard=None,
+    steps=None,
     **capture,
 ):
-    """Write wanted.json from endpoint → variant → fields."""
+    """Write wanted.json from endpoint → variant → fields, and endpoint → source of its
+    steps.
+    """
     document = {
-        name: {"variants": variants, "capture": capture, "guard": guard}
-        for name, variants in endpoints.items()
+        name: {"variants": fields, "capture": capture, "guard": guard}
+        for name, fields in endpoints.items()
     }
+    for name, source in (steps or {}).items():
+        document[name]["serve"] = {"steps": source}
     write_state(
         state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document})
     )

@@ -253,6 +253,10 @@ class GatePolicy(SpecPart):
     """The required approvals. Default: none."""
     unapproved: UnapprovedPolicy | None = None
     """The requests that versions without the approvals may answer. Default: none."""
+    steps: tuple[str, ...] = ()
+    """The SHA-256 of each file of steps that endpoints with `gate=passed` may use
+    around versions.
+    """
 
     @field_validator("gated_aliases")
     @classmethod
@@ -310,11 +314,11 @@ class GatePolicy(SpecPart):
     def digest(self) -> str:
         """The digest of the requirements for a promotion, 16 hexadecimal digits.
 
-        `unapproved`, which concerns versions that are served already, is left out. The
-        default of a field that a later release has added is left out too, so that the
-        digest of an older policy stays the same.
+        `unapproved` and `steps`, which concern endpoints, are left out. The default of
+        a field that a later release has added is left out too, so that the digest of an
+        older policy stays the same.
         """
-        omitted: dict[str, bool | set[str]] = {"unapproved": True}
+        omitted: dict[str, bool | set[str]] = {"unapproved": True, "steps": True}
         if self.approvals is None or self.approvals.evaluation == "required":
             omitted["approvals"] = {"evaluation"}
         for name in ("signer", "judges"):

@@ -3,6 +3,7 @@ of the dotted names.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
@@ -21,10 +22,12 @@ from mlflow_deploy_plugin.core.spec.parts import (
     KubernetesSpec,
     ProviderOptions,
     ServerSpec,
+    ServeSpec,
     SinkSpec,
     StickySpec,
     VariantSpec,
 )
+from mlflow_deploy_plugin.core.spec.steps import is_steps_path, read_steps
 from mlflow_deploy_plugin.core.spec.types import PATTERNS_IN_WORDS, field_descriptions
 
 _EXPECTED = {
@@ -44,6 +47,7 @@ _NOT_BY_NAME = {
     "api_version",
     "name",
     "variants.NAME.model",  # `-m` sets the model.
+    "serve.signature",  # The file next to the steps contains it.
     "monitors.NAME.retrain.parameters",  # Only a spec file can contain a mapping.
 }
 """The fields that `-C` does not accept."""
@@ -57,6 +61,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "container.": ContainerSpec,
     "capture.": CaptureSpec,
     "capture.sinks.NAME.": SinkSpec,
+    "serve.": ServeSpec,
     "variants.NAME.": VariantSpec,
     "monitors.NAME.": MonitorSpec,
     "monitors.NAME.retrain.": RetrainSpec,
@@ -73,13 +78,16 @@ has no dotted name.
 _RETRAIN = ".retrain."
 _REMOVED = ("monitors.NAME.retrain.sample", "capture.sinks.NAME")
 """The parts that `-C` removes if the value is empty."""
+_STEPS = "serve.steps"
 
 
-def load_specs(text: str) -> list[EndpointSpec]:
+def load_specs(text: str, folder: Path | None = None) -> list[EndpointSpec]:
     """Return the endpoints of a YAML text, one per document, which share the server of
     the first document. Raises InvalidConfig for any other text.
+
+    `folder` is the folder of a user's file, from which files of steps are read.
     """
-    specs = load_stored_specs(text)
+    specs = load_stored_specs(text, folder)
     if empty := [spec.name for spec in specs if not spec.variants]:
         raise InvalidConfig(
             f"variants: endpoint {empty[0]!r} needs at least one variant with a `model`",
@@ -87,20 +95,14 @@ def load_specs(text: str) -> list[EndpointSpec]:
     return specs
 
 
-def load_stored_specs(text: str) -> list[EndpointSpec]:
+def load_stored_specs(text: str, folder: Path | None = None) -> list[EndpointSpec]:
     """Return the endpoints of a text that onnxserve has written. Raises InvalidConfig
     like `load_specs`, but endpoints may have no variants.
     """
-    try:
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: 2001-99-99; RecursionError: brackets.
-        raise InvalidConfig(f"the spec is not valid YAML: {one_line(error)}") from None
-    if not documents:
-        raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
+    documents = _load_documents(text)
+    if folder is not None:
+        for serve, path in _paths_of_steps(documents):
+            serve |= read_steps(folder / path)
     specs = [validate_spec(document) for document in documents]
     names = [spec.name for spec in specs]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -112,6 +114,35 @@ def load_stored_specs(text: str) -> list[EndpointSpec]:
                 f"one server: specify it in the first endpoint, {specs[0].name!r}",
             )
     return specs
+
+
+def steps_files(text: str, folder: Path) -> list[Path]:
+    """Return the paths of the files of steps in the text of a user's file in
+    `folder`.
+    """
+    return [folder / path for _, path in _paths_of_steps(_load_documents(text))]
+
+
+def _load_documents(text: str) -> list[Any]:
+    try:
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: 2001-99-99; RecursionError: brackets.
+        raise InvalidConfig(f"the spec is not valid YAML: {one_line(error)}") from None
+    if not documents:
+        raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
+    return documents
+
+
+def _paths_of_steps(documents: list[Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each part `serve` with a path of steps, and the path."""
+    for document in documents:
+        serve = document.get("serve") if isinstance(document, dict) else None
+        if isinstance(serve, dict) and is_steps_path(serve.get("steps")):
+            yield serve, serve["steps"]
 
 
 def dump_spec(spec: EndpointSpec) -> str:
@@ -223,6 +254,8 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
     """Return `spec` with new values of fields by dotted names: `{"server.port":
     "8123"}`. "" restores the default.
 
+    A path of steps is replaced by the source of the file.
+
     Raises InvalidConfig for an unknown name (the message contains the nearest valid
     name) or an invalid value.
     """
@@ -234,8 +267,12 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
         target = document
         for parent in parents:
             target = target.setdefault(parent, {})
+        if dotted == _STEPS:
+            target.pop("signature", None)
         if value == "":
             target.pop(leaf, None)
+        elif dotted == _STEPS and is_steps_path(value):
+            target |= read_steps(Path(str(value)))
         else:
             target[leaf] = value
     return validate_spec(

@@ -6,6 +6,7 @@ from itertools import chain, combinations
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -19,6 +20,7 @@ from pydantic import (
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.monitors import Length, MonitorSpec, TextList
+from mlflow_deploy_plugin.core.spec.steps import check_steps, steps_digest
 from mlflow_deploy_plugin.core.spec.types import (
     BUCKET_URI,
     DNS_NAME,
@@ -489,6 +491,23 @@ class CaptureSpec(SpecPart):
         return self
 
 
+class ServeSpec(SpecPart):
+    """Your own code around the versions of an endpoint (docs/steps.md)."""
+
+    steps: Annotated[str, AfterValidator(check_steps)] | None = None
+    """Path of a Python file with the functions before(request) and after(outputs,
+    request), or one of them. The spec then contains the source of the file.
+    """
+
+    signature: str | None = Field(default=None, max_length=65536)
+    """The signature of the steps, which is read from the file FILE.sig."""
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the steps in hexadecimal; empty without steps."""
+        return steps_digest(self.steps) if self.steps else ""
+
+
 class StickySpec(SpecPart):
     """The key that routes all requests of a caller to the same variant, in every
     worker.
@@ -637,6 +656,7 @@ class EndpointSpec(SpecPart):
     server: ServerSpec = ServerSpec()
     container: ContainerSpec = ContainerSpec()
     capture: CaptureSpec = CaptureSpec()
+    serve: ServeSpec = ServeSpec()
     monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
     alarms: AlarmsSpec = AlarmsSpec()
     sticky: StickySpec | None = None

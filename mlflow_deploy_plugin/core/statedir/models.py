@@ -6,7 +6,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, GuardSpec, StickySpec
+from mlflow_deploy_plugin.core.spec.parts import (
+    CaptureSpec,
+    EndpointSpec,
+    GuardSpec,
+    ServeSpec,
+    StickySpec,
+)
 
 
 class State(BaseModel):
@@ -51,6 +57,7 @@ class WantedEndpoint(State):
 
     variants: dict[str, WantedVariant]
     capture: CaptureSpec = CaptureSpec()
+    serve: ServeSpec = ServeSpec()
     sticky: StickySpec | None = None
     guard: GuardSpec | None = None
     errors: dict[str, str] = Field(default_factory=dict)
@@ -133,12 +140,14 @@ class ValidKeys(State):
 class LoadedVariant(State):
     """The version that a worker serves for a variant; empty if no version is loaded.
     `error` is the reason why the wanted version is not loaded, and `no_batch` why the
-    graph has no batch dimension; otherwise, these are empty.
+    graph has no batch dimension; otherwise, these are empty. With `is_error_of_steps`,
+    the error is about the steps of the endpoint and not about the version.
     """
 
     version: str = ""
     error: str = ""
     no_batch: str = ""
+    is_error_of_steps: bool = False
 
 
 class WorkerState(State):

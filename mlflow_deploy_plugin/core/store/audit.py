@@ -236,6 +236,8 @@ def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, obj
     for variant in document.get("variants", {}).values():
         for field_name in ("model", "weight", "shadow"):
             variant.pop(field_name, None)
+    if spec.serve.steps:
+        document["serve"] = {"steps": f"sha256 {spec.serve.digest[:12]}"}
     return dict(_flat(document))
 
 

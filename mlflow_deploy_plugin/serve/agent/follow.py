@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.registry.connection import redact_addresses
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
 )
 from mlflow_deploy_plugin.core.statedir.models import (
     AgentState,
+    LoadedVariant,
     RefusedVersion,
     ShippingState,
     Wanted,
@@ -57,6 +58,7 @@ from mlflow_deploy_plugin.serve.agent.followed import (
     restore_checkpoint,
 )
 from mlflow_deploy_plugin.serve.agent.keys import KeyFetcher
+from mlflow_deploy_plugin.serve.agent.permitted_steps import StepsPermits
 from mlflow_deploy_plugin.serve.agent.resolver import PyfuncPolicy, VersionResolver
 
 _log = logging.getLogger(__name__)
@@ -97,6 +99,9 @@ class Follower:
         self._is_forced = False
         self._spec_text = ""
         self._spec_error = ""
+        self._permits = StepsPermits(self.resolver.poll_pool, time.monotonic)
+        self._steps_errors: dict[str, str] = {}
+        """The errors of steps that workers could not import, by endpoint."""
         self._written: AgentState | None = None
         self._deaths = Counter[Path]()
         """Folder of a version → number of workers that died while they loaded the
@@ -136,6 +141,7 @@ class Follower:
             self._update_wanted()
             fatal = self._roll_back_unloadable()
             self._update_wanted()
+            fatal = fatal or bool(self._permits.errors and not self._wanted.generation)
             if self._wanted.generation:
                 checkpoint(self.state_dir, self.resolver.models)
                 assert_state(self.state_dir / WANTED, self._wanted)
@@ -218,6 +224,14 @@ class Follower:
             served = before.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
             variants = {}
             errors = {}
+            earlier = before.endpoints.get(spec.name)
+            used = earlier.serve if earlier and earlier.variants else None
+            serve = self._permits.permitted(spec, used)
+            if serve is None:  # Never serve the versions without their steps.
+                reason = self._permits.errors.get(spec.name, "its steps are being checked")
+                errors = dict.fromkeys(spec.variants, reason)
+                endpoints[spec.name] = WantedEndpoint(variants={}, errors=errors)
+                continue
             for label, variant in spec.variants.items():
                 model = self._model(spec, variant)
                 if model.version is not None:
@@ -241,6 +255,7 @@ class Follower:
             endpoints[spec.name] = WantedEndpoint(
                 variants=variants,
                 capture=spec.capture,
+                serve=serve,
                 sticky=spec.sticky,
                 guard=spec.guard,
                 errors=errors,
@@ -281,11 +296,18 @@ class Follower:
         self._deaths.update(take_load_deaths(self.state_dir))
         has_loaded = any(worker.has_versions for worker in workers)
         has_failed = False
+        self._steps_errors.clear()
         for spec, name, variant in self._variants():
             model = self._model(spec, variant)
             if model.version is None:
                 continue
-            error = _load_error(workers, spec.name, name)
+            failed = _failed_variant(workers, spec.name, name)
+            if failed.is_error_of_steps:
+                # The version is not the cause.
+                self._steps_errors[spec.name] = f"endpoint {spec.name}: {failed.error}"
+                has_failed = has_failed or not has_loaded
+                continue
+            error = failed.error
             if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
                 del self._deaths[model.version.folder]  # Count from zero.
                 error = (
@@ -316,8 +338,12 @@ class Follower:
         if any(worker.generation != self._wanted.generation for worker in workers):
             raise Pending
         # The next round processes an error that a worker has just reported.
-        if spec and any(_load_error(workers, endpoint, name) for name in spec.variants):
-            raise Pending
+        for name in spec.variants if spec else ():
+            failed = _failed_variant(workers, endpoint, name)
+            if failed.is_error_of_steps:
+                return InvalidConfig(failed.error)
+            if failed.error:
+                raise Pending
         return None
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
@@ -351,8 +377,10 @@ class Follower:
         error is left to the supervisor.
         """
         model_errors = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
+        steps_errors = self._permits.errors | self._steps_errors
+        causes = [self._spec_error, *steps_errors.values(), *model_errors]
         # Several references may have the same error.
-        errors = list(dict.fromkeys(filter(None, [self._spec_error, *model_errors])))
+        errors = list(dict.fromkeys(filter(None, causes)))
         before = self._written
         polls = self.resolver.finished_polls + self.feed.messages
         checked_at = self.wall_clock()
@@ -393,12 +421,12 @@ class Follower:
         return state
 
 
-def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:
-    """Return the error of a worker that could not load a variant; empty if no worker
-    has reported an error.
+def _failed_variant(workers: Sequence[WorkerState], endpoint: str, variant: str) -> LoadedVariant:
+    """Return the state of a variant in a worker that could not load it, with its error;
+    empty if no worker has reported an error.
     """
     for worker in workers:
-        error = worker.loaded(endpoint, variant).error
-        if error:
-            return error
-    return ""
+        loaded = worker.loaded(endpoint, variant)
+        if loaded.error:
+            return loaded
+    return LoadedVariant()

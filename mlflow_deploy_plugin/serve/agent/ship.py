@@ -448,7 +448,9 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
         return pa.repeat(value, requests * rows)
 
     request_ids = to_arrow(batch.request_ids)
+    steps = {"_steps": constant(batch.model.steps)} if batch.model.steps else {}
     return {
+        **steps,
         EVENT_TIME: per_row(pa.array(batch.event_times).view(TIME)),
         "_received_time": per_row(pa.array(batch.received_times).view(TIME)),
         "_prediction_id": per_row(to_arrow(batch.prediction_ids)),

@@ -8,6 +8,7 @@ repeats the rules of `pipeline.infer`, because each saved call shortens every re
 Change a rule in both modules; `tests/serve/http/test_plan.py` compares them.
 """
 
+import math
 import random
 import re
 import time
@@ -17,6 +18,7 @@ from mlflow_deploy_plugin.core.errors import pass_exit
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, header_fields
+from mlflow_deploy_plugin.serve.inference.applied_steps import add_steps
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.serve.observability.metrics import CapturedRows
@@ -27,6 +29,7 @@ from mlflow_deploy_plugin.serve.protocols.mlflow import decode_document
 from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse, Protocol
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.guard import Guard
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.variants import ServedTable, ServedVariant, weighted_variant
@@ -106,6 +109,8 @@ class PlanTable:
                 isinstance(variant.loaded.predictor, OnnxModel)
                 and variant.loaded.batcher is None
                 and not variant.shadows
+                # The general path answers rows outside, and would repeat the steps.
+                and (variant.steps is None or variant.guard is None)
                 for variant in served.answering
             )
             if not are_computed_here:
@@ -143,7 +148,11 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     has_rate = server.limits.has_rate
     admits = require is not None or has_rate
     check_rates = server.limits.check_rates
-    decode = _compose_decoder(variant, protocol, server.max_body_bytes)
+    decode = _compose_decoder(variant.sent, protocol, server.max_body_bytes)
+    if variant.steps is not None:
+        decode = _compose_steps(server, variant, decode)
+    if variant.guard is not None:
+        decode = _compose_guard(variant.guard, decode)
     run = variant.loaded.predictor.run
     predict = variant.loaded.predictor.prediction
     count_key = server.auth.count
@@ -188,6 +197,8 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
                 encoded = encode(variant, InferResponse(id_, prediction_id, outputs))
         except BaseException as error:  # noqa: BLE001 - the general path repeats, reports and counts the error
             pass_exit(error)
+            if variant.steps is not None:
+                request.failure = error
             return None
         if key is not None:
             count_key(key)
@@ -299,9 +310,12 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
             feeds = {}
         return feeds, encode, headers.get("x-request-id", body_id)
 
-    if variant.guard is None:
-        return decode
-    check = variant.guard.check
+    return decode
+
+
+def _compose_guard(guard: Guard, decode: _Decode) -> _Decode:
+    """Return the decoder of a plan with the guard of the variant."""
+    check = guard.check
 
     def decode_inside(headers: Mapping[str, str], body: bytes) -> _Decoded:
         """Decode a body. The general path answers a request with a row that is outside
@@ -311,3 +325,22 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
         return decoded if check(decoded[0]) is None else ({}, None, "")
 
     return decode_inside
+
+
+def _compose_steps(server: Server, variant: ServedVariant, decode: _Decode) -> _Decode:
+    """Return the decoder of a plan with the steps of the variant."""
+
+    def encode_predictions(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        prediction = variant.loaded.predictor.prediction(response.outputs)
+        return EncodedResponse(dump_json({"predictions": prediction}))
+
+    def decode_with_steps(headers: Mapping[str, str], body: bytes) -> _Decoded:
+        columns, encode, given_id = decode(headers, body)
+        if not columns:
+            return columns, encode, given_id
+        id_ = request_id({"x-request-id": given_id})
+        decoded = columns, encode or encode_predictions
+        feeds, encode = add_steps(server, variant, decoded, headers, id_, math.inf)
+        return feeds, encode, id_
+
+    return decode_with_steps

@@ -285,7 +285,13 @@ def create_job(
         raise InvalidConfig(
             "this server runs no jobs: use onnxserve serve, and server.jobs.max_jobs"
         )
-    loaded = server.repository.select_variant(endpoint).loaded
+    variant = server.repository.select_variant(endpoint)
+    loaded = variant.loaded
+    if variant.steps is not None or variant.guard is not None:
+        raise InvalidConfig(
+            "this endpoint has steps or a guard, which jobs do not apply: send the rows to its "
+            "route /invocations"
+        )
     served = {**vars(loaded), "model_uri": f"models:/{loaded.model}/{loaded.version}"}
     fields: dict[str, object]
     if media == JSON:

@@ -144,7 +144,7 @@ class DataPlane:
                 queue is full, before the run.
         """
         arrived = time.time_ns() // 1000
-        deadline = self._deadline(request)
+        deadline = self.deadline(request)
         if request.body is not None:
             predictor = variant.loaded.predictor
             prediction_id = new_id()
@@ -191,7 +191,7 @@ class DataPlane:
         """
         arrived = time.time_ns() // 1000
         predictor = variant.loaded.predictor
-        deadline = self._deadline(request)
+        deadline = self.deadline(request)
         assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
         assert request.body is not None
         _check_deadline(deadline)
@@ -273,13 +273,16 @@ class DataPlane:
 
     def can_infer_async(self, endpoint: str | None) -> bool:
         """Return True if `infer_async` can run all variants of the endpoint. With a
-        cache, no variant can.
+        cache or steps, no variant can.
         """
         endpoint_name = self.repository.default_endpoint if endpoint is None else endpoint
         served = self.repository.table.get(endpoint_name or "")
         if served is None or self.cache is not None:
             return False
-        return all(variant.loaded.batcher is not None for variant in served.answering)
+        return all(
+            variant.loaded.batcher is not None and variant.steps is None
+            for variant in served.answering
+        )
 
     def infer_async(
         self,
@@ -309,7 +312,7 @@ class DataPlane:
                 )
 
         count = partial(self.metrics.count_batch, variant.labels)
-        batcher.submit(request.inputs, self._deadline(request), count, capture)
+        batcher.submit(request.inputs, self.deadline(request), count, capture)
 
     def _capture_response(
         self,
@@ -389,7 +392,7 @@ class DataPlane:
         self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
         return outputs
 
-    def _deadline(self, request: InferRequest) -> float:
+    def deadline(self, request: InferRequest) -> float:
         """Return the deadline in `time.perf_counter()`: the earlier of the server's and
         the client's deadlines.
         """

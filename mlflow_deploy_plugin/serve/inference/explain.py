@@ -40,6 +40,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
         try:
             context.admit(endpoint)
             variant = context.select_variant(endpoint)
+            variant.refuse_steps("/explain", "explain an endpoint without steps")
             feeds, params = _decode(server, request, variant)
             # The version in the body or the sticky column may select another variant.
             selected = variant

@@ -8,6 +8,8 @@ exceed the rate.
 """
 
 import hashlib
+import os
+import signal
 import threading
 import time
 from collections import OrderedDict
@@ -41,6 +43,7 @@ client that was idle longest.
 
 _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
+_MOST_LOST_THREADS = 100
 _GPU_BATCH_SIZE = 32
 
 _RESERVED_SHARE = 0.01
@@ -447,6 +450,7 @@ class RequestThreads(ThreadPoolExecutor):
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, thread_name_prefix="onnxserve-request")
+        self._lost = 0
         self.submit(int)  # Start the first thread now, because the limit may be reached later.
 
     def _adjust_thread_count(self) -> None:
@@ -455,6 +459,16 @@ class RequestThreads(ThreadPoolExecutor):
         except RuntimeError:
             if not self._threads:
                 raise
+
+    def replace_thread(self) -> None:
+        """Start a thread for one that is blocked for good. Above a limit, kill the
+        process, which gunicorn replaces.
+        """
+        self._lost += 1
+        if self._lost > _MOST_LOST_THREADS:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._max_workers += 1
+        self._adjust_thread_count()
 
 
 def request_threads(spec: ServerSpec) -> int:

@@ -172,9 +172,11 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
                 "`server` cannot be changed by a load, because all endpoints share the running "
                 "server"
             )
-        if specs[0].capture.sinks:  # The caller could read the server's secrets.
+        # With these fields, the caller could read secrets and run code.
+        fields = {"capture.sinks": specs[0].capture.sinks, "serve.steps": specs[0].serve.steps}
+        if refused := [field for field, value in fields.items() if value]:
             raise InvalidConfig(
-                "`capture.sinks` cannot be set by a load: set it in the server's spec"
+                f"`{refused[0]}` cannot be set by a load: set it in the server's spec"
             )
         return specs[0]
     except InvalidConfig as error:

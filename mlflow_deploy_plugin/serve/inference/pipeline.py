@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import REPEATED_HEADER
 from mlflow_deploy_plugin.serve import messages
+from mlflow_deploy_plugin.serve.inference.applied_steps import add_steps
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import (
@@ -195,18 +196,32 @@ class RequestContext:
         """
         if protocol.refuses(variant.loaded.predictor.artifact):
             raise InvalidRequest(_NOT_FOR_PYFUNCS)
+        if self.request.failure is not None:
+            raise self.request.failure
         sent_headers = self.request.headers
         headers = self.headers
         moment = event_time(sent_headers) if "x-event-time" in sent_headers else None
         decoded = protocol.decode(
-            sent_headers, self.request.body, variant, self.server.max_body_bytes
+            sent_headers, self.request.body, variant.sent, self.server.max_body_bytes
         )
-        feeds, _, body_id, body, parameters = decoded
+        feeds, encode, body_id, body, parameters = decoded
         if body_id and "x-request-id" not in sent_headers:
             headers["X-Request-Id"] = request_id({"x-request-id": body_id})
-        return decoded, InferRequest(
+        infer_request = InferRequest(
             headers["X-Request-Id"], feeds, parameters, moment, body, self.request.arrived
         )
+        if variant.steps is not None:
+            feeds, encode = add_steps(
+                self.server,
+                variant,
+                (feeds, encode),
+                sent_headers,
+                infer_request.id,
+                self.server.dataplane.deadline(infer_request),
+            )
+            infer_request.inputs = feeds
+            decoded = decoded._replace(feeds=feeds, encode=encode)
+        return decoded, infer_request
 
     def build_reply(
         self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse
@@ -379,7 +394,9 @@ def infer_lines(
     try:
         context.admit(endpoint)
         media = media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
-        predictions = _predict_lines(context, context.select_variant(endpoint), pieces)
+        variant = context.select_variant(endpoint)
+        variant.refuse_steps("a stream of lines", "send at most max_body_bytes at once")
+        predictions = _predict_lines(context, variant, pieces)
         first = next(predictions)
     except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
         context.release()

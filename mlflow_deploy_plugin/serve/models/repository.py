@@ -42,6 +42,7 @@ from mlflow_deploy_plugin.serve.models.loading import WarmVersion, check_digest,
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.guard import RANGES_FILE, Guard
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.steps import SENT, Steps, load_steps
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.serve.variants import (
     LoadedVersion,
@@ -69,6 +70,7 @@ class Repository:
             again.
         has_pyfuncs: True if a side process answers for a version in memory, not
             counting shadows.
+        has_steps: True if an endpoint has steps.
     """
 
     def __init__(self, state_dir: Path, load: Callable[[Path, str], WarmVersion]) -> None:
@@ -76,11 +78,15 @@ class Repository:
         self.table: ServedTable = {}
         self.unloaded: tuple[str, ...] = ()
         self.has_pyfuncs = False
+        self.has_steps = False
         self._load = load
         self._listeners: list[Callable[[ServedTable], None]] = []
         self._publishing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
         self._errors: dict[str, dict[str, str]] = {}
+        self._steps: dict[str, Steps | None] = {}
+        self._errors_of_steps: dict[str, str] = {}
+        """The reason why the wanted steps of an endpoint are not in use, or empty."""
         self._generation: int | None = None
         self._applied_file: tuple[int, int, int] | None = None
         """The identity of the wanted.json that was read last."""
@@ -283,6 +289,7 @@ class Repository:
             self._swap({key: served for key, served in self.table.items() if key != name})
             self._errors.pop(name, None)
             self._applied.pop(name, None)
+            self._steps.pop(name, None)
         with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
             started_loads = {
                 want.folder: pool.submit(self._load, want.folder, want.python)
@@ -311,6 +318,9 @@ class Repository:
                     error=self._errors[name].get(label, ""),
                     no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
                 )
+            if self._errors_of_steps[name]:
+                for label, state in states.items():
+                    states[label] = state.model_copy(update={"is_error_of_steps": True})
             endpoints[name] = states
         self._unwritten = WorkerState(
             pid=os.getpid(), generation=wanted.generation, endpoints=endpoints
@@ -346,9 +356,12 @@ class Repository:
             return self._load(folder, python)
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
+        errors = self._take_steps(endpoint, wanted)
+        if errors and not before:  # Never serve the versions without their steps.
+            return variants.make_served_endpoint({}), errors
+        steps = self._steps[endpoint]
         held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
         served_variants = {}
-        errors = {}
         for name, want in wanted.variants.items():
             old = before.get(name)
             try:
@@ -372,8 +385,12 @@ class Repository:
                     continue
                 loaded = old.loaded
             try:
+                keys = (SENT,) if steps and steps.before else ()
                 captured = exclude_columns(
-                    loaded.captured, wanted.capture.drop, wanted.capture.mask, wanted.capture.keys
+                    loaded.captured,
+                    wanted.capture.drop,
+                    wanted.capture.mask,
+                    wanted.capture.keys + keys,
                 )
                 if wanted.capture.mask:  # Masked columns need the server's key.
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()
@@ -384,8 +401,9 @@ class Repository:
                     want.shadow,
                     loaded,
                     wanted.capture,
-                    captured,
+                    replace(captured, steps=steps.digest) if steps else captured,
                     want.aspects,
+                    steps=steps,
                 )
                 if wanted.guard is not None and not want.shadow:
                     variant = _with_guard(variant, wanted.guard.then == "refuse")
@@ -411,6 +429,23 @@ class Repository:
                 )
         return served, errors
 
+    def _take_steps(self, endpoint: str, wanted: WantedEndpoint) -> dict[str, str]:
+        """Import the wanted steps if they are new. If they do not import, return the
+        error by variant; the earlier steps remain in use.
+        """
+        used = self._steps.setdefault(endpoint, None)
+        self._errors_of_steps[endpoint] = ""
+        if wanted.serve.digest == (used.digest if used else ""):
+            return {}
+        try:
+            steps = wanted.serve.steps
+            self._steps[endpoint] = load_steps(steps) if steps else None
+        except OnnxserveError as error:
+            self._errors_of_steps[endpoint] = error.message
+            logger.error("%s: %s; the earlier steps remain in use", endpoint, error.message)
+            return dict.fromkeys(wanted.variants, error.message)
+        return {}
+
     def _wait_for_retiring(self, model: str) -> None:
         """Wait some seconds while a replaced version of the model is in memory, so that
         no third version is loaded.
@@ -430,6 +465,7 @@ class Repository:
             for variant in _variants(table)
             if not variant.shadow
         )
+        self.has_steps = any(variant.steps is not None for variant in _variants(table))
         self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
         with self._publishing:
             self.table = table

@@ -58,6 +58,7 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import KeyedSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+from mlflow_deploy_plugin.serve.runtime.schemas.sent_schema import SentSchema
 from mlflow_deploy_plugin.serve.runtime.values import fits_shape, shape_text, short_repr
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
@@ -357,6 +358,8 @@ def bind_tensors(
     MLServer, whose codecs call it `input-1`. Texts from MLServer's Base64Codec are
     decoded. Raises SchemaMismatch if a tensor is unknown or missing, or does not fit.
     """
+    if isinstance(schema, SentSchema):
+        return schema.from_columns({name: array for name, (_, array) in arrays.items()})
     if isinstance(schema, KeyedSchema):
         tensors, keys = schema.split(arrays)
         return schema.attach(

@@ -150,6 +150,7 @@ class CapturedModel:
         is_guarded: True if requests without `GUARD` are within the training rows.
         keys: columns that are captured and not passed to the model; each key is an
             input of the schema.
+        steps: the digest of the steps around the model; empty without steps.
     """
 
     model: str
@@ -163,6 +164,7 @@ class CapturedModel:
     masked: Mapping[str, tuple[ColumnPosition, ...]] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     is_guarded: bool = False
+    steps: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schema", self.schema.capture_schema)
@@ -319,6 +321,7 @@ def encode_model(model: CapturedModel) -> bytes:
         "prediction": model.prediction,
         "keys": model.keys,
         "guarded": model.is_guarded,
+        "steps": model.steps,
     }
     return orjson.dumps({**head, "schema": schema})
 
@@ -357,4 +360,5 @@ def decode_model(encoded: memoryview) -> CapturedModel:
         tuple(document["prediction"]),
         keys=keys,
         is_guarded=document.get("guarded", False),
+        steps=document.get("steps", ""),
     )

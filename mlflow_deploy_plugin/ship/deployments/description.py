@@ -156,6 +156,7 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
         "shadows": [name for name, variant in spec.variants.items() if variant.shadow],
         "sticky": sticky,
         "require": spec.require or "",
+        "steps": spec.serve.digest,
         "unapproved": [str(answer) for answer in answers_of(endpoint)],
         "deployments": {
             name: _select(fields, _IN_ENDPOINT) for name, fields in deployments.items()

@@ -67,6 +67,8 @@ def test_load_may_define_the_endpoint():
         "name: e",
         "name: e\nvariants: {v: {model: x}}\n---\nname: f\nvariants: {v: {model: x}}",
         "name: e\nvariants: {v: {model: x}}\ncapture: {sinks: {a: {url: 'http://h'}}}",
+        # A caller may not send code.
+        'name: e\nvariants: {v: {model: x}}\nserve: {steps: "def before(request): ...\\n"}',
         "\x00",
     ],
 )

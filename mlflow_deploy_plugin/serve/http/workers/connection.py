@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.core.errors import (
     NotReady,
     OnnxserveError,
     RequestTimeout,
+    StepTimeout,
     TooManyRequests,
 )
 from mlflow_deploy_plugin.serve.http import parser, request_limits, responses
@@ -33,6 +34,7 @@ from mlflow_deploy_plugin.serve.http.streaming import MAX_STREAMS, StreamedExcha
 from mlflow_deploy_plugin.serve.http.workers.worker_app import WorkerApp
 from mlflow_deploy_plugin.serve.inference.auth import certificate_name
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.runtime import steps
 
 _PIPELINED_BYTES = 64 * 1024
 """The limit of buffered bytes that follow the current request; above this limit,
@@ -50,6 +52,8 @@ _KNOWN_BYTES = 2048
 the same head. The cache of `parser.read_head` alone would make a small prediction 8 %
 slower.
 """
+_STEP_SECONDS = 1.0
+"""The interval of the checks if the thread of a request is blocked in a step."""
 _STALE_SECONDS = 0.5
 """The age that `WorkerApp.now` may have on a busy loop; a client may have sent bytes
 since then.
@@ -89,6 +93,7 @@ class HttpConnection(asyncio.Protocol):
         self._body: BodyParser | None = None
         self._exchange: StreamedExchange | None = None
         self._deadline = math.inf
+        self._thread = 0  # the thread that answers the current request
         self._unsent_bytes = 0
         self._buffered_bytes = 0  # the body's share of `WorkerApp.buffered_bytes`
         self._discarded_bytes = 0
@@ -250,6 +255,11 @@ class HttpConnection(asyncio.Protocol):
             self._transport.abort()
         elif self._exchange is not None and not self._exchange.awaits_client:
             self._deadline = now + self._limits.request_seconds  # The model may take any time.
+        elif self._phase is _ANSWERING and self._exchange is None:
+            self._deadline = now + _STEP_SECONDS
+            if steps.is_late(self._thread):
+                self._app.pool.replace_thread()
+                self._refuse(StepTimeout("a step did not return within the request's time"))
         elif self._body is not None:
             self._refuse(RequestTimeout(self._body.missing()))
         elif self._phase is _RECEIVING:
@@ -491,6 +501,8 @@ class HttpConnection(asyncio.Protocol):
             return
         self._phase = _ANSWERING
         self._deadline = math.inf
+        if self._app.server.repository.has_steps:
+            self._deadline = self._app.now + self._limits.request_seconds
         self._body = None
 
         def send_from_batch(response: RawResponse) -> None:
@@ -501,6 +513,7 @@ class HttpConnection(asyncio.Protocol):
             """Answer the request, and send the response from the loop; a response in
             pieces is sent while it is computed.
             """
+            self._thread = threading.get_ident()
             try:
                 if not is_small:
                     request.body = bytes(body)
@@ -508,12 +521,16 @@ class HttpConnection(asyncio.Protocol):
             except BaseException as error:  # noqa: BLE001 - the boundary: the client waits, and the pool ignores exits
                 response = responses.failure_response(request, error)
             if response.pieces is None:
-                self._loop.call_soon_threadsafe(self._send, head, response)
+                self._loop.call_soon_threadsafe(send_if_awaited, response)
                 return
             with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
                 exchange = self._new_exchange(head, BodyParser(0, 0))
                 self._loop.call_soon_threadsafe(adopt, exchange)
                 exchange.send(response, response.pieces)
+
+        def send_if_awaited(response: RawResponse) -> None:
+            if self._phase is _ANSWERING:  # Otherwise the request was refused for a late step.
+                self._send(head, response)
 
         def adopt(exchange: StreamedExchange) -> None:
             """Let the connection report to the exchange."""

@@ -271,8 +271,8 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     resolved = None
     # The agent may not have resolved the models and the traffic of `spec` yet.
     if endpoint is not None and (
-        (endpoint.capture, endpoint.sticky, endpoint.guard)
-        == (spec.capture, spec.sticky, spec.guard)
+        (endpoint.capture, endpoint.serve, endpoint.sticky, endpoint.guard)
+        == (spec.capture, spec.serve, spec.sticky, spec.guard)
     ):
         resolved = {
             name: (variant.model_uri, variant.weight, variant.shadow)
@@ -337,11 +337,11 @@ def wait_while_pending(
 
 
 def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
-    """Return each variant with the fields whose change reloads it: its model, and the
-    settings of captured columns.
+    """Return each variant with the fields whose change reloads it: its model, the
+    settings of captured columns, and the steps.
     """
     columns = spec.capture.drop, spec.capture.mask, spec.capture.keys
-    return {name: (variant.model, columns) for name, variant in spec.variants.items()}
+    return {name: (variant.model, columns, spec.serve) for name, variant in spec.variants.items()}
 
 
 def served_failure(

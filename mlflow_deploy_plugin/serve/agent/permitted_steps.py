@@ -1,0 +1,104 @@
+"""The permission of steps at an endpoint with requirements: `signature=` needs the
+signature of the file, and `gate=passed` needs its digest in the gate policy of each
+registered model. Setting a policy is an event of the audit trail.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlflow_deploy_plugin.core.errors import (
+    GateRefused,
+    OnnxserveError,
+    SignatureRefused,
+)
+from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
+from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
+from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.core.signatures import Signature, trust_file
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServeSpec
+from mlflow_deploy_plugin.core.spec.steps import STEPS_FILE
+
+_log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 60.0
+
+
+@dataclass
+class StepsPermits:
+    """The checks of steps, which run in the threads of `pool`. `errors` has the reasons
+    of the refused steps, by endpoint.
+    """
+
+    pool: Executor
+    clock: Callable[[], float]
+    errors: dict[str, str] = field(default_factory=dict)
+    _checks: "dict[str, tuple[EndpointSpec, Future[str], float]]" = field(default_factory=dict)
+
+    def permitted(self, spec: EndpointSpec, used: ServeSpec | None) -> ServeSpec | None:
+        """Return the steps that the workers may run. Until the steps of the spec are
+        permitted, they are those in use; None without an endpoint in use.
+        """
+        name = spec.name
+        if not (spec.serve.steps and spec.requirements) or spec.serve == used:
+            self.errors.pop(name, None)
+            return spec.serve
+        now = self.clock()
+        if (
+            name not in self._checks
+            or self._checks[name][0] != spec
+            or now >= self._checks[name][2]
+        ):
+            future = self.pool.submit(_refusal, spec)
+            self._checks[name] = spec, future, now + _RETRY_SECONDS
+        _, future, _ = self._checks[name]
+        if not future.done():
+            return used
+        if reason := future.result():
+            self.errors[name] = f"endpoint {name}: {reason}"
+            return used
+        self.errors.pop(name, None)
+        return spec.serve
+
+
+def _refusal(spec: EndpointSpec) -> str:
+    """Return why the steps may not run; empty if they may. Runs in a thread."""
+    try:
+        if spec.trusted_file:
+            _check_signature(spec.serve, Path(spec.trusted_file))
+        if spec.requires_gate:
+            for model in registered_model_names(spec):
+                _check_approval(spec.serve, model)
+    except OnnxserveError as error:
+        return error.message
+    except Exception as error:  # noqa: BLE001 - any error refuses the steps
+        _log.exception("the steps of endpoint %s cannot be checked", spec.name)
+        return f"its steps cannot be checked: {type(error).__name__}, see the log"
+    return ""
+
+
+def _check_signature(serve: ServeSpec, key: Path) -> None:
+    if serve.signature is None:
+        raise SignatureRefused(
+            f"its steps have no signature; sign the file with `onnxserve sign {STEPS_FILE} --key "
+            "KEY` and serve it again"
+        )
+    with TemporaryDirectory(prefix="onnxserve-steps-") as folder:
+        Path(folder, STEPS_FILE).write_text(serve.steps or "", encoding="utf-8")
+        Signature(serve.signature.encode(), trust_file(key)).check(Path(folder))
+
+
+def _check_approval(serve: ServeSpec, model: str) -> None:
+    with registry_errors(f"model {model}"):
+        model_tags = registry_client().get_registered_model(model).tags
+    policy = policy_from_tags(model, model_tags)
+    if policy is None or serve.digest not in policy.steps:
+        raise GateRefused(
+            f"its steps (sha256 {serve.digest}) are not approved, but the endpoint requires "
+            f"gate=passed; add the digest to `steps` of the gate policy of {model} (tag "
+            f"{GATE_POLICY_TAG})"
+        )

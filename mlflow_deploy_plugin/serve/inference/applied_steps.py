@@ -1,0 +1,249 @@
+"""The steps of an endpoint around the pipeline and the plans, and calls of other
+endpoints within steps.
+
+The order is decode, `before`, run, `after`, encode. What the model sees is captured in
+the usual columns. What came in is captured in the column `SENT`.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mlflow_deploy_plugin.core.column_names import PREDICTION
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    InvalidRequest,
+    SchemaMismatch,
+    StepFailed,
+)
+from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
+from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
+from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, columns_of
+from mlflow_deploy_plugin.serve.runtime.steps import SENT, Request, RunningStep, running_step
+from mlflow_deploy_plugin.serve.runtime.values import short_repr
+from mlflow_deploy_plugin.serve.variants import ServedVariant
+
+Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
+_SENT_BYTES = 16 * 1024
+"""The maximum size of a request whose columns are captured in `SENT`."""
+_SENT_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+_MOST_CALLS = 8
+_LOOP_SHARE = 0.9
+"""The share of `request_timeout_seconds` after which a step is interrupted. gunicorn
+replaces a worker whose loop is blocked for the whole time.
+"""
+
+
+class _LazyColumns(Mapping[str, Any]):
+    """The columns of feeds, which most steps `after` do not read."""
+
+    def __init__(self, schema: Schema, feeds: Feeds) -> None:
+        self._schema = schema
+        self._feeds = feeds
+
+    @cached_property
+    def _columns(self) -> Mapping[str, Array]:
+        return self._schema.to_columns(self._feeds)
+
+    def __getitem__(self, name: str) -> Array:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
+def add_steps(
+    server: Server,
+    variant: ServedVariant,
+    decoded: tuple[Any, Encode],
+    headers: Mapping[str, str],
+    request_id: str,
+    deadline: float,
+) -> tuple[Feeds, Encode]:
+    """Return the feeds that `before` makes of the decoded columns, and an encoder of
+    what `after` returns. Without a step, they are the decoded ones.
+
+    Args:
+        decoded: the decoded columns, or the feeds without a step `before`; and the
+            encoder of the protocol.
+        deadline: in `time.perf_counter()`.
+
+    Raises StepFailed, StepRefused or StepTimeout.
+    """
+    feeds, encode = decoded
+    steps = variant.steps
+    assert steps is not None
+    seconds = _LOOP_SHARE * server.spec.request_timeout_seconds
+    request = Request(
+        feeds if steps.before else _LazyColumns(variant.schema, feeds),
+        MappingProxyType(headers),
+        request_id,
+        variant.endpoint,
+        min(deadline, time.perf_counter() + seconds),
+    )
+    running = RunningStep(request, server, (variant.endpoint,))
+    if steps.before:
+        feeds = _run_before(variant, running)
+    if steps.after is None:
+        return feeds, encode
+
+    def encode_after(_: ServedVariant, response: InferResponse) -> EncodedResponse:
+        answer = steps.run("after", running, _copies(response.outputs), request)
+        named = _named(variant, response, answer, variant.schema.count_rows(feeds))
+        try:
+            return encode(*named)
+        except (TypeError, ValueError) as error:
+            raise StepFailed(f"step after: its answer cannot be encoded: {error}") from None
+
+    return feeds, encode_after
+
+
+def call(endpoint: str, inputs: Mapping[str, Any]) -> Any:
+    """Return the answer of another endpoint of this server, in a step. The call is part
+    of the request: it has the same id and the same deadline.
+
+    Args:
+        endpoint: the name of the endpoint.
+        inputs: the columns or tensors by name; each is a list of N values or an array
+            [N, …].
+
+    Return the result of `after` of the endpoint. Without it, return the outputs of the
+    model by name, each an array [N, …].
+
+    Raises NotFound, NotReady, StepFailed if the inputs do not fit, InvalidConfig
+    outside a step or for a cycle of endpoints, and the errors of the endpoint.
+    """
+    caller = running_step()
+    if caller is None:
+        raise InvalidConfig("onnxserve.call can be used only in the steps of an endpoint")
+    chain = (*caller.chain, endpoint)
+    if endpoint in caller.chain:
+        raise InvalidConfig(f"the steps call each other in a cycle: {' → '.join(chain)}")
+    if len(chain) > _MOST_CALLS:
+        raise InvalidConfig(f"more than {_MOST_CALLS} steps call each other: {' → '.join(chain)}")
+    request = caller.request._replace(inputs=dict(inputs), endpoint=endpoint)
+    server: Server = caller.server
+    variant = server.repository.select_variant(endpoint, headers=request.headers)
+    running = RunningStep(request, server, chain)
+    steps = variant.steps
+    left = {"timeout": max(int((request.deadline - time.perf_counter()) * 1e6), 1)}
+    try:
+        if steps is not None and steps.before:
+            feeds = _run_before(variant, running)
+        else:
+            feeds = variant.schema.from_columns(request.inputs)
+        outputs = server.dataplane.infer(variant, InferRequest(request.id, feeds, left)).outputs
+    except InvalidRequest as error:  # The step is the caller.
+        raise StepFailed(f"endpoint {endpoint!r} refuses the call: {error.message}") from None
+    if steps is None or steps.after is None:
+        return outputs
+    return steps.run("after", running, _copies(outputs), request)
+
+
+def _copies(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return copies, because the outputs of the model are captured after the step."""
+    return {name: array.copy() for name, array in outputs.items()}
+
+
+def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
+    """Return the feeds that `before` makes of the request, with the captured column."""
+    columns = running.request.inputs
+    schema = variant.schema
+    assert variant.steps is not None
+    text = _sent_text(variant, columns)
+    sent_rows = len(next(iter(columns.values()), ()))
+    inputs = variant.steps.run("before", running, running.request)
+    if not isinstance(inputs, Mapping):
+        raise StepFailed(
+            f"step before: it returned {short_repr(inputs)}; a mapping from the model's inputs to "
+            "lists or arrays is expected"
+        )
+    keys = {name: columns[name] for name in variant.capture.keys if name in columns}
+    try:
+        feeds = schema.from_columns({**keys, **inputs} if keys else inputs)
+    except SchemaMismatch as error:
+        if error.column in columns and inputs.get(error.column) is columns[error.column]:
+            raise  # The caller has sent these values, and the step has not changed them.
+        raise StepFailed(
+            f"step before: its inputs do not fit the model: {error.message}", column=error.column
+        ) from None
+    if not schema.has_rows:
+        return add_keys(feeds, {SENT: object_array([text]).reshape(())})
+    rows = schema.count_rows(feeds)
+    if rows != sent_rows:
+        raise StepFailed(f"step before: it returned {rows} rows for {sent_rows} rows")
+    return add_keys(feeds, {SENT: object_array([text] + [None] * (rows - 1))})
+
+
+def _sent_text(variant: ServedVariant, columns: Mapping[str, Any]) -> str | None:
+    """Return what came in as JSON, without columns that are not captured or masked;
+    None if it is too long.
+    """
+    left_out = (*variant.capture.drop, *variant.capture.mask)
+    if left_out:
+        columns = {name: columns[name] for name in columns if name not in left_out}
+    text = orjson.dumps(columns, default=_plain, option=_SENT_OPTIONS)
+    return text.decode() if len(text) <= _SENT_BYTES else None
+
+
+def _plain(value: Any) -> Any:
+    """Return an array of texts as lists, and any other value as text."""
+    return value.tolist() if isinstance(value, np.ndarray) else str(value)
+
+
+def _named(
+    variant: ServedVariant, response: InferResponse, answer: Any, rows: int
+) -> tuple[ServedVariant, InferResponse]:
+    """Return the response with what `after` returned as arrays by name, and the variant
+    that encodes it. Raises StepFailed unless each array has one entry per row.
+    """
+    is_list = isinstance(answer, list)
+    are_rows = is_list and bool(answer) and isinstance(answer[0], Mapping)
+    columns = answer
+    if are_rows:
+        columns = columns_of(answer, answer[0])
+    elif is_list or isinstance(answer, np.ndarray) or not isinstance(answer, Mapping):
+        names = variant.loaded.predictor.artifact.prediction
+        columns = {names[0] if len(names) == 1 else PREDICTION: answer}
+    outputs = {}
+    for name, values in columns.items():
+        array = _as_array(values)
+        if variant.schema.has_rows and array.shape[:1] != (rows,):
+            found = f"{len(array)} entries" if array.ndim else short_repr(values)
+            raise StepFailed(
+                f"step after: {str(name)[:60]!r} has {found} for {rows} rows; one entry per row is "
+                "expected"
+            )
+        outputs[str(name)] = array
+    answering = variant.answering(tuple(outputs), are_rows)
+    return answering, InferResponse(
+        response.id, response.prediction_id, outputs, is_cached=response.is_cached
+    )
+
+
+def _as_array(values: Any) -> Array:
+    """Return a column of an answer as an array of numbers, booleans or objects."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiubO":
+        return values
+    if isinstance(values, list | tuple):
+        if not all(isinstance(value, int | float | np.generic | list) for value in values):
+            return object_array(values)
+        with suppress(ValueError):  # The lists have different lengths.
+            array = np.asarray(values)
+            if array.dtype.kind != "U":  # numpy turns the numbers next to texts into texts.
+                return array
+        return object_array(values)
+    array = np.asarray(values)
+    return array.astype(object) if array.dtype.kind == "U" else array

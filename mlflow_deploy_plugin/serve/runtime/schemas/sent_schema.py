@@ -1,0 +1,71 @@
+"""The schema of requests to a version with a step `before`: it accepts any columns, and
+returns them as they were sent.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, columns_of
+from mlflow_deploy_plugin.serve.runtime.values import NO_ROWS, short_repr
+
+
+class _AnyName(tuple[str, ...]):
+    """The keys of a schema that accepts columns of any name."""
+
+    __slots__ = ()
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class SentSchema(Schema):
+    """The columns of the model give types to CSV, and an order to rows without names.
+
+    The methods return each column as a list or an array, as it was sent.
+    """
+
+    _fast = None  # The fast decoder reads only the model's columns.
+
+    def from_columns(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        if any(isinstance(values, list | tuple | np.ndarray) for values in data.values()):
+            return dict(data)
+        return {name: [value] for name, value in data.items()}  # One record.
+
+    from_frame = from_columns
+    _from_tensors = from_columns
+
+    def from_records(self, records: Sequence[Mapping[str, object]]) -> dict[str, Any]:
+        for row, record in enumerate(records):
+            if not isinstance(record, Mapping):
+                raise SchemaMismatch(
+                    f"row {row} is {short_repr(record)}; an object with one value per column is "
+                    "expected"
+                )
+        if not records:
+            raise SchemaMismatch(NO_ROWS)
+        return columns_of(records, dict.fromkeys(chain.from_iterable(records)))
+
+    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
+        with suppress(TypeError, ValueError):
+            columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+            if len(columns) == len(names):
+                return columns
+        return super().from_rows(names, rows)  # It raises the error.
+
+    def missing_columns(self, sent: object) -> None:
+        """Return None, because `before` may add any column."""
+
+
+def sent_schema(schema: Schema) -> SentSchema:
+    """Return the schema of the requests whose columns become inputs of `schema`."""
+    return SentSchema(
+        schema.columns, schema.tensors, schema.inputs, schema.has_rows, keys=_AnyName()
+    )

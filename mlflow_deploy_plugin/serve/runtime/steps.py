@@ -1,0 +1,210 @@
+"""Steps: the functions `before` and `after` of a user's file, which run in the worker
+around a version (docs/steps.md).
+
+A step may never return. A thread ends late steps by an exception in their threads,
+because nothing else ends a thread of CPython. A step that is blocked in a library
+receives the exception when the library returns.
+"""
+
+import ctypes
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+from mlflow_deploy_plugin.core.errors import (
+    DeadlineExceeded,
+    InvalidArtifact,
+    InvalidRequest,
+    StepFailed,
+    StepRefused,
+    StepTimeout,
+)
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.model_code import require_model_code
+from mlflow_deploy_plugin.core.spec.steps import STEPS_FILE, steps_digest
+
+logger = logging.getLogger(__name__)
+
+StepName = Literal["before", "after"]
+SENT = "_sent"
+"""The captured column of what came in: the columns of the request as JSON, in the first
+row of the request.
+"""
+_MESSAGE_CHARACTERS = 300
+_CHECK_SECONDS = 0.1
+
+
+class Request(NamedTuple):
+    """A prediction request, as `before` and `after` receive it.
+
+    Attributes:
+        inputs: the columns or tensors that the caller sent, by name; each is a list of
+            N values or an array [N, …].
+        headers: the headers of the request, with names in lower case.
+        id: the id of the request (`X-Request-Id`).
+        endpoint: the name of the endpoint.
+        deadline: the end of the request's time, in `time.perf_counter()`.
+    """
+
+    inputs: Mapping[str, Any]
+    headers: Mapping[str, str]
+    id: str
+    endpoint: str
+    deadline: float
+
+
+class RunningStep(NamedTuple):
+    """A step that runs in a thread. `chain` has the endpoints that called each other,
+    in the `server`.
+    """
+
+    request: Request
+    server: Any
+    chain: tuple[str, ...]
+
+
+class _Late(BaseException):
+    """The time of a step is over. User code does not catch it with `except
+    Exception`.
+    """
+
+
+class _Watch:
+    """Raises `_Late` in the threads whose step runs past its deadline. `running` has
+    the step of each thread; None for a step that was interrupted and has not ended.
+    """
+
+    def __init__(self) -> None:
+        self.running: dict[int, RunningStep | None] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._interrupt_late, name="onnxserve-steps", daemon=True
+                )
+                self._thread.start()
+
+    def run(
+        self, step: Callable[..., object], running: RunningStep, arguments: tuple[object, ...]
+    ) -> object:
+        """Return the result of the step. Raises `_Late` after the deadline, and the
+        errors of the step.
+        """
+        thread = threading.get_ident()
+        caller = self.running.get(thread)
+        self.running[thread] = running
+        try:
+            return step(*arguments)
+        finally:
+            if self.running.pop(thread, None) is None:
+                # The exception must not be raised in the code that follows the step.
+                with self._lock:
+                    _raise_in_thread(thread, None)
+            elif caller is not None:
+                self.running[thread] = caller
+
+    def _interrupt_late(self) -> None:
+        while True:
+            time.sleep(_CHECK_SECONDS)
+            now = time.perf_counter()
+            for thread, running in list(self.running.items()):
+                if running is None or now < running.request.deadline:
+                    continue
+                with self._lock:
+                    if self.running.get(thread) is running:
+                        self.running[thread] = None
+                        _raise_in_thread(thread, ctypes.py_object(_Late))
+
+
+def _raise_in_thread(thread: int, error: "ctypes.py_object[Any] | None") -> None:
+    """Raise the error in a thread; None withdraws an error that was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
+
+
+_watch = _Watch()
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The imported steps of an endpoint. `digest` is the SHA-256 of their source."""
+
+    digest: str
+    module: ModuleType
+    before: Callable[[Request], object] | None
+    after: Callable[[dict[str, Any], Request], object] | None
+
+    def run(self, name: StepName, running: RunningStep, *arguments: Any) -> Any:
+        """Return the result of a step.
+
+        Raises:
+            StepRefused: the step raises InvalidRequest.
+            StepTimeout, DeadlineExceeded: the step has not returned by the deadline of
+                the request.
+            StepFailed: the step raises another error.
+        """
+        try:
+            return _watch.run(getattr(self, name), running, arguments)
+        except (StepTimeout, DeadlineExceeded):
+            raise
+        except InvalidRequest as error:
+            raise StepRefused(f"step {name}: {error.message}", column=error.column) from None
+        except _Late:
+            raise StepTimeout(
+                f"step {name}, {STEPS_FILE}: it did not return within the request's time"
+            ) from None
+        except BaseException as error:
+            endpoint = running.request.endpoint
+            logger.error("step %s of endpoint %s failed", name, endpoint, exc_info=error)
+            raise StepFailed(f"step {name}, {_describe_error(error, self.module)}") from None
+
+
+def running_step() -> RunningStep | None:
+    """Return the step that runs in this thread."""
+    return _watch.running.get(threading.get_ident())
+
+
+def is_late(thread: int) -> bool:
+    """Return True if the step of a thread runs although it was interrupted."""
+    return thread in _watch.running and _watch.running[thread] is None
+
+
+def _describe_error(error: BaseException, module: ModuleType) -> str:
+    """Return an error of a user's module in one line, with the last line of the module
+    that the error has passed.
+    """
+    line = 0
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_globals is module.__dict__:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    place = f"{STEPS_FILE} line {line}" if line else STEPS_FILE
+    return f"{place}: {type(error).__name__}: {one_line(error, _MESSAGE_CHARACTERS)}"
+
+
+def load_steps(source: str) -> Steps:
+    """Import the source of steps in this process. Raises CodeRefused if code is not
+    allowed, and InvalidArtifact if it does not import.
+    """
+    require_model_code("serve.steps")
+    digest = steps_digest(source)
+    module = ModuleType(f"onnxserve_steps_{digest[:12]}")
+    module.__file__ = STEPS_FILE
+    sys.modules[module.__name__] = module  # Dataclasses look up their module.
+    try:
+        exec(compile(source, STEPS_FILE, "exec"), module.__dict__)
+    except BaseException as error:
+        logger.error("the steps do not import", exc_info=error)
+        reason = _describe_error(error, module)
+        raise InvalidArtifact(f"the steps do not import: {reason}") from None
+    _watch.start()
+    before = getattr(module, "before", None)
+    return Steps(digest, module, before, getattr(module, "after", None))

@@ -1,0 +1,259 @@
+"""Steps around a version: both functions for each protocol, with a plan and without,
+their errors and captured rows, the swap, and calls between endpoints.
+"""
+
+import json
+
+import orjson
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.core.model_code import MODEL_CODE
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.spec.steps import steps_digest
+from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_workers
+from mlflow_deploy_plugin.serve.http.plan import PlanTable
+from mlflow_deploy_plugin.serve.inference.pipeline import infer_lines
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.support.bodies import arrow_stream, v2_tensor
+from tests.support.handling import ask, handle
+from tests.support.servers import gunicorn, one_endpoint, variant, want, write_spec
+from tests.support.spool import read_spool
+from tests.support.waiting import wait_until
+
+STEPS = """
+import numpy as np
+import mlflow_deploy_plugin as onnxserve
+
+NUMBERS = {"8001": 1.0, "8002": 2.0}
+
+def before(request: onnxserve.Request):
+    a = [NUMBERS[name] for name in request.inputs["zip"]]
+    return {"a": a, "b": request.inputs["b"], "c": np.zeros(len(a))}
+
+def after(outputs, request):
+    outputs["y"] *= 10
+    return {"total": outputs["y"][:, 0], "zip": request.inputs["zip"]}
+"""
+RECORDS = [{"zip": "8001", "b": 5.0}, {"zip": "8002", "b": 7.0}]
+COLUMNS = {"zip": ["8001", "8002"], "b": [5.0, 7.0]}
+TOTALS = {"total": [60.0, 90.0], "zip": ["8001", "8002"]}
+ROWS = [{"total": 60.0, "zip": "8001"}, {"total": 90.0, "zip": "8002"}]
+TABLE = arrow_stream(pa.table(COLUMNS))
+V2 = {"inputs": [v2_tensor("zip", "BYTES", ["8001", "8002"]), v2_tensor("b", "FP64", [5, 7])]}
+
+
+@pytest.fixture
+def stepped(serve_here, model_folders):
+    """Return a function that serves the endpoint e with steps, by their source."""
+
+    def serve(source, **more):
+        return serve_here(one_endpoint(model_folders["single"]), steps={"e": source}, **more)
+
+    return serve
+
+
+def post(path, body, content_type="application/json"):
+    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    return RawRequest("POST", path, {"content-type": content_type}, content)
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (post("/invocations", {"dataframe_records": RECORDS}), {"predictions": TOTALS}),
+        (post("/invocations", {"inputs": COLUMNS}), {"predictions": TOTALS}),
+        (post("/invocations", b"zip,b\n8001,5\n8002,7\n", "text/csv"), {"predictions": TOTALS}),
+        (post("/score", {"input_data": RECORDS}), TOTALS),
+        (post("/predict/batch", RECORDS), {
+            "predictions": TOTALS, "count": 2, "model": "m", "model_version": "1"}),
+        (post("/v1/models/e:predict", {"instances": RECORDS}), {"predictions": ROWS}),
+    ],
+    ids=lambda value: getattr(value, "path", ""),
+)  # fmt: skip
+def test_steps_apply_to_each_protocol(stepped, request_, expected):
+    server = stepped(STEPS)
+    answers = [PlanTable(server).answer(request_), handle(server, request_)]
+    assert [json.loads(answer.body) for answer in answers] == [expected, expected]
+
+
+def test_steps_apply_to_tensors_and_tables(stepped):
+    server = stepped(STEPS)
+    for answer in (PlanTable(server).answer, lambda request: handle(server, request)):
+        outputs = json.loads(answer(post("/v2/models/e/infer", V2)).body)["outputs"]
+        assert {output["name"]: output["data"] for output in outputs} == TOTALS
+        table = answer(post("/invocations", TABLE, "application/vnd.apache.arrow.stream"))
+        assert pa.ipc.open_stream(table.body).read_all().to_pydict() == TOTALS
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ("outputs['y'][:, 0] > 13", {"predictions": [False, True]}),
+        ("[{'y': y, 'id': request.id} for y in [1, 2]]", {
+            "predictions": [{"y": 1, "id": "mine"}, {"y": 2, "id": "mine"}]}),
+        ("['low', None]", {"predictions": ["low", None]}),
+        ("[[1, 2], [3]]", {"predictions": [[1, 2], [3]]}),
+        ("[float(x) for x in request.inputs['a']]", {"predictions": [1.0, 4.0]}),
+    ],
+)  # fmt: skip
+def test_after_returns_arrays_lists_or_rows(stepped, after, expected):
+    server = stepped(f"def after(outputs, request):\n    return {after}\n")
+    answer = ask(server, body={"inputs": [[1, 2, 3], [4, 5, 6]]}, x_request_id="mine")
+    assert json.loads(answer.body) == expected
+
+
+HEAD = """
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.core.errors import InvalidRequest
+calls = []
+"""
+BEFORE = HEAD + "def before(request):\n    calls.append(1)\n    "
+AFTER = HEAD + "def after(outputs, request):\n    calls.append(1)\n    "
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "status", "words"),
+    [
+        (BEFORE, "return {'a': request.inputs['zip']}", 500,
+            ["step before, steps.py line 7: KeyError: 'zip'"]),
+        (BEFORE, "return [1]", 500, ["step before", "[1]", "mapping"]),
+        (BEFORE, "return {'a': [1, 2]}", 500, ["step before", "'b'"]),
+        (BEFORE, "return dict.fromkeys('abc', [1.0])", 500, ["step before", "1 rows for 2 rows"]),
+        (BEFORE, "return {**request.inputs, 'a': ['x', 'y']}", 500, ["step before", "'a'"]),
+        (BEFORE, "raise SystemExit(3)", 500, ["line 7: SystemExit: 3"]),
+        (BEFORE, "raise InvalidRequest('no such shop')", 400, ["step before: no such shop"]),
+        (BEFORE, "return onnxserve.call('x', request.inputs)", 500,
+            ["line 7: NotFound", "'x' does not exist", "'e'"]),
+        (BEFORE, "return onnxserve.call('e', request.inputs)", 500,
+            ["line 7: InvalidConfig", "cycle: e → e"]),
+        (AFTER, "return outputs['y'][:1]", 500, ["step after", "1 entries for 2 rows"]),
+        (AFTER, "return 3", 500, ["step after", "3 for 2 rows"]),
+        (AFTER, "return [1j, 2j]", 500, ["step after", "encoded"]),
+    ],
+)  # fmt: skip
+def test_failed_step_fails_only_its_request(stepped, step, code, status, words):
+    server = stepped(f"{step}{code}\n")
+    request = post("/invocations", {"inputs": [[1, 2, 3], [4, 5, 6]]})
+    assert PlanTable(server).answer(request) is None
+    answer = handle(server, request)
+    message = json.loads(answer.body)["message"]
+    assert answer.status == status
+    assert all(word in message for word in words), message
+    assert "Traceback" not in message
+    (served,) = server.repository.table["e"].answering
+    assert served.steps.module.calls == [1]  # The general path does not repeat the step.
+    assert captured(server)[-1].record.status == status
+
+
+def captured(server):
+    return read_spool(server.repository.state_dir / SPOOL)
+
+
+def test_unchanged_values_are_the_callers_fault(stepped):
+    server = stepped("def before(request):\n    return request.inputs\n")
+    answer = ask(server, body={"inputs": {"a": ["x"], "b": [1], "c": [2]}})
+    assert answer.status == 400
+    assert "'a'" in json.loads(answer.body)["message"]
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_captured_row_has_both_sides(stepped, is_planned):
+    server = stepped(STEPS, mask=["b"])
+    request = post("/invocations", {"dataframe_records": RECORDS})
+    answer = PlanTable(server).answer(request) if is_planned else handle(server, request)
+    assert answer.status == 200
+    (row,) = captured(server)
+    columns = row.model.schema.to_columns(row.feeds)
+    assert columns["a"].tolist() == [1.0, 2.0]
+    assert columns["_sent"].tolist() == ['{"zip":["8001","8002"]}', None]
+    assert row.model.steps == steps_digest(STEPS)
+    assert row.outputs["y"].tolist() == [[6.0], [9.0]]  # The step multiplies a copy.
+
+
+def test_changed_steps_are_swapped_in(stepped, model_folders):
+    server = stepped("def after(outputs, request):\n    return ['old']\n")
+    repository = server.repository
+
+    def reload(generation, source):
+        want(repository.state_dir, generation, one_endpoint(model_folders["single"]), {"e": source})
+        wait_until(lambda: read_workers(repository.state_dir)[0].generation == generation)
+        loaded = read_workers(repository.state_dir)[0].loaded("e", "v")
+        return json.loads(ask(server).body)["predictions"], loaded
+
+    answer, loaded = reload(2, "import missing_package\ndef after(outputs, request):\n    ...\n")
+    assert answer == ["old"]
+    assert loaded.is_error_of_steps
+    assert "steps.py line 1: ModuleNotFoundError" in loaded.error
+    answer, loaded = reload(3, "def after(outputs, request):\n    return ['new']\n")
+    assert (answer, loaded.error) == (["new"], "")
+
+
+def test_call_answers_in_the_same_worker(serve_here, bias_folders):
+    folders = {"e": bias_folders["1"], "plain": bias_folders["2"], "other": bias_folders["3"]}
+    endpoints = {name: {"v": variant(folder)} for name, folder in folders.items()}
+    step = """
+import mlflow_deploy_plugin as onnxserve
+def after(outputs, request):
+    plain = onnxserve.call("plain", request.inputs)["y"][:, 0]
+    return {"plain": plain, "other": [onnxserve.call("other", request.inputs)]}
+"""
+    other = "def after(outputs, request):\n    return [request.id, float(outputs['y'][0, 0])]\n"
+    server = serve_here(endpoints, steps={"e": step, "other": other})
+    body = {"dataframe_records": [{"a": 1, "b": 2, "c": 3}]}
+    answer = ask(server, body=body, x_request_id="mine")
+    assert json.loads(answer.body) == {
+        "predictions": {"plain": [2006.0], "other": [["mine", 3006.0]]}
+    }
+    ids = {row.record.endpoint: row.record.request_id for row in captured(server)}
+    assert ids == dict.fromkeys(folders, "mine")
+
+
+@pytest.mark.parametrize("path", ["/explain", "/endpoints/e/explain"])
+def test_explanation_with_steps_is_refused(stepped, path):
+    answer = ask(stepped(STEPS), path)
+    assert answer.status == 400
+    assert "has steps" in json.loads(answer.body)["message"]
+
+
+def test_stream_of_lines_is_refused(stepped):
+    request = post("/invocations", b"", "application/jsonl")
+    reply = infer_lines(stepped(STEPS), request, None, [orjson.dumps(RECORDS[0])])
+    assert (reply.status, reply.pieces) == (400, None)
+
+
+def test_refused_code_is_not_served(serve_here, model_folders, monkeypatch):
+    monkeypatch.setenv(MODEL_CODE, "false")
+    source = "def after(outputs, request):\n    return [1]\n"
+    endpoints = {
+        **one_endpoint(model_folders["single"]),
+        "plain": {"v": variant(model_folders["single"])},
+    }
+    server = serve_here(endpoints, steps={"e": source})
+    refused = ask(server)
+    assert refused.status == 503
+    assert MODEL_CODE in json.loads(refused.body)["message"]
+    assert ask(server, "/endpoints/plain/invocations").status == 200
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("code", ["while True: pass", "time.sleep(3600)"])
+def test_step_without_end_fails_alone(tmp_path, model_folders, code):
+    source = f"""
+import time
+def before(request):
+    if request.headers.get("x-hang"):
+        {code}
+    return request.inputs
+"""
+    want(tmp_path, 1, one_endpoint(model_folders["single"]), {"e": source})
+    spec = ServerSpec(request_timeout_seconds=1, threads=1)
+    write_spec(tmp_path, "e", spec)
+    with gunicorn(tmp_path, spec=spec) as server:
+        row = {"inputs": [[1, 2, 3]]}
+        for _ in range(3):
+            late = server.post(json=row, headers={"X-Hang": "1"})
+            assert late.status_code == 504
+            assert "did not return" in late.json()["message"]
+            assert server.post(json=row).json() == {"predictions": [[6.0]]}
+        assert len(read_workers(tmp_path)) == 1
