@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
-from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name, model_pattern
 from mlflow_deploy_plugin.core.settings import absolute_path, load_settings, read_text
 from mlflow_deploy_plugin.core.spec.document import (
     apply_config,
@@ -49,6 +49,16 @@ _log = logging.getLogger(__name__)
     "spec_file",
     "YAML file with the endpoints to serve. Changes of the file are served without a restart, "
     "except `server`.",
+)
+@option(
+    "--registry SELECTOR",
+    "Serve every registered model that has this alias, stage or tag: @champion, Production or "
+    "tag:KEY=VALUE. A model is loaded at its first request.",
+)
+@option(
+    "--only PATTERN",
+    "With --registry, serve only the models whose names match, such as 'team-*'.",
+    default="*",
 )
 @option("--host ADDRESS", "Address to listen on.", show_default="127.0.0.1")
 @option(
@@ -87,6 +97,8 @@ _log = logging.getLogger(__name__)
 def serve(
     model_uri: str | None,
     spec_file: Path | None,
+    registry: str | None,
+    only: str,
     name: str | None,
     no_follow: bool,
     config: tuple[str, ...],
@@ -102,13 +114,19 @@ def serve(
     \b
       onnxserve serve models:/flight-delay@champion -p 8123
       onnxserve serve --spec endpoints.yaml
+      onnxserve serve --registry @champion --only 'team-*'
     """
     changes = key_values(config) | {
         f"server.{field}": value for field, value in server.items() if value is not None
     }
     cloud = read_cloud()
     settings = load_settings()
-    if not (model_uri or spec_file):
+    if registry is not None:
+        if model_uri or "*" not in only:
+            raise click.UsageError("--registry serves all models of a pattern with *, not a MODEL")
+        model_uri = f"models:/{only}{'' if registry.startswith('@') else '/'}{registry}"
+        name = name or "registry"
+    elif not (model_uri or spec_file):
         model_uri = settings.model_uri or cloud.model_uri
     match model_uri or None, spec_file:
         case str(uri), None:
@@ -122,6 +140,7 @@ def serve(
         case _:
             raise click.UsageError("specify either MODEL or --spec FILE")
     first, *others = specs
+    model_pattern(specs)
     # A cloud platform specifies the port, sends requests from outside the container,
     # and authenticates the callers.
     is_in_cloud = cloud.port is not None

@@ -19,6 +19,9 @@ from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 
+OTHERS = ("other", "other", "other", "other")
+"""The metric labels of all variants that are not named."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
@@ -65,6 +68,7 @@ class ServedVariant:
             such a column.
         has_others: True if the endpoint has other variants, so that responses contain
             the variant's name.
+        is_named: False if the metrics count the variant as one of many others.
     """
 
     endpoint: str
@@ -78,6 +82,7 @@ class ServedVariant:
     shadows: "tuple[ServedVariant, ...]" = ()
     key: str | None = None
     has_others: bool = False
+    is_named: bool = True
 
     @cached_property
     def schema(self) -> Schema:
@@ -91,6 +96,8 @@ class ServedVariant:
         """The values of the metric labels `metric_files.OF_VARIANT`: endpoint, variant,
         model and version.
         """
+        if not self.is_named:
+            return OTHERS
         return self.endpoint, self.name, self.loaded.model, self.loaded.version
 
 
@@ -103,6 +110,13 @@ class ServedEndpoint:
     variants: Mapping[str, ServedVariant]
     answering: tuple[ServedVariant, ...]
     sticky: StickySpec | None = None
+
+    def named(self) -> "ServedEndpoint":
+        """Return this endpoint with variants that the metrics count by their names."""
+        variants = {
+            name: replace(variant, is_named=True) for name, variant in self.variants.items()
+        }
+        return make_served_endpoint(variants, self.sticky)
 
     @property
     def versions(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from collections.abc import (
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
+from fnmatch import filter as filter_names
 from functools import partial
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
@@ -322,9 +323,14 @@ class ChangeFeed:
         waiting = watched.next_waiting(subscriptions, begun_at)
         if changed := watched.read_changes(subscriptions[0].store, is_reported=bool(waiting)):
             for subscription in subscriptions:
-                subscription.due.update(
-                    uri for uri, model in subscription.models.items() if model in changed
-                )
+                for uri, model in subscription.models.items():
+                    if model in changed:
+                        subscription.due.add(uri)
+                    elif "*" in model and filter_names(changed, model):
+                        # A pattern selects no version. The client lists its models
+                        # after each event.
+                        subscription.results.pop(uri, None)
+                        subscription.due.add(uri)
         # Resolve the URIs of each caller in turn. Begin with the streams that have the
         # fewest URIs.
         due_by_caller: defaultdict[str, dict[str, None]] = defaultdict(dict)

@@ -7,10 +7,12 @@ another call reads the policy of the model.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.registry import tags
@@ -38,6 +40,7 @@ PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 _SHOWN_VERSIONS = 10
+_LARGEST_PAGE = 1000  # MLflow's limit
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREGISTERED = tags.GateStatus(False, "", "only a registered version can pass a gate")
 
@@ -252,6 +255,44 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
         key, value = uri.tag
         return bool(version.tags.get(key) == value)
     return str(version.current_stage).lower() == uri.selector.lower()
+
+
+def selected_models(pattern: ModelURI) -> dict[str, str]:
+    """Return the registered models that a pattern selects, each with a mark: the number
+    of the selected version, and the time of the model's last change. Raises the errors
+    of the registry.
+    """
+    client = registry_client()
+    marks: dict[str, str] = {}
+    with registry_errors("the list of registered models"):
+        if pattern.kind == "tag":
+            key, value = pattern.tag
+            query = f"tags.`{key}` = {_quoted(value)}"
+            versions = _all_pages(partial(client.search_model_versions, query))
+            for version in sorted(versions, key=lambda version: int(version.version)):
+                marks[version.name] = f"{version.version} {version.creation_timestamp}"
+        else:
+            pages = partial(client.search_registered_models, max_results=_LARGEST_PAGE)
+            for model in _all_pages(pages):
+                number = model.aliases.get(pattern.selector)
+                if pattern.kind == "stage":
+                    latest = [info for info in model.latest_versions if selects(pattern, info)]
+                    info = newest(latest)
+                    number = info and info.version
+                if number:
+                    marks[model.name] = f"{number} {model.last_updated_timestamp}"
+    return {name: mark for name, mark in marks.items() if fnmatchcase(name, pattern.name)}
+
+
+def _all_pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Yield the results on all pages of a search in MLflow."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":

@@ -78,9 +78,10 @@ def unload_model(
 
 def repository_index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
     """Return the index: an entry per version in memory, per endpoint without a version,
-    and per unloaded endpoint.
+    per registered model that is not in memory, and per unloaded endpoint.
     """
     entries = []
+    lazy = repository.lazy
     for name, served in repository.table.items():
         by_version = {
             variant.loaded.version: variant.loaded for variant in served.variants.values()
@@ -89,6 +90,8 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
             reason = loaded.predictor.unavailable_reason
             if not (reason and only_ready):
                 state = "UNAVAILABLE" if reason else "READY"
+                if lazy is not None:  # A newer version may not be served.
+                    reason = reason or lazy.error(name)
                 entries.append({"name": name, "version": version, "state": state, "reason": reason})
         if not served.versions and not only_ready:
             entries.append(
@@ -98,6 +101,9 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
                     "reason": repository.unavailable_reason(name),
                 }
             )
+    if lazy is not None and not only_ready:
+        keys = ("name", "version", "state", "reason")
+        entries += [dict(zip(keys, values, strict=True)) for values in lazy.index()]
     unloaded = () if only_ready else repository.unloaded
     return entries + [
         {"name": name, "state": "UNAVAILABLE", "reason": "unloaded"} for name in unloaded
