@@ -80,7 +80,7 @@ def make_kinds(root: Path) -> list[Path]:
     ]
     folders = []
     for number, model in enumerate(models):
-        folders.append(root / f"kind{number}")
+        folders.append(root / "artifacts" / f"kind{number}")
         save_model(model.fit(x, y), folders[-1], input_example=x[:5])
     return folders
 
@@ -102,7 +102,7 @@ def register(kinds: list[Path], count: int) -> list[str]:
         session.add_all(tables.SqlRegisteredModel(name=name, **times) for name in names)
         session.flush()
         for number, name in enumerate(names):
-            source = kinds[number % len(kinds)].as_uri()
+            source = f"mlflow-artifacts:/{kinds[number % len(kinds)].name}"
             session.add(tables.SqlModelVersion(name=name, version=1, source=source, **times))
             session.add(tables.SqlRegisteredModelAlias(name=name, alias="champion", version=1))
         session.commit()
@@ -114,6 +114,7 @@ def mlflow_server(root: Path) -> Iterator[None]:
     command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"]
     command += ["--app-name", "onnxserve", "--port", "5999"]
     command += ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]]
+    command += ["--artifacts-destination", str(root / "artifacts")]
     os.environ.pop("MLFLOW_TRACKING_URI")
     with (root / "mlflow.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

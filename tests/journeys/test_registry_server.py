@@ -111,6 +111,7 @@ def test_broken_version_affects_no_other(registry, serve, tmp_path):
 def test_keys_and_gate_hold_for_each_model(registry, serve):
     registry(["team-a", "team-b"])
     key = done("keys create shop --endpoint team-a").strip()
+    reader = {"Authorization": f"Bearer {done('keys create reader --scope read').strip()}"}
     options = ("-C", "server.api_keys=true", "-C", "require=gate=passed")
     served = serve("--registry", "@champion", *options).wait_ready()
     assert ask(served, "team-a").status_code == 401
@@ -120,7 +121,6 @@ def test_keys_and_gate_hold_for_each_model(registry, serve):
     assert ask(served, "team-b", **mine).status_code == 403
     pass_gate("team-a", "1")
     wait_until(lambda: ask(served, "team-a", **mine).status_code == 200, 60, "passed")
-    metrics = {"Authorization": f"Bearer {done('keys create reader --scope read').strip()}"}
-    page = requests.get(f"{served.url}/metrics", headers=metrics, timeout=30).text
+    page = requests.get(f"{served.url}/metrics", headers=reader, timeout=30).text
     assert 'endpoint="other"' in page
     assert 'endpoint="team-a"' not in page

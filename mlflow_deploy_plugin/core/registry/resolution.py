@@ -40,7 +40,7 @@ PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 _SHOWN_VERSIONS = 10
-_LARGEST_PAGE = 1000  # MLflow's limit
+_PAGE = 200
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREGISTERED = tags.GateStatus(False, "", "only a registered version can pass a gate")
 
@@ -268,11 +268,11 @@ def selected_models(pattern: ModelURI) -> dict[str, str]:
         if pattern.kind == "tag":
             key, value = pattern.tag
             query = f"tags.`{key}` = {_quoted(value)}"
-            versions = _all_pages(partial(client.search_model_versions, query))
-            for version in sorted(versions, key=lambda version: int(version.version)):
+            pages = partial(client.search_model_versions, query, max_results=_PAGE)
+            for version in sorted(_all_pages(pages), key=lambda version: int(version.version)):
                 marks[version.name] = f"{version.version} {version.creation_timestamp}"
         else:
-            pages = partial(client.search_registered_models, max_results=_LARGEST_PAGE)
+            pages = partial(client.search_registered_models, max_results=_PAGE)
             for model in _all_pages(pages):
                 number = model.aliases.get(pattern.selector)
                 if pattern.kind == "stage":

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 _AnswerT = TypeVar("_AnswerT")
 
 LOADERS = 4
-_RETRY_SECONDS = 30.0
+_RETRY_SECONDS = 10.0
 _ROOM_SECONDS = 10.0
 _ROOM_POLL_SECONDS = 0.02
 _NOTE_SECONDS = 5.0

@@ -50,7 +50,7 @@ def client(new_mlflow):
     ],
 )
 def test_models_of_a_pattern(client, uri, selected, monkeypatch):
-    monkeypatch.setattr("mlflow_deploy_plugin.core.registry.resolution._LARGEST_PAGE", 1)
+    monkeypatch.setattr("mlflow_deploy_plugin.core.registry.resolution._PAGE", 1)
     marks = selected_models(parse_model_uri(uri))
     assert {name: mark.split()[0] for name, mark in marks.items()} == selected
 
