@@ -39,7 +39,10 @@ _NANOSECONDS = 1_000_000_000
 
 def list_models(server: Server, endpoint: str | None, version: str | None) -> Document:
     """Return the endpoints in the form of KServe's V1."""
-    return {"models": [*server.repository.table]}
+    models = [*server.repository.table]
+    if server.repository.lazy is not None:
+        models += (name for name, *_ in server.repository.lazy.index())
+    return {"models": models}
 
 
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:

@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.statedir.files import (
     LISTED,
     SERVED,
@@ -39,24 +40,28 @@ logger = logging.getLogger(__name__)
 _AnswerT = TypeVar("_AnswerT")
 
 LOADERS = 4
-_RETRY_SECONDS = 10.0
+_LONGEST_RETRY_SECONDS = 60.0
 _ROOM_SECONDS = 10.0
 _ROOM_POLL_SECONDS = 0.02
 _NOTE_SECONDS = 5.0
-"""The number of parallel loads, the time after which a failed load is repeated, the
-longest wait for a model without a request, its poll, and the pause between two notes
-about the used models.
+"""The number of parallel loads, the longest time after which a failed load is repeated,
+the longest wait for a model without a request, its poll, and the pause between two
+notes about the used models.
 """
 _MOST_NAMED = 100
 _NAMED_REQUESTS = 100
 """The number of models that the metrics count by name, each after this number of
 requests. The busiest models get there first.
 """
-_SESSION_BYTES = 2**20
+_SESSION_BYTES = 2**19
 _FILE_FACTOR = 2
+_TREES_FACTOR = 8
+_TREES = b"TreeEnsemble"
+_SEARCHED_BYTES = 2**20
 _PYFUNC_BYTES = 200 * 2**20
-"""The estimated memory of a version: per session, per byte of its files, and per
-process of a pyfunc. See `benchmarks/registry.py`.
+"""The estimated memory of a version: per session, per byte of its files (ONNX Runtime's
+trees take 7 times the bytes of their file), and per process of a pyfunc. An operator's
+name is in the first bytes of a file. `benchmarks/registry.py` measures the sum.
 """
 
 
@@ -84,7 +89,7 @@ class _Model:
         requests: the ids of the requests that the model answers now.
         size: the reserved memory in bytes; 0 if no version is in memory.
         error: the reason why the version of `mark` cannot be served; it is tried again
-            at `retry_at`.
+            at `retry_at`, after `failures` in a row.
     """
 
     mark: str
@@ -96,6 +101,7 @@ class _Model:
     size: int = 0
     error: str = ""
     retry_at: float = 0.0
+    failures: int = 0
     loading: "Future[ServedEndpoint] | None" = None
 
 
@@ -247,6 +253,7 @@ class LazyModels:
                 model.mark = mark
                 model.error = ""
                 model.retry_at = 0.0
+                model.failures = 0
             models[name] = model
         gone = before.keys() - models.keys()
         with self._lock:
@@ -273,13 +280,18 @@ class LazyModels:
             error = self._load_file(name, model, mark)
             served = self._repository.table.get(name)
             model.error = error
+            pause = 1.0
             if error:
                 logger.error("%s: %s", name, error)
-                model.retry_at = time.monotonic() + _RETRY_SECONDS
+                model.failures += 1
+                pause = backoff_seconds(model.failures, _LONGEST_RETRY_SECONDS)
+                model.retry_at = time.monotonic() + pause
             else:
                 model.loaded = mark
+                model.failures = 0
             if served is None:
-                raise NotReady(f"model {name!r} cannot be served: {error}", int(_RETRY_SECONDS))
+                reason = error or "it has left the list"
+                raise NotReady(f"model {name!r} cannot be served: {reason}", int(pause))
             return served
         finally:
             if name not in self._repository.table:
@@ -397,5 +409,10 @@ def estimated_bytes(want: WantedVariant) -> int:
     """Return the estimated memory of a version on this disk."""
     if want.aspects.get("flavor") == PYTHON_FUNCTION:
         return _PYFUNC_BYTES
-    files = (path for path in Path(want.folder).rglob("*") if path.is_file())
-    return _SESSION_BYTES + _FILE_FACTOR * sum(path.stat().st_size for path in files)
+    size = sum(path.stat().st_size for path in want.folder.rglob("*") if path.is_file())
+    factor = _FILE_FACTOR
+    for graph in want.folder.rglob("*.onnx"):
+        with graph.open("rb") as file:
+            if _TREES in file.read(_SEARCHED_BYTES):
+                factor = _TREES_FACTOR
+    return _SESSION_BYTES + factor * size

@@ -21,7 +21,7 @@ from tests.support.refusals import refused
 from tests.support.waiting import wait_until
 
 NAMES = ("a", "b", "c", "d")
-MODEL_BYTES = 2**20 + 4096
+MODEL_BYTES = 2**19 + 4096
 """The estimated memory of a model, whose files have less than 2,048 bytes."""
 
 
