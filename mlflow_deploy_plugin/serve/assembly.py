@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,7 +87,7 @@ def open_server(state_dir: Path) -> Server:
     loader = _Loader(spec, threads, placement, MemoryLimit(worker_bytes))
     repository = Repository(state_dir, loader.load)
     if serves_all_models(state_dir):
-        share = None
+        share = math.inf
         if spec.model_memory is not None:
             share = memory_bytes(spec.model_memory) // spec.workers
         seconds = spec.default_timeout_microseconds / 1e6 or float(spec.request_timeout_seconds)

@@ -79,13 +79,8 @@ class ModelURI:
         """Return the URI with which the stage, alias or tag selects a version of a
         model.
         """
-        match self.kind:
-            case "alias":
-                return f"models:/{name}@{self.selector}"
-            case "tag":
-                return f"models:/{name}/{_TAG}{self.selector}"
-            case _:
-                return f"models:/{name}/{self.selector}"
+        mark = {"alias": "@", "tag": f"/{_TAG}"}.get(self.kind, "/")
+        return f"models:/{name}{mark}{self.selector}"
 
     @property
     def is_registered(self) -> bool:

@@ -7,7 +7,7 @@ and fetched.
 
 import hashlib
 import logging
-import random
+import math
 from collections.abc import Collection
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
@@ -69,7 +69,9 @@ class ModelList:
         self._listing: Future[dict[str, str]] | None = None
         self._began_at = self.polling.clock()
         self._ended_at = self._began_at
-        self._pause = self.polling.poll_seconds * random.uniform(0.8, 1.2)
+        self._pause = self.polling.due_at(0) - self._began_at
+        if not self.polling.follow:
+            self._pause = math.inf
 
     def round(self, is_covered: bool) -> None:
         """Start a listing if it is due, and write the result of a listing that has
@@ -77,14 +79,11 @@ class ModelList:
         """
         now = self.polling.clock()
         if self._listing is None:
-            pause = 0.0 if self.is_stale else self._pause
-            if is_covered and not self.is_stale:
-                pause = _COVERED_SECONDS
             # The first listing imports MLflow.
-            spent = self._ended_at - self._began_at if self.count > 1 else 0.0
-            if now < self._ended_at + max(pause, spent / _MOST_SHARE):
-                return
-            if not (self.polling.follow or self.is_stale):
+            pause = (self._ended_at - self._began_at) / _MOST_SHARE if self.count > 1 else 0.0
+            if not self.is_stale:
+                pause = max(pause, _COVERED_SECONDS if is_covered else self._pause)
+            if now < self._ended_at + pause:
                 return
             self.is_stale = False
             self._began_at = now
@@ -99,12 +98,10 @@ class ModelList:
         self.count += 1
         try:
             marks = listing.result()
-        except OnnxserveError as error:
-            self.error = f"{self.uri}: {error.message}"
-            return
-        except Exception as error:  # noqa: BLE001 - any error of a listing is logged, and the list is kept
-            _log.exception("the listing of %s failed", self.uri)
-            self.error = f"the listing of {self.uri} failed: {type(error).__name__}"
+        except Exception as error:  # noqa: BLE001 - after any error, the list is kept
+            if not isinstance(error, OnnxserveError):
+                _log.exception("the listing of %s failed", self.uri)
+            self.error = f"{self.uri}: {getattr(error, 'message', type(error).__name__)}"
             return
         self.error = ""
         # Another spec, such as other requirements, or another registry needs other
@@ -115,8 +112,7 @@ class ModelList:
         before = self.listed.models if self.listed is not None else {}
         self.listed = Listed(uri=self.uri, models=models)
         if assert_state(self.state_dir / LISTED, self.listed):
-            changed = len(models.items() ^ before.items())
-            _log.info("%d registered models are listed, %d changes", len(models), changed)
+            _log.info("%d registered models are listed", len(models))
         for name in before.keys() - models.keys():
             served_file(self.state_dir, name).unlink(missing_ok=True)
 

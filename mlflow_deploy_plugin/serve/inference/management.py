@@ -41,7 +41,7 @@ def list_models(server: Server, endpoint: str | None, version: str | None) -> Do
     """Return the endpoints in the form of KServe's V1."""
     models = [*server.repository.table]
     if server.repository.lazy is not None:
-        models += (name for name, *_ in server.repository.lazy.index())
+        models = [entry["name"] for entry in server.repository.lazy.index()]
     return {"models": models}
 
 
@@ -81,10 +81,12 @@ def unload_model(
 
 def repository_index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
     """Return the index: an entry per version in memory, per endpoint without a version,
-    per registered model that is not in memory, and per unloaded endpoint.
+    and per unloaded endpoint; or an entry per registered model.
     """
+    if repository.lazy is not None:
+        index = repository.lazy.index()
+        return [entry for entry in index if entry["state"] == "READY" or not only_ready]
     entries = []
-    lazy = repository.lazy
     for name, served in repository.table.items():
         by_version = {
             variant.loaded.version: variant.loaded for variant in served.variants.values()
@@ -93,8 +95,6 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
             reason = loaded.predictor.unavailable_reason
             if not (reason and only_ready):
                 state = "UNAVAILABLE" if reason else "READY"
-                if lazy is not None:  # A newer version may not be served.
-                    reason = reason or lazy.error(name)
                 entries.append({"name": name, "version": version, "state": state, "reason": reason})
         if not served.versions and not only_ready:
             entries.append(
@@ -104,9 +104,6 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
                     "reason": repository.unavailable_reason(name),
                 }
             )
-    if lazy is not None and not only_ready:
-        keys = ("name", "version", "state", "reason")
-        entries += [dict(zip(keys, values, strict=True)) for values in lazy.index()]
     unloaded = () if only_ready else repository.unloaded
     return entries + [
         {"name": name, "state": "UNAVAILABLE", "reason": "unloaded"} for name in unloaded

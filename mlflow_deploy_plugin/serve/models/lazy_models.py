@@ -83,8 +83,7 @@ class _Model:
 
     Attributes:
         mark: the mark in `Listed`, and `loaded`, the mark of the version in memory.
-        used_at: the monotonic time of the last request; `noted_at`, the last use in the
-            time of the model's file.
+        used_at: the monotonic time of the last request.
         count: the number of requests.
         requests: the ids of the requests that the model answers now.
         size: the reserved memory in bytes; 0 if no version is in memory.
@@ -95,7 +94,6 @@ class _Model:
     mark: str
     loaded: str = ""
     used_at: float = 0.0
-    noted_at: float = 0.0
     count: int = 0
     requests: set[int] = field(default_factory=set)
     size: int = 0
@@ -106,7 +104,7 @@ class _Model:
 
 
 class LazyModels:
-    """The registered models of a worker, within `memory_bytes` (None: no limit).
+    """The registered models of a worker, within `memory_bytes`.
 
     Args:
         fetch: asks the agent for a model with a mark. Raises OnnxserveError.
@@ -117,7 +115,7 @@ class LazyModels:
         self,
         repository: ModelTable,
         fetch: Callable[[str, str], None],
-        memory_bytes: int | None,
+        memory_bytes: float,
         timeout_seconds: float,
     ) -> None:
         self._repository = repository
@@ -159,13 +157,6 @@ class LazyModels:
         """Return True if a request for this endpoint waits until a model is loaded."""
         return name in self._models and name not in self._repository.table
 
-    def error(self, name: str) -> str:
-        """Return the reason why the model's newest version cannot be served; empty if
-        it can.
-        """
-        model = self._models.get(name)
-        return model.error if model is not None else ""
-
     def is_named(self, name: str) -> bool:
         """Return True if the metrics count the model by its name."""
         return name in self._named
@@ -173,6 +164,7 @@ class LazyModels:
     def hold(self, name: str, request: RawRequest) -> None:
         """Keep the model in memory until `release` is called for the request."""
         if model := self._models.get(name):
+            model.used_at = time.monotonic()
             model.count += 1
             model.requests.add(id(request))
 
@@ -184,35 +176,33 @@ class LazyModels:
         self, name: str, answer: Callable[[RawRequest], _AnswerT]
     ) -> Callable[[RawRequest], _AnswerT]:
         """Return the function `answer`, during which the model is held and used."""
-        model = self._models.get(name) or _Model("")  # It may just have left the list.
-        requests = model.requests
-        now = time.monotonic
 
         def answer_holding(request: RawRequest) -> _AnswerT:
-            model.used_at = now()
-            model.count += 1
-            key = id(request)
-            requests.add(key)
+            self.hold(name, request)
             try:
                 return answer(request)
             finally:
-                requests.discard(key)
+                self.release(name, request)
 
         return answer_holding
 
-    def index(self) -> Iterator[tuple[str, str, str, str]]:
-        """Yield the name, version, state and reason of each model that is not in
-        memory.
+    def index(self) -> Iterator[dict[str, str]]:
+        """Yield the name, version, state and reason of each model. A ready model has a
+        reason if its newest version cannot be served.
         """
         for name, model in self._models.items():
-            if name in self._repository.table:
-                continue
-            state = "UNAVAILABLE"
-            reason = model.error or "not in memory; the next request loads it"
-            if model.loading is not None:
+            served = self._repository.table.get(name)
+            version = model.mark.partition(" ")[0]
+            reason = model.error
+            if served is not None:
+                state = "READY"
+                version = served.versions[0]
+            elif model.loading is not None:
                 state = "LOADING"
-                reason = ""
-            yield name, model.mark.partition(" ")[0], state, reason
+            else:
+                state = "UNAVAILABLE"
+                reason = reason or "not in memory; the next request loads it"
+            yield {"name": name, "version": version, "state": state, "reason": reason}
 
     def poll(self) -> bool:
         """Follow the list of the agent, and return True once there is a list. Load
@@ -230,36 +220,29 @@ class LazyModels:
                         target=self._load_recent, name="onnxserve-recent", daemon=True
                     ).start()
         now = time.monotonic()
-        for name in self._repository.table:
-            model = self._models.get(name)
-            if model is None:  # It left the list while it was loaded.
-                self._repository.exchange({}, [name])
-            elif model.loaded != model.mark and now >= model.retry_at:
+        if gone := self._repository.table.keys() - self._models.keys():
+            self._repository.exchange({}, gone)
+        for name in self._in_memory():
+            model = self._models[name]
+            if model.loaded != model.mark and now >= model.retry_at:
                 self._start(name, model)
         if now - self._noted_at >= _NOTE_SECONDS:
+            self._note_uses(self._noted_at)
             self._noted_at = now
-            self._note_uses()
         return self._file is not None
 
     def _follow(self, listed: Listed) -> None:
-        """Apply a new list: drop models that have left, and retry changed models."""
-        before = self._models
+        """Apply a new list, and retry the models that have changed."""
         models = {}
         for name, mark in listed.models.items():
-            model = before.get(name)
-            if model is None:
-                model = _Model(mark)
-            elif model.mark != mark:
+            model = self._models.get(name) or _Model(mark)
+            if model.mark != mark:
                 model.mark = mark
                 model.error = ""
                 model.retry_at = 0.0
                 model.failures = 0
             models[name] = model
-        gone = before.keys() - models.keys()
-        with self._lock:
-            self._models = models
-        if gone:
-            self._repository.exchange({}, gone)
+        self._models = models
 
     def _start(self, name: str, model: _Model) -> "Future[ServedEndpoint]":
         """Start to load the model unless it is being loaded, and return its future."""
@@ -325,46 +308,43 @@ class LazyModels:
         size = sum(map(estimated_bytes, endpoint.variants.values()))
         before = model.size
         try:
-            self._make_room(name, model, size)
+            self._make_room(model, size)
         except OnnxserveError as failure:
             return failure.message
         reason = self._repository.serve(name, endpoint)
         model.size = before if reason else size
         return reason
 
-    def _make_room(self, name: str, model: _Model, size: int) -> None:
+    def _in_memory(self) -> set[str]:
+        return self._models.keys() & self._repository.table.keys()
+
+    def _make_room(self, model: _Model, size: int) -> None:
         """Reserve memory for a model, for which the least recently used models leave.
         Raises NotReady if there is no room.
         """
-        if self._limit is not None and size > self._limit:
-            raise NotReady(
-                f"it needs about {size:,} bytes of memory, and server.model_memory allows a worker "
-                f"{self._limit:,}"
-            )
         until = time.monotonic() + _ROOM_SECONDS
         while True:
             evicted = []
             with self._lock:
                 models = self._models
-                free = size if self._limit is None else self._limit
-                free -= sum(each.size for each in models.values())
-                loaded = [other for other in self._repository.table if other in models]
-                for other in sorted(loaded, key=lambda other: models[other].used_at):
-                    if self._limit is None or free >= size:
+                room = self._limit - sum(each.size for each in models.values())
+                loaded = sorted(self._in_memory(), key=lambda other: models[other].used_at)
+                for other in loaded:
+                    if room >= size:
                         break
-                    each = models[other]
-                    if each is model or each.requests or each.loading is not None:
-                        continue
-                    evicted.append(other)
-                    free += each.size
-                if self._limit is None or free >= size:
+                    if not (models[other].requests or models[other].loading):
+                        evicted.append(other)
+                        room += models[other].size
+                if room >= size:
                     for other in evicted:
                         models[other].size = 0
-                        models[other].loaded = ""
                     model.size += size
                     break
-            if time.monotonic() >= until:
-                raise NotReady("all models in memory are answering requests", 1)
+            if size > self._limit or time.monotonic() >= until:
+                raise NotReady(
+                    f"it needs about {size:,} bytes of memory; server.model_memory allows a worker "
+                    f"{self._limit:,}, and the models in memory are answering requests"
+                )
             time.sleep(_ROOM_POLL_SECONDS)
         if evicted:
             self._repository.exchange({}, evicted)
@@ -379,28 +359,25 @@ class LazyModels:
             saved = read_state(file, ServedModel)
             if saved is None or saved.name not in self._models:
                 continue
-            if self._limit is not None:
-                size = sum(map(estimated_bytes, saved.endpoint.variants.values()))
-                if sum(each.size for each in self._models.values()) + size > self._limit:
-                    return
+            size = sum(map(estimated_bytes, saved.endpoint.variants.values()))
+            if sum(each.size for each in self._models.values()) + size > self._limit:
+                return
             wait([self._start(saved.name, self._models[saved.name])])
 
-    def _note_uses(self) -> None:
+    def _note_uses(self, since: float) -> None:
         """Note the last use of each model in the time of its file, and give a name in
         the metrics to busy models.
         """
         offset = time.time() - time.monotonic()
-        for name, served in self._repository.table.items():
-            model = self._models.get(name)
-            if model is None:
-                continue
-            if model.used_at > model.noted_at:
-                model.noted_at = model.used_at
+        for name in self._in_memory():
+            model = self._models[name]
+            if model.used_at > since:
                 moment = model.used_at + offset
                 with suppress(OSError):
                     os.utime(served_file(self._repository.state_dir, name), (moment, moment))
             is_busy = model.count >= _NAMED_REQUESTS and len(self._named) < _MOST_NAMED
-            if is_busy and name not in self._named and model.loading is None:
+            served = self._repository.table.get(name)
+            if is_busy and served and name not in self._named and model.loading is None:
                 self._named.add(name)
                 self._repository.exchange({name: served.named()})
 
