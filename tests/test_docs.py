@@ -59,8 +59,8 @@ def test_pages_stay_few_and_short():
     """
     sizes = {page.name: page.stat().st_size for page in DOCS.glob("*.md")}
     longer = {"architecture.md", "errors.md", "glossary.md", "reference.md"}
-    assert len(sizes) <= 40
-    assert sum(sizes.values()) <= 442_000
+    assert len(sizes) <= 41
+    assert sum(sizes.values()) <= 446_600
     assert {name for name, size in sizes.items() if size >= 12_000} - longer == set()
     assert (ROOT / "benchmarks" / "RESULTS.md").stat().st_size <= 60_000
 

@@ -121,8 +121,8 @@ class WorkerApp:
 
         self.inline_policy = InlinePolicy(waits_for_nobody)
         self._sample = 0
-        self._pool = RequestThreads(threads)
-        self._loading_pool = self._pool
+        self.pool = RequestThreads(threads)
+        self._loading_pool = self.pool
         if server.repository.lazy is not None:
             self._loading_pool = RequestThreads(_LOADING_THREADS)
         self.limits = ConnectionLimits(server.spec.request_timeout_seconds)
@@ -145,7 +145,7 @@ class WorkerApp:
         lazy = self.server.repository.lazy
         if lazy is not None and lazy.must_load(endpoint_of(request.path)):
             return self._loading_pool
-        return self._pool
+        return self.pool
 
     def handle(self, request: RawRequest) -> RawResponse:
         """Answer a request in a thread. The time is recorded unless the request may
