@@ -116,6 +116,17 @@ class _Subscription:
     wake: Callable[[], object] = lambda: None
     answered_at: float = field(default_factory=time.monotonic)
 
+    def expect(self, changed: set[str]) -> None:
+        """Resolve the URIs of changed models again. A pattern selects no version: the
+        client lists its models after each event.
+        """
+        for uri, model in self.models.items():
+            if model in changed:
+                self.due.add(uri)
+            elif "*" in model and filter_names(changed, model):
+                self.results.pop(uri, None)
+                self.due.add(uri)
+
 
 @dataclass
 class _Watched:
@@ -323,14 +334,7 @@ class ChangeFeed:
         waiting = watched.next_waiting(subscriptions, begun_at)
         if changed := watched.read_changes(subscriptions[0].store, is_reported=bool(waiting)):
             for subscription in subscriptions:
-                for uri, model in subscription.models.items():
-                    if model in changed:
-                        subscription.due.add(uri)
-                    elif "*" in model and filter_names(changed, model):
-                        # A pattern selects no version. The client lists its models
-                        # after each event.
-                        subscription.results.pop(uri, None)
-                        subscription.due.add(uri)
+                subscription.expect(changed)
         # Resolve the URIs of each caller in turn. Begin with the streams that have the
         # fewest URIs.
         due_by_caller: defaultdict[str, dict[str, None]] = defaultdict(dict)

@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.registry.change_feed import Selected
 from mlflow_deploy_plugin.core.registry.connection import redact_addresses
 from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
@@ -200,23 +200,7 @@ class Follower:
             text = (self.state_dir / SPEC).read_text()
             if text != self._spec_text:
                 self._spec_text = text
-                loaded = load_stored_specs(text)
-                pattern = model_pattern(loaded)
-                if pattern is not None:
-                    self._list = ModelList(
-                        self.state_dir,
-                        self.resolver.poll_pool,
-                        self.resolver.polling,
-                        loaded[0],
-                        pattern,
-                    )
-                    self._control.listed = self._list.spec
-                    self.feed.uris = frozenset({self._list.uri})
-                    self._wanted = Wanted()
-                    (self.state_dir / WANTED).unlink(missing_ok=True)
-                    loaded = []
-                self._control.specs = loaded
-                self.resolver.set_pyfunc_policy(PyfuncPolicy(loaded))
+                self._set_specs(load_stored_specs(text))
                 self._spec_error = ""
         except (OSError, UnicodeDecodeError) as error:
             self._spec_error = f"{SPEC} cannot be read: {error}"
@@ -248,6 +232,28 @@ class Follower:
             for variant in spec.variants.values():
                 self._model(spec, variant).retry_now()
         self._is_forced = self._is_forced or commanded is not None
+
+    def _set_specs(self, specs: list[EndpointSpec]) -> None:
+        """Use the endpoints of spec.yaml, or list registered models if it has a
+        pattern. Raises InvalidConfig for a pattern that cannot be used.
+        """
+        pattern = model_pattern(specs)
+        if self._written is not None and (pattern is None) != (self._list is None):
+            raise InvalidConfig(
+                "a change to or from a pattern of registered models takes effect at the next start"
+            )
+        if pattern is None:
+            self._control.specs = specs
+            self.resolver.set_pyfunc_policy(PyfuncPolicy(specs))
+            return
+        resolver = self.resolver
+        self._list = ModelList(
+            self.state_dir, resolver.poll_pool, resolver.polling, specs[0], pattern
+        )
+        self._control.listed = self._list.spec
+        self.feed.uris = frozenset({self._list.uri})
+        self._wanted = Wanted()
+        (self.state_dir / WANTED).unlink(missing_ok=True)
 
     def _lacks_versions(self) -> bool:
         """Return True if the server lacks the versions to start. Of several endpoints,
