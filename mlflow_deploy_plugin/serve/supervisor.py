@@ -231,10 +231,10 @@ class _Supervisor:
                     lines.append(f"onnxserve: {name} = {', '.join(versions)} at {self._url}")
                 listed = files.read_state(self.state_dir / files.LISTED, Listed)
                 if not lines and listed is not None:
-                    lines = [
-                        f"onnxserve: {len(listed.models)} registered models of {listed.uri} at "
-                        f"{self._url}"
-                    ]
+                    count = f"{len(listed.models)} registered models"
+                    if not listed.is_complete:
+                        count += " so far"
+                    lines = [f"onnxserve: {count} of {listed.uri} at {self._url}"]
                 elif not lines:
                     lines = [f"onnxserve: every endpoint is unloaded at {self._url}"]
                 self.announce("\n".join(lines))

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.core.settings import absolute_path, active_workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
@@ -257,42 +257,45 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
     return str(version.current_stage).lower() == uri.selector.lower()
 
 
-def selected_models(pattern: ModelURI) -> dict[str, str]:
-    """Return the registered models that a pattern selects, each with a mark: the number
-    of the selected version, and the time of the model's last change. Raises the errors
-    of the registry.
+def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
+    """Yield the registered models that a pattern selects, each with a mark: the number
+    of the selected version, and the time of the model's last change. The value grows
+    with each page of the registry's answer. Raises the errors of the registry.
     """
     client = registry_client()
+    search: Callable[..., Any] = client.search_registered_models
+    if pattern.kind == "tag":
+        key, value = pattern.tag
+        search = partial(client.search_model_versions, f"tags.`{key}` = {_quoted(value)}")
     marks: dict[str, str] = {}
-    with registry_errors("the list of registered models"):
-        if pattern.kind == "tag":
-            key, value = pattern.tag
-            query = f"tags.`{key}` = {_quoted(value)}"
-            pages = partial(client.search_model_versions, query, max_results=_PAGE)
-            for version in sorted(_all_pages(pages), key=lambda version: int(version.version)):
-                marks[version.name] = f"{version.version} {version.creation_timestamp}"
-        else:
-            pages = partial(client.search_registered_models, max_results=_PAGE)
-            for model in _all_pages(pages):
-                number = model.aliases.get(pattern.selector)
-                if pattern.kind == "stage":
-                    latest = [info for info in model.latest_versions if selects(pattern, info)]
-                    info = newest(latest)
-                    number = info and info.version
-                if number:
-                    marks[model.name] = f"{number} {model.last_updated_timestamp}"
-    return {name: mark for name, mark in marks.items() if fnmatchcase(name, pattern.name)}
-
-
-def _all_pages(search: Callable[..., Any]) -> Iterator[Any]:
-    """Yield the results on all pages of a search in MLflow."""
     token = None
-    while True:
-        page = search(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    with registry_errors("the list of registered models"):
+        while True:
+            page = search(max_results=_PAGE, page_token=token)
+            for entry in page:
+                if pattern.kind == "tag":
+                    number = entry.version
+                    changed_at = entry.creation_timestamp
+                else:
+                    number = _selected_number(pattern, entry)
+                    changed_at = entry.last_updated_timestamp
+                newest_number = int(marks.get(entry.name, "0").split()[0])
+                if int(number) > newest_number and fnmatchcase(entry.name, pattern.name):
+                    marks[entry.name] = f"{number} {changed_at}"
+            yield marks
+            token = page.token
+            if not token:
+                return
+
+
+def _selected_number(pattern: ModelURI, model: "RegisteredModel") -> str:
+    """Return the number of the version with the pattern's alias or stage; 0 if the
+    model has none.
+    """
+    if pattern.kind == "alias":
+        return str(model.aliases.get(pattern.selector, 0))
+    latest = newest([version for version in model.latest_versions if selects(pattern, version)])
+    return str(latest.version if latest is not None else 0)
 
 
 def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":

@@ -68,10 +68,12 @@ class Wanted(State):
 class Listed(State):
     """The registered models that the pattern `uri` selects, each with a mark. A mark
     begins with the version's number. It changes if the model must be fetched again.
+    During the first listing, the list is not complete.
     """
 
     uri: str
     models: dict[str, str]
+    is_complete: bool = True
 
 
 class ServedModel(State):

@@ -35,9 +35,10 @@ _COVERED_SECONDS = 300.0
 """The pause between two listings while the change feed is followed, which lacks changes
 that were made without MLflow's server with onnxserve.
 """
+_PAGE_SECONDS = 0.05
 _MOST_SHARE = 0.2
-"""The largest share of the time in which the registry is listed: a listing of many
-models takes seconds.
+"""The pause between two looks for the first page, and the largest share of the time in
+which the registry is listed: a listing of many models takes seconds.
 """
 
 
@@ -65,8 +66,10 @@ class ModelList:
     def __post_init__(self) -> None:
         self.uri = self.pattern.of_model(self.pattern.name)
         saved = read_state(self.state_dir / LISTED, Listed)
-        self.listed = saved if saved is not None and saved.uri == self.uri else None
-        self._listing: Future[dict[str, str]] | None = None
+        self.listed: Listed | None = None
+        if saved is not None and saved.uri == self.uri and saved.is_complete:
+            self.listed = saved
+        self._listing: Future[Listed] | None = None
         self._began_at = self.polling.clock()
         self._ended_at = self._began_at
         self._pause = self.polling.due_at(0) - self._began_at
@@ -87,9 +90,9 @@ class ModelList:
                 return
             self.is_stale = False
             self._began_at = now
-            self._listing = self.pool.submit(selected_models, self.pattern)
-        if self.listed is None:
-            wait([self._listing])
+            self._listing = self.pool.submit(self._select)
+        while self.listed is None and not self._listing.done():
+            wait([self._listing], _PAGE_SECONDS)
         if not self._listing.done():
             return
         listing = self._listing
@@ -97,24 +100,36 @@ class ModelList:
         self._ended_at = self.polling.clock()
         self.count += 1
         try:
-            marks = listing.result()
+            before = self.listed.models if self.listed is not None else {}
+            self.listed = listing.result()
         except Exception as error:  # noqa: BLE001 - after any error, the list is kept
             if not isinstance(error, OnnxserveError):
                 _log.exception("the listing of %s failed", self.uri)
             self.error = f"{self.uri}: {getattr(error, 'message', type(error).__name__)}"
             return
         self.error = ""
+        if assert_state(self.state_dir / LISTED, self.listed):
+            _log.info("%d registered models are listed", len(self.listed.models))
+        for name in before.keys() - self.listed.models.keys():
+            served_file(self.state_dir, name).unlink(missing_ok=True)
+
+    def _select(self) -> Listed:
+        """Return the list of the registry. The first list is written after each page,
+        because 9,000 models may take half a minute. Runs in a thread of `pool`.
+        """
         # Another spec, such as other requirements, or another registry needs other
         # marks.
         settings = self.template.model_dump_json(exclude={"server"})
         digest = hashlib.sha256(f"{registry_address()} {settings}".encode()).hexdigest()[:16]
-        models = {name: f"{mark} {digest}" for name, mark in sorted(marks.items())}
-        before = self.listed.models if self.listed is not None else {}
-        self.listed = Listed(uri=self.uri, models=models)
-        if assert_state(self.state_dir / LISTED, self.listed):
-            _log.info("%d registered models are listed", len(models))
-        for name in before.keys() - models.keys():
-            served_file(self.state_dir, name).unlink(missing_ok=True)
+        is_first = self.listed is None
+        selected = Listed(uri=self.uri, models={})
+        for marks in selected_models(self.pattern):
+            models = {name: f"{mark} {digest}" for name, mark in sorted(marks.items())}
+            selected = Listed(uri=self.uri, models=models)
+            if is_first:
+                self.listed = selected.model_copy(update={"is_complete": False})
+                assert_state(self.state_dir / LISTED, self.listed)
+        return selected
 
     def spec(self, model: str) -> EndpointSpec:
         """Return the endpoint of a listed model, or raise NotFound."""

@@ -124,6 +124,7 @@ class LazyModels:
         self._limit = memory_bytes
         self._timeout = timeout_seconds
         self._models: dict[str, _Model] = {}
+        self._is_complete = False
         self._named: set[str] = set()
         self._file: tuple[int, int, int] | None = None
         self._noted_at = 0.0
@@ -139,6 +140,8 @@ class LazyModels:
         """
         model = self._models.get(name)
         if model is None:
+            if not self._is_complete:
+                raise NotReady("the registered models are being listed; retry in a moment", 1)
             raise NotFound(
                 f"the registered model {name[:100]!r} does not exist, or is not served here; POST "
                 "/v2/repository/index lists the models"
@@ -245,6 +248,7 @@ class LazyModels:
                 model.failures = 0
             models[name] = model
         self._models = models
+        self._is_complete = listed.is_complete
 
     def _start(self, name: str, model: _Model) -> "Future[ServedEndpoint]":
         """Start to load the model unless it is being loaded, and return its future."""

@@ -51,7 +51,7 @@ def client(new_mlflow):
 )
 def test_models_of_a_pattern(client, uri, selected, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.core.registry.resolution._PAGE", 1)
-    marks = selected_models(parse_model_uri(uri))
+    *_, marks = selected_models(parse_model_uri(uri))
     assert {name: mark.split()[0] for name, mark in marks.items()} == selected
 
 
@@ -63,7 +63,7 @@ def make_list(folder, marks, **config):
     def select(pattern):
         if isinstance(marks, Exception):
             raise marks
-        return dict(marks)
+        return iter([dict(marks)])
 
     days = itertools.count(0.0, 86_400.0)
     policy = PollPolicy(30.0, True, lambda: next(days))

@@ -55,8 +55,9 @@ class Worker:
         model = ServedModel(name=name, mark=mark, endpoint=WantedEndpoint(variants={"v": want}))
         write_state(served_file(self.root, name), model)
 
-    def list(self, marks):
-        write_state(self.root / LISTED, Listed(uri="models:/*@x", models=marks))
+    def list(self, marks, is_complete=True):
+        listed = Listed(uri="models:/*@x", models=marks, is_complete=is_complete)
+        write_state(self.root / LISTED, listed)
         self.repository.poll()
 
     @property
@@ -135,3 +136,12 @@ def test_fetch_error_is_kept_for_some_time(worker):
         with refused(NotReady, "gate has not passed"):
             worker.repository.select_variant("a")
     assert worker.fetched == ["a"]
+
+
+def test_model_after_the_first_page_is_not_missing(worker):
+    worker.list({"a": "1 x"}, is_complete=False)
+    with refused(NotReady, "listed"):
+        worker.repository.select_variant("b")
+    worker.list({"a": "1 x"})
+    with refused(NotFound, "b"):
+        worker.repository.select_variant("b")
