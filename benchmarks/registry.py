@@ -193,6 +193,10 @@ def report(
     weights = 1 / np.arange(1, len(names) + 1)
     chosen = rng.choice(len(names), options.requests, p=weights / weights.sum())
     paths = [f"/models/{names[number]}/invocations" for number in chosen]
+    began = time.monotonic()
+    while "registered models are listed" not in Path(server.names[0], "log").read_text():
+        time.sleep(0.1)
+    listed_seconds = time.monotonic() - began
     measure(server, [f"/models/{names[-1]}/invocations"], set())  # Import ONNX Runtime.
     memory_before = resident_mebibytes(server)
     results: list[tuple[list[tuple[float, bool]], int]] = []
@@ -233,6 +237,7 @@ def report(
     print(f"load average {load[0]:.1f}, {psutil.cpu_count()} cores, {len(names):,} models")
     print("| | figure |\n|---|---|")
     print(f"| start to ready | {server.start_seconds:.1f} s (one model: {one.start_seconds:.1f}) |")
+    print(f"| … until the first list is complete | {listed_seconds:.1f} s more |")
     print(f"| hot model, p50 of one client | {1e3 * medians[1]:.3f} ms |")
     print(f"| ratio to a server of one model | {np.median(ratios):.3f}× |")
     print(f"| requests by Zipf's law | {len(seconds):,} in {spent:.0f} s |")
