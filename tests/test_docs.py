@@ -59,10 +59,10 @@ def test_pages_stay_few_and_short():
     """
     sizes = {page.name: page.stat().st_size for page in DOCS.glob("*.md")}
     longer = {"architecture.md", "errors.md", "glossary.md", "reference.md"}
-    assert len(sizes) <= 43
-    assert sum(sizes.values()) <= 462_000
+    assert len(sizes) <= 45
+    assert sum(sizes.values()) <= 472_000
     assert {name for name, size in sizes.items() if size >= 12_000} - longer == set()
-    assert (ROOT / "benchmarks" / "RESULTS.md").stat().st_size <= 60_000
+    assert (ROOT / "benchmarks" / "RESULTS.md").stat().st_size <= 61_600
 
 
 def test_readme_is_short_and_lists_versions():

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
-from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name, model_pattern
 from mlflow_deploy_plugin.core.settings import absolute_path, load_settings, read_text
 from mlflow_deploy_plugin.core.spec.document import (
     apply_config,
@@ -53,6 +53,16 @@ _STEPS = "serve.steps"
     "spec_file",
     "YAML file with the endpoints to serve. Changes of the file are served without a restart, "
     "except `server`.",
+)
+@option(
+    "--registry SELECTOR",
+    "Serve every registered model that has this alias, stage or tag: @champion, Production or "
+    "tag:KEY=VALUE. A model is loaded at its first request.",
+)
+@option(
+    "--only PATTERN",
+    "With --registry, serve only the models whose names match, such as 'team-*'.",
+    default="*",
 )
 @option("--host ADDRESS", "Address to listen on.", show_default="127.0.0.1")
 @option(
@@ -97,6 +107,8 @@ def serve(
     model_uri: str | None,
     spec_file: Path | None,
     steps: Path | None,
+    registry: str | None,
+    only: str,
     name: str | None,
     no_follow: bool,
     config: tuple[str, ...],
@@ -113,6 +125,7 @@ def serve(
       onnxserve serve models:/flight-delay@champion -p 8123
       onnxserve serve --spec endpoints.yaml
       onnxserve serve models:/churn@champion --steps steps.py
+      onnxserve serve --registry @champion --only 'team-*'
     """
     changes = key_values(config) | {
         f"server.{field}": value for field, value in server.items() if value is not None
@@ -121,20 +134,26 @@ def serve(
         changes[_STEPS] = str(steps)
     cloud = read_cloud()
     settings = load_settings()
-    if not (model_uri or spec_file):
+    if not (model_uri or spec_file or registry):
         model_uri = settings.model_uri or cloud.model_uri
-    match model_uri or None, spec_file:
-        case str(uri), None:
+    match model_uri or None, spec_file, registry:
+        case str(uri), None, None:
             specs = [new_endpoint(name or default_endpoint_name(uri), uri)]
-        case None, Path() as file:
+        case None, None, str(selector) if "*" in only:
+            separator = "" if selector.startswith("@") else "/"
+            specs = [new_endpoint(name or "registry", f"models:/{only}{separator}{selector}")]
+        case None, Path() as file, None:
             if name is not None:
                 raise click.UsageError(
                     "--name requires MODEL; a spec contains the names of its endpoints"
                 )
             specs = load_specs(read_text(file, "the spec"), file.parent)
         case _:
-            raise click.UsageError("specify either MODEL or --spec FILE")
+            raise click.UsageError(
+                "specify one of MODEL, --spec FILE and --registry SELECTOR, whose --only has a *"
+            )
     first, *others = specs
+    model_pattern(specs)
     # A cloud platform specifies the port, sends requests from outside the container,
     # and authenticates the callers.
     is_in_cloud = cloud.port is not None

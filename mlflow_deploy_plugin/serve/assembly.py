@@ -2,14 +2,17 @@
 
 import atexit
 import gc
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.spec.types import memory_bytes
 from mlflow_deploy_plugin.core.statedir.files import METRICS, SPEC, SPOOL
 from mlflow_deploy_plugin.serve.cloud import read_cloud
 from mlflow_deploy_plugin.serve.device import claim_device_id
@@ -25,6 +28,7 @@ from mlflow_deploy_plugin.serve.inference.response_cache import open_cache
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.inference.shadow import Shadows
 from mlflow_deploy_plugin.serve.models.explainer_process import ExplainerClient
+from mlflow_deploy_plugin.serve.models.lazy_models import LOADERS, LazyModels
 from mlflow_deploy_plugin.serve.models.loading import (
     MemoryLimit,
     WarmVersion,
@@ -78,10 +82,17 @@ def open_server(state_dir: Path) -> Server:
     threads = spec.intra_op_num_threads or available_cores(spec.workers)
     device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
     placement = Placement(spec.device, device_id, spec.provider_options, spec.providers)
-    memory_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
-    limit_memory(memory_bytes, spec.workers)
-    loader = _Loader(spec, threads, placement, MemoryLimit(memory_bytes))
+    worker_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
+    limit_memory(worker_bytes, spec.workers)
+    loader = _Loader(spec, threads, placement, MemoryLimit(worker_bytes))
     repository = Repository(state_dir, loader.load)
+    if serves_all_models(state_dir):
+        share = math.inf
+        if spec.model_memory is not None:
+            share = memory_bytes(spec.model_memory) // spec.workers
+        seconds = spec.default_timeout_microseconds / 1e6 or float(spec.request_timeout_seconds)
+        fetch = ModelControl(state_dir, "none", LOADERS).fetch
+        repository.lazy = LazyModels(repository, fetch, share, seconds)
     repository.add_listener(metrics.set_served_versions)
     recent = RecentRequests(metrics.folder, metrics.number)
     repository.add_listener(recent.follow)
@@ -171,6 +182,12 @@ class _Loader:
         if isinstance(warm.predictor, OnnxModel):
             warm.predictor.max_text_characters = spec.max_text_characters
         return warm
+
+
+def serves_all_models(state_dir: Path) -> bool:
+    """Return True if spec.yaml has a pattern of registered models."""
+    path = state_dir / SPEC
+    return path.exists() and model_pattern(load_stored_specs(path.read_text())) is not None
 
 
 def read_server_spec(state_dir: Path) -> ServerSpec:

@@ -44,6 +44,7 @@ from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
 from mlflow_deploy_plugin.core.statedir import files
 from mlflow_deploy_plugin.core.statedir.models import (
     AgentState,
+    Listed,
     Phase,
     ServerState,
     Wanted,
@@ -237,7 +238,13 @@ class _Supervisor:
                         note = f" ({followed})" if followed else ""
                         versions.append(f"{variant.model} version {variant.version}{note}")
                     lines.append(f"onnxserve: {name} = {', '.join(versions)} at {self._url}")
-                if not lines:
+                listed = files.read_state(self.state_dir / files.LISTED, Listed)
+                if not lines and listed is not None:
+                    count = f"{len(listed.models)} registered models"
+                    if not listed.is_complete:
+                        count += " so far"
+                    lines = [f"onnxserve: {count} of {listed.uri} at {self._url}"]
+                elif not lines:
                     lines = [f"onnxserve: every endpoint is unloaded at {self._url}"]
                 self.announce("\n".join(lines))
                 self._notify("READY=1")

@@ -25,6 +25,9 @@ from mlflow_deploy_plugin.serve.runtime.schemas.sent_schema import sent_schema
 from mlflow_deploy_plugin.serve.runtime.steps import Steps
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 
+OTHERS = ("other", "other", "other", "other")
+"""The metric labels of all variants that are not named."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
@@ -101,6 +104,7 @@ class ServedVariant:
         has_others: True if the endpoint has other variants, so that responses contain
             the variant's name.
         steps: the steps of the endpoint; None without steps.
+        is_named: False if the metrics count the variant as one of many others.
     """
 
     endpoint: str
@@ -116,6 +120,7 @@ class ServedVariant:
     guard: Guard | None = None
     has_others: bool = False
     steps: Steps | None = None
+    is_named: bool = True
 
     @cached_property
     def schema(self) -> Schema:
@@ -129,6 +134,8 @@ class ServedVariant:
         """The values of the metric labels `metric_files.OF_VARIANT`: endpoint, variant,
         model and version.
         """
+        if not self.is_named:
+            return OTHERS
         return self.endpoint, self.name, self.loaded.model, self.loaded.version
 
     @property
@@ -190,6 +197,13 @@ class ServedEndpoint:
     variants: Mapping[str, ServedVariant]
     answering: tuple[ServedVariant, ...]
     sticky: StickySpec | None = None
+
+    def named(self) -> "ServedEndpoint":
+        """Return this endpoint with variants that the metrics count by their names."""
+        variants = {
+            name: replace(variant, is_named=True) for name, variant in self.variants.items()
+        }
+        return make_served_endpoint(variants, self.sticky)
 
     @property
     def versions(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from collections.abc import (
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
+from fnmatch import filter as filter_names
 from functools import partial
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
@@ -114,6 +115,17 @@ class _Subscription:
     unsent: dict[str, ResolvedModel | None] = field(default_factory=dict)
     wake: Callable[[], object] = lambda: None
     answered_at: float = field(default_factory=time.monotonic)
+
+    def expect(self, changed: set[str]) -> None:
+        """Resolve the URIs of changed models again. A pattern selects no version: the
+        client lists its models after each event.
+        """
+        for uri, model in self.models.items():
+            if model in changed:
+                self.due.add(uri)
+            elif "*" in model and filter_names(changed, model):
+                self.results.pop(uri, None)
+                self.due.add(uri)
 
 
 @dataclass
@@ -322,9 +334,7 @@ class ChangeFeed:
         waiting = watched.next_waiting(subscriptions, begun_at)
         if changed := watched.read_changes(subscriptions[0].store, is_reported=bool(waiting)):
             for subscription in subscriptions:
-                subscription.due.update(
-                    uri for uri, model in subscription.models.items() if model in changed
-                )
+                subscription.expect(changed)
         # Resolve the URIs of each caller in turn. Begin with the streams that have the
         # fewest URIs.
         due_by_caller: defaultdict[str, dict[str, None]] = defaultdict(dict)

@@ -111,6 +111,17 @@ def test_every_change_arrives_in_every_worker(server):
         events.close()
 
 
+def test_pattern_reports_each_change_of_its_models(server):
+    client = MlflowClient(server.url)
+    pattern = "models:/X*@champion"
+    with closing(read_changes([pattern])) as events:
+        assert next_event(events) == {pattern: ""}
+        client.set_registered_model_alias("other", "champion", "1")
+        for version in ("2", "1"):
+            client.set_registered_model_alias("X", "champion", version)
+            assert next_event(events) == {pattern: ""}
+
+
 def test_changed_verdict_arrives(server):
     """Endpoints with `require: gate=passed` wait for it."""
     verdict = {"model": "X", "version": "1", "state": "failed", "reason": "bad", "files": "ab12"}

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.audit import Login
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_DEFAULT_TIMEOUT = "120"
 _SERVICE_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -198,8 +199,9 @@ def set_service_timeouts() -> None:
 
 
 class _NoRequestTimeout(AbstractContextManager[None]):
-    """A context that removes the timeout of `set_service_timeouts` while at least one
-    thread downloads files.
+    """A context that replaces the timeout of `set_service_timeouts` by MLflow's default
+    while at least one thread downloads files. A variable that is removed would fail the
+    requests of other threads, which read all variables.
 
     MLflow's server fetches a complete file from its artifact store before it sends the
     first byte. The timeout applies to the process, so calls of other threads have no
@@ -214,7 +216,8 @@ class _NoRequestTimeout(AbstractContextManager[None]):
     def __enter__(self) -> None:
         with self._lock:
             if self._downloads == 0 and os.environ.get(_TIMEOUT) == _SERVICE_SETTINGS[_TIMEOUT]:
-                self._timeout = os.environ.pop(_TIMEOUT)
+                self._timeout = os.environ[_TIMEOUT]
+                os.environ[_TIMEOUT] = _DEFAULT_TIMEOUT
             self._downloads += 1
 
     def __exit__(self, *_: object) -> None:

@@ -3,7 +3,9 @@ mlflow.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlparse
@@ -69,6 +71,18 @@ class ModelURI:
         return self.kind in ("stage", "alias", "tag")
 
     @property
+    def is_pattern(self) -> bool:
+        """True if the name is a pattern, as in models:/team-*@champion."""
+        return self.followed and "*" in self.name
+
+    def of_model(self, name: str) -> str:
+        """Return the URI with which the stage, alias or tag selects a version of a
+        model.
+        """
+        mark = {"alias": "@", "tag": f"/{_TAG}"}.get(self.kind, "/")
+        return f"models:/{name}{mark}{self.selector}"
+
+    @property
     def is_registered(self) -> bool:
         return self.kind in ("stage", "alias", "tag", "version", "latest")
 
@@ -92,6 +106,23 @@ def registered_model_uris(spec: "EndpointSpec") -> list[ModelURI]:
 
 def registered_model_names(spec: "EndpointSpec") -> list[str]:
     return sorted({uri.name for uri in registered_model_uris(spec)})
+
+
+def model_pattern(specs: "Sequence[EndpointSpec]") -> ModelURI | None:
+    """Return the URI of a spec that serves all registered models of a pattern; None for
+    other specs. Raises InvalidConfig if the spec has other variants.
+    """
+    variants = list(chain.from_iterable(spec.variants.values() for spec in specs))
+    for variant in variants:
+        uri = parse_model_uri(variant.model)
+        if uri.is_pattern:
+            if len(variants) > 1:
+                raise InvalidConfig(
+                    f"{variant.model} serves every registered model that it matches, so it must be "
+                    "the only variant of the only endpoint of a spec"
+                )
+            return uri
+    return None
 
 
 def parse_model_uri(model_uri: str) -> ModelURI:

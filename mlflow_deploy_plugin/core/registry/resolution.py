@@ -7,10 +7,12 @@ another call reads the policy of the model.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.registry import tags
@@ -32,12 +34,13 @@ from mlflow_deploy_plugin.core.settings import absolute_path, active_workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 _SHOWN_VERSIONS = 10
+_PAGE = 200
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREGISTERED = tags.GateStatus(False, "", "only a registered version can pass a gate")
 
@@ -252,6 +255,47 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
         key, value = uri.tag
         return bool(version.tags.get(key) == value)
     return str(version.current_stage).lower() == uri.selector.lower()
+
+
+def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
+    """Yield the registered models that a pattern selects, each with a mark: the number
+    of the selected version, and the time of the model's last change. The value grows
+    with each page of the registry's answer. Raises the errors of the registry.
+    """
+    client = registry_client()
+    search: Callable[..., Any] = client.search_registered_models
+    if pattern.kind == "tag":
+        key, value = pattern.tag
+        search = partial(client.search_model_versions, f"tags.`{key}` = {_quoted(value)}")
+    marks: dict[str, str] = {}
+    token = None
+    with registry_errors("the list of registered models"):
+        while True:
+            page = search(max_results=_PAGE, page_token=token)
+            for entry in page:
+                if pattern.kind == "tag":
+                    number = entry.version
+                    changed_at = entry.creation_timestamp
+                else:
+                    number = _selected_number(pattern, entry)
+                    changed_at = entry.last_updated_timestamp
+                newest_number = int(marks.get(entry.name, "0").split()[0])
+                if int(number) > newest_number and fnmatchcase(entry.name, pattern.name):
+                    marks[entry.name] = f"{number} {changed_at}"
+            yield marks
+            token = page.token
+            if not token:
+                return
+
+
+def _selected_number(pattern: ModelURI, model: "RegisteredModel") -> str:
+    """Return the number of the version with the pattern's alias or stage; 0 if the
+    model has none.
+    """
+    if pattern.kind == "alias":
+        return str(model.aliases.get(pattern.selector, 0))
+    latest = newest([version for version in model.latest_versions if selects(pattern, version)])
+    return str(latest.version if latest is not None else 0)
 
 
 def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":

@@ -8,7 +8,7 @@ a registry that only MLflow's client can use.
 
 import base64
 import configparser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -200,6 +200,13 @@ class _Model(BaseModel):
     latest_versions: list[_Version] = []
     tags: _Tags = {}
     aliases: _Aliases = {}
+    last_updated_timestamp: int = 0
+
+
+class _Page(list[_ModelT]):
+    """A page of results, as in MLflow's client. `token` selects the next page."""
+
+    token: str | None = None
 
 
 class _LoggedModel(BaseModel):
@@ -369,16 +376,32 @@ class MlflowRest:
         self,
         filter_string: str,
         max_results: int,
-        order_by: list[str],
-    ) -> list[_Version]:
+        order_by: Sequence[str] = (),
+        page_token: str | None = None,
+    ) -> _Page[_Version]:
         query = {"filter": filter_string, "max_results": max_results, "order_by": order_by}
-        entries = self._read("model-versions/search", "model_versions", [], **query)
-        return [_parsed(_Version, entry) for entry in entries]
+        return self._search("model-versions", "model_versions", _Version, page_token, query)
 
-    def search_registered_models(self, max_results: int) -> list[_Model]:
+    def search_registered_models(
+        self, max_results: int, page_token: str | None = None
+    ) -> _Page[_Model]:
         query = {"filter": _IS_NO_PROMPT, "max_results": max_results}
-        entries = self._read("registered-models/search", "registered_models", [], **query)
-        return [_parsed(_Model, entry) for entry in entries]
+        return self._search("registered-models", "registered_models", _Model, page_token, query)
+
+    def _search(
+        self,
+        route: str,
+        field: str,
+        kind: type[_ModelT],
+        page_token: str | None,
+        query: dict[str, Any],
+    ) -> _Page[_ModelT]:
+        """Return a page of the registry's answer to a search."""
+        query = {**query, "page_token": page_token}
+        document = self._call(self.registry_uri, "GET", f"{route}/search", params=query)
+        page = _Page(_parsed(kind, entry) for entry in document.get(field, []))
+        page.token = document.get("next_page_token")
+        return page
 
     def get_run(self, run_id: str) -> _Run:
         document = self._call(self.tracking_uri, "GET", "runs/get", params={"run_id": run_id})

@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.core.spec.types import (
     VARIABLE_VALUE,
     Count,
     Duration,
+    Memory,
     Name,
     NonEmpty,
     Port,
@@ -214,6 +215,10 @@ class ServerSpec(SpecPart):
     max_worker_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
     """Memory limit of a worker. A version that would exceed it is refused. Default: the
     worker's share of its container's or unit's limit.
+    """
+    model_memory: Memory | None = None
+    """Memory of the loaded models of a server of all registered models, e.g. 4GiB. Each
+    worker has an equal share. The least recently used models leave. Default: no limit.
     """
     max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     """Maximum size of a request body, and (at least 16777216) of the values of a

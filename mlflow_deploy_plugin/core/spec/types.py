@@ -22,6 +22,8 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 _LENGTH = r"[1-9][0-9]{0,5}[smhdw]"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _DURATION = f"^{_LENGTH}$"
+MEMORY = r"^[1-9][0-9]{0,5}[KMGT]iB$"
+Memory = Annotated[str, StringConstraints(pattern=MEMORY)]
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -68,6 +70,7 @@ PATTERNS_IN_WORDS = {
     ),
     NETWORK: "the name of a docker network is expected, or host",
     _NAME: "at most 63 letters, digits, . _ - are expected, starting with a letter or digit",
+    MEMORY: "a size like 512MiB or 4GiB is expected",
     _DURATION: "a duration like 30s, 5m, 1h, 1d or 1w is expected",
     REFERENCE: "training, rolling:7d, window:START/END or dataset:URI is expected",
     TIME_ZONE: "the name of a time zone is expected, e.g. Europe/Berlin",
@@ -177,6 +180,10 @@ def length_of(duration: str) -> timedelta:
 
 def duration_seconds(duration: str) -> int:
     return int(duration[:-1]) * _SECONDS[duration[-1]]
+
+
+def memory_bytes(memory: str) -> int:
+    return int(memory[:-3]) << 10 * ("KMGT".index(memory[-3]) + 1)
 
 
 def duration_text(seconds: int) -> str:

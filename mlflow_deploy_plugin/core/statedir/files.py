@@ -2,6 +2,7 @@
 as names, and lock files.
 """
 
+import hashlib
 import math
 import os
 import secrets
@@ -39,6 +40,8 @@ FOLLOWED = "followed.json"
 COMMANDS = "commands"
 ANSWERS = "answers"
 CONTROL = "control.json"
+LISTED = "listed.json"
+SERVED = "served"
 LOOK = "look"
 METRICS = "metrics"
 SPOOL = "spool"
@@ -151,6 +154,12 @@ def read_or_make_secret(path: Path, content: bytes) -> bytes:
                 finally:
                     temporary.unlink(missing_ok=True)
     return path.read_bytes()
+
+
+def served_file(state_dir: Path, model: str) -> Path:
+    """Return the file of a `ServedModel`. A name may have any characters."""
+    digest = hashlib.sha256(model.encode(errors="surrogatepass")).hexdigest()
+    return state_dir / SERVED / f"{digest}.json"
 
 
 def worker_file(state_dir: Path, pid: int) -> Path:

@@ -73,16 +73,39 @@ class Wanted(State):
     unloaded: tuple[str, ...] = ()
 
 
-class Command(State):
-    """A request to the agent to load or unload an endpoint. `created_at` is a time by
-    the machine's monotonic clock. `actor` is the name of the caller's key; empty if the
-    server requires no keys.
+class Listed(State):
+    """The registered models that the pattern `uri` selects, each with a mark. A mark
+    begins with the version's number. It changes if the model must be fetched again.
+    During the first listing, the list is not complete.
     """
 
-    action: Literal["load", "unload"]
+    uri: str
+    models: dict[str, str]
+    is_complete: bool = True
+
+
+class ServedModel(State):
+    """A registered model of `Listed` with this `mark`, whose version is on this disk,
+    and the endpoint that was served before.
+    """
+
+    name: str
+    mark: str
+    endpoint: WantedEndpoint
+    previous: WantedEndpoint | None = None
+
+
+class Command(State):
+    """A request to the agent to load or unload an endpoint, or to fetch a model of
+    `Listed` with this `mark`. `created_at` is a time by the machine's monotonic clock.
+    `actor` is the name of the caller's key; empty if the server requires no keys.
+    """
+
+    action: Literal["load", "unload", "fetch"]
     endpoint: str
     added: EndpointSpec | None = None
     actor: str = ""
+    mark: str = ""
     created_at: float
 
 

@@ -114,13 +114,15 @@ class _RunningCommand:
 @dataclass
 class EndpointControl:
     """The commands of a server, which the agent executes between two polls. `specs` are
-    the endpoints of spec.yaml.
+    the endpoints of spec.yaml. `listed` returns the endpoint of a registered model, or
+    raises NotFound, on a server of all registered models.
     """
 
     state_dir: Path
     clock: Callable[[], float] = time.monotonic
     record: Recorder = record_nothing
     specs: Sequence[EndpointSpec] = ()
+    listed: Callable[[str], EndpointSpec] | None = None
     _running: dict[str, _RunningCommand] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -143,13 +145,13 @@ class EndpointControl:
         """The endpoints to serve: the spec's and the added endpoints, without the
         unloaded endpoints.
         """
-        if not self._is_allowed:
-            return list(self.specs)
         loading = {
             name: running.spec
             for name, running in self._running.items()
             if running.spec is not None
         }
+        if not self._is_allowed:
+            return [*self.specs, *loading.values()]
         specs = self._all_endpoints | loading
         return [
             spec
@@ -167,6 +169,10 @@ class EndpointControl:
 
     def is_loading(self, endpoint: str) -> bool:
         return endpoint in self._running and self._running[endpoint].spec is not None
+
+    def mark(self, endpoint: str) -> str:
+        """Return the mark in the running command of an endpoint."""
+        return self._running[endpoint].command.mark
 
     def take(self) -> list[EndpointSpec] | None:
         """Start the waiting commands, and return the endpoints to load, or None if no
@@ -214,6 +220,9 @@ class EndpointControl:
             except Pending:
                 continue
             del self._running[name]
+            if running.command.action == "fetch":
+                self._answer(running.file, error)
+                continue
             if running.spec is not None and error is None:
                 loaded = running.spec
                 unloaded = tuple(entry for entry in self._control.unloaded if entry != loaded.name)
@@ -252,6 +261,8 @@ class EndpointControl:
         saved immediately. Raises InvalidConfig if the command is not allowed, and
         NotFound for an unknown endpoint.
         """
+        if command.action == "fetch" and self.listed is not None:
+            return self.listed(command.endpoint)
         if not self._is_allowed:
             raise InvalidConfig("model_control_mode is not explicit in the server's spec")
         endpoints = self._all_endpoints

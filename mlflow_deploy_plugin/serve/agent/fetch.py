@@ -56,8 +56,19 @@ from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.tags import ERROR_TAG, tag_version, untag_version
 from mlflow_deploy_plugin.core.signatures import Signature, trust_file
-from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, read_state, write_atomically
-from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Followed, Wanted
+from mlflow_deploy_plugin.core.statedir.files import (
+    FOLLOWED,
+    SERVED,
+    WANTED,
+    read_state,
+    write_atomically,
+)
+from mlflow_deploy_plugin.core.statedir.models import (
+    FetchedVersion,
+    Followed,
+    ServedModel,
+    Wanted,
+)
 from mlflow_deploy_plugin.serve.agent.pyfunc_environment import (
     PYFUNC_PREFIX,
     environment_python,
@@ -74,6 +85,7 @@ _log = logging.getLogger(__name__)
 _KEPT_LATEST = 5
 _HOUR = 3600
 _DAY = 24 * _HOUR
+_PRUNE_SECONDS = 60.0
 _FIRST_PAUSE = 50
 """The seconds until refused files are downloaded again. The resolver tries a refused
 version again after a minute.
@@ -89,6 +101,7 @@ class ModelCache:
         self._root = root
         self.environments = root / "environments"
         self._models = root / "models"
+        self._pruned_at = 0.0
         self._downloads: dict[str, Path] = {}
         """The folders of the running downloads, by source."""
         user = root / "users" / _key(str(state_dir))
@@ -183,9 +196,13 @@ class ModelCache:
     def prune(self, now: float | None = None) -> None:
         """Delete the models and environments that no server uses and abandoned
         downloads, and forget servers whose state folder was deleted. `now` is in
-        seconds since 1970.
+        seconds since 1970. Without `now`, a cache is pruned once per minute.
         """
-        now = time.time() if now is None else now
+        if now is None:
+            now = time.time()
+            if now - self._pruned_at < _PRUNE_SECONDS:
+                return
+        self._pruned_at = now
         used = set[str]()
         for user in (self._root / "users").glob("[!.]*"):
             try:
@@ -197,8 +214,14 @@ class ModelCache:
                 continue
             wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
             followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
+            served = [
+                read_state(file, ServedModel) for file in (state_dir / SERVED).glob("[!.]*.json")
+            ]
+            endpoints = [*wanted.endpoints.values()]
+            for model in filter(None, served):
+                endpoints += filter(None, (model.endpoint, model.previous))
             for version in chain(
-                *(endpoint.variants.values() for endpoint in wanted.endpoints.values()),
+                *(endpoint.variants.values() for endpoint in endpoints),
                 *((reference.version, reference.previous) for reference in followed.references),
                 (job.request.variant for job in read_jobs(state_dir) if not job.is_ended),
             ):

@@ -18,10 +18,13 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.registry.change_feed import Selected
 from mlflow_deploy_plugin.core.registry.connection import redact_addresses
+from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.statedir.commands import command_files
 from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
     LOOK,
@@ -58,6 +61,7 @@ from mlflow_deploy_plugin.serve.agent.followed import (
     restore_checkpoint,
 )
 from mlflow_deploy_plugin.serve.agent.keys import KeyFetcher
+from mlflow_deploy_plugin.serve.agent.model_list import ModelList
 from mlflow_deploy_plugin.serve.agent.permitted_steps import StepsPermits
 from mlflow_deploy_plugin.serve.agent.resolver import PyfuncPolicy, VersionResolver
 
@@ -72,10 +76,13 @@ _FIRST_POLL_SECONDS = 5.0
 """The time that the agent waits for the registry after a restart before it serves the
 earlier versions.
 """
+_LISTEN_SECONDS = 0.02
+"""The pause between two looks for commands if callers wait for models to be fetched."""
 _MOST_DEATHS = 2
 """The number of worker deaths after which a version is rolled back. A single death may
 have another cause.
 """
+_LETHAL = f"{_MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
 
 
 @dataclass
@@ -95,6 +102,8 @@ class Follower:
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
         self._control = EndpointControl(self.state_dir, record=self.record)
+        self._list: ModelList | None = None
+        """The registered models to serve if the spec has a pattern."""
         self._specs: list[EndpointSpec] = []
         self._is_forced = False
         self._spec_text = ""
@@ -122,7 +131,12 @@ class Follower:
             # Delete the file before the poll, so that a later request is not lost.
             look_file.unlink(missing_ok=True)
             self.resolver.poll_now()
-        self.resolver.take_feed(self.feed.covered, self.feed.take())
+            if self._list is not None:
+                self._list.is_stale = True
+        changes = self.feed.take()
+        self.resolver.take_feed(self.feed.covered, changes)
+        if self._list is not None:
+            return self._round_of_list(self._list, changes, is_first)
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
         # Wait for versions in the first round, because workers cannot start without a
@@ -150,6 +164,23 @@ class Follower:
             fetcher.assert_file()
         return self._publish(fatal)
 
+    def _round_of_list(self, models: ModelList, changes: Selected, is_first: bool) -> AgentState:
+        """List the registered models if it is due, and fetch the models that workers
+        ask for.
+        """
+        models.is_stale = models.is_stale or models.uri in changes
+        models.round(is_covered=models.uri in self.feed.covered)
+        self.resolver.advance()
+        self._deaths.update(take_load_deaths(self.state_dir))
+        lethal = {folder for folder, deaths in self._deaths.items() if deaths >= _MOST_DEATHS}
+        if lethal:
+            models.refuse(lethal, _LETHAL)
+            self._deaths.clear()
+        self._control.settle(self._outcome)
+        for fetcher in self.key_fetchers:
+            fetcher.assert_file()
+        return self._publish(fatal=is_first and models.listed is None)
+
     def wait(self, stop: threading.Event) -> None:
         """Wait until the next round is due: a poll or fetch has ended, or the pause is
         over. `stop` ends the wait.
@@ -157,6 +188,12 @@ class Follower:
         seconds = _COMMAND_SECONDS if self._control.is_busy else _ROUND_SECONDS
         if pending := self.resolver.pending():
             wait(pending, seconds, FIRST_COMPLETED)
+        elif self._list is not None:
+            # A caller waits for the model that a worker asks for.
+            until = time.monotonic() + seconds
+            while not (stop.is_set() or command_files(self.state_dir)):
+                if self.feed.arrived.wait(_LISTEN_SECONDS) or time.monotonic() >= until:
+                    break
         elif not stop.is_set():
             self.feed.arrived.wait(seconds)
 
@@ -169,8 +206,7 @@ class Follower:
             text = (self.state_dir / SPEC).read_text()
             if text != self._spec_text:
                 self._spec_text = text
-                self._control.specs = load_stored_specs(text)
-                self.resolver.set_pyfunc_policy(PyfuncPolicy(self._control.specs))
+                self._set_specs(load_stored_specs(text))
                 self._spec_error = ""
         except (OSError, UnicodeDecodeError) as error:
             self._spec_error = f"{SPEC} cannot be read: {error}"
@@ -194,11 +230,36 @@ class Follower:
                 ref = model_ref(spec, variant)
                 models[ref] = carry_over(ref, wanted, models_before)
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
-            self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
+            if self._list is not None:
+                self.resolver.set_pyfunc_policy(PyfuncPolicy(specs))
+            else:
+                self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
         for spec in commanded or ():
             for variant in spec.variants.values():
                 self._model(spec, variant).retry_now()
         self._is_forced = self._is_forced or commanded is not None
+
+    def _set_specs(self, specs: list[EndpointSpec]) -> None:
+        """Use the endpoints of spec.yaml, or list registered models if it has a
+        pattern. Raises InvalidConfig for a pattern that cannot be used.
+        """
+        pattern = model_pattern(specs)
+        if self._written is not None and (pattern is None) != (self._list is None):
+            raise InvalidConfig(
+                "a change to or from a pattern of registered models takes effect at the next start"
+            )
+        if pattern is None:
+            self._control.specs = specs
+            self.resolver.set_pyfunc_policy(PyfuncPolicy(specs))
+            return
+        resolver = self.resolver
+        self._list = ModelList(
+            self.state_dir, resolver.poll_pool, resolver.polling, specs[0], pattern
+        )
+        self._control.listed = self._list.spec
+        self.feed.uris = frozenset({self._list.uri})
+        self._wanted = Wanted()
+        (self.state_dir / WANTED).unlink(missing_ok=True)
 
     def _lacks_versions(self) -> bool:
         """Return True if the server lacks the versions to start. Of several endpoints,
@@ -221,45 +282,7 @@ class Follower:
             is_new = spec.name not in before.endpoints and self._control.is_loading(spec.name)
             if is_new and not (self._is_settled(spec) and self._failure(spec) is None):
                 continue
-            served = before.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
-            variants = {}
-            errors = {}
-            earlier = before.endpoints.get(spec.name)
-            used = earlier.serve if earlier and earlier.variants else None
-            serve = self._permits.permitted(spec, used)
-            if serve is None:  # Never serve the versions without their steps.
-                reason = self._permits.errors.get(spec.name, "its steps are being checked")
-                errors = dict.fromkeys(spec.variants, reason)
-                endpoints[spec.name] = WantedEndpoint(variants={}, errors=errors)
-                continue
-            for label, variant in spec.variants.items():
-                model = self._model(spec, variant)
-                if model.version is not None:
-                    variants[label] = WantedVariant(
-                        model_uri=variant.model,
-                        model=model.version.model,
-                        version=model.version.version,
-                        folder=model.version.folder,
-                        weight=variant.weight,
-                        shadow=variant.shadow,
-                        aspects=model.version.aspects,
-                        digest=model.version.digest if spec.trusted_file else "",
-                        python=model.version.python,
-                    )
-                elif label in served:
-                    # The model of the spec was changed, and the new model cannot be
-                    # fetched yet.
-                    variants[label] = served[label]
-                elif message := model.message(variant.model):
-                    errors[label] = redact_addresses(message)
-            endpoints[spec.name] = WantedEndpoint(
-                variants=variants,
-                capture=spec.capture,
-                serve=serve,
-                sticky=spec.sticky,
-                guard=spec.guard,
-                errors=errors,
-            )
+            endpoints[spec.name] = self._wanted_endpoint(spec)
         unloaded = self._control.unloaded
         if not unloaded and not any(endpoint.variants for endpoint in endpoints.values()):
             return
@@ -282,6 +305,45 @@ class Follower:
                     wanted.model,
                     wanted.version,
                 )
+
+    def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
+        """Return the endpoint with the versions that are on this disk."""
+        earlier = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={}))
+        serve = self._permits.permitted(spec, earlier.serve if earlier.variants else None)
+        if serve is None:  # Never serve the versions without their steps.
+            reason = self._permits.errors.get(spec.name, "its steps are being checked")
+            return WantedEndpoint(variants={}, errors=dict.fromkeys(spec.variants, reason))
+        served = earlier.variants
+        variants = {}
+        errors = {}
+        for label, variant in spec.variants.items():
+            model = self._model(spec, variant)
+            if model.version is not None:
+                variants[label] = WantedVariant(
+                    model_uri=variant.model,
+                    model=model.version.model,
+                    version=model.version.version,
+                    folder=model.version.folder,
+                    weight=variant.weight,
+                    shadow=variant.shadow,
+                    aspects=model.version.aspects,
+                    digest=model.version.digest if spec.trusted_file else "",
+                    python=model.version.python,
+                )
+            elif label in served:
+                # The model of the spec was changed, and the new model cannot be fetched
+                # yet.
+                variants[label] = served[label]
+            elif message := model.message(variant.model):
+                errors[label] = redact_addresses(message)
+        return WantedEndpoint(
+            variants=variants,
+            capture=spec.capture,
+            serve=serve,
+            sticky=spec.sticky,
+            guard=spec.guard,
+            errors=errors,
+        )
 
     def _roll_back_unloadable(self) -> bool:
         """Restore the previous version of a model if the workers could not load the
@@ -310,10 +372,7 @@ class Follower:
             error = failed.error
             if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
                 del self._deaths[model.version.folder]  # Count from zero.
-                error = (
-                    f"{_MOST_DEATHS} workers died during loading, because of a crash or "
-                    "insufficient memory"
-                )
+                error = _LETHAL
             if not error or model.unloadable == model.version.identity:
                 continue
             # The caller of a load command receives the error.
@@ -334,6 +393,14 @@ class Follower:
                 return error
             if not self._is_settled(spec):
                 raise Pending
+            if self._list is not None:
+                try:
+                    self._list.write(
+                        endpoint, self._control.mark(endpoint), self._wanted_endpoint(spec)
+                    )
+                except OSError as failure:
+                    return NotReady(f"the state folder cannot be written: {failure.strerror}")
+                return None
         workers = self._living_workers()
         if any(worker.generation != self._wanted.generation for worker in workers):
             raise Pending
@@ -377,12 +444,16 @@ class Follower:
         error is left to the supervisor.
         """
         model_errors = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
+        polls = self.resolver.finished_polls + self.feed.messages
+        if self._list is not None:
+            # The worker that asks for a model reports its error.
+            model_errors = [self._list.error]
+            polls += self._list.count
         steps_errors = self._permits.errors | self._steps_errors
         causes = [self._spec_error, *steps_errors.values(), *model_errors]
         # Several references may have the same error.
         errors = list(dict.fromkeys(filter(None, causes)))
         before = self._written
-        polls = self.resolver.finished_polls + self.feed.messages
         checked_at = self.wall_clock()
         if before is not None and before.looks == polls:
             checked_at = before.checked_at

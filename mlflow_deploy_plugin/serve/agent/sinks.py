@@ -90,11 +90,13 @@ class Event(NamedTuple):
 
 class Sinks:
     """The sinks of a server's endpoints, and their `states` by name. `max_bytes` limits
-    the spool and the queue of a sink together.
+    the spool and the queue of a sink together. `default` has the sinks of a server of
+    all registered models.
     """
 
     def __init__(self, state_dir: Path, max_bytes: float = math.inf) -> None:
         self.max_bytes = max_bytes
+        self.default: Mapping[str, SinkSpec] = {}
         self.states: dict[str, SinkState] = {}
         self._state_dir = state_dir
         self._identity: tuple[int, int, int] | None = None
@@ -114,21 +116,24 @@ class Sinks:
             # The requests of an endpoint that was unloaded must still be sent.
             for name, endpoint in wanted.endpoints.items():
                 self._specs[name] = endpoint.capture.sinks
-        if not self._specs:
+        if not (self._specs or self.default):
             return
-        names = set[str]().union(*self._specs.values())
+        names = set(self.default).union(*self._specs.values())
         # A sink that was removed only empties its queue.
         left = {folder.name for folder in (self._state_dir / files.SINKS).glob("*")}
         for name in names | left:
             try:
                 if name not in self._sinks:
-                    self._sinks[name] = Sink(name, self._state_dir, self._specs, self._stop)
+                    self._sinks[name] = Sink(name, self._state_dir, self._sinks_of, self._stop)
                     self._sinks[name].start()
                 self.states[name] = self._sinks[name].hold(
                     listed if name in names else [], self.max_bytes
                 )
             except OSError as error:  # The log must still be written.
                 _log.error("sink %s: requests cannot be queued: %s", name, error)
+
+    def _sinks_of(self, endpoint: str) -> Mapping[str, SinkSpec]:
+        return self._specs.get(endpoint, self.default)
 
     def end(self) -> None:
         """Send the waiting requests within ten seconds, and end the threads. The next
@@ -141,15 +146,15 @@ class Sinks:
 
 
 class Sink(threading.Thread):
-    """A sink with its queue, and the thread that sends the queue. `specs` has the sinks
-    by endpoint and name.
+    """A sink with its queue, and the thread that sends the queue. `sinks_of` returns
+    the sinks of an endpoint by name.
     """
 
     def __init__(
         self,
         name: str,
         state_dir: Path,
-        specs: Mapping[str, Mapping[str, SinkSpec]],
+        sinks_of: Callable[[str], Mapping[str, SinkSpec]],
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -157,7 +162,7 @@ class Sink(threading.Thread):
         self.folder = state_dir / files.SINKS / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._spool = state_dir / files.SPOOL
-        self._specs = specs
+        self._sinks_of = sinks_of
         self._ended = stop
         self._clock = clock
         self._pool = urllib3.PoolManager()
@@ -265,7 +270,7 @@ class Sink(threading.Thread):
         batches = [
             batch
             for batch in captured.batches
-            if self.name in self._specs.get(batch.endpoint, {})
+            if self.name in self._sinks_of(batch.endpoint)
             and not (batch.is_shadow or batch.is_failed)
         ]
         return batches, captured.end
@@ -274,7 +279,7 @@ class Sink(threading.Thread):
         """Yield the events of a batch by offset: one per request, or two for receivers
         of KServe's payload logger.
         """
-        spec = self._specs[batch.endpoint][self.name]
+        spec = self._sinks_of(batch.endpoint)[self.name]
         times = batch.event_times.view("datetime64[us]")
         for number, (request, response) in enumerate(_documents(batch)):
             documents = {RESPONSE: request | response}

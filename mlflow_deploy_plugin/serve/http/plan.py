@@ -32,7 +32,12 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.guard import Guard
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
-from mlflow_deploy_plugin.serve.variants import ServedTable, ServedVariant, weighted_variant
+from mlflow_deploy_plugin.serve.variants import (
+    ServedEndpoint,
+    ServedTable,
+    ServedVariant,
+    weighted_variant,
+)
 
 Plan = Callable[[RawRequest], RawResponse | None]
 """A function that answers a POST. If it returns None, the general path answers with the
@@ -69,6 +74,8 @@ class PlanTable:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._plans: dict[str, Plan] = {}
+        self._of_endpoints: dict[str, tuple[ServedEndpoint, bool, dict[str, Plan]]] = {}
+        """The plans of each endpoint, and the endpoint for which they were composed."""
         spec = server.spec
         sees_requests = server.tracer or server.logs_requests or spec.response_cache_bytes
         if not (sees_requests or spec.default_timeout_microseconds):
@@ -98,31 +105,50 @@ class PlanTable:
         return path in self._plans
 
     def _compose(self, table: ServedTable) -> None:
-        """Replace the plans by those of the endpoints that are served now."""
+        """Replace the plans by those of the endpoints that are served now. Plans of
+        unchanged endpoints are kept, because there may be thousands.
+        """
         plans: dict[str, Plan] = {}
+        of_endpoints = {}
+        default = self._server.repository.default_endpoint
         for endpoint, served in table.items():
-            if served.sticky is not None or not served.answering:
-                continue  # The caller's key selects the variant, or no variant can answer.
-            # A batch or a side process computes elsewhere, and a shadow needs a copy of
-            # the request.
-            are_computed_here = all(
-                isinstance(variant.loaded.predictor, OnnxModel)
-                and variant.loaded.batcher is None
-                and not variant.shadows
-                # The general path answers rows outside, and would repeat the steps.
-                and (variant.steps is None or variant.guard is None)
-                for variant in served.answering
-            )
-            if not are_computed_here:
-                continue
-            is_default = endpoint == next(iter(table))
-            for path, protocol in _PATHS.items():
-                if "NAME" not in path and not is_default:
-                    continue
-                path = path.replace("NAME", endpoint)
-                if path not in self._server.cloud.paths:
-                    plans[path] = self._compose_choice(served.answering, protocol)
+            is_default = endpoint == default
+            composed = self._of_endpoints.get(endpoint)
+            if composed is None or composed[0] is not served or composed[1] != is_default:
+                composed = served, is_default, self._compose_endpoint(endpoint, served, is_default)
+            of_endpoints[endpoint] = composed
+            plans.update(composed[2])
+        self._of_endpoints = of_endpoints
         self._plans = plans
+
+    def _compose_endpoint(
+        self, endpoint: str, served: ServedEndpoint, is_default: bool
+    ) -> dict[str, Plan]:
+        """Return the plans of an endpoint by path."""
+        if served.sticky is not None or not served.answering:
+            return {}  # The caller's key selects the variant, or no variant can answer.
+        # A batch or a side process computes elsewhere, and a shadow needs a copy of the
+        # request.
+        are_computed_here = all(
+            isinstance(variant.loaded.predictor, OnnxModel)
+            and variant.loaded.batcher is None
+            and not variant.shadows
+            # The general path answers rows outside, and would repeat the steps.
+            and (variant.steps is None or variant.guard is None)
+            for variant in served.answering
+        )
+        if not are_computed_here:
+            return {}
+        plans = {}
+        lazy = self._server.repository.lazy
+        for path, protocol in _PATHS.items():
+            if "NAME" not in path and not is_default:
+                continue
+            path = path.replace("NAME", endpoint)
+            if path not in self._server.cloud.paths:
+                plan = self._compose_choice(served.answering, protocol)
+                plans[path] = plan if lazy is None else lazy.holding(endpoint, plan)
+        return plans
 
     def _compose_choice(self, variants: Sequence[ServedVariant], protocol: Protocol) -> Plan:
         """Return the plan that selects a variant by weight for each request."""
@@ -219,7 +245,8 @@ def _compose_record(
     max_rows = variant.capture.max_rows_per_request
     write = server.capture.write
     count = server.metrics.prediction_counter(variant, protocol.name)
-    origin = 200, endpoint, name, variant.loaded.version, protocol.name
+    labels = variant.labels
+    origin = 200, labels[0], labels[1], labels[3], protocol.name
     remember = server.recent.ring(origin).append
 
     def record(

@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 
 _SUGGESTED_PATHS = 3
-_ENDPOINT = re.compile(r"/(?:endpoints|v[12]/(?:repository/)?models)/([^/:]+)")
+_ENDPOINT = re.compile(r"/(?:endpoints|(?:v[12]/)?(?:repository/)?models)/([^/:]+)")
 
 View = Callable[..., RawResponse]
 """A function that answers the request; its keyword arguments are the names in the path.
@@ -337,8 +337,7 @@ def not_found(path: str) -> RawResponse:
     """Return the response for a path without a route; the message names similar paths,
     with the endpoint of this path.
     """
-    match = _ENDPOINT.match(path[:200])
-    endpoint = match[1] if match else "NAME"
+    endpoint = endpoint_of(path[:200]) or "NAME"
     templates = [re.sub(r"\[.*\]", "", route.path) for route in ROUTES]
     paths = dict.fromkeys(template.replace("NAME", endpoint) for template in templates)
     matches = close_matches(path, [*paths], _SUGGESTED_PATHS)
@@ -348,6 +347,12 @@ def not_found(path: str) -> RawResponse:
         hint = f"the nearest {verb} {', '.join(matches)}; "
     message = f"the path {path[:200]} does not exist; {hint}/docs lists all routes"
     return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
+
+
+def endpoint_of(path: str) -> str:
+    """Return the endpoint in a path; empty if the path names none."""
+    match = _ENDPOINT.match(path)
+    return match[1] if match else ""
 
 
 def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawResponse:

@@ -361,7 +361,7 @@ class DataPlane:
                 )
             if shadows:
                 self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
-        self.metrics.count_capture(variant.endpoint, captured)
+        self.metrics.count_capture(variant.labels[0], captured)
         return InferResponse(request.id, prediction_id, outputs, body, is_cached, outside)
 
     def _run(

@@ -39,7 +39,10 @@ _NANOSECONDS = 1_000_000_000
 
 def list_models(server: Server, endpoint: str | None, version: str | None) -> Document:
     """Return the endpoints in the form of KServe's V1."""
-    return {"models": [*server.repository.table]}
+    models = [*server.repository.table]
+    if server.repository.lazy is not None:
+        models = [entry["name"] for entry in server.repository.lazy.index()]
+    return {"models": models}
 
 
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:
@@ -78,8 +81,11 @@ def unload_model(
 
 def repository_index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
     """Return the index: an entry per version in memory, per endpoint without a version,
-    and per unloaded endpoint.
+    and per unloaded endpoint; or an entry per registered model.
     """
+    if repository.lazy is not None:
+        index = repository.lazy.index()
+        return [entry for entry in index if entry["state"] == "READY" or not only_ready]
     entries = []
     for name, served in repository.table.items():
         by_version = {

@@ -114,6 +114,9 @@ class RequestContext:
         if self._is_admitted:
             self._is_admitted = False
             self.server.limits.release()
+            lazy = self.server.repository.lazy
+            if lazy is not None and self.variant is not None:
+                lazy.release(self.variant.endpoint, self.request)
 
     def hand_over(self) -> "RequestContext":
         """Return a second context of the request, which remains admitted after this
@@ -142,6 +145,8 @@ class RequestContext:
         of the reply.
         """
         self.variant = variant
+        if self.server.repository.lazy is not None:
+            self.server.repository.lazy.hold(variant.endpoint, self.request)
         self.headers["X-Model-Name"] = variant.loaded.model
         self.headers["X-Model-Version"] = variant.loaded.version
         if variant.has_others:

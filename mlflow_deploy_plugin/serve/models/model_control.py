@@ -41,6 +41,7 @@ _AGENT_SECONDS = 10.0
 then imports MLflow.
 """
 _POLL_SECONDS = 0.05
+_FETCH_POLL_SECONDS = 0.02
 
 
 @dataclass(eq=False)
@@ -98,11 +99,17 @@ class ModelControl:
             Command(action="unload", endpoint=endpoint, actor=actor, created_at=time.monotonic())
         )
 
+    def fetch(self, model: str, mark: str) -> None:
+        """Bring the version of a listed registered model onto this disk. Raises the
+        errors of `load`.
+        """
+        self._run(Command(action="fetch", endpoint=model, mark=mark, created_at=time.monotonic()))
+
     def _run(self, command: Command) -> None:
         """Write the command to a file and wait for the agent's answer. Raises the
         errors of `load`.
         """
-        if self.mode != "explicit":
+        if self.mode != "explicit" and command.action != "fetch":
             raise InvalidConfig(
                 f"this server does not allow requests to {command.action} endpoints; to allow "
                 "them, start it with server.model_control_mode: explicit in its spec (-C "
@@ -151,7 +158,7 @@ class ModelControl:
                             f"{self.timeout_seconds:.0f} s and continues; /v2/repository/index "
                             "shows the result"
                         )
-                    time.sleep(_POLL_SECONDS)
+                    time.sleep(_FETCH_POLL_SECONDS if command.mark else _POLL_SECONDS)
             finally:
                 # Delete the command first: the agent repeats it if it has no answer.
                 file.unlink(missing_ok=True)

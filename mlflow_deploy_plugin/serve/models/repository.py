@@ -12,7 +12,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WorkerState,
 )
 from mlflow_deploy_plugin.serve import variants
+from mlflow_deploy_plugin.serve.models.lazy_models import LazyModels
 from mlflow_deploy_plugin.serve.models.loading import WarmVersion, check_digest, load_version
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.guard import RANGES_FILE, Guard
@@ -58,6 +59,10 @@ _PYFUNCS_AT_ONCE = 4
 _MAX_RETIRING_SECONDS = 5.0
 _RETIRING_POLL_SECONDS = 0.02
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NO_DEFAULT = (
+    "this server has no default endpoint: name a registered model in the path, such as "
+    "/models/NAME/invocations; POST /v2/repository/index lists the models"
+)
 _NOT_LOADED = "no model is loaded yet; retry in a moment"
 
 
@@ -68,6 +73,8 @@ class Repository:
         table: the endpoints that are currently served.
         unloaded: the endpoints that a command has unloaded and another command may load
             again.
+        lazy: the registered models of the server that are loaded at their first
+            request; None if the server serves the endpoints of a spec.
         has_pyfuncs: True if a side process answers for a version in memory, not
             counting shadows.
         has_steps: True if an endpoint has steps.
@@ -77,11 +84,13 @@ class Repository:
         self.state_dir = state_dir
         self.table: ServedTable = {}
         self.unloaded: tuple[str, ...] = ()
+        self.lazy: LazyModels | None = None
         self.has_pyfuncs = False
         self.has_steps = False
         self._load = load
         self._listeners: list[Callable[[ServedTable], None]] = []
         self._publishing = threading.Lock()
+        self._changing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
         self._errors: dict[str, dict[str, str]] = {}
         self._steps: dict[str, Steps | None] = {}
@@ -182,7 +191,10 @@ class Repository:
 
     @property
     def default_endpoint(self) -> str | None:
-        return next(iter(self.table), None)
+        """The first endpoint; None if no endpoint is loaded, or all registered models
+        are served.
+        """
+        return next(iter(self.table), None) if self.lazy is None else None
 
     def versions(self, endpoint: str) -> tuple[str, ...]:
         return self.find(endpoint)[1].versions
@@ -190,7 +202,12 @@ class Repository:
     def find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
         """Return the endpoint's name and the endpoint (None: the default). Raises
         NotFound for an unknown endpoint, and NotReady if no endpoint is loaded yet.
+        Loads a registered model that is not in memory.
         """
+        if self.lazy is not None and self._generation is not None:
+            if endpoint is None:
+                raise NotFound(_NO_DEFAULT)
+            return endpoint, self.lazy.find(endpoint)
         table = self.table
         name = next(iter(table), None) if endpoint is None else endpoint
         served = table.get(name) if name is not None else None
@@ -214,6 +231,8 @@ class Repository:
         """
         if self._generation is None:
             return _NOT_LOADED
+        if self.lazy is not None:
+            return ""
         table = self.table
         answering = chain.from_iterable(served.answering for served in table.values())
         reasons = (variant.loaded.predictor.unavailable_reason for variant in answering)
@@ -249,6 +268,12 @@ class Repository:
         """Serve the wanted versions if wanted.json has changed, and report the state of
         this worker.
         """
+        if self.lazy is not None:
+            if self.lazy.poll() and self._generation is None:
+                self._generation = 0
+                self._unwritten = WorkerState(pid=os.getpid(), generation=0)
+            self._write_state()
+            return
         file = file_identity(self.state_dir / WANTED)
         if file is None:
             return
@@ -259,6 +284,10 @@ class Repository:
                 logger.error("%s cannot be read; the served versions remain unchanged", WANTED)
                 return
             self._apply(wanted)
+        self._write_state()
+
+    def _write_state(self) -> None:
+        """Write the state of this worker if it is not written yet."""
         if self._unwritten is None:
             return
         try:
@@ -355,7 +384,8 @@ class Repository:
                 return started_loads.pop(folder).result()
             return self._load(folder, python)
 
-        before = self.table[endpoint].variants if endpoint in self.table else {}
+        served_before = self.table.get(endpoint)
+        before = served_before.variants if served_before is not None else {}
         errors = self._take_steps(endpoint, wanted)
         if errors and not before:  # Never serve the versions without their steps.
             return variants.make_served_endpoint({}), errors
@@ -404,6 +434,7 @@ class Repository:
                     replace(captured, steps=steps.digest) if steps else captured,
                     want.aspects,
                     steps=steps,
+                    is_named=self.lazy is None or self.lazy.is_named(endpoint),
                 )
                 if wanted.guard is not None and not want.shadow:
                     variant = _with_guard(variant, wanted.guard.then == "refuse")
@@ -446,16 +477,31 @@ class Repository:
             return dict.fromkeys(wanted.variants, error.message)
         return {}
 
+    def serve(self, name: str, wanted: WantedEndpoint) -> str:
+        """Load the versions of a registered model, and return the reason if none can
+        answer.
+        """
+        served, errors = self._load_endpoint(name, wanted, {})
+        if served.answering and not errors:
+            self.exchange({name: served})
+            return ""
+        return "; ".join((errors | wanted.errors).values())
+
+    def exchange(self, added: Mapping[str, ServedEndpoint], removed: Collection[str] = ()) -> None:
+        """Add or replace endpoints, and remove others."""
+        with self._changing:
+            kept = {name: entry for name, entry in self.table.items() if name not in removed}
+            self._swap({**kept, **added})
+
     def _wait_for_retiring(self, model: str) -> None:
         """Wait some seconds while a replaced version of the model is in memory, so that
         no third version is loaded.
         """
         deadline = time.monotonic() + _MAX_RETIRING_SECONDS
-        while (
-            any(retiring.model == model for retiring in self._retiring)
-            and time.monotonic() < deadline
-        ):
-            if self._stopping.wait(_RETIRING_POLL_SECONDS):
+        while time.monotonic() < deadline:
+            with self._changing:
+                retiring = [version.model for version in self._retiring]
+            if model not in retiring or self._stopping.wait(_RETIRING_POLL_SECONDS):
                 return
 
     def _swap(self, table: ServedTable) -> None:

@@ -212,7 +212,7 @@ class CapturedModel:
         )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def exclude_columns(
     model: CapturedModel,
     drop: tuple[str, ...],

@@ -46,6 +46,7 @@ MAX_SEGMENT_BYTES = 16 * 1024 * 1024
 may be larger.
 """
 
+_MOST_MODELS = 256
 _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 
@@ -106,6 +107,9 @@ class CaptureWriter:
                     offset = self._layouts.get((plan.model, plan.layout))
                     if offset is None:
                         if plan.model not in self._models:
+                            # A new segment forgets the versions that were replaced.
+                            if len(self._models) >= _MOST_MODELS:
+                                self._make_room(MAX_SEGMENT_BYTES)
                             self._models[plan.model] = self._write_frame(
                                 MODEL_KIND + encode_model(plan.model)
                             )

@@ -392,7 +392,7 @@ def test_request_timeout_returns_after_last_download(clean):
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert TIMEOUT not in os.environ
+    assert os.environ[TIMEOUT] == "120"
     second.__exit__(None, None, None)
     assert os.environ[TIMEOUT] == "5"
 

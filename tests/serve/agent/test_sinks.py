@@ -79,8 +79,8 @@ def start(tmp_path, destination, clock):
     """Return a function that makes a sink, as each start of the agent does."""
 
     def start(**options):
-        specs = {"flights": {"audit": SinkSpec(url=destination.url, **options)}}
-        return Sink("audit", tmp_path, specs, threading.Event(), clock)
+        specs = {"audit": SinkSpec(url=destination.url, **options)}
+        return Sink("audit", tmp_path, lambda endpoint: specs, threading.Event(), clock)
 
     return start
 
@@ -229,6 +229,15 @@ def wanted(tmp_path, destination):
 def test_threads_send_at_the_end(tmp_path, writer, destination, wanted):
     write(writer, "a", ["AA"])
     sinks = Sinks(tmp_path)
+    sinks.hold(segments(tmp_path / "spool"))
+    sinks.end()
+    assert destination.received == [["p-a"]]
+
+
+def test_sinks_of_all_registered_models(tmp_path, writer, destination):
+    write(writer, "a", ["AA"])
+    sinks = Sinks(tmp_path)
+    sinks.default = {"audit": SinkSpec(url=destination.url)}
     sinks.hold(segments(tmp_path / "spool"))
     sinks.end()
     assert destination.received == [["p-a"]]

@@ -110,5 +110,7 @@ def test_template_is_expanded_to_paths(path, paths):
 def test_plain_routes_exist_per_endpoint():
     paths = {route.path for route in list_routes() if route.need == "infer"}
     # Azure specifies /score.
-    plain = {path for path in paths if not path.startswith(("/endpoints/", "/v1/", "/v2/"))}
+    plain = {
+        path for path in paths if not path.startswith(("/endpoints/", "/models/", "/v1/", "/v2/"))
+    }
     assert {f"/endpoints/{{endpoint}}{path}" for path in plain - {"/score"}} <= paths

@@ -538,7 +538,7 @@ class HttpConnection(asyncio.Protocol):
                 self._exchange = exchange
 
         if not (is_small and handle_request_async(self._app.server, request, send_from_batch)):
-            self._app.pool.submit(answer_in_thread)
+            self._app.threads_for(request).submit(answer_in_thread)
 
     def _request(self, head: RequestHead, body: bytes) -> RawRequest:
         return RawRequest(

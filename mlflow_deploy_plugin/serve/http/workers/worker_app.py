@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
+from mlflow_deploy_plugin.serve.http.routes import endpoint_of
 from mlflow_deploy_plugin.serve.inference.limits import (
     RequestThreads,
     max_batch_rows,
@@ -29,6 +30,7 @@ _SWITCH_SECONDS = 0.0005
 """The longest time a thread runs before the loop gets the interpreter; with the
 default, small requests waited 5 ms.
 """
+_LOADING_THREADS = 64
 _INLINE_BYTES = 65536
 _MAX_CLASSES = 4096
 _FALLING_WEIGHT = 0.5
@@ -110,13 +112,19 @@ class WorkerApp:
         self.server = server
 
         def waits_for_nobody(request: RawRequest) -> bool:
-            # The loop must not wait for a pyfunc, whose process may hang, or for Redis.
-            is_here = not server.repository.has_pyfuncs or self._plans.covers(request.path)
+            # The loop must not wait for a pyfunc, whose process may hang, for a model
+            # that is loaded, or for Redis.
+            repository = server.repository
+            needs_plan = repository.has_pyfuncs or repository.lazy is not None
+            is_here = not needs_plan or self._plans.covers(request.path)
             return may_be_inline and is_here and not may_wait_for_limits(server, request)
 
         self.inline_policy = InlinePolicy(waits_for_nobody)
         self._sample = 0
         self.pool = RequestThreads(threads)
+        self._loading_pool = self.pool
+        if server.repository.lazy is not None:
+            self._loading_pool = RequestThreads(_LOADING_THREADS)
         self.limits = ConnectionLimits(server.spec.request_timeout_seconds)
         self.now = 0.0
         self.buffered_bytes = 0
@@ -129,6 +137,15 @@ class WorkerApp:
 
     def _handle(self, request: RawRequest) -> RawResponse:
         return self._plans.answer(request) or self._flask.handle(request)
+
+    def threads_for(self, request: RawRequest) -> RequestThreads:
+        """Return the threads that answer a request. Requests that wait until a model is
+        loaded do not take the threads of other requests.
+        """
+        lazy = self.server.repository.lazy
+        if lazy is not None and lazy.must_load(endpoint_of(request.path)):
+            return self._loading_pool
+        return self.pool
 
     def handle(self, request: RawRequest) -> RawResponse:
         """Answer a request in a thread. The time is recorded unless the request may

@@ -328,6 +328,7 @@ def test_many_endpoints_are_described_separately(serve_here, model_folders):
     assert {path for path in document["paths"] if path.endswith("/invocations")} == {
         "/invocations",
         "/endpoints/e0/invocations",
+        "/models/e0/invocations",
     }
     assert f"{count} endpoints" in document["info"]["description"]
     own = json.loads(get(server, "/endpoints/e7/openapi.json").body)

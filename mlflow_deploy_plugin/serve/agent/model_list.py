@@ -1,0 +1,165 @@
+"""The registered models that a pattern selects, such as models:/*@champion.
+
+One listing finds all models that were added, removed or moved. Workers read
+listed.json, and ask for a model at its first request. Only then is the model resolved
+and fetched.
+"""
+
+import hashlib
+import logging
+import math
+from collections.abc import Collection
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.registry.connection import registry_address
+from mlflow_deploy_plugin.core.registry.model_uri import ModelURI
+from mlflow_deploy_plugin.core.registry.resolution import selected_models
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.statedir.files import (
+    LISTED,
+    SERVED,
+    assert_state,
+    read_state,
+    served_file,
+    write_state,
+)
+from mlflow_deploy_plugin.core.statedir.models import Listed, ServedModel, WantedEndpoint
+from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy
+
+_log = logging.getLogger(__name__)
+
+_COVERED_SECONDS = 300.0
+"""The pause between two listings while the change feed is followed, which lacks changes
+that were made without MLflow's server with onnxserve.
+"""
+_PAGE_SECONDS = 0.05
+_MOST_SHARE = 0.2
+"""The pause between two looks for the first page, and the largest share of the time in
+which the registry is listed: a listing of many models takes seconds.
+"""
+
+
+@dataclass
+class ModelList:
+    """The list of a server's registered models, which `pool` reads from the registry.
+
+    Attributes:
+        template: the spec whose only variant has the URI `pattern`.
+        listed: the last list; None before the first.
+        error: the reason why the last listing failed; otherwise empty.
+        is_stale: True if the change feed has reported a change.
+        count: the number of completed listings.
+    """
+
+    state_dir: Path
+    pool: Executor
+    polling: PollPolicy
+    template: EndpointSpec
+    pattern: ModelURI
+    error: str = ""
+    is_stale: bool = True
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.uri = self.pattern.of_model(self.pattern.name)
+        saved = read_state(self.state_dir / LISTED, Listed)
+        self.listed: Listed | None = None
+        if saved is not None and saved.uri == self.uri and saved.is_complete:
+            self.listed = saved
+        self._listing: Future[Listed] | None = None
+        self._began_at = self.polling.clock()
+        self._ended_at = self._began_at
+        self._pause = self.polling.due_at(0) - self._began_at
+        if not self.polling.follow:
+            self._pause = math.inf
+
+    def round(self, is_covered: bool) -> None:
+        """Start a listing if it is due, and write the result of a listing that has
+        ended. Wait only for the first list.
+        """
+        now = self.polling.clock()
+        if self._listing is None:
+            # The first listing imports MLflow.
+            pause = (self._ended_at - self._began_at) / _MOST_SHARE if self.count > 1 else 0.0
+            if not self.is_stale:
+                pause = max(pause, _COVERED_SECONDS if is_covered else self._pause)
+            if now < self._ended_at + pause:
+                return
+            self.is_stale = False
+            self._began_at = now
+            self._listing = self.pool.submit(self._select)
+        while self.listed is None and not self._listing.done():
+            wait([self._listing], _PAGE_SECONDS)
+        if not self._listing.done():
+            return
+        listing = self._listing
+        self._listing = None
+        self._ended_at = self.polling.clock()
+        self.count += 1
+        try:
+            before = self.listed.models if self.listed is not None else {}
+            self.listed = listing.result()
+        except Exception as error:  # noqa: BLE001 - after any error, the list is kept
+            if not isinstance(error, OnnxserveError):
+                _log.exception("the listing of %s failed", self.uri)
+            self.error = f"{self.uri}: {getattr(error, 'message', type(error).__name__)}"
+            return
+        self.error = ""
+        if assert_state(self.state_dir / LISTED, self.listed):
+            _log.info("%d registered models are listed", len(self.listed.models))
+        for name in before.keys() - self.listed.models.keys():
+            served_file(self.state_dir, name).unlink(missing_ok=True)
+
+    def _select(self) -> Listed:
+        """Return the list of the registry. The first list is written after each page,
+        because 9,000 models may take half a minute. Runs in a thread of `pool`.
+        """
+        # Another spec, such as other requirements, or another registry needs other
+        # marks.
+        settings = self.template.model_dump_json(exclude={"server"})
+        digest = hashlib.sha256(f"{registry_address()} {settings}".encode()).hexdigest()[:16]
+        is_first = self.listed is None
+        selected = Listed(uri=self.uri, models={})
+        for marks in selected_models(self.pattern):
+            models = {name: f"{mark} {digest}" for name, mark in sorted(marks.items())}
+            selected = Listed(uri=self.uri, models=models)
+            if is_first:
+                self.listed = selected.model_copy(update={"is_complete": False})
+                assert_state(self.state_dir / LISTED, self.listed)
+        return selected
+
+    def spec(self, model: str) -> EndpointSpec:
+        """Return the endpoint of a listed model, or raise NotFound."""
+        if self.listed is None or model not in self.listed.models:
+            raise NotFound(f"the registry lists no model {model[:100]!r} for {self.uri}")
+        uri = self.pattern.of_model(model)
+        variants = {
+            label: variant.model_copy(update={"model": uri})
+            for label, variant in self.template.variants.items()
+        }
+        return self.template.model_copy(update={"name": model, "variants": variants})
+
+    def write(self, model: str, mark: str, endpoint: WantedEndpoint) -> None:
+        """Write the model, whose version is fetched, to its file. Raises OSError."""
+        file = served_file(self.state_dir, model)
+        before = read_state(file, ServedModel)
+        previous = None
+        if before is not None:
+            is_same = before.endpoint.variants == endpoint.variants
+            previous = before.previous if is_same else before.endpoint
+        write_state(file, ServedModel(name=model, mark=mark, endpoint=endpoint, previous=previous))
+
+    def refuse(self, folders: Collection[Path], reason: str) -> None:
+        """Serve the versions in these folders no longer."""
+        for file in (self.state_dir / SERVED).glob("[!.]*.json"):
+            served = read_state(file, ServedModel)
+            if served is None:
+                continue
+            variants = served.endpoint.variants.items()
+            errors = {label: reason for label, want in variants if want.folder in folders}
+            if errors:
+                refused = WantedEndpoint(variants={}, errors=errors)
+                write_state(file, served.model_copy(update={"endpoint": refused}))

@@ -1,0 +1,407 @@
+"""The registered models of a server, which a worker loads at their first request.
+
+The agent lists the models (`serve/agent/model_list.py`), and fetches the version of a
+model when a worker asks for it. The models in memory stay within a limit: the least
+recently used models leave when room is needed, except models with a request.
+"""
+
+import ctypes
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.processes.child import backoff_seconds
+from mlflow_deploy_plugin.core.statedir.files import (
+    LISTED,
+    SERVED,
+    file_identity,
+    read_state,
+    served_file,
+)
+from mlflow_deploy_plugin.core.statedir.models import (
+    Listed,
+    ServedModel,
+    WantedEndpoint,
+    WantedVariant,
+)
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.variants import ServedEndpoint, ServedTable
+
+logger = logging.getLogger(__name__)
+
+_AnswerT = TypeVar("_AnswerT")
+
+LOADERS = 4
+_LONGEST_RETRY_SECONDS = 60.0
+_ROOM_SECONDS = 10.0
+_ROOM_POLL_SECONDS = 0.02
+_NOTE_SECONDS = 5.0
+"""The number of parallel loads, the longest time after which a failed load is repeated,
+the longest wait for a model without a request, its poll, and the pause between two
+notes about the used models.
+"""
+_MOST_NAMED = 100
+_NAMED_REQUESTS = 100
+"""The number of models that the metrics count by name, each after this number of
+requests. The busiest models get there first.
+"""
+_SESSION_BYTES = 2**19
+_FILE_FACTOR = 2
+_TREES_FACTOR = 8
+_TREES = b"TreeEnsemble"
+_SEARCHED_BYTES = 2**20
+_PYFUNC_BYTES = 200 * 2**20
+"""The estimated memory of a version: per session, per byte of its files (ONNX Runtime's
+trees take 7 times the bytes of their file), and per process of a pyfunc. An operator's
+name is in the first bytes of a file. `benchmarks/registry.py` measures the sum.
+"""
+
+
+class ModelTable(Protocol):
+    """The models in the memory of a worker (`Repository`)."""
+
+    state_dir: Path
+    table: ServedTable
+
+    def serve(self, name: str, wanted: WantedEndpoint) -> str: ...
+    def exchange(
+        self, added: Mapping[str, ServedEndpoint], removed: Collection[str] = ()
+    ) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class _Model:
+    """A registered model.
+
+    Attributes:
+        mark: the mark in `Listed`, and `loaded`, the mark of the version in memory.
+        used_at: the monotonic time of the last request.
+        count: the number of requests.
+        requests: the ids of the requests that the model answers now.
+        size: the reserved memory in bytes; 0 if no version is in memory.
+        error: the reason why the version of `mark` cannot be served; it is tried again
+            at `retry_at`, after `failures` in a row.
+    """
+
+    mark: str
+    loaded: str = ""
+    used_at: float = 0.0
+    count: int = 0
+    requests: set[int] = field(default_factory=set)
+    size: int = 0
+    error: str = ""
+    retry_at: float = 0.0
+    failures: int = 0
+    loading: "Future[ServedEndpoint] | None" = None
+
+
+class LazyModels:
+    """The registered models of a worker, within `memory_bytes`.
+
+    Args:
+        fetch: asks the agent for a model with a mark. Raises OnnxserveError.
+        timeout_seconds: the longest wait of a request for a model.
+    """
+
+    def __init__(
+        self,
+        repository: ModelTable,
+        fetch: Callable[[str, str], None],
+        memory_bytes: float,
+        timeout_seconds: float,
+    ) -> None:
+        self._repository = repository
+        self._fetch = fetch
+        self._limit = memory_bytes
+        self._timeout = timeout_seconds
+        self._models: dict[str, _Model] = {}
+        self._is_complete = False
+        self._named: set[str] = set()
+        self._file: tuple[int, int, int] | None = None
+        self._noted_at = 0.0
+        self._has_evicted = False
+        self._lock = threading.Lock()
+        self._loaders = ThreadPoolExecutor(LOADERS, "onnxserve-load")
+
+    def find(self, name: str) -> ServedEndpoint:
+        """Return the model's endpoint, which is loaded if it is not in memory.
+
+        Raises NotFound for a model that is not listed, and NotReady if it cannot be
+        loaded, or not in time.
+        """
+        model = self._models.get(name)
+        if model is None:
+            if not self._is_complete:
+                raise NotReady("the registered models are being listed; retry in a moment", 1)
+            raise NotFound(
+                f"the registered model {name[:100]!r} does not exist, or is not served here; POST "
+                "/v2/repository/index lists the models"
+            )
+        model.used_at = time.monotonic()
+        served = self._repository.table.get(name)
+        if served is not None:
+            return served
+        wait_seconds = model.retry_at - time.monotonic()
+        if model.error and wait_seconds > 0:
+            raise NotReady(f"model {name!r} cannot be served: {model.error}", int(wait_seconds) + 1)
+        try:
+            return self._start(name, model).result(self._timeout)
+        except TimeoutError:
+            raise NotReady(f"model {name!r} is being loaded; retry in a moment", 1) from None
+
+    def must_load(self, name: str) -> bool:
+        """Return True if a request for this endpoint waits until a model is loaded."""
+        return name in self._models and name not in self._repository.table
+
+    def is_named(self, name: str) -> bool:
+        """Return True if the metrics count the model by its name."""
+        return name in self._named
+
+    def hold(self, name: str, request: RawRequest) -> None:
+        """Keep the model in memory until `release` is called for the request."""
+        if model := self._models.get(name):
+            model.used_at = time.monotonic()
+            model.count += 1
+            model.requests.add(id(request))
+
+    def release(self, name: str, request: RawRequest) -> None:
+        if model := self._models.get(name):
+            model.requests.discard(id(request))
+
+    def holding(
+        self, name: str, answer: Callable[[RawRequest], _AnswerT]
+    ) -> Callable[[RawRequest], _AnswerT]:
+        """Return the function `answer`, during which the model is held and used."""
+
+        def answer_holding(request: RawRequest) -> _AnswerT:
+            self.hold(name, request)
+            try:
+                return answer(request)
+            finally:
+                self.release(name, request)
+
+        return answer_holding
+
+    def index(self) -> Iterator[dict[str, str]]:
+        """Yield the name, version, state and reason of each model. A ready model has a
+        reason if its newest version cannot be served.
+        """
+        for name, model in self._models.items():
+            served = self._repository.table.get(name)
+            version = model.mark.partition(" ")[0]
+            reason = model.error
+            if served is not None:
+                state = "READY"
+                version = served.versions[0]
+            elif model.loading is not None:
+                state = "LOADING"
+            else:
+                state = "UNAVAILABLE"
+                reason = reason or "not in memory; the next request loads it"
+            yield {"name": name, "version": version, "state": state, "reason": reason}
+
+    def poll(self) -> bool:
+        """Follow the list of the agent, and return True once there is a list. Load
+        models whose version has changed.
+        """
+        file = file_identity(self._repository.state_dir / LISTED)
+        if file is not None and file != self._file:
+            listed = read_state(self._repository.state_dir / LISTED, Listed)
+            if listed is not None:
+                is_first = self._file is None
+                self._file = file
+                self._follow(listed)
+                if is_first:
+                    threading.Thread(
+                        target=self._load_recent, name="onnxserve-recent", daemon=True
+                    ).start()
+        now = time.monotonic()
+        if gone := self._repository.table.keys() - self._models.keys():
+            self._repository.exchange({}, gone)
+        for name in self._in_memory():
+            model = self._models[name]
+            if model.loaded != model.mark and now >= model.retry_at:
+                self._start(name, model)
+        if now - self._noted_at >= _NOTE_SECONDS:
+            self._note_uses(self._noted_at)
+            self._noted_at = now
+        return self._file is not None
+
+    def _follow(self, listed: Listed) -> None:
+        """Apply a new list, and retry the models that have changed."""
+        models = {}
+        for name, mark in listed.models.items():
+            model = self._models.get(name) or _Model(mark)
+            if model.mark != mark:
+                model.mark = mark
+                model.error = ""
+                model.retry_at = 0.0
+                model.failures = 0
+            models[name] = model
+        self._models = models
+        self._is_complete = listed.is_complete
+
+    def _start(self, name: str, model: _Model) -> "Future[ServedEndpoint]":
+        """Start to load the model unless it is being loaded, and return its future."""
+        with self._lock:
+            if model.loading is None:
+                model.loading = self._loaders.submit(self._load, name, model)
+            return model.loading
+
+    def _load(self, name: str, model: _Model) -> ServedEndpoint:
+        """Load the model's version, or the version before it if it cannot be served.
+        Runs in a thread of `_loaders`. Raises NotReady.
+        """
+        try:
+            mark = model.mark
+            served = self._repository.table.get(name)
+            if served is not None and model.loaded == mark:
+                return served
+            error = self._load_file(name, model, mark)
+            served = self._repository.table.get(name)
+            model.error = error
+            pause = 1.0
+            if error:
+                logger.error("%s: %s", name, error)
+                model.failures += 1
+                pause = backoff_seconds(model.failures, _LONGEST_RETRY_SECONDS)
+                model.retry_at = time.monotonic() + pause
+            else:
+                model.loaded = mark
+                model.failures = 0
+            if served is None:
+                reason = error or "it has left the list"
+                raise NotReady(f"model {name!r} cannot be served: {reason}", int(pause))
+            return served
+        finally:
+            if name not in self._repository.table:
+                model.size = 0
+            model.loading = None
+
+    def _load_file(self, name: str, model: _Model, mark: str) -> str:
+        """Load the model from its file, which the agent writes if the file lacks the
+        version of `mark`. Return the reason if this version cannot be served.
+        """
+        file = served_file(self._repository.state_dir, name)
+        saved = read_state(file, ServedModel)
+        error = ""
+        if saved is None or saved.mark != mark:
+            try:
+                self._fetch(name, mark)
+                saved = read_state(file, ServedModel)
+            except OnnxserveError as failure:
+                error = failure.message
+        if saved is None:
+            return error or "the agent has not written its file"
+        reason = self._load_endpoint(name, model, saved.endpoint)
+        if reason and saved.previous is not None and name not in self._repository.table:
+            self._load_endpoint(name, model, saved.previous)
+        return error or reason
+
+    def _load_endpoint(self, name: str, model: _Model, endpoint: WantedEndpoint) -> str:
+        """Load the versions of an endpoint when there is room; return the reason if
+        they cannot be served.
+        """
+        size = sum(map(estimated_bytes, endpoint.variants.values()))
+        before = model.size
+        try:
+            self._make_room(model, size)
+        except OnnxserveError as failure:
+            return failure.message
+        reason = self._repository.serve(name, endpoint)
+        model.size = before if reason else size
+        return reason
+
+    def _in_memory(self) -> set[str]:
+        return self._models.keys() & self._repository.table.keys()
+
+    def _make_room(self, model: _Model, size: int) -> None:
+        """Reserve memory for a model, for which the least recently used models leave.
+        Raises NotReady if there is no room.
+        """
+        until = time.monotonic() + _ROOM_SECONDS
+        while True:
+            evicted = []
+            with self._lock:
+                models = self._models
+                room = self._limit - sum(each.size for each in models.values())
+                loaded = sorted(self._in_memory(), key=lambda other: models[other].used_at)
+                for other in loaded:
+                    if room >= size:
+                        break
+                    if not (models[other].requests or models[other].loading):
+                        evicted.append(other)
+                        room += models[other].size
+                if room >= size:
+                    for other in evicted:
+                        models[other].size = 0
+                    model.size += size
+                    break
+            if size > self._limit or time.monotonic() >= until:
+                raise NotReady(
+                    f"it needs about {size:,} bytes of memory; server.model_memory allows a worker "
+                    f"{self._limit:,}, and the models in memory are answering requests"
+                )
+            time.sleep(_ROOM_POLL_SECONDS)
+        if evicted:
+            self._has_evicted = True
+            self._repository.exchange({}, evicted)
+
+    def _load_recent(self) -> None:
+        """Load the models that were used before the start, the last used first, until
+        the memory is full.
+        """
+        folder = self._repository.state_dir / SERVED
+        files = [(file.stat().st_mtime, file) for file in folder.glob("[!.]*.json")]
+        for _, file in sorted(files, reverse=True):
+            saved = read_state(file, ServedModel)
+            if saved is None or saved.name not in self._models:
+                continue
+            size = sum(map(estimated_bytes, saved.endpoint.variants.values()))
+            if sum(each.size for each in self._models.values()) + size > self._limit:
+                return
+            wait([self._start(saved.name, self._models[saved.name])])
+
+    def _note_uses(self, since: float) -> None:
+        """Note the last use of each model in the time of its file, give a name in the
+        metrics to busy models, and return the memory of models that have left.
+        """
+        if self._has_evicted:
+            self._has_evicted = False
+            # glibc keeps holes, which took a third of the memory after 500 loads.
+            with suppress(AttributeError):
+                ctypes.CDLL(None).malloc_trim(0)
+        offset = time.time() - time.monotonic()
+        for name in self._in_memory():
+            model = self._models[name]
+            if model.used_at > since:
+                moment = model.used_at + offset
+                with suppress(OSError):
+                    os.utime(served_file(self._repository.state_dir, name), (moment, moment))
+            is_busy = model.count >= _NAMED_REQUESTS and len(self._named) < _MOST_NAMED
+            served = self._repository.table.get(name)
+            if is_busy and served and name not in self._named and model.loading is None:
+                self._named.add(name)
+                self._repository.exchange({name: served.named()})
+
+
+def estimated_bytes(want: WantedVariant) -> int:
+    """Return the estimated memory of a version on this disk."""
+    if want.aspects.get("flavor") == PYTHON_FUNCTION:
+        return _PYFUNC_BYTES
+    size = sum(path.stat().st_size for path in want.folder.rglob("*") if path.is_file())
+    factor = _FILE_FACTOR
+    for graph in want.folder.rglob("*.onnx"):
+        with graph.open("rb") as file:
+            if _TREES in file.read(_SEARCHED_BYTES):
+                factor = _TREES_FACTOR
+    return _SESSION_BYTES + factor * size

@@ -1,0 +1,114 @@
+import itertools
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import selected_models
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.statedir.files import LISTED, read_state, served_file
+from mlflow_deploy_plugin.core.statedir.models import (
+    Listed,
+    ServedModel,
+    WantedEndpoint,
+    WantedVariant,
+)
+from mlflow_deploy_plugin.serve.agent import model_list
+from mlflow_deploy_plugin.serve.agent.model_list import ModelList
+from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy
+from tests.support.fake_registry import AtOnce
+from tests.support.refusals import refused
+
+CHAMPIONS = "models:/team-*@champion"
+
+
+@pytest.fixture
+def client(new_mlflow):
+    """Register three models with two versions: the first is champion of two models, and
+    in Production; the second has the tag region=eu.
+    """
+    client = MlflowClient()
+    for name in ("team-a", "team-b", "other"):
+        client.create_registered_model(name)
+        client.create_model_version(name, ".", tags={"region": "us"})
+        client.create_model_version(name, ".", tags={"region": "eu"})
+        client.transition_model_version_stage(name, "1", "Production")
+        if name != "team-b":
+            client.set_registered_model_alias(name, "champion", "1")
+    return client
+
+
+@pytest.mark.parametrize(
+    ("uri", "selected"),
+    [
+        ("models:/*@champion", {"team-a": "1", "other": "1"}),
+        (CHAMPIONS, {"team-a": "1"}),
+        ("models:/team-*/production", {"team-a": "1", "team-b": "1"}),
+        ("models:/*/tag:region=eu", {"team-a": "2", "team-b": "2", "other": "2"}),
+        ("models:/*@nobody", {}),
+    ],
+)
+def test_models_of_a_pattern(client, uri, selected, monkeypatch):
+    monkeypatch.setattr("mlflow_deploy_plugin.core.registry.resolution._PAGE", 1)
+    *_, marks = selected_models(parse_model_uri(uri))
+    assert {name: mark.split()[0] for name, mark in marks.items()} == selected
+
+
+def make_list(folder, marks, **config):
+    """Return a list whose registry has these marks (or raises them), on a clock that
+    advances a day per look.
+    """
+
+    def select(pattern):
+        if isinstance(marks, Exception):
+            raise marks
+        return iter([dict(marks)])
+
+    days = itertools.count(0.0, 86_400.0)
+    policy = PollPolicy(30.0, True, lambda: next(days))
+    spec = apply_config(new_endpoint("registry", CHAMPIONS), config)
+    models = ModelList(folder, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_list, "selected_models", select)
+        models.round(is_covered=False)
+        models.round(is_covered=False)
+    return models
+
+
+def test_marks_change_with_version_and_requirements(tmp_path):
+    seen = set()
+    for mark, config in (("1 5", {}), ("2 5", {}), ("2 5", {"require": "gate=passed"})):
+        make_list(tmp_path, {"team-a": mark}, **config)
+        listed = read_state(tmp_path / LISTED, Listed)
+        assert listed is not None
+        assert listed.models["team-a"].startswith(mark)
+        seen.add(listed.models["team-a"])
+    assert len(seen) == 3
+
+
+def test_list_is_kept_while_the_registry_is_down(tmp_path):
+    make_list(tmp_path, {"team-a": "1 5"})
+    models = make_list(tmp_path, RegistryUnavailable("down"))
+    assert "down" in models.error
+    assert models.spec("team-a").variants["registry"].model == "models:/team-a@champion"
+    with refused(NotFound, "team-b"):
+        models.spec("team-b")
+
+
+def test_previous_version_of_a_model_is_kept(tmp_path):
+    models = make_list(tmp_path, {"../a": "1 5"})
+    for version in ("1", "1", "2"):
+        want = WantedVariant(model_uri="", model="../a", version=version, folder=tmp_path / version)
+        models.write("../a", version, WantedEndpoint(variants={"registry": want}))
+    file = served_file(tmp_path, "../a")
+    saved = read_state(file, ServedModel)
+    assert saved is not None
+    assert saved.previous is not None
+    assert saved.previous.variants["registry"].version == "1"
+    models.refuse({tmp_path / "2"}, "it ends its worker")
+    saved = read_state(file, ServedModel)
+    assert saved is not None
+    assert saved.endpoint.errors == {"registry": "it ends its worker"}
+    make_list(tmp_path, {"team-a": "1 5"})
+    assert not file.exists()

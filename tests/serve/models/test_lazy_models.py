@@ -1,0 +1,147 @@
+import math
+import os
+import threading
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import NotFound, NotReady
+from mlflow_deploy_plugin.core.statedir.files import LISTED, served_file, write_state
+from mlflow_deploy_plugin.core.statedir.models import (
+    Listed,
+    ServedModel,
+    WantedEndpoint,
+    WantedVariant,
+)
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.models.lazy_models import LazyModels
+from mlflow_deploy_plugin.serve.models.loading import load_warm
+from mlflow_deploy_plugin.serve.models.repository import Repository
+from mlflow_deploy_plugin.serve.runtime.session import Placement
+from tests.support import servers
+from tests.support.refusals import refused
+from tests.support.waiting import wait_until
+
+NAMES = ("a", "b", "c", "d")
+MODEL_BYTES = 2**19 + 4096
+"""The estimated memory of a model, whose files have less than 2,048 bytes."""
+
+
+class Worker:
+    """A repository of listed models, and an agent that fetches them."""
+
+    def __init__(self, root, memory_bytes, timeout_seconds=20.0):
+        self.root = root
+        self.fetched = []
+        self.refusal = None
+        self.loads = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.folders = {name: servers.single_model(root / name, 1.0) for name in NAMES}
+        self.repository = Repository(root, self.load)
+        self.lazy = LazyModels(self.repository, self.fetch, memory_bytes, timeout_seconds)
+        self.repository.lazy = self.lazy
+        self.list(dict.fromkeys(NAMES, "1 x"))
+
+    def load(self, folder, python=""):
+        self.loads.append(folder.name)
+        assert self.gate.wait(20)
+        return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
+
+    def fetch(self, name, mark):
+        self.fetched.append(name)
+        if self.refusal:
+            raise NotReady(self.refusal)
+        want = WantedVariant.model_validate(servers.variant(self.folders[name], mark[0]))
+        model = ServedModel(name=name, mark=mark, endpoint=WantedEndpoint(variants={"v": want}))
+        write_state(served_file(self.root, name), model)
+
+    def list(self, marks, is_complete=True):
+        listed = Listed(uri="models:/*@x", models=marks, is_complete=is_complete)
+        write_state(self.root / LISTED, listed)
+        self.repository.poll()
+
+    @property
+    def loaded(self):
+        return set(self.repository.table)
+
+
+@pytest.fixture
+def worker(tmp_path):
+    worker = Worker(tmp_path, 2 * MODEL_BYTES)
+    yield worker
+    worker.gate.set()
+    worker.repository.stop()
+
+
+def test_least_recently_used_model_leaves(worker):
+    for name in ("a", "b", "a", "c"):
+        assert worker.repository.select_variant(name).loaded.version == "1"
+    assert worker.loaded == {"a", "c"}
+    assert worker.repository.select_variant("b").endpoint == "b"
+    assert worker.fetched == ["a", "b", "c"]  # The files remain on the disk.
+
+
+def test_model_with_a_request_stays(worker):
+    request = RawRequest("POST", "/", {}, b"")
+    for name in ("a", "b"):
+        worker.repository.select_variant(name)
+    worker.lazy.hold("a", request)
+    worker.repository.select_variant("c")
+    assert worker.loaded == {"a", "c"}
+    worker.lazy.release("a", request)
+    worker.repository.select_variant("b")
+    assert worker.loaded == {"b", "c"}
+
+
+def test_too_large_model_is_refused(tmp_path):
+    worker = Worker(tmp_path, MODEL_BYTES // 2)
+    with refused(NotReady, "model_memory"):
+        worker.repository.select_variant("a")
+
+
+def test_slow_load_refuses_after_the_deadline(tmp_path):
+    worker = Worker(tmp_path, math.inf, timeout_seconds=0.2)
+    worker.gate.clear()
+    with refused(NotReady, "retry"):
+        worker.repository.select_variant("a")
+    states = [entry["state"] for entry in worker.lazy.index()]
+    assert states == ["LOADING", "UNAVAILABLE", "UNAVAILABLE", "UNAVAILABLE"]
+    worker.gate.set()
+    wait_until(lambda: worker.loaded == {"a"}, 20, "loaded")
+
+
+def test_changed_list_reloads_and_drops(worker):
+    for name in ("a", "b"):
+        worker.repository.select_variant(name)
+    worker.list({"a": "2 x", "c": "1 x"})
+    wait_until(lambda: worker.repository.select_variant("a").loaded.version == "2", 20, "2")
+    assert worker.loaded == {"a"}
+    with refused(NotFound, "b"):
+        worker.repository.select_variant("b")
+
+
+def test_recently_used_models_are_loaded_first(worker, tmp_path):
+    for moment, name in enumerate(("c", "a", "d", "b")):
+        worker.fetch(name, "1 x")
+        os.utime(served_file(tmp_path, name), (moment, moment))
+    after = Worker(tmp_path, 2 * MODEL_BYTES)
+    wait_until(lambda: len(after.loaded) == 2, 20, "loaded")
+    assert after.loads == ["b", "d"]
+    assert after.fetched == []
+
+
+def test_fetch_error_is_kept_for_some_time(worker):
+    worker.refusal = "the gate has not passed"
+    for _ in range(2):
+        with refused(NotReady, "gate has not passed"):
+            worker.repository.select_variant("a")
+    assert worker.fetched == ["a"]
+
+
+def test_model_after_the_first_page_is_not_missing(worker):
+    worker.list({"a": "1 x"}, is_complete=False)
+    with refused(NotReady, "listed"):
+        worker.repository.select_variant("b")
+    worker.list({"a": "1 x"})
+    with refused(NotFound, "b"):
+        worker.repository.select_variant("b")
