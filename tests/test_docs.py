@@ -59,8 +59,8 @@ def test_pages_stay_few_and_short():
     """
     sizes = {page.name: page.stat().st_size for page in DOCS.glob("*.md")}
     longer = {"architecture.md", "errors.md", "glossary.md", "reference.md"}
-    assert len(sizes) <= 42
-    assert sum(sizes.values()) <= 456_700
+    assert len(sizes) <= 43
+    assert sum(sizes.values()) <= 461_300
     assert {name for name, size in sizes.items() if size >= 12_000} - longer == set()
     assert (ROOT / "benchmarks" / "RESULTS.md").stat().st_size <= 60_000
 
