@@ -48,6 +48,7 @@ _GROUPS = {
         "delete": ("endpoint", "Delete the deployment NAME."),
         "logs": ("endpoint", "Show the log of the server of the deployment NAME."),
         "predict": ("predict", "Predict every row of a file with a deployment or a model."),
+        "consume": ("predict", "Answer the messages of a Kafka topic with an endpoint."),
         "fetch": ("serve", "Write the checked files of a version into a folder."),
         "keys": ("keys", "Create, list and revoke API keys."),
     },

@@ -106,6 +106,8 @@ class Settings(BaseModel):
     """File with the valid API keys, for servers without a store. `onnxserve keys
     export` prints it. Default: the keys in the store.
     """
+    api_key: str = Field(default="", repr=False)
+    """API key with which `onnxserve consume` calls the server."""
     secrets: Path | None = None
     """Folder whose files set the environment variables of their names, such as Docker's
     /run/secrets or systemd's credentials. A variable that is set takes precedence.

@@ -235,8 +235,17 @@ class Client:
                 if content_type == JSON:
                     raise
                 self.only_json = True
-        body = encode_json(rows, params)
-        return _prediction(self._post_json(f"{self._route}/invocations", body, headers))
+        return _prediction(self.invoke(encode_json(rows, params), headers))
+
+    def invoke(
+        self,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+    ) -> urllib3.BaseHTTPResponse:
+        """Return the response of `/invocations` to a JSON body, as the server sent it.
+        Raises the errors of `predict`.
+        """
+        return self._post_json(f"{self._route}/invocations", body, headers)
 
     def infer(
         self,
