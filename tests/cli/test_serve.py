@@ -111,7 +111,7 @@ def test_changed_steps_are_served(supervised, tmp_path, caplog):
     source = "def before(request):\n    return {}\n"
     steps.write_text(source.format(1))
 
-    def run(folder, follow, announce, refresh):
+    def run(folder, follow, announce, refresh, jobs):
         def served(content):
             steps.write_text(content)
             refresh()

@@ -68,8 +68,8 @@ def want(
     state_dir,
     generation,
     endpoints,
-    guard=None,
     steps=None,
+    guard=None,
     **capture,
 ):
     """Write wanted.json from endpoint → variant → fields, and endpoint → source of its
