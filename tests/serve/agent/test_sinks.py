@@ -49,6 +49,7 @@ class Destination:
     """
 
     def __init__(self):
+        self.url = ""
         self.posts = []
         self.headers = []
         self.answer = lambda ids: 202

@@ -58,6 +58,12 @@ def post(path, body, content_type="application/json"):
     return RawRequest("POST", path, {"content-type": content_type}, content)
 
 
+def planned(server, request):
+    answer = PlanTable(server).answer(request)
+    assert answer is not None
+    return answer
+
+
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
@@ -73,16 +79,16 @@ def post(path, body, content_type="application/json"):
 )  # fmt: skip
 def test_steps_apply_to_each_protocol(stepped, request_, expected):
     server = stepped(STEPS)
-    answers = [PlanTable(server).answer(request_), handle(server, request_)]
+    answers = [planned(server, request_), handle(server, request_)]
     assert [json.loads(answer.body) for answer in answers] == [expected, expected]
 
 
 def test_steps_apply_to_tensors_and_tables(stepped):
     server = stepped(STEPS)
-    for answer in (PlanTable(server).answer, lambda request: handle(server, request)):
-        outputs = json.loads(answer(post("/v2/models/e/infer", V2)).body)["outputs"]
+    for answer in (planned, handle):
+        outputs = json.loads(answer(server, post("/v2/models/e/infer", V2)).body)["outputs"]
         assert {output["name"]: output["data"] for output in outputs} == TOTALS
-        table = answer(post("/invocations", TABLE, "application/vnd.apache.arrow.stream"))
+        table = answer(server, post("/invocations", TABLE, "application/vnd.apache.arrow.stream"))
         assert pa.ipc.open_stream(table.body).read_all().to_pydict() == TOTALS
 
 
@@ -161,7 +167,7 @@ def test_unchanged_values_are_the_callers_fault(stepped):
 def test_captured_row_has_both_sides(stepped, is_planned):
     server = stepped(STEPS, mask=["b"])
     request = post("/invocations", {"dataframe_records": RECORDS})
-    answer = PlanTable(server).answer(request) if is_planned else handle(server, request)
+    answer = (planned if is_planned else handle)(server, request)
     assert answer.status == 200
     (row,) = captured(server)
     columns = row.model.schema.to_columns(row.feeds)

@@ -60,7 +60,8 @@ class Topics:
 
     def relay(self, ended, url="", endpoint="sum", **more):
         client = Client(url or self.url, endpoint, retries=RetryPolicy(tries=1))
-        return kafka.TopicRelay(client, ended, *self.arguments(**more), 8)
+        source, destination, dead_letter, file = self.arguments(**more)
+        return kafka.TopicRelay(client, ended, source, destination, dead_letter, file, 8)
 
     @contextmanager
     def running(self, **options):
@@ -193,5 +194,5 @@ def test_invalid_arguments_are_refused_without_secrets(tmp_path, uris, more, nam
     file = tmp_path / "client.properties"
     file.write_text(more)
     with refused(InvalidConfig, name) as refusal:
-        kafka.TopicRelay(Client("http://h"), threading.Event(), *uris, None, file, 8)
+        kafka.TopicRelay(Client("http://h"), threading.Event(), uris[0], uris[1], None, file, 8)
     assert "secret" not in str(refusal.value)
