@@ -314,15 +314,16 @@ class _Supervisor:
                 # At the limit of processes or files, the next check tries again.
                 with suppress(OSError):
                     self._metrics_process = self._children.start(command, [port])
-            if self._is_ready and (self._jobs is None or self._jobs.exit_status is not None):
-                # A new job changes the folder. Reading 200 kept jobs takes 15 ms.
-                folder = files.file_identity(self.state_dir / "jobs")
-                if folder != self._jobs_folder or time.monotonic() >= self._read_jobs_at:
-                    self._jobs_folder = folder
-                    self._read_jobs_at = time.monotonic() + _JOBS_SECONDS
-                    with suppress(OSError):
-                        if has_work(self.state_dir, self.server.jobs):
-                            self._jobs = self._children.start(self.jobs_command)
+            # A new job changes the folder. Reading 200 kept jobs takes 15 ms.
+            folder = files.file_identity(self.state_dir / "jobs")
+            may_be_due = folder != self._jobs_folder or time.monotonic() >= self._read_jobs_at
+            is_over = self._jobs is None or self._jobs.exit_status is not None
+            if self._is_ready and is_over and may_be_due:
+                self._jobs_folder = folder
+                self._read_jobs_at = time.monotonic() + _JOBS_SECONDS
+                with suppress(OSError):
+                    if has_work(self.state_dir, self.server.jobs):
+                        self._jobs = self._children.start(self.jobs_command)
             if self.shared is not None and self.shared.is_gone:
                 raise DeploymentFailed("the process that provides the listening socket has exited")
 
