@@ -109,7 +109,8 @@ class TopicRelay:
             raise InvalidConfig("--from, --to and --dead-letter need three different topics")
         self._properties: dict[str, Any] = {
             "group.id": f"onnxserve-{client.endpoint}",
-            "error_cb": _warn,
+            # The number of milliseconds would make each line another line.
+            "error_cb": lambda error: _log.warning("Kafka: %s", error.str().split(" (after ")[0]),
             **_DEFAULTS,
             **(_read_properties(config_file) if config_file else {}),
             **_OWN,
@@ -213,8 +214,3 @@ class TopicRelay:
 def _confirm(error: KafkaError | None, _: Message) -> None:
     if error is not None:
         raise KafkaException(error)
-
-
-def _warn(error: KafkaError) -> None:
-    # The number of milliseconds would make each line another line.
-    _log.warning("Kafka: %s", error.str().partition(" (after ")[0])
