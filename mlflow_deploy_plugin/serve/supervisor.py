@@ -64,7 +64,7 @@ _AGENT_END_SECONDS = 30.0
 _METRICS_MODULE = "mlflow_deploy_plugin.serve.observability.metrics_port"
 _METRICS_SECONDS = 5.0
 _JOBS_SECONDS = 5.0
-"""The shortest time between two starts of the process of the jobs."""
+"""The time after which all jobs are read although their folder has not changed."""
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
 """The number of deaths of gunicorn, each within a minute of its start, after which the
@@ -197,7 +197,8 @@ class _Supervisor:
         self._kill_orphans_at = math.inf
         self._metrics_process: SupervisedChild | None = None
         self._jobs: SupervisedChild | None = None
-        self._start_jobs_at = 0.0
+        self._jobs_folder: tuple[int, int, int] | None = None
+        self._read_jobs_at = 0.0
         self._restarts = 0
         self._is_ready = False  # remains True once every worker has answered
         self._phase: Phase = "starting"
@@ -313,12 +314,16 @@ class _Supervisor:
                 # At the limit of processes or files, the next check tries again.
                 with suppress(OSError):
                     self._metrics_process = self._children.start(command, [port])
-            if self._is_ready and time.monotonic() >= self._start_jobs_at:
-                is_over = self._jobs is None or self._jobs.exit_status is not None
+            # A new job changes the folder. Reading 200 kept jobs takes 15 ms.
+            folder = files.file_identity(self.state_dir / "jobs")
+            may_be_due = folder != self._jobs_folder or time.monotonic() >= self._read_jobs_at
+            is_over = self._jobs is None or self._jobs.exit_status is not None
+            if self._is_ready and is_over and may_be_due:
+                self._jobs_folder = folder
+                self._read_jobs_at = time.monotonic() + _JOBS_SECONDS
                 with suppress(OSError):
-                    if is_over and has_work(self.state_dir, self.server.jobs):
+                    if has_work(self.state_dir, self.server.jobs):
                         self._jobs = self._children.start(self.jobs_command)
-                        self._start_jobs_at = time.monotonic() + _JOBS_SECONDS
             if self.shared is not None and self.shared.is_gone:
                 raise DeploymentFailed("the process that provides the listening socket has exited")
 

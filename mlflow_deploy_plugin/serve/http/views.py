@@ -308,10 +308,10 @@ def create_job(
 
 def job(server: Server, request: RawRequest, endpoint: str, job: str) -> RawResponse:
     """Describe a job, which DELETE has cancelled before."""
-    state_dir = server.repository.state_dir
-    if request.method == "DELETE":
-        find_job(state_dir, endpoint, job).cancel_mark.touch()
-    return RawResponse(200, dump_json(find_job(state_dir, endpoint, job).document))
+    found = find_job(server.repository.state_dir, endpoint, job)
+    if request.method == "DELETE" and not found.is_ended:
+        found.cancel_mark.touch()
+    return RawResponse(200, dump_json(found.document))
 
 
 def job_result(server: Server, request: RawRequest, endpoint: str, job: str) -> RawResponse:

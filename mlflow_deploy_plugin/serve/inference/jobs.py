@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +33,7 @@ _REQUEST = "request.json"
 _RETRY_SECONDS = 30
 _UPLOAD_SECONDS = 86400.0
 _MOST_KEPT = 200
+_NAME_LENGTH = 32
 
 
 class JobRequest(State):
@@ -87,8 +88,7 @@ class Job:
         return not self.is_ended or bool(self.request.callback and self.state.calls_left)
 
     def is_old(self, spec: JobsSpec) -> bool:
-        age = time.time() - self.folder.stat().st_mtime
-        return self.is_ended and age > duration_seconds(spec.keep)
+        return time.time() - self.folder.stat().st_mtime > duration_seconds(spec.keep)
 
     @property
     def cancel_mark(self) -> Path:
@@ -97,30 +97,33 @@ class Job:
 
     @property
     def document(self) -> dict[str, object]:
-        """The job for its caller."""
+        """The job for its caller. A cancelled job has ended for the caller before the
+        process of the jobs has written its state.
+        """
         document = self.state.model_dump(exclude={"calls_left"})
+        if not self.is_ended and self.cancel_mark.exists():
+            document["state"] = "cancelled"
         version = self.request.variant.version
         return {"id": self.folder.name, **document, "version": version}
 
 
 def read_jobs(state_dir: Path) -> list[Job]:
     """Return the accepted jobs, oldest first."""
-    jobs = []
-    for folder in sorted(state_dir.glob("jobs/[!.]*")):
-        request = read_state(folder / _REQUEST, JobRequest)
-        state = read_state(folder / STATE, JobState) or JobState()
-        if request is not None:
-            job = Job(folder, request, state)
-            if not job.is_ended and job.cancel_mark.exists():
-                job = replace(job, state=state.model_copy(update={"state": "cancelled"}))
-            jobs.append(job)
-    return jobs
+    return [*filter(None, map(_read_job, sorted(state_dir.glob("jobs/[!.]*"))))]
+
+
+def _read_job(folder: Path) -> Job | None:
+    request = read_state(folder / _REQUEST, JobRequest)
+    if request is None:
+        return None
+    return Job(folder, request, read_state(folder / STATE, JobState) or JobState())
 
 
 def find_job(state_dir: Path, endpoint: str, name: str) -> Job:
     """Return a job of the endpoint. Raises NotFound."""
-    for job in read_jobs(state_dir):
-        if job.folder.name == name and job.request.endpoint == endpoint:
+    if len(name) == _NAME_LENGTH and name.isalnum():  # It is no path.
+        job = _read_job(state_dir / "jobs" / name)
+        if job is not None and job.request.endpoint == endpoint:
             return job
     raise NotFound(f"endpoint {endpoint[:100]!r} has no job {name[:100]!r}; old jobs are deleted")
 
@@ -135,11 +138,12 @@ def delete_old_jobs(state_dir: Path, spec: JobsSpec) -> None:
     and the uploads of killed workers.
     """
     size = 0
-    ended = [job for job in read_jobs(state_dir) if job.is_ended and not job.is_due]
+    ended = [job for job in read_jobs(state_dir) if not job.is_due]
     for number, job in enumerate(reversed(ended)):
         size += sum(path.stat().st_size for path in job.folder.rglob("*"))
         if job.is_old(spec) or size > spec.max_kept_bytes or number >= _MOST_KEPT:
-            shutil.rmtree(job.folder)
+            # A job whose state was deleted first would run again after a crash.
+            shutil.rmtree(job.folder.rename(job.folder.with_name(f".{job.folder.name}")))
     for left in state_dir.glob("jobs/.*/"):
         if time.time() - left.stat().st_mtime > _UPLOAD_SECONDS:
             shutil.rmtree(left)

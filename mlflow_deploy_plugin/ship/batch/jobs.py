@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.ship.batch.run import BatchPlan, BatchProgress, run_ba
 _log = logging.getLogger("mlflow_deploy_plugin.ship.batch.jobs")
 
 _NICE = 10
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
 _CALLBACKS_AT_ONCE = 4
 _PAUSE_SECONDS = 30.0
 _FOLDER = re.compile(r"(?<![\w:/])/(\S*/)?|--(?=\w)")
@@ -63,7 +63,8 @@ def run_jobs(state_dir: Path) -> None:
             else:
                 assert_state(job.folder / STATE, _run(job, spec.workers))
                 break
-        time.sleep(_LOOK_SECONDS)
+        else:
+            time.sleep(_LOOK_SECONDS)
 
 
 def _run(job: Job, workers: int) -> JobState:
@@ -86,6 +87,8 @@ def _run(job: Job, workers: int) -> JobState:
             raise _Cancelled
 
     try:
+        if job.cancel_mark.exists():
+            raise _Cancelled
         check_digest(variant)
         plan = BatchPlan(
             model_uri=variant.model_uri,

@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.settings import read_text
 from mlflow_deploy_plugin.serve.client.client import Client
@@ -49,6 +49,7 @@ server has answered.
 """
 _ID = "X-Request-Id"
 _OF_ANSWER = ("X-Prediction-Id", "X-Model-Name", "X-Model-Version")
+_OURS = (_ID, "X-Endpoint", "X-Error", *_OF_ANSWER)
 _log = logging.getLogger(__name__)
 
 
@@ -108,7 +109,8 @@ class TopicRelay:
             raise InvalidConfig("--from, --to and --dead-letter need three different topics")
         self._properties: dict[str, Any] = {
             "group.id": f"onnxserve-{client.endpoint}",
-            "error_cb": _warn,
+            # The number of milliseconds would make each line another line.
+            "error_cb": lambda error: _log.warning("Kafka: %s", error.str().split(" (after ")[0]),
             **_DEFAULTS,
             **(_read_properties(config_file) if config_file else {}),
             **_OWN,
@@ -163,7 +165,9 @@ class TopicRelay:
             if record is None:
                 break
             topic, value, ours = record
-            headers = [*(message.headers() or ()), *ours.items()]
+            # A dead letter that is sent again has headers of its first answer.
+            headers = [pair for pair in message.headers() or () if pair[0] not in _OURS]
+            headers += ours.items()
             producer.produce(topic, value, message.key(), headers=headers, on_delivery=_confirm)
             written.append(message)
         producer.flush()
@@ -179,13 +183,15 @@ class TopicRelay:
         id_ = f"{message.topic()}-{message.partition()}-{message.offset()}"
         headers = {_ID: id_, "X-Endpoint": self._client.endpoint or ""}
         reason = "the value is not a JSON object or list"
-        document = None
-        with suppress(orjson.JSONDecodeError):
+        body = None
+        with suppress(orjson.JSONDecodeError, InvalidRequest):  # It may be nested too deeply.
             document = orjson.loads(message.value() or b"")
+            if isinstance(document, dict | list):
+                body = encode_json(document)
         attempt = 0
-        while isinstance(document, dict | list):
+        while body is not None:
             try:
-                response = self._client.invoke(encode_json(document), {_ID: id_})
+                response = self._client.invoke(body, {_ID: id_})
             except OnnxserveError as error:
                 attempt += 1
                 reason = error.message
@@ -208,8 +214,3 @@ class TopicRelay:
 def _confirm(error: KafkaError | None, _: Message) -> None:
     if error is not None:
         raise KafkaException(error)
-
-
-def _warn(error: KafkaError) -> None:
-    # The number of milliseconds would make each line another line.
-    _log.warning("Kafka: %s", error.str().partition(" (after ")[0])

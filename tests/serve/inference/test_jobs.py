@@ -62,10 +62,20 @@ def test_jobs_are_bounded_until_they_end(tmp_path):
     with pytest.raises(BodyTooLarge):
         accept_job(tmp_path, SPEC, REQUEST.model_copy(update={"input": "a"}), [b"0" * 1025])
     second.cancel_mark.touch()
+    with pytest.raises(TooManyRequests):  # Otherwise cancelled uploads would fill the disk.
+        accept_job(tmp_path, SPEC, REQUEST)
+    assert [job.document["state"] for job in read_jobs(tmp_path)] == ["queued", "cancelled"]
+    end(first)
     accept_job(tmp_path, SPEC, REQUEST)
-    assert [job.state.state for job in read_jobs(tmp_path)] == ["queued", "cancelled", "queued"]
-    with pytest.raises(NotFound):
-        find_job(tmp_path, "f", first.folder.name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "../jobs/{}", "{}/", "{}\0", "a" * 300, "\udcff" * 32])
+def test_job_has_no_other_name(tmp_path, name):
+    job = accept_job(tmp_path, SPEC, REQUEST).folder.name
+    assert find_job(tmp_path, "e", job).request == REQUEST
+    for endpoint, unknown in (("f", job), ("e", name.format(job))):
+        with pytest.raises(NotFound):
+            find_job(tmp_path, endpoint, unknown)
 
 
 def test_ended_jobs_are_kept_by_age_and_size(tmp_path):
@@ -82,3 +92,12 @@ def test_ended_jobs_are_kept_by_age_and_size(tmp_path):
     assert [job.folder for job in read_jobs(tmp_path)] == [large.folder, small.folder]
     delete_old_jobs(tmp_path, SPEC.model_copy(update={"max_kept_bytes": 2**20}))
     assert [job.folder for job in read_jobs(tmp_path)] == [small.folder]
+
+
+def test_interrupted_deletion_leaves_no_job(tmp_path, monkeypatch):
+    job = accept_job(tmp_path, SPEC, REQUEST)
+    end(job)
+    os.utime(job.folder, (0, 0))
+    monkeypatch.setattr("shutil.rmtree", lambda folder: (folder / STATE).unlink())
+    delete_old_jobs(tmp_path, SPEC)
+    assert read_jobs(tmp_path) == []
