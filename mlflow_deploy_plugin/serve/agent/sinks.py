@@ -42,6 +42,7 @@ from mlflow_deploy_plugin.serve.agent.ship import captured_columns, to_arrow
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import array_datatype
 from mlflow_deploy_plugin.serve.spool.frames import (
     SHIPPED,
+    remove_left_over,
     segments,
     shipped_bytes,
     spool_bytes,
@@ -185,7 +186,10 @@ class Sink(threading.Thread):
         room = max_bytes - spool_bytes(self._spool)
         waiting_bytes = 0
         for segment in reversed(segments(self.folder)):
-            size = segment.stat().st_size
+            try:
+                size = segment.stat().st_size
+            except FileNotFoundError:
+                continue  # The sink's thread has just removed it.
             waiting_bytes += size - shipped_bytes(segment)
             if self._in_spool(segment):
                 continue
@@ -193,12 +197,13 @@ class Sink(threading.Thread):
             if room < 0:
                 dropped = sum(len(batch.offsets) for batch in self._read(segment)[0])
                 self._counts["dropped"] += dropped
-                segment.unlink()
+                segment.unlink(missing_ok=True)
                 _log.error(
                     "sink %s: %d requests are dropped, because server.max_spool_bytes is reached",
                     self.name,
                     dropped,
                 )
+        remove_left_over(self.folder)
         return SinkState(events=self._counts, waiting_bytes=waiting_bytes, error=self._error)
 
     def run(self) -> None:
@@ -218,7 +223,8 @@ class Sink(threading.Thread):
         pause = 0.0
         try:
             for segment in segments(self.folder):
-                self._send_segment(segment)
+                with suppress(FileNotFoundError):  # `hold` may drop the segment.
+                    self._send_segment(segment)
         except _Unavailable as failure:
             error, pause = failure.args
         except Exception as failure:  # noqa: BLE001 - an error must not end the thread
@@ -246,14 +252,14 @@ class Sink(threading.Thread):
                     or len(unsent) == event.spec.batch_size
                     or unsent_bytes + len(event.data) > _MOST_BODY_BYTES
                 ):
-                    self._send(unsent)
+                    self._send(segment, unsent)
                     _record(segment, event.offset)
                     unsent = []
                     unsent_bytes = 0
                 unsent.append(event)
                 unsent_bytes += len(event.data)
             if unsent:
-                self._send(unsent)
+                self._send(segment, unsent)
             _record(segment, end)
         if is_final:
             segment.unlink(missing_ok=True)
@@ -301,7 +307,7 @@ class Sink(threading.Thread):
                 data = orjson.dumps(document, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY)
                 yield Event(int(batch.offsets[number]), spec, attributes, data)
 
-    def _send(self, events: Sequence[Event]) -> None:
+    def _send(self, segment: Path, events: Sequence[Event]) -> None:
         """Send events of one spec. Events that the destination rejects are written to a
         file. Raises _Unavailable.
         """
@@ -311,8 +317,9 @@ class Sink(threading.Thread):
         elif len(events) > 1:
             # Halve the batch to find the rejected events.
             middle = len(events) // 2
-            self._send(events[:middle])
-            self._send(events[middle:])
+            self._send(segment, events[:middle])
+            _record(segment, events[middle].offset)
+            self._send(segment, events[middle:])
         else:
             path = self.folder / DEAD
             if path.exists() and path.stat().st_size > _MOST_DEAD_BYTES:

@@ -168,6 +168,19 @@ def test_rejected_event_is_set_aside(writer, start, send, destination):
     assert (dead["status"], dead["answer"], dead["event"]["id"]) == (400, "no", "p-c")
 
 
+def test_halves_of_a_batch_are_sent_once(writer, start, send, destination, clock):
+    for request in "abcd":
+        write(writer, request, ["AA"])
+    answers = iter([413, 200, 429, 200])
+    destination.answer = lambda ids: next(answers)
+    sink = start()
+    assert "429" in send(sink).error
+    clock.now += 60
+    assert send(sink).events == {"sent": 4}
+    halves = [["p-a", "p-b"], ["p-c", "p-d"]]
+    assert destination.received == [sum(halves, []), *halves, halves[1]]
+
+
 def test_excluded_columns_are_not_sent(writer, start, send, destination, monkeypatch):
     hidden = exclude_columns(shipping.TABULAR, ("distance",), ("carrier", "prediction"))
     monkeypatch.setattr(shipping, "TABULAR", hidden)
@@ -190,7 +203,7 @@ def test_oldest_requests_are_dropped_at_the_limit(writer, start, send, destinati
             segment.unlink()
         limit = sum(segment.stat().st_size for segment in segments(sink.folder)) - 1
     assert send(sink, limit).events == {"dropped": 1}
-    assert len(segments(sink.folder)) == 1
+    assert len([*sink.folder.iterdir()]) == 2  # A segment and its position.
 
 
 @pytest.mark.parametrize(
