@@ -294,7 +294,12 @@ class LazyModels:
         file = served_file(self._repository.state_dir, name)
         saved = read_state(file, ServedModel)
         error = ""
-        if saved is None or saved.mark != mark:
+        is_here = (
+            saved is not None
+            and saved.mark == mark
+            and all(want.folder.exists() for want in saved.endpoint.variants.values())
+        )
+        if not is_here:
             try:
                 self._fetch(name, mark)
                 saved = read_state(file, ServedModel)
@@ -312,11 +317,11 @@ class LazyModels:
         they cannot be served.
         """
         size = sum(map(estimated_bytes, endpoint.variants.values()))
-        before = model.size
         try:
             self._make_room(model, size)
         except OnnxserveError as failure:
             return failure.message
+        before = model.size - size
         reason = self._repository.serve(name, endpoint)
         model.size = before if reason else size
         return reason
@@ -325,36 +330,37 @@ class LazyModels:
         return self._models.keys() & self._repository.table.keys()
 
     def _make_room(self, model: _Model, size: int) -> None:
-        """Reserve memory for a model, for which the least recently used models leave.
-        Raises NotReady if there is no room.
+        """Reserve memory for a model, for which the least recently used models leave,
+        and at last the model's earlier version. Raises NotReady if there is no room.
         """
         until = time.monotonic() + _ROOM_SECONDS
         while True:
-            evicted = []
             with self._lock:
                 models = self._models
                 room = self._limit - sum(each.size for each in models.values())
-                loaded = sorted(self._in_memory(), key=lambda other: models[other].used_at)
-                for other in loaded:
+                loaded = [(models[name], name) for name in self._in_memory()]
+                loaded.sort(key=lambda entry: (entry[0] is model, entry[0].used_at))
+                evicted = []
+                for other, name in loaded:
                     if room >= size:
                         break
-                    if not (models[other].requests or models[other].loading):
-                        evicted.append(other)
-                        room += models[other].size
+                    if not other.requests and (other is model or not other.loading):
+                        evicted.append((other, name))
+                        room += other.size
                 if room >= size:
-                    for other in evicted:
-                        models[other].size = 0
+                    for other, _ in evicted:
+                        other.size = 0
                     model.size += size
-                    break
+                    if evicted:
+                        self._has_evicted = True
+                        self._repository.exchange({}, [name for _, name in evicted])
+                    return
             if size > self._limit or time.monotonic() >= until:
                 raise NotReady(
                     f"it needs about {size:,} bytes of memory; server.model_memory allows a worker "
                     f"{self._limit:,}, and the models in memory are answering requests"
                 )
             time.sleep(_ROOM_POLL_SECONDS)
-        if evicted:
-            self._has_evicted = True
-            self._repository.exchange({}, evicted)
 
     def _load_recent(self) -> None:
         """Load the models that were used before the start, the last used first, until
@@ -388,10 +394,13 @@ class LazyModels:
                 with suppress(OSError):
                     os.utime(served_file(self._repository.state_dir, name), (moment, moment))
             is_busy = model.count >= _NAMED_REQUESTS and len(self._named) < _MOST_NAMED
-            served = self._repository.table.get(name)
-            if is_busy and served and name not in self._named and model.loading is None:
-                self._named.add(name)
-                self._repository.exchange({name: served.named()})
+            if not is_busy or name in self._named:
+                continue
+            with self._lock:  # The model may be leaving or be replaced.
+                served = self._repository.table.get(name)
+                if served is not None and model.loading is None:
+                    self._named.add(name)
+                    self._repository.exchange({name: served.named()})
 
 
 def estimated_bytes(want: WantedVariant) -> int:
