@@ -394,10 +394,15 @@ class Follower:
             if not self._is_settled(spec):
                 raise Pending
             if self._list is not None:
+                wanted = self._wanted_endpoint(spec)
+                if not wanted.variants:
+                    # The worker that asks for a model reports its error.
+                    reason = self._permits.errors.pop(endpoint, "")
+                    if not reason:
+                        raise Pending
+                    return NotReady(reason)
                 try:
-                    self._list.write(
-                        endpoint, self._control.mark(endpoint), self._wanted_endpoint(spec)
-                    )
+                    self._list.write(endpoint, self._control.mark(endpoint), wanted)
                 except OSError as failure:
                     return NotReady(f"the state folder cannot be written: {failure.strerror}")
                 return None
