@@ -311,8 +311,8 @@ class Sink(threading.Thread):
         """Send events of one spec. Events that the destination rejects are written to a
         file. Raises _Unavailable.
         """
-        status, answer = self._post(events)
-        if status not in _REJECTED:
+        answer = self._post(events)
+        if answer.status not in _REJECTED:
             self._counts["sent"] += len(events)
         elif len(events) > 1:
             # Halve the batch to find the rejected events.
@@ -324,15 +324,17 @@ class Sink(threading.Thread):
             path = self.folder / DEAD
             if path.exists() and path.stat().st_size > _MOST_DEAD_BYTES:
                 path.replace(path.with_suffix(".1"))
-            rejected = {"status": status, "answer": answer, "event": events[0].document()}
+            text = answer.data[:_MOST_ANSWER_BYTES].decode(errors="replace")
+            event = events[0].document()
+            rejected = {"status": answer.status, "answer": text, "event": event}
             with path.open("ab") as file:
                 file.write(orjson.dumps(rejected) + b"\n")
             self._counts["rejected"] += 1
             _log.error("sink %s: the destination rejects an event: see %s", self.name, path)
 
-    def _post(self, events: Sequence[Event]) -> tuple[int, str]:
-        """Post events, and return the status, which is a success or in `_REJECTED`, and
-        the first characters of the answer. Raises _Unavailable.
+    def _post(self, events: Sequence[Event]) -> urllib3.BaseHTTPResponse:
+        """Post events, and return the answer, whose status is a success or in
+        `_REJECTED`. Raises _Unavailable.
         """
         spec = events[0].spec
         headers = {"content-type": "application/cloudevents-batch+json"}
@@ -360,7 +362,7 @@ class Sink(threading.Thread):
                 pause = urllib3.Retry().parse_retry_after(answer.headers.get("retry-after", ""))
             pause = min(pause, _LONGEST_RETRY_AFTER_SECONDS)
             raise _Unavailable(f"the destination answers {answer.status}", pause)
-        return answer.status, answer.data[:_MOST_ANSWER_BYTES].decode(errors="replace")
+        return answer
 
 
 def _documents(batch: CapturedBatch) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -127,6 +127,13 @@ def test_removed_files_are_fetched_again(worker):
     assert worker.repository.select_variant("a").endpoint == "a"
 
 
+def test_unexpected_error_is_kept_for_some_time(worker, monkeypatch):
+    monkeypatch.setattr(worker.lazy, "_fetch", lambda name, mark: worker.missing)
+    for _ in range(2):
+        with refused(NotReady, "AttributeError"):
+            worker.repository.select_variant("a")
+
+
 def test_changed_list_reloads_and_drops(worker):
     for name in ("a", "b"):
         worker.repository.select_variant(name)
