@@ -160,8 +160,6 @@ class Follower:
                 checkpoint(self.state_dir, self.resolver.models)
                 assert_state(self.state_dir / WANTED, self._wanted)
             self._control.settle(self._outcome)
-        for fetcher in self.key_fetchers:
-            fetcher.assert_file()
         return self._publish(fatal)
 
     def _round_of_list(self, models: ModelList, changes: Selected, is_first: bool) -> AgentState:
@@ -177,8 +175,6 @@ class Follower:
             models.refuse(lethal, _LETHAL)
             self._deaths.clear()
         self._control.settle(self._outcome)
-        for fetcher in self.key_fetchers:
-            fetcher.assert_file()
         return self._publish(fatal=is_first and models.listed is None)
 
     def wait(self, stop: threading.Event) -> None:
@@ -445,9 +441,11 @@ class Follower:
         return self.resolver.models[model_ref(spec, variant)]
 
     def _publish(self, fatal: bool) -> AgentState:
-        """Write agent.json. Log an error when it appears, changes or ends. A fatal
-        error is left to the supervisor.
+        """Write agent.json and the keys. Log an error when it appears, changes or ends.
+        A fatal error is left to the supervisor.
         """
+        for fetcher in self.key_fetchers:
+            fetcher.assert_file()
         model_errors = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
         polls = self.resolver.finished_polls + self.feed.messages
         if self._list is not None:

@@ -311,10 +311,11 @@ class LazyModels:
         they cannot be served.
         """
         size = sum(map(estimated_bytes, endpoint.variants.values()))
-        try:
-            self._make_room(model, size)
-        except OnnxserveError as failure:
-            return failure.message
+        if not self._make_room(model, size):
+            return (
+                f"it needs about {size:,} bytes of memory; server.model_memory allows a worker "
+                f"{self._limit:,}, and the models in memory are answering requests"
+            )
         before = model.size - size
         reason = self._repository.serve(name, endpoint)
         model.size = before if reason else size
@@ -323,9 +324,9 @@ class LazyModels:
     def _in_memory(self) -> set[str]:
         return self._models.keys() & self._repository.table.keys()
 
-    def _make_room(self, model: _Model, size: int) -> None:
+    def _make_room(self, model: _Model, size: int) -> bool:
         """Reserve memory for a model, for which the least recently used models leave,
-        and at last the model's earlier version. Raises NotReady if there is no room.
+        and at last the model's earlier version. Return False if there is no room.
         """
         until = time.monotonic() + _ROOM_SECONDS
         while True:
@@ -348,12 +349,9 @@ class LazyModels:
                     if evicted:
                         self._has_evicted = True
                         self._repository.exchange({}, [name for _, name in evicted])
-                    return
+                    return True
             if size > self._limit or time.monotonic() >= until:
-                raise NotReady(
-                    f"it needs about {size:,} bytes of memory; server.model_memory allows a worker "
-                    f"{self._limit:,}, and the models in memory are answering requests"
-                )
+                return False
             time.sleep(_ROOM_POLL_SECONDS)
 
     def _load_recent(self) -> None:
