@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
 )
 from mlflow_deploy_plugin.core.statedir.models import (
     AgentState,
+    Command,
     LoadedVariant,
     RefusedVersion,
     ShippingState,
@@ -378,10 +379,11 @@ class Follower:
         self.resolver.advance()  # Start writing the error to the version's tag.
         return has_failed
 
-    def _outcome(self, endpoint: str) -> OnnxserveError | None:
-        """Return the error of a command for this endpoint; None if it has succeeded.
-        Raises Pending until the versions are fetched and all workers have applied them.
+    def _outcome(self, command: Command) -> OnnxserveError | None:
+        """Return the error of a command; None if it has succeeded. Raises Pending until
+        the versions are fetched and all workers have applied them.
         """
+        endpoint = command.endpoint
         spec = next((spec for spec in self._specs if spec.name == endpoint), None)
         if spec is not None:
             error = self._failure(spec)
@@ -398,7 +400,7 @@ class Follower:
                         raise Pending
                     return NotReady(reason)
                 try:
-                    self._list.write(endpoint, self._control.mark(endpoint), wanted)
+                    self._list.write(endpoint, command.mark, wanted)
                 except OSError as failure:
                     return NotReady(f"the state folder cannot be written: {failure.strerror}")
                 return None
