@@ -33,8 +33,11 @@ import orjson
 import urllib3
 
 from mlflow_deploy_plugin.core.column_names import is_prediction
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.registry.answers import bounded_answers
+from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import SinkSpec
 from mlflow_deploy_plugin.core.statedir import files
 from mlflow_deploy_plugin.core.statedir.models import SinkState, Wanted
@@ -91,16 +94,16 @@ class Event(NamedTuple):
 
 class Sinks:
     """The sinks of a server's endpoints, and their `states` by name. `max_bytes` limits
-    the spool and the queue of a sink together. `default` has the sinks of a server of
-    all registered models.
+    the spool and the queue of a sink together.
     """
 
     def __init__(self, state_dir: Path, max_bytes: float = math.inf) -> None:
         self.max_bytes = max_bytes
-        self.default: Mapping[str, SinkSpec] = {}
         self.states: dict[str, SinkState] = {}
         self._state_dir = state_dir
-        self._identity: tuple[int, int, int] | None = None
+        self._files: list[tuple[int, int, int] | None] = []
+        self._default: Mapping[str, SinkSpec] = {}
+        """The sinks of a server of all registered models, which has no wanted.json."""
         self._specs: dict[str, Mapping[str, SinkSpec]] = {}
         self._sinks: dict[str, Sink] = {}
         self._stop = threading.Event()
@@ -109,17 +112,21 @@ class Sinks:
         """Queue the listed segments for the sinks, and start the threads of new sinks.
         The shipper calls this function before it removes segments.
         """
-        path = self._state_dir / files.WANTED
-        identity = files.file_identity(path)
-        wanted = files.read_state(path, Wanted) if identity != self._identity else None
-        if wanted is not None:
-            self._identity = identity
+        paths = self._state_dir / files.WANTED, self._state_dir / files.SPEC
+        identities = [files.file_identity(path) for path in paths]
+        if identities != self._files:
+            self._files = identities
+            wanted = files.read_state(paths[0], Wanted) or Wanted()
             # The requests of an endpoint that was unloaded must still be sent.
             for name, endpoint in wanted.endpoints.items():
                 self._specs[name] = endpoint.capture.sinks
-        if not (self._specs or self.default):
+            with suppress(OSError, ValueError, OnnxserveError):  # The agent logs the error.
+                specs = load_stored_specs(paths[1].read_text())
+                if model_pattern(specs) is not None:
+                    self._default = specs[0].capture.sinks
+        if not (self._specs or self._default):
             return
-        names = set(self.default).union(*self._specs.values())
+        names = set(self._default).union(*self._specs.values())
         # A sink that was removed only empties its queue.
         left = {folder.name for folder in (self._state_dir / files.SINKS).glob("*")}
         for name in names | left:
@@ -134,7 +141,7 @@ class Sinks:
                 _log.error("sink %s: requests cannot be queued: %s", name, error)
 
     def _sinks_of(self, endpoint: str) -> Mapping[str, SinkSpec]:
-        return self._specs.get(endpoint, self.default)
+        return self._specs.get(endpoint, self._default)
 
     def end(self) -> None:
         """Send the waiting requests within ten seconds, and end the threads. The next

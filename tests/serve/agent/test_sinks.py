@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
+from mlflow_deploy_plugin.core.spec.document import dump_spec, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, SinkSpec
-from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
+from mlflow_deploy_plugin.core.statedir.files import SPEC, WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.agent.sinks import DEAD, Sink, Sinks
@@ -250,8 +251,9 @@ def test_threads_send_at_the_end(tmp_path, writer, destination, wanted):
 
 def test_sinks_of_all_registered_models(tmp_path, writer, destination):
     write(writer, "a", ["AA"])
+    url = {"capture.sinks.audit.url": destination.url}
+    (tmp_path / SPEC).write_text(dump_spec(new_endpoint("all", "models:/*@champion", url)))
     sinks = Sinks(tmp_path)
-    sinks.default = {"audit": SinkSpec(url=destination.url)}
     sinks.hold(segments(tmp_path / "spool"))
     sinks.end()
     assert destination.received == [["p-a"]]
