@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.core.settings import absolute_path, active_workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion
 
 PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
@@ -276,8 +276,13 @@ def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
                 if pattern.kind == "tag":
                     number = entry.version
                     changed_at = entry.creation_timestamp
+                elif pattern.kind == "alias":
+                    number = entry.aliases.get(pattern.selector, 0)
+                    changed_at = entry.last_updated_timestamp
                 else:
-                    number = _selected_number(pattern, entry)
+                    staged = [other for other in entry.latest_versions if selects(pattern, other)]
+                    latest = newest(staged)
+                    number = latest.version if latest is not None else 0
                     changed_at = entry.last_updated_timestamp
                 newest_number = int(marks.get(entry.name, "0").split()[0])
                 if int(number) > newest_number and fnmatchcase(entry.name, pattern.name):
@@ -286,16 +291,6 @@ def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
             token = page.token
             if not token:
                 return
-
-
-def _selected_number(pattern: ModelURI, model: "RegisteredModel") -> str:
-    """Return the number of the version with the pattern's alias or stage; 0 if the
-    model has none.
-    """
-    if pattern.kind == "alias":
-        return str(model.aliases.get(pattern.selector, 0))
-    latest = newest([version for version in model.latest_versions if selects(pattern, version)])
-    return str(latest.version if latest is not None else 0)
 
 
 def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":

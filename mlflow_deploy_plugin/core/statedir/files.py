@@ -9,6 +9,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -183,7 +184,8 @@ def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
     """Record during the block that this worker loads the version in `folder`, so that
     the agent detects its death.
     """
-    file = state_dir / LOADING / f"{os.getpid()}.json"
+    # A worker loads several registered models at a time.
+    file = state_dir / LOADING / f"{os.getpid()}-{threading.get_ident()}.json"
     with suppress(OSError):  # Load the version even if the disk is full.
         write_state(file, LoadingState(pid=os.getpid(), folder=folder))
     try:

@@ -29,7 +29,6 @@ from mlflow_deploy_plugin.core.registry.connection import (
     own_process,
     set_service_timeouts,
 )
-from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.statedir.files import (
@@ -184,11 +183,8 @@ def _run(
             ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
             PollPolicy(settings.poll_seconds, follow, time.monotonic),
         )
-        specs = load_stored_specs((state_dir / SPEC).read_text())
-        server = specs[0].server
+        server = load_stored_specs((state_dir / SPEC).read_text())[0].server
         sinks.max_bytes = server.max_spool_bytes
-        if model_pattern(specs) is not None:
-            sinks.default = specs[0].capture.sinks
         key_fetchers = []
         if server.api_keys:
             key_fetchers.append(

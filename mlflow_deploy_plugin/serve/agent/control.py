@@ -47,9 +47,9 @@ Recorder = Callable[[Command, str], None]
 trail.
 """
 
-Outcome = Callable[[str], OnnxserveError | None]
-"""A function that returns an endpoint's load or unload error, or None. Raises `Pending`
-until every worker is done.
+Outcome = Callable[[Command], OnnxserveError | None]
+"""A function that returns a command's error, or None. Raises `Pending` until every
+worker is done.
 """
 
 
@@ -170,10 +170,6 @@ class EndpointControl:
     def is_loading(self, endpoint: str) -> bool:
         return endpoint in self._running and self._running[endpoint].spec is not None
 
-    def mark(self, endpoint: str) -> str:
-        """Return the mark in the running command of an endpoint."""
-        return self._running[endpoint].command.mark
-
     def take(self) -> list[EndpointSpec] | None:
         """Start the waiting commands, and return the endpoints to load, or None if no
         command was started. A command waits while another command for the same endpoint
@@ -216,7 +212,7 @@ class EndpointControl:
         self._assert_file()
         for name, running in list(self._running.items()):
             try:
-                error = outcome(name)
+                error = outcome(running.command)
             except Pending:
                 continue
             del self._running[name]

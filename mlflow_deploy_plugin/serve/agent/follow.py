@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
 )
 from mlflow_deploy_plugin.core.statedir.models import (
     AgentState,
+    Command,
     LoadedVariant,
     RefusedVersion,
     ShippingState,
@@ -160,8 +161,6 @@ class Follower:
                 checkpoint(self.state_dir, self.resolver.models)
                 assert_state(self.state_dir / WANTED, self._wanted)
             self._control.settle(self._outcome)
-        for fetcher in self.key_fetchers:
-            fetcher.assert_file()
         return self._publish(fatal)
 
     def _round_of_list(self, models: ModelList, changes: Selected, is_first: bool) -> AgentState:
@@ -177,8 +176,6 @@ class Follower:
             models.refuse(lethal, _LETHAL)
             self._deaths.clear()
         self._control.settle(self._outcome)
-        for fetcher in self.key_fetchers:
-            fetcher.assert_file()
         return self._publish(fatal=is_first and models.listed is None)
 
     def wait(self, stop: threading.Event) -> None:
@@ -382,10 +379,11 @@ class Follower:
         self.resolver.advance()  # Start writing the error to the version's tag.
         return has_failed
 
-    def _outcome(self, endpoint: str) -> OnnxserveError | None:
-        """Return the error of a command for this endpoint; None if it has succeeded.
-        Raises Pending until the versions are fetched and all workers have applied them.
+    def _outcome(self, command: Command) -> OnnxserveError | None:
+        """Return the error of a command; None if it has succeeded. Raises Pending until
+        the versions are fetched and all workers have applied them.
         """
+        endpoint = command.endpoint
         spec = next((spec for spec in self._specs if spec.name == endpoint), None)
         if spec is not None:
             error = self._failure(spec)
@@ -394,10 +392,15 @@ class Follower:
             if not self._is_settled(spec):
                 raise Pending
             if self._list is not None:
+                wanted = self._wanted_endpoint(spec)
+                if not wanted.variants:
+                    # The worker that asks for a model reports its error.
+                    reason = self._permits.errors.pop(endpoint, "")
+                    if not reason:
+                        raise Pending
+                    return NotReady(reason)
                 try:
-                    self._list.write(
-                        endpoint, self._control.mark(endpoint), self._wanted_endpoint(spec)
-                    )
+                    self._list.write(endpoint, command.mark, wanted)
                 except OSError as failure:
                     return NotReady(f"the state folder cannot be written: {failure.strerror}")
                 return None
@@ -440,9 +443,11 @@ class Follower:
         return self.resolver.models[model_ref(spec, variant)]
 
     def _publish(self, fatal: bool) -> AgentState:
-        """Write agent.json. Log an error when it appears, changes or ends. A fatal
-        error is left to the supervisor.
+        """Write agent.json and the keys. Log an error when it appears, changes or ends.
+        A fatal error is left to the supervisor.
         """
+        for fetcher in self.key_fetchers:
+            fetcher.assert_file()
         model_errors = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
         polls = self.resolver.finished_polls + self.feed.messages
         if self._list is not None:

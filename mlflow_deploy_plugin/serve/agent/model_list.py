@@ -85,7 +85,8 @@ class ModelList:
             # The first listing imports MLflow.
             pause = (self._ended_at - self._began_at) / _MOST_SHARE if self.count > 1 else 0.0
             if not self.is_stale:
-                pause = max(pause, _COVERED_SECONDS if is_covered else self._pause)
+                is_recent = is_covered and not self.error
+                pause = max(pause, _COVERED_SECONDS if is_recent else self._pause)
             if now < self._ended_at + pause:
                 return
             self.is_stale = False

@@ -53,8 +53,8 @@ from mlflow_deploy_plugin.serve.runtime.log_columns import (
 from mlflow_deploy_plugin.serve.spool.codec import FeedbackFrame
 from mlflow_deploy_plugin.serve.spool.frames import (
     SHIPPED,
-    SUFFIX,
     is_released,
+    remove_left_over,
     segments,
     shipped_bytes,
 )
@@ -197,9 +197,7 @@ class Shipper:
         self.state = self.state.model_copy(
             update={"error": error, "complete_until": complete_until},
         )
-        for left_over in self._spool.glob(f"*{SHIPPED}"):
-            if not left_over.with_suffix(SUFFIX).exists():
-                left_over.unlink(missing_ok=True)
+        remove_left_over(self._spool)
         if rows:
             # Free the memory of the segments' tables, which is about ten times the
             # agent's other memory.

@@ -33,8 +33,11 @@ import orjson
 import urllib3
 
 from mlflow_deploy_plugin.core.column_names import is_prediction
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.registry.answers import bounded_answers
+from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
+from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import SinkSpec
 from mlflow_deploy_plugin.core.statedir import files
 from mlflow_deploy_plugin.core.statedir.models import SinkState, Wanted
@@ -42,6 +45,7 @@ from mlflow_deploy_plugin.serve.agent.ship import captured_columns, to_arrow
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import array_datatype
 from mlflow_deploy_plugin.serve.spool.frames import (
     SHIPPED,
+    remove_left_over,
     segments,
     shipped_bytes,
     spool_bytes,
@@ -90,16 +94,16 @@ class Event(NamedTuple):
 
 class Sinks:
     """The sinks of a server's endpoints, and their `states` by name. `max_bytes` limits
-    the spool and the queue of a sink together. `default` has the sinks of a server of
-    all registered models.
+    the spool and the queue of a sink together.
     """
 
     def __init__(self, state_dir: Path, max_bytes: float = math.inf) -> None:
         self.max_bytes = max_bytes
-        self.default: Mapping[str, SinkSpec] = {}
         self.states: dict[str, SinkState] = {}
         self._state_dir = state_dir
-        self._identity: tuple[int, int, int] | None = None
+        self._files: list[tuple[int, int, int] | None] = []
+        self._default: Mapping[str, SinkSpec] = {}
+        """The sinks of a server of all registered models, which has no wanted.json."""
         self._specs: dict[str, Mapping[str, SinkSpec]] = {}
         self._sinks: dict[str, Sink] = {}
         self._stop = threading.Event()
@@ -108,17 +112,21 @@ class Sinks:
         """Queue the listed segments for the sinks, and start the threads of new sinks.
         The shipper calls this function before it removes segments.
         """
-        path = self._state_dir / files.WANTED
-        identity = files.file_identity(path)
-        wanted = files.read_state(path, Wanted) if identity != self._identity else None
-        if wanted is not None:
-            self._identity = identity
+        paths = self._state_dir / files.WANTED, self._state_dir / files.SPEC
+        identities = [files.file_identity(path) for path in paths]
+        if identities != self._files:
+            self._files = identities
+            wanted = files.read_state(paths[0], Wanted) or Wanted()
             # The requests of an endpoint that was unloaded must still be sent.
             for name, endpoint in wanted.endpoints.items():
                 self._specs[name] = endpoint.capture.sinks
-        if not (self._specs or self.default):
+            with suppress(OSError, ValueError, OnnxserveError):  # The agent logs the error.
+                specs = load_stored_specs(paths[1].read_text())
+                if model_pattern(specs) is not None:
+                    self._default = specs[0].capture.sinks
+        if not (self._specs or self._default):
             return
-        names = set(self.default).union(*self._specs.values())
+        names = set(self._default).union(*self._specs.values())
         # A sink that was removed only empties its queue.
         left = {folder.name for folder in (self._state_dir / files.SINKS).glob("*")}
         for name in names | left:
@@ -133,7 +141,7 @@ class Sinks:
                 _log.error("sink %s: requests cannot be queued: %s", name, error)
 
     def _sinks_of(self, endpoint: str) -> Mapping[str, SinkSpec]:
-        return self._specs.get(endpoint, self.default)
+        return self._specs.get(endpoint, self._default)
 
     def end(self) -> None:
         """Send the waiting requests within ten seconds, and end the threads. The next
@@ -185,7 +193,10 @@ class Sink(threading.Thread):
         room = max_bytes - spool_bytes(self._spool)
         waiting_bytes = 0
         for segment in reversed(segments(self.folder)):
-            size = segment.stat().st_size
+            try:
+                size = segment.stat().st_size
+            except FileNotFoundError:
+                continue  # The sink's thread has just removed it.
             waiting_bytes += size - shipped_bytes(segment)
             if self._in_spool(segment):
                 continue
@@ -193,12 +204,13 @@ class Sink(threading.Thread):
             if room < 0:
                 dropped = sum(len(batch.offsets) for batch in self._read(segment)[0])
                 self._counts["dropped"] += dropped
-                segment.unlink()
+                segment.unlink(missing_ok=True)
                 _log.error(
                     "sink %s: %d requests are dropped, because server.max_spool_bytes is reached",
                     self.name,
                     dropped,
                 )
+        remove_left_over(self.folder)
         return SinkState(events=self._counts, waiting_bytes=waiting_bytes, error=self._error)
 
     def run(self) -> None:
@@ -218,7 +230,8 @@ class Sink(threading.Thread):
         pause = 0.0
         try:
             for segment in segments(self.folder):
-                self._send_segment(segment)
+                with suppress(FileNotFoundError):  # `hold` may drop the segment.
+                    self._send_segment(segment)
         except _Unavailable as failure:
             error, pause = failure.args
         except Exception as failure:  # noqa: BLE001 - an error must not end the thread
@@ -246,14 +259,14 @@ class Sink(threading.Thread):
                     or len(unsent) == event.spec.batch_size
                     or unsent_bytes + len(event.data) > _MOST_BODY_BYTES
                 ):
-                    self._send(unsent)
+                    self._send(segment, unsent)
                     _record(segment, event.offset)
                     unsent = []
                     unsent_bytes = 0
                 unsent.append(event)
                 unsent_bytes += len(event.data)
             if unsent:
-                self._send(unsent)
+                self._send(segment, unsent)
             _record(segment, end)
         if is_final:
             segment.unlink(missing_ok=True)
@@ -301,31 +314,34 @@ class Sink(threading.Thread):
                 data = orjson.dumps(document, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY)
                 yield Event(int(batch.offsets[number]), spec, attributes, data)
 
-    def _send(self, events: Sequence[Event]) -> None:
+    def _send(self, segment: Path, events: Sequence[Event]) -> None:
         """Send events of one spec. Events that the destination rejects are written to a
         file. Raises _Unavailable.
         """
-        status, answer = self._post(events)
-        if status not in _REJECTED:
+        answer = self._post(events)
+        if answer.status not in _REJECTED:
             self._counts["sent"] += len(events)
         elif len(events) > 1:
             # Halve the batch to find the rejected events.
             middle = len(events) // 2
-            self._send(events[:middle])
-            self._send(events[middle:])
+            self._send(segment, events[:middle])
+            _record(segment, events[middle].offset)
+            self._send(segment, events[middle:])
         else:
             path = self.folder / DEAD
             if path.exists() and path.stat().st_size > _MOST_DEAD_BYTES:
                 path.replace(path.with_suffix(".1"))
-            rejected = {"status": status, "answer": answer, "event": events[0].document()}
+            text = answer.data[:_MOST_ANSWER_BYTES].decode(errors="replace")
+            event = events[0].document()
+            rejected = {"status": answer.status, "answer": text, "event": event}
             with path.open("ab") as file:
                 file.write(orjson.dumps(rejected) + b"\n")
             self._counts["rejected"] += 1
             _log.error("sink %s: the destination rejects an event: see %s", self.name, path)
 
-    def _post(self, events: Sequence[Event]) -> tuple[int, str]:
-        """Post events, and return the status, which is a success or in `_REJECTED`, and
-        the first characters of the answer. Raises _Unavailable.
+    def _post(self, events: Sequence[Event]) -> urllib3.BaseHTTPResponse:
+        """Post events, and return the answer, whose status is a success or in
+        `_REJECTED`. Raises _Unavailable.
         """
         spec = events[0].spec
         headers = {"content-type": "application/cloudevents-batch+json"}
@@ -353,7 +369,7 @@ class Sink(threading.Thread):
                 pause = urllib3.Retry().parse_retry_after(answer.headers.get("retry-after", ""))
             pause = min(pause, _LONGEST_RETRY_AFTER_SECONDS)
             raise _Unavailable(f"the destination answers {answer.status}", pause)
-        return answer.status, answer.data[:_MOST_ANSWER_BYTES].decode(errors="replace")
+        return answer
 
 
 def _documents(batch: CapturedBatch) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -101,7 +101,7 @@ class _Model:
     error: str = ""
     retry_at: float = 0.0
     failures: int = 0
-    loading: "Future[ServedEndpoint] | None" = None
+    loading: "Future[ServedEndpoint | None] | None" = None
 
 
 class LazyModels:
@@ -148,15 +148,16 @@ class LazyModels:
             )
         model.used_at = time.monotonic()
         served = self._repository.table.get(name)
-        if served is not None:
-            return served
-        wait_seconds = model.retry_at - time.monotonic()
-        if model.error and wait_seconds > 0:
-            raise NotReady(f"model {name!r} cannot be served: {model.error}", int(wait_seconds) + 1)
-        try:
-            return self._start(name, model).result(self._timeout)
-        except TimeoutError:
-            raise NotReady(f"model {name!r} is being loaded; retry in a moment", 1) from None
+        if served is None and model.used_at >= model.retry_at:
+            try:
+                served = self._start(name, model).result(self._timeout)
+            except TimeoutError:
+                raise NotReady(f"model {name!r} is being loaded; retry in a moment", 1) from None
+        if served is None:
+            reason = model.error or "it has left the list"
+            wait_seconds = max(0, int(model.retry_at - time.monotonic()))
+            raise NotReady(f"model {name!r} cannot be served: {reason}", wait_seconds + 1)
+        return served
 
     def must_load(self, name: str) -> bool:
         """Return True if a request for this endpoint waits until a model is loaded."""
@@ -211,7 +212,7 @@ class LazyModels:
 
     def poll(self) -> bool:
         """Follow the list of the agent, and return True once there is a list. Load
-        models whose version has changed.
+        models whose version has changed, and retry at once the models that failed.
         """
         file = file_identity(self._repository.state_dir / LISTED)
         if file is not None and file != self._file:
@@ -219,7 +220,17 @@ class LazyModels:
             if listed is not None:
                 is_first = self._file is None
                 self._file = file
-                self._follow(listed)
+                models = {}
+                for name, mark in listed.models.items():
+                    model = self._models.get(name) or _Model(mark)
+                    if model.mark != mark:
+                        model.mark = mark
+                        model.error = ""
+                        model.retry_at = 0.0
+                        model.failures = 0
+                    models[name] = model
+                self._models = models
+                self._is_complete = listed.is_complete
                 if is_first:
                     threading.Thread(
                         target=self._load_recent, name="onnxserve-recent", daemon=True
@@ -236,56 +247,39 @@ class LazyModels:
             self._noted_at = now
         return self._file is not None
 
-    def _follow(self, listed: Listed) -> None:
-        """Apply a new list, and retry the models that have changed."""
-        models = {}
-        for name, mark in listed.models.items():
-            model = self._models.get(name) or _Model(mark)
-            if model.mark != mark:
-                model.mark = mark
-                model.error = ""
-                model.retry_at = 0.0
-                model.failures = 0
-            models[name] = model
-        self._models = models
-        self._is_complete = listed.is_complete
-
-    def _start(self, name: str, model: _Model) -> "Future[ServedEndpoint]":
+    def _start(self, name: str, model: _Model) -> "Future[ServedEndpoint | None]":
         """Start to load the model unless it is being loaded, and return its future."""
         with self._lock:
             if model.loading is None:
                 model.loading = self._loaders.submit(self._load, name, model)
             return model.loading
 
-    def _load(self, name: str, model: _Model) -> ServedEndpoint:
-        """Load the model's version, or the version before it if it cannot be served.
-        Runs in a thread of `_loaders`. Raises NotReady.
+    def _load(self, name: str, model: _Model) -> ServedEndpoint | None:
+        """Load the model's version, or the version before it if it cannot be served,
+        and return the endpoint, if any. Runs in a thread of `_loaders`.
         """
-        try:
-            mark = model.mark
-            served = self._repository.table.get(name)
-            if served is not None and model.loaded == mark:
-                return served
-            error = self._load_file(name, model, mark)
-            served = self._repository.table.get(name)
-            model.error = error
-            pause = 1.0
-            if error:
-                logger.error("%s: %s", name, error)
-                model.failures += 1
-                pause = backoff_seconds(model.failures, _LONGEST_RETRY_SECONDS)
-                model.retry_at = time.monotonic() + pause
-            else:
-                model.loaded = mark
-                model.failures = 0
-            if served is None:
-                reason = error or "it has left the list"
-                raise NotReady(f"model {name!r} cannot be served: {reason}", int(pause))
-            return served
-        finally:
-            if name not in self._repository.table:
-                model.size = 0
-            model.loading = None
+        mark = model.mark
+        error = ""
+        if model.loaded != mark or name not in self._repository.table:
+            try:
+                error = self._load_file(name, model, mark)
+            except Exception as failure:
+                logger.exception("%s: loading failed", name)
+                error = f"loading failed unexpectedly: {type(failure).__name__}, see the log"
+        model.error = error
+        if error:
+            logger.error("%s: %s", name, error)
+            model.failures += 1
+            pause = backoff_seconds(model.failures, _LONGEST_RETRY_SECONDS)
+            model.retry_at = time.monotonic() + pause
+        else:
+            model.loaded = mark
+            model.failures = 0
+        served = self._repository.table.get(name)
+        if served is None:
+            model.size = 0
+        model.loading = None
+        return served
 
     def _load_file(self, name: str, model: _Model, mark: str) -> str:
         """Load the model from its file, which the agent writes if the file lacks the
@@ -294,7 +288,12 @@ class LazyModels:
         file = served_file(self._repository.state_dir, name)
         saved = read_state(file, ServedModel)
         error = ""
-        if saved is None or saved.mark != mark:
+        is_here = (
+            saved is not None
+            and saved.mark == mark
+            and all(want.folder.exists() for want in saved.endpoint.variants.values())
+        )
+        if not is_here:
             try:
                 self._fetch(name, mark)
                 saved = read_state(file, ServedModel)
@@ -312,11 +311,12 @@ class LazyModels:
         they cannot be served.
         """
         size = sum(map(estimated_bytes, endpoint.variants.values()))
-        before = model.size
-        try:
-            self._make_room(model, size)
-        except OnnxserveError as failure:
-            return failure.message
+        if not self._make_room(model, size):
+            return (
+                f"it needs about {size:,} bytes of memory; server.model_memory allows a worker "
+                f"{self._limit:,}, and the models in memory are answering requests"
+            )
+        before = model.size - size
         reason = self._repository.serve(name, endpoint)
         model.size = before if reason else size
         return reason
@@ -324,37 +324,35 @@ class LazyModels:
     def _in_memory(self) -> set[str]:
         return self._models.keys() & self._repository.table.keys()
 
-    def _make_room(self, model: _Model, size: int) -> None:
-        """Reserve memory for a model, for which the least recently used models leave.
-        Raises NotReady if there is no room.
+    def _make_room(self, model: _Model, size: int) -> bool:
+        """Reserve memory for a model, for which the least recently used models leave,
+        and at last the model's earlier version. Return False if there is no room.
         """
         until = time.monotonic() + _ROOM_SECONDS
         while True:
-            evicted = []
             with self._lock:
                 models = self._models
                 room = self._limit - sum(each.size for each in models.values())
-                loaded = sorted(self._in_memory(), key=lambda other: models[other].used_at)
-                for other in loaded:
+                loaded = [(models[name], name) for name in self._in_memory()]
+                loaded.sort(key=lambda entry: (entry[0] is model, entry[0].used_at))
+                evicted = []
+                for other, name in loaded:
                     if room >= size:
                         break
-                    if not (models[other].requests or models[other].loading):
-                        evicted.append(other)
-                        room += models[other].size
+                    if not other.requests and (other is model or not other.loading):
+                        evicted.append((other, name))
+                        room += other.size
                 if room >= size:
-                    for other in evicted:
-                        models[other].size = 0
+                    for other, _ in evicted:
+                        other.size = 0
                     model.size += size
-                    break
+                    if evicted:
+                        self._has_evicted = True
+                        self._repository.exchange({}, [name for _, name in evicted])
+                    return True
             if size > self._limit or time.monotonic() >= until:
-                raise NotReady(
-                    f"it needs about {size:,} bytes of memory; server.model_memory allows a worker "
-                    f"{self._limit:,}, and the models in memory are answering requests"
-                )
+                return False
             time.sleep(_ROOM_POLL_SECONDS)
-        if evicted:
-            self._has_evicted = True
-            self._repository.exchange({}, evicted)
 
     def _load_recent(self) -> None:
         """Load the models that were used before the start, the last used first, until
@@ -388,10 +386,13 @@ class LazyModels:
                 with suppress(OSError):
                     os.utime(served_file(self._repository.state_dir, name), (moment, moment))
             is_busy = model.count >= _NAMED_REQUESTS and len(self._named) < _MOST_NAMED
-            served = self._repository.table.get(name)
-            if is_busy and served and name not in self._named and model.loading is None:
-                self._named.add(name)
-                self._repository.exchange({name: served.named()})
+            if not is_busy or name in self._named:
+                continue
+            with self._lock:  # The model may be leaving or be replaced.
+                served = self._repository.table.get(name)
+                if served is not None and model.loading is None:
+                    self._named.add(name)
+                    self._repository.exchange({name: served.named()})
 
 
 def estimated_bytes(want: WantedVariant) -> int:

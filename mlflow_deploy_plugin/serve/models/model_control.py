@@ -40,8 +40,7 @@ _AGENT_SECONDS = 10.0
 """The longest downtime of the agent: after a crash it is restarted within a second, and
 then imports MLflow.
 """
-_POLL_SECONDS = 0.05
-_FETCH_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 
 
 @dataclass(eq=False)
@@ -158,7 +157,7 @@ class ModelControl:
                             f"{self.timeout_seconds:.0f} s and continues; /v2/repository/index "
                             "shows the result"
                         )
-                    time.sleep(_FETCH_POLL_SECONDS if command.mark else _POLL_SECONDS)
+                    time.sleep(_POLL_SECONDS)
             finally:
                 # Delete the command first: the agent repeats it if it has no answer.
                 file.unlink(missing_ok=True)

@@ -93,9 +93,8 @@ class Repository:
         self._changing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
         self._errors: dict[str, dict[str, str]] = {}
-        self._steps: dict[str, Steps | None] = {}
-        self._errors_of_steps: dict[str, str] = {}
-        """The reason why the wanted steps of an endpoint are not in use, or empty."""
+        self._lacks_steps: set[str] = set()
+        """The endpoints whose wanted steps do not import."""
         self._generation: int | None = None
         self._applied_file: tuple[int, int, int] | None = None
         """The identity of the wanted.json that was read last."""
@@ -318,7 +317,6 @@ class Repository:
             self._swap({key: served for key, served in self.table.items() if key != name})
             self._errors.pop(name, None)
             self._applied.pop(name, None)
-            self._steps.pop(name, None)
         with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
             started_loads = {
                 want.folder: pool.submit(self._load, want.folder, want.python)
@@ -347,7 +345,7 @@ class Repository:
                     error=self._errors[name].get(label, ""),
                     no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
                 )
-            if self._errors_of_steps[name]:
+            if name in self._lacks_steps:
                 for label, state in states.items():
                     states[label] = state.model_copy(update={"is_error_of_steps": True})
             endpoints[name] = states
@@ -386,10 +384,9 @@ class Repository:
 
         served_before = self.table.get(endpoint)
         before = served_before.variants if served_before is not None else {}
-        errors = self._take_steps(endpoint, wanted)
+        steps, errors = self._take_steps(endpoint, wanted, before)
         if errors and not before:  # Never serve the versions without their steps.
             return variants.make_served_endpoint({}), errors
-        steps = self._steps[endpoint]
         held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
         served_variants = {}
         for name, want in wanted.variants.items():
@@ -460,22 +457,22 @@ class Repository:
                 )
         return served, errors
 
-    def _take_steps(self, endpoint: str, wanted: WantedEndpoint) -> dict[str, str]:
-        """Import the wanted steps if they are new. If they do not import, return the
-        error by variant; the earlier steps remain in use.
+    def _take_steps(
+        self, endpoint: str, wanted: WantedEndpoint, before: Mapping[str, ServedVariant]
+    ) -> tuple[Steps | None, dict[str, str]]:
+        """Return the wanted steps, which are imported if they are new. If they do not
+        import, return the earlier steps, and the error by variant.
         """
-        used = self._steps.setdefault(endpoint, None)
-        self._errors_of_steps[endpoint] = ""
+        used = next((variant.steps for variant in before.values()), None)
+        self._lacks_steps.discard(endpoint)
         if wanted.serve.digest == (used.digest if used else ""):
-            return {}
+            return used, {}
         try:
-            steps = wanted.serve.steps
-            self._steps[endpoint] = load_steps(steps) if steps else None
+            return load_steps(wanted.serve.steps) if wanted.serve.steps else None, {}
         except OnnxserveError as error:
-            self._errors_of_steps[endpoint] = error.message
+            self._lacks_steps.add(endpoint)
             logger.error("%s: %s; the earlier steps remain in use", endpoint, error.message)
-            return dict.fromkeys(wanted.variants, error.message)
-        return {}
+            return used, dict.fromkeys(wanted.variants, error.message)
 
     def serve(self, name: str, wanted: WantedEndpoint) -> str:
         """Load the versions of a registered model, and return the reason if none can

@@ -74,6 +74,13 @@ def shipped_bytes(segment: Path) -> int:
         return 0
 
 
+def remove_left_over(spool: Path) -> None:
+    """Remove the recorded positions of segments that no longer exist."""
+    for left_over in spool.glob(f"*{SHIPPED}"):
+        if not left_over.with_suffix(SUFFIX).exists():
+            left_over.unlink(missing_ok=True)
+
+
 def is_released(segment: Path) -> bool:
     """Return True if the segment cannot grow any more: its worker has closed it or has
     ended.

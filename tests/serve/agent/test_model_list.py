@@ -96,6 +96,28 @@ def test_list_is_kept_while_the_registry_is_down(tmp_path):
         models.spec("team-b")
 
 
+def test_failed_listing_is_repeated_soon(tmp_path, clock, monkeypatch):
+    answers = iter([[{"team-a": "1 5"}], RegistryUnavailable("down"), [{"team-a": "2 6"}]])
+
+    def select(pattern):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return iter(answer)
+
+    monkeypatch.setattr(model_list, "selected_models", select)
+    policy = PollPolicy(30.0, True, clock)
+    spec = new_endpoint("registry", CHAMPIONS)
+    models = ModelList(tmp_path, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS))
+    for error in ("", "down", ""):
+        models.round(is_covered=True)
+        assert error in models.error
+        models.is_stale = error == ""
+        clock.now += 40
+    assert models.listed is not None
+    assert models.listed.models["team-a"].startswith("2 6")
+
+
 def test_previous_version_of_a_model_is_kept(tmp_path):
     models = make_list(tmp_path, {"../a": "1 5"})
     for version in ("1", "1", "2"):

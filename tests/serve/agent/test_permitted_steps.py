@@ -1,12 +1,22 @@
 """Steps of an endpoint with requirements need an approved digest, or a signature."""
 
+import time
+
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
-from mlflow_deploy_plugin.core.statedir.files import SPEC
-from mlflow_deploy_plugin.core.statedir.models import LoadedVariant
+from mlflow_deploy_plugin.core.statedir.files import (
+    ANSWERS,
+    COMMANDS,
+    SPEC,
+    read_state,
+    served_file,
+    write_state,
+)
+from mlflow_deploy_plugin.core.statedir.models import Command, CommandAnswer, LoadedVariant
+from mlflow_deploy_plugin.serve.agent import model_list
 from mlflow_deploy_plugin.serve.agent.permitted_steps import StepsPermits
 from tests.support.clocks import Clock
 from tests.support.commands import done
@@ -86,6 +96,25 @@ def test_refused_steps_are_never_left_out(new_mlflow, case, specs):
         assert (endpoints["e"].variants, list(endpoints["a"].variants)) == ({}, ["e"])
         assert refused.serve.digest in endpoints["e"].errors["e"]
         follower.round()
+
+
+def test_refused_steps_of_a_listed_model_are_answered(new_mlflow, case, specs, monkeypatch):
+    MlflowClient().create_registered_model("tiny")
+    case.world.gates["1"] = "passed"
+    case.world.versions["models:/tiny@champion"] = "1"
+    monkeypatch.setattr(model_list, "selected_models", lambda pattern: iter([{"tiny": "1 5"}]))
+    pattern = apply_config(specs("gate=passed"), {"variants.e.model": "models:/*@champion"})
+    (case.state_dir / SPEC).write_text(dump_spec(pattern))
+    follower = case.follower()
+    follower.round()
+    command = Command(action="fetch", endpoint="tiny", mark="m", created_at=time.monotonic())
+    write_state(case.state_dir / COMMANDS / "1.json", command)
+    state = follower.round()
+    answer = read_state(case.state_dir / ANSWERS / "1.json", CommandAnswer)
+    assert answer is not None
+    assert pattern.serve.digest in answer.error
+    assert state.error == ""
+    assert not served_file(case.state_dir, "tiny").exists()
 
 
 def test_error_of_steps_keeps_the_version(case):

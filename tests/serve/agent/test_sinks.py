@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
+from mlflow_deploy_plugin.core.spec.document import dump_spec, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, SinkSpec
-from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
+from mlflow_deploy_plugin.core.statedir.files import SPEC, WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.agent.sinks import DEAD, Sink, Sinks
@@ -169,6 +170,20 @@ def test_rejected_event_is_set_aside(writer, start, send, destination):
     assert (dead["status"], dead["answer"], dead["event"]["id"]) == (400, "no", "p-c")
 
 
+def test_halves_of_a_batch_are_sent_once(writer, start, send, destination, clock):
+    for request in "abcd":
+        write(writer, request, ["AA"])
+    answers = iter([413, 200, 429, 200])
+    destination.answer = lambda ids: next(answers)
+    sink = start()
+    assert "429" in send(sink).error
+    clock.now += 60
+    assert send(sink).events == {"sent": 4}
+    first = ["p-a", "p-b"]
+    last = ["p-c", "p-d"]
+    assert destination.received == [first + last, first, last, last]
+
+
 def test_excluded_columns_are_not_sent(writer, start, send, destination, monkeypatch):
     hidden = exclude_columns(shipping.TABULAR, ("distance",), ("carrier", "prediction"))
     monkeypatch.setattr(shipping, "TABULAR", hidden)
@@ -191,7 +206,7 @@ def test_oldest_requests_are_dropped_at_the_limit(writer, start, send, destinati
             segment.unlink()
         limit = sum(segment.stat().st_size for segment in segments(sink.folder)) - 1
     assert send(sink, limit).events == {"dropped": 1}
-    assert len(segments(sink.folder)) == 1
+    assert len([*sink.folder.iterdir()]) == 2  # A segment and its position.
 
 
 @pytest.mark.parametrize(
@@ -237,8 +252,9 @@ def test_threads_send_at_the_end(tmp_path, writer, destination, wanted):
 
 def test_sinks_of_all_registered_models(tmp_path, writer, destination):
     write(writer, "a", ["AA"])
+    url = {"capture.sinks.audit.url": destination.url}
+    (tmp_path / SPEC).write_text(dump_spec(new_endpoint("all", "models:/*@champion", url)))
     sinks = Sinks(tmp_path)
-    sinks.default = {"audit": SinkSpec(url=destination.url)}
     sinks.hold(segments(tmp_path / "spool"))
     sinks.end()
     assert destination.received == [["p-a"]]

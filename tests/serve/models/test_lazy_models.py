@@ -110,6 +110,30 @@ def test_slow_load_refuses_after_the_deadline(tmp_path):
     wait_until(lambda: worker.loaded == {"a"}, 20, "loaded")
 
 
+def test_model_of_the_whole_memory_is_updated(tmp_path):
+    worker = Worker(tmp_path, MODEL_BYTES)
+    worker.repository.select_variant("a")
+    worker.folders["a"] = servers.single_model(tmp_path / "a2", 2.0)
+    worker.list({"a": "2 x"})
+    wait_until(lambda: worker.repository.select_variant("a").loaded.version == "2", 5, "2")
+
+
+def test_removed_files_are_fetched_again(worker):
+    worker.repository.select_variant("a")
+    for name in ("b", "c"):
+        worker.repository.select_variant(name)
+    worker.folders["a"].rename(worker.root / "moved")
+    worker.folders["a"] = worker.root / "moved"
+    assert worker.repository.select_variant("a").endpoint == "a"
+
+
+def test_unexpected_error_is_kept_for_some_time(worker, monkeypatch):
+    monkeypatch.setattr(worker.lazy, "_fetch", lambda name, mark: worker.missing)
+    for _ in range(2):
+        with refused(NotReady, "AttributeError"):
+            worker.repository.select_variant("a")
+
+
 def test_changed_list_reloads_and_drops(worker):
     for name in ("a", "b"):
         worker.repository.select_variant(name)

@@ -396,7 +396,7 @@ def test_dead_worker_reports_its_load(tmp_path, bias_folders):
         assert take_load_deaths(tmp_path) == [folder]
         assert take_load_deaths(tmp_path) == []
         left = [file.name for file in (tmp_path / LOADING).glob("*.json")]
-        assert left == [f"{os.getpid()}.json"]
+        assert left == [f"{os.getpid()}-{threading.get_ident()}.json"]
         return LOAD(folder)
 
     repository = Repository(tmp_path, load)
