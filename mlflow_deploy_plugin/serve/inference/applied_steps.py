@@ -7,7 +7,6 @@ the usual columns. What came in is captured in the column `SENT`.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +23,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.protocols import mlflow
 from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
@@ -67,17 +67,17 @@ class _LazyColumns(Mapping[str, Any]):
 def add_steps(
     server: Server,
     variant: ServedVariant,
-    decoded: tuple[Any, Encode],
+    decoded: tuple[Any, Encode | None],
     headers: Mapping[str, str],
     request_id: str,
     deadline: float,
-) -> tuple[Feeds, Encode]:
+) -> tuple[Feeds, Encode | None]:
     """Return the feeds that `before` makes of the decoded columns, and an encoder of
     what `after` returns. Without a step, they are the decoded ones.
 
     Args:
         decoded: the decoded columns, or the feeds without a step `before`; and the
-            encoder of the protocol.
+            encoder of the protocol (None: MLflow's JSON).
         deadline: in `time.perf_counter()`.
 
     Raises StepFailed, StepRefused or StepTimeout.
@@ -101,9 +101,13 @@ def add_steps(
 
     def encode_after(_: ServedVariant, response: InferResponse) -> EncodedResponse:
         answer = steps.run("after", running, _copies(response.outputs), request)
-        named = _named(variant, response, answer, variant.schema.count_rows(feeds))
+        rows = variant.schema.count_rows(feeds)
+        answering, answered = _named(variant, response, answer, rows)
         try:
-            return encode(*named)
+            if encode is not None:
+                return encode(answering, answered)
+            prediction = answering.loaded.predictor.prediction(answered.outputs)
+            return EncodedResponse(mlflow.encode(prediction))
         except (TypeError, ValueError) as error:
             raise StepFailed(f"step after: its answer cannot be encoded: {error}") from None
 
@@ -162,17 +166,24 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
     columns = running.request.inputs
     schema = variant.schema
     assert variant.steps is not None
-    text = _sent_text(variant, columns)
-    sent_rows = len(next(iter(columns.values()), ()))
+    sent = columns
+    if left_out := (*variant.capture.drop, *variant.capture.mask):
+        sent = {name: values for name, values in columns.items() if name not in left_out}
+    # The step may change the columns.
+    content = orjson.dumps(sent, default=_plain, option=_SENT_OPTIONS)
+    text = content.decode() if len(content) <= _SENT_BYTES else None
+    sent_rows = len(next(iter(columns.values()))) if schema.has_rows else 1
     inputs = variant.steps.run("before", running, running.request)
     if not isinstance(inputs, Mapping):
         raise StepFailed(
             f"step before: it returned {short_repr(inputs)}; a mapping from the model's inputs to "
             "lists or arrays is expected"
         )
-    keys = {name: columns[name] for name in variant.capture.keys if name in columns}
+    if variant.capture.keys:
+        keys = {name: columns[name] for name in variant.capture.keys if name in columns}
+        inputs = {**keys, **inputs}
     try:
-        feeds = schema.from_columns({**keys, **inputs} if keys else inputs)
+        feeds = schema.from_columns(inputs)
     except SchemaMismatch as error:
         if error.column in columns and inputs.get(error.column) is columns[error.column]:
             raise  # The caller has sent these values, and the step has not changed them.
@@ -181,21 +192,10 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
         ) from None
     if not schema.has_rows:
         return add_keys(feeds, {SENT: object_array([text]).reshape(())})
-    rows = schema.count_rows(feeds)
-    if rows != sent_rows:
-        raise StepFailed(f"step before: it returned {rows} rows for {sent_rows} rows")
-    return add_keys(feeds, {SENT: object_array([text] + [None] * (rows - 1))})
-
-
-def _sent_text(variant: ServedVariant, columns: Mapping[str, Any]) -> str | None:
-    """Return what came in as JSON, without columns that are not captured or masked;
-    None if it is too long.
-    """
-    left_out = (*variant.capture.drop, *variant.capture.mask)
-    if left_out:
-        columns = {name: columns[name] for name in columns if name not in left_out}
-    text = orjson.dumps(columns, default=_plain, option=_SENT_OPTIONS)
-    return text.decode() if len(text) <= _SENT_BYTES else None
+    for array in feeds.values():
+        if len(array) != sent_rows:
+            raise StepFailed(f"step before: it returned {len(array)} rows for {sent_rows} rows")
+    return add_keys(feeds, {SENT: object_array([text] + [None] * (sent_rows - 1))})
 
 
 def _plain(value: Any) -> Any:
@@ -235,15 +235,9 @@ def _named(
 
 def _as_array(values: Any) -> Array:
     """Return a column of an answer as an array of numbers, booleans or objects."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiubO":
-        return values
-    if isinstance(values, list | tuple):
-        if not all(isinstance(value, int | float | np.generic | list) for value in values):
-            return object_array(values)
-        with suppress(ValueError):  # The lists have different lengths.
-            array = np.asarray(values)
-            if array.dtype.kind != "U":  # numpy turns the numbers next to texts into texts.
-                return array
+    try:
+        array = np.asarray(values)
+    except ValueError:  # The lists have different lengths.
         return object_array(values)
-    array = np.asarray(values)
-    return array.astype(object) if array.dtype.kind == "U" else array
+    # numpy turns the numbers next to texts into texts.
+    return np.array(values, dtype=object) if array.dtype.kind == "U" else array
