@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import orjson
 
 from mlflow_deploy_plugin.core.column_names import PREDICTION
 from mlflow_deploy_plugin.core.errors import (
@@ -23,7 +22,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.protocols import mlflow
+from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
@@ -35,7 +34,6 @@ from mlflow_deploy_plugin.serve.variants import ServedVariant
 Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _SENT_BYTES = 16 * 1024
 """The maximum size of a request whose columns are captured in `SENT`."""
-_SENT_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 _MOST_CALLS = 8
 _LOOP_SHARE = 0.9
 """The share of `request_timeout_seconds` after which a step is interrupted. gunicorn
@@ -107,7 +105,7 @@ def add_steps(
             if encode is not None:
                 return encode(answering, answered)
             prediction = answering.loaded.predictor.prediction(answered.outputs)
-            return EncodedResponse(mlflow.encode(prediction))
+            return EncodedResponse(dump_json({"predictions": prediction}))
         except (TypeError, ValueError) as error:
             raise StepFailed(f"step after: its answer cannot be encoded: {error}") from None
 
@@ -170,8 +168,11 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
     if left_out := (*variant.capture.drop, *variant.capture.mask):
         sent = {name: values for name, values in columns.items() if name not in left_out}
     # The step may change the columns.
-    content = orjson.dumps(sent, default=_plain, option=_SENT_OPTIONS)
-    text = content.decode() if len(content) <= _SENT_BYTES else None
+    try:
+        content = dump_json(sent)
+        text = content.decode() if len(content) <= _SENT_BYTES else None
+    except TypeError:  # Arrow has values without a JSON form.
+        text = None
     sent_rows = len(next(iter(columns.values()))) if schema.has_rows else 1
     inputs = variant.steps.run("before", running, running.request)
     if not isinstance(inputs, Mapping):
@@ -196,11 +197,6 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
         if len(array) != sent_rows:
             raise StepFailed(f"step before: it returned {len(array)} rows for {sent_rows} rows")
     return add_keys(feeds, {SENT: object_array([text] + [None] * (sent_rows - 1))})
-
-
-def _plain(value: Any) -> Any:
-    """Return an array of texts as lists, and any other value as text."""
-    return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
 def _named(

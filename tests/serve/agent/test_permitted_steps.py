@@ -85,7 +85,9 @@ def test_refused_steps_are_never_left_out(new_mlflow, case, specs):
         endpoints = case.wanted.endpoints
         assert (endpoints["e"].variants, list(endpoints["a"].variants)) == ({}, ["e"])
         assert refused.serve.digest in endpoints["e"].errors["e"]
-        follower.round()
+        assert refused.serve.digest in follower.round().error
+    (case.state_dir / SPEC).write_text(dump_spec(served))
+    assert follower.round().error == ""
 
 
 def test_error_of_steps_keeps_the_version(case):
