@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 
 from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
-    SignatureRefused,
 )
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
@@ -65,7 +64,15 @@ def _refusal(spec: EndpointSpec) -> str:
     digest = spec.serve.digest
     try:
         if spec.trusted_file:
-            _check_signature(spec.serve, Path(spec.trusted_file))
+            if spec.serve.signature is None:
+                return (
+                    "its steps have no signature; sign the file with `onnxserve sign "
+                    f"{STEPS_FILE} --key KEY` and serve it again"
+                )
+            key = trust_file(Path(spec.trusted_file))
+            with TemporaryDirectory(prefix="onnxserve-steps-") as folder:
+                Path(folder, STEPS_FILE).write_text(spec.serve.steps or "", encoding="utf-8")
+                Signature(spec.serve.signature.encode(), key).check(Path(folder))
         models = registered_model_names(spec) if spec.requires_gate else ()
         for model in models:
             with registry_errors(f"model {model}"):
@@ -83,14 +90,3 @@ def _refusal(spec: EndpointSpec) -> str:
         _log.exception("the steps of endpoint %s cannot be checked", spec.name)
         return f"its steps cannot be checked: {type(error).__name__}, see the log"
     return ""
-
-
-def _check_signature(serve: ServeSpec, key: Path) -> None:
-    if serve.signature is None:
-        raise SignatureRefused(
-            f"its steps have no signature; sign the file with `onnxserve sign {STEPS_FILE} --key "
-            "KEY` and serve it again"
-        )
-    with TemporaryDirectory(prefix="onnxserve-steps-") as folder:
-        Path(folder, STEPS_FILE).write_text(serve.steps or "", encoding="utf-8")
-        Signature(serve.signature.encode(), trust_file(key)).check(Path(folder))

@@ -99,7 +99,7 @@ def add_steps(
 
     def encode_after(_: ServedVariant, response: InferResponse) -> EncodedResponse:
         answer = steps.run("after", running, _copies(response.outputs), request)
-        rows = variant.schema.count_rows(feeds)
+        rows = len(next(iter(feeds.values()))) if variant.schema.has_rows else None
         answering, answered = _named(variant, response, answer, rows)
         try:
             if encode is not None:
@@ -200,10 +200,11 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
 
 
 def _named(
-    variant: ServedVariant, response: InferResponse, answer: Any, rows: int
+    variant: ServedVariant, response: InferResponse, answer: Any, rows: int | None
 ) -> tuple[ServedVariant, InferResponse]:
     """Return the response with what `after` returned as arrays by name, and the variant
-    that encodes it. Raises StepFailed unless each array has one entry per row.
+    that encodes it. Raises StepFailed unless each array has one entry per row; without
+    `rows`, the shape is free.
     """
     is_list = isinstance(answer, list)
     are_rows = is_list and bool(answer) and isinstance(answer[0], Mapping)
@@ -215,8 +216,13 @@ def _named(
         columns = {names[0] if len(names) == 1 else PREDICTION: answer}
     outputs = {}
     for name, values in columns.items():
-        array = _as_array(values)
-        if variant.schema.has_rows and array.shape[:1] != (rows,):
+        try:
+            array = np.asarray(values)
+        except ValueError:  # The lists have different lengths.
+            array = object_array(values)
+        if array.dtype.kind == "U":  # numpy turns the numbers next to texts into texts.
+            array = np.array(values, dtype=object)
+        if rows is not None and array.shape[:1] != (rows,):
             found = f"{len(array)} entries" if array.ndim else short_repr(values)
             raise StepFailed(
                 f"step after: {str(name)[:60]!r} has {found} for {rows} rows; one entry per row is "
@@ -227,13 +233,3 @@ def _named(
     return answering, InferResponse(
         response.id, response.prediction_id, outputs, is_cached=response.is_cached
     )
-
-
-def _as_array(values: Any) -> Array:
-    """Return a column of an answer as an array of numbers, booleans or objects."""
-    try:
-        array = np.asarray(values)
-    except ValueError:  # The lists have different lengths.
-        return object_array(values)
-    # numpy turns the numbers next to texts into texts.
-    return np.array(values, dtype=object) if array.dtype.kind == "U" else array
