@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlflow_deploy_plugin.core.errors import (
-    OnnxserveError,
-)
+from mlflow_deploy_plugin.core.errors import GateRefused, OnnxserveError, SignatureRefused
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
@@ -65,7 +63,7 @@ def _refusal(spec: EndpointSpec) -> str:
     try:
         if spec.trusted_file:
             if spec.serve.signature is None:
-                return (
+                raise SignatureRefused(
                     "its steps have no signature; sign the file with `onnxserve sign "
                     f"{STEPS_FILE} --key KEY` and serve it again"
                 )
@@ -79,7 +77,7 @@ def _refusal(spec: EndpointSpec) -> str:
                 model_tags = registry_client().get_registered_model(model).tags
             policy = policy_from_tags(model, model_tags)
             if policy is None or digest not in policy.steps:
-                return (
+                raise GateRefused(
                     f"its steps (sha256 {digest}) are not approved, but the endpoint requires "
                     f"gate=passed; add the digest to `steps` of the gate policy of {model} (tag "
                     f"{GATE_POLICY_TAG})"
