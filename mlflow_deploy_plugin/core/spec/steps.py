@@ -31,7 +31,7 @@ def read_steps(path: Path) -> dict[str, str]:
     fields = {}
     signature = path.with_name(path.name + SIGNATURE_SUFFIX)
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_bytes().decode()  # The digest is that of the file.
         if signature.exists():
             fields["signature"] = signature.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -220,6 +220,7 @@ class Follower:
                 builds_environments = self.resolver.pyfunc_policy.builds_environments
                 models_before = restore_checkpoint(self.state_dir, builds_environments)
             self._specs = specs
+            self._permits.errors.clear()  # An endpoint may have been removed.
             models = {}
             for spec, name, variant in self._variants():
                 endpoint = self._wanted.endpoints.get(spec.name)

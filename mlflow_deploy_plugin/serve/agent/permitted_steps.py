@@ -10,11 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlflow_deploy_plugin.core.errors import (
-    GateRefused,
-    OnnxserveError,
-    SignatureRefused,
-)
+from mlflow_deploy_plugin.core.errors import GateRefused, OnnxserveError, SignatureRefused
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
@@ -48,14 +44,10 @@ class StepsPermits:
             self.errors.pop(name, None)
             return spec.serve
         now = self.clock()
-        if (
-            name not in self._checks
-            or self._checks[name][0] != spec
-            or now >= self._checks[name][2]
-        ):
+        checked, future, due = self._checks.get(name, (None, None, 0.0))
+        if future is None or checked != spec or now >= due:
             future = self.pool.submit(_refusal, spec)
             self._checks[name] = spec, future, now + _RETRY_SECONDS
-        _, future, _ = self._checks[name]
         if not future.done():
             return used
         if reason := future.result():
@@ -67,38 +59,32 @@ class StepsPermits:
 
 def _refusal(spec: EndpointSpec) -> str:
     """Return why the steps may not run; empty if they may. Runs in a thread."""
+    digest = spec.serve.digest
     try:
         if spec.trusted_file:
-            _check_signature(spec.serve, Path(spec.trusted_file))
-        if spec.requires_gate:
-            for model in registered_model_names(spec):
-                _check_approval(spec.serve, model)
+            if spec.serve.signature is None:
+                raise SignatureRefused(
+                    "its steps have no signature; sign the file with `onnxserve sign "
+                    f"{STEPS_FILE} --key KEY` and serve it again"
+                )
+            key = trust_file(Path(spec.trusted_file))
+            with TemporaryDirectory(prefix="onnxserve-steps-") as folder:
+                Path(folder, STEPS_FILE).write_text(spec.serve.steps or "", encoding="utf-8")
+                Signature(spec.serve.signature.encode(), key).check(Path(folder))
+        models = registered_model_names(spec) if spec.requires_gate else ()
+        for model in models:
+            with registry_errors(f"model {model}"):
+                model_tags = registry_client().get_registered_model(model).tags
+            policy = policy_from_tags(model, model_tags)
+            if policy is None or digest not in policy.steps:
+                raise GateRefused(
+                    f"its steps (sha256 {digest}) are not approved, but the endpoint requires "
+                    f"gate=passed; add the digest to `steps` of the gate policy of {model} (tag "
+                    f"{GATE_POLICY_TAG})"
+                )
     except OnnxserveError as error:
         return error.message
     except Exception as error:  # noqa: BLE001 - any error refuses the steps
         _log.exception("the steps of endpoint %s cannot be checked", spec.name)
         return f"its steps cannot be checked: {type(error).__name__}, see the log"
     return ""
-
-
-def _check_signature(serve: ServeSpec, key: Path) -> None:
-    if serve.signature is None:
-        raise SignatureRefused(
-            f"its steps have no signature; sign the file with `onnxserve sign {STEPS_FILE} --key "
-            "KEY` and serve it again"
-        )
-    with TemporaryDirectory(prefix="onnxserve-steps-") as folder:
-        Path(folder, STEPS_FILE).write_text(serve.steps or "", encoding="utf-8")
-        Signature(serve.signature.encode(), trust_file(key)).check(Path(folder))
-
-
-def _check_approval(serve: ServeSpec, model: str) -> None:
-    with registry_errors(f"model {model}"):
-        model_tags = registry_client().get_registered_model(model).tags
-    policy = policy_from_tags(model, model_tags)
-    if policy is None or serve.digest not in policy.steps:
-        raise GateRefused(
-            f"its steps (sha256 {serve.digest}) are not approved, but the endpoint requires "
-            f"gate=passed; add the digest to `steps` of the gate policy of {model} (tag "
-            f"{GATE_POLICY_TAG})"
-        )

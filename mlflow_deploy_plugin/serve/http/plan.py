@@ -357,17 +357,12 @@ def _compose_guard(guard: Guard, decode: _Decode) -> _Decode:
 def _compose_steps(server: Server, variant: ServedVariant, decode: _Decode) -> _Decode:
     """Return the decoder of a plan with the steps of the variant."""
 
-    def encode_predictions(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        prediction = variant.loaded.predictor.prediction(response.outputs)
-        return EncodedResponse(dump_json({"predictions": prediction}))
-
     def decode_with_steps(headers: Mapping[str, str], body: bytes) -> _Decoded:
         columns, encode, given_id = decode(headers, body)
         if not columns:
             return columns, encode, given_id
         id_ = request_id({"x-request-id": given_id})
-        decoded = columns, encode or encode_predictions
-        feeds, encode = add_steps(server, variant, decoded, headers, id_, math.inf)
+        feeds, encode = add_steps(server, variant, (columns, encode), headers, id_, math.inf)
         return feeds, encode, id_
 
     return decode_with_steps

@@ -7,13 +7,11 @@ the usual columns. What came in is captured in the column `SENT`.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import orjson
 
 from mlflow_deploy_plugin.core.column_names import PREDICTION
 from mlflow_deploy_plugin.core.errors import (
@@ -24,6 +22,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
@@ -35,7 +34,6 @@ from mlflow_deploy_plugin.serve.variants import ServedVariant
 Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _SENT_BYTES = 16 * 1024
 """The maximum size of a request whose columns are captured in `SENT`."""
-_SENT_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 _MOST_CALLS = 8
 _LOOP_SHARE = 0.9
 """The share of `request_timeout_seconds` after which a step is interrupted. gunicorn
@@ -67,17 +65,17 @@ class _LazyColumns(Mapping[str, Any]):
 def add_steps(
     server: Server,
     variant: ServedVariant,
-    decoded: tuple[Any, Encode],
+    decoded: tuple[Any, Encode | None],
     headers: Mapping[str, str],
     request_id: str,
     deadline: float,
-) -> tuple[Feeds, Encode]:
+) -> tuple[Feeds, Encode | None]:
     """Return the feeds that `before` makes of the decoded columns, and an encoder of
     what `after` returns. Without a step, they are the decoded ones.
 
     Args:
         decoded: the decoded columns, or the feeds without a step `before`; and the
-            encoder of the protocol.
+            encoder of the protocol (None: MLflow's JSON).
         deadline: in `time.perf_counter()`.
 
     Raises StepFailed, StepRefused or StepTimeout.
@@ -101,9 +99,13 @@ def add_steps(
 
     def encode_after(_: ServedVariant, response: InferResponse) -> EncodedResponse:
         answer = steps.run("after", running, _copies(response.outputs), request)
-        named = _named(variant, response, answer, variant.schema.count_rows(feeds))
+        rows = len(next(iter(feeds.values()))) if variant.schema.has_rows else None
+        answering, answered = _named(variant, response, answer, rows)
         try:
-            return encode(*named)
+            if encode is not None:
+                return encode(answering, answered)
+            prediction = answering.loaded.predictor.prediction(answered.outputs)
+            return EncodedResponse(dump_json({"predictions": prediction}))
         except (TypeError, ValueError) as error:
             raise StepFailed(f"step after: its answer cannot be encoded: {error}") from None
 
@@ -162,17 +164,27 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
     columns = running.request.inputs
     schema = variant.schema
     assert variant.steps is not None
-    text = _sent_text(variant, columns)
-    sent_rows = len(next(iter(columns.values()), ()))
+    sent = columns
+    if left_out := (*variant.capture.drop, *variant.capture.mask):
+        sent = {name: values for name, values in columns.items() if name not in left_out}
+    # The step may change the columns.
+    try:
+        content = dump_json(sent)
+        text = content.decode() if len(content) <= _SENT_BYTES else None
+    except TypeError:  # Arrow has values without a JSON form.
+        text = None
+    sent_rows = len(next(iter(columns.values()))) if schema.has_rows else 1
     inputs = variant.steps.run("before", running, running.request)
     if not isinstance(inputs, Mapping):
         raise StepFailed(
             f"step before: it returned {short_repr(inputs)}; a mapping from the model's inputs to "
             "lists or arrays is expected"
         )
-    keys = {name: columns[name] for name in variant.capture.keys if name in columns}
+    if variant.capture.keys:
+        keys = {name: columns[name] for name in variant.capture.keys if name in columns}
+        inputs = {**keys, **inputs}
     try:
-        feeds = schema.from_columns({**keys, **inputs} if keys else inputs)
+        feeds = schema.from_columns(inputs)
     except SchemaMismatch as error:
         if error.column in columns and inputs.get(error.column) is columns[error.column]:
             raise  # The caller has sent these values, and the step has not changed them.
@@ -181,33 +193,18 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
         ) from None
     if not schema.has_rows:
         return add_keys(feeds, {SENT: object_array([text]).reshape(())})
-    rows = schema.count_rows(feeds)
-    if rows != sent_rows:
-        raise StepFailed(f"step before: it returned {rows} rows for {sent_rows} rows")
-    return add_keys(feeds, {SENT: object_array([text] + [None] * (rows - 1))})
-
-
-def _sent_text(variant: ServedVariant, columns: Mapping[str, Any]) -> str | None:
-    """Return what came in as JSON, without columns that are not captured or masked;
-    None if it is too long.
-    """
-    left_out = (*variant.capture.drop, *variant.capture.mask)
-    if left_out:
-        columns = {name: columns[name] for name in columns if name not in left_out}
-    text = orjson.dumps(columns, default=_plain, option=_SENT_OPTIONS)
-    return text.decode() if len(text) <= _SENT_BYTES else None
-
-
-def _plain(value: Any) -> Any:
-    """Return an array of texts as lists, and any other value as text."""
-    return value.tolist() if isinstance(value, np.ndarray) else str(value)
+    for array in feeds.values():
+        if len(array) != sent_rows:
+            raise StepFailed(f"step before: it returned {len(array)} rows for {sent_rows} rows")
+    return add_keys(feeds, {SENT: object_array([text] + [None] * (sent_rows - 1))})
 
 
 def _named(
-    variant: ServedVariant, response: InferResponse, answer: Any, rows: int
+    variant: ServedVariant, response: InferResponse, answer: Any, rows: int | None
 ) -> tuple[ServedVariant, InferResponse]:
     """Return the response with what `after` returned as arrays by name, and the variant
-    that encodes it. Raises StepFailed unless each array has one entry per row.
+    that encodes it. Raises StepFailed unless each array has one entry per row; without
+    `rows`, the shape is free.
     """
     is_list = isinstance(answer, list)
     are_rows = is_list and bool(answer) and isinstance(answer[0], Mapping)
@@ -219,8 +216,13 @@ def _named(
         columns = {names[0] if len(names) == 1 else PREDICTION: answer}
     outputs = {}
     for name, values in columns.items():
-        array = _as_array(values)
-        if variant.schema.has_rows and array.shape[:1] != (rows,):
+        try:
+            array = np.asarray(values)
+        except ValueError:  # The lists have different lengths.
+            array = object_array(values)
+        if array.dtype.kind == "U":  # numpy turns the numbers next to texts into texts.
+            array = np.array(values, dtype=object)
+        if rows is not None and array.shape[:1] != (rows,):
             found = f"{len(array)} entries" if array.ndim else short_repr(values)
             raise StepFailed(
                 f"step after: {str(name)[:60]!r} has {found} for {rows} rows; one entry per row is "
@@ -231,19 +233,3 @@ def _named(
     return answering, InferResponse(
         response.id, response.prediction_id, outputs, is_cached=response.is_cached
     )
-
-
-def _as_array(values: Any) -> Array:
-    """Return a column of an answer as an array of numbers, booleans or objects."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiubO":
-        return values
-    if isinstance(values, list | tuple):
-        if not all(isinstance(value, int | float | np.generic | list) for value in values):
-            return object_array(values)
-        with suppress(ValueError):  # The lists have different lengths.
-            array = np.asarray(values)
-            if array.dtype.kind != "U":  # numpy turns the numbers next to texts into texts.
-                return array
-        return object_array(values)
-    array = np.asarray(values)
-    return array.astype(object) if array.dtype.kind == "U" else array

@@ -216,7 +216,7 @@ class RequestContext:
             headers["X-Request-Id"], feeds, parameters, moment, body, self.request.arrived
         )
         if variant.steps is not None:
-            feeds, encode = add_steps(
+            feeds, around = add_steps(
                 self.server,
                 variant,
                 (feeds, encode),
@@ -225,7 +225,7 @@ class RequestContext:
                 self.server.dataplane.deadline(infer_request),
             )
             infer_request.inputs = feeds
-            decoded = decoded._replace(feeds=feeds, encode=encode)
+            decoded = decoded._replace(feeds=feeds, encode=around or encode)
         return decoded, infer_request
 
     def build_reply(

@@ -100,8 +100,8 @@ class _Watch:
         """
         thread = threading.get_ident()
         caller = self.running.get(thread)
-        self.running[thread] = running
         try:
+            self.running[thread] = running
             return step(*arguments)
         finally:
             if self.running.pop(thread, None) is None:

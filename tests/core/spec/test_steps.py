@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.spec.document import (
 from mlflow_deploy_plugin.core.store.audit import describe_change
 from tests.support.refusals import mentions
 
-SOURCE = "def before(request):\n    return request.inputs  # é\n"
+SOURCE = "def before(request):\r\n    return request.inputs  # é\n"
 SPEC = "{name: e, variants: {v: {model: x}}, serve: {steps: steps.py}}"
 
 

@@ -95,7 +95,9 @@ def test_refused_steps_are_never_left_out(new_mlflow, case, specs):
         endpoints = case.wanted.endpoints
         assert (endpoints["e"].variants, list(endpoints["a"].variants)) == ({}, ["e"])
         assert refused.serve.digest in endpoints["e"].errors["e"]
-        follower.round()
+        assert refused.serve.digest in follower.round().error
+    (case.state_dir / SPEC).write_text(dump_spec(served))
+    assert follower.round().error == ""
 
 
 def test_refused_steps_of_a_listed_model_are_answered(new_mlflow, case, specs, monkeypatch):

@@ -156,11 +156,28 @@ def captured(server):
     return read_spool(server.repository.state_dir / SPOOL)
 
 
-def test_unchanged_values_are_the_callers_fault(stepped):
-    server = stepped("def before(request):\n    return request.inputs\n")
-    answer = ask(server, body={"inputs": {"a": ["x"], "b": [1], "c": [2]}})
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"inputs": {"a": ["x"], "b": [1], "c": [2]}}, "'a'"),
+        ({"inputs": {"a": 3, "b": [1], "c": [2]}}, "one entry per row"),
+        ({"inputs": {"a": [1, 2], "b": [1], "c": [2]}}, "one entry per row"),
+        ({"inputs": {"a": [], "b": [], "c": []}}, "one entry per row"),
+        ({"dataframe_records": [{}]}, "one entry per row"),
+        ({"dataframe_split": {"columns": [], "data": [[]]}}, "one entry per row"),
+        ({"dataframe_split": {"columns": ["a", "b", "c"], "data": ["123"]}}, "'123'"),
+    ],
+)
+def test_unusable_values_are_the_callers_fault(stepped, content, words):
+    answer = ask(stepped("def before(request):\n    return request.inputs\n"), body=content)
     assert answer.status == 400
-    assert "'a'" in json.loads(answer.body)["message"]
+    assert words in json.loads(answer.body)["message"]
+
+
+def test_tensor_without_rows_is_the_callers_fault(stepped):
+    server = stepped("def before(request):\n    return request.inputs\n")
+    body = {"inputs": [v2_tensor("a", "FP64", [1], [])]}
+    assert handle(server, post("/v2/models/e/infer", body)).status == 400
 
 
 @pytest.mark.parametrize("is_planned", [True, False])

@@ -189,11 +189,13 @@ class FastDecoder:
             ):
                 return None
             return self._from_arrays(columns)
-        if kinds != {list} or len(set(map(len, columns))) != 1 or not columns[0]:
+        if kinds != {list} or len(columns) * len(columns[0]) > _MAX_TRANSPOSED:
             return None
-        if len(columns) * len(columns[0]) > _MAX_TRANSPOSED:
+        try:
+            rows = list(zip(*columns, strict=True))
+        except ValueError:  # The columns have different lengths.
             return None
-        return self._feeds(list(zip(*columns, strict=True)))
+        return self._feeds(rows) if rows else None
 
     def from_array(self, values: Array) -> Feeds | None:
         """Decode a matrix of numbers whose columns are in the signature's order and

@@ -11,7 +11,9 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, columns_of
-from mlflow_deploy_plugin.serve.runtime.values import NO_ROWS, short_repr
+from mlflow_deploy_plugin.serve.runtime.values import LISTS, NO_ROWS, short_repr
+
+_SEQUENCES = LISTS | {np.ndarray}
 
 
 class _AnyName(tuple[str, ...]):
@@ -35,9 +37,19 @@ class SentSchema(Schema):
     _fast = None  # The fast decoder reads only the model's columns.
 
     def from_columns(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        if any(isinstance(values, list | tuple | np.ndarray) for values in data.values()):
-            return dict(data)
-        return {name: [value] for name, value in data.items()}  # One record.
+        kinds = set(map(type, data.values()))
+        if data and kinds.isdisjoint(_SEQUENCES):
+            return {name: [value] for name, value in data.items()}  # One record.
+        if self.has_rows:
+            lengths: set[int] = set()
+            with suppress(TypeError):  # An array without dimensions has no length.
+                lengths.update(map(len, data.values()))
+            if not kinds <= _SEQUENCES or len(lengths) != 1 or 0 in lengths:
+                raise SchemaMismatch(
+                    "the columns must be lists or arrays with one entry per row, and at least one "
+                    "row"
+                )
+        return dict(data)
 
     from_frame = from_columns
     _from_tensors = from_columns
@@ -51,12 +63,12 @@ class SentSchema(Schema):
                 )
         if not records:
             raise SchemaMismatch(NO_ROWS)
-        return columns_of(records, dict.fromkeys(chain.from_iterable(records)))
+        return self.from_columns(columns_of(records, dict.fromkeys(chain.from_iterable(records))))
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
-        with suppress(TypeError, ValueError):
+        if LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}:
             columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-            if len(columns) == len(names):
+            if columns and len(columns) == len(names):
                 return columns
         return super().from_rows(names, rows)  # It raises the error.
 
