@@ -165,7 +165,7 @@ def ask_mlflow(scored_folders):
         wait_until(lambda: server.started, what="MLflow's scoring server")
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         with requests.Session() as session:
-            # uvicorn closes a connection after a body that the application did not read.
+            # uvicorn closes a connection whose body the application did not read.
             session.headers["Connection"] = "close"
             yield lambda model, *request: ask_over_http(session, f"{url}/{model}", *request)
         server.should_exit = True
