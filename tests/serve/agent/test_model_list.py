@@ -97,13 +97,13 @@ def test_list_is_kept_while_the_registry_is_down(tmp_path):
 
 
 def test_failed_listing_is_repeated_soon(tmp_path, clock, monkeypatch):
-    answers = iter([[{"team-a": "1 5"}], RegistryUnavailable("down"), [{"team-a": "2 6"}]])
+    answers = iter([{"team-a": "1 5"}, None, {"team-a": "2 6"}])
 
     def select(pattern):
         answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return iter(answer)
+        if answer is None:
+            raise RegistryUnavailable("down")
+        return iter([answer])
 
     monkeypatch.setattr(model_list, "selected_models", select)
     policy = PollPolicy(30.0, True, clock)
