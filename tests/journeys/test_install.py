@@ -71,6 +71,7 @@ IMPORTS_OF_EXTRAS = {
     ),
     "redis": "from mlflow_deploy_plugin.serve.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",
+    "kafka": "import mlflow_deploy_plugin.ship.deployments.kafka",
     "docker": (
         "import mlflow_deploy_plugin.ship.deployments.backends.docker, "
         "mlflow_deploy_plugin.ship.images.engine"
@@ -87,6 +88,7 @@ IMPORTS_OF_EXTRAS = {
 }
 NEEDS_AN_EXTRA = {
     "ai_edge_litert",
+    "confluent_kafka",
     "cyclonedx",
     "docker",
     "duckdb",
