@@ -16,7 +16,6 @@ compactor may delete a file. Readers drop duplicates by (`_segment`, `_offset`, 
 Shipping waits while a busy worker's segment grows, which reduces the number of files.
 """
 
-import hashlib
 import logging
 import shutil
 import time
@@ -24,7 +23,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +38,7 @@ from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, label
 from mlflow_deploy_plugin.serve.inference_log.storage import (
     FAILURES,
     encode_parquet,
+    endpoint_folder,
     locate_log,
     write_file,
 )
@@ -68,7 +67,6 @@ from mlflow_deploy_plugin.serve.spool.spool_reader import (
 _log = logging.getLogger(__name__)
 
 _BROKEN = ".broken"
-_LONGEST_NAME = 200
 _MOST_BROKEN = 4
 """The number of malformed segments that are kept for inspection; in total at most 64
 MiB without larger requests.
@@ -360,21 +358,11 @@ def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tu
     root = f"{FAILURES}/" if first.is_failed else ""
     last_offset = max(int(batch.offsets[-1]) for batch in group)
     name = f"{segment}-{first.offsets[0]}-{last_offset}"
-    folder = f"{root}endpoint={_folder_name(first.endpoint)}/date={moment.date()}/hour={moment:%H}"
+    folder = f"{root}{endpoint_folder(first.endpoint)}/date={moment.date()}/hour={moment:%H}"
     yield (
         f"{folder}/{name}.parquet",
         concat_tables([_batch_table(segment, batch) for batch in group]),
     )
-
-
-def _folder_name(endpoint: str) -> str:
-    """Return the endpoint's name in the log. A registered model's name may have any
-    characters, which are percent-encoded; a longer name is replaced by its digest.
-    """
-    quoted = quote(endpoint, safe="")
-    if len(quoted) <= _LONGEST_NAME:
-        return quoted
-    return hashlib.sha256(endpoint.encode()).hexdigest()
 
 
 def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tuple[str, pa.Table]]:
@@ -387,7 +375,7 @@ def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tupl
     for (endpoint, day), group in groups.items():
         date = datetime.fromtimestamp(day * 86_400, UTC).date()
         file_name = f"{segment}-{group[0].offset}-{group[-1].offset}.parquet"
-        name = f"{LABELS}/endpoint={_folder_name(endpoint)}/date={date}/{file_name}"
+        name = f"{LABELS}/{endpoint_folder(endpoint)}/date={date}/{file_name}"
         labels = []
         for frame in group:
             # The offset of a label is the frame's offset plus the label's position.

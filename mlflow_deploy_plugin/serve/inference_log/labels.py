@@ -187,7 +187,7 @@ def as_number(value: str | float | bool | None) -> float | None:
 
 
 def labels_folder(location: LogLocation, endpoint: str) -> str:
-    return f"{location.root}/{LABELS}/endpoint={endpoint}"
+    return f"{location.root}/{LABELS}/{storage.endpoint_folder(endpoint)}"
 
 
 def write_labels(
@@ -199,7 +199,7 @@ def write_labels(
     """Write labels received on a day (2013-07-01) to the log; raise OnnxserveError if
     the log is unreachable.
     """
-    name = f"{LABELS}/endpoint={endpoint}/date={day}/file-{uuid4().hex}.parquet"
+    name = f"{LABELS}/{storage.endpoint_folder(endpoint)}/date={day}/file-{uuid4().hex}.parquet"
     with storage.wrap_log_errors(location):
         storage.write_file(location, name, storage.encode_parquet(labels))
 

@@ -115,7 +115,7 @@ def expire(
         if is_expired(hour.start, hour.end)
     }
     sketches = [
-        f"{info.path}/endpoint={endpoint}"
+        f"{info.path}/{storage.endpoint_folder(endpoint)}"
         for info in storage.list_folder(location, f"{location.root}/{storage.SKETCHES}")
     ]
     for root in [labels_folder(location, endpoint), *sketches]:

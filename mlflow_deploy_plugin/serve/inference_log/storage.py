@@ -2,6 +2,7 @@
 files, and atomic writes.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlparse
+from urllib.parse import quote, unquote, urlparse
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +42,17 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
 _ATTEMPTS = 4
 _KMS = "aws:kms"
+_LONGEST_NAME = 200
+
+
+def endpoint_folder(endpoint: str) -> str:
+    """Return the name of an endpoint's folder. A registered model's name may have any
+    characters, which are percent-encoded; a longer name is replaced by its digest.
+    """
+    name = quote(endpoint, safe="")
+    if len(name) > _LONGEST_NAME:
+        name = hashlib.sha256(endpoint.encode()).hexdigest()
+    return f"endpoint={name}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,7 @@ def list_endpoints(location: LogLocation, folder: str = "") -> list[str]:
     `_labels`.
     """
     root = f"{location.root}/{folder}" if folder else location.root
-    return [value for value, _ in _partitions(location, root, "endpoint")]
+    return [unquote(value) for value, _ in _partitions(location, root, "endpoint")]
 
 
 def iter_hours(
@@ -143,7 +155,7 @@ def iter_hours(
     def overlaps(start: datetime, length: timedelta) -> bool:
         return window is None or (start < window.end and start + length > window.start)
 
-    root = f"{location.root}/endpoint={endpoint}"
+    root = f"{location.root}/{endpoint_folder(endpoint)}"
     folders = [root]  # One listing is fastest in a bucket.
     if window is not None or newest_first:
         folders = [folder for day, folder in list_days(location, root) if overlaps(day, DAY)]

@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWind
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.serve.agent.progress import agent_name
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.storage import endpoint_folder
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, window_at
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.spool.frames import segments, shipped_bytes
@@ -379,7 +380,7 @@ def run_files(
     now = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
         log_settings = settings.model_copy(update={"log_uri": folder})
-        log = Path(log_settings.inference_log) / f"endpoint={name}"
+        log = Path(log_settings.inference_log) / endpoint_folder(name)
         file_rows = _write_rows(rows, reference, bounds.get("exclude", ()), now, log)
         spec = MonitorSpec(
             reference=f"dataset:{reference}",

@@ -8,6 +8,9 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.serve.inference_log.storage import (
     PART_BYTES,
+    endpoint_folder,
+    iter_hours,
+    list_endpoints,
     locate_log,
     write_file,
 )
@@ -49,6 +52,15 @@ def test_file_is_written_and_replaced_whole(tmp_path, as_text):
     (file,) = (path for path in (tmp_path / "a log").rglob("*") if path.is_file())
     assert file == tmp_path / "a log/endpoint=e/f.parquet"
     assert file.read_bytes() == b"22"
+
+
+@pytest.mark.parametrize("name", ["flights", "Sales Forecast", "50% off?#/=", "größe"])
+def test_rows_of_any_model_name_are_found(tmp_path, name):
+    location = locate_log(str(tmp_path))
+    folder = f"{endpoint_folder(name)}/date=2026-06-01/hour=12"
+    write_file(location, f"{folder}/f.parquet", b"")
+    assert list_endpoints(location) == [name]
+    assert [hour.folder for hour in iter_hours(location, name)] == [f"{location.root}/{folder}"]
 
 
 def test_full_disk_leaves_no_partial_file(tmp_path):

@@ -43,6 +43,7 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     Hour,
     LogFile,
     LogLocation,
+    endpoint_folder,
     write_file,
 )
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window
@@ -167,7 +168,8 @@ class SketchStore:
         since = self.log.since
         if self.segment or since:  # The same files have other profiles then, so the key differs.
             key = hashlib.sha256(repr((key, self.segment, since)).encode()).hexdigest()[:32]
-        return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
+        folder = endpoint_folder(self.endpoint)
+        return f"{SKETCHES}/{key}/{folder}/date={day:%Y-%m-%d}/hours.parquet"
 
 
 def window_profile(
