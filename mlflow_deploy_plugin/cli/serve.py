@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.core.spec.document import (
     steps_files,
 )
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, PyfuncEnv, ServerSpec
+from mlflow_deploy_plugin.core.spec.steps import STEPS
 from mlflow_deploy_plugin.core.statedir.files import (
     SPEC,
     claim_free_state_dir,
@@ -42,8 +43,6 @@ from mlflow_deploy_plugin.serve.device import require_device
 from mlflow_deploy_plugin.serve.supervisor import supervise
 
 _log = logging.getLogger(__name__)
-
-_STEPS = "serve.steps"
 
 
 @click.command()
@@ -131,7 +130,7 @@ def serve(
         f"server.{field}": value for field, value in server.items() if value is not None
     }
     if steps is not None:
-        changes[_STEPS] = str(steps)
+        changes[STEPS] = str(steps)
     cloud = read_cloud()
     settings = load_settings()
     if not (model_uri or spec_file or registry):
@@ -186,7 +185,7 @@ def serve(
         # The agent watches SPEC.
         if spec_file is not None and spec_file.absolute() == folder / SPEC:
             spec_file = None
-        if spec_file is not None or changes.get(_STEPS):
+        if spec_file is not None or changes.get(STEPS):
             refresh = _WatchedSpec(spec_file, specs, folder, first.server, changes).refresh
         jobs = [sys.executable, "-m", "mlflow_deploy_plugin.ship.batch.jobs", str(folder)]
         supervise(folder, not no_follow, click.echo, refresh, jobs)
@@ -269,7 +268,7 @@ class _WatchedSpec:
         except (OnnxserveError, OSError) as error:
             reason = error.message if isinstance(error, OnnxserveError) else str(error.strerror)
             if reason != self._error:
-                changed = self._path or self._changes[_STEPS]
+                changed = self._path or self._changes[STEPS]
                 _log.error("the change of %s is not served: %s", changed, reason)
             self._error = reason
 
@@ -285,8 +284,8 @@ class _WatchedSpec:
                 self._steps = steps_files(text, self._path.parent)
                 self._text = text
         steps = [*self._steps]
-        if self._changes.get(_STEPS):
-            steps.append(Path(str(self._changes[_STEPS])))
+        if self._changes.get(STEPS):
+            steps.append(Path(str(self._changes[STEPS])))
         return contents + [read_text(file, "the file of steps") for file in steps]
 
 

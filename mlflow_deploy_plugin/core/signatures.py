@@ -82,9 +82,8 @@ class Signer:
         """Write the bundle over a single file of this name and text. Raises the errors
         of `check_key`.
         """
-        with TemporaryDirectory(prefix="onnxserve-sign-") as folder:
-            Path(folder, name).write_text(text, encoding="utf-8")
-            self.sign(Path(folder), bundle)
+        with _folder_of(name, text) as folder:
+            self.sign(folder, bundle)
 
     def _errors(self) -> AbstractContextManager[None]:
         # The query of a PKCS#11 URI has the PIN.
@@ -151,6 +150,14 @@ def trust_file(path: Path) -> Trust:
         ) from None
 
 
+@contextmanager
+def _folder_of(name: str, text: str) -> Iterator[Path]:
+    """Yield a temporary folder with a single file."""
+    with TemporaryDirectory(prefix="onnxserve-signature-") as folder:
+        Path(folder, name).write_text(text, encoding="utf-8")
+        yield Path(folder)
+
+
 @dataclass(frozen=True)
 class Signature:
     """The content of a bundle, and the key or authority that must have signed it."""
@@ -170,6 +177,11 @@ class Signature:
         """
         (subject,) = _statement(orjson.loads(self.bundle))["subject"]
         return str(subject.get("annotations", {}).get(_MODEL_URI, ""))
+
+    def check_text(self, name: str, text: str) -> None:
+        """Raise the errors of `check` for the single file of `Signer.sign_text`."""
+        with _folder_of(name, text) as folder:
+            self.check(folder)
 
     def check(self, folder: Path) -> None:
         """Raise SignatureRefused unless the bundle is by the trusted key or authority,

@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.core.spec.parts import (
     StickySpec,
     VariantSpec,
 )
-from mlflow_deploy_plugin.core.spec.steps import is_steps_path, read_steps
+from mlflow_deploy_plugin.core.spec.steps import STEPS, is_steps_path, read_steps
 from mlflow_deploy_plugin.core.spec.types import PATTERNS_IN_WORDS, field_descriptions
 
 _EXPECTED = {
@@ -78,7 +78,6 @@ has no dotted name.
 _RETRAIN = ".retrain."
 _REMOVED = ("monitors.NAME.retrain.sample", "capture.sinks.NAME")
 """The parts that `-C` removes if the value is empty."""
-_STEPS = "serve.steps"
 
 
 def load_specs(text: str, folder: Path | None = None) -> list[EndpointSpec]:
@@ -267,11 +266,11 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
         target = document
         for parent in parents:
             target = target.setdefault(parent, {})
-        if dotted == _STEPS:
+        if dotted == STEPS:
             target.pop("signature", None)
         if value == "":
             target.pop(leaf, None)
-        elif dotted == _STEPS and is_steps_path(value):
+        elif dotted == STEPS and is_steps_path(value):
             target |= read_steps(Path(str(value)))
         else:
             target[leaf] = value

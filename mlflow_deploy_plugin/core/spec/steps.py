@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
+STEPS = "serve.steps"
+"""The dotted name of the field."""
 STEPS_FILE = "steps.py"
 """The name of the file in messages and tracebacks."""
 SIGNATURE_SUFFIX = ".sig"

@@ -8,7 +8,7 @@ and fetched.
 import hashlib
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,14 +123,17 @@ class ModelList:
         settings = self.template.model_dump_json(exclude={"server"})
         digest = hashlib.sha256(f"{registry_address()} {settings}".encode()).hexdigest()[:16]
         is_first = self.listed is None
-        selected = Listed(uri=self.uri, models={})
-        for marks in selected_models(self.pattern):
+
+        def listed(marks: Mapping[str, str], is_complete: bool) -> Listed:
             models = {name: f"{mark} {digest}" for name, mark in sorted(marks.items())}
-            selected = Listed(uri=self.uri, models=models)
+            return Listed(uri=self.uri, models=models, is_complete=is_complete)
+
+        marks: dict[str, str] = {}
+        for marks in selected_models(self.pattern):
             if is_first:
-                self.listed = selected.model_copy(update={"is_complete": False})
+                self.listed = listed(marks, is_complete=False)
                 assert_state(self.state_dir / LISTED, self.listed)
-        return selected
+        return listed(marks, is_complete=True)
 
     def spec(self, model: str) -> EndpointSpec:
         """Return the endpoint of a listed model, or raise NotFound."""

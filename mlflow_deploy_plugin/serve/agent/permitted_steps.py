@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mlflow_deploy_plugin.core.errors import GateRefused, OnnxserveError, SignatureRefused
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
@@ -68,9 +67,8 @@ def _refusal(spec: EndpointSpec) -> str:
                     f"{STEPS_FILE} --key KEY` and serve it again"
                 )
             key = trust_file(Path(spec.trusted_file))
-            with TemporaryDirectory(prefix="onnxserve-steps-") as folder:
-                Path(folder, STEPS_FILE).write_text(spec.serve.steps or "", encoding="utf-8")
-                Signature(spec.serve.signature.encode(), key).check(Path(folder))
+            signature = Signature(spec.serve.signature.encode(), key)
+            signature.check_text(STEPS_FILE, spec.serve.steps or "")
         models = registered_model_names(spec) if spec.requires_gate else ()
         for model in models:
             with registry_errors(f"model {model}"):

@@ -1,8 +1,8 @@
 """The steps of an endpoint around the pipeline and the plans, and calls of other
 endpoints within steps.
 
-The order is decode, `before`, run, `after`, encode. What the model sees is captured in
-the usual columns. What came in is captured in the column `SENT`.
+The order is decode, `before`, run, `after`, encode. The usual columns capture the inputs
+of the model, and the column `SENT` captures the columns of the request.
 """
 
 import time

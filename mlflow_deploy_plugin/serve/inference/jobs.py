@@ -121,7 +121,7 @@ def _read_job(folder: Path) -> Job | None:
 
 def find_job(state_dir: Path, endpoint: str, name: str) -> Job:
     """Return a job of the endpoint. Raises NotFound."""
-    if len(name) == _NAME_LENGTH and name.isalnum():  # It is no path.
+    if len(name) == _NAME_LENGTH and name.isalnum():  # A path is refused.
         job = _read_job(state_dir / "jobs" / name)
         if job is not None and job.request.endpoint == endpoint:
             return job

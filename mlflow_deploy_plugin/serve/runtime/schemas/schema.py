@@ -147,14 +147,7 @@ class Schema:
         """
         if self._fast is not None and (feeds := self._fast.from_records(records)) is not None:
             return self._check_refused(feeds)
-        for row, record in enumerate(records):
-            if not isinstance(record, Mapping):
-                raise SchemaMismatch(
-                    f"row {row} is {short_repr(record)}; an object with one value per column is "
-                    "expected"
-                )
-        if not records:
-            raise SchemaMismatch(NO_ROWS)
+        check_records(records)
         if not self.columns:
             names = records[0].keys()
             for row, record in enumerate(records):
@@ -515,6 +508,18 @@ class Schema:
             return [(self.inputs[0], self.tensors[0])]
         by_name = {tensor.name: tensor for tensor in self.tensors}
         return [(entry, by_name[entry.name]) for entry in self.inputs]
+
+
+def check_records(records: Sequence[Mapping[str, object]]) -> None:
+    """Raise SchemaMismatch for a row that is not an object, or without rows."""
+    for row, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise SchemaMismatch(
+                f"row {row} is {short_repr(record)}; an object with one value per column is "
+                "expected"
+            )
+    if not records:
+        raise SchemaMismatch(NO_ROWS)
 
 
 def columns_of(

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import SchemaMismatch
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, columns_of
-from mlflow_deploy_plugin.serve.runtime.values import LISTS, NO_ROWS, short_repr
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, check_records, columns_of
+from mlflow_deploy_plugin.serve.runtime.values import LISTS
 
 _SEQUENCES = LISTS | {np.ndarray}
 
@@ -55,14 +55,7 @@ class SentSchema(Schema):
     _from_tensors = from_columns
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> dict[str, Any]:
-        for row, record in enumerate(records):
-            if not isinstance(record, Mapping):
-                raise SchemaMismatch(
-                    f"row {row} is {short_repr(record)}; an object with one value per column is "
-                    "expected"
-                )
-        if not records:
-            raise SchemaMismatch(NO_ROWS)
+        check_records(records)
         return self.from_columns(columns_of(records, dict.fromkeys(chain.from_iterable(records))))
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
