@@ -1,8 +1,8 @@
 """The steps of an endpoint around the pipeline and the plans, and calls of other
 endpoints within steps.
 
-The order is decode, `before`, run, `after`, encode. The usual columns capture the inputs
-of the model, and the column `SENT` captures the columns of the request.
+The order is decode, `before`, run, `after`, encode. The usual columns capture the
+inputs of the model, and the column `SENT` captures the columns of the request.
 """
 
 import time
