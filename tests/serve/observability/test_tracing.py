@@ -1,10 +1,18 @@
 """Traces that a collector receives from a server with real gunicorn workers."""
 
+import random
+import re
 import time
 
 import pytest
 
-from mlflow_deploy_plugin.serve.observability.tracing import open_tracer, tracing_is_on
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.observability.tracing import (
+    Observer,
+    open_tracer,
+    root_ratio,
+    tracing_is_on,
+)
 from tests.support.models import write_pyfunc
 from tests.support.servers import gunicorn, one_endpoint
 from tests.support.services.collector import attributes, collector
@@ -95,6 +103,83 @@ def test_last_spans_are_sent(tmp_path, bias_folders, monkeypatch):
     log = running.log.read_text()
     assert "Traceback" not in log
     assert "shutdown" not in log
+
+
+@pytest.mark.parametrize(
+    ("sampler", "argument", "ratio"),
+    [
+        ("", "0.1", 1.0),
+        ("parentbased_always_off", "", 0.0),
+        ("ParentBased_TraceIdRatio", "0.25", 0.25),
+        ("parentbased_traceidratio", "10", 1.0),
+        ("parentbased_traceidratio", "half", 1.0),
+        ("traceidratio", "0.25", None),
+    ],
+)
+def test_sampler_sets_ratio(sampler, argument, ratio, caplog):
+    environment = {"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": argument}
+    assert root_ratio(environment) == ratio
+    assert ("OTEL_TRACES_SAMPLER_ARG" in caplog.text) == (argument in ("10", "half"))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "ratio", "traceparent", "expected"),
+    [
+        (0.0, None, "", 0),
+        (0.5, None, "", 500),
+        (1.0, None, "", 1000),
+        (None, "0", "", 0),
+        (None, "0.5", "", 500),
+        (0.2, "0.5", "", 500),
+        (None, "0", f"00-{TRACE}-{PARENT}-01", 1000),
+        (None, "1", f"00-{TRACE}-{PARENT}-00", 0),
+        (None, "1", f"01-{TRACE}-{PARENT}-02-later", 0),
+        (0.5, "1", f"00-{TRACE}-{PARENT}-00", 500),
+        (None, "0", f"00-{TRACE}-{PARENT}", 0),
+        (None, "1", f"00-{32 * '0'}-{PARENT}-00", 1000),
+    ],
+)
+def test_selected_requests(fraction, ratio, traceparent, expected, monkeypatch):
+    if ratio is not None:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", ratio)
+    observer = Observer(open_tracer(), fraction)
+    headers = {"traceparent": traceparent} if traceparent else {}
+    random.seed(0)
+    requests = [RawRequest("POST", "/invocations", headers, b"") for _ in range(1000)]
+    assert sum(map(observer.selects, requests)) == pytest.approx(expected, abs=40)
+    if observer.tracer is not None:
+        observer.tracer.close()
+
+
+def test_half_of_requests_is_logged_and_traced(tmp_path, bias_folders, monkeypatch):
+    row = {"inputs": [[1, 2, 3]]}
+    with collector() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
+        monkeypatch.setenv("ONNXSERVE_LOG_REQUESTS", "true")
+        monkeypatch.setenv("ONNXSERVE_LOG_FRACTION", "0.5")
+        with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
+            traced = set()
+            for number in range(100):
+                answer = running.post(json=row, headers={"X-Request-Id": f"r{number}"})
+                if "traceparent" in answer.headers:
+                    traced.add(f"r{number}")
+            for flags in ("00", "01"):
+                parent = f"00-{TRACE}-{PARENT}-{flags}"
+                running.post(json=row, headers={"X-Request-Id": flags, "traceparent": parent})
+                failing = {"X-Request-Id": f"e{flags}", "traceparent": parent}
+                running.post(json={"inputs": [[1]]}, headers=failing)
+            page = running.get("/metrics").text
+    spans = {attributes(span)["http.request.id"] for span in received.named("POST /invocations")}
+    logged = set(re.findall(r"X-Request-Id (\S+)", running.log.read_text()))
+    assert 25 < len(traced) < 75
+    assert spans == {*traced, "01", "e01"}
+    assert logged - {"00", "01", "-"} == {*traced, "e00", "e01"}
+    count = r'onnxserve_requests_total\{endpoint="e",.*status="(\d+)".*\} (\d+)'
+    assert re.findall(count, page) == [("200", "102"), ("400", "2")]
 
 
 TRACED = """
