@@ -93,14 +93,14 @@ def open_tracer() -> "Tracer | None":
     return Tracer(provider, exporter, ratio)
 
 
-def root_ratio(environment: Mapping[str, str] = os.environ) -> float | None:
+def root_ratio() -> float | None:
     """Return the ratio of the requests without `traceparent` that are traced; None if
     the sampler is not based on the parent, so that only the SDK can decide.
     """
-    sampler = environment.get("OTEL_TRACES_SAMPLER", "").lower() or "parentbased_always_on"
+    sampler = os.environ.get("OTEL_TRACES_SAMPLER", "").lower() or "parentbased_always_on"
     if sampler != "parentbased_traceidratio":
         return _RATIOS.get(sampler)
-    argument = environment.get("OTEL_TRACES_SAMPLER_ARG", "1")
+    argument = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "1")
     try:
         ratio = float(argument)
     except ValueError:

@@ -3,7 +3,6 @@ same record.
 """
 
 from collections import Counter
-from dataclasses import replace
 
 import orjson
 import pyarrow as pa
@@ -18,7 +17,6 @@ from mlflow_deploy_plugin.serve.http.openapi.document import describe_endpoint
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.http.responses import header_fields, serialize_response
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from mlflow_deploy_plugin.serve.observability.tracing import Observer
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
@@ -319,25 +317,6 @@ def test_request_outside_plan_leaves_no_trace(server, request_):
 def test_server_with_per_request_decisions_has_no_plans(serve_here, endpoints, spec):
     plans = PlanTable(serve_here(endpoints, server=spec))
     assert plans.answer(post("/invocations", {"dataframe_split": SPLIT})) is None
-
-
-def test_only_unselected_requests_are_planned(server, caplog):
-    observed = replace(server, observer=Observer(log_fraction=0.5))
-    plans = PlanTable(observed)
-    with caplog.at_level("INFO"):
-        for _ in range(200):
-            request = post("/invocations", {"dataframe_split": SPLIT})
-            planned = plans.answer(request)
-            assert (planned is None) == (request.sample < 0.5)
-            if planned is None:
-                assert handle(observed, request).status == 200
-        logged = len(caplog.records)
-        assert 60 < logged < 140
-        failing = post("/invocations", {"dataframe_split": 1})
-        assert (plans.answer(failing), handle(observed, failing).status) == (None, 400)
-        assert len(caplog.records) == logged + 1
-    everything = PlanTable(replace(server, observer=Observer(log_fraction=1.0)))
-    assert not everything.covers("/invocations")
 
 
 def test_request_above_limit_is_left_to_general_path(serve_here, endpoints):
