@@ -58,13 +58,6 @@ WIDTH = 30
 WIDE = 100
 MODEL_NAMES = ("numbers", "array", "wide", "flights")
 KEY = "onnxserve_" + 43 * "k"
-OBSERVED = (
-    ("1 x 30 dataframe_split", ""),
-    ("1 x 30 dataframe_split", ", traceparent 00"),
-    ("1 x 30 V2", ""),
-    ("flight dataframe_split", ""),
-)
-"""The rows of `--observed`."""
 STRINGS = ("carrier", "origin", "dest")
 INTEGERS = ("month", "weekday", "hour", "distance")
 DOUBLES = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "visib")
@@ -464,8 +457,8 @@ async def answer_by_name(label: str) -> None:
 
 
 async def compare_observers() -> None:
-    """Print the microseconds of requests without logs and traces, and the ratios of
-    servers with them.
+    """Print the microseconds of a request with a row of 30 floats to servers with and
+    without logs and traces, and the ratios to the server without them.
     """
     from mlflow_deploy_plugin.core.logs import configure_logging
     from mlflow_deploy_plugin.serve.http.workers import worker_app
@@ -480,52 +473,49 @@ async def compare_observers() -> None:
     for ratio in "01":
         os.environ["OTEL_TRACES_SAMPLER_ARG"] = ratio
         tracers.append(open_tracer())
-    observers = {
+    unselected = {
         "plain": Observer(),
         "log 0": Observer(None, 0.0),
         "trace 0": Observer(tracers[0]),
         "log, trace 0": Observer(tracers[0], 0.0),
+    }
+    selected = {
+        "plain": Observer(),
         "log 1": Observer(None, 1.0),
         "trace 1": Observer(tracers[1]),
     }
-    others = list(observers)[1:]
+    # A caller that is not traced.
+    child = {"plain": Observer(), "trace 1": Observer(tracers[1])}
     root = Path(tempfile.mkdtemp(prefix="request-path-", dir="/dev/shm"))
-    servers = open_servers(root)
-    parent = f"traceparent: 00-{32 * '1'}-{16 * '1'}-00\r\n"
-    print(f"{'':38}{'plain, µs':>12}" + "".join(f"{name:>14}" for name in others), flush=True)
-    for shown, more in OBSERVED:
-        _, model, path, headers, body = next(item for item in bodies() if item[0] == shown)
-        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        fields += f"{parent if more else ''}Content-Length: {len(body)}\r\n\r\n"
-        message = f"POST {path} HTTP/1.1\r\nHost: a\r\n{fields}".encode() + body
+    server = open_servers(root)["numbers"]
+    _, _, path, _, body = bodies()[0]
+    for parent, observers in (
+        ("", unselected),
+        (f"traceparent: 00-{32 * '1'}-{16 * '1'}-00\r\n", child),
+        # Spans and log lines would displace the other requests from the caches.
+        ("", selected),
+    ):
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\n{parent}Content-Type: application/json\r\n"
+        message = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         requests = {}
         for name, observer in observers.items():
-            app = worker_app.WorkerApp(replace(servers[model], observer=observer), True, 1)
+            app = worker_app.WorkerApp(replace(server, observer=observer), True, 1)
             requests[name] = await _connected(app, message)
-        plain, unselected = _lowest(requests, others[:3])
-        # Spans and log lines would displace the other requests from the caches.
-        again, selected = _lowest(requests, others[3:])
-        ratios = [value / plain for value in unselected] + [value / again for value in selected]
-        shares = "".join(f"{ratio:14.3f}" for ratio in ratios)
-        print(f"{shown + more:38}{plain:12.1f}{shares}", flush=True)
+        taken: dict[str, list[float]] = {name: [] for name in requests}
+        order = list(requests)
+        for _ in range(20 * ROUNDS):
+            order.reverse()
+            for name in order:
+                started = time.thread_time()
+                for _ in range(20):
+                    requests[name]()
+                taken[name].append((time.thread_time() - started) / 20 * 1e6)
+        # Other processes disturb the lowest decile least.
+        lowest = {name: statistics.quantiles(values, n=10)[0] for name, values in taken.items()}
+        for name, microseconds in lowest.items():
+            shown = f"{name}{', traceparent 00' if parent else ''}"
+            print(f"{shown:28}{microseconds:8.1f}{microseconds / lowest['plain']:8.3f}", flush=True)
     shutil.rmtree(root)
-
-
-def _lowest(requests: dict[str, Callable[[], Any]], others: list[str]) -> tuple[float, list[float]]:
-    """Return the microseconds of the request `plain` and of the others: the lowest
-    deciles of alternating rounds, which other processes disturb least.
-    """
-    order = ["plain", *others]
-    taken: dict[str, list[float]] = {name: [] for name in order}
-    for _ in range(20 * ROUNDS):
-        order.reverse()
-        for name in order:
-            started = time.thread_time()
-            for _ in range(20):
-                requests[name]()
-            taken[name].append((time.thread_time() - started) / 20 * 1e6)
-    plain, *lowest = (statistics.quantiles(values, n=10)[0] for values in taken.values())
-    return plain, lowest
 
 
 async def _connected(app: Any, message: bytes) -> Callable[[], Any]:
