@@ -9,7 +9,8 @@ Commands::
     # with API keys
     .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.
     .venv/bin/python benchmarks/request_path.py --beside plain=. canary=. sampled=. \\
-        unsampled=. logged=. traced=.
+        unsampled=.
+    .venv/bin/python benchmarks/request_path.py --observed   # logs and traces
 
 There are four models: a logistic regression of 30 floats, the same from an array, a
 model of 100 columns, every other an integer, and a pipeline of the flights' 15 columns
@@ -20,7 +21,10 @@ difference: ids, messages, and slower parts because the other parts use the same
 `--beside` compares checkouts or interpreters by the complete processing of a request:
 the connection receives its bytes, and writes its response to no socket. One process per
 checkout alternates with the others, so that a busy machine affects all of them. It runs
-the script of its checkout, because modules may have moved. The metrics are in shared
+the script of its checkout, because modules may have moved. `--observed` alternates
+within one process between a server without logs and traces, and servers that log or
+trace none (`0`) or each (`1`) of the requests. A row with `traceparent 00` has this
+header of a caller that is not traced. The metrics are in shared
 memory, as under gunicorn. A separate process creates the models once, so the measured
 process imports neither MLflow nor pandas.
 """
@@ -39,6 +43,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -129,11 +134,8 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
         label: `keys…`: its key is KEY, which has its own limit if the label contains
             the word `limited`. `canary`: a second variant of the same version has a
             tenth of the weight. `sampled`, `unsampled`: a tenth of the requests is
-            captured, or none. `logged`: each request is logged. `traced`: each request
-            has a span, without a collector.
+            captured, or none.
     """
-    from mlflow_deploy_plugin.core.logs import configure_logging
-    from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.statedir.files import (
         KEYS,
         SPEC,
@@ -145,13 +147,6 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
     from mlflow_deploy_plugin.serve.assembly import open_server
 
     servers = {}
-    if label in ("logged", "traced"):
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open until this process ends
-    if label == "logged":
-        os.environ["ONNXSERVE_LOG_REQUESTS"] = "true"
-        configure_logging(load_settings().log_format, "worker")
-    if label == "traced":
-        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
     fraction = {"sampled": 0.1, "unsampled": 0.0}.get(label, 1.0)
     for name in MODEL_NAMES:
         variant = {
@@ -461,6 +456,68 @@ async def answer_by_name(label: str) -> None:
     shutil.rmtree(root)
 
 
+async def compare_observers() -> None:
+    """Print the microseconds of a request with a row of 30 floats to servers with and
+    without logs and traces, and the ratios to the server without them.
+    """
+    from mlflow_deploy_plugin.core.logs import configure_logging
+    from mlflow_deploy_plugin.serve.http.workers import worker_app
+    from mlflow_deploy_plugin.serve.observability.tracing import Observer, open_tracer
+
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open until this process ends
+    configure_logging("text", "worker")
+    worker_app.INLINE_SECONDS = math.inf  # a busy machine must not move requests off the loop
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
+    os.environ["OTEL_TRACES_SAMPLER"] = "parentbased_traceidratio"
+    tracers = []
+    for ratio in "01":
+        os.environ["OTEL_TRACES_SAMPLER_ARG"] = ratio
+        tracers.append(open_tracer())
+    unselected = {
+        "plain": Observer(),
+        "log 0": Observer(None, 0.0),
+        "trace 0": Observer(tracers[0]),
+        "log, trace 0": Observer(tracers[0], 0.0),
+    }
+    selected = {
+        "plain": Observer(),
+        "log 1": Observer(None, 1.0),
+        "trace 1": Observer(tracers[1]),
+    }
+    # A caller that is not traced.
+    child = {"plain": Observer(), "trace 1": Observer(tracers[1])}
+    root = Path(tempfile.mkdtemp(prefix="request-path-", dir="/dev/shm"))
+    server = open_servers(root)["numbers"]
+    _, _, path, _, body = bodies()[0]
+    for parent, observers in (
+        ("", unselected),
+        (f"traceparent: 00-{32 * '1'}-{16 * '1'}-00\r\n", child),
+        # Spans and log lines would displace the other requests from the caches.
+        ("", selected),
+    ):
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\n{parent}Content-Type: application/json\r\n"
+        message = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        requests = {}
+        for name, observer in observers.items():
+            app = worker_app.WorkerApp(replace(server, observer=observer), True, 1)
+            requests[name] = await _connected(app, message)
+        taken: dict[str, list[float]] = {name: [] for name in requests}
+        order = list(requests)
+        for _ in range(20 * ROUNDS):
+            order.reverse()
+            for name in order:
+                started = time.thread_time()
+                for _ in range(20):
+                    requests[name]()
+                taken[name].append((time.thread_time() - started) / 20 * 1e6)
+        # Other processes disturb the lowest decile least.
+        lowest = {name: statistics.quantiles(values, n=10)[0] for name, values in taken.items()}
+        for name, microseconds in lowest.items():
+            shown = f"{name}{', traceparent 00' if parent else ''}"
+            print(f"{shown:28}{microseconds:8.1f}{microseconds / lowest['plain']:8.3f}", flush=True)
+    shutil.rmtree(root)
+
+
 async def _connected(app: Any, message: bytes) -> Callable[[], Any]:
     """Return a function that sends the message on a connection, which has answered the
     message once.
@@ -564,6 +621,8 @@ def main() -> None:
             ignore_errors=True,
         )
         subprocess.run([sys.executable, __file__, "--make-models"], check=True)
+    if sys.argv[1:] == ["--observed"]:
+        return asyncio.run(compare_observers())
     if sys.argv[1:2] == ["--beside"]:
         return compare(sys.argv[2:])
     root = Path(tempfile.mkdtemp(prefix="request-path-", dir="/dev/shm"))

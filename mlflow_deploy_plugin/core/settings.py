@@ -154,6 +154,10 @@ class Settings(BaseModel):
     """
     log_requests: bool = False
     """Log one line for every request."""
+    log_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Fraction of the successful requests that have a line with
+    ONNXSERVE_LOG_REQUESTS. Failed requests always have a line.
+    """
     ready_timeout_seconds: PositiveFloat = 120.0
     """Seconds that `mlflow deployments create` waits until the server is ready."""
 

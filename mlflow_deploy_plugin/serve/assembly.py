@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.serve.models.model_control import ModelControl
 from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequests
-from mlflow_deploy_plugin.serve.observability.tracing import open_tracer
+from mlflow_deploy_plugin.serve.observability.tracing import Observer, open_tracer
 from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores, limit_memory
@@ -125,8 +125,7 @@ def open_server(state_dir: Path) -> Server:
         explainer=ExplainerClient(float(spec.request_timeout_seconds), controls),
         auth=Authenticator(state_dir, spec, metrics.count_key),
         recent=recent,
-        tracer=open_tracer(),
-        logs_requests=settings.log_requests,
+        observer=Observer(open_tracer(), settings.log_fraction if settings.log_requests else None),
         limits=RequestLimits(
             spec.max_concurrent_requests,
             spec.rate_limit or "",

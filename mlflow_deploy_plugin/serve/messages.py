@@ -51,6 +51,8 @@ class RawRequest:
             a retry.
         draw: the number in [0, 1) with which a plan selected a weighted variant; None
             if no plan drew a number.
+        sample: the number in [0, 1) that decides if the request is logged and traced;
+            None until it is drawn.
         failure: the error of a plan with steps, which must not run again; None without
             an error.
     """
@@ -66,6 +68,7 @@ class RawRequest:
     is_counted: bool = False
     refusal: tuple[str, int] | None = None
     draw: float | None = None
+    sample: float | None = None
     failure: BaseException | None = None
 
 

@@ -37,7 +37,6 @@ from mlflow_deploy_plugin.serve.inference.auth import UNNAMED, Need
 from mlflow_deploy_plugin.serve.inference.pipeline import failure, infer
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply, safe_headers
-from mlflow_deploy_plugin.serve.observability.tracing import observe_request
 from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from mlflow_deploy_plugin.serve.protocols.protocol import (
@@ -411,7 +410,7 @@ def _reply(
             pass_exit(error)
             return failure(request, error)
 
-    return observe_request(request, guarded, server.tracer, server.logs_requests)
+    return server.observer.observe(request, guarded)
 
 
 def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:

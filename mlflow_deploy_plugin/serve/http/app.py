@@ -32,7 +32,6 @@ from mlflow_deploy_plugin.serve.http.responses import (
 from mlflow_deploy_plugin.serve.inference.auth import Need, certificate_name
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers, without_keys
-from mlflow_deploy_plugin.serve.observability.tracing import observe_request
 from mlflow_deploy_plugin.serve.spool.codec import FIRST_ERROR_STATUS
 
 if TYPE_CHECKING:
@@ -77,11 +76,8 @@ class ServerApp(Flask):
         traceback, then answered.
         """
         server = self.server
-        response = observe_request(
-            raw,
-            lambda: routes.handle_route(server, raw) or call_flask(self, raw),
-            server.tracer,
-            server.logs_requests,
+        response = server.observer.observe(
+            raw, lambda: routes.handle_route(server, raw) or call_flask(self, raw)
         )
         # not from the pipeline
         if response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers:

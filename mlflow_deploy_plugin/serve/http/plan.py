@@ -67,8 +67,8 @@ for _protocol in PROTOCOLS:
 
 
 class PlanTable:
-    """The plans of a worker, by path; empty if the server has a tracer, a request log,
-    a cache or a deadline.
+    """The plans of a worker, by path; empty if the server logs or traces all requests,
+    or has a cache or a deadline.
     """
 
     def __init__(self, server: Server) -> None:
@@ -77,8 +77,10 @@ class PlanTable:
         self._of_endpoints: dict[str, tuple[ServedEndpoint, bool, dict[str, Plan]]] = {}
         """The plans of each endpoint, and the endpoint for which they were composed."""
         spec = server.spec
-        sees_requests = server.tracer or server.logs_requests or spec.response_cache_bytes
-        if not (sees_requests or spec.default_timeout_microseconds):
+        observer = server.observer
+        self._selects = observer.selects if observer.is_on else None
+        has_deadline = spec.default_timeout_microseconds > 0
+        if not (observer.selects_all or spec.response_cache_bytes or has_deadline):
             server.repository.add_listener(self._compose)
 
     def answer(self, request: RawRequest) -> RawResponse | None:
@@ -87,6 +89,8 @@ class PlanTable:
         """
         plan = self._plans.get(request.path)
         if plan is None or request.method != "POST":
+            return None
+        if self._selects is not None and self._selects(request):
             return None
         limits = self._server.limits
         if not limits.has_places:

@@ -274,12 +274,7 @@ def handle_request_async(
     thread. Return False if the request was not started; the caller must then use
     `handle_route` in a thread.
     """
-    if (
-        server.tracer
-        or server.logs_requests
-        or request.method != "POST"
-        or "content-encoding" in request.headers
-    ):
+    if server.observer.is_on or request.method != "POST" or "content-encoding" in request.headers:
         return False
     if request.path in server.cloud.paths:
         return False

@@ -23,7 +23,6 @@ from mlflow_deploy_plugin.serve.http.responses import (
 from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse, infer_lines
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from mlflow_deploy_plugin.serve.observability.tracing import observe_request
 from mlflow_deploy_plugin.serve.protocols import jsonlines
 from mlflow_deploy_plugin.serve.protocols.content import media_name
 
@@ -72,7 +71,7 @@ def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[byt
         endpoint = match[1] if match else None
         return http_response(request.path, infer_lines(server, request, endpoint, pieces))
 
-    return observe_request(request, answer, server.tracer, server.logs_requests)
+    return server.observer.observe(request, answer)
 
 
 @dataclass(eq=False)

@@ -308,8 +308,8 @@ def infer(
             inferred_at = time.perf_counter()
             reply = context.build_reply(decoded, variant, inferred)
             outputs = inferred.outputs
-            if server.tracer:
-                server.tracer.phases(
+            if server.observer.tracer:
+                server.observer.tracer.phases(
                     [
                         ("decode", began),
                         ("infer", decoded_at),

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.models.side_process import SideProcess
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequests
-from mlflow_deploy_plugin.serve.observability.tracing import Tracer
+from mlflow_deploy_plugin.serve.observability.tracing import Observer
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
 
@@ -35,8 +35,7 @@ class Server:
     explainer: ExplainerClient
     auth: Authenticator
     recent: RecentRequests
-    tracer: Tracer | None = None
-    logs_requests: bool = False
+    observer: Observer = field(default_factory=Observer)
     limits: RequestLimits = field(default_factory=RequestLimits)
     cloud: Cloud = field(default_factory=Cloud)
 
@@ -50,5 +49,5 @@ class Server:
         self.capture.close()
         self.explainer.close()
         SideProcess.wait_for_ends()
-        if self.tracer:
-            self.tracer.close()
+        if self.observer.tracer:
+            self.observer.tracer.close()

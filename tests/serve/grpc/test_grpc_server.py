@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.statedir.files import read_workers
+from mlflow_deploy_plugin.serve.observability.tracing import Observer
 from tests.serve.grpc.conftest import calling, listening, message, tensor
 from tests.support.servers import variant
 from tests.support.waiting import wait_until
@@ -206,7 +207,7 @@ def test_port_uses_the_tls_of_the_server(serve_here, endpoints, certificate):
 
 
 def test_calls_of_all_methods_are_logged(serve_here, endpoints, caplog):
-    server = replace(serve_here(endpoints), logs_requests=True)
+    server = replace(serve_here(endpoints), observer=Observer(log_fraction=1.0))
     unload = service_pb2.RepositoryModelUnloadRequest(model_name="tensor")
     with caplog.at_level("INFO"), listening(server) as called:
         with grpc.insecure_channel(called.address) as channel:

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.http.routes import ROUTES, expand_path
 from mlflow_deploy_plugin.serve.inference.pipeline import failure
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.observability.tracing import Observer
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.serve.http.listener import play, worker_app
 from tests.support.handling import ROW, V2_ROW, ask, handle
@@ -190,7 +191,7 @@ def test_blueprint_views_require_scope(server, method, need):
 def test_log_names_key_without_its_text(own_server, caplog):
     keys = {"secret-text": KeyEntry(name="shop", scopes=("infer",))}
     write_keys(own_server.repository.state_dir, keys)
-    observed = replace(own_server, logs_requests=True)
+    observed = replace(own_server, observer=Observer(log_fraction=1.0))
     with caplog.at_level("INFO"):
         assert ask(observed, authorization="Bearer secret-text").status == 200
         assert ask(observed, authorization="Bearer wrong").status == 401
@@ -210,7 +211,7 @@ def test_key_in_path_or_id_is_not_recorded(own_server, uses_plan, caplog):
     server = own_server
     write_keys(server.repository.state_dir, {KEY: KeyEntry(name="shop", scopes=("infer", "read"))})
     plans = PlanTable(server)
-    observed = replace(server, logs_requests=True)
+    observed = replace(server, observer=Observer(log_fraction=1.0))
 
     def new_id(path="/invocations", identity="mine", body=ROW):
         headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}

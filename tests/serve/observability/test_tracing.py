@@ -1,10 +1,13 @@
 """Traces that a collector receives from a server with real gunicorn workers."""
 
+import random
+import re
 import time
 
 import pytest
 
-from mlflow_deploy_plugin.serve.observability.tracing import open_tracer, tracing_is_on
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.observability.tracing import Observer, open_tracer, tracing_is_on
 from tests.support.models import write_pyfunc
 from tests.support.servers import gunicorn, one_endpoint
 from tests.support.services.collector import attributes, collector
@@ -95,6 +98,73 @@ def test_last_spans_are_sent(tmp_path, bias_folders, monkeypatch):
     log = running.log.read_text()
     assert "Traceback" not in log
     assert "shutdown" not in log
+
+
+RATIO = "parentbased_traceidratio"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "sampler", "ratio", "traceparent", "expected"),
+    [
+        (0.0, None, "", "", 0),
+        (0.5, None, "", "", 500),
+        (1.0, None, "", "", 1000),
+        (None, "parentbased_always_off", "", "", 0),
+        (None, "traceidratio", "0", "", 1000),
+        (None, RATIO, "10", "", 1000),
+        (None, RATIO, "0", "", 0),
+        (None, RATIO, "0", f"00-{TRACE}-{PARENT}-01", 1000),
+        (None, RATIO, "1", f"00-{TRACE}-{PARENT}-00", 0),
+        (None, RATIO, "1", f"01-{TRACE}-{PARENT}-02-later", 0),
+        (0.5, RATIO, "1", f"00-{TRACE}-{PARENT}-00", 500),
+        (None, RATIO, "0", f"00-{TRACE}-{PARENT}", 0),
+    ],
+)
+def test_selected_requests(fraction, sampler, ratio, traceparent, expected, monkeypatch, caplog):
+    if sampler is not None:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", ratio)
+    observer = Observer(open_tracer(), fraction)
+    request = RawRequest("POST", "/", {"traceparent": traceparent} if traceparent else {}, b"")
+    random.seed(0)
+    assert sum(observer.selects(request) for _ in range(1000)) == pytest.approx(expected, abs=40)
+    assert ("OTEL_TRACES_SAMPLER_ARG" in caplog.text) == (ratio == "10")
+
+
+def test_half_of_requests_is_logged_and_traced(tmp_path, bias_folders):
+    """An untraced request without a `traceparent` in its response has used a plan."""
+    traced = set()
+    with collector() as received:
+        environment = {
+            "ONNXSERVE_LOG_REQUESTS": "true",
+            "ONNXSERVE_LOG_FRACTION": "0.5",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint,
+            "OTEL_TRACES_SAMPLER": RATIO,
+            "OTEL_TRACES_SAMPLER_ARG": "0.5",
+        }
+        with gunicorn(
+            tmp_path, one_endpoint(bias_folders["1"]), environment=environment
+        ) as running:
+
+            def ask(id_, row, **headers):
+                headers["X-Request-Id"] = id_
+                if "traceparent" in running.post(json={"inputs": [row]}, headers=headers).headers:
+                    traced.add(id_)
+
+            for number in range(100):
+                ask(f"r{number}", [1, 2, 3])
+            for flags in ("00", "01"):
+                ask(flags, [1, 2, 3], traceparent=f"00-{TRACE}-{PARENT}-{flags}")
+                ask(f"e{flags}", [1], traceparent=f"00-{TRACE}-{PARENT}-{flags}")
+            page = running.get("/metrics").text
+    spans = {attributes(span)["http.request.id"] for span in received.named("POST /invocations")}
+    logged = set(re.findall(r"X-Request-Id (\w+)", running.log.read_text()))
+    assert 25 < len(spans) < 75
+    assert {"01", "e01"} < spans == traced - {"e00"}
+    assert logged - {"00", "01"} == {*spans, "e00"} - {"01"}
+    count = r'onnxserve_requests_total\{endpoint="e",.*status="(\d+)".*\} (\d+)'
+    assert re.findall(count, page) == [("200", "102"), ("400", "2")]
 
 
 TRACED = """
