@@ -28,8 +28,11 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import request_path, shipping
+import numpy as np
 
+from benchmarks import request_path
+
+VARIETY = 997
 ROUNDS = 25
 ROUND_REQUESTS = 2000
 MOST_MICROSECONDS = {"whole": 10.0, "drop 5": 10.0, "mask 1": 10.0, "mask 5": 25.0}
@@ -61,11 +64,43 @@ class Cost:
     shipping: float
 
 
+def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """Return the captured model, feeds and outputs of requests of one row: `VARIETY`
+    outputs, and new floats in each request.
+    """
+    from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
+    from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+    from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
+
+    loaded = OnnxModel.load(request_path.MODELS / kind)
+    bound = CapturedModel("m", "1", loaded.schema, loaded.artifact.prediction)
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(VARIETY):
+        row = {name: [draw.normal()] for name in loaded.schema.names}
+        if kind == "flights":
+            row = {name: [value] for name, value in request_path.FLIGHT.items()}
+            row |= {name: [draw.choice(["AA", "B6", "UA", "LAX"])] for name in request_path.STRINGS}
+            row |= {name: [int(draw.integers(0, 30))] for name in request_path.INTEGERS}
+            row |= {name: [float(draw.uniform(0, 30))] for name in request_path.DOUBLES}
+        feeds = loaded.schema.from_columns(row)
+        found.append((bound, dict(sent_arrays(feeds)), dict(loaded.run(feeds, None))))
+    while True:
+        for model, feeds, outputs in found:
+            varied = {
+                name: draw.normal(size=array.shape).astype(array.dtype)
+                if array.dtype.kind == "f"
+                else array
+                for name, array in feeds.items()
+            }
+            yield model, varied, outputs
+
+
 def cost(kind: str, choice: str, requests: int) -> Cost:
     """Write and ship this number of requests of one row."""
     from mlflow_deploy_plugin.serve.agent.ship import Shipper
 
-    source = shipping.captured(kind)
+    source = captured(kind)
     model = _captured_model(next(source)[0], choice)
     with tempfile.TemporaryDirectory(prefix="onnxserve-capture-", dir="/dev/shm") as folder:
         best, median = _time_of_a_record(kind, model, source, Path(folder))

@@ -32,7 +32,7 @@ if __name__ == "__main__":
     # numba would import this file as `coverage`
     sys.path.remove(str(Path(__file__).resolve().parent))
 
-from benchmarks.covering import boosters, estimators, libraries, nets, pipelines
+from benchmarks.covering import boosters, estimators, nets, pipelines
 from benchmarks.covering.judge import OUTCOMES, Case, Verdict, judge
 
 _WIDTH = 150
@@ -47,7 +47,6 @@ def every_case() -> dict[str, Callable[[], Case]]:
             *pipelines.cases(),
             *boosters.cases(),
             *nets.cases(),
-            *libraries.cases(),
         ],
     )
 

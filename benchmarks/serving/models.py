@@ -48,15 +48,6 @@ def small(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
     return _saved(pipeline, data.head(), folder / "small"), data, pipeline.predict(data)
 
 
-def small_array(folder: Path) -> Model:
-    """Return the pipeline of `small`, trained on an array and wrapped with an array as
-    its example.
-    """
-    data, target = load_breast_cancer(return_X_y=True)
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
-    return _saved(pipeline, data[:5], folder / "array")
-
-
 def flights(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
     """Return the flight-delay pipeline, trained on a sample, with rows of mixed columns
     and scikit-learn's predictions.
@@ -82,11 +73,14 @@ def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
     )
     if not folder.exists():
         signature = infer_signature(example, pipeline.predict(example))
+        # Requirements are set, because MLflow otherwise loads the model in another
+        # process to find them.
         mlflow.sklearn.save_model(
             pipeline,
             model.mlflow,
             signature=signature,
             serialization_format="cloudpickle",
+            pip_requirements=["scikit-learn"],
         )
         onnxserve.save_model(pipeline, model.ours, signature=signature, input_example=example)
         model.pickled.write_bytes(pickle.dumps(pipeline))
@@ -123,44 +117,3 @@ def as_arrow(rows: pd.DataFrame) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
-
-
-def digits_cnn(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
-    """Return the untrained network of `projects/digits_cnn`, with one image and torch's
-    output.
-    """
-    from projects.digits_cnn.fitting import DigitsCNN
-
-    return _network(DigitsCNN(), (1, 8, 8), folder / "digits")
-
-
-def resnet18(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
-    """Return an untrained ResNet18 (He et al., 2015) like torchvision's, for images of
-    32 × 32.
-    """
-    from projects.image_resnet18.network import resnet18 as build
-
-    return _network(build(), (3, 32, 32), folder / "resnet18")
-
-
-def _network(
-    network: Any,
-    shape: tuple[int, ...],
-    folder: Path,
-) -> tuple[Model, np.ndarray, list[Any]]:
-    import torch
-
-    torch.manual_seed(0)
-    network.eval()
-    images = np.random.default_rng(0).uniform(size=(4, *shape)).astype(np.float32).round(3)
-    model = Model(
-        folder / "mlflow",
-        folder / "ours",
-        folder / "model.pkl",
-        folder / "ours" / "model.onnx",
-    )
-    if not model.ours.exists():
-        onnxserve.save_model(network, model.ours, input_example=images)
-    with torch.no_grad():
-        answer = network(torch.from_numpy(images[:1])).numpy()
-    return model, images[:1], answer.tolist()

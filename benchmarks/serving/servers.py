@@ -16,7 +16,7 @@ import psutil
 
 SERVER_CORE = 0
 CLIENT_CORE = 1
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 
 
 class NotStarted(Exception):

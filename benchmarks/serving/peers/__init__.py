@@ -56,27 +56,6 @@ MLFLOW = Peer(
     ("mlflow", "scikit-learn"),
     {"PATH": "{bin}:/usr/bin:/bin", "MLFLOW_DISABLE_TELEMETRY": "true"},
 )
-FLASK = Peer(
-    "Flask + pickle, gunicorn gthread",
-    (
-        "{bin}/gunicorn",
-        "-k",
-        "gthread",
-        "-w",
-        "1",
-        "--threads",
-        "4",
-        "-b",
-        "127.0.0.1:{port}",
-        "--chdir",
-        "{here}",
-        "flask_pickle:app",
-    ),
-    "/predict",
-    ("flask==3.1.3", "gunicorn==26.2.0", "scikit-learn==1.9.1"),
-    ("flask", "gunicorn"),
-    {"MODEL": "{pickled}"},
-)
 FASTAPI = Peer(
     "FastAPI + scikit-learn, uvicorn",
     (
@@ -138,13 +117,6 @@ MOSEC = Peer(
     ("mosec==0.9.8", "orjson", "onnxruntime==1.31.1"),
     ("mosec",),
     {"MODEL": "{onnx}"},
-)
-ECHO = Peer(
-    "bare uvloop + httptools echo",
-    ("{bin}/python", "{here}/echo.py", "{port}", "{answer}"),
-    "/",
-    ("uvloop==0.23.0", "httptools==0.9.0"),
-    ("uvloop", "httptools"),
 )
 OURS = Peer(
     "onnxserve",
