@@ -1,17 +1,14 @@
-"""Measure rows per second of `onnxserve batch`, `mlflow.pyfunc.spark_udf` and `mlflow
-models predict`, by number of cores.
+"""Measure rows per second of `onnxserve batch` and `mlflow.pyfunc.spark_udf`, by number
+of cores.
 
     .venv/bin/python benchmarks/batch.py [--rows 4000000] [--rounds 3]
 
-There are three models: a logistic regression of 12 numbers, where reading and writing
-cost most, a logistic regression of 12 numbers and two texts, and 100 boosted trees of
-the same columns with a quarter of the rows. Each is logged once by `log_model`, and all
-methods load that version. In a Spark session of 1, 2 or 4 cores, `spark_udf`
-(env_manager local, also for the scikit-learn original), `predict_frame` and `onnxserve
-batch --engine spark` alternate. All read and write the same Parquet files. Without
-Spark, processes predict copies of the files. As commands, `mlflow models predict` and
-`onnxserve batch` predict a CSV file with a quarter of the rows, and a script with
-`spark_udf` and `--engine spark` predict the files.
+There are two models of 12 numbers and two texts: a logistic regression, where reading
+and writing cost most, and 100 boosted trees with a quarter of the rows. Each is logged
+by `log_model`. In a Spark session of 1, 2 or 4 cores, `spark_udf` (env_manager local)
+of that version and of the scikit-learn original alternates with `onnxserve batch
+--engine spark` and with `onnxserve batch` in as many processes without Spark. All read
+and write the same Parquet files.
 
 The script prints medians over rounds, after one warm-up round: rows per second, and
 rows per second of CPU of all processes. Use the latter on a shared machine. It does not
@@ -20,8 +17,6 @@ include Java's CPU if Java ends with the command.
 
 import argparse
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -50,26 +45,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
-from mlflow_deploy_plugin.ship.batch.spark import predict_frame
+from mlflow_deploy_plugin.ship.batch.run import BatchPlan, Engine, run_batch
 
 NUMBERS = [f"x{number}" for number in range(12)]
-MODELS = {
-    "numbers": NUMBERS,
-    "texts": [*NUMBERS, "carrier", "origin"],
-    "trees": [*NUMBERS, "carrier", "origin"],
-}
-UDF_SCRIPT = """
-import sys, mlflow
-from pyspark.sql import SparkSession
-uri, source, made = sys.argv[1:]
-session = SparkSession.builder.master("local[*]").config("spark.ui.enabled", "false").getOrCreate()
-frame = session.read.parquet(source)
-predict = mlflow.pyfunc.spark_udf(session, uri, result_type="double", env_manager="local")
-frame.select(predict(*frame.columns).alias("prediction")).write.parquet(made)
-"""
+COLUMNS = [*NUMBERS, "carrier", "origin"]
+MODELS = ("linear", "trees")
 PARTS = 8
-COPIES = 4
 
 
 def table(rows: int, seed: int) -> pd.DataFrame:
@@ -92,15 +73,11 @@ def log_models(names: list[str]) -> dict[str, tuple[str, str]]:
     )
     uris = {}
     boosted = HistGradientBoostingClassifier(max_iter=100, early_stopping=False)
-    for name, model, taken in (
-        ("numbers", make_pipeline(StandardScaler(), LogisticRegression()), NUMBERS),
-        ("texts", make_pipeline(columns, LogisticRegression(max_iter=300)), MODELS["texts"]),
-        ("trees", make_pipeline(columns, boosted), MODELS["trees"]),
-    ):
+    rows = frame[COLUMNS]
+    for name, last in (("linear", LogisticRegression(max_iter=300)), ("trees", boosted)):
         if name not in names:
             continue
-        rows = frame[taken]
-        fitted = model.fit(rows, label)
+        fitted = make_pipeline(columns, last).fit(rows, label)
         with mlflow.start_run():
             ours = onnxserve.log_model(
                 fitted,
@@ -161,126 +138,34 @@ def show(rates: dict[str, tuple[float, float]], base: str) -> None:
         )
 
 
-def in_spark(
-    uris: tuple[str, str],
-    source: Path,
-    rows: int,
-    cores: list[int],
-    rounds: int,
-    folder: Path,
-) -> None:
+def measure(uris: tuple[str, str], source: Path, rows: int, cores: int, rounds: int) -> None:
+    """Print the rates of all ways on this number of cores."""
     ours, original = uris
-    for count in cores:
-        # Java: Spark's defaults
-        alone = {
-            "spark.ui.enabled": "false",
-            "spark.driver.host": "127.0.0.1",
-        }
-        session = SparkSession.builder.master(f"local[{count}]").config(map=alone).getOrCreate()
-        session.sparkContext.setLogLevel("OFF")
-        frame = session.read.parquet(str(source))
+    made = source.parent / "made"
+    options = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}
+    session = SparkSession.builder.master(f"local[{cores}]").config(map=options).getOrCreate()
+    session.sparkContext.setLogLevel("OFF")
+    frame = session.read.parquet(str(source))
 
-        def written(made: Any) -> Callable[[], Any]:
-            return lambda: (
-                made.select("prediction").write.mode("overwrite").parquet(str(folder / "frame"))
-            )
+    def by_udf(uri: str) -> Callable[[], Any]:
+        predict = mlflow.pyfunc.spark_udf(session, uri, result_type="double", env_manager="local")
+        predicted = frame.select(predict(*frame.columns).alias("prediction"))
+        return lambda: predicted.write.mode("overwrite").parquet(str(made / "udf"))
 
-        def by_udf(uri: str, frame: Any = frame, session: Any = session) -> Any:
-            predict = mlflow.pyfunc.spark_udf(
-                session,
-                uri,
-                result_type="double",
-                env_manager="local",
-            )
-            return frame.withColumn("prediction", predict(*frame.columns))
+    def by_batch(engine: Engine, workers: int | None) -> Callable[[], Any]:
+        folder = str(made / engine)
+        plan = BatchPlan(ours, str(source), folder, engine=engine, workers=workers, restart=True)
+        return lambda: run_batch(plan)
 
-        ways = {
-            "spark_udf, the original": written(by_udf(original)),
-            "spark_udf, the same version": written(by_udf(ours)),
-            "predict_frame": written(predict_frame(frame, ours)),
-            "onnxserve batch --engine spark": lambda: run_batch(
-                BatchPlan(ours, str(source), str(folder / "spark"), engine="spark", restart=True),
-            ),
-        }
-        print(f"  Spark local[{count}]", flush=True)
-        show(take_turns(ways, rounds, rows), "spark_udf, the same version")
-        session.stop()
-
-
-def on_this_machine(
-    ours: str,
-    source: Path,
-    rows: int,
-    cores: list[int],
-    rounds: int,
-    folder: Path,
-) -> None:
-    many = folder / "many"
-    shutil.rmtree(many, ignore_errors=True)
-    for copy in range(COPIES):
-        (many / str(copy)).mkdir(parents=True)
-        for file in source.iterdir():
-            (many / str(copy) / file.name).hardlink_to(file)
-
-    def batch(count: int) -> Callable[[], Any]:
-        return lambda: run_batch(
-            BatchPlan(ours, str(many), str(folder / "out"), workers=count, restart=True),
-        )
-
-    print(f"  onnxserve batch, the files {COPIES} times", flush=True)
-    ways = {f"{count} cores": batch(count) for count in cores}
-    show(take_turns(ways, rounds, rows * COPIES), next(iter(ways)))
-
-
-def as_commands(
-    ours: str,
-    source: Path,
-    rows: int,
-    file: Path,
-    csv_rows: int,
-    rounds: int,
-    folder: Path,
-) -> None:
-    made = folder / "command"
-
-    def call(*command: str) -> Callable[[], Any]:
-        def run() -> None:
-            shutil.rmtree(made, ignore_errors=True)
-            done = subprocess.run(
-                [sys.executable, *command],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-
-        return run
-
-    theirs = [
-        "models",
-        "predict",
-        "-m",
-        ours,
-        "-i",
-        str(file),
-        "-t",
-        "csv",
-        "-o",
-        str(folder / "made.json"),
-    ]
-    mine = ["-m", "mlflow_deploy_plugin.cli", "batch", ours, "--folder", str(made)]
+    print(f"  {cores} cores", flush=True)
     ways = {
-        "mlflow models predict": call("-m", "mlflow", *theirs, "--env-manager", "local"),
-        "onnxserve batch": call(*mine, "-i", str(file), "--workers", "1"),
+        "spark_udf, the same version": by_udf(ours),
+        "spark_udf, the original": by_udf(original),
+        "onnxserve batch --engine spark": by_batch("spark", None),
+        "onnxserve batch": by_batch("local", cores),
     }
-    print(f"  commands, including the start, {csv_rows:,} rows of CSV", flush=True)
-    show(take_turns(ways, rounds, csv_rows), "mlflow models predict")
-    ways = {
-        "a script with spark_udf": call("-c", UDF_SCRIPT, ours, str(source), str(made)),
-        "onnxserve batch --engine spark": call(*mine, "-i", str(source), "--engine", "spark"),
-    }
-    print(f"  commands, including the start, {rows:,} rows of Parquet, local[*]", flush=True)
-    show(take_turns(ways, rounds, rows), "a script with spark_udf")
+    show(take_turns(ways, rounds, rows), "spark_udf, the same version")
+    session.stop()
 
 
 def main() -> None:
@@ -305,23 +190,10 @@ def main() -> None:
             source = folder / name
             source.mkdir()
             for part in range(PARTS):
-                table(rows // PARTS, part)[MODELS[name]].to_parquet(source / f"{part}.parquet")
-            table(rows // 4, 99)[MODELS[name]].to_csv(folder / "rows.csv", index=False)
-            print(
-                f"{name}: {rows:,} rows of {len(MODELS[name])} columns, {PARTS} Parquet files",
-                flush=True,
-            )
-            in_spark(both, source, rows, arguments.cores, arguments.rounds, folder)
-            on_this_machine(both[0], source, rows, arguments.cores, arguments.rounds, folder)
-            as_commands(
-                both[0],
-                source,
-                rows,
-                folder / "rows.csv",
-                rows // 4,
-                arguments.rounds,
-                folder,
-            )
+                table(rows // PARTS, part)[COLUMNS].to_parquet(source / f"{part}.parquet")
+            print(f"{name}: {rows:,} rows of {len(COLUMNS)} columns, {PARTS} files", flush=True)
+            for cores in arguments.cores:
+                measure(both, source, rows, cores, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Pipelines as in practice, each written as the expression that makes it: scalers,
-imputers, encoders, texts, searches, ensembles of ensembles.
+"""Pipelines and boosters as in practice, each written as the expression that makes it:
+scalers, imputers, encoders, texts, searches, ensembles of ensembles.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,7 @@ make_pipeline(KNNImputer(), Ridge())
 scaled(IsolationForest(n_estimators=8, random_state=0))
 """
 _MIXED = """
+encoded(one_hot(), lgbm())
 encoded(one_hot(), LogisticRegression())
 encoded(one_hot(), hist_classes())
 encoded(one_hot(), RandomForestClassifier(8), sparse=1.0)
@@ -141,6 +143,8 @@ TfidfVectorizer(tokenizer=letters, token_pattern=None)
 HashingVectorizer(n_features=256, lowercase=False, norm=None)
 """
 _SEVERAL = """
+xgb("Regressor")
+xgb("Regressor", multi_strategy="multi_output_tree")
 MultiOutputRegressor(Ridge())
 MultiOutputRegressor(hist())
 forest()
@@ -149,6 +153,51 @@ KNeighborsRegressor()
 _SINGLE = """
 scaled(hist())
 scaled(RandomForestRegressor(10))
+"""
+_BOOSTED = """
+xgb("Regressor", max_depth=12)
+xgb("Regressor", base_score=3.0)
+xgb("Regressor", objective="count:poisson")
+xgb("Regressor", objective="reg:gamma")
+xgb("RFRegressor")
+xgb("Regressor", monotone_constraints=(1, 0, 0, 0, 0))
+xgb("Regressor", booster="gblinear")
+lgbm("Regressor", objective="quantile", alpha=0.9)
+lgbm("Regressor", objective="tweedie")
+lgbm("Regressor", linear_tree=True)
+cat("Regressor", depth=1)
+cat("Regressor", loss_function="Poisson")
+VotingRegressor([("x", xgb("Regressor")), ("l", lgbm("Regressor")), ("r", Ridge())])
+"""
+_BOOSTED_CLASSES = """
+xgb(booster="dart", rate_drop=0.3)
+xgb(tree_method="hist", max_bin=16)
+scaled(xgb())
+GridSearchCV(xgb(), {"max_depth": [2, 4]}, cv=2)
+lgbm()
+lgbm(objective="multiclassova")
+lgbm(boosting_type="rf", bagging_freq=1, bagging_fraction=0.5)
+lgbm(boosting_type="dart")
+lgbm(data_sample_strategy="goss")
+scaled(lgbm())
+CalibratedClassifierCV(lgbm(), cv=2)
+cat()
+cat(loss_function="MultiClassOneVsAll")
+cat(grow_policy="Lossguide")
+scaled(cat())
+StackingClassifier([("x", xgb()), ("l", lgbm())], LogisticRegression(), cv=2)
+"""
+_BOOSTED_GAPS = """
+xgb("Regressor")
+lgbm("Regressor")
+cat("Regressor")
+cat("Regressor", nan_mode="Max")
+"""
+_BOOSTED_CATEGORIES = """
+xgb(enable_categorical=True, max_cat_to_onehot=1)
+lgbm(max_cat_to_onehot=1, cat_smooth=0.1)
+behind_a_table(lgbm(cat_smooth=0.1))
+behind_a_table(hist_classes(categorical_features="from_dtype"))
 """
 _CITIES = ["rome", "oslo", "lima", "São Paulo", "Łódź"]
 _NAMES = ["smooth", "tenths", "whole", "small", "large"]
@@ -204,7 +253,25 @@ def _ordinals() -> Any:
     return make_column_transformer((encoder, ["city"]), remainder="passthrough")
 
 
+def _booster(module: str, prefix: str, **given: Any) -> Callable[..., Any]:
+    def make(kind: str = "Classifier", **options: Any) -> Any:
+        return getattr(import_module(module), prefix + kind)(**given, **options)
+
+    return make
+
+
+def _behind_a_table(model: Any) -> Any:
+    scaler = made("StandardScaler()"), ["smooth", "large"]
+    scaled = make_column_transformer(scaler, remainder="passthrough")
+    return make_pipeline(scaled.set_output(transform="pandas"), model)
+
+
+_QUIET = {"thread_count": 1, "verbose": 0, "allow_writing_files": False}
 _PARTS: dict[str, Any] = {
+    "xgb": _booster("xgboost", "XGB", n_estimators=20, n_jobs=1),
+    "lgbm": _booster("lightgbm", "LGBM", n_estimators=20, n_jobs=1, verbose=-1),
+    "cat": partial(_booster("catboost", "CatBoost", **_QUIET), iterations=20),
+    "behind_a_table": _behind_a_table,
     "np": np,
     "make_pipeline": make_pipeline,
     "ratios": ratios,
@@ -238,6 +305,22 @@ def _regression(expression: str) -> Case:
 def _classification(expression: str) -> Case:
     rows = _frame(13)
     return Case(made(expression).fit(rows, _labels(target(rows.to_numpy()))), rows, _frame(14, 200))
+
+
+def _whole_classes(expression: str) -> Case:
+    rows = _frame(13)
+    wanted = target(rows.to_numpy())
+    classes = np.digitize(wanted, np.quantile(wanted, [0.3, 0.7]))
+    return Case(made(expression).fit(rows, classes), rows, _frame(14, 200))
+
+
+def _categories(expression: str) -> Case:
+    tables = []
+    for seed in (28, 29):
+        city = pd.Categorical(np.random.default_rng(seed).choice(_CITIES, 260), _CITIES)
+        tables.append(_frame(seed).assign(city=city))
+    is_high = target(tables[0][_NAMES].to_numpy()) + 2 * (tables[0].city == "oslo") > 4
+    return Case(made(expression).fit(tables[0], is_high.astype(int)), *tables)
 
 
 def _gapped(expression: str) -> Case:
@@ -321,4 +404,8 @@ _KINDS: dict[str, tuple[str, Callable[[str], Case]]] = {
     "text with accents": (_ACCENTS, partial(_text, accents=True)),
     "several targets": (_SEVERAL, _several),
     "32-bit table": (_SINGLE, _single),
+    "booster": (_BOOSTED, _regression),
+    "booster of classes": (_BOOSTED_CLASSES, _whole_classes),
+    "booster with gaps": (_BOOSTED_GAPS, _gapped),
+    "booster of categories": (_BOOSTED_CATEGORIES, _categories),
 }

@@ -1,4 +1,4 @@
-"""A server of onnxserve with several endpoints, as `benchmarks/registry.py` starts it."""
+"""The server of several endpoints that `benchmarks/registry.py` starts."""
 
 import json
 import subprocess

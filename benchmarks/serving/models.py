@@ -16,10 +16,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
-from projects.flight_delay.data import FEATURES, LABEL, load_flights, split
-from projects.flight_delay.train import build_pipeline
-
-TABLE_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -48,22 +44,6 @@ def small(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
     return _saved(pipeline, data.head(), folder / "small"), data, pipeline.predict(data)
 
 
-def flights(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
-    """Return the flight-delay pipeline, trained on a sample, with rows of mixed columns
-    and scikit-learn's predictions.
-    """
-    parts = split(load_flights(), 0)
-    sample = parts.train.sample(20_000, random_state=0)
-    columns = list(FEATURES)
-    pipeline = build_pipeline(max_iter=60, learning_rate=0.1).fit(sample[columns], sample[LABEL])
-    rows = parts.train[columns].head(100)
-    return (
-        _saved(pipeline, sample[columns].head(1000), folder / "flights"),
-        rows,
-        pipeline.predict(rows),
-    )
-
-
 def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
     model = Model(
         folder / "mlflow",
@@ -87,15 +67,6 @@ def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
     return model
 
 
-def tiled(data: pd.DataFrame, rows: int = TABLE_ROWS) -> pd.DataFrame:
-    """Return `rows` different rows within the range of the data."""
-    noise = np.random.default_rng(0).uniform(0.98, 1.02, (rows, data.shape[1]))
-    return pd.DataFrame(
-        np.resize(data.to_numpy(), (rows, data.shape[1])) * noise,
-        columns=data.columns,
-    )
-
-
 def as_json(**document: Any) -> bytes:
     return json.dumps(document).encode()
 
@@ -106,14 +77,3 @@ def as_split(rows: pd.DataFrame) -> bytes:
     """
     split = json.loads(rows.to_json(orient="split", double_precision=15))
     return as_json(dataframe_split={"columns": split["columns"], "data": split["data"]})
-
-
-def as_arrow(rows: pd.DataFrame) -> bytes:
-    """Return the rows as an Arrow IPC stream, in one batch."""
-    import pyarrow as pa
-
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())

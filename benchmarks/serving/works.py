@@ -3,12 +3,11 @@ requests in interleaved rounds, and yields rows.
 """
 
 import json
-import pickle
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,11 @@ import numpy as np
 from . import models, table
 from .environments import NotInstalled, environment, versions
 from .load import Measured, Target, closed_loop, post, wrk_loop
-from .peers import BENTOML, FASTAPI, HERE, LITSERVE, MLFLOW, MLSERVER, MOSEC, OURS, Peer
+from .peers import BENTOML, FASTAPI, HERE, MLFLOW, MLSERVER, MOSEC, OURS, Peer
 from .servers import NotStarted, Server, free_port, running
 
 CONNECTIONS = 8
-TABLE_CONNECTIONS = 2
 ONE_ROW = "1 row × 30 floats"
-ARROW = "application/vnd.apache.arrow.stream"
 
 
 @dataclass
@@ -65,7 +62,7 @@ class Asked:
 def one_row(bench: Bench) -> Iterator[table.Row]:
     """Measure one row of thirty floats, with all servers."""
     model, data, answers = models.small(bench.folder)
-    targets = {MLFLOW: 50, FASTAPI: 10, LITSERVE: 8, BENTOML: 8, MLSERVER: 8, MOSEC: 2.5}
+    targets = {MLFLOW: 50, FASTAPI: 10, BENTOML: 8, MLSERVER: 8, MOSEC: 2.5}
     expected = [int(answers[0])]
     with ExitStack() as stack:
         ours = _ours(bench, stack, model, _form(OURS, data), expected)
@@ -82,49 +79,6 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
             yield table.compared(ONE_ROW + client, peer.name, mine, rounds, targets[peer])
     wrong = sum(m.wrong for every in measured.values() for rounds in every for m in rounds)
     bench.notes.append(f"{ONE_ROW}: {wrong} wrong answers of all servers together")
-
-
-def mixed_row(bench: Bench) -> Iterator[table.Row]:
-    """Measure one flight: strings, integers, booleans and floats."""
-    model, rows, answers = models.flights(bench.folder)
-    records = json.loads(rows.head(1).to_json(orient="records"))
-    forms = {
-        "dataframe_split": models.as_split(rows.head(1)),
-        "dataframe_records": models.as_json(dataframe_records=records),
-    }
-    expected = [bool(answers[0])]
-    with ExitStack() as stack:
-        ours = _ours(bench, stack, model, forms["dataframe_split"], expected)
-        theirs = _peer(bench, stack, MLFLOW, model, rows, expected)
-        if theirs is None:
-            return
-        asked = [
-            _asked(peer, server.server, body, expected)
-            for body in forms.values()
-            for peer, server in ((OURS, ours), (MLFLOW, theirs))
-        ]
-        measured = _rounds(bench, asked, closed_loop)
-    for position, form in enumerate(forms):
-        mine, other = measured[2 * position : 2 * position + 2]
-        yield table.compared(f"1 flight, mixed columns, {form}", MLFLOW.name, mine, other, 25)
-
-
-def big_table(bench: Bench) -> Iterator[table.Row]:
-    """Measure 10,000 rows of thirty floats: JSON and Arrow."""
-    model, data, _ = models.small(bench.folder)
-    rows = models.tiled(data)
-    with model.pickled.open("rb") as file:
-        expected = pickle.load(file).predict(rows).tolist()
-    with ExitStack() as stack:
-        ours = _ours(bench, stack, model, models.as_split(rows), expected)
-        theirs = _peer(bench, stack, MLFLOW, model, rows, expected, len(rows))
-        if theirs is None:
-            return
-        raw = post("/invocations", models.as_arrow(rows), ARROW, Accept="application/json")
-        arrow = replace(ours, target=replace(ours.target, raw=raw))
-        measured = _rounds(bench, [ours, arrow, theirs], closed_loop, TABLE_CONNECTIONS)
-    for mine, form, target in zip(measured, ("JSON", "Arrow"), (5, 20), strict=False):
-        yield table.compared(f"10,000 rows × 30, {form}", MLFLOW.name, mine, measured[-1], target)
 
 
 def start_and_memory(bench: Bench) -> Iterator[table.Row]:
@@ -158,21 +112,19 @@ def start_and_memory(bench: Bench) -> Iterator[table.Row]:
 
 WORKS: dict[str, Callable[[Bench], Iterator[table.Row]]] = {
     "one-row": one_row,
-    "mixed": mixed_row,
-    "table": big_table,
     "start": start_and_memory,
 }
 
 
-def _form(peer: Peer, data: Any, rows: int = 1) -> bytes:
-    """Return the rows in the form that this server's users send; MLflow takes rows
+def _form(peer: Peer, data: Any) -> bytes:
+    """Return the first row in the form that this server's users send; MLflow takes rows
     without names only for tensors.
     """
     if peer is MLFLOW:
-        return models.as_split(data.head(rows))
-    values = data.to_numpy()[:rows].tolist()
+        return models.as_split(data.head(1))
+    values = data.to_numpy()[:1].tolist()
     if peer.is_v2:
-        tensor = {"name": "x", "shape": [rows, 30], "datatype": "FP64", "data": values}
+        tensor = {"name": "x", "shape": [1, 30], "datatype": "FP64", "data": values}
         return models.as_json(inputs=[tensor])
     return models.as_json(inputs=values)
 
@@ -190,7 +142,6 @@ def _rounds(
     bench: Bench,
     everyone: Sequence[Asked],
     client: Callable[[Target, int, float], Measured],
-    connections: int = CONNECTIONS,
 ) -> list[list[Measured]]:
     """Run the rounds in the order A B C A B C …, so that a disturbance of the machine
     affects all servers.
@@ -204,7 +155,7 @@ def _rounds(
         for asked, results in zip(everyone, measured, strict=True):
             if asked.polls:
                 asked.server.go_on()
-            results.append(client(asked.target, connections, bench.seconds))
+            results.append(client(asked.target, CONNECTIONS, bench.seconds))
             if asked.polls:
                 asked.server.pause()
     for server in polling:
@@ -225,7 +176,6 @@ def _peer(
     model: models.Model,
     data: Any,
     expected: list[Any],
-    rows: int = 1,
 ) -> Asked | None:
     """Return the started peer; None if it is not installed or cannot be started, with a
     note of the reason.
@@ -235,7 +185,7 @@ def _peer(
     words = {"mlflow": model.mlflow, "onnx": model.onnx, "pickled": model.pickled}
     try:
         programs = environment(peer.requirements, bench.installs)
-        body = _form(peer, data, rows)
+        body = _form(peer, data)
         asked = _started(bench, stack, peer, programs, words, body, expected)
         note = f"{peer.name}: {versions(programs, *peer.shown)}"
     except NotInstalled as error:

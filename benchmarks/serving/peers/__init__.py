@@ -74,14 +74,6 @@ FASTAPI = Peer(
     ("fastapi", "uvicorn"),
     {"MODEL": "{pickled}"},
 )
-LITSERVE = Peer(
-    "LitServe + ONNX Runtime",
-    ("{bin}/python", "{here}/litserve_onnx.py", "{onnx}", "{port}"),
-    "/predict",
-    ("litserve==0.2.19", "onnxruntime==1.31.1"),
-    ("litserve",),
-    polls=True,
-)
 BENTOML = Peer(
     "BentoML + ONNX Runtime",
     (

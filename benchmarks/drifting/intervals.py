@@ -38,7 +38,7 @@ _WORLDS = (
 )
 
 
-def of_intervals(share: float) -> Iterator[str]:
+def lines(share: float) -> Iterator[str]:
     """Return the rows of the table: the share of windows whose 95 % interval contained
     the true value. The first figure treats rows as independent, and the second is the
     implemented method.
