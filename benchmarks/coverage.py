@@ -81,10 +81,8 @@ def report(verdicts: list[Verdict]) -> str:
 def summary(verdicts: list[Verdict], count: int) -> str:
     """Return a table of the outcomes, of all cases and by kind."""
     kinds = {"models": "", "boosters": "booster", "nets": " net "}
-    lines = [
-        f"| of {count} | judged | {' | '.join(OUTCOMES)} |",
-        "|---" * (len(OUTCOMES) + 2) + "|",
-    ]
+    heads = [f"of {count}", "judged", *OUTCOMES]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for kind, part in kinds.items():
         some = [one.outcome for one in verdicts if part in one.name]
         counts = [str(some.count(outcome)) for outcome in OUTCOMES]
@@ -109,16 +107,17 @@ def main() -> int:
     begun = time.monotonic()
     with ProcessPoolExecutor(asked.processes) as pool:
         futures = [pool.submit(verdicts_on, part) for part in parts]
-        try:
-            for done in as_completed(futures, asked.seconds):
-                found, none = done.result()
-                verdicts += found
-                without += none
-                print(
-                    f"{len(verdicts) + len(without)} of {len(names)}", file=sys.stderr, flush=True
-                )
-        except TimeoutError:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for done in as_completed(futures):
+            if done.cancelled():
+                continue
+            found, none = done.result()
+            verdicts += found
+            without += none
+            count = len(verdicts) + len(without)
+            print(f"{count} of {len(names)}", file=sys.stderr, flush=True)
+            if asked.seconds is not None and time.monotonic() - begun > asked.seconds:
+                for future in futures:
+                    future.cancel()
     print(report(verdicts))
     print(f"\nnot judged ({len(without)}): " + "; ".join(sorted(without)))
     print(f"\n{summary(verdicts, len(names) - len(without))}")
