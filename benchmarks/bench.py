@@ -28,6 +28,7 @@ LEAST_SECONDS = 20
 CLOSING_SECONDS = 75
 """The time that coverage needs for the models that it judges at the end of its time."""
 Cells = dict[str, str]
+NONE = "no column"
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ class Part:
     """A script with the columns of its tables, by the beginnings of their heads.
 
     Attributes:
-        measured, ratio, p99: columns of the printed table; empty: the script has none.
+        measured, ratio, p99: columns of the printed table; NONE: the script has none.
         name: the columns that name a row; empty: the first column.
     """
 
     command: str
     measured: str
-    ratio: str = ""
-    p99: str = ""
+    ratio: str = NONE
+    p99: str = NONE
     name: tuple[str, ...] = ()
 
 
@@ -62,14 +63,13 @@ PARTS = {
     ),
     "path": Part("request_path.py", "now, µs", p99="p99"),
     "swap": Part("swap.py --swaps 5 --seconds 2", "measured", p99="p99"),
-    "boosters": Part("boosters.py LightGBM HistGradientBoosting", "ONNX", "ratio"),
+    "boosters": Part("boosters.py LightGBM HistGradient", "ONNX", "ratio", name=("", "rows")),
     "explain": Part("explain.py --rows 500 --file-rows 1000", "rows/s", "ratio"),
     "coverage": Part("coverage.py", "equal", name=("of", "judged")),
 }
 LONGER = {
     "image with the model": "needs Docker: python benchmarks/images.py",
-    "verdicts on drift": "python benchmarks/drift.py --share 0.1",
-    "batches, next to Spark": "python benchmarks/batch.py --rows 400000 --rounds 1",
+    "verdicts over a year": "python benchmarks/drift.py --share 0.1",
 }
 
 
@@ -91,7 +91,7 @@ def tables(text: str) -> Iterator[Cells]:
 
 
 def column(row: Cells, head: str) -> str:
-    return next((cell for name, cell in row.items() if head and name.startswith(head)), "")
+    return next((cell for name, cell in row.items() if name.startswith(head)), "")
 
 
 def figures(part: Part, output: str) -> Iterator[tuple[str, str, str, str]]:

@@ -11,12 +11,11 @@ Commands::
     .venv/bin/python benchmarks/request_path.py --beside plain=. canary=. sampled=. \\
         unsampled=. logged=. traced=.
 
-There are four models: a logistic regression of 30 floats, the same from an array, a
-model of 100 columns, every other an integer, and a pipeline of the flights' 15 columns
-(strings, integers, doubles, booleans). A row of the table is one form of body. Its
-columns are the CPU microseconds of the complete processing of a request: the connection
-receives its bytes, and writes its response to no socket. The second column is the 99th
-percentile of its rounds. `--beside` compares checkouts, interpreters or
+There are two models: a logistic regression of 30 floats, and a pipeline of the flights'
+15 columns (strings, integers, doubles, booleans). A row of the table is one form of
+body. Its columns are the CPU microseconds of the complete processing of a request: the
+connection receives its bytes, and writes its response to no socket. The second column
+is the 99th percentile of its rounds. `--beside` compares checkouts, interpreters or
 settings. One process per checkout alternates with the others, so that a busy machine
 affects all of them. It runs the script of its checkout, because modules may have moved.
 The metrics are in shared memory, as under gunicorn. A separate process creates the
@@ -38,7 +37,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +44,7 @@ MODELS = Path(tempfile.gettempdir()) / "onnxserve-request-path"
 ROUNDS = 15
 ROUND_SECONDS = 0.02
 WIDTH = 30
-WIDE = 100
-MODEL_NAMES = ("numbers", "array", "wide", "flights")
+MODEL_NAMES = ("numbers", "flights")
 KEY = "onnxserve_" + 43 * "k"
 STRINGS = ("carrier", "origin", "dest")
 INTEGERS = ("month", "weekday", "hour", "distance")
@@ -85,22 +82,6 @@ def make_models(root: Path) -> None:
         LogisticRegression().fit(numbers, target),
         root / "numbers",
         input_example=numbers.head(5),
-    )
-    rows = numbers.to_numpy()
-    mlflow_deploy_plugin.save_model(
-        LogisticRegression().fit(rows, target),
-        root / "array",
-        input_example=rows[:5],
-    )
-    wide = pd.DataFrame(
-        random.integers(0, 30, (500, WIDE)),
-        columns=[f"feature_{place}" for place in range(WIDE)],
-    )
-    wide = wide.astype(dict.fromkeys(wide.columns[::2], float))
-    mlflow_deploy_plugin.save_model(
-        LogisticRegression().fit(wide, target),
-        root / "wide",
-        input_example=wide.head(5),
     )
     flights = pd.DataFrame(
         {
@@ -192,12 +173,9 @@ def bodies() -> list[Body]:
     draw = random.Random(0)
     row = [draw.gauss(0, 1) for _ in range(WIDTH)]
     record = {f"feature_{place}": value for place, value in enumerate(row)}
-    many = [[draw.gauss(0, 1) for _ in range(WIDTH)] for _ in range(10_000)]
     documents = [
         *_documents_of_a_row(record),
         *_documents_of_a_flight(),
-        *_wide_documents(),
-        *_large_documents(list(record), many),
     ]
     in_json = [
         (
@@ -229,8 +207,6 @@ def _documents_of_a_row(record: dict[str, float]) -> list[Document]:
         ("1 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": split}),
         ("1 x 30 dataframe_records", "numbers", "/invocations", {"dataframe_records": [record]}),
         ("1 x 30 instances, rows", "numbers", "/invocations", {"instances": [row]}),
-        ("1 x 30 array instances", "array", "/invocations", {"instances": [row]}),
-        ("1 x 30 array inputs", "array", "/invocations", {"inputs": [row]}),
         ("1 x 30 inputs, columns", "numbers", "/invocations", {"inputs": columns}),
         ("1 x 30 V2", "numbers", "/v2/models/numbers/infer", {"inputs": [tensor]}),
         ("1 x 30 /predict", "numbers", "/predict", record),
@@ -243,35 +219,6 @@ def _documents_of_a_flight() -> list[Document]:
     return [
         ("flight dataframe_split", "flights", "/invocations", {"dataframe_split": flights}),
         ("flight dataframe_records", "flights", "/invocations", {"dataframe_records": [FLIGHT]}),
-    ]
-
-
-def _wide_documents() -> list[Document]:
-    names = [f"feature_{place}" for place in range(WIDE)]
-    values = [place if place % 2 else place / 8 for place in range(WIDE)]
-    wide = {"columns": names, "data": [values]}
-    tensors = []
-    for name, value in zip(names, values, strict=True):
-        kind = "INT64" if type(value) is int else "FP64"
-        tensors.append({"name": name, "shape": [1], "datatype": kind, "data": [value]})
-    return [
-        ("1 x 100 mixed dataframe_split", "wide", "/invocations", {"dataframe_split": wide}),
-        (
-            "1 x 100 mixed V2, by columns",
-            "wide",
-            "/v2/models/wide/infer",
-            {"inputs": tensors},
-        ),
-    ]
-
-
-def _large_documents(names: list[str], rows: list[list[float]]) -> list[Document]:
-    split = {"columns": names, "data": rows}
-    tensor = _tensor([10_000, WIDTH], [*chain.from_iterable(rows)])
-    return [
-        ("10,000 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": split}),
-        ("10,000 x 30 inputs, rows", "numbers", "/invocations", {"inputs": rows}),
-        ("10,000 x 30 V2", "numbers", "/v2/models/numbers/infer", {"inputs": [tensor]}),
     ]
 
 
@@ -358,9 +305,7 @@ async def answer_by_name(label: str) -> None:
         head = (
             f"POST {path} HTTP/1.1\r\nHost: a\r\n{key}{fields}Content-Length: {len(body)}\r\n\r\n"
         )
-        request = await _connected(apps[model], head.encode() + body)
-        if len(body) < worker_app._INLINE_BYTES:
-            requests[shown] = request
+        requests[shown] = await _connected(apps[model], head.encode() + body)
     gc.freeze()
     print(json.dumps(list(requests)), flush=True)
     for line in sys.stdin:

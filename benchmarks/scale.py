@@ -1,11 +1,10 @@
 """Measure what grows with endpoints, servers and rows: the limits in docs/operate.md.
 
-    .venv/bin/python -m benchmarks.scale [store registry redis log]
+    .venv/bin/python -m benchmarks.scale [store registry redis]
 
 store      10,000 endpoints in PostgreSQL: adding, reading and listing them
 registry   calls per second that an MLflow server answers, of the kind that agents make
 redis      counts per second of one worker's rate limiter
-log        bytes per row, and the time to read one hour
 
 `store` needs the programs of PostgreSQL, and `redis` those of Redis.
 """
@@ -16,19 +15,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import requests
 
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.postgresql import postgresql_server
 from tests.support.services.redis_server import redis_server
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def store(count: int) -> None:
@@ -95,80 +88,6 @@ def redis(seconds: float) -> None:
         )
 
 
-def log(sizes: tuple[int, ...] = (1_000_000,)) -> None:
-    """Write rows of 14 columns like an agent: a file per ten minutes of two workers."""
-    for rows in sizes:
-        with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-            size = write_log(folder, rows)
-            found, seconds = read_hour(folder)
-            print(
-                f"log of {rows:,} rows: {size / rows:.0f} bytes per row, one hour of "
-                f"{found:,} rows read in {seconds * 1000:.0f} ms",
-                flush=True,
-            )
-
-
-def write_log(folder: str, rows: int, per_file: int = 25_000) -> int:
-    """Return the bytes of the written log."""
-    from mlflow_deploy_plugin.serve.inference_log.storage import encode_parquet
-
-    rng = np.random.default_rng(0)
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    size = 0
-    for number in range(rows // per_file):
-        moment = start + timedelta(minutes=30 * number)
-        day = Path(folder, "endpoint=e", f"date={moment:%Y-%m-%d}")
-        path = day / f"hour={moment:%H}" / f"{number}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = encode_parquet(log_table(rng, number, moment, per_file))
-        path.write_bytes(content)
-        size += content.size
-    return size
-
-
-def log_table(rng: np.random.Generator, number: int, moment: datetime, rows: int) -> "pa.Table":
-    """Return the table of the file `number`, whose rows arrive in the half hour from
-    `moment` on.
-    """
-    import pyarrow as pa
-
-    times = [moment + row * timedelta(microseconds=1_800_000_000 // rows) for row in range(rows)]
-    columns = {f"x{column}": rng.normal(size=rows) for column in range(12)}
-    return pa.table(
-        {
-            **columns,
-            "carrier": rng.choice(["AA", "UA", "DL"], rows),
-            "origin": rng.choice(["JFK", "EWR"], rows),
-            "prediction": rng.integers(0, 2, rows),
-            "_event_time": pa.array(times, pa.timestamp("us", "UTC")),
-            "_received_time": pa.array(times, pa.timestamp("us", "UTC")),
-            "_prediction_id": [f"{number:08x}{row:08x}" for row in range(rows)],
-            "_row": pa.array(np.zeros(rows), pa.int32()),
-            "_model": ["flights"] * rows,
-            "_version": ["3"] * rows,
-            "_variant": ["champion"] * rows,
-            "_shadow": [False] * rows,
-            "_segment": [f"s{number}"] * rows,
-            "_offset": np.arange(rows),
-        },
-    )
-
-
-def read_hour(folder: str) -> tuple[int, float]:
-    """Return the number of rows of an hour, and the median seconds of reading them."""
-    from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
-    from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
-
-    opened = open_log(folder)
-    seconds = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        hour = opened.read("e", parse_window("2026-01-01T03:00/1h"))
-        seconds.append(time.perf_counter() - begun)
-    assert hour is not None
-    return hour.table.num_rows, float(np.median(seconds))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -178,7 +97,6 @@ def main() -> None:
         "store": lambda: store(options.endpoints),
         "registry": lambda: registry(options.seconds),
         "redis": lambda: redis(options.seconds / 2),
-        "log": log,
     }
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--seconds", type=float, default=8)

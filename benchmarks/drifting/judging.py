@@ -1,24 +1,17 @@
-"""Judge simulated windows, many at a time on both cores, and compare a measured rate
-with its target.
-"""
+"""Compare measured rates with their targets, and simulate on both cores."""
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 from scipy import stats
 
-from benchmarks.drifting.worlds import Array
-from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
-from mlflow_deploy_plugin.watch.drift.verdict import judge_profile
 from mlflow_deploy_plugin.wrap.evaluation.proportions import wilson_bounds
 
-RATE = 0.05
+Array = npt.NDArray[Any]
 WORKERS = 2
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -47,20 +40,6 @@ class Line:
                 outcome = "met"
         target = "–" if self.target is None else f"{self.target[0]:g} to {self.target[1]:g}"
         return f"| {self.what} | {self.shown}; {low:.3g} to {high:.3g} | {target} | {outcome} |"
-
-
-class Judge:
-    """Tells whether windows are called drifted by one reference."""
-
-    def __init__(self, reference: DriftReference, independent_rows: bool = False) -> None:
-        self._reference = reference
-        self._spec = MonitorSpec(
-            min_rows=30, false_alarm_rate=RATE, independent_rows=independent_rows
-        )
-
-    def __call__(self, window: pa.Table, start_us: int) -> bool:
-        profile = sketch_batches(self._reference.bins, [window])
-        return judge_profile(self._reference, profile, start_us, self._spec).state == "drift"
 
 
 def on_all_cores(function: Callable[[Task], Answer], tasks: Sequence[Task]) -> list[Answer]:

@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.drifting.worlds import DAY_US, Array, Rows, reference_of
+from benchmarks.drifting.judging import Array
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
+from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
+from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_groups
 from mlflow_deploy_plugin.watch.kinds.drift import WindowComparison
 from mlflow_deploy_plugin.watch.result import WindowRequest
@@ -33,6 +36,7 @@ CHANGED = 3
 """The column whose level changes."""
 _WEEKEND = (1.0, -1.0, 0.5, 0.0, 0.0)
 _DAY = timedelta(days=1)
+DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,13 @@ def stream_of(columns: dict[str, Array], counts: Array) -> Stream:
     table = pa.table({name: pa.array(each, from_pandas=True) for name, each in columns.items()})
     numbers = np.repeat(np.arange(len(counts)), counts)
     split = int(np.searchsorted(numbers, REFERENCE))
-    earlier = Rows(table.slice(0, split), numbers[:split] * DAY_US)
-    frozen = reference_of(earlier, REFERENCE * DAY_US, DAY_US)
+    earlier = table.slice(0, split)
+    times = numbers[:split] * DAY_US
+    bins, notes = freeze_table(earlier, (), "the rows")
+    pieces = cut_pieces(bins, earlier, times, REFERENCE * DAY_US, DAY_US)
+    moments = pa.array(times, pa.timestamp("us", tz="UTC"))
+    logged = earlier.append_column(EVENT_TIME, moments)
+    frozen = DriftReference(bins, bins_digest(bins), pieces, logged, notes=tuple(notes))
     judged = len(counts) - REFERENCE
     later = numbers[split:] - REFERENCE
     return Stream(frozen, sketch_groups(frozen.bins, table.slice(split), later, judged))

@@ -14,7 +14,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,7 +213,11 @@ async def _closed_loop(target: Target, count: int, seconds: float, warm_up: floa
             raise ConnectionError("the server has closed every connection")
     for connection in connections:
         connection.close()
-    if not latencies:
+    return measured(latencies, wrong, last - begin)
+
+
+def measured(latencies: Sequence[float] | np.ndarray, wrong: int, seconds: float) -> Measured:
+    if len(latencies) == 0:
         raise TimeoutError("no response was received")
     p50, p99 = np.percentile(latencies, [50, 99])
-    return Measured(len(latencies) - wrong, last - begin, float(p50), float(p99), wrong)
+    return Measured(len(latencies) - wrong, seconds, float(p50), float(p99), wrong)
