@@ -3,8 +3,7 @@ these bins.
 
 Numbers are compared by the Wasserstein distance in standard deviations of the
 reference, because the Jensen–Shannon distance of quantile bins does not grow beyond the
-reference's range. Summer days that were called drifted (`benchmarks/drift.py`, same
-false-alarm rate): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with
+reference's range. Summer days that were called drifted (same false-alarm rate): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with
 250 rows). Numbers are clipped three ranges outside of the middle 99 %, to limit the
 weight of a sentinel like -9999.
 
