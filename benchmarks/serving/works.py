@@ -4,6 +4,7 @@ requests in interleaved rounds, and yields rows.
 
 import json
 import shutil
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -211,9 +212,10 @@ def _started(
     port = free_port()
     work = bench.work_folder()
     words = {**words, "bin": programs, "port": port, "here": HERE, "work": work}
+    words["python"] = sys.executable
     if peer is MLSERVER:
         _write_mlserver(work, port, words["onnx"])
-    command = [word.format(**words) for word in peer.command]
+    command = [word.format(**words) for word in peer.command.split()]
     variables = {name: value.format(**words) for name, value in peer.environment.items()}
     question = _question(port, peer.path, body)
     server = running(peer.name, command, port, work / "log", variables, question)
