@@ -15,6 +15,7 @@ import argparse
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -37,11 +38,13 @@ class Part:
 
     Attributes:
         measured, ratio, p99: columns of the printed table; NONE: the script has none.
+        unit: of the measured figure, if its column has none.
         name: the columns that name a row; empty: the first column.
     """
 
     command: str
     measured: str
+    unit: str = ""
     ratio: str = NONE
     p99: str = NONE
     name: tuple[str, ...] = ()
@@ -51,21 +54,23 @@ PARTS = {
     "serve": Part(
         "serve.py --only one-row --rounds 3 --no-install",
         "onnxserve",
-        "ratio",
-        "onnxserve",
-        ("work", "compared with"),
+        ratio="ratio",
+        p99="onnxserve",
+        name=("work", "compared with"),
     ),
     "start": Part(
         "serve.py --only start --rounds 3 --no-install",
         "onnxserve",
-        "ratio",
+        ratio="ratio",
         name=("work", "compared with"),
     ),
-    "path": Part("request_path.py", "now, µs", p99="p99"),
+    "path": Part("request_path.py", "now, µs", " µs", p99="p99"),
     "swap": Part("swap.py --swaps 5 --seconds 2", "measured", p99="p99"),
-    "boosters": Part("boosters.py LightGBM HistGradient", "ONNX", "ratio", name=("", "rows")),
-    "explain": Part("explain.py --rows 500 --file-rows 1000", "rows/s", "ratio"),
-    "coverage": Part("coverage.py", "equal", name=("of", "judged")),
+    "boosters": Part(
+        "boosters.py LightGBM HistGradient", "ONNX", " µs", "ratio", name=("", "rows")
+    ),
+    "explain": Part("explain.py --rows 500", "rows/s", " rows/s", "ratio"),
+    "coverage": Part("coverage.py", "equal", " equal as ONNX", name=("of", "judged")),
 }
 LONGER = {
     "image with the model": "needs Docker: python benchmarks/images.py",
@@ -102,7 +107,7 @@ def figures(part: Part, output: str) -> Iterator[tuple[str, str, str, str]]:
         p99 = column(row, part.p99)
         if " / " in p99:
             measured, _, p99 = measured.partition(" / ")
-        yield name, measured, column(row, part.ratio), p99
+        yield name, measured + part.unit, column(row, part.ratio), p99
     for note in re.findall(r"^- (.*): (install it .*)", output, re.MULTILINE):
         yield (*note, "", "")
 
@@ -123,7 +128,7 @@ def run(part: Part, seconds: float) -> Iterator[tuple[str, str, str, str]]:
         try:
             output, errors = script.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            script.terminate()
+            script.send_signal(signal.SIGINT)  # so that it ends its servers
             output, errors = script.communicate()
             errors += f"\nIt was stopped after {seconds:.0f} s."
     yield from figures(part, output)
