@@ -7,6 +7,7 @@
 # make test-all       make test, make test-long and make test-install
 # make stack-test     checks the statements of docker/stack/README.md with the services of docker/compose.yaml, without containers
 # make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one
+# make bench          reproduces the figures of README.md and benchmarks/RESULTS.md in ten minutes on two cores; ONLY='serve start' runs some of them
 # make docs           the documentation site, into site/; fails on a broken link
 # make helm           the program helm, from PyPI, for the tests of the chart
 # make lint           ruff, formatting, strict types (also for macOS and Windows), the import rule, the figures of the structure, the workflows
@@ -29,7 +30,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)$(if $(filter Linux,$(sh
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo demo-stop test test-install test-long test-all stack-test images helm docs lint format constraints clean
+.PHONY: install demo demo-stop test test-install test-long test-all stack-test images helm bench docs lint format constraints clean
 
 install: $(VENV)/.installed
 
@@ -93,6 +94,9 @@ images:
 
 helm: install
 	@command -v helm >/dev/null || test -x $(BIN)/helm || $(BIN)/python docker/helm/get_helm.py
+
+bench: install
+	@$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

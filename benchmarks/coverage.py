@@ -6,7 +6,7 @@ equal the original's, through HTTP.
     # cases whose name contains one of these words
     .venv/bin/python benchmarks/coverage.py --only hist text
 
-The cases are every estimator of scikit-learn, some sixty pipelines, boosters of three
+The cases are every estimator of scikit-learn, some 180 pipelines and boosters of three
 libraries, and neural networks. Each is logged by `log_model`, which uses MLflow's own
 flavor for models without an ONNX form, and served by `onnxserve serve`, a dozen per
 server. Each receives hostile rows (`covering/rows.py`) that the proof does not use. A
@@ -18,9 +18,9 @@ separate judge (`covering/judge.py`) compares each prediction with the original'
 import argparse
 import logging
 import os
+import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     # numba would import this file as `coverage`
     sys.path.remove(str(Path(__file__).resolve().parent))
 
-from benchmarks.covering import boosters, estimators, libraries, nets, pipelines
+from benchmarks.covering import estimators, nets, pipelines
 from benchmarks.covering.judge import OUTCOMES, Case, Verdict, judge
 
 _WIDTH = 150
@@ -45,9 +45,7 @@ def every_case() -> dict[str, Callable[[], Case]]:
         [
             *estimators.cases(),
             *pipelines.cases(),
-            *boosters.cases(),
             *nets.cases(),
-            *libraries.cases(),
         ],
     )
 
@@ -80,54 +78,50 @@ def report(verdicts: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def summary(verdicts: list[Verdict], seconds: float) -> str:
-    """Return the counts and shares of the outcomes, of all cases and by kind."""
-    parts = {"boosters": "booster ", "nets": " net "}
-    kinds = {
-        "all": verdicts,
-        **{kind: [one for one in verdicts if part in one.name] for kind, part in parts.items()},
-    }
-    lines = [f"{'':10}{'models':>8}" + "".join(f"{outcome:>16}" for outcome in OUTCOMES)]
-    for kind, some in kinds.items():
-        counts = Counter(one.outcome for one in some)
-        shares = (
-            f"{counts[outcome]} ({counts[outcome] / max(len(some), 1):.1%})" for outcome in OUTCOMES
-        )
-        lines.append(f"{kind:10}{len(some):8}" + "".join(f"{share:>16}" for share in shares))
-    return "\n".join(
-        [*lines, f"{sum(one.rows for one in verdicts):,} rows through HTTP, {seconds:.0f} s"],
-    )
+def summary(verdicts: list[Verdict], count: int) -> str:
+    """Return a table of the outcomes, of all cases and by kind."""
+    kinds = {"models": "", "boosters": "booster", "nets": " net "}
+    heads = [f"of {count}", "judged", *OUTCOMES]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for kind, part in kinds.items():
+        some = [one.outcome for one in verdicts if part in one.name]
+        counts = [str(some.count(outcome)) for outcome in OUTCOMES]
+        lines.append(f"| {kind} | {len(some)} | {' | '.join(counts)} |")
+    return "\n".join([*lines, f"{sum(one.rows for one in verdicts):,} rows through HTTP"])
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--only", nargs="*", default=[], help="parts of the cases' names")
     parser.add_argument("--processes", type=int, default=2)
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--seconds", type=float, help="then judge no further cases")
+    asked = parser.parse_args()
     wanted = [part.lower() for part in asked.only]
     names = [
         name for name in every_case() if not wanted or any(part in name.lower() for part in wanted)
     ]
-    start = time.perf_counter()
+    random.Random(0).shuffle(names)  # a part of the cases has all kinds
+    parts = [names[start : start + _TOGETHER] for start in range(0, len(names), _TOGETHER)]
     verdicts: list[Verdict] = []
     without: list[str] = []
+    begun = time.monotonic()
     with ProcessPoolExecutor(asked.processes) as pool:
-        parts = [
-            names[position :: -(-len(names) // _TOGETHER)]
-            for position in range(-(-len(names) // _TOGETHER))
-        ]
-        for done in as_completed([pool.submit(verdicts_on, part) for part in parts]):
+        futures = [pool.submit(verdicts_on, part) for part in parts]
+        for done in as_completed(futures):
+            if done.cancelled():
+                continue
             found, none = done.result()
             verdicts += found
             without += none
-            said = ", ".join(f"{one.name}: {one.outcome}" for one in found)
-            print(f"{len(verdicts) + len(without):4} of {len(names)}: {said}", file=sys.stderr)
+            count = len(verdicts) + len(without)
+            print(f"{count} of {len(names)}", file=sys.stderr, flush=True)
+            if asked.seconds is not None and time.monotonic() - begun > asked.seconds:
+                for future in futures:
+                    future.cancel()
     print(report(verdicts))
     print(f"\nnot judged ({len(without)}): " + "; ".join(sorted(without)))
-    print(f"\n{summary(verdicts, time.perf_counter() - start)}")
-    if any(one.outcome in ("refused", "wrong", "crashed") for one in verdicts):
-        return 1
-    return 0
+    print(f"\n{summary(verdicts, len(names) - len(without))}")
+    return 1 if any(one.outcome in ("refused", "wrong", "crashed") for one in verdicts) else 0
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 and `mlflow models build-docker`.
 
     python benchmarks/images.py
-    python benchmarks/images.py --libraries sklearn
 
-A model of a hundred trees is saved by MLflow's own flavor and by ours. MLflow's image
-is built from the Dockerfile that `mlflow models generate-dockerfile` writes, with
-another base: both images use the base that `--base-image` names. No layer is taken from
-Docker's cache (`--no-cache`), so the seconds are the time of a first build with this
-machine's package index. The script needs Docker and a package index. The images are
-removed at the end, but some GB remain in Docker's build cache (`docker builder prune`).
+A scikit-learn model of a hundred trees is saved by MLflow's own flavor and by ours.
+MLflow's image is built from the Dockerfile that `mlflow models generate-dockerfile`
+writes, with another base: both images use the base that `--base-image` names. No layer
+is taken from Docker's cache (`--no-cache`), so the seconds are the time of a first
+build with this machine's package index. The script needs Docker and a package index.
+The images are removed at the end, but some GB remain in Docker's build cache (`docker
+builder prune`).
 """
 
 import argparse
@@ -27,10 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow.sklearn
-import mlflow.xgboost
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
-from xgboost import XGBClassifier
 
 from mlflow_deploy_plugin import save_model
 from mlflow_deploy_plugin.ship.images.build import BASE_IMAGE, planned_image
@@ -46,23 +44,19 @@ def docker(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def save_both(library: str, folder: Path) -> tuple[Path, Path]:
-    """Save one model of 100 trees by MLflow's flavor of the library and by ours."""
+def save_both(folder: Path) -> tuple[Path, Path]:
+    """Save one model of 100 trees by MLflow's flavor and by ours."""
     rows, labels = load_iris(return_X_y=True, as_frame=True)
     rows.columns = list("abcd")
-    theirs = folder / f"mlflow-{library}"
-    ours = folder / f"onnxserve-{library}"
-    if library == "sklearn":
-        trees = RandomForestClassifier(100, random_state=0).fit(rows, labels)
-        mlflow.sklearn.save_model(
-            trees,
-            theirs,
-            input_example=rows.head(),
-            serialization_format="cloudpickle",
-        )
-    else:
-        trees = XGBClassifier(n_estimators=100, random_state=0).fit(rows, labels)
-        mlflow.xgboost.save_model(trees, theirs, input_example=rows.head())
+    theirs = folder / "mlflow"
+    ours = folder / "onnxserve"
+    trees = RandomForestClassifier(100, random_state=0).fit(rows, labels)
+    mlflow.sklearn.save_model(
+        trees,
+        theirs,
+        input_example=rows.head(),
+        serialization_format="cloudpickle",
+    )
     save_model(trees, ours, input_example=rows.head())
     return theirs, ours
 
@@ -131,21 +125,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base-image", default=BASE_IMAGE)
-    parser.add_argument("--libraries", nargs="*", default=["sklearn", "xgboost"])
-    parser.add_argument(
-        "--starts",
-        type=int,
-        default=3,
-        help="starts per image, alternating (median)",
-    )
+    parser.add_argument("--starts", type=int, default=3, help="alternating starts per image (3)")
     options = parser.parse_args()
     base = options.base_image
     print(f"base image {base}: {image_size(base):,.0f} MB")
     print(f"{'image':<40}      MB  of MLflow's  first build, s  run to 1st response, s")
-    for library in options.libraries:
-        theirs, ours = measure(library, base, options.starts)
-        print_line(f"mlflow models build-docker, {library}", theirs, theirs)
-        print_line(f"onnxserve build-docker, {library}", ours, theirs)
+    theirs, ours = measure(base, options.starts)
+    print_line("mlflow models build-docker", theirs, theirs)
+    print_line("onnxserve build-docker", ours, theirs)
 
 
 @dataclass(frozen=True)
@@ -159,11 +146,11 @@ class Image:
     starts: list[float]
 
 
-def measure(library: str, base: str, rounds: int) -> tuple[Image, Image]:
+def measure(base: str, rounds: int) -> tuple[Image, Image]:
     """Return the figures of MLflow's image and of ours, whose starts alternate."""
-    tags = (f"onnxserve-benchmark:mlflow-{library}", f"onnxserve-benchmark:{library}")
+    tags = ("onnxserve-benchmark:mlflow", "onnxserve-benchmark:onnxserve")
     with tempfile.TemporaryDirectory() as temporary:
-        theirs, ours = save_both(library, Path(temporary))
+        theirs, ours = save_both(Path(temporary))
         try:
             began = time.monotonic()
             build_mlflows(theirs, Path(temporary, "context"), base, tags[0])

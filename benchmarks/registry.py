@@ -34,7 +34,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.many_endpoints import COLUMNS, HEADERS, Server, wait_ready
+from benchmarks.serving.endpoints import COLUMNS, HEADERS, Server, wait_ready
 from mlflow_deploy_plugin import save_model
 from mlflow_deploy_plugin.core.statedir.models import WantedVariant
 from mlflow_deploy_plugin.serve.models.lazy_models import estimated_bytes

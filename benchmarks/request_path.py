@@ -12,21 +12,18 @@ Commands::
         unsampled=.
     .venv/bin/python benchmarks/request_path.py --observed   # logs and traces
 
-There are four models: a logistic regression of 30 floats, the same from an array, a
-model of 100 columns, every other an integer, and a pipeline of the flights' 15 columns
-(strings, integers, doubles, booleans). A row of the table is one form of body. Its
-columns are medians in microseconds of decoding, the graph's run, capture, metrics and
-encoding, each called separately, and of the complete `answer`. `rest` is the
-difference: ids, messages, and slower parts because the other parts use the same caches.
-`--beside` compares checkouts or interpreters by the complete processing of a request:
-the connection receives its bytes, and writes its response to no socket. One process per
-checkout alternates with the others, so that a busy machine affects all of them. It runs
-the script of its checkout, because modules may have moved. `--observed` alternates
-within one process between a server without logs and traces, and servers that log or
-trace none (`0`) or each (`1`) of the requests. A row with `traceparent 00` has this
-header of a caller that is not traced. The metrics are in shared
-memory, as under gunicorn. A separate process creates the models once, so the measured
-process imports neither MLflow nor pandas.
+There are two models: a logistic regression of 30 floats, and a pipeline of the flights'
+15 columns (strings, integers, doubles, booleans). A row of the table is one form of
+body. Its columns are the CPU microseconds of the complete processing of a request: the
+connection receives its bytes, and writes its response to no socket. The second column
+is the 99th percentile of its rounds. `--beside` compares checkouts, interpreters or
+settings. One process per checkout alternates with the others, so that a busy machine
+affects all of them. It runs the script of its checkout, because modules may have moved.
+`--observed` alternates within one process between a server without logs and traces, and
+servers that log or trace none (`0`) or each (`1`) of the requests. A row with
+`traceparent 00` has this header of a caller that is not traced. The metrics are in
+shared memory, as under gunicorn. A separate process creates the models once, so the
+measured process imports neither MLflow nor pandas.
 """
 
 import asyncio
@@ -45,18 +42,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 MODELS = Path(tempfile.gettempdir()) / "onnxserve-request-path"
-PARTS = ("decode", "run", "capture", "metrics", "encode", "answer")
 ROUNDS = 15
 ROUND_SECONDS = 0.02
 WIDTH = 30
-WIDE = 100
-MODEL_NAMES = ("numbers", "array", "wide", "flights")
+MODEL_NAMES = ("numbers", "flights")
 KEY = "onnxserve_" + 43 * "k"
 STRINGS = ("carrier", "origin", "dest")
 INTEGERS = ("month", "weekday", "hour", "distance")
@@ -94,22 +87,6 @@ def make_models(root: Path) -> None:
         LogisticRegression().fit(numbers, target),
         root / "numbers",
         input_example=numbers.head(5),
-    )
-    rows = numbers.to_numpy()
-    mlflow_deploy_plugin.save_model(
-        LogisticRegression().fit(rows, target),
-        root / "array",
-        input_example=rows[:5],
-    )
-    wide = pd.DataFrame(
-        random.integers(0, 30, (500, WIDE)),
-        columns=[f"feature_{place}" for place in range(WIDE)],
-    )
-    wide = wide.astype(dict.fromkeys(wide.columns[::2], float))
-    mlflow_deploy_plugin.save_model(
-        LogisticRegression().fit(wide, target),
-        root / "wide",
-        input_example=wide.head(5),
     )
     flights = pd.DataFrame(
         {
@@ -191,12 +168,9 @@ def bodies() -> list[Body]:
     draw = random.Random(0)
     row = [draw.gauss(0, 1) for _ in range(WIDTH)]
     record = {f"feature_{place}": value for place, value in enumerate(row)}
-    many = [[draw.gauss(0, 1) for _ in range(WIDTH)] for _ in range(10_000)]
     documents = [
         *_documents_of_a_row(record),
         *_documents_of_a_flight(),
-        *_wide_documents(),
-        *_large_documents(list(record), many),
     ]
     in_json = [
         (
@@ -228,8 +202,6 @@ def _documents_of_a_row(record: dict[str, float]) -> list[Document]:
         ("1 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": split}),
         ("1 x 30 dataframe_records", "numbers", "/invocations", {"dataframe_records": [record]}),
         ("1 x 30 instances, rows", "numbers", "/invocations", {"instances": [row]}),
-        ("1 x 30 array instances", "array", "/invocations", {"instances": [row]}),
-        ("1 x 30 array inputs", "array", "/invocations", {"inputs": [row]}),
         ("1 x 30 inputs, columns", "numbers", "/invocations", {"inputs": columns}),
         ("1 x 30 V2", "numbers", "/v2/models/numbers/infer", {"inputs": [tensor]}),
         ("1 x 30 /predict", "numbers", "/predict", record),
@@ -242,35 +214,6 @@ def _documents_of_a_flight() -> list[Document]:
     return [
         ("flight dataframe_split", "flights", "/invocations", {"dataframe_split": flights}),
         ("flight dataframe_records", "flights", "/invocations", {"dataframe_records": [FLIGHT]}),
-    ]
-
-
-def _wide_documents() -> list[Document]:
-    names = [f"feature_{place}" for place in range(WIDE)]
-    values = [place if place % 2 else place / 8 for place in range(WIDE)]
-    wide = {"columns": names, "data": [values]}
-    tensors = []
-    for name, value in zip(names, values, strict=True):
-        kind = "INT64" if type(value) is int else "FP64"
-        tensors.append({"name": name, "shape": [1], "datatype": kind, "data": [value]})
-    return [
-        ("1 x 100 mixed dataframe_split", "wide", "/invocations", {"dataframe_split": wide}),
-        (
-            "1 x 100 mixed V2, by columns",
-            "wide",
-            "/v2/models/wide/infer",
-            {"inputs": tensors},
-        ),
-    ]
-
-
-def _large_documents(names: list[str], rows: list[list[float]]) -> list[Document]:
-    split = {"columns": names, "data": rows}
-    tensor = _tensor([10_000, WIDTH], [*chain.from_iterable(rows)])
-    return [
-        ("10,000 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": split}),
-        ("10,000 x 30 inputs, rows", "numbers", "/invocations", {"inputs": rows}),
-        ("10,000 x 30 V2", "numbers", "/v2/models/numbers/infer", {"inputs": [tensor]}),
     ]
 
 
@@ -321,95 +264,6 @@ def _arrow(record: dict[str, Any]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def parts_of(
-    server: Any,
-    path: str,
-    given: dict[str, str],
-    body: bytes,
-) -> dict[str, Callable[[], Any]]:
-    """Return the parts of the processing of this body
-    as functions without arguments.
-    """
-    from mlflow_deploy_plugin.serve.http.app import ServerApp
-    from mlflow_deploy_plugin.serve.http.plan import PlanTable
-    from mlflow_deploy_plugin.serve.messages import RawRequest
-    from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
-    from mlflow_deploy_plugin.serve.protocols.v2 import V2
-    from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
-
-    by_path = {written: protocol for protocol in PROTOCOLS for written in protocol.paths}
-    protocol = by_path.get(path, V2)
-    headers = {"host": "127.0.0.1:8080", **given, "content-length": str(len(body))}
-    request = RawRequest("POST", path, headers, body)
-    plans = PlanTable(server)
-    app = ServerApp(server)
-
-    def answer() -> Any:
-        return plans.answer(request) or app.handle(request)
-
-    result = answer()
-    assert result.status == 200, result.body[:500]
-    variant = server.repository.select_variant(None)
-    limit = server.max_body_bytes
-    question = protocol.decode(headers, body, variant, limit)
-    predictor = variant.loaded.predictor
-    outputs = predictor.run(question.feeds)
-    response: Any = SimpleNamespace(
-        id="0" * 32,
-        model="m",
-        version="1",
-        prediction_id="0" * 32,
-        outputs=outputs,
-    )
-    rows = variant.capture.max_rows_per_request
-
-    def capture() -> None:
-        record = RequestRecord(
-            variant.endpoint,
-            variant.name,
-            "0" * 32,
-            "0" * 32,
-            1_700_000_000,
-            1_700_000_000,
-        )
-        server.capture.write(record, variant.captured, question.feeds, outputs, rows)
-
-    def metrics() -> None:
-        server.metrics.count_response(variant, protocol.name, "200", 0.0001, outputs)
-
-    return {
-        "decode": lambda: protocol.decode(headers, body, variant, limit),
-        "run": lambda: predictor.run(question.feeds),
-        "capture": capture,
-        "metrics": metrics,
-        "encode": lambda: question.encode(variant, response),
-        "answer": answer,
-    }
-
-
-def measure(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the microseconds of each part: the median over rounds, in which the parts
-    alternate.
-
-    The CPU time of the thread is measured, so waiting for other processes does not
-    count; the parts do not wait.
-    """
-    taken: dict[str, list[float]] = {name: [] for name in parts}
-    repeats = {}
-    for name, part in parts.items():
-        part()
-        started = time.thread_time()
-        part()
-        repeats[name] = max(1, int(ROUND_SECONDS / max(time.thread_time() - started, 1e-6)))
-    for _ in range(ROUNDS):
-        for name, part in parts.items():
-            started = time.thread_time()
-            for _ in range(repeats[name]):
-                part()
-            taken[name].append((time.thread_time() - started) / repeats[name] * 1e6)
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
 class NoSocket:
     """A transport that keeps the last written bytes."""
 
@@ -446,9 +300,7 @@ async def answer_by_name(label: str) -> None:
         head = (
             f"POST {path} HTTP/1.1\r\nHost: a\r\n{key}{fields}Content-Length: {len(body)}\r\n\r\n"
         )
-        request = await _connected(apps[model], head.encode() + body)
-        if len(body) < worker_app._INLINE_BYTES:
-            requests[shown] = request
+        requests[shown] = await _connected(apps[model], head.encode() + body)
     gc.freeze()
     print(json.dumps(list(requests)), flush=True)
     for line in sys.stdin:
@@ -546,28 +398,22 @@ def _microseconds(request: Callable[[], Any]) -> float:
 
 
 def compare(arguments: list[str]) -> None:
-    """Print the microseconds of each request in each checkout, and their ratios to the
-    first checkout.
+    """Print the microseconds of each request in the first checkout, and the ratios of
+    the others to it.
     """
     children = dict(map(_start, arguments))
     names: list[str] = []
     for child in children.values():  # A process is ready when it has printed the names.
         names = json.loads(child.stdout.readline()) if child.stdout else names
     first, *others = children
-    print(
-        f"{'microseconds per request':28}"
-        + "".join(f"{name:>10}" for name in children)
-        + f"   / {first}: {others}",
-    )
+    heads = [f"{first}, µs", "p99", *(f"{label} / {first}" for label in others)]
+    print(f"| request | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     for name in names:
         taken = _alternate(children, name)
-        medians = [statistics.median(values) for values in taken.values()]
         ratios = [_median_ratio(taken[label], taken[first]) for label in others]
-        print(
-            f"{name:28}"
-            + "".join(f"{median:10.1f}" for median in medians)
-            + "".join(f"{ratio:8.3f}" for ratio in ratios),
-        )
+        median = statistics.median(taken[first])
+        cells = [f"{median:.1f}", f"{max(taken[first]):.1f}", *(f"{ratio:.3f}" for ratio in ratios)]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
     for child in children.values():
         child.communicate()  # The process exits at the end of its input.
 
@@ -610,37 +456,22 @@ def _median_ratio(values: list[float], base: list[float]) -> float:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--make-models"]:
-        return make_models(MODELS)
-    if sys.argv[1:2] == ["--answer"]:
-        return asyncio.run(answer_by_name(sys.argv[2]))
-    if not all((MODELS / name).is_dir() for name in MODEL_NAMES):
-        # An earlier version of this script may not have all requests.
-        shutil.rmtree(
-            MODELS,
-            ignore_errors=True,
-        )
-        subprocess.run([sys.executable, __file__, "--make-models"], check=True)
-    if sys.argv[1:] == ["--observed"]:
-        return asyncio.run(compare_observers())
-    if sys.argv[1:2] == ["--beside"]:
-        return compare(sys.argv[2:])
-    root = Path(tempfile.mkdtemp(prefix="request-path-", dir="/dev/shm"))
-    try:
-        servers = open_servers(root)
-        gc.freeze()
-        print(
-            f"{'microseconds per request':30}"
-            + "".join(f"{name:>11}" for name in (*PARTS, "rest")),
-        )
-        for shown, model, path, headers, body in bodies():
-            found = measure(parts_of(servers[model], path, headers, body))
-            found["rest"] = 2 * found["answer"] - sum(found.values())
-            print(f"{shown:30}" + "".join(f"{found[name]:11.1f}" for name in (*PARTS, "rest")))
-            shares = "".join(f"{found[name] / found['answer']:11.0%}" for name in (*PARTS, "rest"))
-            print(f"{'':30}{shares}", flush=True)
-    finally:
-        shutil.rmtree(root)
+    match sys.argv[1:]:
+        case ["--make-models"]:
+            make_models(MODELS)
+        case ["--answer", label]:
+            asyncio.run(answer_by_name(label))
+        case [] | ["--beside" | "--observed", *_]:
+            if not all((MODELS / name).is_dir() for name in MODEL_NAMES):
+                # An earlier version of this script may not have all requests.
+                shutil.rmtree(MODELS, ignore_errors=True)
+                subprocess.run([sys.executable, __file__, "--make-models"], check=True)
+            if sys.argv[1:] == ["--observed"]:
+                asyncio.run(compare_observers())
+            else:
+                compare(sys.argv[2:] or [f"now={Path(__file__).parents[1]}"])
+        case _:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_pages_stay_few_and_short():
     assert len(sizes) <= 45
     assert sum(sizes.values()) <= 472_000
     assert {name for name, size in sizes.items() if size >= 12_000} - longer == set()
-    assert (ROOT / "benchmarks" / "RESULTS.md").stat().st_size <= 61_600
+    assert (ROOT / "benchmarks" / "RESULTS.md").stat().st_size <= 20_000
 
 
 def test_readme_is_short_and_lists_versions():

@@ -9,86 +9,45 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import clone, is_classifier
-from sklearn.decomposition import PCA
-from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils import all_estimators
 
 from benchmarks.covering.judge import Case
 
-WORDS = [
-    "good",
-    "bad",
-    "ugly",
-    "fine",
-    "great",
-    "poor",
-    "dull",
-    "bright",
-    "slow",
-    "quick",
-    "old",
-    "new",
-    "warm",
-    "cold",
-]
+WORDS = ["good", "bad", "ugly", "fine", "poor", "slow", "quick", "old", "new", "warm", "cold"]
 _TEXTS = ("CountVectorizer", "HashingVectorizer", "TfidfVectorizer")
 _ROWS = 260
-
-_INNER_CLASSIFIER = (
+_OF_A_CLASSIFIER = (
     *("ClassifierChain", "FixedThresholdClassifier", "OneVsOneClassifier", "OneVsRestClassifier"),
-    *(
-        "OutputCodeClassifier",
-        "TunedThresholdClassifierCV",
-        "MultiOutputClassifier",
-        "SelfTrainingClassifier",
-    ),
+    *("OutputCodeClassifier", "TunedThresholdClassifierCV", "MultiOutputClassifier"),
+    "SelfTrainingClassifier",
 )
-_MADE: dict[str, Callable[[type], Any]] = {
-    **{name: lambda kind: kind(LogisticRegression()) for name in _INNER_CLASSIFIER},
-    **{name: lambda kind: kind(Ridge()) for name in ("MultiOutputRegressor", "RegressorChain")},
-    **{
-        name: lambda kind: kind(Ridge())
-        for name in ("RFE", "RFECV", "SelectFromModel", "SequentialFeatureSelector")
-    },
-    "ColumnTransformer": lambda kind: kind(
-        [("a", StandardScaler(), [0, 1]), ("b", "passthrough", [2, 3])],
-    ),
-    "FeatureUnion": lambda kind: kind([("a", PCA(2)), ("b", SelectKBest(k=2))]),
-    "GridSearchCV": lambda kind: kind(LogisticRegression(), {"C": [0.1, 1]}, cv=2),
-    "RandomizedSearchCV": lambda kind: kind(
-        DecisionTreeRegressor(),
-        {"max_depth": [2, 5]},
-        n_iter=2,
-        cv=2,
-    ),
-    "FrozenEstimator": lambda kind: kind(
-        LogisticRegression().fit(numbers(1), target(numbers(1)) > 1),
-    ),
-    **{
-        name: lambda kind: kind(n_components=3)
-        for name in ("GaussianRandomProjection", "SparseRandomProjection")
-    },
-    "PLSSVD": lambda kind: kind(n_components=1),
-    "LocalOutlierFactor": lambda kind: kind(novelty=True),
-    "Pipeline": lambda kind: kind([("a", StandardScaler()), ("b", Ridge())]),
-    "SparseCoder": lambda kind: kind(np.eye(5)),
-    "StackingClassifier": lambda kind: kind(
-        [("a", DecisionTreeClassifier(max_depth=3)), ("b", LogisticRegression())],
-    ),
-    "StackingRegressor": lambda kind: kind(
-        [("a", DecisionTreeRegressor(max_depth=3)), ("b", Ridge())],
-    ),
-    "VotingClassifier": lambda kind: kind(
-        [("a", DecisionTreeClassifier(max_depth=3)), ("b", LogisticRegression())],
-    ),
-    "VotingRegressor": lambda kind: kind(
-        [("a", DecisionTreeRegressor(max_depth=3)), ("b", Ridge())],
-    ),
+_OF_A_REGRESSOR = (
+    *("MultiOutputRegressor", "RegressorChain", "RFE", "RFECV", "SelectFromModel"),
+    "SequentialFeatureSelector",
+)
+_TWO_CLASSIFIERS = '[("a", DecisionTreeClassifier(max_depth=3)), ("b", LogisticRegression())]'
+_TWO_REGRESSORS = '[("a", DecisionTreeRegressor(max_depth=3)), ("b", Ridge())]'
+_ARGUMENTS = {
+    **dict.fromkeys(_OF_A_CLASSIFIER, "LogisticRegression()"),
+    **dict.fromkeys(_OF_A_REGRESSOR, "Ridge()"),
+    **dict.fromkeys(("StackingClassifier", "VotingClassifier"), _TWO_CLASSIFIERS),
+    **dict.fromkeys(("StackingRegressor", "VotingRegressor"), _TWO_REGRESSORS),
+    **dict.fromkeys(("GaussianRandomProjection", "SparseRandomProjection"), "n_components=3"),
+    "ColumnTransformer": '[("a", StandardScaler(), [0, 1]), ("b", "passthrough", [2, 3])]',
+    "FeatureUnion": '[("a", PCA(2)), ("b", SelectKBest(k=2))]',
+    "GridSearchCV": 'LogisticRegression(), {"C": [0.1, 1]}, cv=2',
+    "RandomizedSearchCV": 'DecisionTreeRegressor(), {"max_depth": [2, 5]}, n_iter=2, cv=2',
+    "FrozenEstimator": "LogisticRegression().fit(numbers(1), target(numbers(1)) > 1)",
+    "PLSSVD": "n_components=1",
+    "LocalOutlierFactor": "novelty=True",
+    "Pipeline": '[("a", StandardScaler()), ("b", Ridge())]',
+    "SparseCoder": "np.eye(5)",
 }
+"""The arguments of estimators that have no defaults for them, or with which they
+predict for new rows.
+"""
 _SMALLER = {
     "n_estimators": 15,
     "max_iter": 60,
@@ -97,14 +56,14 @@ _SMALLER = {
     "n_jobs": None,
     "random_state": 0,
 }
-# -1 there means that it runs until it has converged
-_KEEP_ITERATIONS = (
-    "SVC",
-    "SVR",
-    "NuSVC",
-    "NuSVR",
-    "OneClassSVM",
-)
+_KEEP_ITERATIONS = ("SVC", "SVR", "NuSVC", "NuSVR", "OneClassSVM")
+"""-1 there means that it runs until it has converged."""
+
+
+def made(expression: str, **names: Any) -> Any:
+    """Return the value of an expression with scikit-learn's classes and `names`."""
+    known = {"np": np, "numbers": numbers, "target": target}
+    return eval(expression, {**dict(all_estimators()), **known, **names})
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
@@ -150,7 +109,7 @@ def _case(name: str, kind: type) -> Case:
             ["good" in text for text in texts],
         )
         return Case(model, texts, sentences(2))
-    estimator = _made(name, kind)
+    estimator = _estimator(name)
     tried = []
     for rows, fresh, wanted in _worlds(
         name.endswith(("Classifier", "NB", "SVC")) or is_classifier(estimator),
@@ -169,8 +128,8 @@ def _case(name: str, kind: type) -> Case:
     raise LookupError(tried[0] if tried else "no data fits")
 
 
-def _made(name: str, kind: type) -> Any:
-    estimator = _MADE[name](kind) if name in _MADE else kind()
+def _estimator(name: str) -> Any:
+    estimator = made(f"{name}({_ARGUMENTS.get(name, '')})")
     known = estimator.get_params(deep=False)
     changed = {key: value for key, value in _SMALLER.items() if key in known}
     if name in _KEEP_ITERATIONS:

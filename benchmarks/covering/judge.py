@@ -5,6 +5,7 @@ The judge does not use the proof: neither its rows (see `rows.py`) nor its compa
 The bounds are the bounds in docs/wrap.md, and are the same for a pyfunc.
 """
 
+import re
 import time
 import traceback
 import warnings
@@ -39,43 +40,11 @@ _ONE_BY_ONE = 60  # rows of a group of which the original refuses some
 
 # models that decide by comparing single inputs, and sums: rounding does not explain
 # another prediction
-_EXACT = (
-    *("XGB", "LGBM", "CatBoost"),
-    *(
-        "DecisionTree",
-        "ExtraTree",
-        "RandomForest",
-        "GradientBoosting",
-        "HistGradientBoosting",
-        "IsolationForest",
-    ),
-    *(
-        "Bagging",
-        "AdaBoost",
-        "Voting",
-        "Stacking",
-        "MultiOutput",
-        "GridSearchCV",
-        "RandomizedSearchCV",
-        "Pipeline",
-    ),
-    *(
-        "StandardScaler",
-        "MinMaxScaler",
-        "MaxAbsScaler",
-        "RobustScaler",
-        "SimpleImputer",
-        "ColumnTransformer",
-    ),
-    *(
-        "KBinsDiscretizer",
-        "Binarizer",
-        "OrdinalEncoder",
-        "OneHotEncoder",
-        "TargetEncoder",
-        "Ridge",
-        "LogisticRegression",
-    ),
+_EXACT = re.compile(
+    "XGB|LGBM|CatBoost|DecisionTree|ExtraTree|RandomForest|GradientBoosting|HistGradient|Isolation"
+    "|Bagging|AdaBoost|Voting|Stacking|MultiOutput|GridSearch|RandomizedSearch|Pipeline"
+    "|StandardScaler|MinMaxScaler|MaxAbsScaler|RobustScaler|SimpleImputer|ColumnTransformer"
+    "|KBins|Binarizer|OrdinalEncoder|OneHotEncoder|TargetEncoder|Ridge|LogisticRegression"
 )
 
 
@@ -217,19 +186,19 @@ class _Judged:
         try:
             want = self._original(rows)
         except Exception:  # noqa: BLE001 - an original may raise any error
-            if _count(rows) > 1:
-                for position in range(min(_count(rows), _ONE_BY_ONE)):
+            if len(rows) > 1:
+                for position in range(min(len(rows), _ONE_BY_ONE)):
                     self._compare(kind, _slice(rows, position, position + 1))
             return
         try:
             got = self._served.answers(rows, self._own(rows))
         except Refused as error:
-            self._note(kind, _count(rows), f"refuses rows that the original accepts: {error}")
+            self._note(kind, len(rows), f"refuses rows that the original accepts: {error}")
             return
         if not self._served.is_onnx:
             want = dict([next(iter(want.items()))])
             got = dict(zip(want, got.values(), strict=True))
-        self._verdict.rows += _count(rows)
+        self._verdict.rows += len(rows)
         for name, expected in want.items():
             self._judge(kind, rows, name, expected, got[name], want)
 
@@ -302,7 +271,7 @@ class _Judged:
                 np.min([_lead(each) for each in model.predict_proba(self._own(rows))], axis=0)
                 < _TIE,
             )
-        return np.zeros(_count(rows), dtype=bool)
+        return np.zeros(len(rows), dtype=bool)
 
     def _hangs_on_rounding(
         self,
@@ -396,48 +365,22 @@ def _is_exact(model: Any) -> bool:
     names = [type(part).__name__ for part in inside]
     # Votes depend on the labels of parts that may be tied.
     votes = any(name == "VotingClassifier" for name in names)
-    return all(name.startswith(_EXACT) for name in names) and not (
-        votes and "LogisticRegression" in names
-    )
+    return all(map(_EXACT.match, names)) and not (votes and "LogisticRegression" in names)
 
 
 def _floats(table: pd.DataFrame) -> list[str]:
     return [name for name in map(str, table) if table[name].dtype.kind == "f"]
 
 
-def _count(rows: Any) -> int:
-    if isinstance(rows, dict):
-        return len(next(iter(rows.values())))
-    return len(rows)
-
-
 def _slice(rows: Any, start: int, stop: int) -> Any:
-    if isinstance(rows, dict):
-        return {name: array[start:stop] for name, array in rows.items()}
     if isinstance(rows, pd.DataFrame):
         return rows.iloc[start:stop].reset_index(drop=True)
     return rows[start:stop]
 
 
-def _torch_answers(module: Any, rows: Any) -> dict[str, np.ndarray]:
+def _torch_answers(module: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
     import torch  # imported only for networks
 
-    named = rows if isinstance(rows, dict) else {"": rows}
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
     with torch.no_grad():
-        # the order of the parameters is not meaningful there
-        if type(module).__module__.startswith("transformers."):
-            answer = module(**tensors)
-        else:
-            answer = module.eval()(*tensors.values())
-    if isinstance(answer, Mapping):  # other values, such as a cache, are not served
-        return {
-            name: value.numpy() for name, value in answer.items() if isinstance(value, torch.Tensor)
-        }
-    answers = answer if isinstance(answer, tuple) else (answer,)
-    names = (
-        ["output"]
-        if len(answers) == 1
-        else [f"output_{position}" for position in range(len(answers))]
-    )
-    return {name: value.numpy() for name, value in zip(names, answers, strict=True)}
+        answer = module.eval()(torch.from_numpy(np.ascontiguousarray(rows)))
+    return {"output": answer.numpy()}

@@ -1,454 +1,268 @@
-"""Sixty pipelines as in practice: scalers, imputers, encoders, texts, searches,
-ensembles of ensembles.
+"""Pipelines and boosters as in practice, each written as the expression that makes it:
+scalers, imputers, encoders, texts, searches, ensembles of ensembles.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import ColumnTransformer, TransformedTargetRegressor, make_column_transformer
-from sklearn.decomposition import PCA, TruncatedSVD
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import (
-    AdaBoostRegressor,
-    BaggingClassifier,
-    BaggingRegressor,
-    ExtraTreesClassifier,
-    GradientBoostingClassifier,
-    GradientBoostingRegressor,
-    HistGradientBoostingClassifier,
-    HistGradientBoostingRegressor,
-    IsolationForest,
-    RandomForestClassifier,
-    RandomForestRegressor,
-    StackingClassifier,
-    StackingRegressor,
-    VotingClassifier,
-    VotingRegressor,
-)
-from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
-from sklearn.feature_selection import RFE, SelectKBest
-from sklearn.impute import KNNImputer, SimpleImputer
-from sklearn.kernel_approximation import Nystroem
-from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
-from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
-from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
-from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
-from sklearn.naive_bayes import GaussianNB, MultinomialNB
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, RadiusNeighborsRegressor
-from sklearn.neural_network import MLPClassifier, MLPRegressor
-from sklearn.pipeline import FeatureUnion, make_pipeline
-from sklearn.preprocessing import (
-    Binarizer,
-    FunctionTransformer,
-    KBinsDiscretizer,
-    MaxAbsScaler,
-    MinMaxScaler,
-    Normalizer,
-    OneHotEncoder,
-    OrdinalEncoder,
-    PolynomialFeatures,
-    PowerTransformer,
-    QuantileTransformer,
-    RobustScaler,
-    SplineTransformer,
-    StandardScaler,
-    TargetEncoder,
-)
-from sklearn.svm import SVC, SVR, LinearSVC
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.compose import make_column_transformer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from benchmarks.covering import estimators
 from benchmarks.covering.estimators import numbers, sentences, target
 from benchmarks.covering.judge import Case
 
-_DEPTHS = {"histgradientboostingregressor__max_depth": [2, 4]}
+_NUMBERS = """
+hist()
+HistGradientBoostingRegressor(loss="poisson", max_iter=20)
+HistGradientBoostingRegressor(loss="quantile", quantile=0.9, max_iter=20)
+scaled(hist())
+make_pipeline(MinMaxScaler(), hist())
+make_pipeline(RobustScaler(), forest())
+scaled(DecisionTreeRegressor(random_state=0))
+scaled(PCA(3), forest())
+scaled(PolynomialFeatures(2), Ridge())
+make_pipeline(KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"), Ridge())
+make_pipeline(KBinsDiscretizer(5, encode="ordinal"), DecisionTreeRegressor())
+make_pipeline(Binarizer(threshold=0.1), Ridge())
+make_pipeline(QuantileTransformer(output_distribution="normal"), Ridge())
+scaled(KNeighborsRegressor(5))
+scaled(KNeighborsRegressor(5, weights="distance"))
+scaled(RadiusNeighborsRegressor(2.0))
+scaled(MLPRegressor(hidden_layer_sizes=(8,), max_iter=60))
+TransformedTargetRegressor(Ridge(), func=np.exp, inverse_func=np.log, check_inverse=False)
+TransformedTargetRegressor(scaled(Ridge()), func=np.log1p, inverse_func=np.expm1)
+TransformedTargetRegressor(hist(), transformer=PowerTransformer())
+TransformedTargetRegressor(columns((StandardScaler(), ["large"])), transformer=StandardScaler())
+make_pipeline(FunctionTransformer(ratios), forest())
+columns((FunctionTransformer(np.log1p), ["small", "whole"]))
+scaled(RFE(Ridge(), n_features_to_select=3), forest())
+scaled(KernelRidge(kernel="rbf", gamma=0.2))
+scaled(Nystroem(n_components=30, random_state=0), Ridge())
+StackingRegressor([("hist", hist()), ("ridge", scaled(Ridge()))], cv=2)
+VotingRegressor([("hist", hist()), ("tree", scaled(DecisionTreeRegressor(max_depth=4)))])
+BaggingRegressor(scaled(RFE(Ridge(), n_features_to_select=3)), 4, random_state=0)
+scaled(AdaBoostRegressor(n_estimators=8, random_state=0))
+GridSearchCV(scaled(hist()), {"histgradientboostingregressor__max_depth": [2, 4]}, cv=2)
+scaled(FeatureUnion([("a", PCA(2)), ("b", SelectKBest(k=2))]), Ridge())
+"""
+_CLASSES = """
+hist_classes()
+scaled(LogisticRegression())
+scaled(SVC())
+scaled(SVC(probability=True, random_state=0))
+CalibratedClassifierCV(scaled(LinearSVC()), cv=2)
+CalibratedClassifierCV(RandomForestClassifier(8, random_state=0), method="isotonic", cv=2)
+CalibratedClassifierCV(scaled(LogisticRegression()), method="temperature", cv=2)
+CalibratedClassifierCV(scaled(GaussianNB()), method="isotonic", cv=2)
+OneVsRestClassifier(hist_classes())
+scaled(OneVsOneClassifier(SVC()))
+DummyClassifier()
+CalibratedClassifierCV(hist_classes(), cv=2)
+scaled(KNeighborsClassifier(5))
+KNeighborsClassifier(5, weights="distance")
+scaled(MLPClassifier((8,), max_iter=60, random_state=0))
+StackingClassifier([("hist", hist_classes()), ("extra", ExtraTreesClassifier(8))], cv=2)
+VotingClassifier([("h", hist_classes()), ("l", scaled(LogisticRegression()))], voting="soft")
+VotingClassifier([("a", DecisionTreeClassifier(max_depth=3)), ("b", GaussianNB())])
+make_pipeline(MinMaxScaler(), BaggingClassifier(n_estimators=6, random_state=0))
+scaled(GradientBoostingClassifier(n_estimators=10))
+make_pipeline(Normalizer(), LogisticRegression())
+"""
+_GAPS = """
+hist()
+scaled(hist())
+scaled(DecisionTreeRegressor(max_depth=6))
+forest()
+make_pipeline(SimpleImputer(), StandardScaler(), forest())
+make_pipeline(SimpleImputer(add_indicator=True), hist())
+make_pipeline(KNNImputer(), Ridge())
+scaled(IsolationForest(n_estimators=8, random_state=0))
+"""
+_MIXED = """
+encoded(one_hot(), lgbm())
+encoded(one_hot(), LogisticRegression())
+encoded(one_hot(), hist_classes())
+encoded(one_hot(), RandomForestClassifier(8), sparse=1.0)
+encoded(TargetEncoder(random_state=0), LogisticRegression())
+encoded(make_pipeline(SimpleImputer(strategy="most_frequent"), one_hot()), LogisticRegression())
+encoded(one_hot(), MultiOutputClassifier(LogisticRegression()))
+make_pipeline(ordinals(), hist_classes())
+make_pipeline(ordinals(), StandardScaler(), hist_classes())
+make_pipeline(ordinals(), hist_classes(categorical_features=[0]))
+hist_classes(categorical_features=["city", "hour"])
+CalibratedClassifierCV(encoded(one_hot(), LogisticRegression()), cv=2)
+DummyClassifier()
+GridSearchCV(encoded(one_hot(), tree()), {"decisiontreeclassifier__max_depth": [2, 3]}, cv=2)
+"""
+_TEXTS = """
+TfidfVectorizer(token_pattern="[a-zA-Z]+")
+TfidfVectorizer()
+TfidfVectorizer(analyzer="char", ngram_range=(2, 3))
+CountVectorizer(ngram_range=(1, 2), token_pattern="[a-zA-Z]+")
+CountVectorizer(binary=True, lowercase=False, token_pattern="[a-zA-Z]+")
+TfidfVectorizer(stop_words="english", token_pattern="[a-zA-Z]+")
+TfidfVectorizer(sublinear_tf=True, token_pattern="[a-zA-Z]+")
+CountVectorizer(analyzer="char_wb", ngram_range=(3, 5))
+HashingVectorizer(n_features=64)
+make_pipeline(TfidfVectorizer(token_pattern="[a-zA-Z]+"), TruncatedSVD(4))
+"""
+_ACCENTS = """
+TfidfVectorizer()
+CountVectorizer()
+TfidfVectorizer(token_pattern="[a-zà-ÿ]+")
+TfidfVectorizer(tokenizer=str.split, token_pattern=None)
+TfidfVectorizer(analyzer="char", ngram_range=(1, 2))
+TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3))
+TfidfVectorizer(strip_accents="unicode")
+TfidfVectorizer(tokenizer=letters, token_pattern=None)
+HashingVectorizer(n_features=256, lowercase=False, norm=None)
+"""
+_SEVERAL = """
+xgb("Regressor")
+xgb("Regressor", multi_strategy="multi_output_tree")
+MultiOutputRegressor(Ridge())
+MultiOutputRegressor(hist())
+forest()
+KNeighborsRegressor()
+"""
+_SINGLE = """
+scaled(hist())
+scaled(RandomForestRegressor(10))
+"""
+_BOOSTED = """
+xgb("Regressor", max_depth=12)
+xgb("Regressor", base_score=3.0)
+xgb("Regressor", objective="count:poisson")
+xgb("Regressor", objective="reg:gamma")
+xgb("RFRegressor")
+xgb("Regressor", monotone_constraints=(1, 0, 0, 0, 0))
+xgb("Regressor", booster="gblinear")
+lgbm("Regressor", objective="quantile", alpha=0.9)
+lgbm("Regressor", objective="tweedie")
+lgbm("Regressor", linear_tree=True)
+cat("Regressor", depth=1)
+cat("Regressor", loss_function="Poisson")
+VotingRegressor([("x", xgb("Regressor")), ("l", lgbm("Regressor")), ("r", Ridge())])
+"""
+_BOOSTED_CLASSES = """
+xgb(booster="dart", rate_drop=0.3)
+xgb(tree_method="hist", max_bin=16)
+scaled(xgb())
+GridSearchCV(xgb(), {"max_depth": [2, 4]}, cv=2)
+lgbm()
+lgbm(objective="multiclassova")
+lgbm(boosting_type="rf", bagging_freq=1, bagging_fraction=0.5)
+lgbm(boosting_type="dart")
+lgbm(data_sample_strategy="goss")
+CalibratedClassifierCV(lgbm(), cv=2)
+cat()
+cat(loss_function="MultiClassOneVsAll")
+cat(grow_policy="Lossguide")
+StackingClassifier([("x", xgb()), ("l", lgbm())], LogisticRegression(), cv=2)
+"""
+_BOOSTED_GAPS = """
+xgb("Regressor")
+lgbm("Regressor")
+cat("Regressor")
+cat("Regressor", nan_mode="Max")
+"""
+_BOOSTED_CATEGORIES = """
+xgb(enable_categorical=True, max_cat_to_onehot=1)
+lgbm(max_cat_to_onehot=1, cat_smooth=0.1)
+behind_a_table(lgbm(cat_smooth=0.1))
+behind_a_table(hist_classes(categorical_features="from_dtype"))
+"""
 _CITIES = ["rome", "oslo", "lima", "São Paulo", "Łódź"]
 _NAMES = ["smooth", "tenths", "whole", "small", "large"]
-_GAPS = 0.1
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
-    for names, kind in ((_REGRESSORS, _regression), (_CLASSIFIERS, _classification)):
-        for name, make in names.items():
-            yield name, partial(kind, make)
-    for name, make in _GAPPED.items():
-        yield name, partial(_gapped, make)
-    for name, make in _MIXED.items():
-        yield name, partial(_mixed, make)
-    for name, (make, accents) in _TEXTS.items():
-        yield name, partial(_text, make, accents)
-    yield "float32 table: scaler, hist boosting", partial(_single, HistGradientBoostingRegressor)
-    yield "float32 table: scaler, forest", partial(_single, partial(RandomForestRegressor, 10))
-    yield "grid: nearest neighbours", _grid
-    yield "multi-output regressor", partial(_several, lambda: MultiOutputRegressor(Ridge()))
-    yield "multi-output hist boosting", partial(_several, lambda: MultiOutputRegressor(_hist_r()))
-    yield "multi-output forest", partial(_several, _forest)
-    yield "multi-output neighbours", partial(_several, KNeighborsRegressor)
-    yield "text beside numbers", _text_beside_numbers
+    for kind, (expressions, case) in _KINDS.items():
+        for line in expressions.strip().splitlines():
+            yield f"{kind}: {line}", partial(case, line)
+    yield "whole numbers: nearest neighbours of equal distance", _equal_distances
+    yield "text and numbers: tf-idf next to a scaler", _text_and_numbers
 
 
-def _ratios(table: Any) -> Any:
+def made(expression: str) -> Any:
+    return estimators.made(expression, **_PARTS)
+
+
+def ratios(table: Any) -> Any:
     rows = np.abs(np.asarray(table) if isinstance(table, pd.DataFrame) else table) + 0.5
     return np.column_stack(
         [rows, np.log(rows[:, 0] / rows[:, 4]), np.where(rows[:, 2] > 3, 1.0, 0.0)],
     )
 
 
+def letters(text: str) -> list[str]:
+    return re.findall(r"[a-zA-Z]+", text)
+
+
 def _scaled(*steps: Any) -> Any:
     return make_pipeline(StandardScaler(), *steps)
 
 
-def _forest() -> Any:
-    return RandomForestRegressor(8, random_state=0)
+def _hist_classes(**options: Any) -> Any:
+    return made("HistGradientBoostingClassifier(max_iter=20, random_state=0)").set_params(**options)
 
 
-def _one_hot() -> Any:
-    return OneHotEncoder(handle_unknown="ignore")
-
-
-def _hist_r() -> Any:
-    return HistGradientBoostingRegressor(max_iter=20, random_state=0)
-
-
-def _hist_c() -> Any:
-    return HistGradientBoostingClassifier(max_iter=20, random_state=0)
-
-
-_REGRESSORS: dict[str, Callable[[], Any]] = {
-    "hist boosting": _hist_r,
-    "hist boosting, poisson": lambda: HistGradientBoostingRegressor(loss="poisson", max_iter=20),
-    "hist boosting, quantile": lambda: HistGradientBoostingRegressor(
-        loss="quantile",
-        quantile=0.9,
-        max_iter=20,
-    ),
-    "scaler, hist boosting": lambda: _scaled(_hist_r()),
-    "min-max, hist boosting": lambda: make_pipeline(MinMaxScaler(), _hist_r()),
-    "robust, forest": lambda: make_pipeline(
-        RobustScaler(),
-        RandomForestRegressor(15, random_state=0),
-    ),
-    "scaler, tree": lambda: _scaled(DecisionTreeRegressor(random_state=0)),
-    "max-abs, boosting": lambda: make_pipeline(
-        MaxAbsScaler(),
-        GradientBoostingRegressor(n_estimators=20),
-    ),
-    "pca, forest": lambda: _scaled(PCA(3), _forest()),
-    "pca, ridge": lambda: _scaled(PCA(3), Ridge()),
-    "polynomials, ridge": lambda: _scaled(PolynomialFeatures(2), Ridge()),
-    "polynomials, tree": lambda: make_pipeline(
-        PolynomialFeatures(2),
-        DecisionTreeRegressor(max_depth=5),
-    ),
-    "bins, ridge": lambda: make_pipeline(
-        KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
-        Ridge(),
-    ),
-    "bins as codes, tree": lambda: make_pipeline(
-        KBinsDiscretizer(5, encode="ordinal", quantile_method="averaged_inverted_cdf"),
-        DecisionTreeRegressor(),
-    ),
-    "binarizer, ridge": lambda: make_pipeline(Binarizer(threshold=0.1), Ridge()),
-    "splines, ridge": lambda: make_pipeline(SplineTransformer(), Ridge()),
-    "power, ridge": lambda: make_pipeline(PowerTransformer(), Ridge()),
-    "quantiles, ridge": lambda: make_pipeline(
-        QuantileTransformer(output_distribution="normal"),
-        Ridge(),
-    ),
-    "scaler, neighbours": lambda: _scaled(KNeighborsRegressor(5)),
-    "neighbours by distance": lambda: _scaled(KNeighborsRegressor(5, weights="distance")),
-    "neighbours, manhattan": lambda: _scaled(KNeighborsRegressor(5, p=1)),
-    "radius neighbours": lambda: _scaled(RadiusNeighborsRegressor(2.0)),
-    "scaler, svr": lambda: _scaled(SVR()),
-    "scaler, mlp": lambda: make_pipeline(
-        StandardScaler(),
-        MLPRegressor(hidden_layer_sizes=(8,), max_iter=60),
-    ),
-    "log target": lambda: TransformedTargetRegressor(
-        Ridge(),
-        func=np.exp,
-        inverse_func=np.log,
-        check_inverse=False,
-    ),
-    "log of the target, ridge": lambda: TransformedTargetRegressor(
-        _scaled(Ridge()),
-        func=np.log1p,
-        inverse_func=np.expm1,
-    ),
-    "power of the target": lambda: TransformedTargetRegressor(
-        _hist_r(),
-        transformer=PowerTransformer(),
-    ),
-    "own ratios, forest": lambda: make_pipeline(FunctionTransformer(_ratios), _forest()),
-    "logs of columns, ridge": lambda: make_pipeline(
-        make_column_transformer(
-            (FunctionTransformer(np.log1p), ["small", "whole"]),
-            remainder=StandardScaler(),
-        ),
-        Ridge(),
-    ),
-    "eliminated, forest": lambda: _scaled(RFE(Ridge(), n_features_to_select=3), _forest()),
-    "kernel ridge": lambda: _scaled(KernelRidge(kernel="rbf", gamma=0.2)),
-    "part of a kernel, ridge": lambda: _scaled(Nystroem(n_components=30, random_state=0), Ridge()),
-    "scaled target of picked columns": lambda: TransformedTargetRegressor(
-        make_pipeline(
-            make_column_transformer(
-                (StandardScaler(), ["smooth", "large"]),
-                remainder="passthrough",
-            ),
-            Ridge(),
-        ),
-        transformer=StandardScaler(),
-    ),
-    "function, ridge": lambda: make_pipeline(FunctionTransformer(np.abs), Ridge()),
-    "stacked": lambda: StackingRegressor([("hist", _hist_r()), ("ridge", _scaled(Ridge()))], cv=2),
-    "stacked with passthrough": lambda: StackingRegressor(
-        [("forest", _forest()), ("ridge", Ridge())],
-        Ridge(),
-        passthrough=True,
-        cv=2,
-    ),
-    "voting": lambda: VotingRegressor(
-        [("hist", _hist_r()), ("tree", _scaled(DecisionTreeRegressor(max_depth=4)))],
-    ),
-    "bagged hist boosting": lambda: BaggingRegressor(_hist_r(), 4, random_state=0),
-    "bagged neighbours": lambda: BaggingRegressor(KNeighborsRegressor(), 4, random_state=0),
-    "bagged eliminations": lambda: BaggingRegressor(
-        _scaled(RFE(Ridge(), n_features_to_select=3)),
-        4,
-        random_state=0,
-    ),
-    "boosted trees by ada": lambda: _scaled(AdaBoostRegressor(n_estimators=8, random_state=0)),
-    "searched": lambda: GridSearchCV(_scaled(_hist_r()), _DEPTHS, cv=2),
-    "best of a search at random": lambda: RandomizedSearchCV(
-        RandomForestRegressor(8),
-        {"max_depth": [3]},
-        n_iter=1,
-        cv=2,
-    ),
-    "union, ridge": lambda: make_pipeline(
-        StandardScaler(),
-        FeatureUnion([("a", PCA(2)), ("b", SelectKBest(k=2))]),
-        Ridge(),
-    ),
-}
-
-_CLASSIFIERS: dict[str, Callable[[], Any]] = {
-    "hist boosting, classes": _hist_c,
-    "scaler, hist boosting, classes": lambda: _scaled(_hist_c()),
-    "scaler, logistic": lambda: _scaled(LogisticRegression()),
-    "scaler, svc": lambda: _scaled(SVC()),
-    "scaler, svc with probabilities": lambda: _scaled(SVC(probability=True, random_state=0)),
-    "bagged machines": lambda: BaggingClassifier(_scaled(SVC()), 4, random_state=0),
-    "scaler, linear svc": lambda: _scaled(LinearSVC()),
-    "scaler, sgd": lambda: _scaled(SGDClassifier(random_state=0)),
-    "calibrated, sigmoid": lambda: CalibratedClassifierCV(_scaled(LinearSVC()), cv=2),
-    "calibrated, isotonic": lambda: CalibratedClassifierCV(
-        RandomForestClassifier(8, random_state=0),
-        method="isotonic",
-        cv=2,
-    ),
-    "calibrated, temperature": lambda: CalibratedClassifierCV(
-        _scaled(LogisticRegression()),
-        method="temperature",
-        cv=2,
-    ),
-    "calibrated pipeline, isotonic": lambda: CalibratedClassifierCV(
-        _scaled(GaussianNB()),
-        method="isotonic",
-        cv=2,
-    ),
-    "one against the rest, hist boosting": lambda: OneVsRestClassifier(_hist_c()),
-    "one against one, svc": lambda: _scaled(OneVsOneClassifier(SVC())),
-    "baseline": DummyClassifier,
-    "calibrated hist boosting": lambda: CalibratedClassifierCV(_hist_c(), cv=2),
-    "calibrated naive bayes": lambda: CalibratedClassifierCV(GaussianNB(), cv=2),
-    "neighbours, classes": lambda: _scaled(KNeighborsClassifier(5)),
-    "neighbours by distance, classes": lambda: KNeighborsClassifier(5, weights="distance"),
-    "discriminant": lambda: _scaled(LinearDiscriminantAnalysis()),
-    "mlp, classes": lambda: _scaled(MLPClassifier((8,), max_iter=60, random_state=0)),
-    "stacked, classes": lambda: StackingClassifier(
-        [("hist", _hist_c()), ("extra", ExtraTreesClassifier(8))],
-        cv=2,
-    ),
-    "voting, soft": lambda: VotingClassifier(
-        [("hist", _hist_c()), ("logistic", _scaled(LogisticRegression()))],
-        voting="soft",
-    ),
-    "voting, hard": lambda: VotingClassifier(
-        [("a", DecisionTreeClassifier(max_depth=3)), ("b", GaussianNB()), ("c", LinearSVC())],
-    ),
-    "bagged trees": lambda: make_pipeline(
-        MinMaxScaler(),
-        BaggingClassifier(n_estimators=6, random_state=0),
-    ),
-    "boosting, classes": lambda: _scaled(GradientBoostingClassifier(n_estimators=10)),
-    "normalizer, logistic": lambda: make_pipeline(Normalizer(), LogisticRegression()),
-}
-
-_GAPPED: dict[str, Callable[[], Any]] = {
-    "gaps: hist boosting": _hist_r,
-    "gaps: scaler, hist boosting": lambda: _scaled(_hist_r()),
-    "gaps: scaler, tree that asks what is missing": lambda: make_pipeline(
-        StandardScaler(),
-        DecisionTreeRegressor(max_depth=6),
-    ),
-    "gaps: forest": _forest,
-    "gaps: imputer, scaler, forest": lambda: make_pipeline(
-        SimpleImputer(),
-        StandardScaler(),
-        _forest(),
-    ),
-    "gaps: indicator, hist boosting": lambda: make_pipeline(
-        SimpleImputer(add_indicator=True),
-        _hist_r(),
-    ),
-    "gaps: nearest neighbours impute": lambda: make_pipeline(KNNImputer(), Ridge()),
-    "gaps: extra scaled isolation": lambda: make_pipeline(
-        StandardScaler(),
-        IsolationForest(n_estimators=8, random_state=0),
-    ),
-}
-
-
-def _columns(texts: Any, sparse: float = 0.0) -> Any:
-    whole = make_pipeline(SimpleImputer(), StandardScaler())
-    return ColumnTransformer(
-        [("n", whole, ["tenths", "large"]), ("t", texts, ["city"])],
-        remainder="drop",
-        sparse_threshold=sparse,
+def _columns(*parts: Any) -> Any:
+    """Return a ridge regression of the parts and of all other columns, scaled."""
+    return make_pipeline(
+        make_column_transformer(*parts, remainder=StandardScaler()), made("Ridge()")
     )
 
 
-def _on_columns(texts: Any, last: Any) -> Any:
-    return make_pipeline(_columns(texts), last)
+def _encoded(encoder: Any, last: Any, sparse: float = 0.0) -> Any:
+    whole = made("make_pipeline(SimpleImputer(), StandardScaler())")
+    parts = (whole, ["tenths", "large"]), (encoder, ["city"])
+    return make_pipeline(make_column_transformer(*parts, sparse_threshold=sparse), last)
 
 
-_MIXED: dict[str, Callable[[], Any]] = {
-    "mixed: one-hot, logistic": lambda: make_pipeline(_columns(_one_hot()), LogisticRegression()),
-    "mixed: one-hot, hist boosting": lambda: _on_columns(_one_hot(), _hist_c()),
-    "mixed: sparse one-hot, forest": lambda: make_pipeline(
-        _columns(_one_hot(), 1.0),
-        RandomForestClassifier(8),
-    ),
-    "mixed: ordinals, hist boosting": lambda: make_pipeline(
-        make_column_transformer(
-            (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]),
-            remainder="passthrough",
-        ),
-        _hist_c(),
-    ),
-    "mixed: scaler after ordinals, hist boosting": lambda: make_pipeline(
-        make_column_transformer(
-            (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]),
-            remainder="passthrough",
-        ),
-        StandardScaler(),
-        _hist_c(),
-    ),
-    "mixed: target encoder, ridge": lambda: make_pipeline(
-        _columns(TargetEncoder(random_state=0)),
-        LogisticRegression(),
-    ),
-    "mixed: imputed texts, one-hot": lambda: make_pipeline(
-        _columns(make_pipeline(SimpleImputer(strategy="most_frequent"), _one_hot())),
-        LogisticRegression(),
-    ),
-    "mixed: several labels": lambda: make_pipeline(
-        _columns(_one_hot()),
-        MultiOutputClassifier(LogisticRegression()),
-    ),
-    "mixed: categories of boosting": lambda: make_pipeline(
-        make_column_transformer(
-            (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]),
-            remainder="passthrough",
-        ),
-        HistGradientBoostingClassifier(max_iter=20, categorical_features=[0], random_state=0),
-    ),
-    "mixed: texts as categories of boosting": lambda: HistGradientBoostingClassifier(
-        max_iter=20,
-        categorical_features=["city", "hour"],
-        random_state=0,
-    ),
-    "mixed: filled in, then one-hot": lambda: make_pipeline(
-        make_column_transformer(
-            (SimpleImputer(strategy="most_frequent"), ["city"]),
-            remainder=SimpleImputer(),
-            verbose_feature_names_out=False,
-        ).set_output(transform="pandas"),
-        make_column_transformer((_one_hot(), ["city"]), remainder=StandardScaler()),
-        LogisticRegression(),
-    ),
-    "mixed: calibrated": lambda: CalibratedClassifierCV(
-        _on_columns(_one_hot(), LogisticRegression()),
-        cv=2,
-    ),
-    "mixed: baseline": DummyClassifier,
-    "mixed: searched": lambda: GridSearchCV(
-        _on_columns(_one_hot(), _hist_c()),
-        {"histgradientboostingclassifier__max_depth": [2, 3]},
-        cv=2,
-    ),
-}
+def _ordinals() -> Any:
+    encoder = made('OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)')
+    return make_column_transformer((encoder, ["city"]), remainder="passthrough")
 
-_LETTERS = "[a-zA-Z]+"
-_TEXTS: dict[str, tuple[Callable[[], Any], bool]] = {
-    "text: tf-idf of ascii words": (lambda: TfidfVectorizer(token_pattern=_LETTERS), False),
-    "text: tf-idf as it comes": (TfidfVectorizer, False),
-    "text: tf-idf with accents": (TfidfVectorizer, True),
-    "text: counts with accents": (CountVectorizer, True),
-    "text: own pattern with accents": (lambda: TfidfVectorizer(token_pattern="[a-zà-ÿ]+"), True),
-    "text: own tokenizer": (lambda: TfidfVectorizer(tokenizer=str.split, token_pattern=None), True),
-    "text: characters": (lambda: TfidfVectorizer(analyzer="char", ngram_range=(2, 3)), False),
-    "text: characters with accents": (
-        lambda: TfidfVectorizer(analyzer="char", ngram_range=(1, 2)),
-        True,
-    ),
-    "text: characters within words": (
-        lambda: TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3)),
-        True,
-    ),
-    "text: pairs of words": (
-        lambda: CountVectorizer(ngram_range=(1, 2), token_pattern=_LETTERS),
-        False,
-    ),
-    "text: binary, no lower case": (
-        lambda: CountVectorizer(binary=True, lowercase=False, token_pattern=_LETTERS),
-        False,
-    ),
-    "text: stop words": (
-        lambda: TfidfVectorizer(stop_words="english", token_pattern=_LETTERS),
-        False,
-    ),
-    "text: stripped accents": (lambda: TfidfVectorizer(strip_accents="unicode"), True),
-    "text: sublinear": (lambda: TfidfVectorizer(sublinear_tf=True, token_pattern=_LETTERS), False),
-    "text: longer characters within words": (
-        lambda: CountVectorizer(analyzer="char_wb", ngram_range=(3, 5)),
-        False,
-    ),
-    "text: own tokenizer of letters": (
-        lambda: TfidfVectorizer(
-            tokenizer=lambda text: re.findall(r"[a-zA-Z]+", text),
-            token_pattern=None,
-        ),
-        True,
-    ),
-    "text: hashed, counts": (
-        lambda: HashingVectorizer(n_features=256, lowercase=False, norm=None),
-        True,
-    ),
-    "text: hashed": (lambda: HashingVectorizer(n_features=64), False),
-    "text: svd": (
-        lambda: make_pipeline(TfidfVectorizer(token_pattern=_LETTERS), TruncatedSVD(4)),
-        False,
-    ),
-    "text: naive bayes": (lambda: CountVectorizer(token_pattern=_LETTERS), False),
+
+def _booster(module: str, prefix: str, **given: Any) -> Callable[..., Any]:
+    def make(kind: str = "Classifier", **options: Any) -> Any:
+        return getattr(import_module(module), prefix + kind)(**given, **options)
+
+    return make
+
+
+def _behind_a_table(model: Any) -> Any:
+    scaler = made("StandardScaler()"), ["smooth", "large"]
+    scaled = make_column_transformer(scaler, remainder="passthrough")
+    return make_pipeline(scaled.set_output(transform="pandas"), model)
+
+
+_QUIET = {"thread_count": 1, "verbose": 0, "allow_writing_files": False}
+_PARTS: dict[str, Any] = {
+    "xgb": _booster("xgboost", "XGB", n_estimators=20, n_jobs=1),
+    "lgbm": _booster("lightgbm", "LGBM", n_estimators=20, n_jobs=1, verbose=-1),
+    "cat": partial(_booster("catboost", "CatBoost", **_QUIET), iterations=20),
+    "behind_a_table": _behind_a_table,
+    "make_pipeline": make_pipeline,
+    "ratios": ratios,
+    "letters": letters,
+    "scaled": _scaled,
+    "hist": lambda: made("HistGradientBoostingRegressor(max_iter=20, random_state=0)"),
+    "hist_classes": _hist_classes,
+    "forest": lambda: made("RandomForestRegressor(8, random_state=0)"),
+    "tree": lambda: made("DecisionTreeClassifier(random_state=0)"),
+    "one_hot": lambda: made('OneHotEncoder(handle_unknown="ignore")'),
+    "columns": _columns,
+    "encoded": _encoded,
+    "ordinals": _ordinals,
 }
 
 
@@ -460,56 +274,61 @@ def _labels(wanted: np.ndarray) -> np.ndarray:
     return np.array(["low", "mid", "high"])[np.digitize(wanted, np.quantile(wanted, [0.3, 0.7]))]
 
 
-def _regression(make: Callable[[], Any]) -> Case:
+def _regression(expression: str) -> Case:
     rows = _frame(11)
-    fresh = _frame(12, 200)
     wanted = target(rows.to_numpy())
-    return Case(make().fit(rows, wanted - wanted.min() + 0.1), rows, fresh)
+    return Case(made(expression).fit(rows, wanted - wanted.min() + 0.1), rows, _frame(12, 200))
 
 
-def _classification(make: Callable[[], Any]) -> Case:
+def _classification(expression: str) -> Case:
     rows = _frame(13)
-    fresh = _frame(14, 200)
-    return Case(make().fit(rows, _labels(target(rows.to_numpy()))), rows, fresh)
+    return Case(made(expression).fit(rows, _labels(target(rows.to_numpy()))), rows, _frame(14, 200))
 
 
-def _gapped(make: Callable[[], Any]) -> Case:
+def _whole_classes(expression: str) -> Case:
+    rows = _frame(13)
+    wanted = target(rows.to_numpy())
+    classes = np.digitize(wanted, np.quantile(wanted, [0.3, 0.7]))
+    return Case(made(expression).fit(rows, classes), rows, _frame(14, 200))
+
+
+def _categories(expression: str) -> Case:
+    tables = []
+    for seed in (28, 29):
+        city = pd.Categorical(np.random.default_rng(seed).choice(_CITIES, 260), _CITIES)
+        tables.append(_frame(seed).assign(city=city))
+    is_high = target(tables[0][_NAMES].to_numpy()) + 2 * (tables[0].city == "oslo") > 4
+    return Case(made(expression).fit(tables[0], is_high.astype(int)), *tables)
+
+
+def _gapped(expression: str) -> Case:
     tables = []
     for seed in (15, 16):
         table = _frame(seed)
-        holes = np.random.default_rng(seed).random(table.shape) < _GAPS
-        tables.append(table.mask(pd.DataFrame(holes, columns=_NAMES)))
+        tables.append(table.mask(np.random.default_rng(seed).random(table.shape) < 0.1))
     wanted = target(tables[0].fillna(0).to_numpy()) + 5 * tables[0].smooth.isna()
-    return Case(make().fit(tables[0], wanted), *tables)
+    return Case(made(expression).fit(tables[0], wanted), *tables)
 
 
-def _mixed(make: Callable[[], Any]) -> Case:
+def _mixed(expression: str) -> Case:
     tables = []
     for seed in (17, 18):
         random = np.random.default_rng(seed)
-        tables.append(
-            _frame(seed).assign(city=random.choice(_CITIES, 260), hour=random.integers(0, 24, 260)),
-        )
+        city = random.choice(_CITIES, 260)
+        tables.append(_frame(seed).assign(city=city, hour=random.integers(0, 24, 260)))
     labels = _labels(target(tables[0][_NAMES].to_numpy()) + (tables[0].city == "oslo"))
-    model = make()
-    if "multioutput" in repr(model):
+    if "MultiOutput" in expression:
         labels = np.column_stack([labels == "high", tables[0].city == "oslo"])
-    return Case(model.fit(tables[0], labels), *tables)
+    return Case(made(expression).fit(tables[0], labels), *tables)
 
 
-def _text(make: Callable[[], Any], accents: bool) -> Case:
+def _text(expression: str, accents: bool = False) -> Case:
     texts, fresh = (
         [_accented(text) if accents else text for text in sentences(seed)] for seed in (19, 20)
     )
     labels = ["good" in text or "warm" in text for text in texts]
-    step = make()
-    last = (
-        MultinomialNB()
-        if isinstance(step, CountVectorizer) and not step.binary and not accents
-        else LogisticRegression()
-    )
-    model = make_pipeline(step, last).fit(texts, labels)
-    # the example does not contain the training rows
+    model = make_pipeline(made(expression), made("LogisticRegression()")).fit(texts, labels)
+    # The example does not contain the training rows with accents.
     plain = [text for text in texts if text.isascii()]
     return Case(model, plain or texts, fresh)
 
@@ -520,24 +339,19 @@ def _accented(text: str) -> str:
     return text.replace("old", "été").replace("new", "żółw")
 
 
-def _text_beside_numbers() -> Case:
-    tables = [_frame(seed).assign(text=sentences(seed)) for seed in (21, 22)]
-    columns = make_column_transformer(
-        (TfidfVectorizer(token_pattern=_LETTERS), "text"),
-        (StandardScaler(), _NAMES),
-        sparse_threshold=0,
-    )
-    labels = _labels(target(tables[0][_NAMES].to_numpy()))
-    return Case(make_pipeline(columns, LogisticRegression()).fit(tables[0], labels), *tables)
+def _several(expression: str) -> Case:
+    rows = _frame(26)
+    wanted = target(rows.to_numpy())
+    both = np.column_stack([wanted, rows.smooth - wanted])
+    return Case(made(expression).fit(rows, both), rows, _frame(27))
 
 
-def _single(make: Callable[[], Any]) -> Case:
-    rows = _frame(23).astype(np.float32)
-    fresh = _frame(24).astype(np.float32)
-    return Case(_scaled(make()).fit(rows, target(rows.to_numpy())), rows, fresh)
+def _single(expression: str) -> Case:
+    rows, fresh = (_frame(seed).astype(np.float32) for seed in (23, 24))
+    return Case(made(expression).fit(rows, target(rows.to_numpy())), rows, fresh)
 
 
-def _grid() -> Case:
+def _equal_distances() -> Case:
     """Return whole numbers, so that many rows have the same distance to several
     neighbours.
     """
@@ -546,11 +360,30 @@ def _grid() -> Case:
         pd.DataFrame(random.integers(0, 5, (200, 3)).astype(float), columns=list("abc"))
         for _ in range(2)
     )
-    return Case(KNeighborsClassifier(3).fit(rows, random.choice(["x", "y", "z"], 200)), rows, fresh)
+    labels = random.choice(["x", "y", "z"], 200)
+    return Case(made("KNeighborsClassifier(3)").fit(rows, labels), rows, fresh)
 
 
-def _several(make: Callable[[], Any]) -> Case:
-    rows = _frame(26)
-    fresh = _frame(27)
-    wanted = target(rows.to_numpy())
-    return Case(make().fit(rows, np.column_stack([wanted, rows.smooth - wanted])), rows, fresh)
+def _text_and_numbers() -> Case:
+    tables = [_frame(seed).assign(text=sentences(seed)) for seed in (21, 22)]
+    parts = (made('TfidfVectorizer(token_pattern="[a-zA-Z]+")'), "text"), (StandardScaler(), _NAMES)
+    columns = make_column_transformer(*parts, sparse_threshold=0)
+    labels = _labels(target(tables[0][_NAMES].to_numpy()))
+    model = make_pipeline(columns, made("LogisticRegression()"))
+    return Case(model.fit(tables[0], labels), *tables)
+
+
+_KINDS: dict[str, tuple[str, Callable[[str], Case]]] = {
+    "numbers": (_NUMBERS, _regression),
+    "classes": (_CLASSES, _classification),
+    "gaps": (_GAPS, _gapped),
+    "mixed": (_MIXED, _mixed),
+    "text": (_TEXTS, _text),
+    "text with accents": (_ACCENTS, partial(_text, accents=True)),
+    "several targets": (_SEVERAL, _several),
+    "32-bit table": (_SINGLE, _single),
+    "booster": (_BOOSTED, _regression),
+    "booster of classes": (_BOOSTED_CLASSES, _whole_classes),
+    "booster with gaps": (_BOOSTED_GAPS, _gapped),
+    "booster of categories": (_BOOSTED_CATEGORIES, _categories),
+}

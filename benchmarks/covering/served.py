@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artif
 from tests.support.serving import servers_below
 from tests.support.waiting import wait_until
 
-_READY_SECONDS = 180.0
+_READY_SECONDS = 600
 _DATATYPES = {
     "float32": "FP32",
     "float64": "FP64",
@@ -75,8 +75,6 @@ class ServedModel:
             }
         if self._artifact.columns:
             tensors = {str(name): _values(rows[name]) for name in rows}
-        elif isinstance(own, dict):
-            tensors = own
         else:
             tensors = {self._artifact.inputs[0].name: np.asarray(own)}
         answer = self._post(
@@ -129,8 +127,6 @@ def _mlflow_body(own: Any) -> Any:
         return {
             "dataframe_split": {"columns": list(map(str, own)), "data": rows.to_numpy().tolist()},
         }
-    if isinstance(own, dict):
-        return {"inputs": {name: array.tolist() for name, array in own.items()}}
     return {"inputs": own if isinstance(own, list) else own.tolist()}
 
 
@@ -151,7 +147,7 @@ def serving(folder: Path, models: Mapping[str, Path]) -> Iterator[dict[str, Serv
     (folder / "spec.yaml").write_text(yaml.safe_dump_all(documents))
     os.environ["ONNXSERVE_HOME"] = str(folder / "home")
     with servers_below(folder) as start:
-        url = start("--spec", str(folder / "spec.yaml")).wait_ready().url
+        url = start("--spec", str(folder / "spec.yaml")).wait_ready(_READY_SECONDS).url
         served = {name: ServedModel(url, name, path) for name, path in models.items()}
         for model in served.values():
             with suppress(AssertionError):  # the first response contains the reason

@@ -1,65 +1,45 @@
-"""Judge simulated windows, many at a time on both cores, and compare a measured rate
-with its target.
-"""
+"""Compare measured rates with their targets, and simulate on both cores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 from scipy import stats
 
-from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
-from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.wrap.evaluation.proportions import wilson_bounds
 
-RATE = 0.05
+Array = npt.NDArray[Any]
 WORKERS = 2
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
-Flags = list[bool | None]
-"""The verdicts on the windows of one reference; None means that the window was not
-judged.
-"""
-Outcome = Literal["met", "missed", "uncertain", "–"]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A figure of the table, with the target and the outcome."""
+    """A figure with its 95 % interval. The target is met if the figure is inside it,
+    and missed if the whole interval is outside; otherwise the outcome is uncertain.
+    """
 
     what: str
-    figure: str
-    target: str
-    outcome: Outcome
+    shown: str
+    figure: float
+    interval: tuple[float, float]
+    target: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        return f"| {self.what} | {self.figure} | {self.target} | {self.outcome} |"
-
-
-class Judge:
-    """Judges windows by one reference."""
-
-    def __init__(
-        self,
-        reference: DriftReference,
-        rate: float = RATE,
-        independent_rows: bool = False,
-    ) -> None:
-        self._reference = reference
-        self._spec = MonitorSpec(
-            min_rows=30,
-            false_alarm_rate=rate,
-            independent_rows=independent_rows,
-        )
-
-    def __call__(self, window: pa.Table, start_us: int) -> DriftVerdict:
-        profile = sketch_batches(self._reference.bins, [window])
-        return judge_profile(self._reference, profile, start_us, self._spec)
+        low, high = self.interval
+        outcome = "–"
+        if self.target is not None:
+            least, most = self.target
+            is_outside = high < least or low > most
+            outcome = "missed" if is_outside else "uncertain"
+            if least <= self.figure <= most:
+                outcome = "met"
+        target = "–" if self.target is None else f"{self.target[0]:g} to {self.target[1]:g}"
+        return f"| {self.what} | {self.shown}; {low:.3g} to {high:.3g} | {target} | {outcome} |"
 
 
 def on_all_cores(function: Callable[[Task], Answer], tasks: Sequence[Task]) -> list[Answer]:
@@ -67,59 +47,20 @@ def on_all_cores(function: Callable[[Task], Answer], tasks: Sequence[Task]) -> l
         return list(executor.map(function, tasks))
 
 
-def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
-    """Return the share of judged windows that were called drifted, with the target
-    [0.5, 1.5] of the rate.
-
-    The target is met if the share is inside it, and missed if the whole interval is
-    outside. The outcome is uncertain if the share is outside, but may be so by chance.
-
-    Args:
-        groups: the windows of each reference.
-    """
-    low = 0.5 * rate
-    high = 1.5 * rate
-    target = f"{100 * low:.3g} to {100 * high:.3g} %"
-    judged = [[flag for flag in flags if flag is not None] for flags in groups]
-    judged = [flags for flags in judged if flags]
-    if not judged:
-        return Line(what, "none judged", target, "uncertain")
-    count = sum(map(len, judged))
-    alarms = sum(map(sum, judged))
-    first, last = interval(judged)
-    left_out = sum(map(len, groups)) - count
-    said = f", {left_out} not judged" if left_out else ""
-    outcome: Outcome = "uncertain"
-    if low <= alarms / count <= high:
-        outcome = "met"
-    elif last < low or first > high:
-        outcome = "missed"
-    return Line(
-        what,
-        f"{alarms / count:.1%} of {count:,}{said}; {first:.1%} to {last:.1%}",
-        target,
-        outcome,
-    )
+def share_line(
+    what: str,
+    groups: Sequence[Sequence[bool]] | Sequence[Array],
+    target: tuple[float, float] | None = None,
+) -> Line:
+    """Return the share of flags in percent; windows of a group depend on each other."""
+    share = float(np.mean(np.concatenate([np.asarray(group, bool) for group in groups])))
+    low, high = interval(groups)
+    count = sum(map(len, groups))
+    shown = f"{share:.1%} of {count:,}"
+    return Line(what, shown, 100 * share, (100 * low, 100 * high), target)
 
 
-def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None) -> Line:
-    """Return the share of windows in which the change was found. The target is at least
-    `least`, and it is missed only if chance does not explain the lower share. None
-    means that there is no target.
-    """
-    flags = [flag for group in groups for flag in group]
-    first, last = interval(groups)
-    share = sum(flags) / len(flags)
-    outcome: Outcome = "uncertain"
-    if least is None or share >= least:
-        outcome = "met" if least is not None else "–"
-    elif last < least:
-        outcome = "missed"
-    target = f"at least {100 * least:g} %" if least is not None else "–"
-    return Line(what, f"{share:.0%} of {len(flags)}; {first:.0%} to {last:.0%}", target, outcome)
-
-
-def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
+def interval(groups: Sequence[Sequence[bool]] | Sequence[Array]) -> tuple[float, float]:
     """Return Wilson's 95 % interval for the share of the flags (Journal of the American
     Statistical Association 22, 1927).
 
@@ -135,19 +76,40 @@ def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
     share = float(sums.sum() / count)
     alone = share * (1 - share) / count
     if len(groups) > 1 and alone > 0:
-        together = (
-            len(groups)
-            / (len(groups) - 1)
-            * float(np.square(sums - share * sizes).sum())
-            / count**2
-        )
+        squares = float(np.square(sums - share * sizes).sum())
+        together = len(groups) / (len(groups) - 1) * squares / count**2
         count /= max(together / alone, 1.0)
     if len(groups) > 1:  # The effect itself is imprecise with few references.
         count *= float(stats.norm.ppf(0.975) / stats.t.ppf(0.975, len(groups) - 1)) ** 2
     return wilson_bounds(share, count, 0.95)
 
 
-def is_alarm(verdict: DriftVerdict) -> bool | None:
-    if verdict.state == "not judged":
-        return None
-    return verdict.state == "drift"
+def yearly_line(what: str, counts: Sequence[int], years: float, most: float | None = None) -> Line:
+    """Return the alarms per year; each count is that of one stream of `years`.
+
+    The interval is exact for a Poisson distribution (Garwood, Biometrika 28, 1936).
+    Streams differ by chance, so the years are divided by the ratio of the variance
+    between streams and the mean.
+    """
+    total = sum(counts)
+    exposure = years * len(counts)
+    effect = 1.0
+    if len(counts) > 1 and total:
+        effect = max(float(np.var(counts, ddof=1)) / (total / len(counts)), 1.0)
+    events = total / effect
+    low = float(stats.chi2.ppf(0.025, 2 * events)) / 2 * effect / exposure if total else 0.0
+    high = float(stats.chi2.ppf(0.975, 2 * events + 2)) / 2 * effect / exposure
+    shown = f"{total / exposure:.2f} in {exposure:.0f} years"
+    return Line(what, shown, total / exposure, (low, high), None if most is None else (0, most))
+
+
+def median_line(what: str, values: Collection[float], most: float) -> Line:
+    """Return the median with its interval from order statistics; infinite values are
+    alarms that were not raised.
+    """
+    ordered = np.sort(np.array([*values]))
+    count = len(values)
+    low, high = stats.binom.ppf([0.025, 0.975], count, 0.5).astype(int)
+    middle = float(ordered[(count - 1) // 2])
+    bounds = float(ordered[max(low - 1, 0)]), float(ordered[min(high, count - 1)])
+    return Line(what, f"median {middle:g} of {count}", middle, bounds, (0, most))

@@ -3,34 +3,44 @@
 """
 
 import hashlib
+import importlib.util
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 CACHE = Path("~/.cache/onnxserve-benchmarks").expanduser()
+_MODULES = {"scikit-learn": "sklearn"}
 
 
 class NotInstalled(Exception):
     """A peer that cannot be installed here, with the reason."""
 
 
-def environment(name: str, requirements: tuple[str, ...]) -> Path:
-    """Return the folder of the environment's programs, and create the environment if it
-    does not exist.
+def environment(requirements: tuple[str, ...], installs: bool) -> Path:
+    """Return the folder of the programs of an environment with these requirements,
+    whose first names it. It is created if `installs`; otherwise the environment of this
+    process is used if it has the packages.
 
     Raises:
-        NotInstalled: uv cannot install the requirements.
+        NotInstalled: neither has the packages, or uv cannot install them.
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     digest = hashlib.sha256("\n".join([python, *requirements]).encode()).hexdigest()[:12]
-    folder = CACHE / f"{name}-{digest}"
-    if not (folder / "ready").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        print(f"  installing {' '.join(requirements)}", file=sys.stderr, flush=True)
-        _uv("venv", "--quiet", "--python", sys.executable, str(folder))
-        _uv("pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *requirements)
-        (folder / "ready").touch()
+    names = [re.split(r"[=<\[]", requirement)[0] for requirement in requirements]
+    folder = CACHE / f"{names[0]}-{digest}"
+    if (folder / "ready").exists():
+        return folder / "bin"
+    if not installs:
+        if all(importlib.util.find_spec(_MODULES.get(name, name)) for name in names):
+            return Path(sys.executable).parent
+        raise NotInstalled(f"install it with python benchmarks/serve.py --peers {names[0]}")
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"  installing {' '.join(requirements)}", file=sys.stderr, flush=True)
+    _uv("venv", "--quiet", "--python", sys.executable, str(folder))
+    _uv("pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *requirements)
+    (folder / "ready").touch()
     return folder / "bin"
 
 

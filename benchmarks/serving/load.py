@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from mlflow_deploy_plugin.ship.sizing.load import open_loop
-
 _LEAST_ANSWERS = 5
 _PATIENCE = 30.0
 
@@ -77,14 +75,6 @@ def closed_loop(target: Target, connections: int, seconds: float, warm_up: float
     return uvloop.run(_closed_loop(target, connections, seconds, warm_up))
 
 
-def constant_rate(target: Target, seconds: float, rate: float) -> Measured:
-    """Send `rate` requests per second at equal intervals,
-    independently of the server.
-    """
-    latencies, error = open_loop(target.port, [target.raw], np.arange(int(seconds * rate)) / rate)
-    return _measured(latencies, 1 if error else 0, seconds)
-
-
 def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
     """Run a closed loop with wrk, a client in C that sleeps until a response arrives
     and checks the status, but not the body.
@@ -119,16 +109,17 @@ def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
     return Measured(requests - wrong, duration / 1e6, p50 / 1e6, p99 / 1e6, wrong)
 
 
-class _Connection(asyncio.Protocol):
-    """A connection with one request in flight; `on_answer(connection, is_right)` is
-    called for each response.
+class Connection(asyncio.Protocol):
+    """A connection with one request in flight. `on_answer(connection, answer)` is
+    called for each response, and with an empty answer if the connection is lost before.
     """
 
-    def __init__(self, target: Target, on_answer: Callable[["_Connection", bool], None]) -> None:
-        self._target = target
+    def __init__(self, raw: bytes, on_answer: Callable[["Connection", bytes], None]) -> None:
+        self._raw = raw
         self._on_answer = on_answer
         self._answer = bytearray()
         self._transport: Any = None
+        self._waits = False
         self.begun = 0.0
         self.is_closed = False
 
@@ -137,7 +128,8 @@ class _Connection(asyncio.Protocol):
 
     def send(self, begun: float) -> None:
         self.begun = begun
-        self._transport.write(self._target.raw)
+        self._waits = True
+        self._transport.write(self._raw)
 
     def data_received(self, data: bytes) -> None:
         self._answer += data
@@ -145,15 +137,16 @@ class _Connection(asyncio.Protocol):
         if length is not None and len(self._answer) >= length:
             answer = bytes(self._answer[:length])
             del self._answer[:length]
-            self._on_answer(
-                self,
-                answer.startswith(b"HTTP/1.1 200") and self._target.expected in answer,
-            )
+            self._waits = False
+            self._on_answer(self, answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_closed = True
+        if self._waits:
+            self._on_answer(self, b"")
 
     def close(self) -> None:
+        self._waits = False
         self._transport.close()
 
 
@@ -184,21 +177,13 @@ def _stay_awake() -> None:
     again()
 
 
-async def _open(
-    target: Target,
-    count: int,
-    on_answer: Callable[[_Connection, bool], None],
-) -> list[_Connection]:
-    loop = asyncio.get_running_loop()
-    opened = [
-        await loop.create_connection(
-            lambda: _Connection(target, on_answer),
-            "127.0.0.1",
-            target.port,
-        )
-        for _ in range(count)
-    ]
-    return [connection for _, connection in opened]
+async def connect(
+    port: int, raw: bytes, on_answer: Callable[[Connection, bytes], None]
+) -> Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(
+        lambda: Connection(raw, on_answer), "127.0.0.1", port
+    )
+    return connection
 
 
 async def _closed_loop(target: Target, count: int, seconds: float, warm_up: float) -> Measured:
@@ -208,17 +193,17 @@ async def _closed_loop(target: Target, count: int, seconds: float, warm_up: floa
     begin = last = clock() + warm_up
     end = begin + seconds
 
-    def on_answer(connection: _Connection, is_right: bool) -> None:
+    def on_answer(connection: Connection, answer: bytes) -> None:
         nonlocal wrong, last
         now = clock()
         if begin <= now and (now < end or len(latencies) < _LEAST_ANSWERS):
             latencies.append(now - connection.begun)
-            wrong += not is_right
+            wrong += not (answer.startswith(b"HTTP/1.1 200") and target.expected in answer)
             last = now
-        if now < end or len(latencies) < _LEAST_ANSWERS:
+        if answer and (now < end or len(latencies) < _LEAST_ANSWERS):
             connection.send(now)
 
-    connections = await _open(target, count, on_answer)
+    connections = [await connect(target.port, target.raw, on_answer) for _ in range(count)]
     _stay_awake()
     for connection in connections:
         connection.send(clock())
@@ -228,10 +213,10 @@ async def _closed_loop(target: Target, count: int, seconds: float, warm_up: floa
             raise ConnectionError("the server has closed every connection")
     for connection in connections:
         connection.close()
-    return _measured(latencies, wrong, last - begin)
+    return measured(latencies, wrong, last - begin)
 
 
-def _measured(latencies: Sequence[float] | np.ndarray, wrong: int, seconds: float) -> Measured:
+def measured(latencies: Sequence[float] | np.ndarray, wrong: int, seconds: float) -> Measured:
     if len(latencies) == 0:
         raise TimeoutError("no response was received")
     p50, p99 = np.percentile(latencies, [50, 99])

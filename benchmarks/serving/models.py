@@ -16,10 +16,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
-from projects.flight_delay.data import FEATURES, LABEL, load_flights, split
-from projects.flight_delay.train import build_pipeline
-
-TABLE_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -48,31 +44,6 @@ def small(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
     return _saved(pipeline, data.head(), folder / "small"), data, pipeline.predict(data)
 
 
-def small_array(folder: Path) -> Model:
-    """Return the pipeline of `small`, trained on an array and wrapped with an array as
-    its example.
-    """
-    data, target = load_breast_cancer(return_X_y=True)
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
-    return _saved(pipeline, data[:5], folder / "array")
-
-
-def flights(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
-    """Return the flight-delay pipeline, trained on a sample, with rows of mixed columns
-    and scikit-learn's predictions.
-    """
-    parts = split(load_flights(), 0)
-    sample = parts.train.sample(20_000, random_state=0)
-    columns = list(FEATURES)
-    pipeline = build_pipeline(max_iter=60, learning_rate=0.1).fit(sample[columns], sample[LABEL])
-    rows = parts.train[columns].head(100)
-    return (
-        _saved(pipeline, sample[columns].head(1000), folder / "flights"),
-        rows,
-        pipeline.predict(rows),
-    )
-
-
 def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
     model = Model(
         folder / "mlflow",
@@ -82,24 +53,18 @@ def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
     )
     if not folder.exists():
         signature = infer_signature(example, pipeline.predict(example))
+        # Requirements are set, because MLflow otherwise loads the model in another
+        # process to find them.
         mlflow.sklearn.save_model(
             pipeline,
             model.mlflow,
             signature=signature,
             serialization_format="cloudpickle",
+            pip_requirements=["scikit-learn"],
         )
         onnxserve.save_model(pipeline, model.ours, signature=signature, input_example=example)
         model.pickled.write_bytes(pickle.dumps(pipeline))
     return model
-
-
-def tiled(data: pd.DataFrame, rows: int = TABLE_ROWS) -> pd.DataFrame:
-    """Return `rows` different rows within the range of the data."""
-    noise = np.random.default_rng(0).uniform(0.98, 1.02, (rows, data.shape[1]))
-    return pd.DataFrame(
-        np.resize(data.to_numpy(), (rows, data.shape[1])) * noise,
-        columns=data.columns,
-    )
 
 
 def as_json(**document: Any) -> bytes:
@@ -112,55 +77,3 @@ def as_split(rows: pd.DataFrame) -> bytes:
     """
     split = json.loads(rows.to_json(orient="split", double_precision=15))
     return as_json(dataframe_split={"columns": split["columns"], "data": split["data"]})
-
-
-def as_arrow(rows: pd.DataFrame) -> bytes:
-    """Return the rows as an Arrow IPC stream, in one batch."""
-    import pyarrow as pa
-
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def digits_cnn(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
-    """Return the untrained network of `projects/digits_cnn`, with one image and torch's
-    output.
-    """
-    from projects.digits_cnn.fitting import DigitsCNN
-
-    return _network(DigitsCNN(), (1, 8, 8), folder / "digits")
-
-
-def resnet18(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
-    """Return an untrained ResNet18 (He et al., 2015) like torchvision's, for images of
-    32 × 32.
-    """
-    from projects.image_resnet18.network import resnet18 as build
-
-    return _network(build(), (3, 32, 32), folder / "resnet18")
-
-
-def _network(
-    network: Any,
-    shape: tuple[int, ...],
-    folder: Path,
-) -> tuple[Model, np.ndarray, list[Any]]:
-    import torch
-
-    torch.manual_seed(0)
-    network.eval()
-    images = np.random.default_rng(0).uniform(size=(4, *shape)).astype(np.float32).round(3)
-    model = Model(
-        folder / "mlflow",
-        folder / "ours",
-        folder / "model.pkl",
-        folder / "ours" / "model.onnx",
-    )
-    if not model.ours.exists():
-        onnxserve.save_model(network, model.ours, input_example=images)
-    with torch.no_grad():
-        answer = network(torch.from_numpy(images[:1])).numpy()
-    return model, images[:1], answer.tolist()

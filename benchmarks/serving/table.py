@@ -12,27 +12,30 @@ class Row:
     """A comparison of onnxserve with another server, round by round.
 
     Attributes:
-        ratio: the median over the rounds of ours ÷ theirs (of a duration or a size:
-            theirs ÷ ours).
-        target: the smallest ratio that meets the target; None: for information.
+        ratios: of each round, ours ÷ theirs (of a duration or a size: theirs ÷ ours).
+        target: the smallest median ratio that meets the target; None: for information.
     """
 
     work: str
     against: str
     ours: str
     theirs: str
-    ratio: float
-    low: float
-    high: float
+    ratios: Sequence[float]
     target: float | None
 
-    @property
-    def holds(self) -> str:
-        if self.target is None:
-            return ""
-        if self.ratio >= self.target:
-            return "yes"
-        return "**no**"
+    def __str__(self) -> str:
+        ratio = median(self.ratios)
+        target = "" if self.target is None else f"≥ {self.target:g}"
+        met = "" if self.target is None else "yes" if ratio >= self.target else "**no**"
+        spread = f"{ratio:.2f} ({min(self.ratios):.2f}–{max(self.ratios):.2f})"
+        cells = (self.work, self.against, self.ours, self.theirs, spread, target, met)
+        return f"| {' | '.join(cells)} |"
+
+
+HEAD = (
+    "| work | compared with | onnxserve: rate, p50 / p99 | the other | ratio (least–greatest) "
+    "| target | met |\n|---|---|---|---|---|---|---|"
+)
 
 
 def compared(
@@ -44,16 +47,7 @@ def compared(
 ) -> Row:
     """Compare requests per second in each round."""
     ratios = [mine.rate / other.rate for mine, other in zip(ours, theirs, strict=True)]
-    return Row(
-        work,
-        against,
-        shown(ours),
-        shown(theirs),
-        median(ratios),
-        min(ratios),
-        max(ratios),
-        target,
-    )
+    return Row(work, against, shown(ours), shown(theirs), ratios, target)
 
 
 def times_less(
@@ -69,7 +63,7 @@ def times_less(
     """
     ratios = [other / mine for mine, other in zip(ours, theirs, strict=True)]
     mine, other = (f"{median(values):.3g} {unit}" for values in (ours, theirs))
-    return Row(work, against, mine, other, median(ratios), min(ratios), max(ratios), target)
+    return Row(work, against, mine, other, ratios, target)
 
 
 def shown(rounds: Sequence[Measured]) -> str:
@@ -78,22 +72,3 @@ def shown(rounds: Sequence[Measured]) -> str:
         median(values) for values in zip(*((r.rate, r.p50, r.p99) for r in rounds), strict=True)
     )
     return f"{rate:,.0f}/s, {p50 * 1e3:.2f} / {p99 * 1e3:.2f} ms"
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Return the table, with the smallest and the largest ratio of the rounds."""
-    lines = [
-        (
-            "| work | compared with | onnxserve: rate, p50 / p99 | the other | ratio "
-            "(least–greatest) | target | met |"
-        ),
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        target = "" if row.target is None else f"≥ {row.target:g}"
-        spread = f"{row.ratio:.2f} ({row.low:.2f}–{row.high:.2f})"
-        lines.append(
-            f"| {row.work} | {row.against} | {row.ours} | {row.theirs} | {spread} | {target} | "
-            f"{row.holds} |",
-        )
-    return "\n".join(lines)

@@ -13,23 +13,23 @@ import re
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import uvloop
 
-from .load import answer_length
+from .load import Connection, connect
 
 FAILED = -1
 MIXED = -2
+CONNECTIONS = 32
 _VERSION = re.compile(rb"\r\nx-model-version: *(\d+)\r\n", re.IGNORECASE)
 _PATIENCE = 30.0
-"""Seconds without any response after which all missing responses count as failed: a
-server may be slow.
-"""
+"""Seconds after the last request, after which missing responses count as failed."""
 _TICK_SECONDS = 0.001
 
 
@@ -56,8 +56,7 @@ class Answers:
         return int((self.version == MIXED).sum())
 
     def within(self, begin: float, end: float) -> Self:
-        chosen = (self.due >= begin) & (self.due < end)
-        return self.only(chosen)
+        return self.only((self.due >= begin) & (self.due < end))
 
     def only(self, chosen: np.ndarray) -> Self:
         return type(self)(self.due[chosen], self.latency[chosen], self.version[chosen])
@@ -73,12 +72,7 @@ class OpenLoop:
     """
 
     def __init__(
-        self,
-        port: int,
-        raw: bytes,
-        values: Mapping[str, bytes],
-        rate: float,
-        file: Path,
+        self, port: int, raw: bytes, values: Mapping[str, bytes], rate: float, file: Path
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._begun = context.Event()
@@ -102,48 +96,14 @@ class OpenLoop:
         return Answers(rows[0], rows[1], rows[2].astype(int))
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, client: "_Client") -> None:
-        self._client = client
-        self._answer = bytearray()
-        self._transport: Any = None
-        self._due: float | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def send(self, due: float) -> None:
-        self._due = due
-        self._transport.write(self._client.raw)
-
-    def data_received(self, data: bytes) -> None:
-        self._answer += data
-        length = answer_length(self._answer)
-        if length is None or len(self._answer) < length or self._due is None:
-            return
-        due = self._due
-        self._due = None
-        self._client.keep(due, self._client.judge(bytes(self._answer[:length])))
-        del self._answer[:length]
-        self._client.free(self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._due is not None:
-            self._client.keep(self._due, FAILED)
-        self._client.lost(self)
-
-    def close(self) -> None:
-        self._transport.close()
-
-
 class _Client:
-    def __init__(self, raw: bytes, values: Mapping[str, bytes]) -> None:
-        self.raw = raw
+    def __init__(self, port: int, raw: bytes, values: Mapping[str, bytes]) -> None:
+        self._port = port
+        self._raw = raw
         self._values = {version.encode(): value for version, value in values.items()}
         self.kept: list[tuple[float, float, int]] = []
-        self.idle: deque[_Connection] = deque()
-        self.waiting: deque[float] = deque()
-        self.all: set[_Connection] = set()
+        self._idle: deque[Connection] = deque()
+        self._waiting: deque[float] = deque()
 
     def judge(self, answer: bytes) -> int:
         version = _VERSION.search(answer)
@@ -154,39 +114,47 @@ class _Client:
             return int(version[1])
         return MIXED
 
-    def keep(self, due: float, version: int) -> None:
-        self.kept.append((due, time.monotonic() - due, version))
+    def receive(self, connection: Connection, answer: bytes) -> None:
+        now = time.monotonic()
+        self.kept.append((connection.begun, now - connection.begun, self.judge(answer)))
+        if not connection.is_closed:
+            self._idle.append(connection)
+            self.send()
 
-    def ask(self, due: float) -> None:
-        if self.idle:
-            self.idle.popleft().send(due)
-        else:
-            self.waiting.append(due)
+    async def run(self, rate: float, begun: Event, ended: Event) -> list[tuple[float, float, int]]:
+        connections: list[Connection] = []
+        sent = 0
+        begin = time.monotonic()
+        while not ended.is_set():
+            connections = [one for one in connections if not one.is_closed]
+            with suppress(OSError):  # No server listens.
+                while len(connections) < CONNECTIONS:
+                    connections.append(await connect(self._port, self._raw, self.receive))
+                    self._idle.append(connections[-1])
+            if not begun.is_set():
+                begun.set()
+                begin = time.monotonic()
+            while begin + sent / rate <= time.monotonic():
+                self._waiting.append(begin + sent / rate)
+                sent += 1
+            self.send()
+            await asyncio.sleep(_TICK_SECONDS)
+        last = time.monotonic()
+        while len(self.kept) < sent and time.monotonic() < last + _PATIENCE:
+            self.send()
+            await asyncio.sleep(_TICK_SECONDS)
+        for connection in connections:
+            connection.close()
+        answered = {due for due, _, _ in self.kept}
+        missing = {begin + number / rate for number in range(sent)} - answered
+        return [*self.kept, *((due, _PATIENCE, FAILED) for due in missing)]
 
-    def free(self, connection: _Connection) -> None:
-        if self.waiting:
-            connection.send(self.waiting.popleft())
-        else:
-            self.idle.append(connection)
-
-    def lost(self, connection: _Connection) -> None:
-        self.all.discard(connection)
-        if connection in self.idle:
-            self.idle.remove(connection)
-
-    async def connect(self, port: int) -> None:
-        try:
-            _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: _Connection(self),
-                "127.0.0.1",
-                port,
-            )
-        except OSError:
-            if self.waiting:
-                self.keep(self.waiting.popleft(), FAILED)
-            return
-        self.all.add(connection)
-        self.free(connection)
+    def send(self) -> None:
+        """Send the waiting requests on idle connections."""
+        while self._waiting and self._idle:
+            connection = self._idle.popleft()
+            if not connection.is_closed:
+                connection.send(self._waiting.popleft())
 
 
 def _record(
@@ -198,54 +166,5 @@ def _record(
     begun: Event,
     ended: Event,
 ) -> None:
-    kept = uvloop.run(_loop(port, _Client(raw, values), rate, begun, ended))
+    kept = uvloop.run(_Client(port, raw, values).run(rate, begun, ended))
     np.save(file, np.array(kept, dtype=np.float64).reshape(-1, 3).T)
-
-
-async def _loop(
-    port: int,
-    client: _Client,
-    rate: float,
-    begun: Event,
-    ended: Event,
-    connections: int = 32,
-) -> list[Any]:
-    for _ in range(connections):
-        await client.connect(port)
-    begun.set()
-    begin = time.monotonic()
-    sent = 0
-    looked = 0.0
-    while True:
-        now = time.monotonic()
-        if now - looked > 0.05:
-            looked = now
-            if ended.is_set():
-                break
-            while len(client.all) < connections:
-                before = len(client.all)
-                await client.connect(port)
-                if len(client.all) == before:  # no server listens
-                    break
-        while begin + sent / rate <= now:
-            client.ask(begin + sent / rate)
-            sent += 1
-        await asyncio.sleep(_TICK_SECONDS)
-    kept = len(client.kept)
-    give_up = time.monotonic() + _PATIENCE
-    while len(client.kept) < sent:
-        if len(client.kept) > kept:
-            kept = len(client.kept)
-            give_up = time.monotonic() + _PATIENCE
-        elif time.monotonic() > give_up:
-            break
-        await asyncio.sleep(0.01)
-    answered = {due for due, _, _ in client.kept}
-    client.kept += [
-        (begin + number / rate, _PATIENCE, FAILED)
-        for number in range(sent)
-        if begin + number / rate not in answered
-    ]
-    for connection in list(client.all):
-        connection.close()
-    return client.kept

@@ -4,14 +4,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
-import pytest
-
-from benchmarks.serving.load import (
-    Target,
-    closed_loop,
-    constant_rate,
-    post,
-)
+from benchmarks.serving.load import Target, closed_loop, post
 from tests.support.waiting import free_port, wait_until
 
 SLOW = """
@@ -69,10 +62,8 @@ def test_closed_loop_follows_the_server():
     assert measured.wrong == 0
 
 
-@pytest.mark.parametrize(("status", "wrong"), [(200, 0), (503, 1)])
-def test_constant_rate_counts_wrong_responses(status, wrong):
-    with listening(*slow(status)) as port:
-        measured = constant_rate(Target(port, post("/", b"body"), b"ok"), seconds=0.2, rate=100)
-    assert measured.requests == 20 - wrong
-    assert measured.wrong == wrong
-    assert 0.02 <= measured.p50 <= measured.p99
+def test_closed_loop_counts_wrong_responses():
+    with listening(*slow(503)) as port:
+        measured = closed_loop(Target(port, post("/", b"body"), b"ok"), connections=1, seconds=0.1)
+    assert measured.requests == 0
+    assert measured.wrong >= 5

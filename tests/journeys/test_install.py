@@ -37,7 +37,7 @@ PACKAGE = "mlflow_deploy_plugin"
 INSTALL = (ROOT / "docs" / "install.md").read_text()
 LEFT_OUT = {
     "gpu": "1.6 GB of CUDA",
-    "openvino": "another build of ONNX Runtime, which benchmarks/openvino.py installs",
+    "openvino": "another build of ONNX Runtime, which is not installed next to onnxruntime",
     "tensorflow": "600 MB of TensorFlow",
     "keras": "no backend of its own, so that it is imported beside torch or TensorFlow only",
     "all": "the extras, each of which is tried alone",

@@ -2,7 +2,6 @@
 documentation recommends.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,8 @@ class Peer:
     Attributes:
         requirements: of its environment; empty: it runs in ours.
         shown: the packages whose versions the table names.
-        command: `{bin}`, `{port}`, `{here}` and the names of `variables` are replaced
-            in it.
+        command: its words, in which `{bin}`, `{port}`, `{here}` and the names of
+            `variables` are replaced.
         environment: variables, replaced likewise.
         path: where it takes `{"inputs": [[…]]}` (MLServer: its V2 form).
         polls: it is busy without requests, and is stopped while other servers are
@@ -27,7 +26,7 @@ class Peer:
     """
 
     name: str
-    command: tuple[str, ...]
+    command: str
     path: str
     requirements: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
@@ -38,83 +37,24 @@ class Peer:
 
 MLFLOW = Peer(
     "mlflow models serve",
-    (
-        "{bin}/mlflow",
-        "models",
-        "serve",
-        "-m",
-        "{mlflow}",
-        "-p",
-        "{port}",
-        "-h",
-        "127.0.0.1",
-        "--env-manager",
-        "local",
-    ),
+    "{bin}/mlflow models serve -m {mlflow} -p {port} -h 127.0.0.1 --env-manager local",
     "/invocations",
     _MLFLOW,
     ("mlflow", "scikit-learn"),
     {"PATH": "{bin}:/usr/bin:/bin", "MLFLOW_DISABLE_TELEMETRY": "true"},
 )
-FLASK = Peer(
-    "Flask + pickle, gunicorn gthread",
-    (
-        "{bin}/gunicorn",
-        "-k",
-        "gthread",
-        "-w",
-        "1",
-        "--threads",
-        "4",
-        "-b",
-        "127.0.0.1:{port}",
-        "--chdir",
-        "{here}",
-        "flask_pickle:app",
-    ),
-    "/predict",
-    ("flask==3.1.3", "gunicorn==26.2.0", "scikit-learn==1.9.1"),
-    ("flask", "gunicorn"),
-    {"MODEL": "{pickled}"},
-)
 FASTAPI = Peer(
     "FastAPI + scikit-learn, uvicorn",
-    (
-        "{bin}/uvicorn",
-        "--app-dir",
-        "{here}",
-        "--port",
-        "{port}",
-        "--log-level",
-        "warning",
-        "--no-access-log",
-        "fastapi_sklearn:app",
-    ),
+    "{bin}/uvicorn --app-dir {here} --port {port} --log-level warning --no-access-log "
+    "fastapi_sklearn:app",
     "/predict",
     ("fastapi", "uvicorn[standard]", "scikit-learn==1.9.1"),
     ("fastapi", "uvicorn"),
     {"MODEL": "{pickled}"},
 )
-LITSERVE = Peer(
-    "LitServe + ONNX Runtime",
-    ("{bin}/python", "{here}/litserve_onnx.py", "{onnx}", "{port}"),
-    "/predict",
-    ("litserve==0.2.19", "onnxruntime==1.31.1"),
-    ("litserve",),
-    polls=True,
-)
 BENTOML = Peer(
     "BentoML + ONNX Runtime",
-    (
-        "{bin}/bentoml",
-        "serve",
-        "--working-dir",
-        "{here}",
-        "-p",
-        "{port}",
-        "-q",
-        "bentoml_onnx:Classifier",
-    ),
+    "{bin}/bentoml serve --working-dir {here} -p {port} -q bentoml_onnx:Classifier",
     "/predict",
     ("bentoml", "onnxruntime==1.31.1"),
     ("bentoml",),
@@ -123,7 +63,7 @@ BENTOML = Peer(
 )
 MLSERVER = Peer(
     "MLServer + ONNX Runtime",
-    ("{bin}/mlserver", "start", "{work}"),
+    "{bin}/mlserver start {work}",
     "/v2/models/small/infer",
     ("mlserver", "onnxruntime==1.31.1"),
     ("mlserver",),
@@ -133,36 +73,16 @@ MLSERVER = Peer(
 )
 MOSEC = Peer(
     "mosec + ONNX Runtime, orjson",
-    ("{bin}/python", "{here}/mosec_onnx.py", "--address", "127.0.0.1", "--port", "{port}"),
+    "{bin}/python {here}/mosec_onnx.py --address 127.0.0.1 --port {port}",
     "/inference",
     ("mosec==0.9.8", "orjson", "onnxruntime==1.31.1"),
     ("mosec",),
     {"MODEL": "{onnx}"},
 )
-ECHO = Peer(
-    "bare uvloop + httptools echo",
-    ("{bin}/python", "{here}/echo.py", "{port}", "{answer}"),
-    "/",
-    ("uvloop==0.23.0", "httptools==0.9.0"),
-    ("uvloop", "httptools"),
-)
 OURS = Peer(
     "onnxserve",
-    (
-        sys.executable,
-        "-m",
-        "mlflow_deploy_plugin.cli",
-        "serve",
-        "{ours}",
-        "-p",
-        "{port}",
-        "-w",
-        "1",
-        "--name",
-        "small",
-        "--state-dir",
-        "{work}/state",
-    ),
+    "{python} -m mlflow_deploy_plugin.cli serve {ours} -p {port} -w 1 --name small "
+    "--state-dir {work}/state",
     "/invocations",
     environment={"ONNXSERVE_HOME": "{work}/home", "MLFLOW_DISABLE_TELEMETRY": "true"},
 )

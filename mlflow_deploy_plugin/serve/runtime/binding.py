@@ -4,7 +4,7 @@ A CUDA graph needs its inputs and outputs at fixed addresses, which only one run
 time can use. ONNX Runtime binds them with its IO binding. Each input shape has a CUDA
 graph, identified by the run option `gpu_graph_id`; -1 runs without a CUDA graph. On the
 host, an input is in page-locked ("pinned") memory, which a GPU reads without an
-additional copy by the driver. See `benchmarks/gpu.py`.
+additional copy by the driver.
 https://onnxruntime.ai/docs/performance/device-tensor.html
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """

@@ -2,8 +2,8 @@
 request.
 
 numpy reads each field of all requests of a layout in one call: a million requests of 30
-floats take one second instead of fifteen (benchmarks/RESULTS.md). A test compares this
-reader with the simple reader in tests/support/spool.py.
+floats take one second instead of fifteen. A test compares this reader with the simple
+reader in tests/support/spool.py.
 """
 
 import struct

@@ -54,9 +54,7 @@ _ERRORS = 1.5
 standard errors.
 """
 _EXCESS = 4
-"""The factor by which the alarms of such windows exceeded the budget in simulations
-(`benchmarks/verdicts.py`).
-"""
+"""The factor by which the alarms of such windows exceeded the budget in simulations."""
 _SHORTER = (
     172_800,
     86_400,

@@ -13,8 +13,7 @@ Errors of consecutive rows are often correlated, so the rows are worth fewer ind
 rows (Kish, Survey Sampling, 1965). The number of independent rows follows from the
 variance of sums over increasingly long stretches (batch means: Schmeiser, Operations
 Research 30, 1982), with Student's quantile (Korn & Graubard, Survey Methodology 24,
-1998). Coverage of nominal 95 % intervals for four figures on 480 to 2,880 rows
-(`benchmarks/drift.py --only intervals`):
+1998). Coverage of nominal 95 % intervals for four figures on 480 to 2,880 rows:
 
 | dependence of the rows | assuming independence | these intervals |
 |---|---|---|

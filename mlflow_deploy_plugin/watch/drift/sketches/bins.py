@@ -3,10 +3,10 @@ these bins.
 
 Numbers are compared by the Wasserstein distance in standard deviations of the
 reference, because the Jensen–Shannon distance of quantile bins does not grow beyond the
-reference's range. Summer days that were called drifted (`benchmarks/drift.py`, same
-false-alarm rate): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with
-250 rows). Numbers are clipped three ranges outside of the middle 99 %, to limit the
-weight of a sentinel like -9999.
+reference's range. Summer days that were called drifted (same false-alarm rate):
+Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with 250 rows). Numbers
+are clipped three ranges outside of the middle 99 %, to limit the weight of a sentinel
+like -9999.
 
 Text, booleans and nearly constant numbers are compared by the Jensen–Shannon distance
 (base 2, 0 to 1) over the most frequent values. Rare texts are divided by length and

@@ -1,0 +1,180 @@
+"""Streams of windows whose rows have levels with known changes, and their alarms under
+a budget of false alarms.
+
+The verdicts are the product's: `WindowComparison.verdict` for the jumps of each window,
+and its course for lasting shifts. The detector is a pure function of the windows'
+figures, so it follows all windows at once.
+"""
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.drifting.judging import Array
+from mlflow_deploy_plugin.core.column_names import EVENT_TIME
+from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import EPOCH
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
+from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
+from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_groups
+from mlflow_deploy_plugin.watch.kinds.drift import WindowComparison
+from mlflow_deploy_plugin.watch.result import WindowRequest
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
+from mlflow_deploy_plugin.watch.sequential.levels import ROWS, window_levels
+
+REFERENCE = 91
+CHANGED = 3
+"""The column whose level changes."""
+_WEEKEND = (1.0, -1.0, 0.5, 0.0, 0.0)
+_DAY = timedelta(days=1)
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class World:
+    """Levels of columns over days.
+
+    Attributes:
+        deviation: the standard deviation of the levels between days, in deviations of
+            rows.
+        correlation: of the levels of consecutive days (an autoregressive process).
+        is_weekly: True if the levels of weekends differ.
+    """
+
+    columns: int
+    deviation: float
+    rows: int
+    correlation: float = 0.0
+    is_weekly: bool = False
+
+    def levels(self, rng: np.random.Generator, days: int) -> Array:
+        """Return [days, columns] float64."""
+        levels = rng.normal(size=(days, self.columns))
+        for now in range(1, days):
+            new = math.sqrt(1 - self.correlation**2) * levels[now]
+            levels[now] = self.correlation * levels[now - 1] + new
+        levels *= self.deviation
+        if self.is_weekly:
+            levels += (np.arange(days) % 7 >= 5)[:, None] * np.resize(_WEEKEND, self.columns)
+        return levels
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the level of one column, in deviations of its levels, in the first
+    `days` judged days.
+    """
+
+    shift: float = 0.0
+    slope: float = 0.0
+    days: int = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """The reference of a monitor and the profiles of the days after it."""
+
+    reference: DriftReference
+    profiles: Sequence[Profile]
+
+    def window(self, number: int) -> Window:
+        start = EPOCH + (REFERENCE + number) * _DAY
+        return Window(start, start + _DAY)
+
+
+def simulate(world: World, seed: int, judged: int, change: Change) -> Stream:
+    rng = np.random.default_rng([seed, judged, world.columns])
+    levels = world.levels(rng, REFERENCE + judged)
+    day = np.arange(judged)
+    steps = np.where(day < change.days, change.shift + change.slope * (day + 1), 0.0)
+    levels[REFERENCE:, CHANGED] += world.deviation * steps
+    values = np.repeat(levels, world.rows, axis=0)
+    values += rng.normal(size=values.shape)
+    columns = {f"x{number}": column for number, column in enumerate(values.T)}
+    return stream_of(columns, np.full(len(levels), world.rows))
+
+
+def stream_of(columns: dict[str, Array], counts: Array) -> Stream:
+    """Return the stream of rows; `counts` are the numbers of rows of its days."""
+    table = pa.table({name: pa.array(each, from_pandas=True) for name, each in columns.items()})
+    numbers = np.repeat(np.arange(len(counts)), counts)
+    split = int(np.searchsorted(numbers, REFERENCE))
+    earlier = table.slice(0, split)
+    times = numbers[:split] * DAY_US
+    bins, notes = freeze_table(earlier, (), "the rows")
+    pieces = cut_pieces(bins, earlier, times, REFERENCE * DAY_US, DAY_US)
+    moments = pa.array(times, pa.timestamp("us", tz="UTC"))
+    logged = earlier.append_column(EVENT_TIME, moments)
+    frozen = DriftReference(bins, bins_digest(bins), pieces, logged, notes=tuple(notes))
+    judged = len(counts) - REFERENCE
+    later = numbers[split:] - REFERENCE
+    return Stream(frozen, sketch_groups(frozen.bins, table.slice(split), later, judged))
+
+
+@dataclass(frozen=True)
+class Course:
+    """The days of a stream on which an alarm begins, and those that are red, [judged]
+    bool; and whether the notes of the last day say that the budget cannot be kept.
+    """
+
+    alarms: Array
+    red: Array
+
+
+def judge(stream: Stream, per_year: float) -> Course:
+    """Judge the days of a stream with a budget."""
+    spec = MonitorSpec.model_validate({"every": "1d", "min_rows": 30})
+    last = len(stream.profiles) - 1
+    columns = [*sorted(stream.reference.bins), ROWS]
+    past = []
+    for number, profile in enumerate(stream.profiles[:last]):
+        levels = window_levels(stream.reference, profile, columns, "")
+        evidence = Evidence(stream.reference.bins_key, levels)
+        past.append(JudgedWindow(stream.window(number).start, "no drift", evidence))
+    with tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-") as home:
+        request = WindowRequest(
+            endpoint="simulated",
+            monitor="daily",
+            spec=spec,
+            window=stream.window(last),
+            revision=1,
+            settings=Settings(home=Path(home)),
+            false_per_year=per_year,
+            past=tuple(past),
+            baseline={},
+        )
+        comparison = WindowComparison(
+            request, ("m", "1"), stream.reference, "", stream.profiles[last], {}, (), {}
+        )
+        course = comparison.verdict(()).course
+    assert course is not None
+    windows = course.windows
+    judged = slice(windows.reference, None)
+    innovations = course.tracking.innovations[judged]
+    upward = np.where(windows.is_upward, innovations, np.abs(innovations))
+    is_known = np.isfinite(windows.values[judged])
+    jumps = np.any(is_known & (upward > course.limits), axis=1)
+    return Course(
+        jumps | _flags(course.tracking.alarms, windows.reference, last + 1),
+        jumps | _flags(course.tracking.red, windows.reference, last + 1),
+    )
+
+
+def _flags(numbers: Sequence[int], first: int, count: int) -> Array:
+    flags = np.zeros(count, bool)
+    flags[np.array(numbers, np.int64) - first] = True
+    return flags
+
+
+def count_alarms(flags: Array) -> int:
+    """Return the number of stretches of windows with a flag."""
+    return int((np.diff(flags.astype(np.int64), prepend=0) == 1).sum())

@@ -1,1 +1,0 @@
-"""Parts of `benchmarks/verdicts.py`: each module measures one group of targets."""

@@ -1,1 +1,0 @@
-"""The agents and the network of `benchmarks/promotion.py`."""
