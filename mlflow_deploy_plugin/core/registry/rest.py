@@ -323,6 +323,14 @@ def send(
         )
 
 
+@cache
+def _header_plugins() -> object:
+    """Return the plugins of other distributions that add headers to the requests of
+    MLflow's client. The search reads a file of each installed distribution.
+    """
+    return entry_points(group="mlflow.request_header_provider")
+
+
 @dataclass(frozen=True)
 class MlflowRest:
     """The calls of MLflow's client that the agent needs, with the same arguments,
@@ -341,9 +349,7 @@ class MlflowRest:
         for uri in (tracking_uri, registry_uri):
             if not uri.startswith(("http://", "https://")):
                 return None
-        # Plugins of other distributions add headers to the requests of MLflow's client.
-        plugins = entry_points(group="mlflow.request_header_provider")
-        if settings.tracking_auth or settings.tracking_aws_sigv4 or plugins:
+        if settings.tracking_auth or settings.tracking_aws_sigv4 or _header_plugins():
             return None
         return cls(tracking_uri, registry_uri)
 
