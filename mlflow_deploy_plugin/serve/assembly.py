@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
-from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
 from mlflow_deploy_plugin.core.spec.types import memory_bytes
 from mlflow_deploy_plugin.core.statedir.files import METRICS, SPEC, SPOOL
 from mlflow_deploy_plugin.serve.cloud import read_cloud
@@ -72,7 +72,8 @@ def open_server(state_dir: Path) -> Server:
     """Open the server, which loads its models in a thread. Raises InvalidConfig if
     spec.yaml is invalid.
     """
-    spec = read_server_spec(state_dir)
+    specs = read_specs(state_dir)
+    spec = specs[0].server if specs else ServerSpec()
     settings = load_settings()
     metrics = Metrics(state_dir / METRICS)
     capture = CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes)
@@ -86,7 +87,7 @@ def open_server(state_dir: Path) -> Server:
     limit_memory(worker_bytes, spec.workers)
     loader = _Loader(spec, threads, placement, MemoryLimit(worker_bytes))
     repository = Repository(state_dir, loader.load)
-    if serves_all_models(state_dir):
+    if model_pattern(specs) is not None:
         share = math.inf
         if spec.model_memory is not None:
             share = memory_bytes(spec.model_memory) // spec.workers
@@ -183,18 +184,12 @@ class _Loader:
         return warm
 
 
-def serves_all_models(state_dir: Path) -> bool:
-    """Return True if spec.yaml has a pattern of registered models."""
-    path = state_dir / SPEC
-    return path.exists() and model_pattern(load_stored_specs(path.read_text())) is not None
-
-
-def read_server_spec(state_dir: Path) -> ServerSpec:
-    """Return the `server:` part of spec.yaml, or the defaults. Raises InvalidConfig if
-    spec.yaml is invalid.
+def read_specs(state_dir: Path) -> list[EndpointSpec]:
+    """Return the endpoints of spec.yaml; empty without the file. Raises InvalidConfig
+    if spec.yaml is invalid.
     """
     try:
         text = (state_dir / SPEC).read_text()
     except FileNotFoundError:
-        return ServerSpec()
-    return load_stored_specs(text)[0].server
+        return []
+    return load_stored_specs(text)

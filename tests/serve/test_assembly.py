@@ -5,9 +5,8 @@ import json
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import SPEC
-from mlflow_deploy_plugin.serve.assembly import open_server, read_server_spec
+from mlflow_deploy_plugin.serve.assembly import open_server, read_specs
 from mlflow_deploy_plugin.serve.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.bodies import v2_tensor
@@ -19,20 +18,20 @@ ENDPOINT = (
 )
 
 
-def test_missing_spec_has_the_defaults(tmp_path):
-    assert read_server_spec(tmp_path) == ServerSpec()
+def test_missing_spec_has_no_endpoints(tmp_path):
+    assert read_specs(tmp_path) == []
 
 
 def test_first_endpoint_defines_the_server(tmp_path):
     documents = ENDPOINT.format(name="a", threads=3), ENDPOINT.format(name="b", threads=3)
     (tmp_path / SPEC).write_text("---\n".join(documents))
-    assert read_server_spec(tmp_path).threads == 3
+    assert {spec.server.threads for spec in read_specs(tmp_path)} == {3}
 
 
 def test_malformed_spec_is_refused(tmp_path):
     (tmp_path / SPEC).write_text("name: [")
     with pytest.raises(InvalidConfig):
-        read_server_spec(tmp_path)
+        read_specs(tmp_path)
 
 
 @pytest.mark.redis

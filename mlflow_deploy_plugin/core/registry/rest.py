@@ -8,7 +8,7 @@ a registry that only MLflow's client can use.
 
 import base64
 import configparser
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -37,11 +37,16 @@ _CREDENTIALS = Path("~/.mlflow/credentials")
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _CHUNK_BYTES = 1024 * 1024
 _FILE_THREADS = 8
+_CONNECTIONS = 2 * _FILE_THREADS
+"""The number of connections that are kept open, for two downloads."""
 MOST_JSON = 32_000_000
 """The maximum size of an answer from MLflow in bytes. A search returns up to 10,000
 versions of 1.2 kB each.
 """
 _IS_NO_PROMPT = "tag.`mlflow.prompt.is_prompt` != 'true'"
+
+Select = Callable[[list[str]], list[str]]
+"""A function that returns the files to copy, of all files in a folder."""
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
@@ -271,7 +276,7 @@ def _session(
     )
     session = requests.Session()
     for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=policy))
+        session.mount(scheme, HTTPAdapter(max_retries=policy, pool_maxsize=_CONNECTIONS))
     return session
 
 
@@ -323,6 +328,14 @@ def send(
         )
 
 
+@cache
+def _header_plugins() -> object:
+    """Return the plugins of other distributions that add headers to the requests of
+    MLflow's client. The search reads a file of each installed distribution.
+    """
+    return entry_points(group="mlflow.request_header_provider")
+
+
 @dataclass(frozen=True)
 class MlflowRest:
     """The calls of MLflow's client that the agent needs, with the same arguments,
@@ -341,9 +354,7 @@ class MlflowRest:
         for uri in (tracking_uri, registry_uri):
             if not uri.startswith(("http://", "https://")):
                 return None
-        # Plugins of other distributions add headers to the requests of MLflow's client.
-        plugins = entry_points(group="mlflow.request_header_provider")
-        if settings.tracking_auth or settings.tracking_aws_sigv4 or plugins:
+        if settings.tracking_auth or settings.tracking_aws_sigv4 or _header_plugins():
             return None
         return cls(tracking_uri, registry_uri)
 
@@ -433,14 +444,14 @@ class MlflowRest:
         is_proxied = parts.scheme == "mlflow-artifacts" and not parts.netloc
         return is_proxied and not http_settings().enable_proxy_multipart_download
 
-    def download(self, location: str, destination: Path) -> Path:
+    def download(self, location: str, destination: Path, select: Select = list) -> Path:
         """Copy a file or a folder that MLflow's server `serves` into the folder
         `destination`, and return the copy.
         """
         root = urlsplit(location).path.strip("/")
         _check_workspace(self.tracking_uri, active_workspace())
         copied = destination / PurePosixPath(root).name
-        names = list(self._file_names(root)) or [""]  # A file has no listing.
+        names = select(list(self._file_names(root))) or [""]  # A file has no listing.
         paths = [f"{root}/{name}".rstrip("/") for name in names]
         with ThreadPoolExecutor(_FILE_THREADS) as pool:
             # The list raises the error of a failed copy.

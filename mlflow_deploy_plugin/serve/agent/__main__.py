@@ -178,7 +178,7 @@ def _run(
         wait_after_refusals()
         ignore_warnings()  # `catch_warnings` would not apply to all threads.
         resolver = VersionResolver(
-            MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
+            MlflowRegistry(ModelCache(settings.cache_path, state_dir), is_whole=False),
             ThreadPoolExecutor(_POLL_THREADS, "look"),
             ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
             PollPolicy(settings.poll_seconds, follow, time.monotonic),

@@ -178,9 +178,8 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     has_rate = server.limits.has_rate
     admits = require is not None or has_rate
     check_rates = server.limits.check_rates
+    has_steps = variant.steps is not None
     decode = _compose_decoder(variant.sent, protocol, server.max_body_bytes)
-    if variant.steps is not None:
-        decode = _compose_steps(server, variant, decode)
     if variant.guard is not None:
         decode = _compose_guard(variant.guard, decode)
     run = variant.loaded.predictor.run
@@ -215,10 +214,13 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             feeds, encode, given_id = decode(headers, request.body)
             if not feeds:
                 return None
+            id_ = request_id({"x-request-id": given_id}) if given_id else new_id()
+            if has_steps:
+                decoded = feeds, encode
+                feeds, encode = add_steps(server, variant, decoded, headers, id_, math.inf)
             began = time.perf_counter()
             outputs = run(feeds)
             ended = time.perf_counter()
-            id_ = request_id({"x-request-id": given_id}) if given_id else new_id()
             prediction_id = new_id()
             encoded: _Encoded
             if encode is None:
@@ -227,7 +229,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
                 encoded = encode(variant, InferResponse(id_, prediction_id, outputs))
         except BaseException as error:  # noqa: BLE001 - the general path repeats, reports and counts the error
             pass_exit(error)
-            if variant.steps is not None:
+            if has_steps:
                 request.failure = error
             return None
         if key is not None:
@@ -356,17 +358,3 @@ def _compose_guard(guard: Guard, decode: _Decode) -> _Decode:
         return decoded if check(decoded[0]) is None else ({}, None, "")
 
     return decode_inside
-
-
-def _compose_steps(server: Server, variant: ServedVariant, decode: _Decode) -> _Decode:
-    """Return the decoder of a plan with the steps of the variant."""
-
-    def decode_with_steps(headers: Mapping[str, str], body: bytes) -> _Decoded:
-        columns, encode, given_id = decode(headers, body)
-        if not columns:
-            return columns, encode, given_id
-        id_ = request_id({"x-request-id": given_id})
-        feeds, encode = add_steps(server, variant, (columns, encode), headers, id_, math.inf)
-        return feeds, encode, id_
-
-    return decode_with_steps

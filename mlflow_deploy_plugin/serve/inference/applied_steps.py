@@ -7,6 +7,7 @@ inputs of the model, and the column `SENT` captures the columns of the request.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -100,11 +101,11 @@ def add_steps(
     def encode_after(_: ServedVariant, response: InferResponse) -> EncodedResponse:
         answer = steps.run("after", running, _copies(response.outputs), request)
         rows = len(next(iter(feeds.values()))) if variant.schema.has_rows else None
-        answering, answered = _named(variant, response, answer, rows)
+        answering, outputs = _named(variant, answer, rows)
         try:
             if encode is not None:
-                return encode(answering, answered)
-            prediction = answering.loaded.predictor.prediction(answered.outputs)
+                return encode(answering, replace(response, outputs=outputs))
+            prediction = answering.loaded.predictor.prediction(outputs)
             return EncodedResponse(dump_json({"predictions": prediction}))
         except (TypeError, ValueError) as error:
             raise StepFailed(f"step after: its answer cannot be encoded: {error}") from None
@@ -200,11 +201,11 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
 
 
 def _named(
-    variant: ServedVariant, response: InferResponse, answer: Any, rows: int | None
-) -> tuple[ServedVariant, InferResponse]:
-    """Return the response with what `after` returned as arrays by name, and the variant
-    that encodes it. Raises StepFailed unless each array has one entry per row; without
-    `rows`, the shape is free.
+    variant: ServedVariant, answer: Any, rows: int | None
+) -> tuple[ServedVariant, dict[str, Array]]:
+    """Return the variant that encodes what `after` returned, and the returned arrays by
+    name. Raises StepFailed unless each array has one entry per row; without `rows`, the
+    shape is free.
     """
     is_list = isinstance(answer, list)
     are_rows = is_list and bool(answer) and isinstance(answer[0], Mapping)
@@ -229,7 +230,4 @@ def _named(
                 "expected"
             )
         outputs[str(name)] = array
-    answering = variant.answering(tuple(outputs), are_rows)
-    return answering, InferResponse(
-        response.id, response.prediction_id, outputs, is_cached=response.is_cached
-    )
+    return variant.answering(tuple(outputs), are_rows), outputs

@@ -4,10 +4,13 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from unittest.mock import Mock
 
+import mlflow
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
@@ -17,10 +20,12 @@ from mlflow_deploy_plugin.core.errors import (
     RegistryRefused,
     RegistryUnavailable,
 )
+from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 from tests.support.disk import files_of_at_most
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
@@ -200,7 +205,7 @@ def test_bytes_of_a_download_are_counted(cache, make_model, tmp_path, monkeypatc
     source = str(make_model(tmp_path / "source"))
     counted = []
 
-    def download(location, destination):
+    def download(location, destination, _):
         (destination / "part").write_bytes(b"x" * 100)
         counted.append(cache.received_bytes(location))
         raise RegistryUnavailable("it breaks off")
@@ -230,6 +235,27 @@ def test_folder_is_served_in_place(registry, make_model, tmp_path):
         "parity": "no-original",
     }
     assert not list((tmp_path / "cache" / "models").iterdir())
+
+
+def test_files_that_serving_does_not_need_are_not_copied(
+    mlflow_server, registry, make_model, tmp_path, monkeypatch
+):
+    folder = make_model(tmp_path / "model")
+    for name in ("parity.json", "requirements.txt"):
+        (folder / name).touch()
+    with tracking_at(mlflow_server.url):
+        with mlflow.start_run() as run:
+            mlflow.log_artifacts(str(folder), "model")
+        client = MlflowClient()
+        client.create_registered_model("served-files")
+        client.create_model_version("served-files", f"{run.info.artifact_uri}/model")
+        monkeypatch.setattr(connection._process, "imports_mlflow", False)
+        resolved = resolve("models:/served-files/1")
+        names = []
+        for each in (replace(registry, is_whole=False), registry):
+            files = each.fetch(resolved).folder.iterdir()
+            names.append({path.name for path in files} - {"MLmodel", "model.onnx"})
+    assert names == [set(), {"parity.json", "requirements.txt"}]
 
 
 def test_registry_metadata_overrides_the_files(registry, make_model, tmp_path):
