@@ -139,7 +139,7 @@ def busy(kind: str, seconds: float) -> None:
             agent = next(
                 process
                 for process in psutil.Process(server.pid).children(recursive=True)
-                if "mlflow_deploy_plugin.serve.agent" in process.cmdline()
+                if process.name() == "agent"
             )
             subprocess.run([*asking, f"-d{SETTLING_SECONDS:.0f}"], check=True, capture_output=True)
             before = _spent(agent)
