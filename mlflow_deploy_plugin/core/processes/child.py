@@ -441,7 +441,8 @@ def _run_module(
         for kept, next_kept in pairwise([2, *sorted(descriptors), _MOST_FILES]):
             os.closerange(kept + 1, next_kept)
         module = arguments[0]
-        _prctl(_PR_SET_NAME, module.rpartition(".")[2].encode())
+        if _prctl is not None:
+            _prctl(_PR_SET_NAME, module.rpartition(".")[2].encode())
         sys.argv = [*arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         status = 0
@@ -477,8 +478,9 @@ class SupervisedChildren:
                 signal.signal(number, signal.SIG_DFL)
             die_with_parent(signal.SIGTERM, supervisor)
 
-        # Ctrl-C must reach only the supervisor, which stops its children in order, so each
-        # child leads a process group. Forking is safe, because the supervisor has one thread.
+        # Ctrl-C must reach only the supervisor, which stops its children in order, so
+        # each child leads a process group. Forking is safe, because the supervisor has
+        # one thread.
         if _prctl is not None and list(command[:2]) == [sys.executable, "-m"]:
             sys.stdout.flush()
             sys.stderr.flush()

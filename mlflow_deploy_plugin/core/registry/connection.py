@@ -662,7 +662,7 @@ def ignore_warnings() -> None:
     MLFLOW_TRACKING_INSECURE_TLS.
     """
     warnings.simplefilter("ignore", FutureWarning)
-    # The import of its class, InsecureRequestWarning of urllib3, would delay each start.
+    # The import of urllib3's InsecureRequestWarning would delay each start.
     warnings.filterwarnings("ignore", "Unverified HTTPS request")
 
 

@@ -310,8 +310,8 @@ def answer(
     request: RawRequest,
     answer_other: Callable[[RawRequest], RawResponse] = lambda request: not_found(request.path),
 ) -> RawResponse:
-    """Answer any request; `answer_other` answers paths without a route. Never raises: an
-    unexpected error is logged with its traceback, then answered.
+    """Answer any request; `answer_other` answers paths without a route. Never raises:
+    an unexpected error is logged with its traceback, then answered.
     """
     response = observe_request(
         request,
