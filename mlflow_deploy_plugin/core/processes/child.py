@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, Any, TypeVar
 
 from mlflow_deploy_plugin.core.errors import CommandFailed
 
@@ -427,7 +427,7 @@ def _run_module(
     arguments: Sequence[str],
     descriptors: Sequence[int],
     prepare: Callable[[], None],
-) -> NoReturn:
+) -> None:
     """Run a module in this fork like `python -m`, and exit. The fork keeps only the
     standard output and the descriptors open. Its own forks exit here, too.
     """
@@ -447,12 +447,12 @@ def _run_module(
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else int(bool(error.code))
+        status = int(error.code or 0)
     except BaseException:  # noqa: BLE001 - as at the end of a program
         traceback.print_exc()
-    # Finish like the interpreter, without the `finally` blocks of the supervisor.
-    ctypes.pythonapi.Py_Exit(status)
-    raise AssertionError
+    finally:
+        # Finish like the interpreter, without the `finally` blocks of the supervisor.
+        ctypes.pythonapi.Py_Exit(status)
 
 
 class SupervisedChildren:
@@ -481,14 +481,10 @@ class SupervisedChildren:
         # Ctrl-C must reach only the supervisor, which stops its children in order, so
         # each child leads a process group. Forking is safe, because the supervisor has
         # one thread.
-        if _prctl is not None and list(command[:2]) == [sys.executable, "-m"]:
-            sys.stdout.flush()
-            sys.stderr.flush()
+        if _prctl is not None and "-m" in command[1:2]:
             pid = os.fork()
             if pid == 0:
                 _run_module(command[2:], descriptors, prepare)
-            with contextlib.suppress(OSError):  # The child has already ended.
-                os.setpgid(pid, pid)
         else:
             process = subprocess.Popen(
                 command,

@@ -168,20 +168,20 @@ def _run(
     settings = load_settings()
     log_uri = settings.inference_log
     max_bytes = math.inf
+    delivery: Delivery | None = None
 
-    def open_delivery() -> "Delivery":
+    def deliver() -> "Delivery":
         # The import of Arrow takes longer than a server should take to start.
         from mlflow_deploy_plugin.serve.agent.delivery import Delivery
 
-        return Delivery(state_dir, log_uri, max_bytes)
+        return delivery or Delivery(state_dir, log_uri, max_bytes)
 
-    delivery = None
     failed = threading.Event()
     if not only_ship:
         server = load_stored_specs((state_dir / SPEC).read_text())[0].server
         max_bytes = server.max_spool_bytes
         if not log_uri.startswith("/"):  # An invalid address must end the start.
-            delivery = open_delivery()
+            delivery = deliver()
         own_process(imports_mlflow=False)
         switch_model_code_off()
         set_service_timeouts()
@@ -237,13 +237,10 @@ def _run(
         os.nice(_NICE)
         history = HistoryWriter(state_dir)
         while not stop.wait(_SHIP_SECONDS):
-            if delivery is None:
-                delivery = open_delivery()
+            delivery = deliver()
             history.round()
             delivery.round()
-    if delivery is None:
-        delivery = open_delivery()
-    delivery.end()
+    deliver().end()
     return 1 if failed.is_set() else 0
 
 

@@ -5,8 +5,8 @@ which are the only routes that Flask answers.
 import io
 import logging
 import sys
+import time
 from collections.abc import Iterable
-from functools import partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -31,13 +31,16 @@ from mlflow_deploy_plugin.serve.http.responses import (
 )
 from mlflow_deploy_plugin.serve.inference.auth import Need, certificate_name
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers
+from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers, without_keys
+from mlflow_deploy_plugin.serve.observability.tracing import observe_request
+from mlflow_deploy_plugin.serve.spool.codec import FIRST_ERROR_STATUS
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 logger = logging.getLogger(__name__)
 
+GROUP = "onnxserve.blueprints"
 _RAW_REQUEST = "onnxserve.raw_request"
 """The key of the `RawRequest` in the WSGI environment of Flask's views."""
 _PIECE_BYTES = 64 * 1024
@@ -51,8 +54,8 @@ def create_app(state_dir: str) -> Flask:
 
 
 class ServerApp(Flask):
-    """The Flask application around a server. The fast worker of a server with
-    blueprints calls `handle`; WSGI servers call `wsgi_app`.
+    """The Flask application around a server. The fast worker calls `handle`; WSGI
+    servers call `wsgi_app`.
 
     The routes of `routes.py` are answered before Flask looks for a route in the
     blueprints of other distributions.
@@ -63,14 +66,30 @@ class ServerApp(Flask):
         self.server = server
         self.before_request(self._identify)
         self.register_error_handler(Exception, self._answer_error)
-        for entry in sorted(entry_points(group=routes.BLUEPRINTS), key=lambda entry: entry.name):
+        for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
             try:
                 self.register_blueprint(entry.load())
             except Exception:
                 logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
 
     def handle(self, raw: RawRequest) -> RawResponse:
-        return routes.answer(self.server, raw, partial(call_flask, self))
+        """Answer any request. Never raises: an unexpected error is logged with its
+        traceback, then answered.
+        """
+        server = self.server
+        response = observe_request(
+            raw,
+            lambda: routes.handle_route(server, raw) or call_flask(self, raw),
+            server.tracer,
+            server.logs_requests,
+        )
+        # not from the pipeline
+        if response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers:
+            protocol = f"{raw.method[:20]} {without_keys(raw.path)[:100]}"
+            origin = response.status, "", "", "", protocol
+            seconds = time.perf_counter() - raw.arrived
+            server.recent.add(origin, seconds, rows=0, prediction_id="", error=None)
+        return response
 
     def wsgi_app(
         self,

@@ -5,7 +5,6 @@ part in brackets is optional.
 """
 
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,16 +26,11 @@ from mlflow_deploy_plugin.serve.inference import management
 from mlflow_deploy_plugin.serve.inference.auth import Need
 from mlflow_deploy_plugin.serve.inference.pipeline import infer_async
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest, Reply, without_keys
-from mlflow_deploy_plugin.serve.observability.tracing import observe_request
+from mlflow_deploy_plugin.serve.messages import RawRequest, Reply
 from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
 from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
-from mlflow_deploy_plugin.serve.spool.codec import FIRST_ERROR_STATUS
-
-BLUEPRINTS = "onnxserve.blueprints"
-"""The entry points of blueprints of other distributions, which Flask answers."""
 
 _SUGGESTED_PATHS = 3
 _ENDPOINT = re.compile(r"/(?:endpoints|(?:v[12]/)?(?:repository/)?models)/([^/:]+)")
@@ -303,29 +297,6 @@ def handle_request_async(
         done(response)
 
     return infer_async(server, request, finish, route.protocol, **parameters)
-
-
-def answer(
-    server: Server,
-    request: RawRequest,
-    answer_other: Callable[[RawRequest], RawResponse] = lambda request: not_found(request.path),
-) -> RawResponse:
-    """Answer any request; `answer_other` answers paths without a route. Never raises:
-    an unexpected error is logged with its traceback, then answered.
-    """
-    response = observe_request(
-        request,
-        lambda: handle_route(server, request) or answer_other(request),
-        server.tracer,
-        server.logs_requests,
-    )
-    # not from the pipeline
-    if response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers:
-        protocol = f"{request.method[:20]} {without_keys(request.path)[:100]}"
-        origin = response.status, "", "", "", protocol
-        seconds = time.perf_counter() - request.arrived
-        server.recent.add(origin, seconds, rows=0, prediction_id="", error=None)
-    return response
 
 
 def handle_route(server: Server, request: RawRequest) -> RawResponse | None:

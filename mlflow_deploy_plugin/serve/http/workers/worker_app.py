@@ -5,15 +5,14 @@ between loop and thread.
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
-from importlib.metadata import entry_points
 from typing import Any
 
 from mlflow_deploy_plugin.serve.assembly import open_worker
+from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
-from mlflow_deploy_plugin.serve.http.routes import BLUEPRINTS, answer, endpoint_of
+from mlflow_deploy_plugin.serve.http.routes import endpoint_of
 from mlflow_deploy_plugin.serve.inference.limits import (
     RequestThreads,
     max_batch_rows,
@@ -22,11 +21,6 @@ from mlflow_deploy_plugin.serve.inference.limits import (
 from mlflow_deploy_plugin.serve.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
-
-# Flask is imported before the fork, and only if it is used: it would delay each start.
-_HAS_BLUEPRINTS = bool(entry_points(group=BLUEPRINTS))
-if _HAS_BLUEPRINTS:
-    from mlflow_deploy_plugin.serve.http.app import ServerApp
 
 INLINE_SECONDS = 0.001
 """A request that is expected to take longer than this is answered in a thread instead
@@ -139,12 +133,10 @@ class WorkerApp:
         self.blocked_connections: dict[Any, None] = {}
         self.idle_connections: list[tuple[float, Any]] = []
         self._plans = PlanTable(server)
-        self._answer = partial(answer, server)
-        if _HAS_BLUEPRINTS:
-            self._answer = ServerApp(server).handle
+        self._flask = ServerApp(server)
 
     def _handle(self, request: RawRequest) -> RawResponse:
-        return self._plans.answer(request) or self._answer(request)
+        return self._plans.answer(request) or self._flask.handle(request)
 
     def threads_for(self, request: RawRequest) -> RequestThreads:
         """Return the threads that answer a request. Requests that wait until a model is
