@@ -141,6 +141,7 @@ HEAVY = ("mlflow", "pandas", "sklearn", "torch", "sqlalchemy", "pyarrow")
     [
         ("core.version", HEAVY),
         ("serve.http.app", HEAVY),
+        ("serve.agent.__main__", (*HEAVY, "numpy", "requests", "urllib3")),
         ("core.registry", (*HEAVY, "numpy", "pydantic", "yaml", "requests", ".core.store")),
         ("serve.protocols.side_messages", (".arrow", ".large_json", "orjson")),
         ("core.registry.model_uri", ("mlflow.tracking", ".resolution")),

@@ -135,7 +135,7 @@ def _worker_memory(server: Server) -> float:
     without agent and supervisor.
     """
     processes = server.processes()
-    workers = [process for process in processes if "gunicorn" in " ".join(process.cmdline())]
+    workers = [process for process in processes if process.name() == "gunicorn"]
     return max(process.memory_full_info().pss for process in workers or processes) / 1e6
 
 

@@ -140,11 +140,7 @@ def start(serve, tmp_path):
 def agent_of(served):
     def found():
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
-            return [
-                process
-                for process in served.members()
-                if "mlflow_deploy_plugin.serve.agent" in process.cmdline()
-            ]
+            return [process for process in served.members() if process.name() == "agent"]
         return []
 
     return psutil.Process(wait_until(found, PATIENCE, "an agent")[0].pid)
@@ -169,9 +165,7 @@ def gunicorn_of(served):
     def found():
         children = psutil.Process(served.process.pid).children()
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
-            return [
-                child for child in children if "gunicorn" in child.cmdline() and child.children()
-            ]
+            return [child for child in children if child.name() == "gunicorn" and child.children()]
         return []
 
     return psutil.Process(wait_until(found, PATIENCE, "gunicorn")[0].pid)

@@ -65,7 +65,7 @@ def agent_pid(served):
 def masters(served):
     """Return gunicorn's main process; an empty list before it has started."""
     children = psutil.Process(served.process.pid).children()
-    return [child for child in children if "gunicorn" in child.cmdline()]
+    return [child for child in children if child.name() == "gunicorn"]
 
 
 def gunicorn_pid(served):

@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import os
 import queue
+import runpy
 import select
 import signal
 import socket
@@ -25,15 +26,18 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from mlflow_deploy_plugin.core.errors import CommandFailed
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _WATCH_SECONDS = 1.0
 _SIGNALS_AT_ONCE = 4096
@@ -45,7 +49,7 @@ _FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
 """The variable without which macOS kills a child's forks (gunicorn's workers) when a
 library uses Objective-C.
 """
-_prctl: Callable[[int, int], int] | None = None
+_prctl: Callable[..., int] | None = None
 if sys.platform == "win32":  # It has neither process groups nor SIGKILL: only the child is killed.
     KILL = signal.SIGTERM
 else:
@@ -419,6 +423,38 @@ class SupervisedChild:
             os.kill(self.pid, number)
 
 
+def _run_module(
+    arguments: Sequence[str],
+    descriptors: Sequence[int],
+    prepare: Callable[[], None],
+) -> None:
+    """Run a module in this fork like `python -m`, and exit. The fork keeps only the
+    standard output and the descriptors open. Its own forks exit here, too.
+    """
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)  # It is the supervisor's.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        prepare()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for kept, next_kept in pairwise([2, *sorted(descriptors), _MOST_FILES]):
+            os.closerange(kept + 1, next_kept)
+        module = arguments[0]
+        if _prctl is not None:
+            _prctl(_PR_SET_NAME, module.rpartition(".")[2].encode())
+        sys.argv = [*arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as error:
+        status = int(error.code or 0)
+    except BaseException:  # noqa: BLE001 - as at the end of a program
+        traceback.print_exc()
+    finally:
+        # Finish like the interpreter, without the `finally` blocks of the supervisor.
+        ctypes.pythonapi.Py_Exit(status)
+
+
 class SupervisedChildren:
     def __init__(self) -> None:
         self._running: dict[int, SupervisedChild] = {}
@@ -430,6 +466,9 @@ class SupervisedChildren:
     ) -> SupervisedChild:
         """Start a child, which inherits the descriptors and receives SIGTERM if this
         process ends or is killed.
+
+        On Linux, a command `python -m MODULE` is a fork of this process, which has
+        already imported half of the modules of a server. The module names the fork.
         """
         supervisor = os.getpid()
 
@@ -439,18 +478,26 @@ class SupervisedChildren:
                 signal.signal(number, signal.SIG_DFL)
             die_with_parent(signal.SIGTERM, supervisor)
 
-        process = subprocess.Popen(
-            command,
-            env={**_FORKING, **os.environ},
-            pass_fds=descriptors,
-            # Ctrl-C must reach only the supervisor, which stops its children in order.
-            process_group=0,
-            preexec_fn=prepare,  # noqa: PLW1509 - forking is safe, because the supervisor has one thread
-            stdin=subprocess.DEVNULL,
-        )
-        process.returncode = 0  # Let only `reap` reap the process, not Popen.
-        child = SupervisedChild(process.pid)
-        self._running[child.pid] = child
+        # Ctrl-C must reach only the supervisor, which stops its children in order, so
+        # each child leads a process group. Forking is safe, because the supervisor has
+        # one thread.
+        if _prctl is not None and "-m" in command[1:2]:
+            pid = os.fork()
+            if pid == 0:
+                _run_module(command[2:], descriptors, prepare)
+        else:
+            process = subprocess.Popen(
+                command,
+                env={**_FORKING, **os.environ},
+                pass_fds=descriptors,
+                process_group=0,
+                preexec_fn=prepare,  # noqa: PLW1509 - see above
+                stdin=subprocess.DEVNULL,
+            )
+            process.returncode = 0  # Let only `reap` reap the process, not Popen.
+            pid = process.pid
+        child = SupervisedChild(pid)
+        self._running[pid] = child
         return child
 
     def reap(self) -> None:

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.errors import (
     error_of_status,
 )
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.registry.answers import bounded_answers
+from mlflow_deploy_plugin.core.registry.answers import bounded_answers, wait_after_refusals
 from mlflow_deploy_plugin.core.registry.rest import (
     MOST_JSON,
     MlflowRest,
@@ -328,6 +328,7 @@ def rest_client() -> MlflowRest | None:
     """
     if _process.imports_mlflow:
         return None
+    wait_after_refusals()
     return MlflowRest.at(*mlflow_addresses())
 
 
@@ -660,10 +661,9 @@ def ignore_warnings() -> None:
     """Ignore the warnings that MLflow's client issues at every call: stages, and
     MLFLOW_TRACKING_INSECURE_TLS.
     """
-    from urllib3.exceptions import InsecureRequestWarning
-
-    for category in (FutureWarning, InsecureRequestWarning):
-        warnings.simplefilter("ignore", category)
+    warnings.simplefilter("ignore", FutureWarning)
+    # The import of urllib3's InsecureRequestWarning would delay each start.
+    warnings.filterwarnings("ignore", "Unverified HTTPS request")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ a killed agent has left, and exits. `--parent PID` ends the agent after its pare
 import argparse
 import gc
 import logging
+import math
 import os
 import signal
 import threading
@@ -17,12 +18,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.model_code import switch_model_code_off
 from mlflow_deploy_plugin.core.processes.child import die_with_parent, end_on_signals
-from mlflow_deploy_plugin.core.registry.answers import wait_after_refusals
 from mlflow_deploy_plugin.core.registry.connection import (
     hidden_pandas,
     ignore_warnings,
@@ -35,23 +36,21 @@ from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
     METRICS,
     SPEC,
-    SPOOL,
     locked,
     write_state,
 )
 from mlflow_deploy_plugin.core.statedir.history import HistoryWriter
 from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
-from mlflow_deploy_plugin.core.statedir.models import AgentState
+from mlflow_deploy_plugin.core.statedir.models import AgentState, ShippingState
 from mlflow_deploy_plugin.serve.agent.control import Recorder, audit_recorder, record_nothing
 from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
 from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.serve.agent.follow import Follower
 from mlflow_deploy_plugin.serve.agent.keys import api_key_fetcher, issuer_key_fetcher
-from mlflow_deploy_plugin.serve.agent.progress import WatermarkWriter
 from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, VersionResolver
-from mlflow_deploy_plugin.serve.agent.ship import Shipper
-from mlflow_deploy_plugin.serve.agent.sinks import Sinks
-from mlflow_deploy_plugin.serve.spool.frames import segments
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.serve.agent.delivery import Delivery
 
 _log = logging.getLogger("mlflow_deploy_plugin.serve.agent")
 
@@ -167,15 +166,25 @@ def _run(
             else.
     """
     settings = load_settings()
-    sinks = Sinks(state_dir)
-    shipper = Shipper(state_dir / SPOOL, settings.inference_log, hold=sinks.hold)
-    watermark = WatermarkWriter(state_dir, shipper.location, shipper.progress)
+    log_uri = settings.inference_log
+    max_bytes = math.inf
+    delivery: Delivery | None = None
+
+    def deliver() -> "Delivery":
+        # The import of Arrow takes longer than a server should take to start.
+        from mlflow_deploy_plugin.serve.agent.delivery import Delivery
+
+        return delivery or Delivery(state_dir, log_uri, max_bytes)
+
     failed = threading.Event()
     if not only_ship:
+        server = load_stored_specs((state_dir / SPEC).read_text())[0].server
+        max_bytes = server.max_spool_bytes
+        if not log_uri.startswith("/"):  # An invalid address must end the start.
+            delivery = deliver()
         own_process(imports_mlflow=False)
         switch_model_code_off()
         set_service_timeouts()
-        wait_after_refusals()
         ignore_warnings()  # `catch_warnings` would not apply to all threads.
         resolver = VersionResolver(
             MlflowRegistry(ModelCache(settings.cache_path, state_dir), is_whole=False),
@@ -183,8 +192,6 @@ def _run(
             ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
             PollPolicy(settings.poll_seconds, follow, time.monotonic),
         )
-        server = load_stored_specs((state_dir / SPEC).read_text())[0].server
-        sinks.max_bytes = server.max_spool_bytes
         key_fetchers = []
         if server.api_keys:
             key_fetchers.append(
@@ -207,7 +214,7 @@ def _run(
             state_dir,
             resolver,
             time.time,
-            lambda: shipper.state.model_copy(update={"sinks": dict(sinks.states)}),
+            lambda: ShippingState() if delivery is None else delivery.state,
             key_fetchers,
             recorder,
             FeedFollower(stop),
@@ -230,12 +237,10 @@ def _run(
         os.nice(_NICE)
         history = HistoryWriter(state_dir)
         while not stop.wait(_SHIP_SECONDS):
+            delivery = deliver()
             history.round()
-            shipper.round()
-            watermark.round()
-    shipper.ship()
-    watermark.end(is_shipped=not segments(state_dir / SPOOL))
-    sinks.end()
+            delivery.round()
+    deliver().end()
     return 1 if failed.is_set() else 0
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from mlflow_deploy_plugin.core.errors import GateRefused, OnnxserveError, SignatureRefused
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
-from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.signatures import Signature, trust_file
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServeSpec
@@ -58,6 +57,9 @@ class StepsPermits:
 
 def _refusal(spec: EndpointSpec) -> str:
     """Return why the steps may not run; empty if they may. Runs in a thread."""
+    # Its large models would delay each start.
+    from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
+
     digest = spec.serve.digest
     try:
         if spec.trusted_file:

@@ -87,6 +87,16 @@ class Input:
     dimension_names: tuple[str, ...] = ()
 
 
+def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
+    """Return dimension names for a tensor. If its first dimension is free, that
+    dimension is the rows of a table.
+    """
+    names = [""] * len(shape)
+    if shape and shape[0] == -1:
+        names[0] = "rows"
+    return tuple(names)
+
+
 @dataclass(frozen=True)
 class Refusals:
     """The values that the original model refuses, as found by the parity check. The

@@ -184,16 +184,6 @@ def unpack_arrays(
     return arrays, content
 
 
-def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
-    """Return dimension names for a tensor. If its first dimension is free, that
-    dimension is the rows of a table.
-    """
-    names = [""] * len(shape)
-    if shape and shape[0] == -1:
-        names[0] = "rows"
-    return tuple(names)
-
-
 def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
     """Return the dimensions of the inputs that have a symbolic name in common."""
     by_name: dict[str, list[tuple[str, int]]] = {}

@@ -20,8 +20,13 @@ from mlflow_deploy_plugin.core.mlmodel import (
     read_mlmodel,
 )
 from mlflow_deploy_plugin.serve.runtime import artifact
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output
-from mlflow_deploy_plugin.serve.runtime.feeds import row_symbols
+from mlflow_deploy_plugin.serve.runtime.artifact import (
+    Artifact,
+    Column,
+    Input,
+    Output,
+    row_symbols,
+)
 
 UNNAMED_OUTPUT = "prediction"
 """The name of the only output of a model if the signature does not specify a name."""

@@ -144,8 +144,8 @@ def test_metrics_port_needs_no_key(keyed):
     assert requests.get(f"{server.url}/metrics", timeout=30).status_code == 401
 
     children = psutil.Process(server.process.pid).children(recursive=True)
-    (exporter,) = [child for child in children if MODULE in child.cmdline()]
-    for worker in [child for child in children if "gunicorn" in child.cmdline()][1:]:
+    (exporter,) = [child for child in children if child.name() == "metrics_port"]
+    for worker in [child for child in children if child.name() == "gunicorn"][1:]:
         worker.kill()
     exporter.kill()
     assert counted(keyed.url)["200"] == before + answered  # The scrape waits for the next process.

@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.serve.runtime.artifact import (
     Output,
     Refusals,
     Tensor,
+    row_symbols,
 )
 from mlflow_deploy_plugin.serve.runtime.feeds import (
     Array,
@@ -35,7 +36,6 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
     as_table,
     narrowed_feeds,
     row_count,
-    row_symbols,
     rowless_reason,
     sent_arrays,
     shared_dimensions,
