@@ -1,14 +1,9 @@
-"""SHAP's permutation explainer on ONNX models, one request at a time.
+"""Explain the predictions of ONNX models, one request at a time: with exact Shapley
+values, otherwise with permutations in antithetic pairs, as
+`shap.PermutationExplainer`.
 
-shap works on a matrix of numbers, so each cell is replaced by a code: the index of its
-value among the distinct values of its column in the background and the request.
-Therefore strings, dates and missing values can be explained, and numbers are not
-rounded. shap 0.51 compares cells with `np.isclose`, which is exact for codes below
-100,000.
-
-Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017;
-permutations in antithetic pairs:
-https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
+Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017; Mitchell
+et al., Sampling Permutations for Shapley Value Estimation, JMLR 23, 2022.
 """
 
 import math
@@ -20,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import shap
 from pyarrow.types import is_floating
 
 from mlflow_deploy_plugin.core import errors
@@ -40,10 +34,17 @@ from mlflow_deploy_plugin.serve.pyfunc.exact import DeadlinePassed, exact_explai
 from mlflow_deploy_plugin.serve.runtime.additive import TOLERANCE, FeatureReader
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
+    Name,
     explained_features,
     explained_numbers,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, sample_positions
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Array,
+    Feeds,
+    row_count,
+    sample_positions,
+    slice_feeds,
+)
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
@@ -115,7 +116,7 @@ class RowContributions:
     """
 
     features: list[ExplainedFeature]
-    outputs: list[str | int | float | bool]
+    outputs: list[Name]
     values: Array
     base_values: Array
     background_rows: int
@@ -150,7 +151,7 @@ def explain_rows(
     reader = _load_reader(model.artifact.folder)
     features = explained_features(model.artifact, rows)
     if reader is None:
-        return _CodedModel(model, features, background, rows, deadline).explain(max_evals, seed)
+        return _MaskedModel(model, features, background, deadline).explain(rows, max_evals, seed)
     # Explain the sums of the form, such as log-odds, with exact Shapley values.
     form = reader.form
     background_features = reader.read(background)
@@ -229,79 +230,71 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
 _read_background = lru_cache(_MAX_MODELS)(read_background)
 
 
-class _CodedModel:
-    """The function for shap, from a matrix of codes (see the module) to a matrix of
-    predicted numbers.
-
-    `background` is a matrix [N, features] of float64. `names` are the result's column
-    names, which the first call sets.
+@dataclass(frozen=True, eq=False)
+class _MaskedModel:
+    """The mean predictions for a row of which some features are known. The others have
+    the values of the background rows.
     """
 
-    def __init__(
-        self,
-        model: OnnxModel,
-        features: list[ExplainedFeature],
-        background: Feeds,
-        rows: Feeds,
-        deadline: float,
-    ) -> None:
-        self._model = model
-        self._features = features
-        self._deadline = deadline
-        self._templates = rows  # Only the shapes and dtypes of these rows are used.
-        self._values: list[Array] = []  # The list has the distinct values of each feature.
-        self.names: list[str | int | float | bool] = []
-        codes = []
-        for feature in features:
-            background_values = feature.values(background)
-            values = np.concatenate([background_values, feature.values(rows)])
-            unique, indices = np.unique(values, return_inverse=True)
-            self._values.append(unique)
-            codes.append(indices.astype(np.float64))
-        self.background, self._rows = np.split(np.stack(codes, axis=1), [len(background_values)])
+    model: OnnxModel
+    features: list[ExplainedFeature]
+    background: Feeds
+    deadline: float
 
-    def __call__(self, matrix: Array) -> Array:
-        """Return the predicted numbers, [N, K], for a matrix of codes, [N, features].
-        Raises DeadlinePassed after the deadline.
+    def explain(self, rows: Feeds, max_evals: int, seed: int) -> RowContributions:
+        """Explain each row with the same permutations, so that its contributions do not
+        depend on others.
         """
-        parts = []
-        for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
-            if time.monotonic() > self._deadline:
-                raise DeadlinePassed
-            feeds = {
-                name: np.empty((len(rows), *template.shape[1:]), dtype=template.dtype)
-                for name, template in self._templates.items()
-            }
-            columns = rows.T.astype(np.intp)
-            for feature, values, codes in zip(self._features, self._values, columns, strict=True):
-                for name, position in feature.places:
-                    feeds[name].reshape(len(rows), -1)[:, position] = values[codes]
-            self.names, numbers = explained_numbers(self._model, feeds)
-            if len(numbers) != len(rows):
-                raise InvalidRequest(
-                    f"the model returns {len(numbers)} rows for {len(rows)} and cannot be explained"
-                )
-            parts.append(numbers)
-        return np.concatenate(parts)
-
-    def explain(self, max_evals: int, seed: int) -> RowContributions:
-        """Explain each row separately, so that its contributions do not depend on
-        others.
-        """
-        masker = shap.maskers.Independent(self.background, max_samples=len(self.background))
+        width = len(self.features)
+        pairs = max_evals // (2 * width + 1)
         values = []
-        for row in self._rows:
-            explainer = shap.PermutationExplainer(self, masker, seed=seed)
-            explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
-            values.append(explanation.values[0])
-            base_values = explanation.base_values[0]
+        for position in range(row_count(rows)):
+            row = slice_feeds(rows, slice(position, position + 1))
+            rng = np.random.default_rng(seed)
+            sums = 0.0
+            for _ in range(pairs):
+                order = rng.permutation(width)
+                ranks = np.argsort(order)
+                # The features become known one by one, and unknown in the same order.
+                is_known = ranks < np.arange(width + 1)[:, np.newaxis]
+                names, means = self._means(row, np.concatenate([is_known, ~is_known[1:]]))
+                changes = np.diff(means, axis=0)
+                sums += (changes[:width] - changes[width:])[ranks]
+            values.append(sums / (2 * pairs))
         return RowContributions(
-            self._features,
-            self.names,
-            # Restore the last dimension, which shap drops if its size is 1.
-            np.array(values).reshape(*self._rows.shape, -1),
-            np.reshape(base_values, -1),
-            len(self.background),
+            self.features,
+            names,
+            np.array(values),
+            means[0],
+            row_count(self.background),
             method="permutation",
             link="identity",
         )
+
+    def _means(self, row: Feeds, known: Array) -> tuple[list[Name], Array]:
+        """Return the names of the predicted numbers, and their means, [M, K] float64,
+        for the sets of known features, [M, features]. Raises DeadlinePassed after the
+        deadline.
+        """
+        count = row_count(self.background)
+        most = max(_RUN_ROWS // count, 1)
+        means = []
+        for sets in np.split(known, range(most, len(known), most)):
+            if time.monotonic() > self.deadline:
+                raise DeadlinePassed
+            feeds = {
+                name: np.concatenate([self.background[name].astype(array.dtype)] * len(sets))
+                for name, array in row.items()
+            }
+            for feature, is_known in zip(self.features, sets.repeat(count, axis=0).T, strict=True):
+                for name, position in feature.places:
+                    column = feeds[name].reshape(len(is_known), -1)[:, position]
+                    column[is_known] = feature.values(row)
+            names, numbers = explained_numbers(self.model, feeds)
+            if len(numbers) != len(sets) * count:
+                raise InvalidRequest(
+                    f"the model returns {len(numbers)} rows for {len(sets) * count} and cannot be "
+                    "explained"
+                )
+            means.append(numbers.reshape(len(sets), count, -1).mean(axis=1))
+        return names, np.concatenate(means)
