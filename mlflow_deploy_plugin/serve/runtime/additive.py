@@ -169,6 +169,8 @@ class AdditiveForm:
         # A path from the root can enter a cycle only at a node with two parents.
         if len(np.unique(children)) < children.size:
             raise ValueError("a node of a tree has several parents")
+        if (self.columns[self.feature[is_inner]] < 0).any():
+            raise ValueError("a feature of a tree belongs to no column")
         self.predictions(self.sums(self.read_features(np.zeros((1, len(self.columns))))))
 
     def to_bytes(self) -> bytes:
