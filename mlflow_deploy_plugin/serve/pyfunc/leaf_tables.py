@@ -12,7 +12,6 @@ Nadel and Wettenstein, From Decision Trees to Boolean Logic: A Fast and Unified 
 Algorithm, 2025, https://arxiv.org/abs/2511.09376.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -82,26 +81,20 @@ class LeafTables:
                     leaf = _Leaf(conditions, constants[[*targets]], [1.0])
                     kinds[len(path), False, targets].append(leaf)
                     continue
-                features = np.array([item.feature for item in path])
-                is_multiplied = features[:, np.newaxis] == form.slope_features
+                path_features = np.reshape([item.feature for item in path], (-1, 1))
+                is_multiplied = path_features == form.slope_features
                 for target in targets:
                     line = [constants[target]]
                     if has_slopes := any(slopes[target] for slopes in by_feature):
                         line += (is_multiplied @ values[node, 1:, target]).tolist()
                     kinds[len(path), has_slopes, (target,)].append(_Leaf(conditions, [], line))
-        intervals = np.array([*positions], object)
-        self._features = intervals[:, 0].astype(int)
-        self._low, self._high = intervals[:, 1:3].astype(float).T
-        self._has_missing = intervals[:, 3].astype(bool)
-        # The conditions of categories, and the codes that each of them has.
-        self._coded = np.flatnonzero(intervals[:, 4] != -1)
-        codes = intervals[self._coded, 4:]
-        width = 1 + max((int(code).bit_length() for code in codes.flat), default=0)
-        self._has_code = (codes >> np.arange(width).astype(object) & 1).astype(bool)
-        rows = _Background(self._conditions_met(background).T, background)
-        # Leaves for missing values, such as those of LightGBM's linear trees.
-        is_rare = (self._low == np.inf) & ~rows.met.any(axis=1)
+        self._conditions = _Conditions([*positions])
+        rows = _Background(self._conditions.met(background).T, background)
+        # Conditions of missing values, such as those of LightGBM's linear trees.
+        is_rare = (self._conditions.low == np.inf) & ~rows.met.any(axis=1)
         rare = set(np.flatnonzero(is_rare).tolist())
+        features = self._conditions.features
+        columns = form.columns[features]
         kept_bytes = KEPT_BYTES
         self._groups = []
         others = defaultdict(list)
@@ -114,30 +107,44 @@ class LeafTables:
             if count <= _MOST_CONDITIONS:
                 common = [leaf for leaf in leaves if rare.isdisjoint(leaf.conditions)]
                 fitting = min(kept_bytes // leaf_bytes, len(common))
+            kept_bytes -= leaf_bytes * fitting
             if fitting:
-                kept_bytes -= leaf_bytes * fitting
-                group = _Leaves(targets, leaves[:fitting], self._features, form.columns, rows)
-                group.tabulate()
-                self._groups.append(group)
+                self._groups.append(_Leaves(targets, leaves[:fitting], features, columns, rows))
+                self._groups[-1].tabulate()
             others[has_slopes, targets] += leaves[fitting:]
         for (_, targets), leaves in others.items():
             if leaves:
-                self._groups.append(_Leaves(targets, leaves, self._features, form.columns, rows))
+                self._groups.append(_Leaves(targets, leaves, features, columns, rows))
 
     def add_to(self, totals: Array, row: Array) -> None:
         """Add the contributions to `totals`, [columns, K], for the features of a row,
         [F].
         """
-        met = self._conditions_met(row)
+        met = self._conditions.met(row)
         for leaves in self._groups:
             leaves.add_to(totals, met, row)
 
-    def _conditions_met(self, rows: Array) -> Array:
+
+class _Conditions:
+    """The distinct conditions of all paths."""
+
+    def __init__(self, intervals: list[_Interval]) -> None:
+        fields = np.array(intervals, object)
+        self.features = fields[:, 0].astype(int)
+        self.low, self._high = fields[:, 1:3].astype(float).T
+        self._has_missing = fields[:, 3].astype(bool)
+        # The conditions of categories, and the codes that each of them has.
+        self._coded = np.flatnonzero(fields[:, 4] != -1)
+        codes = fields[self._coded, 4:]
+        width = 1 + max((int(code).bit_length() for code in codes.flat), default=0)
+        self._has_code = (codes >> np.arange(width).astype(object) & 1).astype(bool)
+
+    def met(self, rows: Array) -> Array:
         """Return True for the conditions, [..., conditions], that rows with these
         features, [..., F], meet.
         """
-        numbers = rows[..., self._features]
-        met: Array = ~(numbers <= self._low) & (numbers <= self._high)
+        numbers = rows[..., self.features]
+        met: Array = ~(numbers <= self.low) & (numbers <= self._high)
         if len(self._coded):
             codes = np.nan_to_num(numbers[..., self._coded])
             places = codes.clip(0, self._has_code.shape[1] - 1).astype(np.intp)
@@ -181,7 +188,7 @@ class _Leaves:
             targets: the sums that the leaves change.
             leaves: the leaves.
             features: the features of all conditions, [conditions].
-            columns: the columns of all features, [F].
+            columns: the columns of the features, [conditions].
             background: the background rows.
         """
         paths, values, lines = zip(*leaves, strict=True)
@@ -191,12 +198,13 @@ class _Leaves:
         self._lines = np.array([*zip_longest(*lines, fillvalue=0.0)])  # [1 or 1 + k, L]
         self._values = np.array(values).T[..., np.newaxis]  # [targets, L, 1]
         self._features = features[self._conditions]
-        self._columns = columns[self._features].T  # [L, k]
+        self._columns = np.ascontiguousarray(columns[self._conditions].T)  # [L, k]
         self._background = background
         # A row must meet a condition that no background row meets.
         is_needed = ~background.met.any(axis=1)[self._conditions]
         self._needed = (self._conditions * is_needed).max(axis=0)
         self._bits = 1 << np.arange(len(self._conditions))
+        self._first = np.zeros(0, np.intp)  # The first line of each leaf in the table.
         self._table: Array | None = None
 
     def tabulate(self) -> None:
@@ -207,12 +215,12 @@ class _Leaves:
         count, leaves = self._conditions.shape
         of_pairs = _values_of_pairs(count)
         sets = np.arange(2**count)
-        first = np.arange(leaves)[:, np.newaxis] << count
+        self._first = np.arange(leaves) << count
         met = np.tensordot(self._bits, background.met[self._conditions], 1)  # [L, B]
 
         def summed(met: Array, weights: Array) -> Array:
             """Return the contributions, [L, 2**k, k], to rows with weights, [L, B]."""
-            cells = (first + met).ravel()
+            cells = (self._first[:, np.newaxis] + met).ravel()
             by_set = np.bincount(cells, weights.ravel(), leaves << count)
             return (by_set.reshape(leaves, -1) @ of_pairs).reshape(leaves, -1, count)
 
@@ -232,12 +240,13 @@ class _Leaves:
             met: True for the conditions that the row meets, [conditions].
             row: the features of the row, [F].
         """
+        leaves: Array | slice
         if self._table is None:
             leaves, parts = self._parts(met)
         else:
-            leaves = np.arange(len(self._columns))
+            leaves = slice(None)
             sets = self._bits @ met[self._conditions]
-            parts = self._table.take((leaves << len(self._bits)) + sets, axis=0)
+            parts = self._table.take(self._first + sets, axis=0)
         shares = parts[:, 0]
         if len(self._lines) > 1:
             numbers = np.where(np.isnan(row), 0.0, row)[self._features[:, leaves]]
@@ -263,7 +272,8 @@ class _Leaves:
         found = [np.empty(0, np.intp)]
         parts = [np.empty((0, len(self._lines), len(self._bits)))]
         candidates = np.flatnonzero(met[self._needed])
-        most = max(_MOST_COMPARED // background.met[: len(self._bits)].size, 1)
+        count = len(background.numbers.T)
+        most = max(_MOST_COMPARED // (len(self._bits) * count), 1)
         for start in range(0, len(candidates), most):
             leaves = candidates[start : start + most]
             conditions = self._conditions[:, leaves]
@@ -287,7 +297,7 @@ class _Leaves:
             present, starts = np.unique(members, return_index=True)
             found.append(leaves[present])
             summed = np.add.reduceat(np.stack(summands), starts, axis=2)
-            parts.append(summed.transpose(2, 0, 1) / background.met.shape[1])
+            parts.append(summed.transpose(2, 0, 1) / count)
         return np.concatenate(found), np.concatenate(parts)
 
 
@@ -314,8 +324,10 @@ def _shapley_values(lacks: Array, misses: Array) -> Array:
 def _inverse_binomials(most: int) -> Array:
     """Return 1 / C(n, k) for k <= n <= `most`, [most + 1, most + 1]."""
     inverse = np.zeros((most + 1, most + 1))
-    for total, chosen in zip(*np.tril_indices(most + 1), strict=True):
-        inverse[total, chosen] = 1 / math.comb(total, chosen)
+    inverse[:, 0] = 1.0
+    for total in range(1, most + 1):
+        chosen = np.arange(1, total + 1)
+        inverse[total, chosen] = inverse[total - 1, chosen - 1] * chosen / total
     return inverse
 
 
