@@ -51,13 +51,12 @@ class ExactExplainer:
             deadline: a time of `time.monotonic`, after which DeadlinePassed is raised.
         """
         form = self.form
-        summed = np.zeros((len(features), columns, len(form.base)))
         if form.is_linear:
             differences = features - self.background.mean(axis=0)
             is_of_column = form.columns[:, np.newaxis] == np.arange(columns)
-            for target, slopes in enumerate(form.slopes.T):
-                summed[..., target] = (differences * slopes) @ is_of_column
-            return summed
+            of_columns = form.slopes[:, np.newaxis] * is_of_column[..., np.newaxis]
+            return np.tensordot(differences, of_columns, 1)
+        summed = np.zeros((len(features), columns, len(form.base)))
         for row, totals in zip(features, summed, strict=True):
             if time.monotonic() > deadline:
                 raise DeadlinePassed

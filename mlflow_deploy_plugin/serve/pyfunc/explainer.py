@@ -246,21 +246,20 @@ class _MaskedModel:
         depend on others.
         """
         width = len(self.features)
-        pairs = max_evals // (2 * width + 1)
         values = []
         for position in range(row_count(rows)):
             row = slice_feeds(rows, slice(position, position + 1))
             rng = np.random.default_rng(seed)
-            sums = 0.0
-            for _ in range(pairs):
+            pairs = []
+            for _ in range(max_evals // (2 * width + 1)):
                 order = rng.permutation(width)
                 ranks = np.argsort(order)
                 # The features become known one by one, and unknown in the same order.
                 is_known = ranks < np.arange(width + 1)[:, np.newaxis]
                 names, means = self._means(row, np.concatenate([is_known, ~is_known[1:]]))
                 changes = np.diff(means, axis=0)
-                sums += (changes[:width] - changes[width:])[ranks]
-            values.append(sums / (2 * pairs))
+                pairs.append((changes[:width] - changes[width:])[ranks])
+            values.append(np.mean(pairs, axis=0) / 2)
         return RowContributions(
             self.features,
             names,

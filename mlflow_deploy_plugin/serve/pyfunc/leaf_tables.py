@@ -32,8 +32,8 @@ _MOST_CONDITIONS = 9
 """The maximum number of conditions of a leaf with a table. The contributions of all
 pairs of sets of conditions, which tables are computed from, have 19 MB.
 """
-_MOST_COMPARED = 2_000_000
-"""The maximum number of conditions that are compared with background rows at once."""
+_MOST_LEAVES = 2048
+"""The maximum number of leaves without a table that are computed at once."""
 
 
 class _Interval(NamedTuple):
@@ -69,17 +69,19 @@ class LeafTables:
     def __init__(self, form: AdditiveForm, background: Array) -> None:
         """Compute the tables for the features of the background rows, [B, F]."""
         positions = {_Interval(0): 0}  # All rows meet condition 0.
-        # Leaves with the same numbers of conditions and slopes, and the same sums.
-        kinds: dict[tuple[int, bool, tuple[int, ...]], list[_Leaf]] = defaultdict(list)
+        # Leaves with the same sums and numbers of conditions and slopes. Last are those
+        # that only missing values reach, such as in LightGBM's linear trees.
+        kinds: dict[tuple[bool, int, bool, tuple[int, ...]], list[_Leaf]] = defaultdict(list)
         for tree, left in enumerate(form.left):
             values = form.value[tree].reshape(len(left), -1, len(form.base))
             targets = tuple(np.flatnonzero(values.any(axis=(0, 1))).tolist())
             for node, path in _paths(form, tree):
                 conditions = [positions.setdefault(item, len(positions)) for item in path]
+                needs_missing = any(item.low == np.inf for item in path)
                 constants, *by_feature = values[node]
                 if len(targets) > 1 and not np.any(by_feature):
                     leaf = _Leaf(conditions, constants[[*targets]], [1.0])
-                    kinds[len(path), False, targets].append(leaf)
+                    kinds[needs_missing, len(path), False, targets].append(leaf)
                     continue
                 path_features = np.reshape([item.feature for item in path], (-1, 1))
                 is_multiplied = path_features == form.slope_features
@@ -87,34 +89,33 @@ class LeafTables:
                     line = [constants[target]]
                     if has_slopes := any(slopes[target] for slopes in by_feature):
                         line += (is_multiplied @ values[node, 1:, target]).tolist()
-                    kinds[len(path), has_slopes, (target,)].append(_Leaf(conditions, [], line))
+                    leaf = _Leaf(conditions, [], line)
+                    kinds[needs_missing, len(path), has_slopes, (target,)].append(leaf)
         self._conditions = _Conditions([*positions])
         rows = _Background(self._conditions.met(background).T, background)
-        # Conditions of missing values, such as those of LightGBM's linear trees.
-        is_rare = (self._conditions.low == np.inf) & ~rows.met.any(axis=1)
-        rare = set(np.flatnonzero(is_rare).tolist())
         features = self._conditions.features
         columns = form.columns[features]
+        is_complete = not np.isnan(background).any()
         kept_bytes = KEPT_BYTES
         self._groups = []
-        others = defaultdict(list)
-        for (count, has_slopes, targets), leaves in sorted(kinds.items(), key=itemgetter(0)):
+        others: dict[tuple[bool, tuple[int, ...]], list[_Leaf]] = defaultdict(list)
+        for kind, leaves in sorted(kinds.items(), key=itemgetter(0)):
+            needs_missing, count, has_slopes, targets = kind
             leaf_bytes = 8 * count * 2**count * (1 + count * has_slopes)
             if not leaf_bytes:
                 continue  # The only leaf of a tree contributes nothing.
-            leaves.sort(key=lambda leaf: not rare.isdisjoint(leaf.conditions))
             fitting = 0
-            if count <= _MOST_CONDITIONS:
-                common = [leaf for leaf in leaves if rare.isdisjoint(leaf.conditions)]
-                fitting = min(kept_bytes // leaf_bytes, len(common))
+            if count <= _MOST_CONDITIONS and not (needs_missing and is_complete):
+                fitting = min(kept_bytes // leaf_bytes, len(leaves))
             kept_bytes -= leaf_bytes * fitting
             if fitting:
                 self._groups.append(_Leaves(targets, leaves[:fitting], features, columns, rows))
                 self._groups[-1].tabulate()
             others[has_slopes, targets] += leaves[fitting:]
         for (_, targets), leaves in others.items():
-            if leaves:
-                self._groups.append(_Leaves(targets, leaves, features, columns, rows))
+            for start in range(0, len(leaves), _MOST_LEAVES):
+                part = leaves[start : start + _MOST_LEAVES]
+                self._groups.append(_Leaves(targets, part, features, columns, rows))
 
     def add_to(self, totals: Array, row: Array) -> None:
         """Add the contributions to `totals`, [columns, K], for the features of a row,
@@ -201,7 +202,7 @@ class _Leaves:
         self._columns = np.ascontiguousarray(columns[self._conditions].T)  # [L, k]
         self._background = background
         # A row must meet a condition that no background row meets.
-        is_needed = ~background.met.any(axis=1)[self._conditions]
+        is_needed = ~np.logical_or.reduce(background.met, axis=1)[self._conditions]
         self._needed = (self._conditions * is_needed).max(axis=0)
         self._bits = 1 << np.arange(len(self._conditions))
         self._first = np.zeros(0, np.intp)  # The first line of each leaf in the table.
@@ -269,36 +270,28 @@ class _Leaves:
             met: True for the conditions that the row meets, [conditions].
         """
         background = self._background
-        found = [np.empty(0, np.intp)]
-        parts = [np.empty((0, len(self._lines), len(self._bits)))]
-        candidates = np.flatnonzero(met[self._needed])
-        count = len(background.numbers.T)
-        most = max(_MOST_COMPARED // (len(self._bits) * count), 1)
-        for start in range(0, len(candidates), most):
-            leaves = candidates[start : start + most]
-            conditions = self._conditions[:, leaves]
-            is_lacking = ~met[conditions]
-            # A row counts if it meets all conditions that the explained row lacks.
-            meeting = background.rows_meeting[conditions]
-            required = np.where(is_lacking[..., np.newaxis], meeting, background.rows)
-            counting = np.bitwise_and.reduce(required, axis=0)
-            members, rows = np.nonzero(np.unpackbits(counting.view(np.uint8), axis=1))
-            lacks = is_lacking[:, members]
-            misses = ~background.met[conditions[:, members], rows]
-            constant, *slopes = self._lines[:, leaves[members]]
-            numbers = background.numbers[self._features[:, leaves[members]], rows]
-            summands = [constant * _shapley_values(lacks, misses)]
-            for position, slope in enumerate(slopes):
-                is_position = np.arange(len(lacks))[:, np.newaxis] == position
-                of_background = _shapley_values(lacks | is_position, misses)
-                summands[0] += of_background * (slope * numbers[position] * ~misses[position])
-                of_row = _shapley_values(lacks, misses | is_position)
-                summands.append(of_row * (slope * ~lacks[position]))
-            present, starts = np.unique(members, return_index=True)
-            found.append(leaves[present])
-            summed = np.add.reduceat(np.stack(summands), starts, axis=2)
-            parts.append(summed.transpose(2, 0, 1) / count)
-        return np.concatenate(found), np.concatenate(parts)
+        leaves = np.flatnonzero(met[self._needed])
+        conditions = self._conditions[:, leaves]
+        is_lacking = ~met[conditions]
+        # A row counts if it meets all conditions that the explained row lacks.
+        meeting = background.rows_meeting[conditions]
+        required = np.where(is_lacking[..., np.newaxis], meeting, background.rows)
+        counting = np.bitwise_and.reduce(required, axis=0)
+        members, rows = np.nonzero(np.unpackbits(counting.view(np.uint8), axis=1))
+        lacks = is_lacking[:, members]
+        misses = ~background.met[conditions[:, members], rows]
+        constant, *slopes = self._lines[:, leaves[members]]
+        numbers = background.numbers[self._features[:, leaves[members]], rows]
+        parts = [constant * _shapley_values(lacks, misses)]
+        for position, slope in enumerate(slopes):
+            is_position = np.arange(len(lacks))[:, np.newaxis] == position
+            of_background = _shapley_values(lacks | is_position, misses)
+            parts[0] += of_background * (slope * numbers[position] * ~misses[position])
+            of_row = _shapley_values(lacks, misses | is_position)
+            parts.append(of_row * (slope * ~lacks[position]))
+        present, starts = np.unique(members, return_index=True)
+        summed = np.add.reduceat(np.stack(parts), starts, axis=2).transpose(2, 0, 1)
+        return leaves[present], summed / len(background.numbers.T)
 
 
 def _shapley_values(lacks: Array, misses: Array) -> Array:
@@ -317,7 +310,10 @@ def _shapley_values(lacks: Array, misses: Array) -> Array:
     gained = misses.sum(axis=0)
     lost = lacks.sum(axis=0)
     shares = _inverse_binomials(2 * len(lacks))[gained + lost, gained]
-    return misses * (shares / np.maximum(gained, 1)) - lacks * (shares / np.maximum(lost, 1))
+    gains = misses * (shares / np.maximum(gained, 1))
+    losses = lacks * (shares / np.maximum(lost, 1))
+    values: Array = gains - losses
+    return values
 
 
 @lru_cache
@@ -340,7 +336,8 @@ def _values_of_pairs(count: int) -> Array:
     lacks = is_unmet[:, np.newaxis]
     misses = is_unmet[..., np.newaxis]
     values = _shapley_values(lacks, misses) * ~(lacks & misses).any(axis=0)
-    return values.transpose(1, 2, 0).reshape(2**count, -1)
+    lines: Array = values.transpose(1, 2, 0).reshape(2**count, -1)
+    return lines
 
 
 def _paths(form: AdditiveForm, tree: int) -> Iterator[tuple[int, tuple[_Interval, ...]]]:

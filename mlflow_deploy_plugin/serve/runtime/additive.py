@@ -121,11 +121,10 @@ class AdditiveForm:
                 )
                 children = np.where(goes_left, self.left[trees, nodes], self.right[trees, nodes])
                 nodes = np.where(is_inner, children, nodes)
-            constants, *slopes = self.value[trees, nodes].sum(axis=0).reshape(-1, len(self.base))
-            sums[row] = constants + self.base
-            for slope, number in zip(slopes, values[self.slope_features], strict=True):
-                # A leaf with a slope is not reached by a missing number.
-                sums[row] += np.where(slope, slope * number, 0.0)
+            summands = self.value[trees, nodes].sum(axis=0).reshape(-1, len(self.base))
+            numbers = np.append(1.0, values[self.slope_features])[:, np.newaxis]
+            # A missing number reaches no leaf with a slope for it.
+            sums[row] = np.where(summands, summands * numbers, 0.0).sum(axis=0) + self.base
         return sums
 
     def predictions(self, sums: Array) -> Array:
@@ -169,8 +168,6 @@ class AdditiveForm:
         # A path from the root can enter a cycle only at a node with two parents.
         if len(np.unique(children)) < children.size:
             raise ValueError("a node of a tree has several parents")
-        if (self.columns[self.feature[is_inner]] < 0).any():
-            raise ValueError("a feature of a tree belongs to no column")
         self.predictions(self.sums(self.read_features(np.zeros((1, len(self.columns))))))
 
     def to_bytes(self) -> bytes:
