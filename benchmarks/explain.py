@@ -1,4 +1,4 @@
-"""Measure exact explanations of trees and linear models beside shap: rows per second of
+"""Measure exact explanations of trees and linear models next to shap: rows per second of
 CPU for requests of 1, 100 and many rows, and the largest difference of the sums from
 the original's predictions and of the values from shap's values for the original.
 

@@ -3,10 +3,10 @@ row.
 
 The path to a leaf is one condition per feature, an interval. A coalition takes its
 features from the row and the others from a background row. So the contributions of a
-leaf depend only on the conditions that the row meets and on those that each background
-row meets. The table of a leaf has the contributions of its features for each set of
-conditions that a row may meet, as the mean over the background rows. The contributions
-of leaves without a table are computed for each row, in the same way.
+leaf depend only on the conditions that the row meets and on the conditions that each
+background row meets. The table of a leaf has the contributions of its features for each
+set of conditions that a row may meet, as the mean over the background rows. The
+contributions of leaves without a table are computed for each row, in the same way.
 
 Nadel and Wettenstein, From Decision Trees to Boolean Logic: A Fast and Unified SHAP
 Algorithm, 2025, https://arxiv.org/abs/2511.09376.
@@ -69,8 +69,8 @@ class LeafTables:
     def __init__(self, form: AdditiveForm, background: Array) -> None:
         """Compute the tables for the features of the background rows, [B, F]."""
         positions = {_Interval(0): 0}  # All rows meet condition 0.
-        # Leaves with the same sums and numbers of conditions and slopes. Last are those
-        # that only missing values reach, such as in LightGBM's linear trees.
+        # Leaves with the same sums and numbers of conditions and slopes. Leaves that
+        # only missing values reach, as in LightGBM's linear trees, are the last.
         kinds: dict[tuple[bool, int, bool, tuple[int, ...]], list[_Leaf]] = defaultdict(list)
         for tree, left in enumerate(form.left):
             values = form.value[tree].reshape(len(left), -1, len(form.base))
@@ -263,8 +263,8 @@ class _Leaves:
         """Return the leaves that contribute to a row, [n], and the parts of their
         contributions, [n, parts, k].
 
-        The number that a slope multiplies is that of the row, as if no background row
-        met its condition, or that of a background row, as if the row did not meet it.
+        A slope multiplies the number of the row, as if no background row met its
+        condition, or the number of a background row, as if the row did not meet it.
 
         Args:
             met: True for the conditions that the row meets, [conditions].
@@ -298,10 +298,9 @@ def _shapley_values(lacks: Array, misses: Array) -> Array:
     """Return the contributions of k conditions, [k, ...], to the product of all
     conditions, for pairs of rows that meet all conditions together.
 
-    With s conditions that only the explained row meets, and c conditions that only the
-    background row meets, the Shapley value of each of the s conditions is
-    (s - 1)! c! / (s + c)!, and that of each of the c conditions is
-    -s! (c - 1)! / (s + c)!.
+    If only the explained row meets s conditions, and only the background row meets c
+    conditions, each of the s conditions contributes (s - 1)! c! / (s + c)!, and each of
+    the c conditions contributes -s! (c - 1)! / (s + c)!.
 
     Args:
         lacks: True for the conditions that the explained row does not meet, [k, ...].
