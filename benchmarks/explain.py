@@ -1,5 +1,5 @@
-"""Measure exact explanations of trees and linear models next to shap: rows per second of
-CPU for requests of 1, 100 and many rows, and the largest difference of the sums from
+"""Measure exact explanations of trees and linear models next to shap: rows per second
+of CPU for requests of 1, 100 and many rows, and the largest difference of the sums from
 the original's predictions and of the values from shap's values for the original.
 
     .venv/bin/python benchmarks/explain.py [--rows 10000]

@@ -151,7 +151,9 @@ def explain_rows(
     reader = _load_reader(model.artifact.folder)
     features = explained_features(model.artifact, rows)
     if reader is None:
-        return _MaskedModel(model, features, background, deadline).explain(rows, max_evals, seed)
+        return _explain_by_permutations(
+            model, features, background, rows, max_evals, seed, deadline
+        )
     # Explain the sums of the form, such as log-odds, with exact Shapley values.
     form = reader.form
     background_features = reader.read(background)
@@ -230,70 +232,58 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
 _read_background = lru_cache(_MAX_MODELS)(read_background)
 
 
-@dataclass(frozen=True, eq=False)
-class _MaskedModel:
-    """The mean predictions for a row of which some features are known. The others have
-    the values of the background rows.
+def _explain_by_permutations(
+    model: OnnxModel,
+    features: list[ExplainedFeature],
+    background: Feeds,
+    rows: Feeds,
+    max_evals: int,
+    seed: int,
+    deadline: float,
+) -> RowContributions:
+    """Explain each row with the same permutations, so that its contributions do not
+    depend on others. See `explain_rows`.
     """
-
-    model: OnnxModel
-    features: list[ExplainedFeature]
-    background: Feeds
-    deadline: float
-
-    def explain(self, rows: Feeds, max_evals: int, seed: int) -> RowContributions:
-        """Explain each row with the same permutations, so that its contributions do not
-        depend on others.
-        """
-        width = len(self.features)
-        values = []
-        for position in range(row_count(rows)):
-            row = slice_feeds(rows, slice(position, position + 1))
-            rng = np.random.default_rng(seed)
-            pairs = []
-            for _ in range(max_evals // (2 * width + 1)):
-                order = rng.permutation(width)
-                ranks = np.argsort(order)
-                # The features become known one by one, and unknown in the same order.
-                is_known = ranks < np.arange(width + 1)[:, np.newaxis]
-                names, means = self._means(row, np.concatenate([is_known, ~is_known[1:]]))
-                changes = np.diff(means, axis=0)
-                pairs.append((changes[:width] - changes[width:])[ranks])
-            values.append(np.mean(pairs, axis=0) / 2)
-        return RowContributions(
-            self.features,
-            names,
-            np.array(values),
-            means[0],
-            row_count(self.background),
-            method="permutation",
-            link="identity",
-        )
-
-    def _means(self, row: Feeds, known: Array) -> tuple[list[Name], Array]:
-        """Return the names of the predicted numbers, and their means, [M, K] float64,
-        for the sets of known features, [M, features]. Raises DeadlinePassed after the
-        deadline.
-        """
-        count = row_count(self.background)
-        most = max(_RUN_ROWS // count, 1)
+    width = len(features)
+    count = row_count(background)
+    pairs = max_evals // (2 * width + 1)
+    ranks = np.tile(np.arange(width), (pairs, 1))
+    np.random.default_rng(seed).permuted(ranks, axis=1, out=ranks)
+    # The features become known one by one, and unknown in the same order.
+    is_known = ranks[:, np.newaxis] < np.arange(width + 1)[:, np.newaxis]
+    known = np.concatenate([is_known, ~is_known[:, 1:]], axis=1).reshape(-1, width)
+    most = max(_RUN_ROWS // count, 1)
+    values = []
+    for position in range(row_count(rows)):
+        row = slice_feeds(rows, slice(position, position + 1))
         means = []
         for sets in np.split(known, range(most, len(known), most)):
-            if time.monotonic() > self.deadline:
+            if time.monotonic() > deadline:
                 raise DeadlinePassed
             feeds = {
-                name: np.concatenate([self.background[name].astype(array.dtype)] * len(sets))
+                name: np.concatenate([background[name].astype(array.dtype)] * len(sets))
                 for name, array in row.items()
             }
-            for feature, is_known in zip(self.features, sets.repeat(count, axis=0).T, strict=True):
-                for name, position in feature.places:
-                    column = feeds[name].reshape(len(is_known), -1)[:, position]
-                    column[is_known] = feature.values(row)
-            names, numbers = explained_numbers(self.model, feeds)
-            if len(numbers) != len(sets) * count:
+            for feature, is_set in zip(features, sets.repeat(count, axis=0).T, strict=True):
+                for name, place in feature.places:
+                    feeds[name].reshape(len(is_set), -1)[is_set, place] = feature.values(row)
+            names, numbers = explained_numbers(model, feeds)
+            if len(numbers) != len(is_set):
                 raise InvalidRequest(
-                    f"the model returns {len(numbers)} rows for {len(sets) * count} and cannot be "
+                    f"the model returns {len(numbers)} rows for {len(is_set)} and cannot be "
                     "explained"
                 )
             means.append(numbers.reshape(len(sets), count, -1).mean(axis=1))
-        return names, np.concatenate(means)
+        by_pair = np.concatenate(means).reshape(pairs, 2 * width + 1, -1)
+        changes = np.diff(by_pair, axis=1)
+        both = changes[:, :width] - changes[:, width:]
+        values.append(np.take_along_axis(both, ranks[..., np.newaxis], axis=1).mean(axis=0) / 2)
+    return RowContributions(
+        features,
+        names,
+        np.array(values),
+        by_pair[0, 0],
+        count,
+        method="permutation",
+        link="identity",
+    )

@@ -92,9 +92,7 @@ class LeafTables:
                     leaf = _Leaf(conditions, [], line)
                     kinds[needs_missing, len(path), has_slopes, (target,)].append(leaf)
         self._conditions = _Conditions([*positions])
-        rows = _Background(self._conditions.met(background).T, background)
-        features = self._conditions.features
-        columns = form.columns[features]
+        rows = _Background(self._conditions, form.columns, background)
         is_complete = not np.isnan(background).any()
         kept_bytes = KEPT_BYTES
         self._groups = []
@@ -109,13 +107,13 @@ class LeafTables:
                 fitting = min(kept_bytes // leaf_bytes, len(leaves))
             kept_bytes -= leaf_bytes * fitting
             if fitting:
-                self._groups.append(_Leaves(targets, leaves[:fitting], features, columns, rows))
+                self._groups.append(_Leaves(targets, leaves[:fitting], rows))
                 self._groups[-1].tabulate()
             others[has_slopes, targets] += leaves[fitting:]
         for (_, targets), leaves in others.items():
             for start in range(0, len(leaves), _MOST_LEAVES):
                 part = leaves[start : start + _MOST_LEAVES]
-                self._groups.append(_Leaves(targets, part, features, columns, rows))
+                self._groups.append(_Leaves(targets, part, rows))
 
     def add_to(self, totals: Array, row: Array) -> None:
         """Add the contributions to `totals`, [columns, K], for the features of a row,
@@ -158,16 +156,21 @@ class _Background:
     """B background rows.
 
     Attributes:
+        features: the features of all conditions, [conditions].
+        columns: the columns of the features, [conditions].
         met: True for the conditions that a row meets, [conditions, B].
-        numbers: the features, [F, B], with 0 for a missing value.
+        numbers: the features of the rows, [F, B], with 0 for a missing value.
         rows: the bits of all rows, [words] uint64.
         rows_meeting: the bits of the rows that meet a condition, [conditions, words].
     """
 
-    def __init__(self, met: Array, features: Array) -> None:
-        self.met = met
-        self.numbers = np.where(np.isnan(features), 0.0, features).T
-        padded = np.pad(met, ((0, 0), (0, -len(features) % 64)))
+    def __init__(self, conditions: _Conditions, columns: Array, rows: Array) -> None:
+        """Read rows with these features, [B, F], whose columns are `columns`, [F]."""
+        self.features = conditions.features
+        self.columns = columns[self.features]
+        self.met = conditions.met(rows).T
+        self.numbers = np.where(np.isnan(rows), 0.0, rows).T
+        padded = np.pad(self.met, ((0, 0), (0, -len(rows) % 64)))
         self.rows_meeting = np.packbits(padded, axis=1).view(np.uint64)
         self.rows = self.rows_meeting[0]
 
@@ -176,20 +179,13 @@ class _Leaves:
     """L leaves whose paths have at most k conditions."""
 
     def __init__(
-        self,
-        targets: tuple[int, ...],
-        leaves: Sequence[_Leaf],
-        features: Array,
-        columns: Array,
-        background: _Background,
+        self, targets: tuple[int, ...], leaves: Sequence[_Leaf], background: _Background
     ) -> None:
         """Collect leaves.
 
         Args:
             targets: the sums that the leaves change.
             leaves: the leaves.
-            features: the features of all conditions, [conditions].
-            columns: the columns of the features, [conditions].
             background: the background rows.
         """
         paths, values, lines = zip(*leaves, strict=True)
@@ -198,8 +194,8 @@ class _Leaves:
         self._conditions = np.array([*zip_longest(*paths, fillvalue=0)])  # [k, L]
         self._lines = np.array([*zip_longest(*lines, fillvalue=0.0)])  # [1 or 1 + k, L]
         self._values = np.array(values).T[..., np.newaxis]  # [targets, L, 1]
-        self._features = features[self._conditions]
-        self._columns = np.ascontiguousarray(columns[self._conditions].T)  # [L, k]
+        self._features = background.features[self._conditions]
+        self._columns = np.ascontiguousarray(background.columns[self._conditions].T)  # [L, k]
         self._background = background
         # A row must meet a condition that no background row meets.
         is_needed = ~np.logical_or.reduce(background.met, axis=1)[self._conditions]
