@@ -165,12 +165,14 @@ def explain(
       onnxserve explain models:/flight-delay/7 --data reference \\
           --contributions rows.csv --log
     """
-    from mlflow_deploy_plugin.wrap.evaluation.explanation import contributions_format
+    from mlflow_deploy_plugin.wrap.evaluation.explanation import contributions_format, require_plots
     from mlflow_deploy_plugin.wrap.evaluation.explanation import explain as explain_file
 
+    # Refuse an unknown file format, and missing packages, before the long measurement.
     if contributions:
-        # Refuse an unknown file format before the long measurement.
         contributions_format(contributions)
+    if folder:
+        require_plots()
     result = explain_file(model_uri, data, target, progress=show_progress, **options)
     if contributions:
         result.write_contributions(contributions)

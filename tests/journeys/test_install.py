@@ -77,7 +77,7 @@ IMPORTS_OF_EXTRAS = {
         "mlflow_deploy_plugin.ship.images.engine"
     ),
     "kubernetes": "import mlflow_deploy_plugin.ship.deployments.backends.kubernetes",
-    "explain": "import mlflow_deploy_plugin.serve.pyfunc.explainer",
+    "explain": "import shap",
     "bom": "import mlflow_deploy_plugin.promote.evidence.bom",
     "signing": "import model_signing.signing, mlflow_deploy_plugin.core.signatures",
     "spark": "import pyspark.sql, mlflow_deploy_plugin.ship.batch.spark",
@@ -101,7 +101,6 @@ NEEDS_AN_EXTRA = {
     "mlflow_oidc_auth",
     "onnxruntime",
     "scipy",
-    "shap",
     "skl2onnx",
     "sklearn",
     "statsmodels",

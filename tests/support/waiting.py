@@ -13,8 +13,8 @@ import psutil
 import requests
 
 EXPLAINER_SECONDS = 250
-"""The process that explains imports shap at a low priority: on a busy machine, the
-import took 150 s.
+"""The process that explains starts at a low priority, which takes long on a busy
+machine.
 """
 
 # The ports are different for each pytest worker, and below the system's range (32768).

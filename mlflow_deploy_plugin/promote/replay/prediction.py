@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.promote.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions
 from mlflow_deploy_plugin.serve.runtime.agreement import Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.explained import check_explainable
@@ -45,11 +46,8 @@ from mlflow_deploy_plugin.serve.runtime.session import (
 )
 from mlflow_deploy_plugin.serve.spool.codec import as_one_row
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays
-from mlflow_deploy_plugin.wrap.evaluation.explanation import contributions, require_shap
+from mlflow_deploy_plugin.wrap.evaluation.explanation import contributions
 from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
-
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions
 
 _NO_GRAPH = Refused("a pyfunc has no ONNX form")
 _TO_THE_BIT = Tolerance(numbers="fiub", has_signed_zeros=True)
@@ -133,7 +131,7 @@ class Replay:
     is_equal: bool
     inputs: dict[str, list[Any]]
     outputs: list[OutputComparison]
-    explanation: "RowContributions | Refused"
+    explanation: RowContributions | Refused
     nodes: list[NodeOutput] | Refused
     left_out: int
 
@@ -243,7 +241,7 @@ class _Computed:
     artifact: Artifact
     columns: NamedArrays
     outputs: Mapping[str, Array]
-    explanation: "RowContributions | Refused" = _NO_GRAPH
+    explanation: RowContributions | Refused = _NO_GRAPH
     nodes: list[NodeOutput] | Refused = _NO_GRAPH
     left_out: int = 0
 
@@ -280,7 +278,6 @@ def _compute_onnx(
         explained_feeds = slice_feeds(feeds, slice(row, row + 1))
     try:
         check_explainable(artifact)
-        require_shap()
         explanation: RowContributions | Refused = contributions(
             model, explained_feeds, max_evals=None, seed=0, progress=lambda line: None
         ).rows

@@ -290,8 +290,7 @@ class Client:
 
         `max_evals` limits the model evaluations per row. The `version` must be loaded;
         None selects the version that would answer `predict`. Raises the errors of
-        `predict`, InvalidRequest if the model cannot be explained, and NotInstalled if
-        the server has no SHAP.
+        `predict`, and InvalidRequest if the model cannot be explained.
         """
         params = {"max_evals": max_evals, "seed": seed, "version": version}
         params = {name: value for name, value in params.items() if value is not None}

@@ -1,11 +1,10 @@
 """Explanations of predictions, from a process next to the worker that runs only while
 it is used.
 
-Importing SHAP takes seconds and 250 MB. A single process explains the predictions of
-all versions of the worker.
+A single process with a low priority explains the predictions of all versions of the
+worker.
 """
 
-import importlib.util
 import logging
 import sys
 import threading
@@ -15,7 +14,6 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
-    NotInstalled,
     NotReady,
     TooManyRequests,
 )
@@ -69,7 +67,6 @@ class ExplainerClient:
         model in `folder`.
 
         Raises:
-            NotInstalled: shap is missing.
             InvalidRequest, InferenceError: the model cannot be explained.
             DeadlineExceeded: the explanation took longer than `timeout_seconds`.
             TooManyRequests: `max_waiting` requests are already waiting.
@@ -77,11 +74,6 @@ class ExplainerClient:
                 this request.
         """
         deadline = time.perf_counter() + self._timeout_seconds
-        if importlib.util.find_spec("shap") is None:
-            raise NotInstalled(
-                "explanations need shap, which is not installed on this server: pip install "
-                "'mlflow-onnxserve[explain]'"
-            )
         with self._lock:
             if self._active >= self._max_waiting:
                 raise TooManyRequests(

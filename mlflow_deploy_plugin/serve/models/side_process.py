@@ -1,7 +1,7 @@
 """A process next to the worker that runs the code of a pyfunc version, or explains
 predictions.
 
-The process keeps mlflow, pandas and shap out of the worker's memory, and the worker
+The process keeps mlflow and pandas out of the worker's memory, and the worker
 survives a crash of their code. A keeper thread starts the process, and restarts it
 after growing pauses.
 

@@ -1,3 +1,3 @@
-"""The side processes of a worker. In a server, only these processes import mlflow,
-pandas and shap.
+"""The side processes of a worker. In a server, only these processes import mlflow
+and pandas.
 """

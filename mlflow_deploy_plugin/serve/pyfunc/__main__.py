@@ -143,20 +143,13 @@ def find_experiment() -> None:
 
 
 def start_explainer() -> tuple[SideMessage, Answer]:
-    """Import shap without numba and matplotlib. Raises InvalidArtifact if shap is
-    missing.
-
-    With numba, the first explanation takes 20 s instead of 10 ms, and 120 MB more.
-    matplotlib takes 30 MB and 0.5 s.
+    """Load the explainer, and return the ready message and the function that answers
+    requests.
     """
     os.nice(_NICENESS)
-    os.environ["NUMBA_DISABLE_JIT"] = "1"
-    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # With None, importing it fails.
-    try:
-        # This imports shap, which may be missing.
-        from mlflow_deploy_plugin.serve.pyfunc import explainer
-    except ImportError as error:
-        raise InvalidArtifact(f"shap cannot be imported here: {error}") from None
+    # The scorer's process does not need ONNX Runtime.
+    from mlflow_deploy_plugin.serve.pyfunc import explainer
+
     return SideMessage(side_messages.READY_MESSAGE), explainer.answer
 
 

@@ -1,14 +1,9 @@
-"""SHAP's permutation explainer on ONNX models, one request at a time.
+"""Explain the predictions of ONNX models, one request at a time: with exact Shapley
+values, otherwise with permutations in antithetic pairs, as
+`shap.PermutationExplainer`.
 
-shap works on a matrix of numbers, so each cell is replaced by a code: the index of its
-value among the distinct values of its column in the background and the request.
-Therefore strings, dates and missing values can be explained, and numbers are not
-rounded. shap 0.51 compares cells with `np.isclose`, which is exact for codes below
-100,000.
-
-Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017;
-permutations in antithetic pairs:
-https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
+Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017; Mitchell
+et al., Sampling Permutations for Shapley Value Estimation, JMLR 23, 2022.
 """
 
 import math
@@ -20,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import shap
 from pyarrow.types import is_floating
 
 from mlflow_deploy_plugin.core import errors
@@ -40,10 +34,17 @@ from mlflow_deploy_plugin.serve.pyfunc.exact import DeadlinePassed, exact_explai
 from mlflow_deploy_plugin.serve.runtime.additive import TOLERANCE, FeatureReader
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
+    Name,
     explained_features,
     explained_numbers,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, sample_positions
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Array,
+    Feeds,
+    row_count,
+    sample_positions,
+    slice_feeds,
+)
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 
@@ -115,7 +116,7 @@ class RowContributions:
     """
 
     features: list[ExplainedFeature]
-    outputs: list[str | int | float | bool]
+    outputs: list[Name]
     values: Array
     base_values: Array
     background_rows: int
@@ -150,7 +151,9 @@ def explain_rows(
     reader = _load_reader(model.artifact.folder)
     features = explained_features(model.artifact, rows)
     if reader is None:
-        return _CodedModel(model, features, background, rows, deadline).explain(max_evals, seed)
+        return _explain_by_permutations(
+            model, features, background, rows, max_evals, seed, deadline
+        )
     # Explain the sums of the form, such as log-odds, with exact Shapley values.
     form = reader.form
     background_features = reader.read(background)
@@ -229,79 +232,58 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
 _read_background = lru_cache(_MAX_MODELS)(read_background)
 
 
-class _CodedModel:
-    """The function for shap, from a matrix of codes (see the module) to a matrix of
-    predicted numbers.
-
-    `background` is a matrix [N, features] of float64. `names` are the result's column
-    names, which the first call sets.
+def _explain_by_permutations(
+    model: OnnxModel,
+    features: list[ExplainedFeature],
+    background: Feeds,
+    rows: Feeds,
+    max_evals: int,
+    seed: int,
+    deadline: float,
+) -> RowContributions:
+    """Explain each row with the same permutations, so that its contributions do not
+    depend on others. See `explain_rows`.
     """
-
-    def __init__(
-        self,
-        model: OnnxModel,
-        features: list[ExplainedFeature],
-        background: Feeds,
-        rows: Feeds,
-        deadline: float,
-    ) -> None:
-        self._model = model
-        self._features = features
-        self._deadline = deadline
-        self._templates = rows  # Only the shapes and dtypes of these rows are used.
-        self._values: list[Array] = []  # The list has the distinct values of each feature.
-        self.names: list[str | int | float | bool] = []
-        codes = []
-        for feature in features:
-            background_values = feature.values(background)
-            values = np.concatenate([background_values, feature.values(rows)])
-            unique, indices = np.unique(values, return_inverse=True)
-            self._values.append(unique)
-            codes.append(indices.astype(np.float64))
-        self.background, self._rows = np.split(np.stack(codes, axis=1), [len(background_values)])
-
-    def __call__(self, matrix: Array) -> Array:
-        """Return the predicted numbers, [N, K], for a matrix of codes, [N, features].
-        Raises DeadlinePassed after the deadline.
-        """
-        parts = []
-        for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
-            if time.monotonic() > self._deadline:
+    width = len(features)
+    count = row_count(background)
+    pairs = max_evals // (2 * width + 1)
+    ranks = np.tile(np.arange(width), (pairs, 1))
+    np.random.default_rng(seed).permuted(ranks, axis=1, out=ranks)
+    # The features become known one by one, and unknown in the same order.
+    is_known = ranks[:, np.newaxis] < np.arange(width + 1)[:, np.newaxis]
+    known = np.concatenate([is_known, ~is_known[:, 1:]], axis=1).reshape(-1, width)
+    most = max(_RUN_ROWS // count, 1)
+    values = []
+    for position in range(row_count(rows)):
+        row = slice_feeds(rows, slice(position, position + 1))
+        means = []
+        for sets in np.split(known, range(most, len(known), most)):
+            if time.monotonic() > deadline:
                 raise DeadlinePassed
             feeds = {
-                name: np.empty((len(rows), *template.shape[1:]), dtype=template.dtype)
-                for name, template in self._templates.items()
+                name: np.concatenate([background[name].astype(array.dtype)] * len(sets))
+                for name, array in row.items()
             }
-            columns = rows.T.astype(np.intp)
-            for feature, values, codes in zip(self._features, self._values, columns, strict=True):
-                for name, position in feature.places:
-                    feeds[name].reshape(len(rows), -1)[:, position] = values[codes]
-            self.names, numbers = explained_numbers(self._model, feeds)
-            if len(numbers) != len(rows):
+            for feature, is_set in zip(features, sets.repeat(count, axis=0).T, strict=True):
+                for name, place in feature.places:
+                    feeds[name].reshape(len(is_set), -1)[is_set, place] = feature.values(row)
+            names, numbers = explained_numbers(model, feeds)
+            if len(numbers) != len(is_set):
                 raise InvalidRequest(
-                    f"the model returns {len(numbers)} rows for {len(rows)} and cannot be explained"
+                    f"the model returns {len(numbers)} rows for {len(is_set)} and cannot be "
+                    "explained"
                 )
-            parts.append(numbers)
-        return np.concatenate(parts)
-
-    def explain(self, max_evals: int, seed: int) -> RowContributions:
-        """Explain each row separately, so that its contributions do not depend on
-        others.
-        """
-        masker = shap.maskers.Independent(self.background, max_samples=len(self.background))
-        values = []
-        for row in self._rows:
-            explainer = shap.PermutationExplainer(self, masker, seed=seed)
-            explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
-            values.append(explanation.values[0])
-            base_values = explanation.base_values[0]
-        return RowContributions(
-            self._features,
-            self.names,
-            # Restore the last dimension, which shap drops if its size is 1.
-            np.array(values).reshape(*self._rows.shape, -1),
-            np.reshape(base_values, -1),
-            len(self.background),
-            method="permutation",
-            link="identity",
-        )
+            means.append(numbers.reshape(len(sets), count, -1).mean(axis=1))
+        by_pair = np.concatenate(means).reshape(pairs, 2 * width + 1, -1)
+        changes = np.diff(by_pair, axis=1)
+        both = changes[:, :width] - changes[:, width:]
+        values.append(np.take_along_axis(both, ranks[..., np.newaxis], axis=1).mean(axis=0) / 2)
+    return RowContributions(
+        features,
+        names,
+        np.array(values),
+        by_pair[0, 0],
+        count,
+        method="permutation",
+        link="identity",
+    )

@@ -3,30 +3,37 @@ row.
 
 The path to a leaf is one condition per feature, an interval. A coalition takes its
 features from the row and the others from a background row. So the contributions of a
-leaf depend only on the conditions that the row meets and on those that each background
-row meets. The table of a leaf has the contributions of its features for each set of
-conditions that a row may meet, as the mean over the background rows.
+leaf depend only on the conditions that the row meets and on the conditions that each
+background row meets. The table of a leaf has the contributions of its features for each
+set of conditions that a row may meet, as the mean over the background rows. The
+contributions of leaves without a table are computed for each row, in the same way.
 
 Nadel and Wettenstein, From Decision Trees to Boolean Logic: A Fast and Unified SHAP
 Algorithm, 2025, https://arxiv.org/abs/2511.09376.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import zip_longest
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.special import beta
 
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 KEPT_BYTES = 64 * 1024 * 1024
-"""The maximum bytes of a model's tables in memory."""
-_MOST_TREE_BYTES = 32 * 1024 * 1024
-"""The maximum bytes of a tree's tables. Their computation takes five times as much."""
+"""The maximum bytes of a model's tables in memory. Leaves with few conditions come
+first.
+"""
+_MOST_CONDITIONS = 9
+"""The maximum number of conditions of a leaf with a table. The contributions of all
+pairs of sets of conditions, which tables are computed from, have 19 MB.
+"""
+_MOST_LEAVES = 2048
+"""The maximum number of leaves without a table that are computed at once."""
 
 
 class _Interval(NamedTuple):
@@ -41,107 +48,291 @@ class _Interval(NamedTuple):
     codes: int = -1
 
 
-@dataclass(frozen=True, eq=False)
-class _Leaves:
-    """L leaves whose paths have k conditions.
+class _Leaf(NamedTuple):
+    """A leaf whose path has k conditions.
 
     Attributes:
-        conditions: the positions of the conditions among those of the tree, [L, k].
-        by_feature: 1 for the features of the conditions, [F, L * k].
-        value: the summands of the leaves, [L, K].
-        tables: the contributions to a summand of 1, [L, k, 2**k] float64. Bit j of the
-            last position is set if the row meets condition j.
+        conditions: the positions of the conditions, [k].
+        values: the summands of several sums; empty for one sum.
+        line: the summand of one sum: a constant, and with slopes the slope of each
+            condition's feature, [1 or 1 + k]. It is 1 for several sums.
     """
 
-    conditions: Array
-    by_feature: csr_array
-    value: Array
-    tables: Array
+    conditions: list[int]
+    values: Sequence[float]
+    line: list[float]
 
 
 class LeafTables:
-    """The tables of the leaves of a tree."""
+    """The leaves of all trees of a form, with their tables."""
 
-    def __init__(self, form: AdditiveForm, tree: int, background: Array) -> None:
-        """Compute the tables.
-
-        Args:
-            form: the trees.
-            tree: the position of the tree.
-            background: the features of the background rows, [F, B].
-        """
-        positions: dict[_Interval, int] = {}
-        nodes = defaultdict(list)
-        conditions = defaultdict(list)
-        for leaf, path in _paths(form, tree):
-            nodes[len(path)].append(leaf)
-            conditions[len(path)].append(
-                [positions.setdefault(interval, len(positions)) for interval in path]
-            )
-        intervals = np.array(list(positions), object).reshape(-1, 5)
-        self._features = intervals[:, 0].astype(int)
-        self._limits = intervals[:, 1:3].astype(float).T[:, :, np.newaxis]
-        self._has_missing = intervals[:, 3:4].astype(bool)
-        self._codes = intervals[:, 4]
-        met = self._conditions_met(background)
+    def __init__(self, form: AdditiveForm, background: Array) -> None:
+        """Compute the tables for the features of the background rows, [B, F]."""
+        positions = {_Interval(0): 0}  # All rows meet condition 0.
+        # Leaves with the same sums and numbers of conditions and slopes. Leaves that
+        # only missing values reach, as in LightGBM's linear trees, are the last.
+        kinds: dict[tuple[bool, int, bool, tuple[int, ...]], list[_Leaf]] = defaultdict(list)
+        for tree, left in enumerate(form.left):
+            values = form.value[tree].reshape(len(left), -1, len(form.base))
+            targets = tuple(np.flatnonzero(values.any(axis=(0, 1))).tolist())
+            for node, path in _paths(form, tree):
+                conditions = [positions.setdefault(item, len(positions)) for item in path]
+                needs_missing = any(item.low == np.inf for item in path)
+                constants, *by_feature = values[node]
+                if len(targets) > 1 and not np.any(by_feature):
+                    leaf = _Leaf(conditions, constants[[*targets]], [1.0])
+                    kinds[needs_missing, len(path), False, targets].append(leaf)
+                    continue
+                path_features = np.reshape([item.feature for item in path], (-1, 1))
+                is_multiplied = path_features == form.slope_features
+                for target in targets:
+                    line = [constants[target]]
+                    if has_slopes := any(slopes[target] for slopes in by_feature):
+                        line += (is_multiplied @ values[node, 1:, target]).tolist()
+                    leaf = _Leaf(conditions, [], line)
+                    kinds[needs_missing, len(path), has_slopes, (target,)].append(leaf)
+        self._conditions = _Conditions([*positions])
+        rows = _Background(self._conditions, form.columns, background)
+        is_complete = not np.isnan(background).any()
+        kept_bytes = KEPT_BYTES
         self._groups = []
-        for count, of_leaves in conditions.items():
-            features = self._features[np.ravel(of_leaves).astype(int)]
-            places = (features, np.arange(len(features)))
-            self._groups.append(
-                _Leaves(
-                    conditions=np.array(of_leaves),
-                    by_feature=csr_array(
-                        (np.ones(len(features)), places), shape=(len(background), len(features))
-                    ),
-                    value=form.value[tree, nodes[count]],
-                    tables=_tables(_sets(met, np.array(of_leaves)), count),
-                )
-            )
+        others: dict[tuple[bool, tuple[int, ...]], list[_Leaf]] = defaultdict(list)
+        for kind, leaves in sorted(kinds.items(), key=itemgetter(0)):
+            needs_missing, count, has_slopes, targets = kind
+            leaf_bytes = 8 * count * 2**count * (1 + count * has_slopes)
+            if not leaf_bytes:
+                continue  # The only leaf of a tree contributes nothing.
+            fitting = 0
+            if count <= _MOST_CONDITIONS and not (needs_missing and is_complete):
+                fitting = min(kept_bytes // leaf_bytes, len(leaves))
+            kept_bytes -= leaf_bytes * fitting
+            if fitting:
+                self._groups.append(_Leaves(targets, leaves[:fitting], rows))
+                self._groups[-1].tabulate()
+            others[has_slopes, targets] += leaves[fitting:]
+        for (_, targets), leaves in others.items():
+            for start in range(0, len(leaves), _MOST_LEAVES):
+                part = leaves[start : start + _MOST_LEAVES]
+                self._groups.append(_Leaves(targets, part, rows))
 
-    def add_to(self, totals: Array, features: Array) -> None:
-        """Add the contributions of the tree to `totals`, [K, F, N], for rows with these
-        features, [F, N].
+    def add_to(self, totals: Array, row: Array) -> None:
+        """Add the contributions to `totals`, [columns, K], for the features of a row,
+        [F].
         """
-        met = self._conditions_met(features)
+        met = self._conditions.met(row)
         for leaves in self._groups:
-            sets = _sets(met, leaves.conditions)[:, np.newaxis]
-            shares = np.take_along_axis(leaves.tables, sets, axis=2)
-            for target in np.flatnonzero(leaves.value.any(axis=0)):
-                values = shares * leaves.value[:, target, np.newaxis, np.newaxis]
-                totals[target] += leaves.by_feature @ values.reshape(-1, len(met.T))
+            leaves.add_to(totals, met, row)
 
-    def _conditions_met(self, features: Array) -> Array:
-        """Return True for the conditions, [conditions, N], that rows with these
-        features, [F, N], meet.
+
+class _Conditions:
+    """The distinct conditions of all paths."""
+
+    def __init__(self, intervals: list[_Interval]) -> None:
+        fields = np.array(intervals, object)
+        self.features = fields[:, 0].astype(int)
+        self.low, self._high = fields[:, 1:3].astype(float).T
+        self._has_missing = fields[:, 3].astype(bool)
+        # The conditions of categories, and the codes that each of them has.
+        self._coded = np.flatnonzero(fields[:, 4] != -1)
+        codes = fields[self._coded, 4:]
+        width = 1 + max((int(code).bit_length() for code in codes.flat), default=0)
+        self._has_code = (codes >> np.arange(width).astype(object) & 1).astype(bool)
+
+    def met(self, rows: Array) -> Array:
+        """Return True for the conditions, [..., conditions], that rows with these
+        features, [..., F], meet.
         """
-        numbers = features[self._features]
-        low, high = self._limits
-        met: Array = ~(numbers <= low) & (numbers <= high)
-        for position in np.flatnonzero(self._codes != -1):
-            met[position] &= _has_code(numbers[position], self._codes[position])
+        numbers = rows[..., self.features]
+        met: Array = ~(numbers <= self.low) & (numbers <= self._high)
+        if len(self._coded):
+            codes = np.nan_to_num(numbers[..., self._coded])
+            places = codes.clip(0, self._has_code.shape[1] - 1).astype(np.intp)
+            met[..., self._coded] &= self._has_code[np.arange(len(self._coded)), places]
         met |= self._has_missing & np.isnan(numbers)
         return met
 
 
-def _has_code(numbers: Array, codes: int) -> Array:
-    """Return True for the numbers of the set bits of `codes`."""
-    if codes < 0:
-        return ~_has_code(numbers, ~codes)
-    return np.isin(numbers, [code for code in range(codes.bit_length()) if codes >> code & 1])
+class _Background:
+    """B background rows.
 
-
-def fits(form: AdditiveForm, most_bytes: int) -> bool:
-    """Return True if the tables of the trees have at most this number of bytes. A leaf
-    with k features has 8 * k * 2**k bytes.
+    Attributes:
+        features: the features of all conditions, [conditions].
+        columns: the columns of the features, [conditions].
+        met: True for the conditions that a row meets, [conditions, B].
+        numbers: the features of the rows, [F, B], with 0 for a missing value.
+        rows: the bits of all rows, [words] uint64.
+        rows_meeting: the bits of the rows that meet a condition, [conditions, words].
     """
-    total = 0
-    for tree in range(len(form.left)):
-        of_tree = sum(8 * len(path) * 2 ** len(path) for _, path in _paths(form, tree))
-        total += of_tree
-        if of_tree > _MOST_TREE_BYTES or total > most_bytes:
-            return False
-    return True
+
+    def __init__(self, conditions: _Conditions, columns: Array, rows: Array) -> None:
+        """Read rows with these features, [B, F], whose columns are `columns`, [F]."""
+        self.features = conditions.features
+        self.columns = columns[self.features]
+        self.met = conditions.met(rows).T
+        self.numbers = np.where(np.isnan(rows), 0.0, rows).T
+        padded = np.pad(self.met, ((0, 0), (0, -len(rows) % 64)))
+        self.rows_meeting = np.packbits(padded, axis=1).view(np.uint64)
+        self.rows = self.rows_meeting[0]
+
+
+class _Leaves:
+    """L leaves whose paths have at most k conditions."""
+
+    def __init__(
+        self, targets: tuple[int, ...], leaves: Sequence[_Leaf], background: _Background
+    ) -> None:
+        """Collect leaves.
+
+        Args:
+            targets: the sums that the leaves change.
+            leaves: the leaves.
+            background: the background rows.
+        """
+        paths, values, lines = zip(*leaves, strict=True)
+        self._targets = targets
+        # Shorter paths end with conditions that all rows meet.
+        self._conditions = np.array([*zip_longest(*paths, fillvalue=0)])  # [k, L]
+        self._lines = np.array([*zip_longest(*lines, fillvalue=0.0)])  # [1 or 1 + k, L]
+        self._values = np.array(values).T[..., np.newaxis]  # [targets, L, 1]
+        self._features = background.features[self._conditions]
+        self._columns = np.ascontiguousarray(background.columns[self._conditions].T)  # [L, k]
+        self._background = background
+        # A row must meet a condition that no background row meets.
+        is_needed = ~np.logical_or.reduce(background.met, axis=1)[self._conditions]
+        self._needed = (self._conditions * is_needed).max(axis=0)
+        self._bits = 1 << np.arange(len(self._conditions))
+        self._first = np.zeros(0, np.intp)  # The first line of each leaf in the table.
+        self._table: Array | None = None
+
+    def tabulate(self) -> None:
+        """Compute the table: the parts of the contributions, [L * 2**k, parts, k], for
+        each set of conditions that a row may meet.
+        """
+        background = self._background
+        count, leaves = self._conditions.shape
+        of_pairs = _values_of_pairs(count)
+        sets = np.arange(2**count)
+        self._first = np.arange(leaves) << count
+        met = np.tensordot(self._bits, background.met[self._conditions], 1)  # [L, B]
+
+        def summed(met: Array, weights: Array) -> Array:
+            """Return the contributions, [L, 2**k, k], to rows with weights, [L, B]."""
+            cells = (self._first[:, np.newaxis] + met).ravel()
+            by_set = np.bincount(cells, weights.ravel(), leaves << count)
+            return (by_set.reshape(leaves, -1) @ of_pairs).reshape(leaves, -1, count)
+
+        constant, *slopes = self._lines[:, :, np.newaxis] / np.ones(met.shape)
+        parts = [summed(met, constant)]
+        for bit, slope, features in zip(self._bits, slopes, self._features, strict=False):
+            of_background = summed(met, slope * background.numbers[features])
+            parts[0] += of_background[:, sets & ~bit]
+            parts.append(summed(met & ~bit, slope))
+        self._table = np.stack(parts, axis=2).reshape(-1, len(parts), count) / met.shape[1]
+
+    def add_to(self, totals: Array, met: Array, row: Array) -> None:
+        """Add the contributions to `totals`, [columns, K].
+
+        Args:
+            totals: the contributions.
+            met: True for the conditions that the row meets, [conditions].
+            row: the features of the row, [F].
+        """
+        leaves: Array | slice
+        if self._table is None:
+            leaves, parts = self._parts(met)
+        else:
+            leaves = slice(None)
+            sets = self._bits @ met[self._conditions]
+            parts = self._table.take(self._first + sets, axis=0)
+        shares = parts[:, 0]
+        if len(self._lines) > 1:
+            numbers = np.where(np.isnan(row), 0.0, row)[self._features[:, leaves]]
+            shares = shares + np.einsum("lpk,pl->lk", parts[:, 1:], numbers)
+        columns = self._columns[leaves].ravel()
+        for position, target in enumerate(self._targets):
+            weights = shares
+            if len(self._values):
+                weights = shares * self._values[position, leaves]
+            totals[:, target] += np.bincount(columns, weights.ravel(), len(totals))
+
+    def _parts(self, met: Array) -> tuple[Array, Array]:
+        """Return the leaves that contribute to a row, [n], and the parts of their
+        contributions, [n, parts, k].
+
+        A slope multiplies the number of the row, as if no background row met its
+        condition, or the number of a background row, as if the row did not meet it.
+
+        Args:
+            met: True for the conditions that the row meets, [conditions].
+        """
+        background = self._background
+        leaves = np.flatnonzero(met[self._needed])
+        conditions = self._conditions[:, leaves]
+        is_lacking = ~met[conditions]
+        # A row counts if it meets all conditions that the explained row lacks.
+        meeting = background.rows_meeting[conditions]
+        required = np.where(is_lacking[..., np.newaxis], meeting, background.rows)
+        counting = np.bitwise_and.reduce(required, axis=0)
+        members, rows = np.nonzero(np.unpackbits(counting.view(np.uint8), axis=1))
+        lacks = is_lacking[:, members]
+        misses = ~background.met[conditions[:, members], rows]
+        constant, *slopes = self._lines[:, leaves[members]]
+        numbers = background.numbers[self._features[:, leaves[members]], rows]
+        parts = [constant * _shapley_values(lacks, misses)]
+        for position, slope in enumerate(slopes):
+            is_position = np.arange(len(lacks))[:, np.newaxis] == position
+            of_background = _shapley_values(lacks | is_position, misses)
+            parts[0] += of_background * (slope * numbers[position] * ~misses[position])
+            of_row = _shapley_values(lacks, misses | is_position)
+            parts.append(of_row * (slope * ~lacks[position]))
+        present, starts = np.unique(members, return_index=True)
+        summed = np.add.reduceat(np.stack(parts), starts, axis=2).transpose(2, 0, 1)
+        return leaves[present], summed / len(background.numbers.T)
+
+
+def _shapley_values(lacks: Array, misses: Array) -> Array:
+    """Return the contributions of k conditions, [k, ...], to the product of all
+    conditions, for pairs of rows that meet all conditions together.
+
+    If only the explained row meets s conditions, and only the background row meets c
+    conditions, each of the s conditions contributes (s - 1)! c! / (s + c)!, and each of
+    the c conditions contributes -s! (c - 1)! / (s + c)!.
+
+    Args:
+        lacks: True for the conditions that the explained row does not meet, [k, ...].
+        misses: True for the conditions that the background row does not meet, [k, ...].
+    """
+    gained = misses.sum(axis=0)
+    lost = lacks.sum(axis=0)
+    shares = _inverse_binomials(2 * len(lacks))[gained + lost, gained]
+    gains = misses * (shares / np.maximum(gained, 1))
+    losses = lacks * (shares / np.maximum(lost, 1))
+    values: Array = gains - losses
+    return values
+
+
+@lru_cache
+def _inverse_binomials(most: int) -> Array:
+    """Return 1 / C(n, k) for k <= n <= `most`, [most + 1, most + 1]."""
+    inverse = np.zeros((most + 1, most + 1))
+    inverse[:, 0] = 1.0
+    for total in range(1, most + 1):
+        chosen = np.arange(1, total + 1)
+        inverse[total, chosen] = inverse[total - 1, chosen - 1] * chosen / total
+    return inverse
+
+
+@lru_cache(1)
+def _values_of_pairs(count: int) -> Array:
+    """Return the contributions of `count` conditions, [2**k, 2**k * k], for the set of
+    conditions that a background row meets, and the set that the explained row meets.
+    """
+    is_unmet = ~np.arange(2**count) >> np.arange(count)[:, np.newaxis] & 1 == 1
+    lacks = is_unmet[:, np.newaxis]
+    misses = is_unmet[..., np.newaxis]
+    values = _shapley_values(lacks, misses) * ~(lacks & misses).any(axis=0)
+    lines: Array = values.transpose(1, 2, 0).reshape(2**count, -1)
+    return lines
 
 
 def _paths(form: AdditiveForm, tree: int) -> Iterator[tuple[int, tuple[_Interval, ...]]]:
@@ -168,65 +359,3 @@ def _paths(form: AdditiveForm, tree: int) -> Iterator[tuple[int, tuple[_Interval
             right = right._replace(low=float(np.fmax(right.low, threshold)))
         nodes.append((form.left[tree, node], path | {feature: left}))
         nodes.append((form.right[tree, node], path | {feature: right}))
-
-
-def _sets(met: Array, conditions: Array) -> Array:
-    """Return the sets of conditions that rows meet, [L, N]: bit j is condition j.
-
-    Args:
-        met: True for the conditions of the tree that a row meets, [conditions, N].
-        conditions: the positions of the conditions of L leaves, [L, k].
-    """
-    sets = np.zeros((len(conditions), met.shape[1]), np.uint32)
-    for bit, positions in enumerate(conditions.T):
-        sets |= met[positions].astype(np.uint32) << bit
-    return sets.astype(np.intp)
-
-
-def _tables(background: Array, count: int) -> Array:
-    """Return the tables of L leaves, [L, k, 2**k].
-
-    A row of the background counts if the explained row meets all conditions that it
-    does not meet. With s such conditions, and c conditions that the explained row does
-    not meet, the Shapley value of each of the s features is (s - 1)! c! / (s + c)!, and
-    that of each of the c features is -s! (c - 1)! / (s + c)!.
-
-    Args:
-        background: the sets of conditions that the background rows meet, [L, B].
-        count: the number k of conditions.
-    """
-    sets = np.arange(2**count)
-    sizes = np.arange(count + 1)[:, np.newaxis]
-    unmet = count - np.bitwise_count(sets)
-    gained = beta(np.maximum(sizes, 1), unmet + 1)
-    lost = beta(sizes + 1, np.maximum(unmet, 1))
-    shares = _shares_within(sets[-1] ^ background, count)
-    loss = np.einsum("sx,lsx->lx", lost, shares)
-    tables = np.empty((len(background), count, len(sets)))
-    for bit in range(count):
-        is_met = sets >> bit & 1
-        with_bit = shares - shares[:, :, sets & ~(1 << bit)]
-        gain = np.einsum("sx,lsx->lx", gained, with_bit)
-        tables[:, bit] = np.where(is_met, gain, -loss)
-    return tables
-
-
-def _shares_within(missed: Array, count: int) -> Array:
-    """Return the shares of background rows, [L, k + 1, 2**k], that miss as many
-    conditions as the second position, all of which are in the set of the third
-    position.
-
-    Args:
-        missed: the sets of conditions that the background rows do not meet, [L, B].
-        count: the number k of conditions.
-    """
-    leaves, rows = missed.shape
-    shape = leaves, count + 1, 2**count
-    numbers = np.arange(leaves)[:, np.newaxis]
-    cells = np.ravel_multi_index((numbers, np.bitwise_count(missed), missed), shape)
-    counts = np.bincount(cells.ravel(), minlength=np.prod(shape)) / rows
-    by_bit = counts.reshape(leaves, count + 1, *[2] * count)
-    for axis in range(2, by_bit.ndim):
-        by_bit = by_bit.cumsum(axis)
-    shares: Array = by_bit.reshape(shape)
-    return shares

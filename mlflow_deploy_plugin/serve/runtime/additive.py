@@ -9,7 +9,7 @@ that the sums read.
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,6 @@ TOLERANCE = 1e-4
 """The largest difference between the sums and 32-bit predictions, absolute and
 relative.
 """
-_MOST_SHAP_NODES = 2**15 - 1
 _BYTES_PER_GRAPH_BYTE = 64
 """The maximum bytes of a form per byte of the graph, which counts as at least 1 MiB.
 Most forms have 1 to 4 bytes per byte of the graph; those with a few large trees
@@ -58,7 +57,8 @@ class AdditiveForm:
         left: the left child, [T, M] int32; -1 for a leaf.
         right: the right child, [T, M] int32.
         missing_left: True if a missing value goes left, [T, M] bool.
-        value: the summands of a leaf, [T, M, K] float64.
+        value: the summands of a leaf, [T, M, K] float64; with slopes of leaves, [T, M,
+            (1 + S) * K], in which the slopes follow the constants.
         slopes: the weights of a linear sum, [F, K] float64; without rows for trees.
         base: the sums without trees or features, [K] float64.
         columns: the position in the signature of the column that each feature is made
@@ -67,6 +67,8 @@ class AdditiveForm:
             `logit` or `log`. The sums of several classes (softmax) have `logit`, too.
         is_single: True if the sums read features of 32 bits.
         missing: a number that is treated as missing, like NaN.
+        slope_features: the feature that each of the slopes of a leaf multiplies, [S]
+            int64; empty for leaves without slopes.
     """
 
     feature: Array
@@ -83,17 +85,11 @@ class AdditiveForm:
     link: str
     is_single: bool
     missing: float
+    slope_features: Array = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def is_linear(self) -> bool:
         return len(self.slopes) > 0
-
-    @property
-    def needs_tables(self) -> bool:
-        """True if shap cannot explain the trees: it compares features only with
-        thresholds, and counts the nodes of a tree with 16 bits.
-        """
-        return len(self.members) > 1 or self.left.shape[1] > _MOST_SHAP_NODES
 
     def read_features(self, features: Array) -> Array:
         """Return the features, [N, F], as the sums read them: with the precision of
@@ -125,7 +121,10 @@ class AdditiveForm:
                 )
                 children = np.where(goes_left, self.left[trees, nodes], self.right[trees, nodes])
                 nodes = np.where(is_inner, children, nodes)
-            sums[row] = self.value[trees, nodes].sum(axis=0) + self.base
+            summands = self.value[trees, nodes].sum(axis=0).reshape(-1, len(self.base))
+            numbers = np.append(1.0, values[self.slope_features])[:, np.newaxis]
+            # A missing number reaches no leaf with a slope for it.
+            sums[row] = np.where(summands, summands * numbers, 0.0).sum(axis=0) + self.base
         return sums
 
     def predictions(self, sums: Array) -> Array:
@@ -203,7 +202,11 @@ def read_additive(folder: Path) -> AdditiveForm | None:
                 )
             # The index () converts an array without dimensions to a scalar.
             form = AdditiveForm(
-                **{item.name: archive[item.name][()] for item in fields(AdditiveForm)}
+                **{
+                    item.name: archive[item.name][()]
+                    for item in fields(AdditiveForm)
+                    if item.name in archive.files
+                }
             )
         form.check()
     except Exception as error:  # noqa: BLE001 - NumPy, zipfile and zlib raise unrelated classes

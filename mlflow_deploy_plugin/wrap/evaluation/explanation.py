@@ -2,13 +2,12 @@
 the importance of columns.
 
 Contributions are computed as for `/explain` (`serve/pyfunc/explainer.py`): exactly for
-trees and linear models, otherwise by SHAP's permutation explainer on the ONNX form. The
+trees and linear models, otherwise by permutations on the ONNX form. The
 importance of a column is its mean absolute contribution and, with labels, the loss of
 the metric when the column is permuted (Breiman 2001,
 https://doi.org/10.1023/A:1010933404324; scikit-learn's `permutation_importance`).
 """
 
-import contextlib
 import importlib.util
 import json
 import re
@@ -18,8 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,8 +34,14 @@ from mlflow_deploy_plugin.core.tabular.row_files import (
     open_output,
     table_writer,
 )
+from mlflow_deploy_plugin.serve.pyfunc.explainer import (
+    RowContributions,
+    explain_rows,
+    most_background_rows,
+    read_background,
+)
 from mlflow_deploy_plugin.serve.runtime.additive import LINK_SCALES
-from mlflow_deploy_plugin.serve.runtime.explained import explained_features
+from mlflow_deploy_plugin.serve.runtime.explained import ExplainedFeature, explained_features
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, sample_positions
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
@@ -52,10 +56,6 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import (
 )
 from mlflow_deploy_plugin.wrap.evaluation.metrics import HIGHER_IS_BETTER, Baseline
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, downloaded_version, load_version
-
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions
-    from mlflow_deploy_plugin.serve.runtime.explained import ExplainedFeature
 
 EXPLAIN_FOLDER = "explain"
 _PERMUTATIONS = 10  # `/explain` uses the same number of pairs of permutations.
@@ -184,9 +184,9 @@ class Explanation:
 
     def save(self, folder: Path) -> list[Path]:
         """Write explain.json, contributions.parquet and SHAP's plots; raise
-        NotInstalled if matplotlib is missing.
+        NotInstalled if shap or matplotlib is missing.
         """
-        require_matplotlib()
+        require_plots()
         import shap  # The import takes half a second.
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -272,12 +272,11 @@ def explain(
         InvalidRequest: the inputs of the model are images.
         InvalidArtifact: the model has no ONNX form.
         InvalidConfig: an argument is invalid.
-        NotInstalled: shap is missing, or matplotlib for the plots.
+        NotInstalled: shap or matplotlib is missing, which draw the logged plots.
         OnnxserveError: the model does not exist, or cannot be read.
     """
-    require_shap()
     if log:
-        require_matplotlib()
+        require_plots()
     check_metric(metric)
     if metric is not None and not target:
         raise InvalidConfig("metric: a metric needs labels; name the label column as target")
@@ -328,7 +327,7 @@ class Contributions(NamedTuple):
         evals: the model evaluations per row; None for exact contributions.
     """
 
-    rows: "RowContributions"
+    rows: RowContributions
     background: str
     evals: int | None
 
@@ -395,22 +394,6 @@ def contributions(
         seed: the seed of the permutations.
         progress: called with a line before the computation.
     """
-    # Import shap without numba's compilation, which takes 20 s
-    # (`serve/pyfunc/__main__.py`).
-    config: Any = SimpleNamespace(DISABLE_JIT=0)
-    # The package numba may be missing, because shap 0.54 does not need it.
-    with contextlib.suppress(ModuleNotFoundError):
-        from numba import config
-    before = config.DISABLE_JIT
-    config.DISABLE_JIT = 1
-    try:
-        from mlflow_deploy_plugin.serve.pyfunc.explainer import (
-            explain_rows,
-            most_background_rows,
-            read_background,
-        )
-    finally:
-        config.DISABLE_JIT = before
     most_rows = most_background_rows(model, feeds)
     try:
         background = read_background(model, most_rows, 0)  # `/explain` uses the same rows.
@@ -444,16 +427,19 @@ def contributions_format(path: str) -> FileFormat:
     return kind
 
 
-def require_shap() -> None:
+def require_plots() -> None:
     if importlib.util.find_spec("shap") is None:
-        raise NotInstalled("explanations need shap: pip install 'mlflow-onnxserve[explain]'")
+        raise NotInstalled(
+            "plots of contributions need shap: pip install 'mlflow-onnxserve[explain]'"
+        )
+    require_matplotlib()
 
 
 def _permutation_importance(
     model: LoadedModel,
     labelled: LabelledRows,
     metric: MetricName | None,
-    features: "list[ExplainedFeature]",
+    features: list[ExplainedFeature],
     seed: int,
 ) -> tuple[MetricName, list[tuple[float, ...]]]:
     """Return the metric, and its mean loss and standard deviation for each feature

@@ -44,9 +44,8 @@ from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, as_pandas
 from mlflow_deploy_plugin.wrap.convert.conversion_errors import pyfunc_flavor, with_alternative
 from mlflow_deploy_plugin.wrap.convert.converted import TrainedModel
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
-from mlflow_deploy_plugin.wrap.evaluation.curves import require_matplotlib
 from mlflow_deploy_plugin.wrap.evaluation.explanation import explain as explain_rows
-from mlflow_deploy_plugin.wrap.evaluation.explanation import require_shap
+from mlflow_deploy_plugin.wrap.evaluation.explanation import require_plots
 from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.python_model import LogOptions, log_as_pyfunc, reason_line
 from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
@@ -235,8 +234,7 @@ def log_model(
     """
     check_choice("fallback", fallback, Fallback)
     if explain:
-        require_shap()
-        require_matplotlib()
+        require_plots()
         if input_example is None and reference_data is None:
             raise InvalidConfig(
                 "explain: there are no rows to explain; pass input_example= or reference_data="

@@ -26,6 +26,7 @@ from xgboost import XGBClassifier
 
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.errors import InferenceError
+from mlflow_deploy_plugin.serve.pyfunc import exact, explainer, leaf_tables
 from mlflow_deploy_plugin.serve.runtime.additive import ADDITIVE_FILE, AdditiveForm, read_additive
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -35,22 +36,6 @@ from tests.support.cases import long_case
 
 ROWS = 400
 EXPLAINED = 60
-
-
-@pytest.fixture(scope="module")
-def explainer():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMBA_DISABLE_JIT", "1")  # The compilation takes 20 s.
-        from mlflow_deploy_plugin.serve.pyfunc import explainer
-
-        return explainer
-
-
-@pytest.fixture
-def exact(explainer):
-    from mlflow_deploy_plugin.serve.pyfunc import exact
-
-    return exact
 
 
 @dataclass(frozen=True)
@@ -63,12 +48,12 @@ class Explained:
     form: AdditiveForm | None
 
 
-def explain(explainer, original, rows, folder, count=EXPLAINED):
+def explain(original, rows, folder, count=EXPLAINED):
     mlflow_deploy_plugin.save_model(original, folder, input_example=rows)
-    return explain_saved(explainer, rows, folder, count)
+    return explain_saved(rows, folder, count)
 
 
-def explain_saved(explainer, rows, folder, count=EXPLAINED):
+def explain_saved(rows, folder, count=EXPLAINED):
     model = OnnxModel.load(folder)
     feeds = Batch.read(rows[:count]).feeds(model.schema)
     background = explainer.read_background(model, 50, 0)
@@ -139,10 +124,10 @@ def add_up_to_probabilities(contributions, original, rows):
     ],
     ids=name_of,
 )
-def test_trees_match_shap(explainer, tmp_path, original, link, prepare):
+def test_trees_match_shap(tmp_path, original, link, prepare):
     rows = prepare(numbers())
     original = original.fit(rows, is_high(numbers()))
-    explained = explain(explainer, original, rows, tmp_path / "model")
+    explained = explain(original, rows, tmp_path / "model")
     expected = values_of_trees(original, explained.background, rows)
     assert explained.contributions.method == "tree"
     assert explained.contributions.link == link
@@ -154,12 +139,12 @@ def test_trees_match_shap(explainer, tmp_path, original, link, prepare):
     [(LogisticRegression(), "logit"), (Ridge(), "identity"), (PoissonRegressor(), "log")],
     ids=name_of,
 )
-def test_linear_models_match_shap(explainer, tmp_path, original, link):
+def test_linear_models_match_shap(tmp_path, original, link):
     import shap
 
     rows = numbers()
     original.fit(rows, is_high(rows))
-    explained = explain(explainer, original, rows, tmp_path / "model")
+    explained = explain(original, rows, tmp_path / "model")
     masker = shap.maskers.Independent(explained.background, max_samples=50)
     expected = shap.LinearExplainer(original, masker).shap_values(rows[:EXPLAINED])
     assert explained.contributions.method == "linear"
@@ -176,11 +161,11 @@ def test_linear_models_match_shap(explainer, tmp_path, original, link):
     ],
     ids=name_of,
 )
-def test_three_classes_are_explained(explainer, tmp_path, original):
+def test_three_classes_are_explained(tmp_path, original):
     """shap refuses or crashes for some of these originals, so the sums are checked."""
     rows = numbers()
     original = original.fit(rows, np.digitize(rows[:, 0], [-0.5, 0.5]))
-    contributions = explain(explainer, original, rows, tmp_path / "model").contributions
+    contributions = explain(original, rows, tmp_path / "model").contributions
     assert contributions.outputs == [0, 1, 2]
     assert add_up_to_probabilities(contributions, original, rows[:EXPLAINED])
 
@@ -206,13 +191,13 @@ def pipeline(predictor):
     ],
     ids=name_of,
 )
-def test_contributions_of_an_encoded_column_are_summed(explainer, tmp_path, predictor):
+def test_contributions_of_an_encoded_column_are_summed(tmp_path, predictor):
     import shap
 
     rows = fares()
     original = pipeline(predictor)
     original.fit(rows, (rows["km"] + (rows["city"] == "Lyon") > 0).astype(int))
-    explained = explain(explainer, original, rows, tmp_path / "model")
+    explained = explain(original, rows, tmp_path / "model")
     background = pd.DataFrame(explained.background, columns=rows.columns).astype(rows.dtypes)
     steps = original[:-1]
     fitted = original[-1]
@@ -256,6 +241,7 @@ def shapley_values(score, background, row):
     return [values[column] for column in columns]
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 2**26])
 @pytest.mark.parametrize(
     ("original", "score"),
     [
@@ -271,14 +257,19 @@ def shapley_values(score, background, row):
             HistGradientBoostingClassifier(max_iter=5, categorical_features="from_dtype"),
             lambda original, rows: original.decision_function(rows),
         ),
+        (
+            LGBMRegressor(n_estimators=5, linear_tree=True, min_data_per_group=2, verbose=-1),
+            lambda original, rows: original.predict(rows),
+        ),
     ],
     ids=name_of,
 )
-def test_categories_have_exact_contributions(explainer, tmp_path, original, score):
+def test_native_forms_have_exact_contributions(tmp_path, monkeypatch, original, score, kept_bytes):
+    monkeypatch.setattr(leaf_tables, "KEPT_BYTES", kept_bytes)
     rows = shops()
     is_even = rows["city"].isin([*"aceg"]) == rows["rooms"].isin([5, 7])
     original.fit(rows, (rows["km"].fillna(0) + 2 * is_even > 1).astype(int))
-    explained = explain(explainer, original, rows, tmp_path / "model", count=5)
+    explained = explain(original, rows, tmp_path / "model", count=5)
     background = pd.DataFrame(explained.background, columns=rows.columns).astype(rows.dtypes)
     assert explained.contributions.method == "tree"
     for position in range(2):
@@ -288,10 +279,10 @@ def test_categories_have_exact_contributions(explainer, tmp_path, original, scor
         assert values == pytest.approx(expected, abs=1e-6)
 
 
-def test_other_models_use_permutations(explainer, tmp_path):
+def test_other_models_use_permutations(tmp_path):
     rows = numbers()
     original = MLPRegressor(hidden_layer_sizes=(4,), max_iter=50).fit(rows, rows[:, 0])
-    explained = explain(explainer, original, rows, tmp_path / "model", count=5)
+    explained = explain(original, rows, tmp_path / "model", count=5)
     assert explained.form is None
     assert explained.contributions.method == "permutation"
     assert explained.contributions.link == "identity"
@@ -306,8 +297,8 @@ def small_forest():
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 2**20])
-def test_contributions_are_independent_of_row_count(exact, monkeypatch, kept_bytes):
-    monkeypatch.setattr(exact, "KEPT_BYTES", kept_bytes)
+def test_contributions_are_independent_of_row_count(monkeypatch, kept_bytes):
+    monkeypatch.setattr(leaf_tables, "KEPT_BYTES", kept_bytes)
     form, rows = small_forest()
     tables = exact.ExactExplainer(form, rows[:30])
     expected = tables.contributions(rows[:10], 4)
@@ -317,13 +308,13 @@ def test_contributions_are_independent_of_row_count(exact, monkeypatch, kept_byt
 
 
 @pytest.mark.parametrize("count", [1, 51])
-def test_deadline_stops_the_explanation(exact, count):
+def test_deadline_stops_the_explanation(count):
     form, rows = small_forest()
     with pytest.raises(exact.DeadlinePassed):
         exact.ExactExplainer(form, rows[:30]).contributions(rows[:count], 4, deadline=0.0)
 
 
-def test_explainers_are_cached(exact):
+def test_explainers_are_cached():
     form, rows = small_forest()
     kept = exact.exact_explainer(form, rows[:30].tobytes())
     assert exact.exact_explainer(form, rows[:30].copy().tobytes()) is kept
@@ -359,13 +350,11 @@ def fitted_to_times(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 2**26])
-def test_contributions_add_up_to_the_prediction(
-    explainer, exact, monkeypatch, fitted_to_times, kept_bytes
-):
-    monkeypatch.setattr(exact, "KEPT_BYTES", kept_bytes)
+def test_contributions_add_up_to_the_prediction(monkeypatch, fitted_to_times, kept_bytes):
+    monkeypatch.setattr(leaf_tables, "KEPT_BYTES", kept_bytes)
     exact.exact_explainer.cache_clear()
     original, rows, folder = fitted_to_times
-    explained = explain_saved(explainer, rows, folder).contributions
+    explained = explain_saved(rows, folder).contributions
     if hasattr(original, "predict_proba"):
         assert add_up_to_probabilities(explained, original, rows[:EXPLAINED])
     else:
@@ -373,8 +362,7 @@ def test_contributions_add_up_to_the_prediction(
         assert sums[:, 0] == pytest.approx(original.predict(rows[:EXPLAINED]), rel=1e-6, abs=1e-4)
 
 
-def test_large_trees_are_explained(exact):
-    """shap counts the nodes of a tree with 16 bits."""
+def test_large_trees_are_explained():
     rows = np.arange(17_000.0)[:, np.newaxis]
     form = additive_form(DecisionTreeRegressor().fit(rows, rows[:, 0]))
     assert form is not None
@@ -383,7 +371,7 @@ def test_large_trees_are_explained(exact):
     assert sums == pytest.approx(rows[-2:, 0])
 
 
-def test_wrong_contributions_are_refused(explainer, tmp_path):
+def test_wrong_contributions_are_refused(tmp_path):
     rows = numbers()
     original = HistGradientBoostingRegressor(max_iter=10).fit(rows, rows[:, 0])
     folder = tmp_path / "model"

@@ -2,14 +2,13 @@
 answers.
 """
 
-import os
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.serve.pyfunc import explainer
 from tests.support.models import graph_tensor, numbers_section, tensor_column, write_model
 from tests.support.page_models import with_example, with_reference
 
@@ -22,16 +21,6 @@ missing (float[N,2] X) => (float[N,1] y) <float nine = {9.0}, int64[1] axis = {1
 SUM = "total (float[N,2] X) => (float[1,1] y) <int64[2] axes = {0, 1}> { y = ReduceSum(X, axes) }"
 FIRST = "first (float[N,400] X) => (float[N,400] y) { y = Identity(X) }"
 FEW = "few (float[N,400] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
-
-
-@pytest.fixture(scope="module")
-def explainer():
-    with pytest.MonkeyPatch.context() as patch:
-        # serve/pyfunc/__main__.py does the same and gives the reason.
-        patch.setenv("NUMBA_DISABLE_JIT", "1")
-        from mlflow_deploy_plugin.serve.pyfunc import explainer
-
-        return explainer
 
 
 def model(folder, graph, width=2, rows=None):
@@ -48,14 +37,14 @@ def question(folder, row, seconds=60.0, max_evals=50):
     return SideMessage("explain", fields, {"feeds": feeds})
 
 
-def test_missing_value_has_its_own_contribution(explainer, tmp_path):
+def test_missing_value_has_its_own_contribution(tmp_path):
     folder = model(tmp_path / "m", MISSING, rows=[[1.0, float("nan")]])
     answer = explainer.answer(question(folder, [float("nan"), float("nan")]))
     assert answer.arrays["explained"]["values"].tolist() == [[[8.0], [0.0]]]
     assert answer.arrays["explained"]["base_values"].tolist() == [10.0]
 
 
-def test_nearly_equal_numbers_are_distinguished(explainer, tmp_path):
+def test_nearly_equal_numbers_are_distinguished(tmp_path):
     """Numbers must be coded, because shap treats numbers as equal if their relative
     difference is below 1e-5.
     """
@@ -64,13 +53,13 @@ def test_nearly_equal_numbers_are_distinguished(explainer, tmp_path):
     assert answer.arrays["explained"]["values"].tolist() == [[[1.0], [0.0]]]
 
 
-def test_late_question_is_abandoned(explainer, tmp_path):
+def test_late_question_is_abandoned(tmp_path):
     folder = model(tmp_path / "m", MISSING)
     with pytest.raises(DeadlineExceeded, match=r"explained within -1.*50"):
         explainer.answer(question(folder, [1.0, 2.0], seconds=-1.0))
 
 
-def test_wide_model_uses_fewer_rows(explainer, tmp_path):
+def test_wide_model_uses_fewer_rows(tmp_path):
     rows = np.random.default_rng(0).normal(size=(60, 400)).astype("float32").tolist()
     folder = model(tmp_path / "m", FEW, 400, rows)
     answer = explainer.answer(question(folder, [0.0] * 400, max_evals=801))
@@ -85,14 +74,14 @@ def test_wide_model_uses_fewer_rows(explainer, tmp_path):
         (FIRST, 400, "the model returns 400 numbers per row; at most 100 can be explained"),
     ],
 )
-def test_unexplainable_outputs_are_refused(explainer, tmp_path, graph, width, said):
+def test_unexplainable_outputs_are_refused(tmp_path, graph, width, said):
     folder = model(tmp_path / "m", graph, width, [[1.0] * width] * 3)
     with pytest.raises(InvalidRequest) as caught:
         explainer.answer(question(folder, [0.0] * width, max_evals=801))
     assert caught.value.message == said
 
 
-def test_invalid_reference_is_refused(explainer, tmp_path, monkeypatch):
+def test_invalid_reference_is_refused(tmp_path, monkeypatch):
     folder = model(tmp_path / "m", MISSING)
     ask = question(folder, [1.0, 2.0])
     with_reference(folder, {"X": [[1.0], [2.0]]})
@@ -107,10 +96,9 @@ def test_invalid_reference_is_refused(explainer, tmp_path, monkeypatch):
         with pytest.raises(InvalidRequest, match=r"4 values.* 3"):
             explainer.answer(ask)
     assert explainer.answer(ask).fields["background"] == {"source": "reference", "rows": 2}
-    assert os.environ.get("NUMBA_DISABLE_JIT") is None
 
 
-def test_integers_in_float_columns_are_explained(explainer, tmp_path):
+def test_integers_in_float_columns_are_explained(tmp_path):
     graph = (
         "mixed (float[N,2] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
     )

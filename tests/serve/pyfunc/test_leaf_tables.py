@@ -1,11 +1,14 @@
-"""The contributions by tables of leaves are those of shap for the same trees."""
+"""Contributions by tables of leaves, and without them."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeRegressor
 
-from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import LeafTables, fits
+from mlflow_deploy_plugin.serve.pyfunc import leaf_tables
+from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import LeafTables
 from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
 
 RNG = np.random.default_rng(0)
@@ -13,44 +16,48 @@ ROWS = RNG.normal(size=(300, 3)).astype("float32").astype(float)
 BACKGROUND = ROWS[:40]
 
 
-def form_of(estimator):
-    form = additive_form(estimator)
-    assert form is not None
-    return form
-
-
-def contributions(form, rows):
-    """Return the contributions of the features, [K, F, N]."""
-    totals = np.zeros((len(form.base), *rows.T.shape))
-    for tree in range(len(form.left)):
-        LeafTables(form, tree, BACKGROUND.T).add_to(totals, rows.T)
-    return totals
+def contributions(original, rows, background=BACKGROUND):
+    """Return the contributions of the features, [N, F, K], and the sums that they add
+    up to.
+    """
+    form = replace(additive_form(original), columns=np.arange(rows.shape[1]))
+    tables = LeafTables(form, background)
+    totals = np.zeros((*rows.shape, len(form.base)))
+    for row, total in zip(rows, totals, strict=True):
+        tables.add_to(total, row)
+    return totals, form.sums(rows) - form.sums(background).mean(axis=0)
 
 
 def test_missing_and_infinite_values_follow_trees():
     gaps = RNG.random(ROWS.shape) < 0.2
     original = DecisionTreeRegressor(max_depth=5).fit(np.where(gaps, np.nan, ROWS), ROWS[:, 0])
-    form = form_of(original)
     rows = np.vstack(
         [np.where(gaps, np.nan, ROWS), np.where(gaps, np.inf, ROWS), np.where(gaps, -np.inf, ROWS)]
     )
-    totals = contributions(form, rows).sum(axis=1).T + form.sums(BACKGROUND).mean(axis=0)
-    assert totals == pytest.approx(form.sums(rows))
+    totals, expected = contributions(original, rows)
+    assert totals.sum(axis=1) == pytest.approx(expected)
 
 
 def test_single_leaf_contributes_nothing():
-    form = form_of(DecisionTreeRegressor().fit(ROWS, np.ones(len(ROWS))))
-    assert not contributions(form, ROWS).any()
+    totals, _ = contributions(DecisionTreeRegressor().fit(ROWS, np.ones(len(ROWS))), ROWS)
+    assert not totals.any()
 
 
-def test_size_is_known_in_advance():
-    form = form_of(RandomForestRegressor(3, max_depth=1).fit(ROWS, ROWS[:, 0]))
-    # A leaf with one feature has two contributions of 8 bytes.
-    assert fits(form, 3 * 2 * 16)
-    assert not fits(form, 3 * 2 * 16 - 1)
+@pytest.mark.parametrize("count", [1, 64, 65])
+def test_values_are_independent_of_kept_bytes(monkeypatch, count):
+    original = RandomForestClassifier(3, max_depth=6).fit(ROWS, ROWS[:, 0] > ROWS[:, 1] ** 2)
+    kept, expected = contributions(original, ROWS[:50], ROWS[:count])
+    assert kept.sum(axis=1) == pytest.approx(expected)
+    for most_bytes in (0, 2_000):
+        monkeypatch.setattr(leaf_tables, "KEPT_BYTES", most_bytes)
+        computed, _ = contributions(original, ROWS[:50], ROWS[:count])
+        assert computed == pytest.approx(kept)
 
 
-def test_many_features_do_not_fit():
-    """Each feature splits off one row, so that a path has 19 features."""
-    chain = DecisionTreeRegressor().fit(np.tri(21, 20), 4.0 ** np.arange(21))
-    assert not fits(form_of(chain), 2**60)
+def test_paths_of_many_features_are_explained():
+    """Each feature splits off one row, so that a path has 79 features."""
+    rows = np.tri(81, 80)
+    totals, expected = contributions(
+        DecisionTreeRegressor().fit(rows, np.arange(81.0) ** 2), rows[::20], rows[:7]
+    )
+    assert totals.sum(axis=1) == pytest.approx(expected)

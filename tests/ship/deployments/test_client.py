@@ -230,7 +230,7 @@ def test_explain(client, tmp_path):
         tmp_path / "model",
         signature=SIGNATURE,
         input_example=pd.DataFrame({"a": [0.0, 2.0], "b": [1.0, 3.0]}),
-        pip_requirements=["shap"],
+        pip_requirements=[],
     )
     client.create_deployment("d", str(tmp_path / "model"), "onnx")
     explained = client.explain("d", pd.DataFrame({"b": [5.0, 1.0], "a": [3.0, 1.0]}))

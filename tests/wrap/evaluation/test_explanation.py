@@ -174,4 +174,4 @@ def test_unsupported_model_is_refused(tmp_path):
 def test_missing_shap_is_named(regressor, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with refused(NotInstalled, "shap", "mlflow-onnxserve[explain]"):
-        onnxserve.explain(regressor, ROWS)
+        onnxserve.explain(regressor, ROWS, log=True)

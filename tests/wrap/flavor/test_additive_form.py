@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from lightgbm import LGBMRegressor
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
@@ -33,7 +34,6 @@ from mlflow_deploy_plugin.serve.runtime.additive import (
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
 from mlflow_deploy_plugin.wrap.convert.converted import AdditiveParts
-from mlflow_deploy_plugin.wrap.convert.sklearn import additive as additive_forms
 from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
 from mlflow_deploy_plugin.wrap.flavor.additive_form import with_additive_files
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
@@ -88,11 +88,21 @@ def test_sums_of_categories_are_the_scores():
     assert sums[:, 0] == pytest.approx(original.decision_function(rows))
 
 
-def test_large_category_tables_have_no_form(monkeypatch):
-    """shap cannot replace the tables: it compares features only with thresholds."""
-    original, _ = of_categories()
-    monkeypatch.setattr(additive_forms, "KEPT_BYTES", 0)
-    assert additive_form(original) is None
+def test_sums_of_linear_leaves_are_predictions():
+    gaps = np.where(np.random.default_rng(0).random(ROWS.shape) < 0.1, np.nan, ROWS)
+    original = LGBMRegressor(n_estimators=3, linear_tree=True, verbose=-1).fit(gaps, ROWS[:, 0])
+    form = additive_form(original)
+    assert form is not None
+    assert len(form.slope_features)
+    assert form.sums(gaps)[:, 0] == pytest.approx(original.predict(gaps))
+
+
+def test_form_without_slopes_of_leaves_is_read(tree):
+    """Files of earlier versions do not have `slope_features`."""
+    with np.load(tree / ADDITIVE_FILE) as archive:
+        arrays = {name: archive[name] for name in archive if name != "slope_features"}
+    np.savez_compressed(tree / ADDITIVE_FILE, **arrays)
+    assert not additive(tree).slope_features.size
 
 
 def test_digests_of_the_files_are_checked(tmp_path):

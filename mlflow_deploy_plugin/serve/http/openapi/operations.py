@@ -112,11 +112,11 @@ _EXPLANATION = object_schema(
     title="explanation",
 )
 EXPLAIN = Operation(
-    "The contribution of each column of each row to its prediction, computed by SHAP",
+    "The contribution of each column of each row to its prediction: its SHAP values",
     PREDICTIONS,
     {JSON: _EXPLANATION},
     INVOCATIONS.request,
-    errors=(*_PREDICTION_ERRORS, 501),
+    errors=_PREDICTION_ERRORS,
     applies_to=is_explainable,
 )
 

@@ -11,7 +11,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._glm import _GeneralizedLinearRegressor
 from sklearn.pipeline import Pipeline
 
-from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import KEPT_BYTES, fits
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import read_boosting
@@ -84,12 +83,7 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
             )
     except NotImplementedError:
         return None
-    if sums is None or sums.slopes:
-        return None
-    form = _as_arrays(sums)
-    if form is not None and form.needs_tables and not fits(form, KEPT_BYTES):
-        return None
-    return form
+    return None if sums is None else _as_arrays(sums)
 
 
 def reads_categories(predictor: Estimator) -> bool:
@@ -130,7 +124,8 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
     """
     trees, owners = merge_trees(sums)
     nodes = max((len(tree.left) for tree in trees), default=0)
-    if len(trees) * nodes * len(sums.base) > _MOST_VALUES:
+    values = len(sums.base) * (1 + len(sums.slopes))
+    if len(trees) * nodes * values > _MOST_VALUES:
         return None
 
     def padded(name: str, dtype: type, fill: object) -> Array:
@@ -147,7 +142,7 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
             threshold = threshold.astype(np.float32)
         threshold = np.nextafter(threshold, -np.inf, dtype=threshold.dtype).astype(np.float64)
     membership, members = _memberships(trees, nodes)
-    value = np.zeros((len(trees), nodes, len(sums.base)))
+    value = np.zeros((len(trees), nodes, values))
     for part, target, owner in zip(sums.trees, sums.targets, owners, strict=True):
         value[owner, : len(part.value), target] += np.where(part.left < 0, part.value, 0.0)
     return AdditiveForm(
@@ -165,6 +160,7 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
         link=_SHAP_LINKS[sums.link],
         is_single=sums.has_single_rows,
         missing=sums.missing,
+        slope_features=np.array(sums.slopes, np.int64),
     )
 
 
