@@ -70,7 +70,7 @@ def test_wide_model_uses_fewer_rows(tmp_path):
 @pytest.mark.parametrize(
     ("graph", "width", "said"),
     [
-        (SUM, 2, "the model returns 1 rows for 15 and cannot be explained"),
+        (SUM, 2, "the model returns 1 rows for 2046 and cannot be explained"),
         (FIRST, 400, "the model returns 400 numbers per row; at most 100 can be explained"),
     ],
 )
