@@ -103,8 +103,8 @@ def root_ratio() -> float | None:
         return ratio
     # OpenTelemetry requires that invalid values are ignored.
     logger.warning(
-        "OTEL_TRACES_SAMPLER_ARG is %r; a number from 0 to 1 is expected, so that all requests "
-        "without a traceparent are traced",
+        "OTEL_TRACES_SAMPLER_ARG is %r; a number from 0 to 1 is expected, and until then all "
+        "requests without a traceparent are traced",
         argument[:60],
     )
     return 1.0
