@@ -182,7 +182,7 @@ def bodies() -> list[Body]:
         )
         for label, model, path, document in documents
     ]
-    return [*in_json[:6], _csv(record), *in_json[6:], *_other_bodies(record)]
+    return [*in_json[:4], _csv(record), *in_json[4:], *_other_bodies(record)]
 
 
 Document = tuple[str, str, str, Any]
