@@ -248,7 +248,8 @@ def test_files_that_serving_does_not_need_are_not_copied(
             mlflow.log_artifacts(str(folder), "model")
         client = MlflowClient()
         client.create_registered_model("served-files")
-        client.create_model_version("served-files", f"{run.info.artifact_uri}/model")
+        source = f"{run.info.artifact_uri}/model"
+        client.create_model_version("served-files", source, run.info.run_id)
         monkeypatch.setattr(connection._process, "imports_mlflow", False)
         resolved = resolve("models:/served-files/1")
         names = []

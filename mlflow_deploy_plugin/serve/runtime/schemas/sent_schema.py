@@ -56,11 +56,16 @@ class SentSchema(Schema):
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> dict[str, Any]:
         check_records(records)
+        if len(records) == 1 and records[0]:  # The usual case, in a fifth of the time.
+            return {name: [value] for name, value in records[0].items()}
         return self.from_columns(columns_of(records, dict.fromkeys(chain.from_iterable(records))))
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
         if LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}:
-            columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+            if len(rows) == 1:
+                columns = {name: [value] for name, value in zip(names, rows[0], strict=True)}
+            else:
+                columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
             if columns and len(columns) == len(names):
                 return columns
         return super().from_rows(names, rows)  # It raises the error.
