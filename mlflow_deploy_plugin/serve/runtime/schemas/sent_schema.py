@@ -62,10 +62,7 @@ class SentSchema(Schema):
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
         if LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}:
-            if len(rows) == 1:
-                columns = {name: [value] for name, value in zip(names, rows[0], strict=True)}
-            else:
-                columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+            columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
             if columns and len(columns) == len(names):
                 return columns
         return super().from_rows(names, rows)  # It raises the error.
