@@ -237,9 +237,7 @@ def test_folder_is_served_in_place(registry, make_model, tmp_path):
     assert not list((tmp_path / "cache" / "models").iterdir())
 
 
-def test_files_that_serving_does_not_need_are_not_copied(
-    mlflow_server, registry, make_model, tmp_path, monkeypatch
-):
+def test_unserved_files_are_not_copied(mlflow_server, registry, make_model, tmp_path, monkeypatch):
     folder = make_model(tmp_path / "model")
     for name in ("parity.json", "requirements.txt"):
         (folder / name).touch()
@@ -248,7 +246,8 @@ def test_files_that_serving_does_not_need_are_not_copied(
             mlflow.log_artifacts(str(folder), "model")
         client = MlflowClient()
         client.create_registered_model("served-files")
-        client.create_model_version("served-files", f"{run.info.artifact_uri}/model")
+        source = f"{run.info.artifact_uri}/model"
+        client.create_model_version("served-files", source, run.info.run_id)
         monkeypatch.setattr(connection._process, "imports_mlflow", False)
         resolved = resolve("models:/served-files/1")
         names = []

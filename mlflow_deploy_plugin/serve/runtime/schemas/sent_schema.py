@@ -56,6 +56,8 @@ class SentSchema(Schema):
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> dict[str, Any]:
         check_records(records)
+        if len(records) == 1 and records[0]:  # The usual case, in a fifth of the time.
+            return {name: [value] for name, value in records[0].items()}
         return self.from_columns(columns_of(records, dict.fromkeys(chain.from_iterable(records))))
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
