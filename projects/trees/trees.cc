@@ -1,0 +1,804 @@
+// ONNX Runtime's operator TreeEnsembleRegressor for batches of rows.
+//
+// The file is compiled once per instruction set with -DLEVEL=<namespace>, which yields the
+// kernels, and once without LEVEL, which yields the operator that selects a kernel for the CPU.
+//
+// A row's numbers are first replaced by ranks among the thresholds of their column (8 or 16
+// bits), so that comparisons are exact and 32 to 64 rows fit into a vector. A block of rows then
+// passes all trees:
+// - small trees from their leaves to the root: a node selects, per row, the leaf of its left or
+//   right child (one comparison and one selection per node for all rows of a vector);
+// - symmetric trees by level: each comparison appends a bit to the number of the leaf;
+// - large trees by descending from the root without branches.
+// Each row adds its leaves in the order of the trees, in the type of the rows, like ONNX Runtime
+// on one thread, so the sums are equal bit by bit.
+
+#include <cstddef>
+#include <cstdint>
+
+struct Tree {
+  enum Kind : uint32_t { kSelect, kSymmetric, kDescend } kind;
+  uint32_t node;     // the first entry in the arrays of nodes
+  uint32_t splits;   // the number of inner nodes, or of levels of a symmetric tree
+  uint32_t leaves;
+  uint32_t program;  // the first entry in `selections`
+  uint32_t values;   // the first entry in `values`: leaves per target
+  uint32_t target;   // the first entry in `targets`
+  uint32_t targets;
+};
+
+struct Selection {  // of a small or symmetric tree
+  uint16_t column, cut, left, right;
+};
+
+struct Step {  // of a large tree: right is left + 1; a leaf is its own left child
+  uint16_t column, cut;
+  uint32_t left;
+};
+
+template <class T>
+struct Node {  // for few rows, with the original threshold
+  T cut;
+  uint32_t feature;  // the highest bit: a missing value goes left
+  uint32_t left;
+};
+
+struct Column {
+  uint32_t feature;
+  uint32_t cuts;  // the number of thresholds
+  uint32_t first;  // the first entry in `cuts`, padded to `width` with infinity
+  uint32_t width;  // a power of two, minus 1
+  uint32_t missing;  // the rank of a missing value
+};
+
+template <class T>
+struct Ensemble {
+  const Tree* tree;
+  size_t trees;
+  const Selection* selection;
+  const Step* step;
+  const Node<T>* node;
+  const uint32_t* leaf;  // the number of the leaf, for each node
+  const T* value;
+  const uint32_t* target;
+  const Column* column;
+  size_t columns;
+  const T* cut;
+  const T* base;
+  size_t targets;
+  size_t features;
+  uint32_t most_leaves;  // of a small tree
+  bool is_wide;  // ranks have 16 bits
+  bool is_ranked;  // false if a column has more thresholds than 16 bits can count
+};
+
+constexpr size_t kRows = 128;  // rows per block
+constexpr uint32_t kMissingLeft = 1u << 31;
+
+#ifdef LEVEL
+
+namespace LEVEL {
+namespace {
+
+// A vector of 64 bytes: one register of AVX-512, or several of another instruction set.
+template <class Rank>
+struct Vector;
+template <>
+struct Vector<uint8_t> {
+  typedef uint8_t Type __attribute__((vector_size(64), may_alias));
+};
+template <>
+struct Vector<uint16_t> {
+  typedef uint16_t Type __attribute__((vector_size(64), may_alias));
+};
+
+template <class T, class Rank>
+void rank_rows(const Ensemble<T>& trees, const T* rows, size_t count, Rank* ranks) {
+  T numbers[kRows];
+  int32_t positions[kRows];
+  for (size_t index = 0; index < trees.columns; ++index) {
+    const Column column = trees.column[index];
+    const T* cut = trees.cut + column.first;
+    for (size_t row = 0; row < count; ++row)
+      numbers[row] = rows[row * trees.features + column.feature];
+    for (size_t row = count; row < kRows; ++row) numbers[row] = 0;
+    for (size_t row = 0; row < kRows; ++row) positions[row] = 0;
+    for (int32_t half = int32_t(column.width + 1) / 2; half; half /= 2)
+      for (size_t row = 0; row < kRows; ++row)
+        positions[row] += cut[positions[row] + half - 1] < numbers[row] ? half : 0;
+    Rank* rank = ranks + index * kRows;
+    for (size_t row = 0; row < kRows; ++row)
+      rank[row] = Rank(numbers[row] == numbers[row] ? uint32_t(positions[row]) : column.missing);
+  }
+}
+
+template <class T, class Id>
+void add_leaves(const Ensemble<T>& trees, const Tree& tree, const Id* __restrict ids,
+                T* __restrict sums) {
+  const T* __restrict value = trees.value + tree.values;
+  for (uint32_t index = 0; index < tree.targets; ++index, value += tree.leaves) {
+    T* __restrict sum = sums + trees.target[tree.target + index] * kRows;
+    for (size_t row = 0; row < kRows; ++row) sum[row] += value[ids[row]];
+  }
+}
+
+template <class T, class Rank>
+void select(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, Rank* slots, T* sums) {
+  const Selection* selection = trees.selection + tree.program;
+  Rank* out = slots + trees.most_leaves * kRows;
+  for (uint32_t index = 0; index < tree.splits; ++index, ++selection, out += kRows) {
+    const Rank* rank = ranks + selection->column * kRows;
+    const Rank* left = slots + selection->left * kRows;
+    const Rank* right = slots + selection->right * kRows;
+    using V = typename Vector<Rank>::Type;
+    const V cut = Rank(selection->cut) - V{};
+    for (size_t row = 0; row < kRows; row += sizeof(V) / sizeof(Rank))
+      *(V*)(out + row) = *(const V*)(rank + row) <= cut ? *(const V*)(left + row) : *(const V*)(right + row);
+  }
+  add_leaves(trees, tree, out - kRows, sums);
+}
+
+template <class T, class Rank>
+void select_levels(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, T* sums) {
+  const Selection* selection = trees.selection + tree.program;
+  alignas(64) Rank ids[kRows] = {};
+  for (uint32_t index = 0; index < tree.splits; ++index, ++selection) {
+    const Rank* rank = ranks + selection->column * kRows;
+    using V = typename Vector<Rank>::Type;
+    const V cut = Rank(selection->cut) - V{};
+    for (size_t row = 0; row < kRows; row += sizeof(V) / sizeof(Rank)) {
+      V& id = *(V*)(ids + row);
+      id = id + id - (V)(*(const V*)(rank + row) > cut);
+    }
+  }
+  add_leaves(trees, tree, ids, sums);
+}
+
+template <class T, class Rank>
+void descend(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, T* sums) {
+  const Step* step = trees.step + tree.node;
+  uint32_t ids[kRows];
+  for (size_t first = 0; first < kRows; first += 16) {
+    uint32_t position[16] = {};
+    for (uint32_t moved = 1; moved;) {
+      moved = 0;
+      for (size_t row = 0; row < 16; ++row) {
+        const Step at = step[position[row]];
+        const uint32_t next = at.left + (ranks[at.column * kRows + first + row] > at.cut);
+        moved |= next ^ position[row];
+        position[row] = next;
+      }
+    }
+    for (size_t row = 0; row < 16; ++row)
+      ids[first + row] = trees.leaf[tree.node + position[row]];
+  }
+  add_leaves(trees, tree, ids, sums);
+}
+
+template <class T, class Rank>
+void compute_block(const Ensemble<T>& trees, const T* rows, size_t count, float* out, char* memory) {
+  T* sums = reinterpret_cast<T*>(memory);
+  Rank* slots = reinterpret_cast<Rank*>(sums + trees.targets * kRows);
+  Rank* ranks = slots + trees.most_leaves * 2 * kRows;
+  for (size_t index = 0; index < trees.targets * kRows; ++index) sums[index] = 0;
+  for (uint32_t leaf = 0; leaf < trees.most_leaves; ++leaf)
+    for (size_t row = 0; row < kRows; ++row) slots[leaf * kRows + row] = Rank(leaf);
+  rank_rows(trees, rows, count, ranks);
+  for (size_t index = 0; index < trees.trees; ++index) {
+    const Tree& tree = trees.tree[index];
+    if (tree.kind == Tree::kSelect)
+      select(trees, tree, ranks, slots, sums);
+    else if (tree.kind == Tree::kSymmetric)
+      select_levels(trees, tree, ranks, sums);
+    else
+      descend(trees, tree, ranks, sums);
+  }
+  for (size_t row = 0; row < count; ++row)
+    for (size_t target = 0; target < trees.targets; ++target)
+      out[row * trees.targets + target] = float(sums[target * kRows + row] + trees.base[target]);
+}
+
+template <class T>
+void compute_row(const Ensemble<T>& trees, const T* row, float* out, T* sums) {
+  constexpr size_t kTogether = 8;
+  for (size_t target = 0; target < trees.targets; ++target) sums[target] = 0;
+  for (size_t first = 0; first < trees.trees; first += kTogether) {
+    const size_t together = trees.trees - first < kTogether ? trees.trees - first : kTogether;
+    const Tree* tree = trees.tree + first;
+    uint32_t position[kTogether];
+    for (size_t index = 0; index < together; ++index) position[index] = tree[index].node;
+    for (uint32_t moved = 1; moved;) {
+      moved = 0;
+      for (size_t index = 0; index < together; ++index) {
+        const Node<T>& at = trees.node[position[index]];
+        const T number = row[at.feature & ~kMissingLeft];
+        const bool is_left = number <= at.cut || (number != number && at.feature >> 31);
+        const uint32_t next = at.left + !is_left;
+        moved |= next ^ position[index];
+        position[index] = next;
+      }
+    }
+    for (size_t index = 0; index < together; ++index) {
+      const Tree& at = tree[index];
+      const T* value = trees.value + at.values + trees.leaf[position[index]];
+      for (uint32_t each = 0; each < at.targets; ++each, value += at.leaves)
+        sums[trees.target[at.target + each]] += *value;
+    }
+  }
+  for (size_t target = 0; target < trees.targets; ++target)
+    out[target] = float(sums[target] + trees.base[target]);
+}
+
+template <class T>
+void compute(const Ensemble<T>& trees, const T* rows, size_t count, float* out, char* memory) {
+  if (!trees.is_ranked || count < 8) {
+    for (size_t row = 0; row < count; ++row)
+      compute_row(trees, rows + row * trees.features, out + row * trees.targets,
+                  reinterpret_cast<T*>(memory));
+    return;
+  }
+  for (size_t row = 0; row < count; row += kRows) {
+    const size_t here = count - row < kRows ? count - row : kRows;
+    const T* from = rows + row * trees.features;
+    float* to = out + row * trees.targets;
+    if (trees.is_wide)
+      compute_block<T, uint16_t>(trees, from, here, to, memory);
+    else
+      compute_block<T, uint8_t>(trees, from, here, to, memory);
+  }
+}
+
+}  // namespace
+
+void compute_single(const Ensemble<float>& trees, const float* rows, size_t count, float* out,
+                    char* memory) {
+  compute(trees, rows, count, out, memory);
+}
+void compute_double(const Ensemble<double>& trees, const double* rows, size_t count, float* out,
+                    char* memory) {
+  compute(trees, rows, count, out, memory);
+}
+}  // namespace LEVEL
+
+#else  // the operator
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#define DECLARE(level)                                                                        \
+  namespace level {                                                                           \
+  void compute_single(const Ensemble<float>&, const float*, size_t, float*, char*);           \
+  void compute_double(const Ensemble<double>&, const double*, size_t, float*, char*);         \
+  }
+DECLARE(plain)
+#ifdef __x86_64__
+DECLARE(avx2)
+DECLARE(avx512)
+#endif
+
+namespace {
+
+template <class T>
+using Compute = void (*)(const Ensemble<T>&, const T*, size_t, float*, char*);
+
+template <class T>
+Compute<T> choose() {
+#define OF_LEVEL(level)                                 \
+  if constexpr (std::is_same_v<T, float>) {             \
+    return level::compute_single;                       \
+  } else {                                              \
+    return level::compute_double;                       \
+  }
+#ifdef __x86_64__
+  const char* limit = std::getenv("ONNXSERVE_TREES_LEVEL");  // for tests and measurements
+  const std::string most = limit ? limit : "";
+  if (most.empty() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd")) {
+    OF_LEVEL(avx512)
+  }
+  if (most != "plain" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi2")) {
+    OF_LEVEL(avx2)
+  }
+#endif
+  OF_LEVEL(plain)
+}
+
+// ONNX Runtime's C API. Its functions keep their positions in all releases, so the library
+// declares the few functions that it calls and needs no header of a release.
+constexpr uint32_t kApiVersion = 29;
+struct Status;
+struct Value;
+struct Info;
+struct Context;
+struct Options;
+struct Domain;
+struct Allocator;
+struct CustomOp;
+using Api = void* const*;
+struct ApiBase {
+  Api (*get)(uint32_t version);
+  const char* (*version)();
+};
+
+template <size_t Position, class... Arguments>
+Status* call(Api api, Arguments... arguments) {
+  return reinterpret_cast<Status* (*)(Arguments...)>(api[Position])(arguments...);
+}
+Status* failure(Api api, const char* text) { return call<0>(api, 9 /* not implemented */, text); }
+bool holds(Api api, Status* status) {
+  if (status) reinterpret_cast<void (*)(Status*)>(api[93])(status);
+  return !status;
+}
+void check(Api api, Status* status) {
+  if (!holds(api, status)) throw std::runtime_error("ONNX Runtime refuses a call");
+}
+
+struct Shape {
+  int type;
+  const int64_t* sizes;
+  size_t rank;
+};
+Shape shape_of(Api api, const Value* value) {
+  Shape shape{};
+  check(api, call<414>(api, value, &shape.type, &shape.sizes, &shape.rank));
+  return shape;
+}
+
+// The attributes of a node.
+struct Attributes {
+  Api api;
+  const Info* info;
+
+  std::vector<int64_t> integers(const char* name) const {
+    size_t size = 0;
+    if (!holds(api, call<163>(api, info, name, static_cast<int64_t*>(nullptr), &size))) return {};
+    std::vector<int64_t> out(size);
+    if (size) check(api, call<163>(api, info, name, out.data(), &size));
+    return out;
+  }
+  int64_t integer(const char* name, int64_t otherwise) const {
+    int64_t out = 0;
+    return holds(api, call<86>(api, info, name, &out)) ? out : otherwise;
+  }
+  std::string text(const char* name, const char* otherwise) const {
+    char out[64] = {};
+    size_t size = sizeof out;
+    return holds(api, call<87>(api, info, name, &out[0], &size)) ? out : otherwise;
+  }
+  std::vector<std::string> texts(const char* name) const {
+    Allocator* allocator = nullptr;
+    check(api, call<78>(api, &allocator));
+    char** parts = nullptr;
+    size_t size = 0;
+    if (!holds(api, call<417>(api, info, name, allocator, &parts, &size))) return {};
+    std::vector<std::string> out(parts, parts + size);
+    for (size_t index = 0; index < size; ++index)
+      holds(api, call<76>(api, allocator, static_cast<void*>(parts[index])));
+    holds(api, call<76>(api, allocator, static_cast<void*>(parts)));
+    return out;
+  }
+  // The numbers of `name` in 32 bits, or of `name`_as_tensor.
+  std::vector<double> numbers(const std::string& name) const {
+    Allocator* allocator = nullptr;
+    check(api, call<78>(api, &allocator));
+    Value* value = nullptr;
+    const std::string tensor = name + "_as_tensor";
+    if (holds(api, call<236>(api, info, tensor.c_str(), allocator, &value))) {
+      const Shape shape = shape_of(api, value);
+      void* data = nullptr;
+      check(api, call<51>(api, value, &data));
+      const size_t size = shape.rank ? size_t(shape.sizes[0]) : 0;
+      std::vector<double> out(size);
+      for (size_t index = 0; index < size; ++index)
+        out[index] = shape.type == 11 ? static_cast<double*>(data)[index]
+                                      : static_cast<float*>(data)[index];
+      reinterpret_cast<void (*)(Value*)>(api[96])(value);
+      return out;
+    }
+    size_t size = 0;
+    if (!holds(api, call<162>(api, info, name.c_str(), static_cast<float*>(nullptr), &size)))
+      return {};
+    std::vector<float> out(size);
+    if (size) check(api, call<162>(api, info, name.c_str(), out.data(), &size));
+    return {out.begin(), out.end()};
+  }
+};
+
+constexpr uint32_t kMostLeaves = 96;  // of a small tree
+constexpr uint32_t kMostLevels = 8;   // of a symmetric tree
+
+template <class T>
+struct Forest {
+  std::vector<Tree> tree;
+  std::vector<Selection> selection;
+  std::vector<Step> step;
+  std::vector<Node<T>> node;
+  std::vector<uint32_t> leaf;
+  std::vector<T> value;
+  std::vector<uint32_t> target;
+  std::vector<Column> column;
+  std::vector<T> cut;
+  std::vector<T> base;
+  Ensemble<T> ensemble{};
+  size_t memory = 0;  // bytes that a block needs
+  Compute<T> compute = choose<T>();
+
+  explicit Forest(const Attributes& attributes);
+
+ private:
+  struct Split {  // as LEQ
+    uint32_t feature;
+    bool missing_left;
+    T cut;
+    size_t left, right;
+  };
+  void rank_columns();
+  void add_small(Tree& added);
+  bool is_symmetric(const Tree& added) const;
+  std::map<std::pair<uint32_t, bool>, uint32_t> column_of;
+};
+
+[[noreturn]] void refuse(const std::string& text) { throw std::invalid_argument(text); }
+
+template <class T>
+Forest<T>::Forest(const Attributes& attributes) {
+  if (attributes.text("post_transform", "NONE") != "NONE") refuse("its post_transform");
+  if (attributes.text("aggregate_function", "SUM") != "SUM") refuse("its aggregate_function");
+  const auto tree_ids = attributes.integers("nodes_treeids");
+  const auto node_ids = attributes.integers("nodes_nodeids");
+  const auto features = attributes.integers("nodes_featureids");
+  const auto lefts = attributes.integers("nodes_truenodeids");
+  const auto rights = attributes.integers("nodes_falsenodeids");
+  const auto cuts = attributes.numbers("nodes_values");
+  const auto modes = attributes.texts("nodes_modes");
+  auto missing = attributes.integers("nodes_missing_value_tracks_true");
+  const size_t nodes = tree_ids.size();
+  missing.resize(nodes);
+  for (size_t size : {node_ids.size(), features.size(), lefts.size(), rights.size(), cuts.size(),
+                      modes.size()})
+    if (size != nodes || !nodes) refuse("its nodes are incomplete");
+
+  using Id = std::pair<int64_t, int64_t>;
+  std::map<Id, size_t> position;  // of a node in the attributes
+  for (size_t index = 0; index < nodes; ++index) position[{tree_ids[index], node_ids[index]}] = index;
+  const auto owner = attributes.integers("target_treeids");
+  const auto owner_node = attributes.integers("target_nodeids");
+  const auto target_ids = attributes.integers("target_ids");
+  const auto weights = attributes.numbers("target_weights");
+  const size_t targets = size_t(attributes.integer("n_targets", 1));
+  std::vector<std::vector<std::pair<uint32_t, T>>> values(nodes);
+  for (size_t index = 0; index < owner.size(); ++index) {
+    if (target_ids[index] < 0 || size_t(target_ids[index]) >= targets) refuse("its targets");
+    values[position.at({owner[index], owner_node[index]})].emplace_back(
+        uint32_t(target_ids[index]), T(weights[index]));
+  }
+  for (double each : attributes.numbers("base_values")) base.push_back(T(each));
+  base.resize(targets);
+
+  // Number the nodes of each tree in the order of their levels, children next to each other.
+  std::vector<bool> seen(nodes);
+  for (size_t root = 0; root < nodes; ++root) {
+    if (root && tree_ids[root] == tree_ids[root - 1]) continue;
+    Tree added{};
+    added.node = uint32_t(node.size());
+    std::vector<size_t> order{root};
+    std::vector<size_t> leaves;
+    std::map<uint32_t, std::vector<T>> by_target;
+    for (size_t next = 0; next < order.size(); ++next) {
+      const size_t at = order[next];
+      if (seen[at]) refuse("a node has two parents");
+      seen[at] = true;
+      if (modes[at] == "LEAF") {
+        node.push_back({std::numeric_limits<T>::infinity(), kMissingLeft, uint32_t(node.size())});
+        leaf.push_back(uint32_t(leaves.size()));
+        leaves.push_back(at);
+        continue;
+      }
+      const std::string& mode = modes[at];
+      bool is_opposite = mode == "BRANCH_GT" || mode == "BRANCH_GTE";
+      if (!is_opposite && mode != "BRANCH_LEQ" && mode != "BRANCH_LT")
+        refuse("it splits by categories (" + mode + ")");
+      T cut = T(cuts[at]);
+      if (mode == "BRANCH_LT" || mode == "BRANCH_GTE") {  // x < t is x <= the number below t
+        if (!(cut > -std::numeric_limits<T>::infinity())) refuse("a threshold is -inf");
+        cut = std::nextafter(cut, -std::numeric_limits<T>::infinity());
+      }
+      if (cut != cut) refuse("a threshold is NaN");
+      if (features[at] < 0 || features[at] >= int64_t(kMissingLeft)) refuse("its features");
+      const bool missing_left = bool(missing[at]) != is_opposite;
+      size_t left = position.at({tree_ids[at], lefts[at]});
+      size_t right = position.at({tree_ids[at], rights[at]});
+      if (is_opposite) std::swap(left, right);
+      node.push_back({cut, uint32_t(features[at]) | (missing_left ? kMissingLeft : 0),
+                      uint32_t(added.node + order.size())});
+      leaf.push_back(0);
+      order.push_back(left);
+      order.push_back(right);
+      ++added.splits;
+    }
+    added.leaves = uint32_t(leaves.size());
+    for (size_t index = 0; index < leaves.size(); ++index)
+      for (const auto& [id, number] : values[leaves[index]]) {
+        auto& table = by_target[id];
+        table.resize(leaves.size());
+        table[index] += number;
+      }
+    added.values = uint32_t(value.size());
+    added.target = uint32_t(target.size());
+    added.targets = uint32_t(by_target.size());
+    for (const auto& [id, table] : by_target) {
+      target.push_back(id);
+      value.insert(value.end(), table.begin(), table.end());
+    }
+    tree.push_back(added);
+  }
+
+  rank_columns();
+  for (Tree& each : tree) {
+    if (!ensemble.is_ranked) break;
+    if (is_symmetric(each)) {
+      each.kind = Tree::kSymmetric;
+    } else if (each.leaves > kMostLeaves || each.leaves < 2) {
+      each.kind = Tree::kDescend;
+    } else {
+      each.kind = Tree::kSelect;
+      ensemble.most_leaves = std::max(ensemble.most_leaves, each.leaves);
+    }
+  }
+  if (ensemble.is_ranked)
+    for (Tree& each : tree)
+      if (each.kind != Tree::kDescend) add_small(each);
+  for (const Node<T>& each : node)
+    ensemble.features = std::max<size_t>(ensemble.features, (each.feature & ~kMissingLeft) + 1);
+  ensemble.tree = tree.data();
+  ensemble.trees = tree.size();
+  ensemble.selection = selection.data();
+  ensemble.step = step.data();
+  ensemble.node = node.data();
+  ensemble.leaf = leaf.data();
+  ensemble.value = value.data();
+  ensemble.target = target.data();
+  ensemble.column = column.data();
+  ensemble.columns = column.size();
+  ensemble.cut = cut.data();
+  ensemble.base = base.data();
+  ensemble.targets = targets;
+  memory = kRows * (targets * sizeof(T) + 2 * (2 * ensemble.most_leaves + column.size())) + 64;
+}
+
+// Replace the thresholds by ranks. Missing values have a rank, so a column whose nodes send them
+// to both sides is ranked twice.
+template <class T>
+void Forest<T>::rank_columns() {
+  std::map<std::pair<uint32_t, bool>, std::vector<T>> cuts_of;
+  auto key_of = [](const Node<T>& each) {
+    return std::pair{each.feature & ~kMissingLeft, bool(each.feature >> 31)};
+  };
+  auto is_leaf = [this](size_t index) { return node[index].left == index; };
+  for (size_t index = 0; index < node.size(); ++index)
+    if (!is_leaf(index)) cuts_of[key_of(node[index])].push_back(node[index].cut);
+  ensemble.is_ranked = cuts_of.size() < 65536;
+  for (auto& [key, cuts] : cuts_of) {
+    std::sort(cuts.begin(), cuts.end());
+    cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+    if (cuts.size() > 255) ensemble.is_wide = true;
+    if (cuts.size() > 65535) ensemble.is_ranked = false;
+    uint32_t width = 1;
+    while (width < cuts.size()) width = width * 2 + 1;
+    column_of[key] = uint32_t(column.size());
+    column.push_back({key.first, uint32_t(cuts.size()), uint32_t(cut.size()), width,
+                      key.second ? 0 : uint32_t(cuts.size())});
+    cut.insert(cut.end(), cuts.begin(), cuts.end());
+    cut.resize(cut.size() + width - cuts.size(), std::numeric_limits<T>::infinity());
+  }
+  if (!ensemble.is_ranked) return;
+  for (const Tree& each : tree)
+    for (size_t index = each.node; index < each.node + each.splits * 2 + 1; ++index) {
+      Step added{0, 65535, uint32_t(node[index].left - each.node)};
+      if (!is_leaf(index)) {
+        const auto key = key_of(node[index]);
+        const auto& cuts = cuts_of[key];
+        added.column = uint16_t(column_of[key]);
+        added.cut = uint16_t(std::lower_bound(cuts.begin(), cuts.end(), node[index].cut) -
+                             cuts.begin());
+      }
+      step.push_back(added);
+    }
+}
+
+template <class T>
+bool Forest<T>::is_symmetric(const Tree& added) const {
+  uint32_t levels = 0;
+  while ((1u << levels) < added.leaves) ++levels;
+  if (added.leaves != 1u << levels || levels < 2 || levels > kMostLevels) return false;
+  for (uint32_t level = 0; level < levels; ++level) {
+    const Step* first = &step[added.node + (1u << level) - 1];
+    for (uint32_t index = 0; index < 1u << level; ++index)
+      if (first[index].left != (2u << level) - 1 + 2 * index || first[index].column != first->column ||
+          first[index].cut != first->cut)
+        return false;
+  }
+  return true;
+}
+
+template <class T>
+void Forest<T>::add_small(Tree& added) {
+  added.program = uint32_t(selection.size());
+  const Step* at = &step[added.node];
+  if (added.kind == Tree::kSymmetric) {
+    uint32_t level = 0;
+    for (; (1u << level) < added.leaves; ++level) {
+      const Step& split = at[(1u << level) - 1];
+      selection.push_back({split.column, split.cut, 0, 0});
+    }
+    added.splits = level;
+    return;
+  }
+  // Children have higher numbers than their parents, so the order of evaluation is the opposite.
+  std::vector<uint16_t> slot(added.splits * 2 + 1);
+  uint16_t next = uint16_t(ensemble.most_leaves);
+  for (size_t index = slot.size(); index--;) {
+    if (at[index].left == index) {
+      slot[index] = uint16_t(leaf[added.node + index]);
+      continue;
+    }
+    selection.push_back({at[index].column, at[index].cut, slot[at[index].left],
+                         slot[at[index].left + 1]});
+    slot[index] = next++;
+  }
+}
+
+template <class T>
+struct Work {
+  const Forest<T>* forest;
+  Ensemble<T> trees;
+  const T* rows;
+  size_t count;
+  float* out;
+  size_t part;  // rows per part
+
+  static void run(void* self, size_t index) {
+    const Work& work = *static_cast<Work*>(self);
+    const Ensemble<T>& trees = work.trees;
+    const size_t first = index * work.part;
+    const size_t count = std::min(work.part, work.count - first);
+    const std::unique_ptr<char[]> owner(new char[work.forest->memory]);
+    char* memory = owner.get() + (64 - reinterpret_cast<uintptr_t>(owner.get()) % 64);
+    work.forest->compute(trees, work.rows + first * trees.features, count,
+                         work.out + first * trees.targets, memory);
+  }
+};
+
+constexpr size_t kFewRows = 2 * kRows;
+
+template <class T>
+struct Operator {
+  Api api;
+  Forest<T> forest;
+
+  Operator(Api api, const Info* info) : api(api), forest(Attributes{api, info}) {}
+
+  void compute(Context* context) {
+    const Value* input = nullptr;
+    check(api, call<90>(api, static_cast<const Context*>(context), size_t(0), &input));
+    const Shape shape = shape_of(api, input);
+    if (shape.rank != 2 || size_t(shape.sizes[1]) < forest.ensemble.features)
+      refuse("the rows do not have the features of the trees");
+    void* data = nullptr;
+    check(api, call<51>(api, const_cast<Value*>(input), &data));
+    const int64_t sizes[] = {shape.sizes[0], int64_t(forest.ensemble.targets)};
+    Value* output = nullptr;
+    check(api, call<91>(api, context, size_t(0), &sizes[0], size_t(2), &output));
+    void* out = nullptr;
+    check(api, call<51>(api, output, &out));
+    Work<T> work{&forest, forest.ensemble, static_cast<const T*>(data), size_t(sizes[0]),
+                 static_cast<float*>(out), kRows};
+    work.trees.features = size_t(shape.sizes[1]);
+    if (work.count <= kFewRows) {
+      work.part = work.count;
+      if (work.count) Work<T>::run(&work, 0);
+      return;
+    }
+    const size_t parts = (work.count + work.part - 1) / work.part;
+    check(api, call<274>(api, static_cast<const Context*>(context), &Work<T>::run, parts, size_t(0),
+                         static_cast<void*>(&work)));
+  }
+};
+
+// The fields of OrtCustomOp, in their order, up to API version 18.
+struct CustomOp {
+  uint32_t version = kApiVersion;
+  void* (*create_v1)(const CustomOp*, Api, const Info*) = nullptr;
+  const char* (*name)(const CustomOp*);
+  const char* (*provider)(const CustomOp*);
+  int (*input_type)(const CustomOp*, size_t);
+  size_t (*inputs)(const CustomOp*);
+  int (*output_type)(const CustomOp*, size_t);
+  size_t (*outputs)(const CustomOp*);
+  void (*compute_v1)(void*, Context*) = nullptr;
+  void (*destroy)(void*);
+  int (*input_kind)(const CustomOp*, size_t);
+  int (*output_kind)(const CustomOp*, size_t);
+  int (*input_memory)(const CustomOp*, size_t);
+  int (*variadic_1)(const CustomOp*);
+  int (*variadic_2)(const CustomOp*);
+  int (*variadic_3)(const CustomOp*);
+  int (*variadic_4)(const CustomOp*);
+  Status* (*create)(const CustomOp*, Api, const Info*, void**);
+  Status* (*compute)(void*, Context*);
+  Status* (*infer)(const CustomOp*, void*) = nullptr;
+  int (*start)(const CustomOp*);
+  int (*end)(const CustomOp*);
+  size_t (*may_inplace)(int**, int**) = nullptr;
+  void (*release_may_inplace)(int*, int*) = nullptr;
+  size_t (*alias)(int**, int**) = nullptr;
+  void (*release_alias)(int*, int*) = nullptr;
+};
+
+template <class T>
+CustomOp custom_op() {
+  constexpr int type = std::is_same_v<T, float> ? 1 : 11;
+  const auto one = [](const CustomOp*) -> size_t { return 1; };
+  const auto zero = [](const CustomOp*, size_t) { return 0; };
+  const auto arity = [](const CustomOp*) { return 1; };
+  CustomOp op{};
+  op.name = [](const CustomOp*) { return "TreeEnsembleRegressor"; };
+  op.provider = [](const CustomOp*) -> const char* { return nullptr; };
+  op.input_type = [](const CustomOp*, size_t) { return type; };
+  op.output_type = [](const CustomOp*, size_t) { return 1; };
+  op.inputs = one;
+  op.outputs = one;
+  op.input_kind = zero;
+  op.output_kind = zero;
+  op.input_memory = zero;
+  op.variadic_1 = op.variadic_2 = op.variadic_3 = op.variadic_4 = arity;
+  op.start = arity;
+  op.end = [](const CustomOp*) { return std::numeric_limits<int>::max(); };
+  op.destroy = [](void* kernel) { delete static_cast<Operator<T>*>(kernel); };
+  op.create = [](const CustomOp*, Api api, const Info* info, void** kernel) -> Status* {
+    try {
+      *kernel = new Operator<T>(api, info);
+    } catch (const std::exception& error) {
+      return failure(api, error.what());
+    }
+    return nullptr;
+  };
+  op.compute = [](void* kernel, Context* context) -> Status* {
+    auto* self = static_cast<Operator<T>*>(kernel);
+    try {
+      self->compute(context);
+    } catch (const std::exception& error) {
+      return failure(self->api, error.what());
+    }
+    return nullptr;
+  };
+  return op;
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) Status* RegisterCustomOps(Options* options,
+                                                                           const ApiBase* base) {
+  static CustomOp single = custom_op<float>();
+  static CustomOp wide = custom_op<double>();
+  Api api = base->get(kApiVersion);
+  if (!api) return failure(base->get(1), "ONNX Runtime is older than 1.29");
+  static Domain* domain = nullptr;
+  if (!domain) {
+    if (Status* status = call<26>(api, "ai.onnx.ml", &domain)) return status;
+    if (Status* status = call<27>(api, domain, &single)) return status;
+    if (Status* status = call<27>(api, domain, &wide)) return status;
+  }
+  return call<28>(api, options, domain);
+}
+
+#endif
