@@ -15,6 +15,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 struct Tree {
   enum Kind : uint32_t { kSelect, kSymmetric, kDescend } kind;
@@ -80,20 +84,33 @@ constexpr uint32_t kMissingLeft = 1u << 31;
 namespace LEVEL {
 namespace {
 
-// A vector of 64 bytes: one register of AVX-512, or several of another instruction set.
+#if defined(__AVX512BW__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
 template <class Rank>
-struct Vector;
+struct Vector;  // a register of ranks
 template <>
-struct Vector<uint8_t> {
-  typedef uint8_t Type __attribute__((vector_size(64), may_alias));
+struct Vector<int8_t> {
+  typedef int8_t Type __attribute__((vector_size(VECTOR_BYTES), may_alias));
 };
 template <>
-struct Vector<uint16_t> {
-  typedef uint16_t Type __attribute__((vector_size(64), may_alias));
+struct Vector<int16_t> {
+  typedef int16_t Type __attribute__((vector_size(VECTOR_BYTES), may_alias));
 };
 
+// Ranks are signed, because AVX2 compares only signed numbers.
+template <class Rank>
+Rank signed_rank(uint32_t rank) {
+  return Rank(rank - (1u << (8 * sizeof(Rank) - 1)));
+}
+
 template <class T, class Rank>
-void rank_rows(const Ensemble<T>& trees, const T* rows, size_t count, Rank* ranks) {
+void rank_rows(const Ensemble<T>& trees, const T* rows, size_t count, size_t padded, Rank* ranks) {
   T numbers[kRows];
   int32_t positions[kRows];
   for (size_t index = 0; index < trees.columns; ++index) {
@@ -101,29 +118,119 @@ void rank_rows(const Ensemble<T>& trees, const T* rows, size_t count, Rank* rank
     const T* cut = trees.cut + column.first;
     for (size_t row = 0; row < count; ++row)
       numbers[row] = rows[row * trees.features + column.feature];
-    for (size_t row = count; row < kRows; ++row) numbers[row] = 0;
-    for (size_t row = 0; row < kRows; ++row) positions[row] = 0;
+    for (size_t row = count; row < padded; ++row) numbers[row] = 0;
+    for (size_t row = 0; row < padded; ++row) positions[row] = 0;
+    // A binary search of all rows together: a rank is the number of smaller thresholds.
     for (int32_t half = int32_t(column.width + 1) / 2; half; half /= 2)
-      for (size_t row = 0; row < kRows; ++row)
+      for (size_t row = 0; row < padded; ++row)
         positions[row] += cut[positions[row] + half - 1] < numbers[row] ? half : 0;
     Rank* rank = ranks + index * kRows;
-    for (size_t row = 0; row < kRows; ++row)
-      rank[row] = Rank(numbers[row] == numbers[row] ? uint32_t(positions[row]) : column.missing);
+    for (size_t row = 0; row < padded; ++row)
+      rank[row] = signed_rank<Rank>(numbers[row] == numbers[row] ? uint32_t(positions[row])
+                                                                 : column.missing);
   }
 }
 
-template <class T, class Id>
-void add_leaves(const Ensemble<T>& trees, const Tree& tree, const Id* __restrict ids,
+#ifdef __AVX512F__
+// Look up the values of a vector of leaves in registers, because a gather takes four times as long.
+struct Doubles {
+  static constexpr size_t kLanes = 8;
+  __m512d values;
+  static Doubles load(const double* from) { return {_mm512_loadu_pd(from)}; }
+  void add_to(double* sum) const { _mm512_storeu_pd(sum, _mm512_loadu_pd(sum) + values); }
+  static __m512i ids(const uint8_t* from) {
+    return _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  }
+  static __m512i ids(const uint16_t* from) {
+    return _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  static Doubles pick(Doubles low, __m512i ids, Doubles high) {
+    return {_mm512_permutex2var_pd(low.values, ids, high.values)};
+  }
+  static Doubles choose(__m512i ids, int bit, Doubles low, Doubles high) {
+    const __mmask8 mask = _mm512_test_epi64_mask(ids, _mm512_set1_epi64(bit));
+    return {_mm512_mask_blend_pd(mask, low.values, high.values)};
+  }
+};
+struct Floats {
+  static constexpr size_t kLanes = 16;
+  __m512 values;
+  static Floats load(const float* from) { return {_mm512_loadu_ps(from)}; }
+  void add_to(float* sum) const { _mm512_storeu_ps(sum, _mm512_loadu_ps(sum) + values); }
+  static __m512i ids(const uint8_t* from) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  static __m512i ids(const uint16_t* from) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static Floats pick(Floats low, __m512i ids, Floats high) {
+    return {_mm512_permutex2var_ps(low.values, ids, high.values)};
+  }
+  static Floats choose(__m512i ids, int bit, Floats low, Floats high) {
+    const __mmask16 mask = _mm512_test_epi32_mask(ids, _mm512_set1_epi32(bit));
+    return {_mm512_mask_blend_ps(mask, low.values, high.values)};
+  }
+};
+
+template <class Lanes, size_t kTables, class T, class Number>
+void add_from_registers(const T* value, const Number* ids, size_t rows, T* sum) {
+  constexpr size_t kLanes = Lanes::kLanes;
+  Lanes table[kTables];
+  for (size_t index = 0; index < kTables; ++index) table[index] = Lanes::load(value + index * kLanes);
+  for (size_t row = 0; row < rows; row += kLanes) {
+    const __m512i id = Lanes::ids(ids + row);
+    Lanes found[kTables / 2];
+    for (size_t index = 0; index < kTables / 2; ++index)
+      found[index] = Lanes::pick(table[2 * index], id, table[2 * index + 1]);
+    for (size_t left = kTables / 4, bit = 2 * kLanes; left; left /= 2, bit *= 2)
+      for (size_t index = 0; index < left; ++index)
+        found[index] = Lanes::choose(id, int(bit), found[2 * index], found[2 * index + 1]);
+    found[0].add_to(sum + row);
+  }
+}
+
+template <class Number, class T>
+bool add_from_registers(const T* value, uint32_t leaves, const Number* ids, size_t rows, T* sum) {
+  using Lanes = std::conditional_t<sizeof(T) == 8, Doubles, Floats>;
+  if constexpr (sizeof(Number) > 2) {
+    return false;
+  } else {
+    if (leaves <= 2 * Lanes::kLanes) {
+      add_from_registers<Lanes, 2>(value, ids, rows, sum);
+    } else if (leaves <= 4 * Lanes::kLanes) {
+      add_from_registers<Lanes, 4>(value, ids, rows, sum);
+    } else if (leaves <= 8 * Lanes::kLanes) {
+      add_from_registers<Lanes, 8>(value, ids, rows, sum);
+    } else {
+      return false;
+    }
+    return true;
+  }
+}
+#else
+template <class Number, class T>
+bool add_from_registers(const T*, uint32_t, const Number*, size_t, T*) {
+  return false;
+}
+#endif
+
+template <class T, class Number>
+void add_leaves(const Ensemble<T>& trees, const Tree& tree, const Number* __restrict ids, size_t rows,
                 T* __restrict sums) {
   const T* __restrict value = trees.value + tree.values;
   for (uint32_t index = 0; index < tree.targets; ++index, value += tree.leaves) {
     T* __restrict sum = sums + trees.target[tree.target + index] * kRows;
-    for (size_t row = 0; row < kRows; ++row) sum[row] += value[ids[row]];
+    if (!add_from_registers(value, tree.leaves, ids, rows, sum))
+      for (size_t row = 0; row < rows; ++row) sum[row] += value[ids[row]];
   }
 }
 
+template <class Rank>
+using Id = std::make_unsigned_t<Rank>;
+
 template <class T, class Rank>
-void select(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, Rank* slots, T* sums) {
+void select(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, size_t rows, Rank* slots,
+            T* sums) {
   const Selection* selection = trees.selection + tree.program;
   Rank* out = slots + trees.most_leaves * kRows;
   for (uint32_t index = 0; index < tree.splits; ++index, ++selection, out += kRows) {
@@ -131,40 +238,42 @@ void select(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, Rank*
     const Rank* left = slots + selection->left * kRows;
     const Rank* right = slots + selection->right * kRows;
     using V = typename Vector<Rank>::Type;
-    const V cut = Rank(selection->cut) - V{};
-    for (size_t row = 0; row < kRows; row += sizeof(V) / sizeof(Rank))
-      *(V*)(out + row) = *(const V*)(rank + row) <= cut ? *(const V*)(left + row) : *(const V*)(right + row);
+    const V cut = signed_rank<Rank>(selection->cut) - V{};
+    for (size_t row = 0; row < rows; row += sizeof(V) / sizeof(Rank))
+      *(V*)(out + row) =
+          *(const V*)(rank + row) > cut ? *(const V*)(right + row) : *(const V*)(left + row);
   }
-  add_leaves(trees, tree, out - kRows, sums);
+  add_leaves(trees, tree, reinterpret_cast<Id<Rank>*>(out - kRows), rows, sums);
 }
 
 template <class T, class Rank>
-void select_levels(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, T* sums) {
+void select_levels(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, size_t rows,
+                   T* sums) {
   const Selection* selection = trees.selection + tree.program;
-  alignas(64) Rank ids[kRows] = {};
+  alignas(64) Id<Rank> ids[kRows] = {};
   for (uint32_t index = 0; index < tree.splits; ++index, ++selection) {
     const Rank* rank = ranks + selection->column * kRows;
     using V = typename Vector<Rank>::Type;
-    const V cut = Rank(selection->cut) - V{};
-    for (size_t row = 0; row < kRows; row += sizeof(V) / sizeof(Rank)) {
+    const V cut = signed_rank<Rank>(selection->cut) - V{};
+    for (size_t row = 0; row < rows; row += sizeof(V) / sizeof(Rank)) {
       V& id = *(V*)(ids + row);
-      id = id + id - (V)(*(const V*)(rank + row) > cut);
+      id = id + id - (*(const V*)(rank + row) > cut);
     }
   }
-  add_leaves(trees, tree, ids, sums);
+  add_leaves(trees, tree, ids, rows, sums);
 }
 
 template <class T, class Rank>
-void descend(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, T* sums) {
+void descend(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, size_t rows, T* sums) {
   const Step* step = trees.step + tree.node;
   uint32_t ids[kRows];
-  for (size_t first = 0; first < kRows; first += 16) {
+  for (size_t first = 0; first < rows; first += 16) {
     uint32_t position[16] = {};
     for (uint32_t moved = 1; moved;) {
       moved = 0;
       for (size_t row = 0; row < 16; ++row) {
         const Step at = step[position[row]];
-        const uint32_t next = at.left + (ranks[at.column * kRows + first + row] > at.cut);
+        const uint32_t next = at.left + (ranks[at.column * kRows + first + row] > signed_rank<Rank>(at.cut));
         moved |= next ^ position[row];
         position[row] = next;
       }
@@ -172,7 +281,7 @@ void descend(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, T* s
     for (size_t row = 0; row < 16; ++row)
       ids[first + row] = trees.leaf[tree.node + position[row]];
   }
-  add_leaves(trees, tree, ids, sums);
+  add_leaves(trees, tree, ids, rows, sums);
 }
 
 template <class T, class Rank>
@@ -183,15 +292,16 @@ void compute_block(const Ensemble<T>& trees, const T* rows, size_t count, float*
   for (size_t index = 0; index < trees.targets * kRows; ++index) sums[index] = 0;
   for (uint32_t leaf = 0; leaf < trees.most_leaves; ++leaf)
     for (size_t row = 0; row < kRows; ++row) slots[leaf * kRows + row] = Rank(leaf);
-  rank_rows(trees, rows, count, ranks);
+  const size_t padded = (count + 63) / 64 * 64;
+  rank_rows(trees, rows, count, padded, ranks);
   for (size_t index = 0; index < trees.trees; ++index) {
     const Tree& tree = trees.tree[index];
     if (tree.kind == Tree::kSelect)
-      select(trees, tree, ranks, slots, sums);
+      select(trees, tree, ranks, padded, slots, sums);
     else if (tree.kind == Tree::kSymmetric)
-      select_levels(trees, tree, ranks, sums);
+      select_levels(trees, tree, ranks, padded, sums);
     else
-      descend(trees, tree, ranks, sums);
+      descend(trees, tree, ranks, padded, sums);
   }
   for (size_t row = 0; row < count; ++row)
     for (size_t target = 0; target < trees.targets; ++target)
@@ -200,30 +310,22 @@ void compute_block(const Ensemble<T>& trees, const T* rows, size_t count, float*
 
 template <class T>
 void compute_row(const Ensemble<T>& trees, const T* row, float* out, T* sums) {
-  constexpr size_t kTogether = 8;
   for (size_t target = 0; target < trees.targets; ++target) sums[target] = 0;
-  for (size_t first = 0; first < trees.trees; first += kTogether) {
-    const size_t together = trees.trees - first < kTogether ? trees.trees - first : kTogether;
-    const Tree* tree = trees.tree + first;
-    uint32_t position[kTogether];
-    for (size_t index = 0; index < together; ++index) position[index] = tree[index].node;
-    for (uint32_t moved = 1; moved;) {
-      moved = 0;
-      for (size_t index = 0; index < together; ++index) {
-        const Node<T>& at = trees.node[position[index]];
-        const T number = row[at.feature & ~kMissingLeft];
-        const bool is_left = number <= at.cut || (number != number && at.feature >> 31);
-        const uint32_t next = at.left + !is_left;
-        moved |= next ^ position[index];
-        position[index] = next;
-      }
+  for (size_t index = 0; index < trees.trees; ++index) {
+    const Tree& tree = trees.tree[index];
+    uint32_t position = tree.node;
+    while (true) {
+      const Node<T>& at = trees.node[position];
+      if (at.left == position) break;
+      const T number = row[at.feature & ~kMissingLeft];
+      if (number <= at.cut || (number != number && at.feature >> 31))
+        position = at.left;
+      else
+        position = at.left + 1;
     }
-    for (size_t index = 0; index < together; ++index) {
-      const Tree& at = tree[index];
-      const T* value = trees.value + at.values + trees.leaf[position[index]];
-      for (uint32_t each = 0; each < at.targets; ++each, value += at.leaves)
-        sums[trees.target[at.target + each]] += *value;
-    }
+    const T* value = trees.value + tree.values + trees.leaf[position];
+    for (uint32_t each = 0; each < tree.targets; ++each, value += tree.leaves)
+      sums[trees.target[tree.target + each]] += *value;
   }
   for (size_t target = 0; target < trees.targets; ++target)
     out[target] = float(sums[target] + trees.base[target]);
@@ -242,9 +344,9 @@ void compute(const Ensemble<T>& trees, const T* rows, size_t count, float* out, 
     const T* from = rows + row * trees.features;
     float* to = out + row * trees.targets;
     if (trees.is_wide)
-      compute_block<T, uint16_t>(trees, from, here, to, memory);
+      compute_block<T, int16_t>(trees, from, here, to, memory);
     else
-      compute_block<T, uint8_t>(trees, from, here, to, memory);
+      compute_block<T, int8_t>(trees, from, here, to, memory);
   }
 }
 
@@ -559,6 +661,7 @@ Forest<T>::Forest(const Attributes& attributes) {
       if (each.kind != Tree::kDescend) add_small(each);
   for (const Node<T>& each : node)
     ensemble.features = std::max<size_t>(ensemble.features, (each.feature & ~kMissingLeft) + 1);
+  value.resize(value.size() + 128);  // Vectors are loaded beyond the last leaf.
   ensemble.tree = tree.data();
   ensemble.trees = tree.size();
   ensemble.selection = selection.data();
