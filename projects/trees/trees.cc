@@ -42,9 +42,9 @@ struct Step {  // of a large tree: right is left + 1; a leaf is its own left chi
 
 template <class T>
 struct Node {  // for few rows, with the original threshold
-  T cut;
+  T cut;             // of a leaf: its value if the tree has one target
   uint32_t feature;  // the highest bit: a missing value goes left
-  uint32_t left;
+  uint32_t left;  // of a leaf: itself
 };
 
 struct Column {
@@ -76,7 +76,8 @@ struct Ensemble {
   bool is_ranked;  // false if a column has more thresholds than 16 bits can count
 };
 
-constexpr size_t kRows = 128;  // rows per block
+constexpr size_t kRows = 128;   // rows per block
+constexpr size_t kFewRows = 8;  // from this number on, a block is faster than rows one by one
 constexpr uint32_t kMissingLeft = 1u << 31;
 
 #ifdef LEVEL
@@ -86,10 +87,8 @@ namespace {
 
 #if defined(__AVX512BW__)
 #define VECTOR_BYTES 64
-#elif defined(__AVX2__)
-#define VECTOR_BYTES 32
 #else
-#define VECTOR_BYTES 16
+#define VECTOR_BYTES 32
 #endif
 
 template <class Rank>
@@ -271,6 +270,7 @@ void descend(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks, size
     uint32_t position[16] = {};
     for (uint32_t moved = 1; moved;) {
       moved = 0;
+#pragma clang loop vectorize(disable) unroll(full)  // Gathers take longer.
       for (size_t row = 0; row < 16; ++row) {
         const Step at = step[position[row]];
         const uint32_t next = at.left + (ranks[at.column * kRows + first + row] > signed_rank<Rank>(at.cut));
@@ -323,6 +323,10 @@ void compute_row(const Ensemble<T>& trees, const T* row, float* out, T* sums) {
       else
         position = at.left + 1;
     }
+    if (tree.targets == 1) {
+      sums[trees.target[tree.target]] += trees.node[position].cut;
+      continue;
+    }
     const T* value = trees.value + tree.values + trees.leaf[position];
     for (uint32_t each = 0; each < tree.targets; ++each, value += tree.leaves)
       sums[trees.target[tree.target + each]] += *value;
@@ -333,7 +337,7 @@ void compute_row(const Ensemble<T>& trees, const T* row, float* out, T* sums) {
 
 template <class T>
 void compute(const Ensemble<T>& trees, const T* rows, size_t count, float* out, char* memory) {
-  if (!trees.is_ranked || count < 8) {
+  if (!trees.is_ranked || count < kFewRows) {
     for (size_t row = 0; row < count; ++row)
       compute_row(trees, rows + row * trees.features, out + row * trees.targets,
                   reinterpret_cast<T*>(memory));
@@ -364,9 +368,12 @@ void compute_double(const Ensemble<double>& trees, const double* rows, size_t co
 
 #else  // the operator
 
+#include <cpuid.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <memory>
@@ -380,38 +387,41 @@ void compute_double(const Ensemble<double>& trees, const double* rows, size_t co
   void compute_single(const Ensemble<float>&, const float*, size_t, float*, char*);           \
   void compute_double(const Ensemble<double>&, const double*, size_t, float*, char*);         \
   }
-DECLARE(plain)
-#ifdef __x86_64__
 DECLARE(avx2)
 DECLARE(avx512)
-#endif
 
 namespace {
+
+// The level of the x86-64 instruction set (psABI) that the CPU and the system support: 4 (AVX-512),
+// 3 (AVX2) or less. The compiler's own test needs libgcc, which zig does not link.
+// ONNXSERVE_TREES_LEVEL, for tests and measurements, lowers it.
+int cpu_level() {
+  const char* limit = std::getenv("ONNXSERVE_TREES_LEVEL");
+  const int most = limit ? std::atoi(limit) : 4;
+  uint32_t a, b, c, d, features, extended;
+  if (!__get_cpuid(1, &a, &b, &features, &d)) return 0;
+  constexpr uint32_t kAvx = 1u << 12 | 1u << 22 | 1u << 27 | 1u << 28 | 1u << 29;  // FMA to F16C
+  if ((features & kAvx) != kAvx || !__get_cpuid_count(7, 0, &a, &extended, &c, &d)) return 0;
+  constexpr uint32_t kAvx2 = 1u << 3 | 1u << 5 | 1u << 8;  // with BMI
+  uint32_t saved, high;
+  __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  if ((extended & kAvx2) != kAvx2 || (saved & 6) != 6) return 0;
+  if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & 1u << 5)) return 0;  // LZCNT
+  constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;
+  const bool has_avx512 = (extended & kAvx512) == kAvx512 && (saved & 0xe6) == 0xe6;
+  return std::min(most, has_avx512 ? 4 : 3);
+}
 
 template <class T>
 using Compute = void (*)(const Ensemble<T>&, const T*, size_t, float*, char*);
 
 template <class T>
 Compute<T> choose() {
-#define OF_LEVEL(level)                                 \
-  if constexpr (std::is_same_v<T, float>) {             \
-    return level::compute_single;                       \
-  } else {                                              \
-    return level::compute_double;                       \
-  }
-#ifdef __x86_64__
-  const char* limit = std::getenv("ONNXSERVE_TREES_LEVEL");  // for tests and measurements
-  const std::string most = limit ? limit : "";
-  if (most.empty() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd")) {
-    OF_LEVEL(avx512)
-  }
-  if (most != "plain" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("bmi2")) {
-    OF_LEVEL(avx2)
-  }
-#endif
-  OF_LEVEL(plain)
+  const bool has_avx512 = cpu_level() >= 4;
+  if constexpr (std::is_same_v<T, float>)
+    return has_avx512 ? avx512::compute_single : avx2::compute_single;
+  else
+    return has_avx512 ? avx512::compute_double : avx2::compute_double;
 }
 
 // ONNX Runtime's C API. Its functions keep their positions in all releases, so the library
@@ -544,6 +554,7 @@ struct Forest {
     size_t left, right;
   };
   void rank_columns();
+  void check_ranks() const;
   void add_small(Tree& added);
   bool is_symmetric(const Tree& added) const;
   std::map<std::pair<uint32_t, bool>, uint32_t> column_of;
@@ -586,22 +597,28 @@ Forest<T>::Forest(const Attributes& attributes) {
   for (double each : attributes.numbers("base_values")) base.push_back(T(each));
   base.resize(targets);
 
-  // Number the nodes of each tree in the order of their levels, children next to each other.
+  // Number the nodes of each tree from the root, siblings next to each other and subtrees together.
   std::vector<bool> seen(nodes);
   for (size_t root = 0; root < nodes; ++root) {
     if (root && tree_ids[root] == tree_ids[root - 1]) continue;
     Tree added{};
     added.node = uint32_t(node.size());
-    std::vector<size_t> order{root};
+    struct Open {
+      size_t at, number;
+    };
+    std::vector<Open> open{{root, node.size()}};
+    node.emplace_back();
+    leaf.emplace_back();
     std::vector<size_t> leaves;
     std::map<uint32_t, std::vector<T>> by_target;
-    for (size_t next = 0; next < order.size(); ++next) {
-      const size_t at = order[next];
+    while (!open.empty()) {
+      const auto [at, number] = open.back();
+      open.pop_back();
       if (seen[at]) refuse("a node has two parents");
       seen[at] = true;
       if (modes[at] == "LEAF") {
-        node.push_back({std::numeric_limits<T>::infinity(), kMissingLeft, uint32_t(node.size())});
-        leaf.push_back(uint32_t(leaves.size()));
+        node[number] = {values[at].empty() ? T(0) : values[at][0].second, 0, uint32_t(number)};
+        leaf[number] = uint32_t(leaves.size());
         leaves.push_back(at);
         continue;
       }
@@ -620,11 +637,12 @@ Forest<T>::Forest(const Attributes& attributes) {
       size_t left = position.at({tree_ids[at], lefts[at]});
       size_t right = position.at({tree_ids[at], rights[at]});
       if (is_opposite) std::swap(left, right);
-      node.push_back({cut, uint32_t(features[at]) | (missing_left ? kMissingLeft : 0),
-                      uint32_t(added.node + order.size())});
-      leaf.push_back(0);
-      order.push_back(left);
-      order.push_back(right);
+      node[number] = {cut, uint32_t(features[at]) | (missing_left ? kMissingLeft : 0),
+                      uint32_t(node.size())};
+      open.push_back({right, node.size() + 1});
+      open.push_back({left, node.size()});
+      node.resize(node.size() + 2);
+      leaf.resize(node.size());
       ++added.splits;
     }
     added.leaves = uint32_t(leaves.size());
@@ -675,7 +693,36 @@ Forest<T>::Forest(const Attributes& attributes) {
   ensemble.cut = cut.data();
   ensemble.base = base.data();
   ensemble.targets = targets;
-  memory = kRows * (targets * sizeof(T) + 2 * (2 * ensemble.most_leaves + column.size())) + 64;
+  memory = kRows * (targets * sizeof(T) + 2 * (2 * ensemble.most_leaves + column.size()));
+  check_ranks();
+}
+
+// Compare the block of rows whose numbers are thresholds, their neighbours and missing values with
+// the rows one by one, which compare the original numbers.
+template <class T>
+void Forest<T>::check_ranks() const {
+  const size_t features = ensemble.features;
+  std::vector<T> rows(kRows * features, std::numeric_limits<T>::quiet_NaN());
+  uint32_t random = 1;
+  for (size_t row = 1; row < kRows; ++row)
+    for (const Column& each : column) {
+      random = random * 1664525 + 1013904223;
+      const T number = cut[each.first + (random >> 12) % each.cuts];
+      const T neighbours[] = {number, std::nextafter(number, std::numeric_limits<T>::infinity()),
+                              std::nextafter(number, -std::numeric_limits<T>::infinity()),
+                              random % 16 ? number : std::numeric_limits<T>::quiet_NaN()};
+      rows[row * features + each.feature] = neighbours[random >> 30];
+    }
+  const std::unique_ptr<char[]> memory(new char[this->memory + 64]);
+  char* aligned = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64);
+  std::vector<float> together(kRows * ensemble.targets);
+  std::vector<float> single(ensemble.targets);
+  compute(ensemble, rows.data(), kRows, together.data(), aligned);
+  for (size_t row = 0; row < kRows; ++row) {
+    compute(ensemble, rows.data() + row * features, 1, single.data(), aligned);
+    if (std::memcmp(single.data(), &together[row * single.size()], single.size() * sizeof(float)))
+      refuse("this CPU computes blocks of rows differently");
+  }
 }
 
 // Replace the thresholds by ranks. Missing values have a rank, so a column whose nodes send them
@@ -723,12 +770,17 @@ bool Forest<T>::is_symmetric(const Tree& added) const {
   uint32_t levels = 0;
   while ((1u << levels) < added.leaves) ++levels;
   if (added.leaves != 1u << levels || levels < 2 || levels > kMostLevels) return false;
-  for (uint32_t level = 0; level < levels; ++level) {
-    const Step* first = &step[added.node + (1u << level) - 1];
-    for (uint32_t index = 0; index < 1u << level; ++index)
-      if (first[index].left != (2u << level) - 1 + 2 * index || first[index].column != first->column ||
-          first[index].cut != first->cut)
-        return false;
+  std::vector<uint32_t> level{0};
+  for (uint32_t depth = 0; depth < levels; ++depth) {
+    const Step& first = step[added.node + level[0]];
+    std::vector<uint32_t> below;
+    for (uint32_t number : level) {
+      const Step& at = step[added.node + number];
+      if (at.left == number || at.column != first.column || at.cut != first.cut) return false;
+      below.push_back(at.left);
+      below.push_back(at.left + 1);
+    }
+    level = below;
   }
   return true;
 }
@@ -738,12 +790,11 @@ void Forest<T>::add_small(Tree& added) {
   added.program = uint32_t(selection.size());
   const Step* at = &step[added.node];
   if (added.kind == Tree::kSymmetric) {
-    uint32_t level = 0;
-    for (; (1u << level) < added.leaves; ++level) {
-      const Step& split = at[(1u << level) - 1];
-      selection.push_back({split.column, split.cut, 0, 0});
+    added.splits = 0;
+    for (uint32_t number = 0; at[number].left != number; number = at[number].left) {
+      selection.push_back({at[number].column, at[number].cut, 0, 0});
+      ++added.splits;
     }
-    added.splits = level;
     return;
   }
   // Children have higher numbers than their parents, so the order of evaluation is the opposite.
@@ -774,14 +825,13 @@ struct Work {
     const Ensemble<T>& trees = work.trees;
     const size_t first = index * work.part;
     const size_t count = std::min(work.part, work.count - first);
-    const std::unique_ptr<char[]> owner(new char[work.forest->memory]);
+    const size_t needed = count < kFewRows ? trees.targets * sizeof(T) : work.forest->memory;
+    const std::unique_ptr<char[]> owner(new char[needed + 64]);
     char* memory = owner.get() + (64 - reinterpret_cast<uintptr_t>(owner.get()) % 64);
     work.forest->compute(trees, work.rows + first * trees.features, count,
                          work.out + first * trees.targets, memory);
   }
 };
-
-constexpr size_t kFewRows = 2 * kRows;
 
 template <class T>
 struct Operator {
@@ -806,7 +856,7 @@ struct Operator {
     Work<T> work{&forest, forest.ensemble, static_cast<const T*>(data), size_t(sizes[0]),
                  static_cast<float*>(out), kRows};
     work.trees.features = size_t(shape.sizes[1]);
-    if (work.count <= kFewRows) {
+    if (work.count <= 2 * kRows) {  // less than threads need to start
       work.part = work.count;
       if (work.count) Work<T>::run(&work, 0);
       return;
@@ -895,6 +945,7 @@ extern "C" __attribute__((visibility("default"))) Status* RegisterCustomOps(Opti
   static CustomOp wide = custom_op<double>();
   Api api = base->get(kApiVersion);
   if (!api) return failure(base->get(1), "ONNX Runtime is older than 1.29");
+  if (cpu_level() < 3) return failure(api, "this CPU has no AVX2");
   static Domain* domain = nullptr;
   if (!domain) {
     if (Status* status = call<26>(api, "ai.onnx.ml", &domain)) return status;
