@@ -318,10 +318,11 @@ void compute_row(const Ensemble<T>& trees, const T* row, float* out, T* sums) {
       const Node<T>& at = trees.node[position];
       if (at.left == position) break;
       const T number = row[at.feature & ~kMissingLeft];
-      if (number <= at.cut || (number != number && at.feature >> 31))
-        position = at.left;
-      else
-        position = at.left + 1;
+      position = at.left;
+      if (!(number <= at.cut) && (number == number || !(at.feature >> 31))) {
+        __asm__ volatile("");  // A branch, which the CPU predicts, is faster than a selection.
+        ++position;
+      }
     }
     if (tree.targets == 1) {
       sums[trees.target[tree.target]] += trees.node[position].cut;
