@@ -322,11 +322,14 @@ def _create_session(
         except ModuleNotFoundError:
             pass  # The operator is optional.
         except Exception as error:  # noqa: BLE001 - see open_session
-            logger.warning(
-                "%s: ONNX Runtime computes the trees, because onnxserve-trees cannot: %s",
-                onnx_file.parent.name,
-                describe_error(error),
-            )
+            session = create(options)
+            if operators_of(session) & FORESTS:
+                logger.warning(
+                    "%s: ONNX Runtime computes the trees, because onnxserve-trees cannot: %s",
+                    onnx_file.parent.name,
+                    describe_error(error),
+                )
+            return session
     if _CPU in providers:
         return create(options)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

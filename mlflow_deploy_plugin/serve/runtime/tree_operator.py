@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 REPLACED_OPERATOR = "TreeEnsembleRegressor"
 MANY_ROWS_CONSTANT = "many_rows"
-"""The constant of a graph from which on it sorts rows (`row_order.py`) or descends trees
-by levels (`levels.py`), because ONNX Runtime's operator is slow.
+"""The number of rows from which on a graph sorts rows (`row_order.py`) or descends
+trees by levels (`levels.py`) for ONNX Runtime's operator, but not for the faster one.
 """
-_PREFIXES = ("onnxserve_", "order_of_rows_onnxserve_")
+PREFIXES = ("onnxserve_", "order_of_rows_onnxserve_")
 _MOST_FORESTS = 64
 _CONFIG_ENTRY = "onnxserve.tree_operator"
 
@@ -34,10 +34,9 @@ def add_tree_operator(options: "ort.SessionOptions") -> None:
     import onnxserve_trees  # optional
 
     options.register_custom_ops_library(onnxserve_trees.LIBRARY)
-    for prefix in _PREFIXES:
-        for number in range(
-            _MOST_FORESTS
-        ):  # ONNX Runtime ignores names that a graph does not have.
+    # ONNX Runtime ignores the names that a graph does not have.
+    for prefix in PREFIXES:
+        for number in range(_MOST_FORESTS):
             options.add_initializer(f"{prefix}{MANY_ROWS_CONSTANT}{number or ''}", _never())
     options.add_session_config_entry(_CONFIG_ENTRY, "1")
 

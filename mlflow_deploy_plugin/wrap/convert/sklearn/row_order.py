@@ -73,16 +73,17 @@ def sort_rows(graph: GraphProto) -> None:
 
 
 def _write_order(graph: Subgraph, rows: str, attributes: _Attributes, many_rows: str) -> str:
-    """Add the row indices in sorted order, [N, 1]. Below `MANY_ROWS` rows, and below the
-    constant `many_rows` unless it is "", the order is unchanged.
+    """Add the row indices in sorted order, [N, 1]. Below `MANY_ROWS` rows, and below
+    the constant `many_rows` unless it is "", the order is unchanged.
     """
     row_count = graph.row_count(rows)
     few = graph.subgraph()
     if many_rows:
         outer = graph.subgraph()
         unsorted = outer.subgraph()
-        bounds = [np.array(0), unsorted.node("Squeeze", [row_count]), np.array(1)]
-        unsorted_order = unsorted.node("Unsqueeze", [unsorted.node("Range", bounds), [1]])
+        stop = unsorted.node("Squeeze", [row_count])
+        positions = unsorted.node("Range", [np.array(0), stop, np.array(1)])
+        unsorted_order = unsorted.node("Unsqueeze", [positions, [1]])
     many = graph.subgraph()
     # The key of a row is the sum of the weights of its comparisons that are true.
     columns, thresholds, weights = _choose_comparisons(attributes)
