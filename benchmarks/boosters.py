@@ -158,8 +158,8 @@ def main() -> None:
                 example = pd.DataFrame(example, columns=columns)
             onnxserve.save_model(model, saved, input_example=example)
             if os.environ.get("PATHS"):
-                rows = pd.DataFrame(random.normal(size=(_COUNTS[-1], _COLUMNS)), columns=columns)
-                show_paths(name, model, saved, rows)
+                table = pd.DataFrame(random.normal(size=(_COUNTS[-1], _COLUMNS)), columns=columns)
+                show_paths(name, model, saved, table)
                 continue
             treelite = treelite_predictors(model, Path(folder))
             for count in _COUNTS:
@@ -199,7 +199,8 @@ def show_paths(name: str, model: Any, saved: Path, rows: pd.DataFrame) -> None:
     Arrow over HTTP and of `onnxserve batch`, which starts a process per call.
     """
     program = Path(sys.executable).with_name("onnxserve")
-    command = [program, "serve", "-m", saved, "-p", str(_PORT), "-w", str(_THREADS)]
+    command: list[str | Path] = [program, "serve", "-m", saved, "-p", str(_PORT)]
+    command += ["-w", str(_THREADS)]
     source = saved.with_name("rows.parquet")
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:

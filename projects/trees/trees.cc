@@ -72,7 +72,7 @@ struct Ensemble {
   size_t targets;
   size_t features;
   uint32_t most_leaves;  // of a small tree
-  bool is_wide;  // ranks have 16 bits
+  bool is_wide;    // ranks have 16 bits
   bool is_ranked;  // false if a column has more thresholds than 16 bits can count
 };
 
@@ -527,7 +527,7 @@ struct Attributes {
 };
 
 constexpr uint32_t kMostLeaves = 96;  // of a small tree
-constexpr uint32_t kMostLevels = 8;   // of a symmetric tree
+constexpr uint32_t kMostLevels = 16;  // of a symmetric tree
 
 template <class T>
 struct Forest {
@@ -668,6 +668,7 @@ Forest<T>::Forest(const Attributes& attributes) {
     if (!ensemble.is_ranked) break;
     if (is_symmetric(each)) {
       each.kind = Tree::kSymmetric;
+      if (each.leaves > 256) ensemble.is_wide = true;  // Leaves are numbered in the type of the ranks.
     } else if (each.leaves > kMostLeaves || each.leaves < 2) {
       each.kind = Tree::kDescend;
     } else {

@@ -50,7 +50,7 @@ class Forest:
             self.tree = tree
             self.count = 0
             self._add(0, depth, mode, targets)
-        tree, number, mode, feature, cut, left, right, missing = zip(*self.nodes, strict=True)
+        trees, number, modes, feature, cut, left, right, missing = zip(*self.nodes, strict=True)
         floats = {"nodes_values": cut, "base_values": range(targets)}
         owner, leaf, target, floats["target_weights"] = zip(*self.leaves, strict=True)
         if dtype == np.float64:
@@ -65,9 +65,9 @@ class Forest:
             ["x"],
             ["y"],
             domain="ai.onnx.ml",
-            nodes_treeids=tree,
+            nodes_treeids=trees,
             nodes_nodeids=number,
-            nodes_modes=mode,
+            nodes_modes=modes,
             nodes_featureids=feature,
             nodes_truenodeids=left,
             nodes_falsenodeids=right,
@@ -137,6 +137,7 @@ FORESTS = {
     "large trees, 16 bits, two targets": ("BRANCH_LT", 2000, 2, 10, False),
     "symmetric": ("BRANCH_GT", 50, 1, 6, True),
     "symmetric, three targets": ("BRANCH_GT", 50, 3, 8, True),
+    "symmetric, 1,024 leaves": ("BRANCH_GT", 50, 1, 10, True),
     "stumps": ("BRANCH_LEQ", 3, 1, 1, False),
 }
 

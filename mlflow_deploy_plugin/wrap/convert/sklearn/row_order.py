@@ -78,12 +78,6 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes, many_rows:
     """
     row_count = graph.row_count(rows)
     few = graph.subgraph()
-    if many_rows:
-        outer = graph.subgraph()
-        unsorted = outer.subgraph()
-        stop = unsorted.node("Squeeze", [row_count])
-        positions = unsorted.node("Range", [np.array(0), stop, np.array(1)])
-        unsorted_order = unsorted.node("Unsqueeze", [positions, [1]])
     many = graph.subgraph()
     # The key of a row is the sum of the weights of its comparisons that are true.
     columns, thresholds, weights = _choose_comparisons(attributes)
@@ -95,23 +89,37 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes, many_rows:
     _, positions = many.nodes("TopK", [keys, row_count], count=2, axis=0, largest=0)
     sorted_order = many.node("Unsqueeze", [positions, [1]])
     unchanged_order = few.node("Slice", [np.arange(MANY_ROWS)[:, None], [0], row_count])
+    sorting = many.finish({}, {sorted_order: (TensorProto.INT64, [None, 1])})
     if many_rows:
-        # If the operator is replaced, it is faster than sorting.
-        is_sorted = outer.node("GreaterOrEqual", [row_count, many_rows])
-        sorted_order = outer.node(
-            "If",
-            [is_sorted],
-            then_branch=many.finish({}, {sorted_order: (TensorProto.INT64, [None, 1])}),
-            else_branch=unsorted.finish({}, {unsorted_order: (TensorProto.INT64, [None, 1])}),
-        )
-        many = outer
+        sorting = _sort_unless_replaced(graph, row_count, many_rows, sorting)
     has_many = graph.node("GreaterOrEqual", [row_count, [MANY_ROWS]])
     return graph.node(
         "If",
         [has_many],
-        then_branch=many.finish({}, {sorted_order: (TensorProto.INT64, [None, 1])}),
+        then_branch=sorting,
         else_branch=few.finish({}, {unchanged_order: (TensorProto.INT64, [None, 1])}),
     )
+
+
+def _sort_unless_replaced(
+    graph: Subgraph, row_count: str, many_rows: str, sorting: GraphProto
+) -> GraphProto:
+    """Return a graph of the order that `sorting` computes, or below the constant
+    `many_rows` of the unchanged order.
+    """
+    unsorted = graph.subgraph()
+    stop = unsorted.node("Squeeze", [row_count])
+    positions = unsorted.node("Range", [np.array(0), stop, np.array(1)])
+    order = unsorted.node("Unsqueeze", [positions, [1]])
+    choice = graph.subgraph()
+    is_sorted = choice.node("GreaterOrEqual", [row_count, many_rows])
+    chosen = choice.node(
+        "If",
+        [is_sorted],
+        then_branch=sorting,
+        else_branch=unsorted.finish({}, {order: (TensorProto.INT64, [None, 1])}),
+    )
+    return choice.finish({}, {chosen: (TensorProto.INT64, [None, 1])})
 
 
 def _choose_comparisons(attributes: _Attributes) -> tuple[Array, ...]:
