@@ -199,7 +199,7 @@ def show_paths(name: str, model: Any, saved: Path, rows: pd.DataFrame) -> None:
     Arrow over HTTP and of `onnxserve batch`, which starts a process per call.
     """
     program = Path(sys.executable).with_name("onnxserve")
-    command: list[str | Path] = [program, "serve", "-m", saved, "-p", str(_PORT)]
+    command: list[str | Path] = [program, "serve", saved, "-p", str(_PORT)]
     command += ["-w", str(_THREADS)]
     source = saved.with_name("rows.parquet")
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
