@@ -1,26 +1,29 @@
-"""Measure the speed of trees as ONNX, in their own library and in Treelite: one row,
-and ten thousand rows.
+"""Measure the speed of trees as ONNX, with and without the faster operator of
+projects/trees, in their own library and as C of Treelite: 1 to 100,000 rows.
 
+    .venv/bin/pip install ./projects/trees   # otherwise without the column `trees`
     .venv/bin/python benchmarks/boosters.py [XGBoost CatBoost …]
     # on a machine without other jobs
     THREADS=2 .venv/bin/python benchmarks/boosters.py XGBoost LightGBM
+    # through load_model().predict, Arrow over HTTP and `onnxserve batch`
+    PATHS=1 .venv/bin/python benchmarks/boosters.py LightGBM
 
 The models have 100 trees (or 300, 1,000) on 20 columns. The graphs and the originals
-use one thread each, and alternate in rounds of 0.1 s. The script prints the medians of
-the CPU time in microseconds (with several threads, the minimum of the wall-clock time),
-and the original's time divided by the graph's time: above 1, the ONNX graph is faster.
-The original is called by its own `predict` on a numpy array, like in a server that
-keeps it in memory. With `pip install treelite tl2cgen` and gcc, Treelite is measured as
-well: its interpreter GTIL, and its trees as C.
+use one thread each, and alternate in rounds. The script prints the minimum of the CPU
+time in microseconds (with several threads, of the wall-clock time), and the time of
+the graph with the faster operator divided by the time of the faster of the library and
+Treelite. The original is called by its own `predict` on a numpy array, like in a server
+that keeps it in memory. With `pip install treelite tl2cgen` and gcc, Treelite is
+measured as well.
 """
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -30,20 +33,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import catboost
 import lightgbm
+import mlflow.pyfunc
 import numpy as np
+import pandas as pd
+import urllib3
 import xgboost
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, open_session
 
 _THREADS = int(os.environ.get("THREADS", "1"))
 _TREES = 100
 _COLUMNS = 20
 _LEARNED = 20_000
-_BATCH = 10_000
+_COUNTS = (1, 100, 10_000, 100_000)
 _ROUNDS = 7
-_ROUND_SECONDS = 0.1
+_ROUND_SECONDS = 0.05
+_PORT = 18723
 
 
 def models() -> dict[str, Any]:
@@ -105,33 +113,29 @@ def treelite_predictors(model: Any, folder: Path) -> dict[str, Callable[[Any], A
         read = treelite.frontend.from_lightgbm(model.booster_)
     else:
         read = treelite.sklearn.import_model(model)
-    predictors: dict[str, Callable[[Any], Any]] = {
-        "GTIL": partial(treelite.gtil.predict, read, nthread=_THREADS),
-    }
     try:
         tl2cgen.export_lib(read, "gcc", folder / "trees.so", params={"parallel_comp": 8})
     except Exception as error:  # noqa: BLE001 - the C code may have 20 MB, or the compiler may be missing
         print(f"Treelite as C: {type(error).__name__}: {str(error)[:100]}", file=sys.stderr)
-        return predictors
+        return {}
     compiled = tl2cgen.Predictor(str(folder / "trees.so"), nthread=_THREADS)
     kind = "float32" if isinstance(model, xgboost.XGBModel) else "float64"
-    return predictors | {"C": lambda rows: compiled.predict(tl2cgen.DMatrix(rows, dtype=kind))}
+    return {"C": lambda rows: compiled.predict(tl2cgen.DMatrix(rows, dtype=kind))}
 
 
-def measure(parts: list[Callable[[], Any]]) -> list[float]:
+def measure(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """Return the microseconds of each part, in alternating rounds."""
     timer = time.process_time if _THREADS == 1 else time.perf_counter
-    taken: list[list[float]] = [[] for _ in parts]
+    best = dict.fromkeys(parts, float("inf"))
     for _ in range(_ROUNDS):
-        for position, part in enumerate(parts):
+        for name, part in parts.items():
             calls = 0
             began = timer()
-            clock = time.perf_counter()
-            while time.perf_counter() - clock < _ROUND_SECONDS:
+            while timer() - began < _ROUND_SECONDS:
                 part()
                 calls += 1
-            taken[position].append((timer() - began) / calls * 1e6)
-    return [median(rounds) if _THREADS == 1 else min(rounds) for rounds in taken]
+            best[name] = min(best[name], (timer() - began) / calls * 1e6)
+    return best
 
 
 def main() -> None:
@@ -142,39 +146,91 @@ def main() -> None:
         + np.sin(3 * learned[:, 2])
         + random.normal(size=_LEARNED) * 0.1
     )
-    print(f"{'':24}{'rows':>8}{'original':>12}{'ONNX':>10}{'ratio':>8}   Treelite")
     for name, model in models().items():
         if len(sys.argv) > 1 and not name.startswith(tuple(sys.argv[1:])):
             continue
         model.fit(learned, target)
         with TemporaryDirectory() as folder:
-            onnxserve.save_model(model, Path(folder) / "model", input_example=learned[:200])
-            loaded = OnnxModel.load(Path(folder) / "model", intra_op_num_threads=_THREADS)
+            saved = Path(folder) / "model"
+            columns = [f"f{index}" for index in range(_COLUMNS)]
+            example: Any = learned[:200]
+            if os.environ.get("PATHS"):
+                example = pd.DataFrame(example, columns=columns)
+            onnxserve.save_model(model, saved, input_example=example)
+            if os.environ.get("PATHS"):
+                table = pd.DataFrame(random.normal(size=(_COUNTS[-1], _COLUMNS)), columns=columns)
+                show_paths(name, model, saved, table)
+                continue
             treelite = treelite_predictors(model, Path(folder))
-            for count in (1, _BATCH):
+            for count in _COUNTS:
                 rows = random.normal(size=(count, _COLUMNS))
-                print(f"{name:24}{count:8}{compared(model, loaded, treelite, rows)}", flush=True)
+                times = measure(session_parts(model, saved, treelite, rows))
+                ratio = ""
+                if "trees" in times:
+                    ratio = f"{times['trees'] / min(times['library'], times.get('C', 1e12)):.2f}"
+                figures = "  ".join(f"{label} {time:.1f}" for label, time in times.items())
+                print(f"{name:24}{count:8}  {figures}  {ratio}", flush=True)
 
 
-def compared(
-    model: Any,
-    loaded: OnnxModel,
-    treelite: dict[str, Callable[[Any], Any]],
-    rows: Any,
-) -> str:
-    """Return the microseconds of the model, of its ONNX form and of Treelite."""
+def session_parts(
+    model: Any, saved: Path, treelite: dict[str, Callable[[Any], Any]], rows: Any
+) -> dict[str, Callable[[], Any]]:
+    """Return the functions that predict the rows by the library, by the graph without
+    and with the faster operator, and by Treelite.
+    """
+    faster = OnnxModel.load(saved, intra_op_num_threads=_THREADS)
+    session = open_session(faster.artifact.onnx_file, ON_CPU, _THREADS)
+    usual = OnnxModel(faster.artifact, session, ON_CPU)
+    feeds = faster.schema.from_array(rows)
     threads = {"thread_count": _THREADS} if isinstance(model, catboost.CatBoost) else {}
-    feeds = loaded.schema.from_array(rows)
-    parts: list[Callable[[], Any]] = [
-        partial(model.predict, rows, **threads),
-        partial(loaded.run, feeds),
-    ]
+    parts: dict[str, Callable[[], Any]] = {
+        "library": partial(model.predict, rows, **threads),
+        "ONNX": partial(usual.run, feeds),
+    }
+    if faster.has_faster_trees:
+        parts["trees"] = partial(faster.run, feeds)
     if isinstance(model, xgboost.XGBModel):
         rows = rows.astype(np.float32)
-    parts += [partial(predict, rows) for predict in treelite.values()]
-    original, onnx, *rest = measure(parts)
-    beside = "  ".join(f"{label} {time:.1f}" for label, time in zip(treelite, rest, strict=True))
-    return f"{original:12.1f}{onnx:10.1f}{original / onnx:8.2f}   {beside}"
+    return parts | {label: partial(predict, rows) for label, predict in treelite.items()}
+
+
+def show_paths(name: str, model: Any, saved: Path, rows: pd.DataFrame) -> None:
+    """Print the wall-clock milliseconds of the library, of `load_model().predict`, of
+    Arrow over HTTP and of `onnxserve batch`, which starts a process per call.
+    """
+    program = Path(sys.executable).with_name("onnxserve")
+    command: list[str | Path] = [program, "serve", saved, "-p", str(_PORT)]
+    command += ["-w", str(_THREADS)]
+    source = saved.with_name("rows.parquet")
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        pool = urllib3.PoolManager(retries=urllib3.Retry(60, backoff_factor=0.5, backoff_max=0.5))
+        pool.request("GET", f"http://127.0.0.1:{_PORT}/ping")
+        loaded = mlflow.pyfunc.load_model(str(saved))
+        with onnxserve.Client(f"http://127.0.0.1:{_PORT}") as client:
+            for count in _COUNTS:
+                part = rows[:count]
+                part.to_parquet(source)
+                batch = [program, "batch", saved, "-i", source, "--folder", saved.with_name("out")]
+                batch += ["--workers", str(_THREADS), "--restart"]
+                parts: dict[str, Callable[[], Any]] = {
+                    "library": partial(model.predict, part.to_numpy()),
+                    "load_model": partial(loaded.predict, part),
+                    "Arrow": partial(client.predict, part),
+                    "batch": partial(subprocess.run, batch, check=True, capture_output=True),
+                }
+                figures = []
+                for label, predict in parts.items():
+                    taken = []
+                    for _ in range(3):
+                        began = time.perf_counter()
+                        predict()
+                        taken.append(time.perf_counter() - began)
+                    figures.append(f"{label} {min(taken) * 1e3:.1f}")
+                print(f"{name:24}{count:8}  {'  '.join(figures)}", flush=True)
+    finally:
+        server.terminate()
+        server.wait()
 
 
 if __name__ == "__main__":

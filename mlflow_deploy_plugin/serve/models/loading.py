@@ -40,7 +40,11 @@ from mlflow_deploy_plugin.serve.runtime.batcher import (
     is_close,
     unbatchable_reason,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason, repeat_row
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Feeds,
+    no_batch_dimension_reason,
+    repeat_row,
+)
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel, Predictor
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.session import (
@@ -147,6 +151,34 @@ def load_version(
     return loaded
 
 
+def _compared(model: OnnxModel, usual: OnnxModel, feeds: Feeds) -> OnnxModel:
+    """Return the model if its outputs are those of ONNX Runtime's CPU provider, which
+    computes `usual`. Otherwise return `usual` instead of faster trees.
+
+    Raises:
+        InvalidArtifact: OpenVINO computes other outputs.
+    """
+    expected = usual.run(feeds)
+    different = [
+        name
+        for name, array in model.run(feeds).items()
+        if not is_close(array, expected[name], _TOLERANCE)
+    ]
+    if not different:
+        return model
+    if not model.has_faster_trees:
+        raise InvalidArtifact(
+            f"OpenVINO computes its output {different[0]!r} incorrectly: use device cpu"
+        )
+    logger.warning(
+        "%s: ONNX Runtime computes the trees, because onnxserve-trees computes the output %r "
+        "incorrectly",
+        model.artifact.onnx_file.parent.name,
+        different[0],
+    )
+    return usual
+
+
 def load_warm(
     folder: Path,
     placement: Placement,
@@ -186,19 +218,10 @@ def load_warm(
         try:
             feeds = mlflow.decode(JSON, (folder / INPUT_EXAMPLE).read_bytes(), model.schema)
             model.try_out(feeds, timeout_seconds)
-            if placement.must_equal_cpu and not has_random_nodes(model.artifact.onnx_file):
-                on_cpu = OnnxModel(
-                    model.artifact, open_session(model.artifact.onnx_file), ON_CPU
-                ).run(feeds)
-                different = [
-                    name
-                    for name, array in model.run(feeds).items()
-                    if not is_close(array, on_cpu[name], _TOLERANCE)
-                ]
-                if different:
-                    raise InvalidArtifact(
-                        f"OpenVINO computes its output {different[0]!r} incorrectly: use device cpu"
-                    )
+            is_compared = placement.must_equal_cpu or model.has_faster_trees
+            if is_compared and not has_random_nodes(model.artifact.onnx_file):
+                session = open_session(model.artifact.onnx_file, ON_CPU, intra_op_num_threads)
+                model = _compared(model, OnnxModel(model.artifact, session, ON_CPU), feeds)
         except OnnxserveError as error:
             raise InvalidArtifact(
                 f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"

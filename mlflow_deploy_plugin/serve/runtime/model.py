@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, join_arrays, 
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS, check_rows
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 from mlflow_deploy_plugin.serve.runtime.session import (
+    FORESTS,
     ON_CPU,
     Arena,
     Placement,
@@ -44,6 +45,7 @@ from mlflow_deploy_plugin.serve.runtime.session import (
     quiet_options,
 )
 from mlflow_deploy_plugin.serve.runtime.tokenizer import Run, TextBudget, TextTokenizer
+from mlflow_deploy_plugin.serve.runtime.tree_operator import has_tree_operator
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype, too_many_values
 
 if TYPE_CHECKING:
@@ -159,12 +161,14 @@ class OnnxModel:
     """A loaded graph, as a `Predictor`.
 
     `max_text_characters` is the maximum number of characters that are tokenized for a
-    request to a text model.
+    request to a text model. `has_faster_trees` is True if a graph with trees uses the
+    library of onnxserve-trees.
     """
 
     queue_seconds = 0.0
     unavailable_reason = ""
     max_text_characters = sys.maxsize
+    has_faster_trees = False
 
     def __init__(
         self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement
@@ -272,11 +276,14 @@ class OnnxModel:
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
-        return cls(
-            artifact,
-            sessions.open_session(artifact.onnx_file, placement, intra_op_num_threads),
-            placement,
+        is_proven = artifact.parity_state == "proven"
+        session = sessions.open_session(
+            artifact.onnx_file, placement, intra_op_num_threads, faster_trees=is_proven
         )
+        model = cls(artifact, session, placement)
+        trees = FORESTS & sessions.operators_of(session)
+        model.has_faster_trees = bool(trees) and has_tree_operator(session)
+        return model
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
         """Refuse requests whose outputs have more than `most` values, multiplied by

@@ -7,6 +7,7 @@ instead of 202 ms for 201 MB).
 
 import contextlib
 import ctypes
+import logging
 import os
 import re
 import sys
@@ -30,6 +31,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions
+from mlflow_deploy_plugin.serve.runtime.tree_operator import add_tree_operator
 
 if sys.platform != "win32":
     from resource import RUSAGE_SELF, getrusage
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
+
+logger = logging.getLogger(__name__)
 
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _CPU = _PROVIDERS["cpu"]
@@ -153,11 +157,11 @@ the machine as a graph's weights.
 """
 _OLDEST_OPENVINO = (1, 24)
 """The oldest supported version of the OpenVINO build, whose newest release is older
-than `OLDEST_ONNXRUNTIME`. `_check_weights` and `_FORESTS` exclude the faults of these
+than `OLDEST_ONNXRUNTIME`. `_check_weights` and `FORESTS` exclude the faults of these
 versions, except one: an integer division by zero on the CPU provider ends the process.
 A missing cosine is an error of ONNX Runtime.
 """
-_FORESTS = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+FORESTS = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 
 
 def import_onnxruntime() -> Any:
@@ -216,10 +220,14 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
 
 
 def open_session(
-    onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
+    onnx_file: Path,
+    placement: Placement = ON_CPU,
+    intra_op_num_threads: int = 1,
+    faster_trees: bool = False,
 ) -> "ort.InferenceSession":
     """Return a session that runs only on the device or on the listed providers of
-    `placement`.
+    `placement`. With `faster_trees`, the CPU uses the faster tree operator if it is
+    installed.
 
     ONNX Runtime silently falls back to the CPU if a GPU library is missing. Here a
     missing library is an error, and so is a graph node that the device cannot run
@@ -245,7 +253,7 @@ def open_session(
         _check_weights(onnx_file)
     names = list(dict(placement.providers))
     try:
-        session = _create_session(module, onnx_file, placement, intra_op_num_threads)
+        session = _create_session(module, onnx_file, placement, intra_op_num_threads, faster_trees)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
         if names == [_CPU]:
@@ -273,7 +281,7 @@ def open_session(
             "its hardware, driver or libraries are missing, one of its options is wrong, or it "
             "has no operator of the model"
         )
-    if is_old and operators_of(session, _CPU) & _FORESTS:
+    if is_old and operators_of(session, _CPU) & FORESTS:
         raise RuntimeMissing(
             f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model "
             "has a forest: pip uninstall onnxruntime-openvino, then pip install "
@@ -283,7 +291,11 @@ def open_session(
 
 
 def _create_session(
-    module: ModuleType, onnx_file: Path, placement: Placement, intra_op_num_threads: int
+    module: ModuleType,
+    onnx_file: Path,
+    placement: Placement,
+    intra_op_num_threads: int,
+    faster_trees: bool,
 ) -> "ort.InferenceSession":
     """Return a session that may still lack a provider. Raises ONNX Runtime's errors."""
 
@@ -302,6 +314,22 @@ def _create_session(
         openvino.setdefault("num_of_threads", str(intra_op_num_threads))
         openvino.setdefault("precision", "FP32")
     options = session_options(module, intra_op_num_threads)
+    if faster_trees and [*providers] == [_CPU]:
+        faster = session_options(module, intra_op_num_threads)
+        try:
+            add_tree_operator(faster)
+            return create(faster)
+        except ModuleNotFoundError:
+            pass  # The operator is optional.
+        except Exception as error:  # noqa: BLE001 - see open_session
+            session = create(options)
+            if operators_of(session) & FORESTS:
+                logger.warning(
+                    "%s: ONNX Runtime computes the trees, because onnxserve-trees cannot: %s",
+                    onnx_file.parent.name,
+                    describe_error(error),
+                )
+            return session
     if _CPU in providers:
         return create(options)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

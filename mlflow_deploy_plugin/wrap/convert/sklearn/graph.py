@@ -135,17 +135,17 @@ class NodeBuilder:
         """Return a unique name for a value of the graph."""
         return str(self._scope.get_unique_variable_name(f"onnxserve_{kind}"))
 
-    def constant(self, values: npt.ArrayLike) -> str:
-        """Add an array as an initializer, with objects as strings, and return its
-        name.
+    def constant(self, values: npt.ArrayLike, kind: str = "constant") -> str:
+        """Add an array as an initializer, with objects as strings, and return its name,
+        which contains `kind`.
         """
         array = np.asarray(values)
-        name = self.name("constant")
+        name = self.name(kind)
         flat = array.ravel().tolist()
         if array.dtype.kind == "O":
             flat = [str(text).encode() for text in flat]
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        self._container.add_initializer(name, kind, list(array.shape), flat)
+        dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+        self._container.add_initializer(name, dtype, list(array.shape), flat)
         return name
 
     def equal_blocks(self, count: str, largest: NodeInput) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from onnx import GraphProto, TensorProto, helper, numpy_helper
 from skl2onnx.common._topology import Scope
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.tree_operator import MANY_ROWS_CONSTANT, REPLACED_OPERATOR
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.wrap.convert.sklearn.levels import MANY_ROWS
 
@@ -54,7 +55,10 @@ def sort_rows(graph: GraphProto) -> None:
             continue
         # The rows are sorted before the operator, and their order is restored after it.
         before = Subgraph(names)
-        order = _write_order(before, node.input[0], attributes)
+        many_rows = ""
+        if node.op_type == REPLACED_OPERATOR:
+            many_rows = before.constant([MANY_ROWS], MANY_ROWS_CONSTANT)
+        order = _write_order(before, node.input[0], attributes, many_rows)
         node.input[0] = before.node("GatherND", [node.input[0], order])
         after = Subgraph(names)
         for index, name in enumerate(node.output):
@@ -68,9 +72,9 @@ def sort_rows(graph: GraphProto) -> None:
         graph.node.extend(added.node)
 
 
-def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
-    """Add the row indices in sorted order, [N, 1]. Below `MANY_ROWS` rows, the order is
-    unchanged.
+def _write_order(graph: Subgraph, rows: str, attributes: _Attributes, many_rows: str) -> str:
+    """Add the row indices in sorted order, [N, 1]. Below `MANY_ROWS` rows, and below
+    the constant `many_rows` unless it is "", the order is unchanged.
     """
     row_count = graph.row_count(rows)
     few = graph.subgraph()
@@ -85,13 +89,37 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     _, positions = many.nodes("TopK", [keys, row_count], count=2, axis=0, largest=0)
     sorted_order = many.node("Unsqueeze", [positions, [1]])
     unchanged_order = few.node("Slice", [np.arange(MANY_ROWS)[:, None], [0], row_count])
+    sorting = many.finish({}, {sorted_order: (TensorProto.INT64, [None, 1])})
+    if many_rows:
+        sorting = _sort_unless_replaced(graph, row_count, many_rows, sorting)
     has_many = graph.node("GreaterOrEqual", [row_count, [MANY_ROWS]])
     return graph.node(
         "If",
         [has_many],
-        then_branch=many.finish({}, {sorted_order: (TensorProto.INT64, [None, 1])}),
+        then_branch=sorting,
         else_branch=few.finish({}, {unchanged_order: (TensorProto.INT64, [None, 1])}),
     )
+
+
+def _sort_unless_replaced(
+    graph: Subgraph, row_count: str, many_rows: str, sorting: GraphProto
+) -> GraphProto:
+    """Return a graph of the order that `sorting` computes, or below the constant
+    `many_rows` of the unchanged order.
+    """
+    unsorted = graph.subgraph()
+    stop = unsorted.node("Squeeze", [row_count])
+    positions = unsorted.node("Range", [np.array(0), stop, np.array(1)])
+    order = unsorted.node("Unsqueeze", [positions, [1]])
+    choice = graph.subgraph()
+    is_sorted = choice.node("GreaterOrEqual", [row_count, many_rows])
+    chosen = choice.node(
+        "If",
+        [is_sorted],
+        then_branch=sorting,
+        else_branch=unsorted.finish({}, {order: (TensorProto.INT64, [None, 1])}),
+    )
+    return choice.finish({}, {chosen: (TensorProto.INT64, [None, 1])})
 
 
 def _choose_comparisons(attributes: _Attributes) -> tuple[Array, ...]:

@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 from sklearn.tree._tree import Tree as SklearnTree
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.tree_operator import MANY_ROWS_CONSTANT
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.wrap.convert.sklearn.levels import (
@@ -367,7 +368,8 @@ def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     sums_of_many = write_levels(many, rows, levels)
     sums_of_few = write_walk(few, rows, boosting)
     shape: list[int | None] = [None, len(boosting.base)]
-    has_many = graph.node("GreaterOrEqual", [graph.row_count(rows), [MANY_ROWS]])
+    many_rows = graph.constant([MANY_ROWS], MANY_ROWS_CONSTANT)
+    has_many = graph.node("GreaterOrEqual", [graph.row_count(rows), many_rows])
     return graph.node(
         "If",
         [has_many],

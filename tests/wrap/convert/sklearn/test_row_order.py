@@ -6,6 +6,7 @@ from itertools import chain
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from sklearn.ensemble import (
     GradientBoostingRegressor,
@@ -13,7 +14,9 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
+from xgboost import XGBRegressor
 
+from mlflow_deploy_plugin.serve.runtime.tree_operator import MANY_ROWS_CONSTANT, PREFIXES
 from mlflow_deploy_plugin.wrap.convert.sklearn.conversion import forms
 from mlflow_deploy_plugin.wrap.convert.sklearn.levels import MANY_ROWS
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
@@ -84,6 +87,27 @@ def test_both_orders_are_proven():
 def test_small_ensemble_stays_one_operator(model, target):
     operators = operators_of(wrap(model.fit(ROWS, target), ROWS))
     assert not {*operators} & {"If", "GatherND", "ScatterND"}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [XGBRegressor(n_estimators=40), RandomForestRegressor(12, random_state=0)],
+    ids=["by levels", "sorted"],
+)
+def test_replaced_constant_leaves_the_rows_alone(model, saved):
+    """`add_tree_operator` replaces the constant."""
+    loaded = saved(model.fit(ROWS, SCORE), ROWS)
+    file = str(loaded.artifact.onnx_file)
+    constants = [constant.name for constant in onnx.load(file).graph.initializer]
+    (name,) = [name for name in constants if MANY_ROWS_CONSTANT in name]
+    assert name.removesuffix(MANY_ROWS_CONSTANT) in PREFIXES
+    options = onnxruntime.SessionOptions()
+    never = onnxruntime.OrtValue.ortvalue_from_numpy(np.array([2**62]))
+    options.add_initializer(name, never)
+    session = onnxruntime.InferenceSession(file, options)
+    feeds = loaded.schema.from_array(ROWS)
+    (expected,) = loaded.run(feeds).values()
+    np.testing.assert_allclose(session.run(None, feeds)[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_key_takes_few_comparisons():
