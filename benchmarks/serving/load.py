@@ -82,7 +82,7 @@ def constant_rate(target: Target, seconds: float, rate: float) -> Measured:
     independently of the server.
     """
     latencies, error = open_loop(target.port, [target.raw], np.arange(int(seconds * rate)) / rate)
-    return _measured(latencies, 1 if error else 0, seconds)
+    return measured(latencies, 1 if error else 0, seconds)
 
 
 def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
@@ -228,10 +228,10 @@ async def _closed_loop(target: Target, count: int, seconds: float, warm_up: floa
             raise ConnectionError("the server has closed every connection")
     for connection in connections:
         connection.close()
-    return _measured(latencies, wrong, last - begin)
+    return measured(latencies, wrong, last - begin)
 
 
-def _measured(latencies: Sequence[float] | np.ndarray, wrong: int, seconds: float) -> Measured:
+def measured(latencies: Sequence[float] | np.ndarray, wrong: int, seconds: float) -> Measured:
     if len(latencies) == 0:
         raise TimeoutError("no response was received")
     p50, p99 = np.percentile(latencies, [50, 99])

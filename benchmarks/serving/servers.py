@@ -71,17 +71,19 @@ def running(
     log: Path,
     environment: Mapping[str, str],
     question: urllib.request.Request,
+    core: int | None = SERVER_CORE,
 ) -> Iterator[Server]:
-    """Start a server that is pinned to its core, and yield it when it answers
-    `question` with 200.
+    """Start a server that is pinned to `core` (None: to no core), and yield it when it
+    answers `question` with 200.
 
     Raises:
         NotStarted: the server ended, or did not answer.
     """
     begun = time.monotonic()
+    pinned = [] if core is None else ["taskset", "-c", str(core)]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["taskset", "-c", str(SERVER_CORE), *command],
+            [*pinned, *command],
             stdout=output,
             stderr=output,
             env={**os.environ, **environment},
