@@ -18,6 +18,7 @@ wakes them 5 µs earlier than threading.Event. A version is batched only if its 
 independent (`unbatchable_reason`).
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -30,6 +31,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import (
     DeadlineExceeded,
+    DeviceMemoryFull,
     InferenceError,
     TooManyRequests,
     pass_exit,
@@ -45,6 +47,8 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
     slice_feeds,
 )
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
+
+logger = logging.getLogger(__name__)
 
 _DELIVERING_THREADS = 2
 """The threads for submitted requests: while one thread delivers answers, the second
@@ -406,8 +410,8 @@ class Batcher:
             last = next(entry for entry in reversed(batch) if entry.rows)
             parts.append(repeat_row(last.feeds, last.rows - 1, size - rows))
         if len(parts) == 1:
-            return [self._compute(parts[0])]
-        outputs = self._compute(join_arrays(parts))
+            return [self._compute_rows(parts[0], rows)]
+        outputs = self._compute_rows(join_arrays(parts), size)
         if any(array.shape[:1] != (size,) for array in outputs.values()):
             return []  # An output without one entry per row cannot be split.
         results = []
@@ -416,6 +420,21 @@ class Batcher:
             results.append(slice_feeds(outputs, slice(start, start + entry.rows)))
             start += entry.rows
         return results
+
+    def _compute_rows(self, feeds: Feeds, rows: int) -> dict[str, Array]:
+        """Compute a batch, in halves if the device lacks memory for it. Raises
+        DeviceMemoryFull if the device lacks memory for one row.
+        """
+        try:
+            return self._compute(feeds)
+        except DeviceMemoryFull as error:
+            if rows < 2:
+                raise
+            logger.warning("a batch of %d rows is computed in halves: %s", rows, error.message)
+        half = rows // 2
+        first = self._compute_rows(slice_feeds(feeds, slice(half)), half)
+        second = self._compute_rows(slice_feeds(feeds, slice(half, rows)), rows - half)
+        return join_arrays([first, second])
 
 
 def _row_counts(feeds: Feeds) -> set[int]:
@@ -499,7 +518,7 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
             before=[compute(row, other) for other in neighbours],
             behind=[compute(other, row) for other in neighbours],
         )
-    except InferenceError as error:
+    except (InferenceError, DeviceMemoryFull) as error:
         return f"it cannot compute two rows together: {error.message}"
     tolerance = EXACT if predictor.artifact.tokenizer is None else _PADDING
     for name in pairs.single:

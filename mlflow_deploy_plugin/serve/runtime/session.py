@@ -97,6 +97,10 @@ class Placement:
             raise InvalidConfig(f"device: {self.device!r} is not one of {choices}")
 
     @property
+    def is_on_nvidia(self) -> bool:
+        return "GPU" in map(_BUILDS.get, dict(self.providers))
+
+    @property
     def is_on_openvino(self) -> bool:
         """True if OpenVINO computes all operators, so that its inputs are checked."""
         return {*dict(self.providers)} == {OPENVINO}
@@ -145,6 +149,11 @@ class Placement:
 
 
 ON_CPU = Placement()
+
+lost_device = threading.Event()
+"""Set after the GPU of this process has failed, so that the worker ends and gunicorn starts
+a new one.
+"""
 
 OLDEST_ONNXRUNTIME = (1, 29)
 """The oldest supported version, as in setup.cfg. 1.28 has no cosine in 64 bits, 1.27
@@ -572,7 +581,7 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
             f"{placement} needs ONNX Runtime's {build} build; this build has "
             f"{', '.join(available)}{remedy}"
         )
-    if "GPU" not in map(_BUILDS.get, names):
+    if not placement.is_on_nvidia:
         return
     try:
         ctypes.CDLL(_DRIVER)
