@@ -1,18 +1,18 @@
-"""Compare a server with a bare session that runs the same batches, for images and tokens
-over the wire: V2's binary form over HTTP, gRPC, Arrow and, as the contrast, JSON.
+"""Compare a server with a bare session that runs the same batches, for images and
+tokens: V2's binary form over HTTP, gRPC, Arrow and, as the contrast, JSON.
 
     python benchmarks/gpu_wire.py
-    python benchmarks/gpu_wire.py --only resnet --seconds 5
-    python benchmarks/gpu_wire.py --only "pixels fp32"
+    python benchmarks/gpu_wire.py --only "resnet fp32" --forms V2,JSON --callers 16
 
-The nets have random weights: a ResNet18 for images of 3 × 224 × 224, an encoder like BERT
-for 128 tokens, and `pixels`, which only reads an image, so that its rate is that of the
-wire. CUDAExecutionProvider computes them where onnxruntime-gpu finds a device. Otherwise,
-narrower nets run on the CPU provider, and the server and its clients each have one core.
+The nets have random weights: a ResNet18 for images of 3 × 224 × 224, an encoder like
+BERT for 128 tokens, and `pixels`, which only reads an image, so that its rate is the
+rate of the wire. CUDAExecutionProvider computes them where onnxruntime-gpu finds a
+device. Otherwise narrower nets run on the CPU provider, and the server and its callers
+each have one core.
 
-A request has one row. The server joins waiting requests in batches of up to 32 rows, and
-does not capture them. The bare session runs batches of the server's mean size. Server and
-session take turns, and the medians of the ratios are shown: of rows per second, and of
+A request has one row. The server joins waiting requests in batches of up to 32 rows,
+and does not capture them. The bare session runs batches of the server's mean size.
+Server and session take turns. The ratios are those of the rows per second, and of the
 CPU time per row, which other programs of the machine disturb less. FastAPI and LitServe
 with torch are measured if this Python has them.
 """
@@ -20,17 +20,16 @@ with torch are measured if this Python has them.
 import argparse
 import asyncio
 import importlib.util
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -39,21 +38,35 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import grpc
 import numpy as np
 import orjson
-import psutil
+import pyarrow as pa
 import torch
 from torch import nn
 
 from benchmarks.serving import servers
 from benchmarks.serving.load import Measured, Target, closed_loop, measured, post
 from benchmarks.serving.peers import HERE
+from mlflow_deploy_plugin.core.errors import DeviceUnavailable
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.serve.client.client import Client
 from mlflow_deploy_plugin.serve.client.rows import encode_tensors
+from mlflow_deploy_plugin.serve.device import require_device
+from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import array_datatype
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
 from projects.image_resnet18.network import resnet18
 
 ort = import_onnxruntime()
-ON_GPU = "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available()
+ON_GPU = "CUDAExecutionProvider" in ort.get_available_providers()
+if ON_GPU:
+    try:
+        require_device(ServerSpec(device="cuda"))
+        ort.preload_dlls()
+    except DeviceUnavailable as error:
+        print(error.message, file=sys.stderr)
+        ON_GPU = False
 DEVICE = "cuda" if ON_GPU else "cpu"
 PROVIDER = "CUDAExecutionProvider" if ON_GPU else "CPUExecutionProvider"
 CALLERS = (1, 16, 128)
@@ -62,10 +75,11 @@ TOKENS = 128
 WORDS = 2000
 IMAGE = (3, 224, 224)
 FORMS = ("V2", "gRPC", "Arrow", "JSON")
+PEERS = ("fastapi", "litserve")
 MLMODEL = "flavors:\n  onnx:\n    data: model.onnx\n    onnx_version: '1'\n"
 V2_PATH = "/v2/models/net/infer"
 GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
-NOTHING = b""
+WARM_UP = 0.3
 
 
 class Encoder(nn.Module):
@@ -104,33 +118,11 @@ class Net:
     folder: Path
     row: np.ndarray
 
-    @property
+    @cached_property
     def session(self) -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         return ort.InferenceSession(str(self.folder / "model.onnx"), options, [PROVIDER])
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of the table: a form of the requests, and a number of callers.
-
-    Attributes:
-        rows_per_second, p50_ms, p99_ms: of the server, as the medians of the rounds.
-        batch: the mean rows per batch.
-        of_bare: the server's rows per second ÷ those of the bare session.
-        of_bare_cpu: the CPU time per row of the bare session ÷ that of the server.
-    """
-
-    net: str
-    form: str
-    callers: int
-    rows_per_second: float
-    p50_ms: float
-    p99_ms: float
-    batch: float
-    of_bare: float
-    of_bare_cpu: float
 
 
 def save(name: str, dtype: str, folder: Path) -> Net:
@@ -164,6 +156,12 @@ def save(name: str, dtype: str, folder: Path) -> Net:
 
 def request_of(form: str, row: np.ndarray) -> bytes:
     """Return a request: over HTTP its head and body, over gRPC its message."""
+    if form == "fastapi":
+        return post("/predict", row.tobytes(), "application/octet-stream")
+    if form == "litserve":
+        head = b'--line\r\nContent-Disposition: form-data; name="row"; filename="row"\r\n\r\n'
+        body = head + row.tobytes() + b"\r\n--line--\r\n"
+        return post("/predict", body, "multipart/form-data; boundary=line")
     if form == "V2":
         head, content = encode_tensors({"x": row}, None)
         octets = "application/octet-stream"
@@ -174,8 +172,6 @@ def request_of(form: str, row: np.ndarray) -> bytes:
             "/invocations", orjson.dumps({"inputs": row}, option=orjson.OPT_SERIALIZE_NUMPY)
         )
     if form == "Arrow":
-        import pyarrow as pa
-
         cells = pa.FixedSizeListArray.from_arrays(pa.array(row.reshape(-1)), row.size)
         table = pa.table({"x": cells})
         sink = pa.BufferOutputStream()
@@ -183,22 +179,15 @@ def request_of(form: str, row: np.ndarray) -> bytes:
             writer.write_table(table)
         stream = "application/vnd.apache.arrow.stream"
         return post("/invocations", sink.getvalue().to_pybytes(), stream, Accept=stream)
-    from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
-    from mlflow_deploy_plugin.serve.protocols.v2_tensors import array_datatype
-
     message = messages.ModelInferRequest(model_name="net", raw_input_contents=[row.tobytes()])
     message.inputs.add(name="x", datatype=array_datatype(row), shape=row.shape)
     return message.SerializeToString()
 
 
 async def grpc_loop(port: int, message: bytes, callers: int, seconds: float) -> Measured:
-    """Send the next call of every caller after its response, over one channel per 16
-    callers.
-    """
-    import grpc
-
+    """Send the next call of every caller after its response."""
     latencies: list[float] = []
-    begin = time.perf_counter() + 0.3
+    begin = time.perf_counter() + WARM_UP
     end = begin + seconds
 
     async def call(method: Any) -> None:
@@ -207,64 +196,42 @@ async def grpc_loop(port: int, message: bytes, callers: int, seconds: float) -> 
             if begun >= begin:
                 latencies.append(time.perf_counter() - begun)
 
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    address = f"127.0.0.1:{port}"
-    channels = [grpc.aio.insecure_channel(address, options) for _ in range(-(-callers // 16))]
-    methods = [channel.unary_unary(GRPC_METHOD) for channel in channels]
-    await asyncio.gather(*(call(methods[index // 16]) for index in range(callers)))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        method = channel.unary_unary(GRPC_METHOD)
+        await asyncio.gather(*(call(method) for _ in range(callers)))
     seconds = time.perf_counter() - begin
-    for channel in channels:
-        await channel.close()
     return measured(latencies, 0, seconds)
 
 
 @contextmanager
-def ours(net: Net, work: Path) -> Iterator[tuple[servers.Server, int]]:
-    """Yield our server and its port for gRPC."""
+def serving(form: str, net: Net, work: Path) -> Iterator[tuple[servers.Server, int]]:
+    """Yield a running server, and its port for gRPC. `form` is the name of another
+    server, or one of `FORMS` for ours.
+    """
     port = servers.free_port()
     grpc_port = servers.free_port()
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", str(net.folder)]
-    command += ["-p", str(port), "--name", "net", "--state-dir", str(work / "state")]
-    command += ["--device", DEVICE, "-C", "capture.fraction=0"]
-    command += ["-C", f"server.max_batch_size={BATCH}", "-C", f"server.grpc_port={grpc_port}"]
-    home = {"ONNXSERVE_HOME": str(work / "home")}
-    ready = urllib.request.Request(f"http://127.0.0.1:{port}/v2/health/ready")
+    shape = ",".join(map(str, net.row.shape[1:]))
+    variables = {"NET": str(net.folder / "net.pt"), "DEVICE": DEVICE, "SHAPE": shape}
+    variables |= {"DTYPE": net.row.dtype.name, "ONNXSERVE_HOME": str(work / "home")}
+    path = "/v2/health/ready"
+    words = f"-m mlflow_deploy_plugin.cli serve {net.folder} -p {port} --name net --device {DEVICE}"
+    words += f" --state-dir {work}/state -C capture.fraction=0 -C server.grpc_port={grpc_port}"
+    words += f" -C server.max_batch_size={BATCH}"
+    if form == "fastapi":
+        path = "/ping"
+        words = f"-m uvicorn --app-dir {HERE} --port {port} --log-level warning fastapi_torch:app"
+    elif form == "litserve":
+        path = "/health"
+        words = f"{HERE}/litserve_torch.py {port}"
+    ready = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
     core = None if ON_GPU else servers.SERVER_CORE
-    with servers.running("onnxserve", command, port, work / "log", home, ready, core) as server:
+    command = [sys.executable, *words.split()]
+    with servers.running(form, command, port, work / form, variables, ready, core) as server:
         yield server, grpc_port
 
 
-@contextmanager
-def peer(name: str, net: Net, work: Path) -> Iterator[servers.Server]:
-    """Yield FastAPI's or LitServe's server."""
-    port = servers.free_port()
-    command = [sys.executable, str(HERE / "litserve_torch.py"), str(port)]
-    if name == "fastapi":
-        command = [sys.executable, "-m", "uvicorn", "--app-dir", str(HERE), "--port", str(port)]
-        command += ["--log-level", "warning", "fastapi_torch:app"]
-    shape = ",".join(map(str, net.row.shape[1:]))
-    variables = {"NET": str(net.folder / "net.pt"), "DEVICE": DEVICE, "SHAPE": shape}
-    variables["DTYPE"] = net.row.dtype.name
-    path = "ping" if name == "fastapi" else "health"
-    ready = urllib.request.Request(f"http://127.0.0.1:{port}/{path}")
-    core = None if ON_GPU else servers.SERVER_CORE
-    with servers.running(name, command, port, work / name, variables, ready, core) as server:
-        yield server
-
-
-def peer_request(name: str, row: np.ndarray) -> bytes:
-    content = row.tobytes()
-    if name == "fastapi":
-        return post("/predict", content, "application/octet-stream")
-    head = b'--line\r\nContent-Disposition: form-data; name="row"; filename="row"\r\n\r\n'
-    return post(
-        "/predict", head + content + b"\r\n--line--\r\n", "multipart/form-data; boundary=line"
-    )
-
-
 def cpu_seconds(server: servers.Server) -> float:
-    times = [process.cpu_times() for process in server.processes()]
-    return sum(taken.user + taken.system for taken in times)
+    return sum(sum(process.cpu_times()[:2]) for process in server.processes())
 
 
 def batches_of(server: servers.Server) -> tuple[float, float]:
@@ -277,133 +244,106 @@ def batches_of(server: servers.Server) -> tuple[float, float]:
     return totals[0], totals[1]
 
 
-def bare(session: Any, row: np.ndarray, rows: int, seconds: float) -> tuple[float, float]:
-    """Return the rows per second of batches of `rows` rows, and the CPU time per row."""
-    x = np.concatenate([row] * rows)
-    session.run(None, {"x": x})
+def bare(net: Net, rows: int, seconds: float) -> tuple[float, float]:
+    """Return the rows per second in batches of `rows`, and the CPU time per row."""
+    x = np.concatenate([net.row] * rows)
+    net.session.run(None, {"x": x})
     runs = 0
     began = time.perf_counter()
     cpu = time.thread_time()
     while runs < 2 or time.perf_counter() - began < seconds:
-        session.run(None, {"x": x})
+        net.session.run(None, {"x": x})
         runs += 1
     computed = runs * rows
     return computed / (time.perf_counter() - began), (time.thread_time() - cpu) / computed
 
 
 def compare(
-    net: Net,
-    form: str,
-    callers: int,
-    server: servers.Server,
-    ask: Callable[[], Measured],
-    session: Any,
-    options: argparse.Namespace,
-) -> Line:
-    """Measure a server, of ours or of a peer, and the bare session in turns."""
-    figures = []
-    has_metrics = form in FORMS
-    for _ in range(options.rounds):
-        server.go_on()
-        batch = 1.0
-        if has_metrics:
-            rows_before, batches_before = batches_of(server)
-        cpu = cpu_seconds(server)
-        run = ask()
-        cpu = cpu_seconds(server) - cpu
-        assert not run.wrong, f"{form}: {run.wrong} responses are wrong"
-        if has_metrics:
-            rows, batches = batches_of(server)
-            computed = rows - rows_before
-            batch = computed / (batches - batches_before)
-        else:
-            computed = run.requests * (run.seconds + 0.3) / run.seconds  # with the warm-up
-            batch = min(callers, BATCH) if form == "litserve" else 1
-        server.pause()
-        if not ON_GPU:
-            os.sched_setaffinity(0, {servers.SERVER_CORE})
-        bare_rate, bare_cpu = bare(session, net.row, round(batch), options.seconds / 2)
-        if not ON_GPU:
-            os.sched_setaffinity(0, {servers.CLIENT_CORE})
-        ratios = run.rate / bare_rate, bare_cpu / (cpu / computed)
-        figures.append((run.rate, run.p50 * 1e3, run.p99 * 1e3, batch, *ratios))
+    net: Net, form: str, callers: int, server: servers.Server, grpc_port: int, seconds: float
+) -> dict[str, str]:
+    """Measure a server and then the bare session. Return the cells of a line: `batch`
+    is the mean of the rows, and the CPU time is that of all processes per row.
+    """
+    raw = request_of(form, net.row)
+    is_ours = form in FORMS
+    rows_before, batches_before = batches_of(server) if is_ours else (0, 0)
+    cpu = cpu_seconds(server)
+    if form == "gRPC":
+        run = asyncio.run(grpc_loop(grpc_port, raw, callers, seconds))
+    else:
+        run = closed_loop(Target(server.port, raw, b""), callers, seconds, WARM_UP)
+    cpu = cpu_seconds(server) - cpu
+    assert not run.wrong, f"{form}: {run.wrong} of {run.requests} responses are wrong"
+    rows = run.requests * (run.seconds + WARM_UP) / run.seconds
+    batch = float(min(callers, BATCH) if form == "litserve" else 1)
+    if is_ours:
+        rows_after, batches = batches_of(server)
+        rows = rows_after - rows_before
+        batch = rows / (batches - batches_before)
+    server.pause()
+    use_core(servers.SERVER_CORE)
+    bare_rate, bare_cpu = bare(net, round(batch), seconds / 2)
+    use_core(servers.CLIENT_CORE)
     server.go_on()
-    return Line(net.name, form, callers, *map(statistics.median, zip(*figures, strict=True)))
+    return {
+        "net": net.name,
+        "form": form,
+        "callers": str(callers),
+        "rows/s": f"{run.rate:,.0f}",
+        "p50, p99 ms": f"{run.p50 * 1e3:.1f}, {run.p99 * 1e3:.1f}",
+        "batch": f"{batch:.1f}",
+        "÷ bare": f"{run.rate / bare_rate:.2f}",
+        "CPU ms": f"{cpu / rows * 1e3:.2f}",
+        "bare ÷ CPU": f"{bare_cpu / (cpu / rows):.2f}",
+    }
 
 
-def check_outputs(server: servers.Server, raw: bytes, expected: np.ndarray) -> None:
-    """Compare the server's answer in V2's binary form with the output of the session."""
-    head, _, body = raw.partition(b"\r\n\r\n")
-    fields = dict(line.split(": ") for line in head.decode().splitlines()[1:])
-    url = f"http://127.0.0.1:{server.port}{V2_PATH}"
-    with urllib.request.urlopen(urllib.request.Request(url, body, fields)) as answer:
-        content = answer.read()
-    output = np.frombuffer(content[-expected.nbytes :], expected.dtype)
-    assert np.allclose(output, expected.ravel(), rtol=1e-2, atol=1e-2), "the outputs differ"
+def use_core(core: int) -> None:
+    """Move this process to a core, unless a GPU computes."""
+    if not ON_GPU:
+        os.sched_setaffinity(0, {core})
 
 
-def lines_of(net: Net, work: Path, options: argparse.Namespace) -> Iterator[Line]:
-    session = net.session
-    with ours(net, work) as (server, grpc_port):
-        check_outputs(server, request_of("V2", net.row), session.run(None, {"x": net.row})[0])
+def lines_of(net: Net, work: Path, options: argparse.Namespace) -> Iterator[dict[str, str]]:
+    with serving(FORMS[0], net, work) as (server, grpc_port):
+        computed = Client(f"http://127.0.0.1:{server.port}").infer({"x": net.row}).values["y"]
+        [expected] = net.session.run(None, {"x": net.row})
+        assert np.allclose(computed, expected, rtol=1e-2, atol=1e-2), "the outputs differ"
         for form, callers in product(options.forms, options.callers):
-            if form == "JSON" and callers != CALLERS[1]:
-                continue
-            raw = request_of(form, net.row)
-            target = Target(server.port, raw, NOTHING)
-
-            def ask(form: str = form, target: Target = target, callers: int = callers) -> Measured:
-                if form == "gRPC":
-                    return asyncio.run(grpc_loop(grpc_port, target.raw, callers, options.seconds))
-                return closed_loop(target, callers, options.seconds)
-
-            yield compare(net, form, callers, server, ask, session, options)
-    for name in options.peers:
-        with peer(name, net, work) as server:
-            target = Target(server.port, peer_request(name, net.row), NOTHING)
+            if form != "JSON" or callers == CALLERS[1]:
+                yield compare(net, form, callers, server, grpc_port, options.seconds)
+    for form in options.peers:
+        with serving(form, net, work) as (server, _):
             for callers in options.callers:
-
-                def ask_peer(target: Target = target, callers: int = callers) -> Measured:
-                    return closed_loop(target, callers, options.seconds)
-
-                yield compare(net, name, callers, server, ask_peer, session, options)
+                yield compare(net, form, callers, server, 0, options.seconds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--seconds", type=float, default=1.0, help="of one load (1)")
-    parser.add_argument("--rounds", type=int, default=1, help="of server and session (1)")
     parser.add_argument("--only", default="", help="words of the nets: resnet, bert, pixels, fp16")
     parser.add_argument("--forms", default=",".join(FORMS), help="V2,gRPC,Arrow,JSON")
     parser.add_argument("--callers", default="1,16,128")
-    parser.add_argument("--json", type=Path, help="also write the lines to this file")
     options = parser.parse_args()
     options.forms = options.forms.split(",")
     options.callers = list(map(int, options.callers.split(",")))
-    options.peers = [name for name in ("fastapi", "litserve") if importlib.util.find_spec(name)]
-    if not ON_GPU:
-        os.sched_setaffinity(0, {servers.CLIENT_CORE})
-    where = torch.cuda.get_device_name(0) if ON_GPU else "the CPU provider on one core, no GPU"
+    has_torch = torch.cuda.is_available() or not ON_GPU
+    options.peers = [name for name in PEERS if has_torch and importlib.util.find_spec(name)]
+    use_core(servers.CLIENT_CORE)
+    where = "CUDA" if ON_GPU else "CPU provider on one core, no GPU lent"
     print(f"{where}; onnxruntime {ort.__version__}, torch {torch.__version__}", end="; ")
     print(f"peers: {', '.join(options.peers) or 'FastAPI and LitServe are not installed'}\n")
-    print("| net | form | callers | rows/s | p50, p99 ms | batch | of the bare session | its CPU |")
-    print("|---|---|---|---|---|---|---|---|")
-    lines = []
+    has_head = False
     with tempfile.TemporaryDirectory(prefix="gpu-wire-") as folder:
         for name, dtype in product(NETS, ("fp32", "fp16")):
             if not all(word in f"{name} {dtype}" for word in options.only.split()):
                 continue
             work = Path(folder) / name / dtype
             for line in lines_of(save(name, dtype, work / "net"), work, options):
-                lines.append(line)
-                print(
-                    f"| {line.net} | {line.form} | {line.callers} | {line.rows_per_second:,.0f} | "
-                    f"{line.p50_ms:.1f}, {line.p99_ms:.1f} | {line.batch:.1f} | "
-                    f"{line.of_bare:.2f} | {line.of_bare_cpu:.2f} |",
-                    flush=True,
-                )
-    if options.json:
-        options.json.write_text(json.dumps([asdict(line) for line in lines], indent=1))
+                if not has_head:
+                    print("|", " | ".join(line), "|\n" + "|---" * len(line) + "|")
+                has_head = True
+                print("|", " | ".join(line.values()), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""FastAPI with torch: the body is one row as bytes, and a plain function runs the module.
+"""FastAPI with torch: the body is one row as bytes, and a function runs the module.
 `uvicorn fastapi_torch:app` with NET (a file of TorchScript), DTYPE, SHAPE and DEVICE.
 """
 

@@ -1,5 +1,6 @@
-"""LitServe with torch and batches of up to 32 rows: the body is a form with one row as a
-file. `litserve_torch.py PORT` with NET (a file of TorchScript), DTYPE, SHAPE and DEVICE.
+"""LitServe with torch and batches of up to 32 rows: the body is a form with one row as
+a file. `litserve_torch.py PORT` with NET (a file of TorchScript), DTYPE, SHAPE and
+DEVICE.
 """
 
 import os

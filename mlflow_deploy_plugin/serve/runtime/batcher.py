@@ -18,7 +18,6 @@ wakes them 5 µs earlier than threading.Event. A version is batched only if its 
 independent (`unbatchable_reason`).
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -47,8 +46,6 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
     slice_feeds,
 )
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
-
-logger = logging.getLogger(__name__)
 
 _DELIVERING_THREADS = 2
 """The threads for submitted requests: while one thread delivers answers, the second
@@ -427,10 +424,9 @@ class Batcher:
         """
         try:
             return self._compute(feeds)
-        except DeviceMemoryFull as error:
+        except DeviceMemoryFull:
             if rows < 2:
                 raise
-            logger.warning("a batch of %d rows is computed in halves: %s", rows, error.message)
         half = rows // 2
         first = self._compute_rows(slice_feeds(feeds, slice(half)), half)
         second = self._compute_rows(slice_feeds(feeds, slice(half, rows)), rows - half)

@@ -79,11 +79,12 @@ RUN_ROWS = 2**12
 faster per row.
 """
 _LACKS_MEMORY = re.compile(
-    r"Failed to allocate memory|Available memory of \d+ is smaller|out of memory|\w+_ALLOC_FAILED"
+    r"Failed to allocate memory|Available memory of \d+ is smaller|out of memory|ALLOC_FAILED"
 )
 _LOST_DEVICE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d+")
-"""ONNX Runtime's messages of a run without memory (of its arena, CUDA, cuBLAS and cuDNN),
-and of a GPU that failed. After such a failure, CUDA computes nothing in this process.
+"""ONNX Runtime's messages of a run without memory (of its arena, CUDA, cuBLAS and
+cuDNN), and of a GPU that failed. After such a failure, CUDA computes nothing in this
+process.
 """
 _VALUES_OF_ONE = {"str": 4, "map": 16}
 """The number of numeric values that take as much memory as one text, or as one mapping
@@ -251,7 +252,7 @@ class OnnxModel:
 
     def _choose_runs(self, session: "ort.InferenceSession", placement: Placement) -> None:
         """Set the functions that compute the first run, small runs and large runs."""
-        self._is_on_nvidia = placement.is_on_nvidia
+        self._is_on_nvidia = "CUDAExecutionProvider" in session.get_providers()
         self._run_once: Run = session.run
         if placement.is_on_openvino:
             self._run_once = partial(sessions.run_on_openvino, session)
@@ -379,8 +380,9 @@ class OnnxModel:
         if isinstance(error, BodyTooLarge | DeadlineExceeded):
             return error
         reason = describe_error(error)
-        if lacking := _LACKS_MEMORY.search(reason):
-            return DeviceMemoryFull(f"the device lacks memory, send fewer rows: {lacking[0]}", 1)
+        if _LACKS_MEMORY.search(reason):
+            logger.warning("the device lacks memory for a run: %s", reason)
+            return DeviceMemoryFull("the device lacks memory for these rows; send fewer rows", 1)
         if self._is_on_nvidia and _LOST_DEVICE.search(reason):
             logger.error("the GPU failed, and the worker starts again: %s", reason)
             sessions.lost_device.set()

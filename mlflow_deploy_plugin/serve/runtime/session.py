@@ -97,10 +97,6 @@ class Placement:
             raise InvalidConfig(f"device: {self.device!r} is not one of {choices}")
 
     @property
-    def is_on_nvidia(self) -> bool:
-        return "GPU" in map(_BUILDS.get, dict(self.providers))
-
-    @property
     def is_on_openvino(self) -> bool:
         """True if OpenVINO computes all operators, so that its inputs are checked."""
         return {*dict(self.providers)} == {OPENVINO}
@@ -151,8 +147,8 @@ class Placement:
 ON_CPU = Placement()
 
 lost_device = threading.Event()
-"""Set after the GPU of this process has failed, so that the worker ends and gunicorn starts
-a new one.
+"""Set after the GPU of this process has failed. The worker then ends, and gunicorn
+starts a new one.
 """
 
 OLDEST_ONNXRUNTIME = (1, 29)
@@ -581,7 +577,7 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
             f"{placement} needs ONNX Runtime's {build} build; this build has "
             f"{', '.join(available)}{remedy}"
         )
-    if not placement.is_on_nvidia:
+    if "GPU" not in map(_BUILDS.get, names):
         return
     try:
         ctypes.CDLL(_DRIVER)

@@ -31,6 +31,10 @@ V2_ROW = (
     b'{"id": "mine", "inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", '
     b'"data": [1, 2, 3]}]}'
 )
+V2_HEAD = (
+    b'{"inputs": [{"name": "X", "shape": [9999, 3], "datatype": "FP32", "parameters": '
+    b'{"binary_data_size": 119988}}]}'
+)
 ODD = "Flüge\r\nX-Evil: yes"
 OF_THE_CONNECTION = {"date", "server", "connection", "keep-alive"}
 
@@ -82,6 +86,12 @@ CASES = [
     ("POST", "/invocations", {}, ROW),
     ("POST", "/v2/models/e/infer", {}, V2_ROW),
     ("POST", "/v2/models/f/versions/2/infer", {}, V2_ROW),
+    *product(
+        ["POST"],
+        ["/v2/models/e/infer"],
+        [{"Inference-Header-Content-Length": str(length)} for length in (len(V2_HEAD), 10**9)],
+        [V2_HEAD + 9999 * bytes(12), V2_HEAD],
+    ),
     ("POST", "/v2/models/f/versions/9/infer", {}, V2_ROW),
     ("POST", "/invocations", {"Content-Type": JSON, "X-Event-Time": "yesterday"}, ROW),
     ("POST", "/invocations", {"Content-Type": JSON, "X-Request-Id": "a b"}, b"{"),
