@@ -3,6 +3,7 @@ when it ends or is killed.
 """
 
 import contextlib
+import gzip
 import http.client
 import json
 import os
@@ -14,11 +15,14 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import requests
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
+from mlflow_deploy_plugin.serve.client.rows import encode_rows
 from mlflow_deploy_plugin.serve.http.app import ServerApp
 from tests.support.handling import ask_wsgi
 from tests.support.servers import gunicorn, one_endpoint, opened, variant
@@ -35,6 +39,8 @@ V2_HEAD = (
     b'{"inputs": [{"name": "X", "shape": [9999, 3], "datatype": "FP32", "parameters": '
     b'{"binary_data_size": 119988}}]}'
 )
+ARROW = "application/vnd.apache.arrow.stream"
+FRAME = encode_rows(pa.table(dict.fromkeys("abc", np.random.default_rng(0).random(9_999))))[0]
 ODD = "Flüge\r\nX-Evil: yes"
 OF_THE_CONNECTION = {"date", "server", "connection", "keep-alive"}
 
@@ -83,6 +89,12 @@ CASES = [
     ),
     ("POST", "/predict", {"Content-Type": JSON}, b'{"a": 1, "b": 2, "c": 3}'),
     ("POST", "/predict/batch", {"Content-Type": "text/csv"}, b"a,b,c\n1,2,3\n"),
+    *product(
+        ["POST"],
+        ["/invocations"],
+        [{"Content-Type": ARROW}, {"Content-Type": ARROW, "Content-Encoding": "gzip"}],
+        [FRAME, gzip.compress(FRAME)],
+    ),
     ("POST", "/invocations", {}, ROW),
     ("POST", "/v2/models/e/infer", {}, V2_ROW),
     ("POST", "/v2/models/f/versions/2/infer", {}, V2_ROW),
