@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from mlflow_deploy_plugin.core.errors import (
+    DeviceMemoryFull,
     InferenceError,
     InvalidArtifact,
     ModelError,
@@ -225,12 +226,13 @@ def load_warm(
         if reason := unbatchable_reason(model, feeds):
             logger.warning("%s: requests are not batched: %s", folder.name, reason)
         else:
+            for size in policy.sizes:  # Warm up each batch size.
+                with suppress(DeviceMemoryFull):  # The batcher divides such a batch.
+                    model.run(repeat_row(feeds, 0, size))
             # The tokenizer divides a batch by the lengths of its texts. Padding rows
             # would only be more work.
             pads = policy.pads and model.artifact.tokenizer is None
             batcher = Batcher(model.run, replace(policy, pads=pads))
-            for size in policy.sizes:  # Warm up each batch size.
-                batcher.run(repeat_row(feeds, 0, size))
     if not no_batch_dimension_reason(model.artifact):
         model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
     return WarmVersion(model, batcher, is_deterministic)
