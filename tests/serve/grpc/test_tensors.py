@@ -202,9 +202,8 @@ def test_large_tensor_is_a_view_of_the_message():
     decoded = decode(message, *model_of(x), raw).feeds["x"]
     np.testing.assert_array_equal(decoded, x)
     assert np.shares_memory(decoded, np.frombuffer(body, np.int8))
-    for torn in (body[:-1], body[:-10]):
-        with pytest.raises(InvalidRequest, match="is not a ModelInferRequest"):
-            read_message(messages.ModelInferRequest, torn, [])
+    with pytest.raises(InvalidRequest, match="is not a ModelInferRequest"):
+        read_message(messages.ModelInferRequest, body[:-10], [])
 
 
 def test_text_with_invalid_utf8_is_named():

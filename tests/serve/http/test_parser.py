@@ -168,7 +168,7 @@ def test_body_ends_at_declared_length(content, cuts):
 def test_tensor_behind_text_is_aligned(text_bytes):
     content = bytes(text_bytes) + np.arange(10_000.0).tobytes()
     body = BodyParser(len(content), len(content), text_bytes)
-    assert fed(body, content, range(0, len(content), 7_000)) == b""
+    assert fed(body, content, [7_000, 20_000]) == b""
     assert body.content == content
     assert np.frombuffer(body.content, np.float64, offset=text_bytes).flags.aligned
 

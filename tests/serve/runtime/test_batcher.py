@@ -271,14 +271,9 @@ def test_error_fails_only_its_own_request(model, ask):
 def limited(tmp_path):
     """Return a model with 4 MB per row, in an arena of ONNX Runtime of 24 MB."""
     onnxruntime = import_onnxruntime()
-    memory = onnxruntime.OrtMemoryInfo(
-        "Cpu",
-        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
-        0,
-        onnxruntime.OrtMemType.DEFAULT,
-    )
+    kinds = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     arena = onnxruntime.OrtArenaCfg({"max_mem": 24 * 2**20, "arena_extend_strategy": 1})
-    onnxruntime.create_and_register_allocator(memory, arena)
+    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", *kinds), arena)
     options = session_options(onnxruntime, 1)
     options.add_session_config_entry("session.use_env_allocators", "1")
     folder = write_model(tmp_path, LARGE)
@@ -292,14 +287,6 @@ def test_batch_beyond_device_memory_is_halved(limited, caplog):
         limited.run({"x": x})
     assert Batcher(limited.run, EIGHT).run({"x": x})["y"].tolist() == x[:, 0].tolist()
     assert "Available memory of" in caplog.text
-
-
-def test_row_beyond_device_memory_is_refused():
-    def refuse(feeds):
-        raise DeviceMemoryFull("none is left")
-
-    with pytest.raises(DeviceMemoryFull):
-        Batcher(refuse, EIGHT).run({"x": rows(3)})
 
 
 def test_outputs_without_rows_are_computed_alone(ask):

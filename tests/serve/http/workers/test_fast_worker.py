@@ -3,7 +3,6 @@ when it ends or is killed.
 """
 
 import contextlib
-import gzip
 import http.client
 import json
 import os
@@ -16,7 +15,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import requests
 
@@ -39,8 +37,8 @@ V2_HEAD = (
     b'{"inputs": [{"name": "X", "shape": [9999, 3], "datatype": "FP32", "parameters": '
     b'{"binary_data_size": 119988}}]}'
 )
-ARROW = "application/vnd.apache.arrow.stream"
-FRAME = encode_rows(pa.table(dict.fromkeys("abc", np.random.default_rng(0).random(9_999))))[0]
+V2_FIELDS = {"Inference-Header-Content-Length": str(len(V2_HEAD))}
+FRAME, ARROW, _ = encode_rows(np.zeros((9999, 3)))
 ODD = "Flüge\r\nX-Evil: yes"
 OF_THE_CONNECTION = {"date", "server", "connection", "keep-alive"}
 
@@ -89,21 +87,11 @@ CASES = [
     ),
     ("POST", "/predict", {"Content-Type": JSON}, b'{"a": 1, "b": 2, "c": 3}'),
     ("POST", "/predict/batch", {"Content-Type": "text/csv"}, b"a,b,c\n1,2,3\n"),
-    *product(
-        ["POST"],
-        ["/invocations"],
-        [{"Content-Type": ARROW}, {"Content-Type": ARROW, "Content-Encoding": "gzip"}],
-        [FRAME, gzip.compress(FRAME)],
-    ),
+    ("POST", "/invocations", {"Content-Type": ARROW}, FRAME),
     ("POST", "/invocations", {}, ROW),
     ("POST", "/v2/models/e/infer", {}, V2_ROW),
     ("POST", "/v2/models/f/versions/2/infer", {}, V2_ROW),
-    *product(
-        ["POST"],
-        ["/v2/models/e/infer"],
-        [{"Inference-Header-Content-Length": str(length)} for length in (len(V2_HEAD), 10**9)],
-        [V2_HEAD + 9999 * bytes(12), V2_HEAD],
-    ),
+    ("POST", "/v2/models/e/infer", V2_FIELDS, V2_HEAD + 9999 * bytes(12)),
     ("POST", "/v2/models/f/versions/9/infer", {}, V2_ROW),
     ("POST", "/invocations", {"Content-Type": JSON, "X-Event-Time": "yesterday"}, ROW),
     ("POST", "/invocations", {"Content-Type": JSON, "X-Request-Id": "a b"}, b"{"),

@@ -142,7 +142,7 @@ from mlflow_deploy_plugin.serve.gunicorn_conf import *
 
 def post_worker_init(worker):
     gunicorn_conf.post_worker_init(worker)
-    [served] = worker.wsgi.server.repository.table.values()
+    served = worker.wsgi.server.repository.table["e"]
     served.answering[0].loaded.predictor._is_on_nvidia = True
 """
 
