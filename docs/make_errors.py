@@ -62,6 +62,9 @@ REMEDIES = {
     "NotReady": (
         "Send the request again later. `onnxserve logs NAME` shows what the server waits for."
     ),
+    "DeviceMemoryFull": (
+        "Send fewer rows per request, or lower `server.max_batch_size` ([GPUs](gpu.md#refusals))."
+    ),
     "TooManyRequests": "Retry after `Retry-After`, or raise the [limits](server-settings.md).",
     "DeadlineExceeded": (
         "Add [workers or pods](kubernetes.md#sizing), or raise the timeout of caller or server."

@@ -18,6 +18,7 @@ an error.
     ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
     ├── NotInstalled                501 NOT_IMPLEMENTED
     ├── NotReady                    503 TEMPORARILY_UNAVAILABLE
+    │   └── DeviceMemoryFull
     ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED
     ├── DeadlineExceeded            504 DEADLINE_EXCEEDED
     ├── ClientDisconnected          499 CANCELLED
@@ -184,6 +185,10 @@ class NotReady(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILA
     """The server runs, but has no loaded version, no keys yet, or no memory or disk
     space left.
     """
+
+
+class DeviceMemoryFull(NotReady):
+    """The GPU, or the arena of ONNX Runtime, lacks memory for the rows of a run."""
 
 
 class TooManyRequests(OnnxserveError, http_status=429, error_code="REQUEST_LIMIT_EXCEEDED"):

@@ -339,7 +339,8 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
 
     def respond(request: RawRequest) -> Reply:
         """Parse the message, and answer it with the pipeline of all protocols."""
-        message = tensors.read_message(messages.ModelInferRequest, request.body)
+        raw: list[memoryview] = []
+        message = tensors.read_message(messages.ModelInferRequest, request.body, raw)
 
         # `infer` decodes a request after it has selected the version.
         def decode(
@@ -348,12 +349,13 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
             variant: ServedVariant,
             limit: int,
         ) -> DecodedRequest:
-            decoded = tensors.decode(message, variant.loaded.predictor.artifact, variant.schema)
+            artifact = variant.loaded.predictor.artifact
+            decoded = tensors.decode(message, artifact, variant.schema, raw)
 
             def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
                 encoded = tensors.encode(
                     decoded,
-                    bool(message.raw_input_contents),
+                    bool(raw or message.raw_input_contents),
                     variant.endpoint,
                     response.id,
                     variant.loaded.version,

@@ -6,7 +6,7 @@ all tensors are bytes (`raw_input_contents`) or all are typed (`contents`), and 
 response has the request's form. FP16 needs bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import prod
 from typing import Any
@@ -36,21 +36,26 @@ _FIELDS = {
 
 MAX_FIELDS = 100_000
 _MAX_PARAMETERS = 1_000
+_RAW_INPUT_KEY = messages.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2
 _FIXED_SIZES = {1: 8, 5: 4}
 """The size in bytes of 64-bit and 32-bit numbers, by their wire type."""
 _VARINT_BYTES = 10
 
 
-def read_message(kind: type[Message], body: bytes) -> Any:
+def read_message(kind: type[Message], body: bytes, tensors: list[memoryview] | None = None) -> Any:
     """Parse a message. Raises InvalidRequest if it is malformed or has more than
     `MAX_FIELDS` fields.
 
     The fields are counted before parsing, because protobuf may create an object of 80
-    bytes from two bytes.
+    bytes from two bytes. If `tensors` is a list, it receives the `raw_input_contents`
+    of a large message as views of `body`, and the message is returned without them:
+    protobuf would copy them twice.
     """
-    view = memoryview(body) if len(body) > MAX_FIELDS else b""
+    view = memoryview(body if len(body) > MAX_FIELDS else b"")
     position = 0
     field_count = 0
+    others = []
+    others_start = 0
     # https://protobuf.dev/programming-guides/encoding; protobuf reports malformed bytes
     # below.
     with suppress(ValueError, IndexError):
@@ -60,15 +65,22 @@ def read_message(kind: type[Message], body: bytes) -> Any:
                 raise InvalidRequest(
                     f"the message has more than {MAX_FIELDS} inputs, outputs and parameters",
                 )
+            start = position
             key, position = _read_varint(view, position)
             match key & 7:  # the wire type
                 case 0:
                     _, position = _read_varint(view, position)
                 case 2:
                     length, position = _read_varint(view, position)
+                    if tensors is not None and key == _RAW_INPUT_KEY:
+                        tensors.append(view[position : position + length])
+                        others.append(view[others_start:start])
+                        others_start = position + length
                     position += length
                 case wire_type:  # The start and end tags of a group have no data.
                     position += _FIXED_SIZES.get(wire_type, 0)
+    if tensors and position == len(view):
+        body = b"".join((*others, view[others_start:]))
     try:
         return kind.FromString(body)
     except DecodeError:
@@ -90,9 +102,14 @@ def _read_varint(view: memoryview | bytes, start: int) -> tuple[int, int]:
     raise ValueError
 
 
-def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> v2.V2Request:
-    """Decode an infer request. Raises InvalidRequest if it is malformed or not
-    supported.
+def decode(
+    request: messages.ModelInferRequest,
+    artifact: Artifact,
+    schema: Schema,
+    raw: Sequence[bytes | memoryview] = (),
+) -> v2.V2Request:
+    """Decode an infer request; `raw` are the tensors that `read_message` has removed.
+    Raises InvalidRequest if it is malformed or not supported.
 
     Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit
     its shape, datatype or model.
@@ -105,7 +122,7 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
         {"name": output.name, "parameters": parameter_values(output.parameters)}
         for output in request.outputs
     ]
-    raw = request.raw_input_contents
+    raw = raw or request.raw_input_contents
     count = len(request.inputs)
     # All headers are checked before any values are decoded.
     heads: dict[str, TensorHeader] = {}

@@ -283,14 +283,17 @@ class BodyParser:
     `_left` is the number of missing bytes of the current chunk. If `_ends_chunk`, a
     line end follows the chunk. A body of known length is one chunk without a line end.
     `_trailers` counts the fields after the last chunk, from -1 on. Raises BodyTooLarge
-    if the length exceeds `limit` bytes.
+    if the length exceeds `limit` bytes. If `text_bytes` precede a tensor in a body of
+    known length, the address of the tensor is a multiple of 8, so it is not copied.
     """
 
-    def __init__(self, length: int, limit: int) -> None:
+    def __init__(self, length: int, limit: int, text_bytes: int = 0) -> None:
         if length > limit:
             raise body_too_large(limit)
         self.is_whole = length == 0
-        self.content = bytearray()  # A list of pieces could contain a million one-byte objects.
+        self._filler = -text_bytes % 8 if length > 0 else 0
+        # A list of pieces could contain a million one-byte objects.
+        self.content = bytearray(self._filler)
         self._length = length
         self._limit = limit
         self._left = max(length, 0)
@@ -317,6 +320,8 @@ class BodyParser:
                 self._left -= len(piece)
                 position += len(piece)
                 self.is_whole = not self._left and self._length != CHUNKED
+                # Deleting the filler moves the beginning of the array, and no byte.
+                del self.content[: self.is_whole * self._filler]
             elif self._ends_chunk:
                 ending = data[position : position + 2]
                 if ending == b"\r":

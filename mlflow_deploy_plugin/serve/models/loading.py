@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from mlflow_deploy_plugin.core.errors import (
+    DeviceMemoryFull,
     InferenceError,
     InvalidArtifact,
     ModelError,
@@ -249,7 +250,8 @@ def load_warm(
             logger.warning("%s: requests are not batched: %s", folder.name, reason)
         else:
             for size in policy.sizes:  # Warm up each batch size.
-                model.run(repeat_row(feeds, 0, size))
+                with suppress(DeviceMemoryFull):  # The batcher divides such a batch.
+                    model.run(repeat_row(feeds, 0, size))
             # The tokenizer divides a batch by the lengths of its texts. Padding rows
             # would only be more work.
             pads = policy.pads and model.artifact.tokenizer is None

@@ -128,7 +128,7 @@ def decode(
         length = int(json_length)
         if length > len(body):
             raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
-        text = body[:length]
+        text = bytes(body[:length])
         binary = memoryview(body)[length:]
     if (large := load_infer_request(text)) is not None:
         # The second attempt reports the error with the elements as they were sent.

@@ -30,6 +30,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import (
     DeadlineExceeded,
+    DeviceMemoryFull,
     InferenceError,
     TooManyRequests,
     pass_exit,
@@ -406,8 +407,8 @@ class Batcher:
             last = next(entry for entry in reversed(batch) if entry.rows)
             parts.append(repeat_row(last.feeds, last.rows - 1, size - rows))
         if len(parts) == 1:
-            return [self._compute(parts[0])]
-        outputs = self._compute(join_arrays(parts))
+            return [self._compute_rows(parts[0], rows)]
+        outputs = self._compute_rows(join_arrays(parts), size)
         if any(array.shape[:1] != (size,) for array in outputs.values()):
             return []  # An output without one entry per row cannot be split.
         results = []
@@ -416,6 +417,20 @@ class Batcher:
             results.append(slice_feeds(outputs, slice(start, start + entry.rows)))
             start += entry.rows
         return results
+
+    def _compute_rows(self, feeds: Feeds, rows: int) -> dict[str, Array]:
+        """Compute a batch, in halves if the device lacks memory for it. Raises
+        DeviceMemoryFull if the device lacks memory for one row.
+        """
+        try:
+            return self._compute(feeds)
+        except DeviceMemoryFull:
+            if rows < 2:
+                raise
+        half = rows // 2
+        first = self._compute_rows(slice_feeds(feeds, slice(half)), half)
+        second = self._compute_rows(slice_feeds(feeds, slice(half, rows)), rows - half)
+        return join_arrays([first, second])
 
 
 def _row_counts(feeds: Feeds) -> set[int]:
@@ -499,7 +514,7 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
             before=[compute(row, other) for other in neighbours],
             behind=[compute(other, row) for other in neighbours],
         )
-    except InferenceError as error:
+    except (InferenceError, DeviceMemoryFull) as error:
         return f"it cannot compute two rows together: {error.message}"
     tolerance = EXACT if predictor.artifact.tokenizer is None else _PADDING
     for name in pairs.single:

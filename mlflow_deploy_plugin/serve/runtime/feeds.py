@@ -109,11 +109,11 @@ def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
 
 
 def repeat_row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
-    """Return one row of every input, repeated. For `times=1` the result is a view."""
-    rows = {name: array[number : number + 1] for name, array in feeds.items()}
-    if times == 1:
-        return rows
-    return {name: np.repeat(array, times, axis=0) for name, array in rows.items()}
+    """Return one row of every input, repeated, as a read-only view."""
+    return {
+        name: np.broadcast_to(array[number], (times, *array.shape[1:]))
+        for name, array in feeds.items()
+    }
 
 
 def row_count(arrays: Mapping[str, Array]) -> int:

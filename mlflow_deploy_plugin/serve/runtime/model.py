@@ -2,6 +2,7 @@
 plane, and `OnnxModel`.
 """
 
+import logging
 import math
 import re
 import sys
@@ -17,8 +18,10 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import (
     BodyTooLarge,
     DeadlineExceeded,
+    DeviceMemoryFull,
     InferenceError,
     InvalidArtifact,
+    NotReady,
     OnnxserveError,
     pass_exit,
 )
@@ -51,6 +54,8 @@ from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype, too_many_valu
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+logger = logging.getLogger(__name__)
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -74,6 +79,14 @@ always needs little memory.
 RUN_ROWS = 2**12
 """The maximum number of rows in one run. Larger runs take more memory and are not
 faster per row.
+"""
+_LACKS_MEMORY = re.compile(
+    r"Failed to allocate memory|Available memory of \d+ is smaller|out of memory|ALLOC_FAILED"
+)
+_LOST_DEVICE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d+")
+"""ONNX Runtime's messages of a run without memory (of its arena, CUDA, cuBLAS and
+cuDNN), and of a GPU that failed. After such a failure, CUDA computes nothing in this
+process.
 """
 _VALUES_OF_ONE = {"str": 4, "map": 16}
 """The number of numeric values that take as much memory as one text, or as one mapping
@@ -108,6 +121,8 @@ class Predictor(Protocol):
 
         Raises:
             InferenceError: the model refuses the input.
+            DeviceMemoryFull: the device lacks memory for these rows.
+            NotReady: the GPU failed.
             BodyTooLarge: the outputs have more values than `limit_values` allows.
             DeadlineExceeded: the computation did not start by `deadline`, in
                 `time.perf_counter()`.
@@ -241,6 +256,7 @@ class OnnxModel:
 
     def _choose_runs(self, session: "ort.InferenceSession", placement: Placement) -> None:
         """Set the functions that compute the first run, small runs and large runs."""
+        self._is_on_nvidia = "CUDAExecutionProvider" in session.get_providers()
         self._run_once: Run = session.run
         if placement.is_on_openvino:
             self._run_once = partial(sessions.run_on_openvino, session)
@@ -352,7 +368,7 @@ class OnnxModel:
         try:
             values = compute(names + self._marks, feeds, self._small_run)
         except BaseException as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-            raise _to_our_error(error) from None
+            raise self._to_our_error(error) from None
         if self._marks:
             check_rows(values.pop(), self._reason, first_row)
         for position, value in enumerate(values):
@@ -361,6 +377,24 @@ class OnnxModel:
         if self._has_free_sizes:
             self._check_values(values)
         return dict(zip(names, values, strict=True))
+
+    def _to_our_error(self, error: BaseException) -> OnnxserveError:
+        """Return our error for any error of a run. Raises the error if it ends the
+        process (`pass_exit`).
+        """
+        pass_exit(error)
+        # The budget of a text model is spent.
+        if isinstance(error, BodyTooLarge | DeadlineExceeded):
+            return error
+        reason = describe_error(error)
+        if _LACKS_MEMORY.search(reason):
+            logger.warning("the device lacks memory for a run: %s", reason)
+            return DeviceMemoryFull("the device lacks memory for these rows; send fewer rows", 1)
+        if self._is_on_nvidia and _LOST_DEVICE.search(reason):
+            logger.error("the GPU failed, and the worker starts again: %s", reason)
+            sessions.lost_device.set()
+            return NotReady("the GPU failed, and the worker starts again; retry in a moment", 1)
+        return InferenceError(f"the model cannot compute this input: {reason}")
 
     def _run_in_pieces(
         self, outputs: Sequence[str] | None, feeds: Feeds, rows: int, budget: TextBudget | None
@@ -402,7 +436,7 @@ class OnnxModel:
                 raise InvalidArtifact(
                     f"the model did not compute its first answer within {seconds:g} s"
                 ) from None
-            raise _to_our_error(error) from None
+            raise self._to_our_error(error) from None
         finally:
             timer.cancel()
         if self._marks:
@@ -456,16 +490,6 @@ class OnnxModel:
             blank = text if entry.dtype == "str" else 0
             feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
-
-
-def _to_our_error(error: BaseException) -> OnnxserveError:
-    """Return our error for any error of a run. Raises the error if it ends the process
-    (`pass_exit`).
-    """
-    pass_exit(error)
-    if isinstance(error, BodyTooLarge | DeadlineExceeded):  # The budget of a text model is spent.
-        return error
-    return InferenceError(f"the model cannot compute this input: {describe_error(error)}")
 
 
 def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Artifact:

@@ -150,6 +150,11 @@ class Placement:
 
 ON_CPU = Placement()
 
+lost_device = threading.Event()
+"""Set after the GPU of this process has failed. The worker then ends, and gunicorn
+starts a new one.
+"""
+
 OLDEST_ONNXRUNTIME = (1, 29)
 """The oldest supported version, as in setup.cfg. 1.28 has no cosine in 64 bits, 1.27
 computes forests incorrectly (measured: 52 labels of 569), and 1.26 can read any file on

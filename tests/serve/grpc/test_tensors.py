@@ -193,6 +193,19 @@ def test_message_with_too_many_fields_is_refused(first):
         read_message(messages.ModelInferRequest, first + (MAX_FIELDS + 1) * empty_input)
 
 
+def test_large_tensor_is_a_view_of_the_message():
+    x = np.arange(200_000).astype(np.int8).reshape(2, -1)
+    body = request_of(x, "INT8", is_raw=True).SerializeToString() + b"\x0a\x01f"
+    raw = []
+    message = read_message(messages.ModelInferRequest, body, raw)
+    assert (message.id, message.model_name, len(message.raw_input_contents)) == ("mine", "f", 0)
+    decoded = decode(message, *model_of(x), raw).feeds["x"]
+    np.testing.assert_array_equal(decoded, x)
+    assert np.shares_memory(decoded, np.frombuffer(body, np.int8))
+    with pytest.raises(InvalidRequest, match="is not a ModelInferRequest"):
+        read_message(messages.ModelInferRequest, body[:-10], [])
+
+
 def test_text_with_invalid_utf8_is_named():
     texts = np.array([["a", "b"]], dtype=object)
     request = request_of(texts, "BYTES", is_raw=False)

@@ -6,6 +6,7 @@ Bodies in pieces: the result does not depend on the splits.
 
 import itertools
 
+import numpy as np
 import pytest
 from flask import Flask, request
 from hypothesis import given
@@ -161,6 +162,15 @@ def test_body_ends_at_declared_length(content, cuts):
     body = BodyParser(len(content), len(content))
     assert fed(body, content + AFTER, cuts) == AFTER
     assert body.content == content
+
+
+@pytest.mark.parametrize("text_bytes", range(8))
+def test_tensor_behind_text_is_aligned(text_bytes):
+    content = bytes(text_bytes) + np.arange(10_000.0).tobytes()
+    body = BodyParser(len(content), len(content), text_bytes)
+    assert fed(body, content, [7_000, 20_000]) == b""
+    assert body.content == content
+    assert np.frombuffer(body.content, np.float64, offset=text_bytes).flags.aligned
 
 
 def test_small_chunks_are_read_step_by_step():

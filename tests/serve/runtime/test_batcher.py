@@ -18,15 +18,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, TooManyRequests
+from mlflow_deploy_plugin.core.errors import (
+    DeadlineExceeded,
+    DeviceMemoryFull,
+    InferenceError,
+    TooManyRequests,
+)
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.serve.runtime.batcher import Batcher, BatchPolicy, unbatchable_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import (
+    ON_CPU,
+    import_onnxruntime,
+    session_options,
+)
 from tests.support.models import write_model
 from tests.support.raising import Panic, raise_it
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 EIGHT = BatchPolicy(max_batch_size=8)
+LARGE = """large (float[N,1] x) => (float[N] y)
+<int64[2] shape = {1, 1000000}, int64[1] axis = {1}> {
+  wide = Expand(x, shape)
+  y = ReduceMax<keepdims = 0>(wide, axis)
+}"""
 LONG_DELAY = 60_000_000
 """Microseconds, more than a test waits for a result. A result that arrives has
 therefore not waited for the delay.
@@ -249,6 +265,28 @@ def test_error_fails_only_its_own_request(model, ask):
     with pytest.raises(InferenceError, match="begins with -1"):
         bad.result(30)
     assert sorted(model.begun) == [1, 1, 1, 1, 3]
+
+
+@pytest.fixture
+def limited(tmp_path):
+    """Return a model with 4 MB per row, in an arena of ONNX Runtime of 24 MB."""
+    onnxruntime = import_onnxruntime()
+    kinds = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    arena = onnxruntime.OrtArenaCfg({"max_mem": 24 * 2**20, "arena_extend_strategy": 1})
+    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", *kinds), arena)
+    options = session_options(onnxruntime, 1)
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    folder = write_model(tmp_path, LARGE)
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+    return OnnxModel(read_artifact(folder), session, ON_CPU)
+
+
+def test_batch_beyond_device_memory_is_halved(limited, caplog):
+    x = np.arange(23, dtype=np.float32)[:, np.newaxis]
+    with pytest.raises(DeviceMemoryFull, match="lacks memory for these rows"):
+        limited.run({"x": x})
+    assert Batcher(limited.run, EIGHT).run({"x": x})["y"].tolist() == x[:, 0].tolist()
+    assert "Available memory of" in caplog.text
 
 
 def test_outputs_without_rows_are_computed_alone(ask):

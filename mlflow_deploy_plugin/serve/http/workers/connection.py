@@ -34,6 +34,8 @@ from mlflow_deploy_plugin.serve.http.streaming import MAX_STREAMS, StreamedExcha
 from mlflow_deploy_plugin.serve.http.workers.worker_app import WorkerApp
 from mlflow_deploy_plugin.serve.inference.auth import certificate_name
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols.arrow import MEDIA_TYPES
+from mlflow_deploy_plugin.serve.protocols.v2 import HEADER_LENGTH
 from mlflow_deploy_plugin.serve.runtime import steps
 
 _PIPELINED_BYTES = 64 * 1024
@@ -462,7 +464,10 @@ class HttpConnection(asyncio.Protocol):
                 ) from None
             app.streams += 1
             return None
-        self._body = BodyParser(head.length, limit)
+        text_bytes = head.headers.get(HEADER_LENGTH.lower(), "")
+        # The last three digits decide whether the number is a multiple of 8.
+        tail = int(text_bytes[-3:]) if text_bytes.isdecimal() else 0
+        self._body = BodyParser(head.length, limit, tail)
         self._begin()
         if head.expects_continue and not self._buffer:
             self._transport.write(responses.CONTINUE)
@@ -516,7 +521,10 @@ class HttpConnection(asyncio.Protocol):
             self._thread = threading.get_ident()
             try:
                 if not is_small:
-                    request.body = bytes(body)
+                    # Tensors are views of the body, so they need no copy of it.
+                    is_arrow = head.headers.get("content-type") in MEDIA_TYPES
+                    has_tensors = is_arrow or HEADER_LENGTH.lower() in head.headers
+                    request.body = body if has_tensors else bytes(body)
                 response = self._app.handle(request)
             except BaseException as error:  # noqa: BLE001 - the boundary: the client waits, and the pool ignores exits
                 response = responses.failure_response(request, error)

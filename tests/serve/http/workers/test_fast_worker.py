@@ -14,11 +14,13 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
+from mlflow_deploy_plugin.serve.client.rows import encode_rows
 from mlflow_deploy_plugin.serve.http.app import ServerApp
 from tests.support.handling import ask_wsgi
 from tests.support.servers import gunicorn, one_endpoint, opened, variant
@@ -31,6 +33,12 @@ V2_ROW = (
     b'{"id": "mine", "inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", '
     b'"data": [1, 2, 3]}]}'
 )
+V2_HEAD = (
+    b'{"inputs": [{"name": "X", "shape": [9999, 3], "datatype": "FP32", "parameters": '
+    b'{"binary_data_size": 119988}}]}'
+)
+V2_FIELDS = {"Inference-Header-Content-Length": str(len(V2_HEAD))}
+FRAME, ARROW, _ = encode_rows(np.zeros((9999, 3)))
 ODD = "Flüge\r\nX-Evil: yes"
 OF_THE_CONNECTION = {"date", "server", "connection", "keep-alive"}
 
@@ -79,9 +87,11 @@ CASES = [
     ),
     ("POST", "/predict", {"Content-Type": JSON}, b'{"a": 1, "b": 2, "c": 3}'),
     ("POST", "/predict/batch", {"Content-Type": "text/csv"}, b"a,b,c\n1,2,3\n"),
+    ("POST", "/invocations", {"Content-Type": ARROW}, FRAME),
     ("POST", "/invocations", {}, ROW),
     ("POST", "/v2/models/e/infer", {}, V2_ROW),
     ("POST", "/v2/models/f/versions/2/infer", {}, V2_ROW),
+    ("POST", "/v2/models/e/infer", V2_FIELDS, V2_HEAD + 9999 * bytes(12)),
     ("POST", "/v2/models/f/versions/9/infer", {}, V2_ROW),
     ("POST", "/invocations", {"Content-Type": JSON, "X-Event-Time": "yesterday"}, ROW),
     ("POST", "/invocations", {"Content-Type": JSON, "X-Request-Id": "a b"}, b"{"),

@@ -8,12 +8,14 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import onnx
 import pytest
 import requests
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
 from mlflow_deploy_plugin.serve.spool.frames import is_released, segments
+from tests.support.models import write_model
 from tests.support.servers import gunicorn, one_endpoint, ping, want
 from tests.support.spool import read_segment
 from tests.support.traffic import Traffic
@@ -128,3 +130,36 @@ def test_killed_worker_is_replaced_and_keeps_captures(tmp_path, bias_folders):
         page = running.get("/metrics").text
     labels = 'endpoint="e",model="m",protocol="invocations",status="200",variant="v",version="1"'
     assert f"onnxserve_requests_total{{{labels}}} 2.0" in page
+
+
+FAILING = """e (float[N] x) => (float[N] y) <float[1] table = {7}> {
+  i = Cast<to = 7>(x)
+  y = Gather(table, i)
+}"""
+ON_A_GPU = """
+from mlflow_deploy_plugin.serve import gunicorn_conf
+from mlflow_deploy_plugin.serve.gunicorn_conf import *
+
+def post_worker_init(worker):
+    gunicorn_conf.post_worker_init(worker)
+    served = worker.wsgi.server.repository.table["e"]
+    served.answering[0].loaded.predictor._is_on_nvidia = True
+"""
+
+
+def test_worker_of_a_lost_gpu_restarts(tmp_path):
+    """ONNX Runtime's error contains the node's name, which is CUDA's message here."""
+    folder = write_model(tmp_path / "model", FAILING)
+    graph = onnx.load(folder / "model.onnx")
+    graph.graph.node[1].name = "CUDA failure 719: unspecified launch failure ; GPU=0"
+    onnx.save(graph, folder / "model.onnx")
+    config = tmp_path / "conf.py"
+    config.write_text(ON_A_GPU)
+    with gunicorn(tmp_path, one_endpoint(folder), config=config) as running:
+        [before] = read_workers(tmp_path)
+        lost = running.post(json={"inputs": [5.0]})
+        assert (lost.status_code, lost.headers["Retry-After"]) == (503, "1")
+        wait_until(lambda: {state.pid for state in read_workers(tmp_path)} - {before.pid})
+        wait_until(lambda: ping(running) == 200)
+        assert running.post(json={"inputs": [0.0]}).json() == {"predictions": {"y": [7.0]}}
+    assert "the GPU failed, and the worker starts again: " in running.log.read_text()
