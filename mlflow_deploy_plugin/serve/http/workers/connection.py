@@ -521,10 +521,13 @@ class HttpConnection(asyncio.Protocol):
             self._thread = threading.get_ident()
             try:
                 if not is_small:
-                    # Tensors are views of the body, so they need no copy of it.
+                    # Tensors become views of the body. Their decoders take a bytearray.
                     is_arrow = head.headers.get("content-type") in MEDIA_TYPES
                     has_tensors = is_arrow or HEADER_LENGTH.lower() in head.headers
-                    request.body = body if has_tensors else bytes(body)
+                    if has_tensors:
+                        request.body = body  # type: ignore[assignment]
+                    else:
+                        request.body = bytes(body)
                 response = self._app.handle(request)
             except BaseException as error:  # noqa: BLE001 - the boundary: the client waits, and the pool ignores exits
                 response = responses.failure_response(request, error)
