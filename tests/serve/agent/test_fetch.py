@@ -237,7 +237,9 @@ def test_folder_is_served_in_place(registry, make_model, tmp_path):
     assert not list((tmp_path / "cache" / "models").iterdir())
 
 
-def test_unserved_files_are_not_copied(mlflow_server, registry, make_model, tmp_path, monkeypatch):
+def test_files_that_serving_does_not_need_are_not_copied(
+    mlflow_server, registry, make_model, tmp_path, monkeypatch
+):
     folder = make_model(tmp_path / "model")
     for name in ("parity.json", "requirements.txt"):
         (folder / name).touch()
