@@ -22,7 +22,6 @@ INPUT_EXAMPLE = "serving_input_example.json"
 """The file that MLflow writes if a model is logged with an input example; it contains a
 body for `/invocations`.
 """
-PARITY_FILE = "parity.json"
 _IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")
 _IDENTIFIER = re.compile(r"[!-~]{1,256}")
 """The allowed identifiers. Identifiers appear in headers, metrics and logs, and the

@@ -25,7 +25,6 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.core.registry.rest import Select
 from mlflow_deploy_plugin.core.settings import local_path
 from mlflow_deploy_plugin.core.signatures import BUNDLE, UNSIGNED, Signature, Trust, read_bundle
 
@@ -48,12 +47,11 @@ scheme.
 """
 
 
-def download(source: str, destination: Path, select: Select = list) -> Path:
+def download(source: str, destination: Path) -> Path:
     """Copy the files at `source` (of a `ResolvedModel`) into an empty folder. Return
     the folder of the MLmodel file.
 
-    Files that are not part of a version (`is_extra_file`) are not copied. If MLflow's
-    server sends the files, only those that `select` returns are copied.
+    Files that are not part of a version (`is_extra_file`) are not copied.
 
     Raises:
         NotFound: the files of the version do not exist.
@@ -81,7 +79,7 @@ def download(source: str, destination: Path, select: Select = list) -> Path:
             ) from None
     else:
         what = f"the files of {connection.redact_credentials(source)}"
-        copied = fetch(location, destination, what, select)
+        copied = fetch(location, destination, what)
     for path in copied.rglob("*"):
         if path.is_file() and is_extra_file(path.relative_to(copied)):
             path.unlink()
@@ -254,7 +252,7 @@ def refuse_links(folder: Path) -> None:
                 )
 
 
-def fetch(location: str, destination: Path, what: str, select: Select = list) -> Path:
+def fetch(location: str, destination: Path, what: str) -> Path:
     """Download a file or folder, called `what` in messages, and return the copy.
 
     Raises NotFound, InvalidConfig if MLflow has no artifact store for the scheme or the
@@ -270,7 +268,7 @@ def fetch(location: str, destination: Path, what: str, select: Select = list) ->
         )
     if (client := connection.rest_client()) is not None and client.serves(location):
         with connection.registry_errors(what), connection.no_request_timeout:
-            return client.download(location, destination, select)
+            return client.download(location, destination)
     # The import takes a second, and a model in a local folder does not need it.
     from mlflow.store.artifact.artifact_repository_registry import (
         get_registered_artifact_repositories,

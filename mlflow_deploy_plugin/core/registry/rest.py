@@ -8,7 +8,7 @@ a registry that only MLflow's client can use.
 
 import base64
 import configparser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -37,16 +37,11 @@ _CREDENTIALS = Path("~/.mlflow/credentials")
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _CHUNK_BYTES = 1024 * 1024
 _FILE_THREADS = 8
-_CONNECTIONS = 2 * _FILE_THREADS
-"""The number of connections that are kept open, for two downloads."""
 MOST_JSON = 32_000_000
 """The maximum size of an answer from MLflow in bytes. A search returns up to 10,000
 versions of 1.2 kB each.
 """
 _IS_NO_PROMPT = "tag.`mlflow.prompt.is_prompt` != 'true'"
-
-Select = Callable[[list[str]], list[str]]
-"""A function that returns the files to copy, of all files in a folder."""
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
@@ -276,7 +271,7 @@ def _session(
     )
     session = requests.Session()
     for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=policy, pool_maxsize=_CONNECTIONS))
+        session.mount(scheme, HTTPAdapter(max_retries=policy))
     return session
 
 
@@ -444,14 +439,14 @@ class MlflowRest:
         is_proxied = parts.scheme == "mlflow-artifacts" and not parts.netloc
         return is_proxied and not http_settings().enable_proxy_multipart_download
 
-    def download(self, location: str, destination: Path, select: Select = list) -> Path:
+    def download(self, location: str, destination: Path) -> Path:
         """Copy a file or a folder that MLflow's server `serves` into the folder
         `destination`, and return the copy.
         """
         root = urlsplit(location).path.strip("/")
         _check_workspace(self.tracking_uri, active_workspace())
         copied = destination / PurePosixPath(root).name
-        names = select(list(self._file_names(root))) or [""]  # A file has no listing.
+        names = list(self._file_names(root)) or [""]  # A file has no listing.
         paths = [f"{root}/{name}".rstrip("/") for name in names]
         with ThreadPoolExecutor(_FILE_THREADS) as pool:
             # The list raises the error of a failed copy.

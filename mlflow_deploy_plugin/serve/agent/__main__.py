@@ -187,7 +187,7 @@ def _run(
         set_service_timeouts()
         ignore_warnings()  # `catch_warnings` would not apply to all threads.
         resolver = VersionResolver(
-            MlflowRegistry(ModelCache(settings.cache_path, state_dir), is_whole=False),
+            MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
             ThreadPoolExecutor(_POLL_THREADS, "look"),
             ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
             PollPolicy(settings.poll_seconds, follow, time.monotonic),

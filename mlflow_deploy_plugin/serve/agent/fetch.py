@@ -40,7 +40,6 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.mlmodel import (
     FLAVOR,
     MLMODEL,
-    PARITY_FILE,
     PYTHON_FUNCTION,
     combine_hashes,
     hash_files,
@@ -56,7 +55,6 @@ from mlflow_deploy_plugin.core.registry.model_files import (
 )
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.core.registry.rest import Select
 from mlflow_deploy_plugin.core.registry.tags import ERROR_TAG, tag_version, untag_version
 from mlflow_deploy_plugin.core.signatures import Signature, trust_file
 from mlflow_deploy_plugin.core.statedir.files import (
@@ -89,18 +87,6 @@ _KEPT_LATEST = 5
 _HOUR = 3600
 _DAY = 24 * _HOUR
 _PRUNE_SECONDS = 60.0
-_NOT_SERVED = frozenset(
-    {
-        "conda.yaml",
-        "constraints.txt",
-        "input_example.json",
-        PARITY_FILE,
-        "python_env.yaml",
-        "requirements.lock",
-        "requirements.txt",
-    }
-)
-"""The files that only the original of an ONNX form needs."""
 _FIRST_PAUSE = 50
 """The seconds until refused files are downloaded again. The resolver tries a refused
 version again after a minute.
@@ -137,7 +123,6 @@ class ModelCache:
         source: str,
         identity: str | None,
         judged: str = "",
-        select: Select = list,
     ) -> Path:
         """Return the folder with the files of `source`. Download the files if they are
         not cached.
@@ -175,7 +160,7 @@ class ModelCache:
             with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
                 self._downloads[source] = Path(temporary)
                 try:
-                    fetched = download(source, Path(temporary), select)
+                    fetched = download(source, Path(temporary))
                 finally:
                     self._downloads.pop(source, None)
                 folder = self._models / verify_files(fetched)
@@ -273,13 +258,11 @@ class _RefusedFiles:
 @dataclass(frozen=True)
 class MlflowRegistry:
     """The `Registry` of the resolver, which uses MLflow and the cache. `_refused` has
-    the refused files by identity and key. Without `is_whole`, a version whose files
-    nobody has judged lacks the files that serving does not need.
+    the refused files by identity and key.
     """
 
     cache: ModelCache
     clock: Callable[[], float] = time.monotonic
-    is_whole: bool = True
     _refused: dict[str, _RefusedFiles] = field(default_factory=dict, compare=False)
 
     def resolve(self, model_uri: str) -> ResolvedModel:
@@ -363,11 +346,7 @@ class MlflowRegistry:
             # No other files have been approved or signed since.
             raise type(refused.error)(refused.error.message)
         judged = approved[0] if approved else resolved.gate_status.digest
-        if self.is_whole or required or resolved.gate_status.state:
-            folder = self.cache.fetch(resolved.source, identity, judged)
-        else:
-            part = identity and f"{identity} served"
-            folder = self.cache.fetch(resolved.source, part, select=_served_files)
+        folder = self.cache.fetch(resolved.source, identity, judged)
         self.cache.prune()
         if approved and folder.name not in approved:
             message = (
@@ -434,15 +413,6 @@ class MlflowRegistry:
             _log.warning("the version could not be tagged with its error: %s", unreachable)
             return isinstance(unreachable, RegistryRefused)
         return True
-
-
-def _served_files(names: list[str]) -> list[str]:
-    """Return the files of a version that a server reads. Only versions with an ONNX
-    form of `log_model` have `PARITY_FILE`.
-    """
-    if PARITY_FILE not in names:
-        return names
-    return [name for name in names if name not in _NOT_SERVED]
 
 
 def _key(text: str) -> str:

@@ -25,7 +25,7 @@ from mlflow.utils.file_utils import get_total_file_size
 
 from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
-from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL, PARITY_FILE
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.inference_log.tables import TIME, nested_lists
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.wrap.convert.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.wrap.flavor.parity import ParityReport, refusals_of
 
 LOCK_FILE = "requirements.lock"
+PARITY_FILE = "parity.json"
 REFERENCE_FILE = "reference.parquet"
 OWN_DATASET = "reference"
 """The name of the dataset that `log_model` logs to a run."""

@@ -14,13 +14,14 @@ from mlflow.models import Model
 from mlflow.utils.file_utils import get_total_file_size
 
 from mlflow_deploy_plugin.core.column_names import is_prediction
-from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL, PARITY_FILE
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns as log_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.wrap.evaluation.dataset import reference_rows
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx
+from mlflow_deploy_plugin.wrap.flavor.saved_model import PARITY_FILE
 
 
 def save_model(

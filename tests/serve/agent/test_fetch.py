@@ -4,13 +4,10 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from unittest.mock import Mock
 
-import mlflow
 import pytest
 import yaml
-from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
@@ -20,12 +17,10 @@ from mlflow_deploy_plugin.core.errors import (
     RegistryRefused,
     RegistryUnavailable,
 )
-from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 from tests.support.disk import files_of_at_most
-from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
@@ -205,7 +200,7 @@ def test_bytes_of_a_download_are_counted(cache, make_model, tmp_path, monkeypatc
     source = str(make_model(tmp_path / "source"))
     counted = []
 
-    def download(location, destination, _):
+    def download(location, destination):
         (destination / "part").write_bytes(b"x" * 100)
         counted.append(cache.received_bytes(location))
         raise RegistryUnavailable("it breaks off")
@@ -235,28 +230,6 @@ def test_folder_is_served_in_place(registry, make_model, tmp_path):
         "parity": "no-original",
     }
     assert not list((tmp_path / "cache" / "models").iterdir())
-
-
-def test_files_that_serving_does_not_need_are_not_copied(
-    mlflow_server, registry, make_model, tmp_path, monkeypatch
-):
-    folder = make_model(tmp_path / "model")
-    for name in ("parity.json", "requirements.txt"):
-        (folder / name).touch()
-    with tracking_at(mlflow_server.url):
-        with mlflow.start_run() as run:
-            mlflow.log_artifacts(str(folder), "model")
-        client = MlflowClient()
-        client.create_registered_model("served-files")
-        source = f"{run.info.artifact_uri}/model"
-        client.create_model_version("served-files", source, run.info.run_id)
-        monkeypatch.setattr(connection._process, "imports_mlflow", False)
-        resolved = resolve("models:/served-files/1")
-        names = []
-        for each in (replace(registry, is_whole=False), registry):
-            files = each.fetch(resolved).folder.iterdir()
-            names.append({path.name for path in files} - {"MLmodel", "model.onnx"})
-    assert names == [set(), {"parity.json", "requirements.txt"}]
 
 
 def test_registry_metadata_overrides_the_files(registry, make_model, tmp_path):
