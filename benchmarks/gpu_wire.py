@@ -129,6 +129,7 @@ def save(name: str, dtype: str, folder: Path) -> Net:
     torch.manual_seed(0)
     net = NETS[name]().eval()
     random = np.random.default_rng(0)
+    row: np.ndarray
     if name == "bert":
         row = random.integers(0, WORDS, (1, TOKENS))
     else:

@@ -199,7 +199,8 @@ def test_large_tensor_is_a_view_of_the_message():
     raw = []
     message = read_message(messages.ModelInferRequest, body, raw)
     assert (message.id, message.model_name, len(message.raw_input_contents)) == ("mine", "f", 0)
-    decoded = decode(message, *model_of(x), raw).feeds["x"]
+    artifact, schema = model_of(x)
+    decoded = decode(message, artifact, schema, raw).feeds["x"]
     np.testing.assert_array_equal(decoded, x)
     assert np.shares_memory(decoded, np.frombuffer(body, np.int8))
     with pytest.raises(InvalidRequest, match="is not a ModelInferRequest"):

@@ -142,9 +142,14 @@ def test_uncaptured_request_has_no_shadow_row(serve, bias_folders):
 def test_refusing_shadow_counts_as_failed(serve, bias_folders, model_folders, caplog):
     server = serve(bias_folders["1"], model_folders["mixed"])
     assert predict(server, [1, 2, 3]).status == 200
-    wait_until(lambda: shadowed(server, "requests", outcome="failed") == 1, what="the failure")
+
+    def logged():
+        return [record for record in caplog.records if record.name.endswith(".shadow")]
+
+    wait_until(logged, what="the line of the log")
+    assert shadowed(server, "requests", outcome="failed") == 1
     assert shadowed(server, "requests", outcome="compared") == 0
-    (record,) = [record for record in caplog.records if record.name.endswith(".shadow")]
+    (record,) = logged()
     assert mentions(record.message, "e/new", "'carrier', 'distance', 'hour', 'late'")
     assert record.exc_info is None
 

@@ -20,7 +20,9 @@ def contributions(original, rows, background=BACKGROUND):
     """Return the contributions of the features, [N, F, K], and the sums that they add
     up to.
     """
-    form = replace(additive_form(original), columns=np.arange(rows.shape[1]))
+    form = additive_form(original)
+    assert form is not None
+    form = replace(form, columns=np.arange(rows.shape[1]))
     tables = LeafTables(form, background)
     totals = np.zeros((*rows.shape, len(form.base)))
     for row, total in zip(rows, totals, strict=True):
