@@ -266,6 +266,9 @@ def _parse_artifact(
     columns, tensors = _read_signature(document.get("signature"), inputs)
     refused: Mapping[str, Any] = content.get("refused", {})
     refused_categories = refused.get("categories") or {}
+    tokenizer = content.get("tokenizer")
+    if tokenizer is not None:
+        tokenizer = TokenizerSpec(**tokenizer | {"file": _inside(folder, tokenizer["file"])})
     return Artifact(
         folder=folder,
         onnx_file=_inside(folder, str(section["data"])),
@@ -296,7 +299,7 @@ def _parse_artifact(
         has_signature=bool(columns or tensors),
         digests={str(name): str(digest) for name, digest in content.get("digests", {}).items()},
         optimization=dict(content.get("optimization", {})),
-        tokenizer=_read_tokenizer(folder, content.get("tokenizer")),
+        tokenizer=tokenizer,
         unread=tuple(map(str, content.get("unread", ()))),
     )
 
@@ -316,12 +319,6 @@ def read_origin(document: Mapping[str, Any]) -> Origin:
         "model_id": str(document.get("model_id") or document.get("model_uuid") or ""),
         "run_id": str(document.get("run_id") or ""),
     }
-
-
-def _read_tokenizer(folder: Path, entry: dict[str, Any] | None) -> TokenizerSpec | None:
-    if not entry:
-        return None
-    return TokenizerSpec(**entry | {"file": _inside(folder, entry["file"])})
 
 
 def check_digests(artifact: Artifact) -> None:
