@@ -433,9 +433,10 @@ def _run_module(
     """
     status = 1
     try:
-        os.setpgid(0, 0)
+        if sys.platform != "win32":
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)  # It is the supervisor's.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         prepare()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for kept, next_kept in pairwise([2, *sorted(descriptors), _MOST_FILES]):
@@ -481,7 +482,7 @@ class SupervisedChildren:
         # Ctrl-C must reach only the supervisor, which stops its children in order, so
         # each child leads a process group. Forking is safe, because the supervisor has
         # one thread.
-        if _prctl is not None and "-m" in command[1:2]:
+        if sys.platform != "win32" and _prctl is not None and "-m" in command[1:2]:
             pid = os.fork()
             if pid == 0:
                 _run_module(command[2:], descriptors, prepare)
