@@ -11,10 +11,10 @@ projects/trees, in their own library and as C of Treelite: 1 to 100,000 rows.
 The models have 100 trees (or 300, 1,000) on 20 columns. The graphs and the originals
 use one thread each, and alternate in rounds. The script prints the minimum of the CPU
 time in microseconds (with several threads, of the wall-clock time), and the time of
-the graph with the faster operator divided by the time of the faster of the library and
-Treelite. The original is called by its own `predict` on a numpy array, like in a server
-that keeps it in memory. With `pip install treelite tl2cgen` and gcc, Treelite is
-measured as well.
+the graph (with the faster operator, if it is installed) divided by the time of the
+faster of the library and Treelite. The original is called by its own `predict` on a
+numpy array, like in a server that keeps it in memory. With `pip install treelite
+tl2cgen` and gcc, Treelite is measured as well.
 """
 
 import os
@@ -146,6 +146,8 @@ def main() -> None:
         + np.sin(3 * learned[:, 2])
         + random.normal(size=_LEARNED) * 0.1
     )
+    labels = ["library", "ONNX", "trees", "C"]
+    print(f"| model | rows | {', µs | '.join(labels)}, µs | ratio |", flush=True)
     for name, model in models().items():
         if len(sys.argv) > 1 and not name.startswith(tuple(sys.argv[1:])):
             continue
@@ -165,11 +167,10 @@ def main() -> None:
             for count in _COUNTS:
                 rows = random.normal(size=(count, _COLUMNS))
                 times = measure(session_parts(model, saved, treelite, rows))
-                ratio = ""
-                if "trees" in times:
-                    ratio = f"{times['trees'] / min(times['library'], times.get('C', 1e12)):.2f}"
-                figures = "  ".join(f"{label} {time:.1f}" for label, time in times.items())
-                print(f"{name:24}{count:8}  {figures}  {ratio}", flush=True)
+                fastest = min(times["library"], times.get("C", times["library"]))
+                ratio = times.get("trees", times["ONNX"]) / fastest
+                figures = [f"{times[label]:.1f}" if label in times else "" for label in labels]
+                print(f"| {name} | {count} | {' | '.join(figures)} | {ratio:.2f} |", flush=True)
 
 
 def session_parts(
