@@ -438,7 +438,6 @@ def _run_module(
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)  # It is the supervisor's.
         prepare()
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for kept, next_kept in pairwise([2, *sorted(descriptors), _MOST_FILES]):
             os.closerange(kept + 1, next_kept)
         module = arguments[0]
@@ -483,9 +482,12 @@ class SupervisedChildren:
         # each child leads a process group. Forking is safe, because the supervisor has
         # one thread.
         if sys.platform != "win32" and _prctl is not None and "-m" in command[1:2]:
-            pid = os.fork()
-            if pid == 0:
-                _run_module(command[2:], descriptors, prepare)
+            # Like Popen, this raises an OSError at the limit of files.
+            with Path(os.devnull).open() as nothing:
+                pid = os.fork()
+                if pid == 0:
+                    os.dup2(nothing.fileno(), 0)
+                    _run_module(command[2:], descriptors, prepare)
         else:
             process = subprocess.Popen(
                 command,
