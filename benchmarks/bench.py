@@ -126,7 +126,7 @@ def run(part: Part, seconds: float) -> Iterator[tuple[str, str, str, str]]:
         try:
             output, errors = script.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            script.send_signal(signal.SIGINT)  # so that it ends its servers
+            script.send_signal(signal.SIGINT)  # The script then ends its servers.
             output, errors = script.communicate()
             errors += f"\nIt was stopped after {seconds:.0f} s."
     yield from figures(part, output)

@@ -6,7 +6,7 @@ store      10,000 endpoints in PostgreSQL: adding, reading and listing them
 registry   calls per second that an MLflow server answers, of the kind that agents make
 redis      counts per second of one worker's rate limiter
 
-`store` needs the programs of PostgreSQL, and `redis` those of Redis.
+`store` needs the programs of PostgreSQL, and `redis` needs the program redis-server.
 """
 
 import argparse

@@ -122,8 +122,8 @@ def stream_of(columns: dict[str, Array], counts: Array) -> Stream:
 
 @dataclass(frozen=True)
 class Course:
-    """The days of a stream on which an alarm begins, and those that are red, [judged]
-    bool; and whether the notes of the last day say that the budget cannot be kept.
+    """The course of a stream, [judged] bool: `alarms` is True for the days on which an
+    alarm begins, and `red` for red days.
     """
 
     alarms: Array

@@ -448,7 +448,7 @@ def _run_module(
         status = 0
     except SystemExit as error:
         status = int(error.code or 0)
-    except BaseException:  # noqa: BLE001 - as at the end of a program
+    except BaseException:  # noqa: BLE001 - the interpreter prints any error at the end
         traceback.print_exc()
     finally:
         # Finish like the interpreter, without the `finally` blocks of the supervisor.

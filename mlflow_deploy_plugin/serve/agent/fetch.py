@@ -1,8 +1,7 @@
 """Fetching: resolved model references become verified files on this disk, in a cache
 that agents share.
 
-- `CACHE/models/<digest>/`: the fetched files of an MLmodel folder, which are never
-  changed
+- `CACHE/models/<digest>/`: the MLmodel folder, which is never changed
 - `CACHE/sources/<key>`: the digest of a fetched version, so that a restart does not
   need the artifact store
 - `CACHE/users/<key>`: the path of a state folder whose wanted.json may name models in

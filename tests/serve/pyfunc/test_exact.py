@@ -1,4 +1,4 @@
-"""Exact contributions are those of shap for the original model."""
+"""Exact contributions equal shap's contributions for the original model."""
 
 from dataclasses import dataclass, replace
 from itertools import permutations
