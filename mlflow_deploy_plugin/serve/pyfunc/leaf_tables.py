@@ -95,32 +95,38 @@ class LeafTables:
         rows = _Background(self._conditions, form.columns, background)
         is_complete = not np.isnan(background).any()
         kept_bytes = KEPT_BYTES
-        self._groups = []
-        others: dict[tuple[bool, tuple[int, ...]], list[_Leaf]] = defaultdict(list)
+        self._groups: list[_Leaves] = []
+        self._missing_groups: list[_Leaves] = []  # No background row reaches their leaves.
+        others: dict[tuple[bool, bool, tuple[int, ...]], list[_Leaf]] = defaultdict(list)
         for kind, leaves in sorted(kinds.items(), key=itemgetter(0)):
             needs_missing, count, has_slopes, targets = kind
+            is_missing = needs_missing and is_complete
             leaf_bytes = 8 * count * 2**count * (1 + count * has_slopes)
             if not leaf_bytes:
                 continue  # The only leaf of a tree contributes nothing.
             fitting = 0
-            if count <= _MOST_CONDITIONS and not (needs_missing and is_complete):
+            if count <= _MOST_CONDITIONS and not is_missing:
                 fitting = min(kept_bytes // leaf_bytes, len(leaves))
             kept_bytes -= leaf_bytes * fitting
             if fitting:
                 self._groups.append(_Leaves(targets, leaves[:fitting], rows))
                 self._groups[-1].tabulate()
-            others[has_slopes, targets] += leaves[fitting:]
-        for (_, targets), leaves in others.items():
+            others[is_missing, has_slopes, targets] += leaves[fitting:]
+        for (is_missing, _, targets), leaves in others.items():
+            groups = self._missing_groups if is_missing else self._groups
             for start in range(0, len(leaves), _MOST_LEAVES):
                 part = leaves[start : start + _MOST_LEAVES]
-                self._groups.append(_Leaves(targets, part, rows))
+                groups.append(_Leaves(targets, part, rows))
 
     def add_to(self, totals: Array, row: Array) -> None:
         """Add the contributions to `totals`, [columns, K], for the features of a row,
         [F].
         """
         met = self._conditions.met(row)
-        for leaves in self._groups:
+        groups = self._groups
+        if np.isnan(row).any():
+            groups = groups + self._missing_groups
+        for leaves in groups:
             leaves.add_to(totals, met, row)
 
 
