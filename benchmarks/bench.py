@@ -66,7 +66,7 @@ PARTS = {
     ),
     "path": Part("request_path.py", "now, µs", " µs", p99="p99"),
     "swap": Part("swap.py --swaps 5 --seconds 2", "measured", p99="p99"),
-    "boosters": Part("boosters.py HistGradient", "ONNX", " µs", "ratio", name=("model", "rows")),
+    "boosters": Part("boosters.py HistGradient", NONE, "", "ratio", name=("model", "rows")),
     "explain": Part("explain.py --rows 500", "rows/s", " rows/s", "ratio"),
     "coverage": Part("coverage.py", "equal", " equal as ONNX", name=("of", "judged")),
 }

@@ -1,5 +1,6 @@
 """A monitor of every kind from the log to its run in MLflow."""
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import pytest
 from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+from mlflow_deploy_plugin.watch.monitors.evaluation import (
+    judge_and_log,
+    judge_window,
+    judging_worker,
+)
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.inference_log import LogWriter
 from tests.support.refusals import mentions
@@ -19,14 +25,14 @@ CALM = datetime(2013, 4, 1, tzinfo=UTC)
 SUMMER = datetime(2013, 7, 1, tzinfo=UTC)
 
 
-def run(world, window="2013-04-01/1d", **spec):
-    # The import of Evidently takes seconds, and every worker imports every test.
-    from mlflow_deploy_plugin.watch.run import run_monitor
-
-    request = WindowRequest(
+def asked(world, window="2013-04-01/1d", **spec):
+    return WindowRequest(
         "flights", "watch", MonitorSpec(**spec), parse_window(window), 1, world.settings
     )
-    result = run_monitor(request)
+
+
+def run(world, window="2013-04-01/1d", **spec):
+    result = judge_and_log(asked(world, window, **spec))
     return result, result.run
 
 
@@ -60,6 +66,24 @@ def test_every_kind_logs_a_run(world, kind, require, state):
     assert logged.data.tags["onnxserve.verdict"] == state
     assert logged.data.metrics["rows"] == result.rows
     assert "flight-delay" in artifact(shown_by.run_id, "report.html")
+
+
+def report_libraries():
+    return {"matplotlib", "evidently"} & sys.modules.keys()
+
+
+@pytest.mark.long
+def test_judging_process_does_not_import_libraries_of_reports(world):
+    capture(world, CALM)
+    process = judging_worker()
+    try:
+        result = process.call(judge_window, asked(world, min_rows=100), seconds=60.0)
+        imported = process.call(report_libraries, seconds=60.0)
+    finally:
+        process.end()
+
+    assert result.state == "no drift"
+    assert imported == set()
 
 
 def test_reason_and_notes_are_single_lines(world, monkeypatch):

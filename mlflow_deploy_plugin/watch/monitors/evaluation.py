@@ -1,11 +1,11 @@
 """Judges a monitor's window from the inference log, logs the result to MLflow, and
 counts windows' rows and labels.
 
-The functions run in the process of a command or in a judging process, because a
-judgement may hang or crash. A judging process is reused, because the import of
-Evidently takes seconds and half a gigabyte of memory. The process ends when idle, after
-a maximum number of windows (memory leaks), and with the controller: two processes must
-not log one window.
+The functions run in the process of a command or, because a judgement may hang or
+crash, in the controller's processes: those that judge, and those that log reports,
+which import Evidently. They are reused, because the imports take seconds, and end when
+idle, after a maximum number of calls (memory leaks), and with the controller: two
+processes must not log one window.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.core.processes.worker import Worker, WorkerPool
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.core.registry.runs import experiment_name
+from mlflow_deploy_plugin.core.registry.runs import LoggedRun, experiment_name
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.spec.monitors import (
     REGRESSION,
@@ -41,10 +41,11 @@ from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, window_at
-from mlflow_deploy_plugin.watch.result import Engine, MonitorResult, WindowRequest
+from mlflow_deploy_plugin.watch.result import Engine, MonitorResult, ReportData, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, LevelSeries
 
 IDLE_SECONDS = 300.0
+REPORTING_IDLE_SECONDS = 30.0
 _MAX_CALLS = 50
 _NICE = 10
 _OOM_SCORE = "500"
@@ -244,25 +245,45 @@ def _accuracy(
     return None
 
 
-def judge_and_log(request: WindowRequest) -> MonitorResult:
-    """Judge the window and log its run. If this revision already has a run, return that
+def judge_window(request: WindowRequest) -> MonitorResult:
+    """Judge the window, and return the result without a run. Raises OnnxserveError if
+    the log or the reference cannot be read.
+    """
+    use_compact_memory()
+    # The controller does not need these libraries.
+    from mlflow_deploy_plugin.watch import run
+
+    log_rows = count_rows(request)
+    return replace(run.judge(request), log_rows=log_rows)
+
+
+def log_report(request: WindowRequest, result: MonitorResult) -> LoggedRun:
+    """Log the result with its report. If this revision already has a run, return that
     run.
+    """
+    from mlflow_deploy_plugin.watch import run
+
+    return run.log_report(request, result)
+
+
+def judge_and_log(
+    request: WindowRequest,
+    judge: Judge = judge_window,
+    log: Callable[[WindowRequest, MonitorResult], LoggedRun] = log_report,
+) -> MonitorResult:
+    """Judge the window and log its run, with functions that may call other processes.
 
     Raises RegistryUnavailable if MLflow does not answer, and OnnxserveError if the log
     or the reference cannot be read.
     """
-    use_compact_memory()
-    # This import is here because Evidently takes seconds and half a gigabyte, which the
-    # controller does not need.
-    from mlflow_deploy_plugin.watch.run import run_monitor
-
     # Check MLflow before the judgement, which takes a minute: an outage would discard
     # its result.
     with registry_errors(f"the experiment of endpoint {request.endpoint}"):
         registry_client().get_experiment_by_name(
             experiment_name(f"onnxserve/{request.endpoint}"),
         )
-    return run_monitor(request, count_rows(request))
+    result = judge(request)
+    return replace(result, report=ReportData(), run=log(request, result))
 
 
 def use_compact_memory() -> None:
@@ -382,15 +403,17 @@ def judging_worker() -> Worker:
     return Worker(_prepare_process, _MAX_CALLS, TRANSIENT_ERRORS)
 
 
-def evaluator_in(workers: WorkerPool, seconds: float) -> Evaluator:
-    """Return an evaluator whose functions run in these workers for at most `seconds`.
+def evaluator_in(judging: WorkerPool, reporting: WorkerPool, seconds: float) -> Evaluator:
+    """Return an evaluator whose functions run in these workers for at most `seconds`
+    each.
 
     The functions raise OnnxserveError if a function fails, takes too long or crashes
     its process, and ProcessEnded if the process was ended.
     """
-    call = partial(workers.call, seconds=seconds)
+    call = partial(judging.call, seconds=seconds)
+    log = partial(reporting.call, log_report, seconds=seconds)
     return Evaluator(
-        partial(call, judge_and_log),
+        partial(judge_and_log, judge=partial(call, judge_window), log=log),
         partial(call, count_rows),
         partial(call, count_labels),
     )

@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import announce, record_failure, resolve_orphaned
 from mlflow_deploy_plugin.watch.monitors.evaluation import (
     IDLE_SECONDS,
+    REPORTING_IDLE_SECONDS,
     Evaluator,
     evaluator_in,
     judging_worker,
@@ -99,8 +100,10 @@ class MonitorScheduler:
         """Judge due windows until the controller's lease is lost or `over` is set. Then
         end the judging processes.
         """
-        workers = WorkerPool([judging_worker() for _ in range(self.at_once)])
-        evaluator = self.evaluator or evaluator_in(workers, self.judging_seconds)
+        judging = WorkerPool([judging_worker() for _ in range(self.at_once)])
+        # A report takes as long as a judgement, and more memory.
+        reporting = WorkerPool([judging_worker() for _ in range((self.at_once + 1) // 2)])
+        evaluator = self.evaluator or evaluator_in(judging, reporting, self.judging_seconds)
         windows = WindowRunner(
             self.deployments,
             evaluator,
@@ -113,7 +116,8 @@ class MonitorScheduler:
             while keeper.is_held and not over.is_set():
                 work.finished.clear()
                 log_errors(lambda: self._start_due_attempts(work, keeper, windows))
-                workers.end_idle(IDLE_SECONDS)
+                judging.end_idle(IDLE_SECONDS)
+                reporting.end_idle(REPORTING_IDLE_SECONDS)
                 # If an attempt finishes, the monitor's next window may be due.
                 deadline = time.monotonic() + self.look_seconds
                 while (
@@ -124,7 +128,8 @@ class MonitorScheduler:
                     pass
         finally:
             work.stop(wait=False)
-            workers.end()
+            judging.end()
+            reporting.end()
             work.stop(wait=True)
 
     def _start_due_attempts(

@@ -1,9 +1,6 @@
 """Evidently's part of a report: the distributions of judged columns in the reference
 and the window.
 
-A separate process imports Evidently, which takes five seconds and 150 MB, and draws the
-reports of a judging process. It ends with the judging process.
-
 Evidently does not judge drift: by Evidently's own rules, nothing drifted in a whole
 year of real flights, and everything drifted on thirty rows. Evidently therefore only
 describes the columns, without tests and thresholds. Columns are converted to float64 or
@@ -13,18 +10,14 @@ fails, the report contains the reason.
 
 import logging
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names, one_line
-from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.watch.result import MonitorResult
@@ -33,8 +26,6 @@ _CATEGORIES = 50
 _LONGEST_VALUE = 80
 _MIN_ROWS = 3  # Evidently fails on one or two rows of text.
 _LARGEST = 1e100
-_DRAWINGS = 50  # Evidently leaks memory.
-_DRAWING_SECONDS = 600.0
 _MISSING = "(missing)"
 _OTHER = "(other)"
 _DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
@@ -49,7 +40,6 @@ ColumnPair = tuple[ColumnValues, ColumnValues]
 equal M for all columns.
 """
 _log = logging.getLogger(__name__)
-_drawing = Worker(partial(warnings.simplefilter, "ignore"), _DRAWINGS)
 
 
 @dataclass(frozen=True)
@@ -94,17 +84,16 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
     if len(columns) < len(filled):
         notes.append(f"charts show only the first {len(columns)} of {len(filled)} columns")
     try:
-        report = _drawing.call(_run_evidently, columns, seconds=_DRAWING_SECONDS)
-        return replace(report, notes=tuple(notes))
-    except OnnxserveError as error:  # A failure of Evidently must not prevent the report.
+        return replace(_run_evidently(columns), notes=tuple(notes))
+    except Exception as error:  # noqa: BLE001 - a failure of Evidently must not prevent the report.
         _log.warning("Evidently failed on %s", result.window, exc_info=True)
-        reason = one_line(error.message)[:200]
+        reason = f"{type(error).__name__}: {one_line(str(error))}"[:200]
         return EvidentlyReport(notes=(*notes, f"Evidently failed: {reason}"))
 
 
 def _run_evidently(columns: Sequence[ColumnPair]) -> EvidentlyReport:
     """Return Evidently's page, in HTML, and its figures, in JSON."""
-    # Only the process of `_drawing` imports Evidently.
+    # The import takes five seconds and 150 MB.
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import ValueStats
 
