@@ -1,24 +1,31 @@
 """Measure what grows with endpoints, servers and rows: the limits in docs/operate.md.
 
-    .venv/bin/python -m benchmarks.scale [store registry redis]
+    .venv/bin/python -m benchmarks.scale [store registry redis judging]
 
 store      10,000 endpoints in PostgreSQL: adding, reading and listing them
 registry   calls per second that an MLflow server answers, of the kind that agents make
 redis      counts per second of one worker's rate limiter
+judging    memory and CPU time of the processes that judge a window and log its report
 
 `store` needs the programs of PostgreSQL, and `redis` needs the program redis-server.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
 import requests
 
+from tests.support.inference_log import ENDPOINT, LogWriter, event_table
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.postgresql import postgresql_server
 from tests.support.services.redis_server import redis_server
@@ -88,6 +95,56 @@ def redis(seconds: float) -> None:
         )
 
 
+def judging(windows: int) -> None:
+    """Judge a day of 460 rows and 14 columns several times. The reference has 90
+    days.
+    """
+    from mlflow_deploy_plugin.core.processes.worker import Worker
+    from mlflow_deploy_plugin.core.settings import Settings
+    from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+    from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+    from mlflow_deploy_plugin.watch.monitors import evaluation
+    from mlflow_deploy_plugin.watch.result import WindowRequest
+
+    random = np.random.default_rng(0)
+
+    def rows(first: datetime, days: int) -> dict[str, object]:
+        times = [first + timedelta(days=row / 460) for row in range(460 * days)]
+        return {f"x{n}": random.normal(size=len(times)) for n in range(14)} | {"_event_time": times}
+
+    def show(name: str, worker: Worker) -> None:
+        pid = worker.call(os.getpid, seconds=60)
+        status = Path(f"/proc/{pid}/status").read_text().split()
+        peak = int(status[status.index("VmHWM:") + 1]) * 1024
+        used = sum(psutil.Process(pid).cpu_times()[:2])
+        figures = f"{peak / 1e6:.0f} MB, {used / windows:.1f} s CPU per window"
+        print(f"the process that {name}: {figures}", flush=True)
+        worker.end()
+
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+        root = Path(folder)
+        day = datetime(2026, 4, 1, tzinfo=UTC)
+        reference = root / "reference.parquet"
+        pq.write_table(event_table(rows(day - timedelta(days=90), 90)), reference)
+        LogWriter(root / "log").write(rows(day, 1))
+        server = MlflowServer(root, options=("--workers", "1"))
+        server.start()
+        os.environ["MLFLOW_TRACKING_URI"] = server.url
+        spec = MonitorSpec(reference=f"dataset:{reference}")
+        settings = Settings(home=root, log_uri=str(root / "log"))
+        judges = evaluation.judging_worker()
+        reports = evaluation.judging_worker()
+        for revision in range(1, windows + 1):
+            window = parse_window("2026-04-01/1d")
+            request = WindowRequest(ENDPOINT, "daily", spec, window, revision, settings)
+            result = judges.call(evaluation.judge_window, request, seconds=600)
+            assert result.state == "no drift", result.reason
+            reports.call(evaluation.log_report, request, result, seconds=600)
+        show("judges", judges)
+        show("logs reports", reports)
+        server.kill()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -97,6 +154,7 @@ def main() -> None:
         "store": lambda: store(options.endpoints),
         "registry": lambda: registry(options.seconds),
         "redis": lambda: redis(options.seconds / 2),
+        "judging": lambda: judging(3),
     }
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--seconds", type=float, default=8)

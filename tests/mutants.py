@@ -1,10 +1,10 @@
 """Change random lines of the package and report which changes the tests find.
 
-    python benchmarks/mutants.py --results now.jsonl
+    python tests/mutants.py --results now.jsonl
     git worktree add ../before COMMIT
     git -C ../before checkout main -- mlflow_deploy_plugin
     git -C ../before commit -m "The package of today with the tests of COMMIT"
-    python benchmarks/mutants.py --tree ../before --among now.jsonl --results then.jsonl
+    python tests/mutants.py --tree ../before --among now.jsonl --results then.jsonl
 
 The last command runs the earlier tests for the mutants that live now, because tests
 that were only removed find no mutant that the earlier tests miss.
