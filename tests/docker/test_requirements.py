@@ -85,6 +85,7 @@ def test_requirements_list_exactly_the_imported_modules(imported):
     ).stdout.splitlines()
     listed = {re.split(r"[ \[<>=]", line)[0] for line in lines}
     modules = {MODULE_OF.get(name, name.replace("-", "_")) for name in listed}
-    # Add the modules of the stage for CPU or GPU, of boto3, and of tokenizers, which is
-    # installed without dependencies.
-    assert modules | {"onnxruntime", "pynvml", "botocore", "tokenizers"} == imported
+    # Add the modules of the stage for CPU or GPU, of boto3, of tokenizers, which is
+    # installed without dependencies, and of the optional wheel of projects/trees.
+    others = {"onnxruntime", "pynvml", "botocore", "tokenizers", "onnxserve_trees"}
+    assert modules | others == imported
