@@ -178,6 +178,29 @@ def read_results(path: Path) -> list[tuple[tuple[str, int], bool]]:
     return [((row["file"], row["line"]), row["found_by"] is not None) for row in results]
 
 
+def judge_all(mutants: list[Mutant], tree: Path, results: Path, processes: int) -> None:
+    """Judge each mutant in one of several copies of the checkout, and append a line to
+    the results.
+    """
+    with tempfile.TemporaryDirectory(dir=tree.parent) as folder:
+        copies = [Path(folder) / str(number) for number in range(processes)]
+        for copy in copies:
+            subprocess.run(["git", "clone", "-q", str(tree), str(copy)], check=True)
+
+        def judge(mutant: Mutant) -> None:
+            copy = copies.pop()
+            stage = found_by(mutant, tree, copy)
+            copies.append(copy)
+            result = {**asdict(mutant), "found_by": stage}
+            del result["text"]
+            with results.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(f"{mutant.file}:{mutant.line} {'found' if stage else 'LIVES'}", flush=True)
+
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(judge, mutants))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", type=Path, default=Path(), help="the checkout")
@@ -198,23 +221,7 @@ def main() -> None:
     if options.among:
         living = {place for place, found in read_results(options.among) if not found}
         waiting = [mutant for mutant in waiting if (mutant.file, mutant.line) in living]
-    with tempfile.TemporaryDirectory(dir=tree.parent) as folder:
-        copies = [Path(folder) / str(number) for number in range(options.processes)]
-        for copy in copies:
-            subprocess.run(["git", "clone", "-q", str(tree), str(copy)], check=True)
-
-        def judge(mutant: Mutant) -> None:
-            copy = copies.pop()
-            stage = found_by(mutant, tree, copy)
-            copies.append(copy)
-            result = {**asdict(mutant), "found_by": stage}
-            del result["text"]
-            with options.results.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            print(f"{mutant.file}:{mutant.line} {'found' if stage else 'LIVES'}", flush=True)
-
-        with ThreadPoolExecutor(options.processes) as pool:
-            list(pool.map(judge, waiting))
+    judge_all(waiting, tree, options.results, options.processes)
     done = read_results(options.results)
     count = sum(not found for _, found in done)
     print(f"{count} of {len(done)} mutants live ({count / len(done):.1%})")
