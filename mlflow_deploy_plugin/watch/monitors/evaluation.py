@@ -250,20 +250,24 @@ def judge_window(request: WindowRequest) -> MonitorResult:
     the log or the reference cannot be read.
     """
     use_compact_memory()
-    # The controller does not need these libraries.
-    from mlflow_deploy_plugin.watch import run
+    # Only judgements need these libraries.
+    from mlflow_deploy_plugin.watch.run import judge
 
     log_rows = count_rows(request)
-    return replace(run.judge(request), log_rows=log_rows)
+    return replace(judge(request), log_rows=log_rows)
 
 
 def log_report(request: WindowRequest, result: MonitorResult) -> LoggedRun:
-    """Log the result with its report. If this revision already has a run, return that
-    run.
+    """Draw the report, and log it with the result. If this revision already has a run,
+    return that run. Raises RegistryUnavailable if MLflow does not answer.
     """
-    from mlflow_deploy_plugin.watch import run
+    # Only reports need these libraries.
+    from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
 
-    return run.log_report(request, result)
+    request.progress("drawing the report")
+    files = build_report(result, request.past)
+    request.progress(f"logging the report to the experiment onnxserve/{request.endpoint}")
+    return log_result(result, files)
 
 
 def judge_and_log(
