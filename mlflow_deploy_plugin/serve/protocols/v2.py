@@ -65,6 +65,7 @@ from mlflow_deploy_plugin.serve.variants import ServedVariant
 TAG = "Open Inference Protocol V2"
 OCTETS = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
+HEADER_LENGTH_KEY = HEADER_LENGTH.lower()  # The names of received headers are in lower case.
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 """The extensions of
@@ -118,7 +119,7 @@ def decode(
         media_type(content_type, (JSON, OCTETS, _CURL))
     text = body
     binary = memoryview(b"")
-    if (json_length := headers.get(HEADER_LENGTH.lower())) is not None:
+    if (json_length := headers.get(HEADER_LENGTH_KEY)) is not None:
         is_number = json_length.isascii() and json_length.isdigit()
         if not is_number or len(json_length) > _MOST_LENGTH_DIGITS:
             raise InvalidRequest(

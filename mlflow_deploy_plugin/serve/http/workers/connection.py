@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.serve.http.workers.worker_app import WorkerApp
 from mlflow_deploy_plugin.serve.inference.auth import certificate_name
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.arrow import MEDIA_TYPES
-from mlflow_deploy_plugin.serve.protocols.v2 import HEADER_LENGTH
+from mlflow_deploy_plugin.serve.protocols.v2 import HEADER_LENGTH_KEY
 from mlflow_deploy_plugin.serve.runtime import steps
 
 _PIPELINED_BYTES = 64 * 1024
@@ -464,7 +464,7 @@ class HttpConnection(asyncio.Protocol):
                 ) from None
             app.streams += 1
             return None
-        text_bytes = head.headers.get(HEADER_LENGTH.lower(), "")
+        text_bytes = head.headers.get(HEADER_LENGTH_KEY, "")
         # The last three digits decide whether the number is a multiple of 8.
         tail = int(text_bytes[-3:]) if text_bytes.isdecimal() else 0
         self._body = BodyParser(head.length, limit, tail)
@@ -523,7 +523,7 @@ class HttpConnection(asyncio.Protocol):
                 if not is_small:
                     # Tensors become views of the body. Their decoders take a bytearray.
                     is_arrow = head.headers.get("content-type") in MEDIA_TYPES
-                    has_tensors = is_arrow or HEADER_LENGTH.lower() in head.headers
+                    has_tensors = is_arrow or HEADER_LENGTH_KEY in head.headers
                     if has_tensors:
                         request.body = body  # type: ignore[assignment]
                     else:
