@@ -132,10 +132,13 @@ class Follower:
             # Delete the file before the poll, so that a later request is not lost.
             look_file.unlink(missing_ok=True)
             self.resolver.poll_now()
+            self._permits.check_now()
             if self._list is not None:
                 self._list.is_stale = True
         changes = self.feed.take()
         self.resolver.take_feed(self.feed.covered, changes)
+        if changes:
+            self._permits.check_now()
         if self._list is not None:
             return self._round_of_list(self._list, changes, is_first)
         has_restored = any(model.version is not None for model in self.resolver.models.values())
@@ -270,7 +273,8 @@ class Follower:
 
     def _update_wanted(self) -> None:
         """Set the wanted versions, in a new generation if they have changed or a
-        command was started. Nothing changes while no version can be served.
+        command was started. Nothing changes while no version can be served, except that
+        refused steps end.
         """
         before = self._wanted
         endpoints = {}
@@ -282,7 +286,12 @@ class Follower:
                 continue
             endpoints[spec.name] = self._wanted_endpoint(spec)
         unloaded = self._control.unloaded
-        if not unloaded and not any(endpoint.variants for endpoint in endpoints.values()):
+        is_refused = any(
+            name in before.endpoints and not endpoints[name].variants
+            for name in self._permits.errors
+        )
+        has_variants = any(endpoint.variants for endpoint in endpoints.values())
+        if not (unloaded or is_refused or has_variants):
             return
         is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
         if is_same and not self._is_forced:

@@ -21,8 +21,10 @@ from mlflow_deploy_plugin.core.errors import (
     SchemaMismatch,
     StepFailed,
 )
+from mlflow_deploy_plugin.serve.inference.auth import CREDENTIALS
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import without_keys
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
@@ -87,7 +89,13 @@ def add_steps(
     seconds = _LOOP_SHARE * server.spec.request_timeout_seconds
     request = Request(
         feeds if steps.before else _LazyColumns(variant.schema, feeds),
-        MappingProxyType(headers),
+        MappingProxyType(
+            {
+                name: without_keys(value)
+                for name, value in headers.items()
+                if not CREDENTIALS.search(name)
+            }
+        ),
         request_id,
         variant.endpoint,
         min(deadline, time.perf_counter() + seconds),

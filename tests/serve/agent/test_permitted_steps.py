@@ -4,12 +4,14 @@ import time
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import (
     ANSWERS,
     COMMANDS,
+    LOOK,
     SPEC,
     read_state,
     served_file,
@@ -33,8 +35,8 @@ def specs(tmp_path):
     file = tmp_path / "steps.py"
     file.write_text("def before(request):\n    return {}\n")
 
-    def spec(require):
-        plain = new_endpoint("e", "models:/tiny/1", {"serve.steps": str(file)})
+    def spec(require, model="models:/tiny/1"):
+        plain = new_endpoint("e", model, {"serve.steps": str(file)})
         return apply_config(plain, {"require": require})
 
     return spec
@@ -75,6 +77,118 @@ def test_signature_covers_the_steps(specs, permits, tmp_path):
     (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
     assert permits.permitted(specs(require), signed.serve) == signed.serve
     assert mentions(permits.errors["e"], "signature", "is refused")
+
+
+@pytest.fixture
+def approve(new_mlflow):
+    """Return a function that sets the steps of the policies of two models, of which
+    `other` permits none.
+    """
+    for model in ("tiny", "other"):
+        MlflowClient().create_registered_model(model)
+
+    def approve(*digests):
+        policy = f"steps: {[*digests]}"
+        MlflowClient().set_registered_model_tag("tiny", GATE_POLICY_TAG, policy)
+
+    return approve
+
+
+def test_steps_are_checked_for_another_model(approve, specs, permits):
+    spec = specs("gate=passed")
+    approve(spec.serve.digest)
+    assert permits.permitted(spec, None) == spec.serve
+    assert permits.permitted(specs("gate=passed", "models:/other/1"), spec.serve) is None
+    assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of other")
+
+
+@pytest.mark.parametrize("require", ["gate=passed", "signature=KEY", "gate=passed,signature=KEY"])
+def test_steps_are_checked_for_a_later_requirement(approve, specs, permits, tmp_path, require):
+    plain = specs("")
+    assert permits.permitted(plain, plain.serve) == plain.serve
+    key = str(write_key(tmp_path).public)
+    assert permits.permitted(specs(require.replace("KEY", key)), plain.serve) is None
+    assert "e" in permits.errors
+    assert permits.permitted(plain, None) == plain.serve
+    assert permits.errors == {}
+
+
+def test_steps_are_checked_after_a_policy_changes(approve, specs, permits, tmp_path):
+    spec = specs("gate=passed")
+    approve(spec.serve.digest)
+    assert permits.permitted(spec, spec.serve) == spec.serve
+    (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
+    newer = specs("gate=passed")
+    assert permits.permitted(newer, spec.serve) == spec.serve
+    approve()
+    assert permits.permitted(newer, spec.serve) == spec.serve
+    permits.check_now()
+    assert permits.permitted(newer, spec.serve) is None
+    approve(newer.serve.digest)
+    permits.clock.now = 60.0
+    assert permits.permitted(newer, None) == newer.serve
+
+
+def test_steps_are_checked_with_a_replaced_key(specs, permits, tmp_path):
+    first = write_key(tmp_path)
+    specs("")
+    done(f"sign {tmp_path}/steps.py --key {first.key}")
+    spec = specs(f"signature={first.public}")
+    assert permits.permitted(spec, spec.serve) == spec.serve
+    (tmp_path / "new").mkdir()
+    first.public.write_bytes(write_key(tmp_path / "new").public.read_bytes())
+    permits.clock.now = 60.0
+    assert permits.permitted(spec, spec.serve) is None
+    assert mentions(permits.errors["e"], "signature", "is refused")
+
+
+def test_steps_are_checked_later_without_a_registry(approve, specs, permits, monkeypatch):
+    spec = specs("gate=passed")
+    other = specs("gate=passed", "models:/other/1")
+    approve(spec.serve.digest)
+    assert permits.permitted(spec, None) == spec.serve
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_registered_model", raising(MlflowException("")))
+        permits.clock.now = 60.0
+        assert permits.permitted(spec, spec.serve) == spec.serve
+        assert permits.errors == {}
+        assert permits.permitted(other, None) is None  # They were never permitted.
+        assert permits.permitted(other, other.serve) == other.serve
+        assert "e" in permits.errors
+    permits.check_now()
+    assert permits.permitted(other, other.serve) is None
+
+
+def raising(error):
+    def fail(*arguments):
+        raise error
+
+    return fail
+
+
+def test_steps_are_checked_while_they_are_served(approve, case, specs):
+    spec = specs("gate=passed")
+    case.world.gates["1"] = "passed"
+    case.world.versions["models:/tiny/1"] = "1"
+    (case.state_dir / SPEC).write_text(dump_spec(spec))
+    approve(spec.serve.digest)
+    follower = case.follower()
+    assert follower.round().error == ""
+    assert case.wanted.endpoints["e"].serve == spec.serve
+    approve()
+    (case.state_dir / LOOK).touch()
+    state = follower.round()
+    refused = case.wanted.endpoints["e"]
+    assert (refused.variants, refused.serve.steps) == ({}, None)
+    assert mentions(refused.errors["e"], spec.serve.digest, "gate policy of tiny")
+    assert (state.error, state.errors, state.fatal) == (refused.errors["e"], 1, False)
+    again = case.follower()
+    assert not again.round().fatal
+    assert case.wanted.endpoints["e"].variants == {}
+    approve(spec.serve.digest)
+    (case.state_dir / LOOK).touch()
+    assert again.round().error == ""
+    assert list(case.wanted.endpoints["e"].variants) == ["e"]
 
 
 def test_refused_steps_are_never_left_out(new_mlflow, case, specs):
