@@ -124,10 +124,12 @@ def on_starting(arbiter: "Arbiter") -> None:
     workers' folders.
     """
     configure_logging(load_settings().log_format, "gunicorn")
-    # gunicorn ends with the first worker that exits with one of these statuses, which a
-    # library may use too. No worker can exit with a text; `child_exit` ends gunicorn.
-    arbiter.WORKER_BOOT_ERROR = "the worker cannot be started"
+    # gunicorn ends after a worker that exits with one of these statuses, which a
+    # library may use too. No status equals a text. A worker that cannot be started sets
+    # a shared byte instead, for `child_exit`.
+    arbiter.WORKER_BOOT_ERROR = "a worker cannot be started"
     arbiter.APP_LOAD_ERROR = arbiter.WORKER_BOOT_ERROR
+    arbiter.boot_failure = mmap.mmap(-1, 1)
     switch_model_code_off()  # The process of a pyfunc that may run switches it on.
     gc.disable()  # Otherwise the collector would scan the imported modules repeatedly.
     import_module(arbiter.app.app_uri.partition(":")[0])
@@ -155,10 +157,6 @@ def on_starting(arbiter: "Arbiter") -> None:
 def on_exit(arbiter: "Arbiter") -> None:
     with contextlib.suppress(OSError):  # If this fails, the next server removes the metrics.
         remove_metrics(Path(os.environ[STATE_DIR]))
-
-
-def pre_fork(arbiter: "Arbiter", worker: "Worker") -> None:
-    worker.boot_failure = mmap.mmap(-1, 1)  # The worker shares this byte with gunicorn.
 
 
 def post_worker_init(worker: "Worker") -> None:
@@ -200,16 +198,16 @@ def worker_exit(arbiter: "Arbiter", worker: "Worker") -> None:
     All HTTP requests are already answered.
     """
     if worker.alive and not worker.booted:
-        worker.boot_failure[0] = 1
+        arbiter.boot_failure[0] = 1
     if getattr(worker, "grpc", None) is not None:
         worker.grpc.wait()
 
 
 def child_exit(arbiter: "Arbiter", worker: "Worker") -> None:
-    """Remove the state and the gauges of a worker that has ended. Raises HaltServer if
-    it could not be started, because another worker could not be started either.
+    """Remove the state and the gauges of a worker that has ended. Raises HaltServer
+    after a worker that could not be started, because the next worker would fail too.
     """
-    if worker.boot_failure[0]:
+    if arbiter.boot_failure[0]:
         raise HaltServer(arbiter.WORKER_BOOT_ERROR, 3)
     state_dir = Path(os.environ[STATE_DIR])
     for file in (

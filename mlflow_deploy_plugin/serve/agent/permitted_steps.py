@@ -7,7 +7,7 @@ change feed reports, and every minute.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,11 @@ from mlflow_deploy_plugin.core.spec.steps import STEPS_FILE
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 60.0
+MOST_DEATHS = 2
+"""The number of worker deaths after which a version is rolled back, or steps are
+refused. A single death may have another cause.
+"""
+LETHAL = f"{MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
 _CHECKING = NotReady("its steps are being checked")
 _UNKNOWN = NotReady, RegistryUnavailable
 """The errors of steps that could not be checked."""
@@ -58,14 +63,16 @@ class _Check:
 
 @dataclass
 class StepsPermits:
-    """The checks of steps, which run in the threads of `pool`. `errors` has the reasons
-    of the refused steps, by endpoint.
+    """The checks of steps, which run in the threads of `pool`. `deaths` counts the
+    workers that died while they imported steps, by digest. `errors` has the reasons of
+    the refused steps, by endpoint.
     """
 
     pool: Executor
     clock: Callable[[], float]
+    deaths: Mapping[Path, int]
     errors: dict[str, str] = field(default_factory=dict)
-    _checks: dict[str, dict[ServeSpec, _Check]] = field(default_factory=dict)
+    _checks: dict[tuple[str, ServeSpec], _Check] = field(default_factory=dict)
 
     def permitted(self, spec: EndpointSpec, used: ServeSpec | None) -> ServeSpec | None:
         """Return the steps that the workers may run: those of the spec if they are
@@ -73,20 +80,20 @@ class StepsPermits:
         """
         name = spec.name
         self.errors.pop(name, None)
-        before = self._checks.pop(name, {})
-        if not spec.requirements:
-            return spec.serve
-        checks = self._checks[name] = {}
         now = self.clock()
         for serve in dict.fromkeys((spec.serve, used or spec.serve)):
-            if not serve.steps:
+            is_lethal = self.deaths[Path(serve.digest)] >= MOST_DEATHS
+            if is_lethal:
+                self.errors.setdefault(name, f"endpoint {name}: its steps: {LETHAL}")
+                continue
+            if not (serve.steps and spec.requirements):
                 return serve
-            check = before.get(serve)
+            check = self._checks.get((name, serve))
             # The result of a check that was not repeated in time is outdated.
             is_outdated = check and now >= check.due_at + _RETRY_SECONDS and not check.is_running
             if check is None or check.spec != spec or is_outdated:
                 check = _Check(spec, serve)
-            checks[serve] = check
+                self._checks[name, serve] = check
             if now >= check.due_at and not check.is_running:
                 check.is_running = True
                 check.due_at = now + _RETRY_SECONDS
@@ -102,9 +109,8 @@ class StepsPermits:
 
     def check_now(self) -> None:
         """Check all steps again, because a policy may have changed."""
-        for checks in self._checks.values():
-            for check in checks.values():
-                check.due_at = self.clock()
+        for check in self._checks.values():
+            check.due_at = self.clock()
 
 
 def _refusal(spec: EndpointSpec, serve: ServeSpec) -> OnnxserveError | None:

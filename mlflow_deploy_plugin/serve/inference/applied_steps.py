@@ -100,7 +100,7 @@ def add_steps(
         variant.endpoint,
         min(deadline, time.perf_counter() + seconds),
     )
-    running = RunningStep(request, server, (variant.endpoint,))
+    running = RunningStep(request, server, (variant.endpoint,), headers)
     if steps.before:
         feeds = _run_before(variant, running)
     if steps.after is None:
@@ -146,8 +146,8 @@ def call(endpoint: str, inputs: Mapping[str, Any]) -> Any:
         raise InvalidConfig(f"more than {_MOST_CALLS} steps call each other: {' → '.join(chain)}")
     request = caller.request._replace(inputs=dict(inputs), endpoint=endpoint)
     server: Server = caller.server
-    variant = server.repository.select_variant(endpoint, headers=request.headers)
-    running = RunningStep(request, server, chain)
+    variant = server.repository.select_variant(endpoint, headers=caller.headers)
+    running = RunningStep(request, server, chain, caller.headers)
     steps = variant.steps
     left = {"timeout": max(int((request.deadline - time.perf_counter()) * 1e6), 1)}
     try:

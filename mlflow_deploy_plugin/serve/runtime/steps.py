@@ -59,12 +59,13 @@ class Request(NamedTuple):
 
 class RunningStep(NamedTuple):
     """A step that runs in a thread. `chain` has the endpoints that called each other,
-    in the `server`.
+    in the `server`. All headers of the caller select variants.
     """
 
     request: Request
     server: Any
     chain: tuple[str, ...]
+    headers: Mapping[str, str]
 
 
 class _Late(BaseException):

@@ -1,6 +1,9 @@
 """Steps of an endpoint with requirements need an approved digest, or a signature."""
 
 import time
+from collections import Counter
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mlflow import MlflowClient
@@ -11,13 +14,19 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new
 from mlflow_deploy_plugin.core.statedir.files import (
     ANSWERS,
     COMMANDS,
+    LOADING,
     LOOK,
     SPEC,
     read_state,
     served_file,
     write_state,
 )
-from mlflow_deploy_plugin.core.statedir.models import Command, CommandAnswer, LoadedVariant
+from mlflow_deploy_plugin.core.statedir.models import (
+    Command,
+    CommandAnswer,
+    LoadedVariant,
+    LoadingState,
+)
 from mlflow_deploy_plugin.serve.agent import model_list
 from mlflow_deploy_plugin.serve.agent.permitted_steps import StepsPermits
 from tests.support.clocks import Clock
@@ -44,25 +53,17 @@ def specs(tmp_path):
 
 @pytest.fixture
 def permits():
-    return StepsPermits(AtOnce(), Clock(0.0))
+    return StepsPermits(AtOnce(), Clock(0.0), Counter())
 
 
-def test_gate_needs_an_approved_digest(new_mlflow, specs, permits, tmp_path):
-    client = MlflowClient()
-    client.create_registered_model("tiny")
+def test_gate_needs_an_approved_digest(approve, specs, permits):
     spec = specs("gate=passed")
-    digest = spec.serve.digest
     assert permits.permitted(spec, None) is None
-    assert mentions(permits.errors["e"], digest, "gate policy of tiny")
-    client.set_registered_model_tag("tiny", GATE_POLICY_TAG, f"steps: ['{digest}']")
+    assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of tiny")
+    approve(spec.serve.digest)
     assert permits.permitted(spec, None) is None
     permits.clock.now = 60.0
     assert permits.permitted(spec, None) == spec.serve
-    assert permits.errors == {}
-    (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
-    assert permits.permitted(specs("gate=passed"), spec.serve) == spec.serve
-    assert "e" in permits.errors
-    assert permits.permitted(spec, spec.serve) == spec.serve
     assert permits.errors == {}
 
 
@@ -148,7 +149,7 @@ def test_steps_are_checked_later_without_a_registry(approve, specs, permits, mon
     approve(spec.serve.digest)
     assert permits.permitted(spec, None) == spec.serve
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "get_registered_model", raising(MlflowException("")))
+        patch.setattr(MlflowClient, "get_registered_model", Mock(side_effect=MlflowException("")))
         permits.clock.now = 60.0
         assert permits.permitted(spec, spec.serve) == spec.serve
         assert permits.errors == {}
@@ -157,13 +158,6 @@ def test_steps_are_checked_later_without_a_registry(approve, specs, permits, mon
         assert "e" in permits.errors
     permits.check_now()
     assert permits.permitted(other, other.serve) is None
-
-
-def raising(error):
-    def fail(*arguments):
-        raise error
-
-    return fail
 
 
 def test_steps_are_checked_while_they_are_served(approve, case, specs):
@@ -189,6 +183,21 @@ def test_steps_are_checked_while_they_are_served(approve, case, specs):
     (case.state_dir / LOOK).touch()
     assert again.round().error == ""
     assert list(case.wanted.endpoints["e"].variants) == ["e"]
+
+
+def test_steps_that_end_workers_are_refused(case, specs):
+    spec = specs("")
+    case.world.versions["models:/tiny/1"] = "1"
+    (case.state_dir / SPEC).write_text(dump_spec(spec))
+    follower = case.follower()
+    follower.round()
+    for count in range(2):
+        assert case.wanted.endpoints["e"].serve == spec.serve
+        loading = LoadingState(pid=2**30, folder=Path(spec.serve.digest))
+        write_state(case.state_dir / LOADING / f"{count}.json", loading)
+        follower.round()
+    follower.round()
+    assert mentions(case.wanted.endpoints["e"].errors["e"], "steps", "2 workers died")
 
 
 def test_refused_steps_are_never_left_out(new_mlflow, case, specs):
