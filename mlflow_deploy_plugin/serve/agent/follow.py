@@ -329,7 +329,7 @@ class Follower:
                     weight=variant.weight,
                     shadow=variant.shadow,
                     aspects=model.version.aspects,
-                    digest=model.version.digest if spec.trusted_file else "",
+                    digest=model.version.digest if spec.requirements else "",
                     python=model.version.python,
                 )
             elif label in served:
