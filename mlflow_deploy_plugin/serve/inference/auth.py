@@ -44,7 +44,9 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 
 logger = logging.getLogger(__name__)
 
-CREDENTIALS = re.compile("authorization|cookie|token|secret|password|assertion|api[-_]?key")
+CREDENTIALS = re.compile(
+    "authorization|cookie|token|secret|password|assertion|(api|subscription)[-_]?key"
+)
 """The names of headers and metadata that may identify a caller to this server or to a
 proxy. They are never passed on.
 """
