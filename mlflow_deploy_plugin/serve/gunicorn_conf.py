@@ -207,7 +207,7 @@ def child_exit(arbiter: "Arbiter", worker: "Worker") -> None:
     """Remove the state and the gauges of a worker that has ended. Raises HaltServer
     after a worker that could not be started, because the next worker would fail too.
     """
-    if arbiter.boot_failure[0]:
+    if arbiter.boot_failure[0] and arbiter.LISTENERS:  # gunicorn does not end yet.
         raise HaltServer(arbiter.WORKER_BOOT_ERROR, 3)
     state_dir = Path(os.environ[STATE_DIR])
     for file in (

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from mlflow_deploy_plugin.core.statedir.files import METRICS, read_workers
+from mlflow_deploy_plugin.core.statedir.files import METRICS, SPEC, read_workers
 from mlflow_deploy_plugin.serve.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.serve.supervisor import open_listener
 from tests.support import servers
 from tests.support.waiting import wait_until
 
@@ -212,3 +214,15 @@ def one_of_two(state_dir, *workers):
     """Return True if one of the workers was replaced."""
     now = {state.pid for state in read_workers(state_dir)}
     return len(now) == 2 and len(now.intersection(workers)) == 1
+
+
+def test_workers_that_cannot_start_end_gunicorn(tmp_path):
+    (tmp_path / SPEC).write_text("no spec")
+    with open_listener("127.0.0.1", None) as listener:
+        descriptor = listener.fileno()
+        command = gunicorn_command(tmp_path, ServerSpec(workers=2), descriptor)
+        ended = subprocess.run(
+            command, check=False, pass_fds=[descriptor], capture_output=True, timeout=60
+        )
+    assert ended.returncode == 3
+    assert b"Reason: a worker cannot be started" in ended.stderr
