@@ -4,6 +4,7 @@ python:…gunicorn_conf`).
 
 import contextlib
 import gc
+import mmap
 import os
 import shutil
 import ssl
@@ -28,6 +29,8 @@ from mlflow_deploy_plugin.serve.runtime.session import available_cores
 
 if sys.platform != "win32":
     import resource
+
+    from gunicorn.errors import HaltServer
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
@@ -121,6 +124,12 @@ def on_starting(arbiter: "Arbiter") -> None:
     workers' folders.
     """
     configure_logging(load_settings().log_format, "gunicorn")
+    # gunicorn ends after a worker that exits with one of these statuses, which a
+    # library may use too. No status equals a text. A worker that cannot be started sets
+    # a shared byte instead, for `child_exit`.
+    arbiter.WORKER_BOOT_ERROR = "a worker cannot be started"
+    arbiter.APP_LOAD_ERROR = arbiter.WORKER_BOOT_ERROR
+    arbiter.boot_failure = mmap.mmap(-1, 1)
     switch_model_code_off()  # The process of a pyfunc that may run switches it on.
     gc.disable()  # Otherwise the collector would scan the imported modules repeatedly.
     import_module(arbiter.app.app_uri.partition(":")[0])
@@ -185,13 +194,21 @@ def post_worker_init(worker: "Worker") -> None:
 
 
 def worker_exit(arbiter: "Arbiter", worker: "Worker") -> None:
-    """Wait for the current gRPC calls. All HTTP requests are already answered."""
+    """Report a worker that could not be started, and wait for the current gRPC calls.
+    All HTTP requests are already answered.
+    """
+    if worker.alive and not worker.booted:
+        arbiter.boot_failure[0] = 1
     if getattr(worker, "grpc", None) is not None:
         worker.grpc.wait()
 
 
 def child_exit(arbiter: "Arbiter", worker: "Worker") -> None:
-    """Remove the state and the gauges of a worker that has ended."""
+    """Remove the state and the gauges of a worker that has ended. Raises HaltServer
+    after a worker that could not be started, because the next worker would fail too.
+    """
+    if arbiter.boot_failure[0] and arbiter.LISTENERS:  # gunicorn does not end yet.
+        raise HaltServer(arbiter.WORKER_BOOT_ERROR, 3)
     state_dir = Path(os.environ[STATE_DIR])
     for file in (
         worker_file(state_dir, worker.pid),

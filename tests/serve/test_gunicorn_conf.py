@@ -3,15 +3,18 @@
 import os
 import resource
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import requests
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from mlflow_deploy_plugin.core.statedir.files import METRICS, read_workers
+from mlflow_deploy_plugin.core.statedir.files import METRICS, SPEC, read_workers
 from mlflow_deploy_plugin.serve.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.serve.supervisor import open_listener
 from tests.support import servers
 from tests.support.waiting import wait_until
 
@@ -185,3 +188,41 @@ def test_metrics_of_a_killed_server_are_removed(tmp_path, bias_folders, is_remov
             shutil.rmtree(killed)
         with servers.gunicorn(other if is_removed else killed):
             assert are_gone(metrics)
+
+
+@pytest.mark.parametrize(("status", "worker"), [(3, "fast"), (4, "gthread")])
+def test_exit_of_a_worker_ends_only_the_worker(tmp_path, bias_folders, status, worker):
+    # gunicorn's own statuses of a worker that cannot boot
+    step = f"import os\ndef before(request):\n    os._exit({status})\n"
+    endpoints = {name: {"v": servers.variant(bias_folders["1"])} for name in ("plain", "ends")}
+    servers.want(tmp_path, 1, endpoints, {"ends": step})
+    spec = ServerSpec(workers=2, worker_class=worker)
+    servers.write_spec(tmp_path, "plain", spec)
+    rows = {"inputs": [[1, 2, 3]]}
+    with servers.gunicorn(tmp_path, spec=spec) as running:
+        wait_until(lambda: len(read_workers(tmp_path)) == 2, what="both workers")
+        first, second = [state.pid for state in read_workers(tmp_path)]
+        with pytest.raises(requests.ConnectionError):
+            running.post("/endpoints/ends/invocations", json=rows)
+        assert running.post(json=rows).ok
+        wait_until(lambda: one_of_two(tmp_path, first, second), what="another worker")
+        assert running.process.poll() is None
+        assert running.post(json=rows).ok
+
+
+def one_of_two(state_dir, *workers):
+    """Return True if one of the workers was replaced."""
+    now = {state.pid for state in read_workers(state_dir)}
+    return len(now) == 2 and len(now.intersection(workers)) == 1
+
+
+def test_workers_that_cannot_start_end_gunicorn(tmp_path):
+    (tmp_path / SPEC).write_text("no spec")
+    with open_listener("127.0.0.1", None) as listener:
+        descriptor = listener.fileno()
+        command = gunicorn_command(tmp_path, ServerSpec(workers=2), descriptor)
+        ended = subprocess.run(
+            command, check=False, pass_fds=[descriptor], capture_output=True, timeout=60
+        )
+    assert ended.returncode == 3
+    assert b"Reason: a worker cannot be started" in ended.stderr

@@ -314,14 +314,14 @@ class GatePolicy(SpecPart):
     def digest(self) -> str:
         """The digest of the requirements for a promotion, 16 hexadecimal digits.
 
-        `unapproved` and `steps`, which concern endpoints, are left out. The default of
-        a field that a later release has added is left out too, so that the digest of an
-        older policy stays the same.
+        `unapproved`, which concerns endpoints, is left out. The default of a field that
+        a later release has added is left out too, so that the digest of an older policy
+        stays the same.
         """
-        omitted: dict[str, bool | set[str]] = {"unapproved": True, "steps": True}
+        omitted: dict[str, bool | set[str]] = {"unapproved": True}
         if self.approvals is None or self.approvals.evaluation == "required":
             omitted["approvals"] = {"evaluation"}
-        for name in ("signer", "judges"):
+        for name in ("signer", "judges", "steps"):
             if not getattr(self, name):
                 omitted[name] = True
         return hashlib.sha256(self.model_dump_json(exclude=omitted).encode()).hexdigest()[:16]

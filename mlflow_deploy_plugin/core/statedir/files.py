@@ -181,8 +181,8 @@ def read_workers(state_dir: Path) -> list[WorkerState]:
 
 @contextmanager
 def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
-    """Record during the block that this worker loads the version in `folder`, so that
-    the agent detects its death.
+    """Record during the block that this worker loads the version in `folder`, or
+    imports the steps with this digest, so that the agent detects its death.
     """
     # A worker loads several registered models at a time.
     file = state_dir / LOADING / f"{os.getpid()}-{threading.get_ident()}.json"

@@ -33,8 +33,8 @@ class WantedVariant(State):
         folder: the MLmodel folder on this disk, which the agent has verified.
         aspects: details that are reported with the version: stage, run_id, parity,
             git_commit, …
-        digest: the digest of all files of a version that must be signed, which workers
-            compare before they load it; otherwise empty.
+        digest: the digest of all files of a version at an endpoint with requirements,
+            which workers compare before they load it; otherwise empty.
         python: the Python of the environment that uv built for a pyfunc; empty for the
             server's own Python.
     """

@@ -63,7 +63,7 @@ from mlflow_deploy_plugin.serve.agent.followed import (
 )
 from mlflow_deploy_plugin.serve.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.serve.agent.model_list import ModelList
-from mlflow_deploy_plugin.serve.agent.permitted_steps import StepsPermits
+from mlflow_deploy_plugin.serve.agent.permitted_steps import LETHAL, MOST_DEATHS, StepsPermits
 from mlflow_deploy_plugin.serve.agent.resolver import PyfuncPolicy, VersionResolver
 
 _log = logging.getLogger(__name__)
@@ -79,11 +79,6 @@ earlier versions.
 """
 _LISTEN_SECONDS = 0.02
 """The pause between two looks for commands if callers wait for models to be fetched."""
-_MOST_DEATHS = 2
-"""The number of worker deaths after which a version is rolled back. A single death may
-have another cause.
-"""
-_LETHAL = f"{_MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
 
 
 @dataclass
@@ -109,14 +104,14 @@ class Follower:
         self._is_forced = False
         self._spec_text = ""
         self._spec_error = ""
-        self._permits = StepsPermits(self.resolver.poll_pool, time.monotonic)
         self._steps_errors: dict[str, str] = {}
         """The errors of steps that workers could not import, by endpoint."""
         self._written: AgentState | None = None
         self._deaths = Counter[Path]()
-        """Folder of a version → number of workers that died while they loaded the
-        version.
+        """Folder of a version, or digest of steps → number of workers that died while
+        they loaded the version or imported the steps.
         """
+        self._permits = StepsPermits(self.resolver.poll_pool, time.monotonic, self._deaths)
         # Discard the deaths of workers of an earlier server that was killed.
         take_load_deaths(self.state_dir)
 
@@ -132,10 +127,13 @@ class Follower:
             # Delete the file before the poll, so that a later request is not lost.
             look_file.unlink(missing_ok=True)
             self.resolver.poll_now()
+            self._permits.check_now()
             if self._list is not None:
                 self._list.is_stale = True
         changes = self.feed.take()
         self.resolver.take_feed(self.feed.covered, changes)
+        if changes:
+            self._permits.check_now()
         if self._list is not None:
             return self._round_of_list(self._list, changes, is_first)
         has_restored = any(model.version is not None for model in self.resolver.models.values())
@@ -171,9 +169,9 @@ class Follower:
         models.round(is_covered=models.uri in self.feed.covered)
         self.resolver.advance()
         self._deaths.update(take_load_deaths(self.state_dir))
-        lethal = {folder for folder, deaths in self._deaths.items() if deaths >= _MOST_DEATHS}
+        lethal = {folder for folder, deaths in self._deaths.items() if deaths >= MOST_DEATHS}
         if lethal:
-            models.refuse(lethal, _LETHAL)
+            models.refuse(lethal, LETHAL)
             self._deaths.clear()
         self._control.settle(self._outcome)
         return self._publish(fatal=is_first and models.listed is None)
@@ -270,7 +268,8 @@ class Follower:
 
     def _update_wanted(self) -> None:
         """Set the wanted versions, in a new generation if they have changed or a
-        command was started. Nothing changes while no version can be served.
+        command was started. Nothing changes while no version can be served, except that
+        refused steps end.
         """
         before = self._wanted
         endpoints = {}
@@ -282,7 +281,12 @@ class Follower:
                 continue
             endpoints[spec.name] = self._wanted_endpoint(spec)
         unloaded = self._control.unloaded
-        if not unloaded and not any(endpoint.variants for endpoint in endpoints.values()):
+        is_refused = any(
+            name in before.endpoints and not endpoints[name].variants
+            for name in self._permits.errors
+        )
+        has_variants = any(endpoint.variants for endpoint in endpoints.values())
+        if not (unloaded or is_refused or has_variants):
             return
         is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
         if is_same and not self._is_forced:
@@ -325,7 +329,7 @@ class Follower:
                     weight=variant.weight,
                     shadow=variant.shadow,
                     aspects=model.version.aspects,
-                    digest=model.version.digest if spec.trusted_file else "",
+                    digest=model.version.digest if spec.requirements else "",
                     python=model.version.python,
                 )
             elif label in served:
@@ -368,9 +372,9 @@ class Follower:
                 has_failed = has_failed or not has_loaded
                 continue
             error = failed.error
-            if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
+            if not error and self._deaths[model.version.folder] >= MOST_DEATHS:
                 del self._deaths[model.version.folder]  # Count from zero.
-                error = _LETHAL
+                error = LETHAL
             if not error or model.unloadable == model.version.identity:
                 continue
             # The caller of a load command receives the error.

@@ -1,15 +1,24 @@
 """The permission of steps at an endpoint with requirements: `signature=` needs the
 signature of the file, and `gate=passed` needs its digest in the gate policy of each
 registered model. Setting a policy is an event of the audit trail.
+
+Steps in use are checked again for each change of the spec, after each change that the
+change feed reports, and every minute.
 """
 
 import logging
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import GateRefused, OnnxserveError, SignatureRefused
+from mlflow_deploy_plugin.core.errors import (
+    GateRefused,
+    NotReady,
+    OnnxserveError,
+    RegistryUnavailable,
+    SignatureRefused,
+)
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
@@ -20,57 +29,106 @@ from mlflow_deploy_plugin.core.spec.steps import STEPS_FILE
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 60.0
+MOST_DEATHS = 2
+"""The number of worker deaths after which a version is rolled back, or steps are
+refused. A single death may have another cause.
+"""
+LETHAL = f"{MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
+_CHECKING = NotReady("its steps are being checked")
+_UNKNOWN = NotReady, RegistryUnavailable
+"""The errors of steps that could not be checked."""
+
+
+@dataclass
+class _Check:
+    """The check of steps for a spec. It is due again at `due_at`. `error` is the reason
+    why the steps may not run; None if they may.
+    """
+
+    spec: EndpointSpec
+    serve: ServeSpec
+    due_at: float = 0.0
+    error: OnnxserveError | None = _CHECKING
+    is_running: bool = False
+
+    def run(self) -> None:
+        """Check the steps. If this fails, an earlier result remains valid. Runs in a
+        thread.
+        """
+        error = _refusal(self.spec, self.serve)
+        if isinstance(self.error, _UNKNOWN) or not isinstance(error, _UNKNOWN):
+            self.error = error
+        self.is_running = False
 
 
 @dataclass
 class StepsPermits:
-    """The checks of steps, which run in the threads of `pool`. `errors` has the reasons
-    of the refused steps, by endpoint.
+    """The checks of steps, which run in the threads of `pool`. `deaths` counts the
+    workers that died while they imported steps, by digest. `errors` has the reasons of
+    the refused steps, by endpoint.
     """
 
     pool: Executor
     clock: Callable[[], float]
+    deaths: Mapping[Path, int]
     errors: dict[str, str] = field(default_factory=dict)
-    _checks: "dict[str, tuple[EndpointSpec, Future[str], float]]" = field(default_factory=dict)
+    _checks: dict[tuple[str, ServeSpec], _Check] = field(default_factory=dict)
 
     def permitted(self, spec: EndpointSpec, used: ServeSpec | None) -> ServeSpec | None:
-        """Return the steps that the workers may run. Until the steps of the spec are
-        permitted, they are those in use; None without an endpoint in use.
+        """Return the steps that the workers may run: those of the spec if they are
+        permitted, otherwise those in use unless they are refused, otherwise None.
         """
         name = spec.name
-        if not (spec.serve.steps and spec.requirements) or spec.serve == used:
-            self.errors.pop(name, None)
-            return spec.serve
-        now = self.clock()
-        checked, future, due = self._checks.get(name, (None, None, 0.0))
-        if future is None or checked != spec or now >= due:
-            future = self.pool.submit(_refusal, spec)
-            self._checks[name] = spec, future, now + _RETRY_SECONDS
-        if not future.done():
-            return used
-        if reason := future.result():
-            self.errors[name] = f"endpoint {name}: {reason}"
-            return used
         self.errors.pop(name, None)
-        return spec.serve
+        now = self.clock()
+        for serve in dict.fromkeys((spec.serve, used or spec.serve)):
+            is_lethal = self.deaths[Path(serve.digest)] >= MOST_DEATHS
+            if is_lethal:
+                self.errors.setdefault(name, f"endpoint {name}: its steps: {LETHAL}")
+                continue
+            if not (serve.steps and spec.requirements):
+                return serve
+            check = self._checks.get((name, serve))
+            # The result of a check that was not repeated in time is outdated.
+            is_outdated = check and now >= check.due_at + _RETRY_SECONDS and not check.is_running
+            if check is None or check.spec != spec or is_outdated:
+                check = _Check(spec, serve)
+                self._checks[name, serve] = check
+            if now >= check.due_at and not check.is_running:
+                check.is_running = True
+                check.due_at = now + _RETRY_SECONDS
+                self.pool.submit(check.run)
+            error = check.error
+            if error is None:
+                return serve
+            if error is not _CHECKING:
+                self.errors.setdefault(name, f"endpoint {name}: {error.message}")
+            if serve == used and isinstance(error, _UNKNOWN):
+                return serve
+        return None
+
+    def check_now(self) -> None:
+        """Check all steps again, because a policy may have changed."""
+        for check in self._checks.values():
+            check.due_at = self.clock()
 
 
-def _refusal(spec: EndpointSpec) -> str:
-    """Return why the steps may not run; empty if they may. Runs in a thread."""
+def _refusal(spec: EndpointSpec, serve: ServeSpec) -> OnnxserveError | None:
+    """Return the reason why the steps may not run; None if they may."""
     # Its large models would delay each start.
     from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 
-    digest = spec.serve.digest
+    digest = serve.digest
     try:
         if spec.trusted_file:
-            if spec.serve.signature is None:
+            if serve.signature is None:
                 raise SignatureRefused(
                     "its steps have no signature; sign the file with `onnxserve sign "
                     f"{STEPS_FILE} --key KEY` and serve it again"
                 )
             key = trust_file(Path(spec.trusted_file))
-            signature = Signature(spec.serve.signature.encode(), key)
-            signature.check_text(STEPS_FILE, spec.serve.steps or "")
+            signature = Signature(serve.signature.encode(), key)
+            signature.check_text(STEPS_FILE, serve.steps or "")
         models = registered_model_names(spec) if spec.requires_gate else ()
         for model in models:
             with registry_errors(f"model {model}"):
@@ -83,8 +141,8 @@ def _refusal(spec: EndpointSpec) -> str:
                     f"{GATE_POLICY_TAG})"
                 )
     except OnnxserveError as error:
-        return error.message
-    except Exception as error:  # noqa: BLE001 - any error refuses the steps
+        return error
+    except Exception as error:  # noqa: BLE001 - any error is logged, and reported
         _log.exception("the steps of endpoint %s cannot be checked", spec.name)
-        return f"its steps cannot be checked: {type(error).__name__}, see the log"
-    return ""
+        return NotReady(f"its steps cannot be checked: {type(error).__name__}, see the log")
+    return None

@@ -209,6 +209,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         ):
             return None
         received = time.time_ns() // 1000
+        id_ = headers.get("x-request-id", "")
         try:
             key = admit(request) if admits else None
             feeds, encode, given_id = decode(headers, request.body)
@@ -231,6 +232,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             pass_exit(error)
             if has_steps:
                 request.failure = error
+                request.headers = {**headers, "x-request-id": id_}  # The log has this id.
             return None
         if key is not None:
             count_key(key)

@@ -21,8 +21,10 @@ from mlflow_deploy_plugin.core.errors import (
     SchemaMismatch,
     StepFailed,
 )
+from mlflow_deploy_plugin.serve.inference.auth import CREDENTIALS
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.messages import without_keys
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, InferResponse
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
@@ -87,12 +89,18 @@ def add_steps(
     seconds = _LOOP_SHARE * server.spec.request_timeout_seconds
     request = Request(
         feeds if steps.before else _LazyColumns(variant.schema, feeds),
-        MappingProxyType(headers),
+        MappingProxyType(
+            {
+                name: without_keys(value)
+                for name, value in headers.items()
+                if not CREDENTIALS.search(name)
+            }
+        ),
         request_id,
         variant.endpoint,
         min(deadline, time.perf_counter() + seconds),
     )
-    running = RunningStep(request, server, (variant.endpoint,))
+    running = RunningStep(request, server, (variant.endpoint,), headers)
     if steps.before:
         feeds = _run_before(variant, running)
     if steps.after is None:
@@ -138,8 +146,8 @@ def call(endpoint: str, inputs: Mapping[str, Any]) -> Any:
         raise InvalidConfig(f"more than {_MOST_CALLS} steps call each other: {' → '.join(chain)}")
     request = caller.request._replace(inputs=dict(inputs), endpoint=endpoint)
     server: Server = caller.server
-    variant = server.repository.select_variant(endpoint, headers=request.headers)
-    running = RunningStep(request, server, chain)
+    variant = server.repository.select_variant(endpoint, headers=caller.headers)
+    running = RunningStep(request, server, chain, caller.headers)
     steps = variant.steps
     left = {"timeout": max(int((request.deadline - time.perf_counter()) * 1e6), 1)}
     try:

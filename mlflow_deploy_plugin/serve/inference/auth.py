@@ -19,6 +19,7 @@ import base64
 import binascii
 import hashlib
 import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -43,6 +44,12 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 
 logger = logging.getLogger(__name__)
 
+CREDENTIALS = re.compile(
+    "authorization|cookie|token|secret|password|assertion|(api|subscription)[-_]?key"
+)
+"""The names of headers and metadata that may identify a caller to this server or to a
+proxy. They are never passed on.
+"""
 Need = Scope | Literal["describe"]
 """A scope, or `describe` (the metadata and readiness of a model), for which either
 `infer` or `read` is sufficient.

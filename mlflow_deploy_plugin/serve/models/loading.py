@@ -98,11 +98,11 @@ class WarmVersion:
 
 
 def check_digest(want: WantedVariant) -> None:
-    """Raise InvalidArtifact if the files differ from the signed files."""
+    """Raise InvalidArtifact if the files differ from those that the agent checked."""
     if want.digest and combine_hashes(hash_files(want.folder)) != want.digest:
         raise InvalidArtifact(
-            "its files were changed after their signature was checked; restart the server, which "
-            "fetches the signed files again"
+            "its files were changed after they were checked; restart the server, which fetches "
+            "them again"
         )
 
 

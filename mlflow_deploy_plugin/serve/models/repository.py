@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.statedir.files import (
     WANTED,
     file_identity,
+    mark_loading,
     read_state,
     worker_file,
     write_state,
@@ -467,8 +468,11 @@ class Repository:
         self._lacks_steps.discard(endpoint)
         if wanted.serve.digest == (used.digest if used else ""):
             return used, {}
+        if wanted.serve.steps is None:
+            return None, {}
         try:
-            return load_steps(wanted.serve.steps) if wanted.serve.steps else None, {}
+            with mark_loading(self.state_dir, Path(wanted.serve.digest)):
+                return load_steps(wanted.serve.steps), {}
         except OnnxserveError as error:
             self._lacks_steps.add(endpoint)
             logger.error("%s: %s; the earlier steps remain in use", endpoint, error.message)

@@ -24,7 +24,6 @@ from mlflow_deploy_plugin.core.errors import (
     StepRefused,
     StepTimeout,
 )
-from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.model_code import require_model_code
 from mlflow_deploy_plugin.core.spec.steps import STEPS_FILE, steps_digest
 
@@ -35,7 +34,6 @@ SENT = "_sent"
 """The captured column of what came in: the columns of the request as JSON, in the first
 row of the request.
 """
-_MESSAGE_CHARACTERS = 300
 _CHECK_SECONDS = 0.1
 
 
@@ -45,7 +43,8 @@ class Request(NamedTuple):
     Attributes:
         inputs: the columns or tensors that the caller sent, by name; each is a list of
             N values or an array [N, …].
-        headers: the headers of the request, with names in lower case.
+        headers: the headers of the request without credentials, with names in lower
+            case.
         id: the id of the request (`X-Request-Id`).
         endpoint: the name of the endpoint.
         deadline: the end of the request's time, in `time.perf_counter()`.
@@ -60,12 +59,13 @@ class Request(NamedTuple):
 
 class RunningStep(NamedTuple):
     """A step that runs in a thread. `chain` has the endpoints that called each other,
-    in the `server`.
+    in the `server`. All headers of the caller select variants.
     """
 
     request: Request
     server: Any
     chain: tuple[str, ...]
+    headers: Mapping[str, str]
 
 
 class _Late(BaseException):
@@ -162,8 +162,13 @@ class Steps:
             ) from None
         except BaseException as error:
             endpoint = running.request.endpoint
-            logger.error("step %s of endpoint %s failed", name, endpoint, exc_info=error)
-            raise StepFailed(f"step {name}, {_describe_error(error, self.module)}") from None
+            request_id = running.request.id
+            message = "step %s of endpoint %s failed, X-Request-Id %s"
+            logger.error(message, name, endpoint, request_id, exc_info=error)
+            raise StepFailed(
+                f"step {name}, {_describe_error(error, self.module)}; the log of the server has "
+                f"the error under X-Request-Id {request_id}"
+            ) from None
 
 
 def running_step() -> RunningStep | None:
@@ -177,8 +182,8 @@ def is_late(thread: int) -> bool:
 
 
 def _describe_error(error: BaseException, module: ModuleType) -> str:
-    """Return an error of a user's module in one line, with the last line of the module
-    that the error has passed.
+    """Return the class of an error of a user's module, and the last line of the module
+    that the error has passed. The text of the error may be secret.
     """
     line = 0
     traceback = error.__traceback__
@@ -187,7 +192,7 @@ def _describe_error(error: BaseException, module: ModuleType) -> str:
             line = traceback.tb_lineno
         traceback = traceback.tb_next
     place = f"{STEPS_FILE} line {line}" if line else STEPS_FILE
-    return f"{place}: {type(error).__name__}: {one_line(error, _MESSAGE_CHARACTERS)}"
+    return f"{place}: {type(error).__name__}"
 
 
 def load_steps(source: str) -> Steps:
@@ -204,7 +209,7 @@ def load_steps(source: str) -> Steps:
     except BaseException as error:
         logger.error("the steps do not import", exc_info=error)
         reason = _describe_error(error, module)
-        raise InvalidArtifact(f"the steps do not import: {reason}") from None
+        raise InvalidArtifact(f"the steps do not import: {reason}, see the log") from None
     _watch.start()
     before = getattr(module, "before", None)
     return Steps(digest, module, before, getattr(module, "after", None))

@@ -143,6 +143,8 @@ def test_policy_is_read_from_model_tag(registry):
             "a5f1d2fb8f2f98bd",
         ),
         ("approvals: {count: 1, evaluation: optional}", "958abf01030a3711"),
+        ("steps: []", "dff831792ea7e412"),
+        ("steps: [a]", "15e919064396387f"),
     ],
 )
 def test_policy_digest_is_stable(text, digest):

@@ -35,6 +35,7 @@ def test_version_without_its_gate_is_refused(case):
     case.world.gates["1"] = "forced"
     follower = case.follower()
     follower.round()
+    assert case.wanted.endpoints["e"].variants["v1"].digest == "own"  # Workers compare it.
     for gate in ("", "failed"):
         case.world.gates |= {"2": gate} if gate else {}
         case.move("2")

@@ -1,21 +1,32 @@
 """Steps of an endpoint with requirements need an approved digest, or a signature."""
 
 import time
+from collections import Counter
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import (
     ANSWERS,
     COMMANDS,
+    LOADING,
+    LOOK,
     SPEC,
     read_state,
     served_file,
     write_state,
 )
-from mlflow_deploy_plugin.core.statedir.models import Command, CommandAnswer, LoadedVariant
+from mlflow_deploy_plugin.core.statedir.models import (
+    Command,
+    CommandAnswer,
+    LoadedVariant,
+    LoadingState,
+)
 from mlflow_deploy_plugin.serve.agent import model_list
 from mlflow_deploy_plugin.serve.agent.permitted_steps import StepsPermits
 from tests.support.clocks import Clock
@@ -33,8 +44,8 @@ def specs(tmp_path):
     file = tmp_path / "steps.py"
     file.write_text("def before(request):\n    return {}\n")
 
-    def spec(require):
-        plain = new_endpoint("e", "models:/tiny/1", {"serve.steps": str(file)})
+    def spec(require, model="models:/tiny/1"):
+        plain = new_endpoint("e", model, {"serve.steps": str(file)})
         return apply_config(plain, {"require": require})
 
     return spec
@@ -42,25 +53,17 @@ def specs(tmp_path):
 
 @pytest.fixture
 def permits():
-    return StepsPermits(AtOnce(), Clock(0.0))
+    return StepsPermits(AtOnce(), Clock(0.0), Counter())
 
 
-def test_gate_needs_an_approved_digest(new_mlflow, specs, permits, tmp_path):
-    client = MlflowClient()
-    client.create_registered_model("tiny")
+def test_gate_needs_an_approved_digest(approve, specs, permits):
     spec = specs("gate=passed")
-    digest = spec.serve.digest
     assert permits.permitted(spec, None) is None
-    assert mentions(permits.errors["e"], digest, "gate policy of tiny")
-    client.set_registered_model_tag("tiny", GATE_POLICY_TAG, f"steps: ['{digest}']")
+    assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of tiny")
+    approve(spec.serve.digest)
     assert permits.permitted(spec, None) is None
     permits.clock.now = 60.0
     assert permits.permitted(spec, None) == spec.serve
-    assert permits.errors == {}
-    (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
-    assert permits.permitted(specs("gate=passed"), spec.serve) == spec.serve
-    assert "e" in permits.errors
-    assert permits.permitted(spec, spec.serve) == spec.serve
     assert permits.errors == {}
 
 
@@ -75,6 +78,126 @@ def test_signature_covers_the_steps(specs, permits, tmp_path):
     (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
     assert permits.permitted(specs(require), signed.serve) == signed.serve
     assert mentions(permits.errors["e"], "signature", "is refused")
+
+
+@pytest.fixture
+def approve(new_mlflow):
+    """Return a function that sets the steps of the policies of two models, of which
+    `other` permits none.
+    """
+    for model in ("tiny", "other"):
+        MlflowClient().create_registered_model(model)
+
+    def approve(*digests):
+        policy = f"steps: {[*digests]}"
+        MlflowClient().set_registered_model_tag("tiny", GATE_POLICY_TAG, policy)
+
+    return approve
+
+
+def test_steps_are_checked_for_another_model(approve, specs, permits):
+    spec = specs("gate=passed")
+    approve(spec.serve.digest)
+    assert permits.permitted(spec, None) == spec.serve
+    assert permits.permitted(specs("gate=passed", "models:/other/1"), spec.serve) is None
+    assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of other")
+
+
+@pytest.mark.parametrize("require", ["gate=passed", "signature=KEY", "gate=passed,signature=KEY"])
+def test_steps_are_checked_for_a_later_requirement(approve, specs, permits, tmp_path, require):
+    plain = specs("")
+    assert permits.permitted(plain, plain.serve) == plain.serve
+    key = str(write_key(tmp_path).public)
+    assert permits.permitted(specs(require.replace("KEY", key)), plain.serve) is None
+    assert "e" in permits.errors
+    assert permits.permitted(plain, None) == plain.serve
+    assert permits.errors == {}
+
+
+def test_steps_are_checked_after_a_policy_changes(approve, specs, permits, tmp_path):
+    spec = specs("gate=passed")
+    approve(spec.serve.digest)
+    assert permits.permitted(spec, spec.serve) == spec.serve
+    (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
+    newer = specs("gate=passed")
+    assert permits.permitted(newer, spec.serve) == spec.serve
+    approve()
+    assert permits.permitted(newer, spec.serve) == spec.serve
+    permits.check_now()
+    assert permits.permitted(newer, spec.serve) is None
+    approve(newer.serve.digest)
+    permits.clock.now = 60.0
+    assert permits.permitted(newer, None) == newer.serve
+
+
+def test_steps_are_checked_with_a_replaced_key(specs, permits, tmp_path):
+    first = write_key(tmp_path)
+    specs("")
+    done(f"sign {tmp_path}/steps.py --key {first.key}")
+    spec = specs(f"signature={first.public}")
+    assert permits.permitted(spec, spec.serve) == spec.serve
+    (tmp_path / "new").mkdir()
+    first.public.write_bytes(write_key(tmp_path / "new").public.read_bytes())
+    permits.clock.now = 60.0
+    assert permits.permitted(spec, spec.serve) is None
+    assert mentions(permits.errors["e"], "signature", "is refused")
+
+
+def test_steps_are_checked_later_without_a_registry(approve, specs, permits, monkeypatch):
+    spec = specs("gate=passed")
+    other = specs("gate=passed", "models:/other/1")
+    approve(spec.serve.digest)
+    assert permits.permitted(spec, None) == spec.serve
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_registered_model", Mock(side_effect=MlflowException("")))
+        permits.clock.now = 60.0
+        assert permits.permitted(spec, spec.serve) == spec.serve
+        assert permits.errors == {}
+        assert permits.permitted(other, None) is None  # They were never permitted.
+        assert permits.permitted(other, other.serve) == other.serve
+        assert "e" in permits.errors
+    permits.check_now()
+    assert permits.permitted(other, other.serve) is None
+
+
+def test_steps_are_checked_while_they_are_served(approve, case, specs):
+    spec = specs("gate=passed")
+    case.world.gates["1"] = "passed"
+    case.world.versions["models:/tiny/1"] = "1"
+    (case.state_dir / SPEC).write_text(dump_spec(spec))
+    approve(spec.serve.digest)
+    follower = case.follower()
+    assert follower.round().error == ""
+    assert case.wanted.endpoints["e"].serve == spec.serve
+    approve()
+    (case.state_dir / LOOK).touch()
+    state = follower.round()
+    refused = case.wanted.endpoints["e"]
+    assert (refused.variants, refused.serve.steps) == ({}, None)
+    assert mentions(refused.errors["e"], spec.serve.digest, "gate policy of tiny")
+    assert (state.error, state.errors, state.fatal) == (refused.errors["e"], 1, False)
+    again = case.follower()
+    assert not again.round().fatal
+    assert case.wanted.endpoints["e"].variants == {}
+    approve(spec.serve.digest)
+    (case.state_dir / LOOK).touch()
+    assert again.round().error == ""
+    assert list(case.wanted.endpoints["e"].variants) == ["e"]
+
+
+def test_steps_that_end_workers_are_refused(case, specs):
+    spec = specs("")
+    case.world.versions["models:/tiny/1"] = "1"
+    (case.state_dir / SPEC).write_text(dump_spec(spec))
+    follower = case.follower()
+    follower.round()
+    for count in range(2):
+        assert case.wanted.endpoints["e"].serve == spec.serve
+        loading = LoadingState(pid=2**30, folder=Path(spec.serve.digest))
+        write_state(case.state_dir / LOADING / f"{count}.json", loading)
+        follower.round()
+    follower.round()
+    assert mentions(case.wanted.endpoints["e"].errors["e"], "steps", "2 workers died")
 
 
 def test_refused_steps_are_never_left_out(new_mlflow, case, specs):

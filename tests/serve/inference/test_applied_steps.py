@@ -11,7 +11,8 @@ import pytest
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.spec.steps import steps_digest
-from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_workers
+from mlflow_deploy_plugin.core.statedir.files import SPOOL, WANTED, read_workers, write_state
+from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.inference.pipeline import infer_lines
 from mlflow_deploy_plugin.serve.messages import RawRequest
@@ -122,17 +123,17 @@ AFTER = HEAD + "def after(outputs, request):\n    calls.append(1)\n    "
     ("step", "code", "status", "words"),
     [
         (BEFORE, "return {'a': request.inputs['zip']}", 500,
-            ["step before, steps.py line 7: KeyError: 'zip'"]),
+            ["step before, steps.py line 7: KeyError; ", "X-Request-Id"]),
         (BEFORE, "return [1]", 500, ["step before", "[1]", "mapping"]),
         (BEFORE, "return {'a': [1, 2]}", 500, ["step before", "'b'"]),
         (BEFORE, "return dict.fromkeys('abc', [1.0])", 500, ["step before", "1 rows for 2 rows"]),
         (BEFORE, "return {**request.inputs, 'a': ['x', 'y']}", 500, ["step before", "'a'"]),
-        (BEFORE, "raise SystemExit(3)", 500, ["line 7: SystemExit: 3"]),
+        (BEFORE, "raise SystemExit(3)", 500, ["line 7: SystemExit; "]),
         (BEFORE, "raise InvalidRequest('no such shop')", 400, ["step before: no such shop"]),
         (BEFORE, "return onnxserve.call('x', request.inputs)", 500,
-            ["line 7: NotFound", "'x' does not exist", "'e'"]),
+            ["line 7: NotFound; "]),
         (BEFORE, "return onnxserve.call('e', request.inputs)", 500,
-            ["line 7: InvalidConfig", "cycle: e → e"]),
+            ["line 7: InvalidConfig; "]),
         (AFTER, "return outputs['y'][:1]", 500, ["step after", "1 entries for 2 rows"]),
         (AFTER, "return 3", 500, ["step after", "3 for 2 rows"]),
         (AFTER, "return [1j, 2j]", 500, ["step after", "encoded"]),
@@ -150,6 +151,59 @@ def test_failed_step_fails_only_its_request(stepped, step, code, status, words):
     (served,) = server.repository.table["e"].answering
     assert served.steps.module.calls == [1]  # The general path does not repeat the step.
     assert captured(server)[-1].record.status == status
+
+
+SECRETS = """
+def before(request):
+    if "x-ask" not in request.headers:
+        raise KeyError("postgres://:hunter2@store")
+    return request.inputs
+
+def after(outputs, request):
+    return [{name: text for name, text in request.headers.items()}]
+"""
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_text_of_an_error_is_only_in_the_log(stepped, caplog, is_planned):
+    server = stepped(SECRETS)
+    request = post("/invocations", {"inputs": [[1, 2, 3]]})
+    if is_planned:
+        assert PlanTable(server).answer(request) is None
+    answer = handle(server, request)
+    message = json.loads(answer.body)["message"]
+    assert "hunter2" not in message
+    assert answer.headers["X-Request-Id"] in message
+    assert f"X-Request-Id {answer.headers['X-Request-Id']}" in caplog.text
+    assert "hunter2" in caplog.text
+    assert "hunter2" not in str(captured(server)[-1].outputs)
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_steps_receive_no_credentials(stepped, is_planned):
+    server = stepped(SECRETS)
+    names = "authorization proxy-authorization cookie x-api-key api-key x-auth-token"
+    request = post("/invocations", {"inputs": [[1, 2, 3]]})
+    plain = {**request.headers, "x-shop": "7"}
+    key = "onnxserve_" + "a" * 43
+    request.headers = {**plain, **dict.fromkeys(names.split(), "x"), "x-ask": f"as {key}"}
+    answer = (planned if is_planned else handle)(server, request)
+    (received,) = json.loads(answer.body)["predictions"]
+    assert received == {**plain, "x-ask": "as onnxserve_…"}
+
+
+def test_steps_are_checked_and_a_refusal_answers_503(stepped):
+    server = stepped("def after(outputs, request):\n    return [1]\n")
+    state_dir = server.repository.state_dir
+    refused = Wanted(
+        generation=2, endpoints={"e": WantedEndpoint(variants={}, errors={"v": "not approved"})}
+    )
+    write_state(state_dir / WANTED, refused)
+    wait_until(lambda: read_workers(state_dir)[0].generation == 2)
+    for path in ("/invocations", "/endpoints/e/invocations", "/v2/models/e/infer"):
+        answer = ask(server, path)
+        assert (answer.status, b"not approved" in answer.body) == (503, True)
+    assert b"not approved" in ask(server, "/ping", "GET", b"").body
 
 
 def captured(server):
@@ -208,6 +262,7 @@ def test_changed_steps_are_swapped_in(stepped, model_folders):
     assert answer == ["old"]
     assert loaded.is_error_of_steps
     assert "steps.py line 1: ModuleNotFoundError" in loaded.error
+    assert "missing_package" not in loaded.error
     answer, loaded = reload(3, "def after(outputs, request):\n    return ['new']\n")
     assert (answer, loaded.error) == (["new"], "")
 
