@@ -33,7 +33,10 @@ _MOST_CONDITIONS = 9
 pairs of sets of conditions, which tables are computed from, have 19 MB.
 """
 _MOST_LEAVES = 2048
-"""The maximum number of leaves without a table that are computed at once."""
+_MOST_PLACES = 2**16
+"""The maximum number of leaves without a table that are computed at once, and of their
+conditions.
+"""
 
 
 class _Interval(NamedTuple):
@@ -114,8 +117,10 @@ class LeafTables:
             others[is_missing, has_slopes, targets] += leaves[fitting:]
         for (is_missing, _, targets), leaves in others.items():
             groups = self._missing_groups if is_missing else self._groups
-            for start in range(0, len(leaves), _MOST_LEAVES):
-                part = leaves[start : start + _MOST_LEAVES]
+            longest = max((len(leaf.conditions) for leaf in leaves), default=1)
+            size = min(_MOST_LEAVES, _MOST_PLACES // longest)
+            for start in range(0, len(leaves), size):
+                part = leaves[start : start + size]
                 groups.append(_Leaves(targets, part, rows))
 
     def add_to(self, totals: Array, row: Array) -> None:
@@ -140,9 +145,11 @@ class _Conditions:
         self._has_missing = fields[:, 3].astype(bool)
         # The conditions of categories, and the codes that each of them has.
         self._coded = np.flatnonzero(fields[:, 4] != -1)
-        codes = fields[self._coded, 4:]
-        width = 1 + max((int(code).bit_length() for code in codes.flat), default=0)
-        self._has_code = (codes >> np.arange(width).astype(object) & 1).astype(bool)
+        codes = fields[self._coded, 4].tolist()
+        size = 1 + max(map(int.bit_length, codes), default=0) // 8
+        packed = b"".join(code.to_bytes(size, "little", signed=True) for code in codes)
+        bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
+        self._has_code = bits.reshape(-1, 8 * size).astype(bool)
 
     def met(self, rows: Array) -> Array:
         """Return True for the conditions, [..., conditions], that rows with these
@@ -356,8 +363,8 @@ def _paths(form: AdditiveForm, tree: int) -> Iterator[tuple[int, tuple[_Interval
         left = interval._replace(has_missing=interval.has_missing and missing_left)
         right = interval._replace(has_missing=interval.has_missing and not missing_left)
         if np.isnan(threshold):  # The threshold of categories is NaN.
-            members = np.flatnonzero(form.members[form.membership[tree, node]]).tolist()
-            codes = sum(1 << position for position in members)
+            packed = np.packbits(form.members[form.membership[tree, node]], bitorder="little")
+            codes = int.from_bytes(packed.tobytes(), "little")
             left = left._replace(codes=left.codes & codes)
             right = right._replace(codes=right.codes & ~codes)
         else:
