@@ -152,7 +152,8 @@ def start_explainer() -> tuple[SideMessage, Answer]:
     from mlflow_deploy_plugin.serve.runtime.session import memory_limit
 
     os.nice(_NICENESS)
-    # A model may ask for any memory. The worker, which has the same models, must survive.
+    # A model may ask for any memory. The worker, which has the same models, must
+    # survive.
     limit = memory_limit() // 2
     with suppress(OSError, ValueError):  # macOS has no /proc, and `ulimit -d` may be lower.
         setrlimit(RLIMIT_DATA, (limit, limit))

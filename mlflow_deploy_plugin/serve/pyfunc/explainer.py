@@ -156,23 +156,19 @@ def explain_rows(
         )
     # Explain the sums of the form, such as log-odds, with exact Shapley values.
     form = reader.form
+    if form.columns.max(initial=0) >= len(features):
+        raise InvalidRequest(f"{ADDITIVE_FILE} has other columns than the model")
     background_features = reader.read(background)
-    row_features = reader.read(rows)
-    shapes = {background_features.shape[1:], row_features.shape[1:], form.columns.shape}
-    if len(shapes) > 1 or not {*form.read_columns.tolist()} <= {*range(len(features))}:
-        raise InvalidRequest(f"{ADDITIVE_FILE} has other features than the model")
     exact = exact_explainer(form, background_features.tobytes())
-    values = exact.contributions(row_features, len(features), deadline)
+    values = exact.contributions(reader.read(rows), len(features), deadline)
     names, numbers = explained_numbers(model, rows)
     sums = values.sum(axis=1) + exact.base_values
     scale = np.abs(values).sum(axis=(1, 2)) + np.abs(numbers).max(axis=1) + 1
     predicted = form.predictions(sums)
-    if predicted.shape != numbers.shape:
-        raise InvalidRequest(f"{ADDITIVE_FILE} has other predictions than the model")
     # Rows without a finite prediction have no finite difference either.
     is_close = np.abs(predicted - numbers).max(axis=1) <= TOLERANCE * scale
     is_wrong = np.isfinite(numbers).all(axis=1) & ~is_close
-    if is_wrong.any():
+    if predicted.shape != numbers.shape or is_wrong.any():
         raise InferenceError(
             f"row {is_wrong.argmax()}: the contributions do not add up to the prediction; log the "
             "model again with reference_data that has such rows"

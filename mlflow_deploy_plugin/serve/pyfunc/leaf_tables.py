@@ -33,10 +33,7 @@ _MOST_CONDITIONS = 9
 pairs of sets of conditions, which tables are computed from, have 19 MB.
 """
 _MOST_LEAVES = 2048
-_MOST_PLACES = 2**16
-"""The maximum number of leaves without a table that are computed at once, and of their
-conditions.
-"""
+"""The maximum number of leaves without a table that are computed at once."""
 
 
 class _Interval(NamedTuple):
@@ -117,10 +114,8 @@ class LeafTables:
             others[is_missing, has_slopes, targets] += leaves[fitting:]
         for (is_missing, _, targets), leaves in others.items():
             groups = self._missing_groups if is_missing else self._groups
-            longest = max((len(leaf.conditions) for leaf in leaves), default=1)
-            size = min(_MOST_LEAVES, _MOST_PLACES // longest)
-            for start in range(0, len(leaves), size):
-                part = leaves[start : start + size]
+            for start in range(0, len(leaves), _MOST_LEAVES):
+                part = leaves[start : start + _MOST_LEAVES]
                 groups.append(_Leaves(targets, part, rows))
 
     def add_to(self, totals: Array, row: Array) -> None:

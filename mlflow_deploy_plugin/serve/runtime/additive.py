@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, read_artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.serve.runtime.session import describe_error, open_session
+from mlflow_deploy_plugin.serve.runtime.session import open_session
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -35,13 +35,11 @@ _BYTES_PER_GRAPH_BYTE = 64
 Most forms have 1 to 4 bytes per byte of the graph; those with a few large trees
 among many small ones had 53.
 """
-_MOST_LEVELS = 1000
+_MOST_LEVELS = 256
 _MOST_CONDITIONS = 10_000_000
 """The maximum number of conditions on the paths to all nodes; `LeafTables` takes about
-100 bytes for each.
+100 bytes for each. A test of categories counts as a condition per 32 codes.
 """
-_MOST_CODES = 2**28
-"""The maximum number of codes in the conditions of categories: nodes × codes."""
 LINK_SCALES = {"identity": "", "logit": " (log-odds)", "log": " (logarithm)"}
 """The scale of the explained numbers by link, as an addition to their name; empty for
 predictions.
@@ -150,15 +148,6 @@ class AdditiveForm:
         probabilities: Array = powers / powers.sum(axis=1, keepdims=True)
         return probabilities
 
-    @property
-    def read_columns(self) -> Array:
-        """The columns of the features that the sums read."""
-        read = np.unique(self.feature[self.left >= 0])
-        if self.is_linear:
-            read = np.flatnonzero(self.slopes.any(axis=1))
-        columns: Array = self.columns[read]
-        return columns
-
     def check(self) -> None:
         """Raise an error, such as ValueError or IndexError, unless the arrays fit
         together, every path in a tree ends at a leaf, and the explanations of the sums
@@ -172,16 +161,11 @@ class AdditiveForm:
             self.missing_left,
             self.value[..., 0],
         )
-        count = len(self.base)
-        lines = (1 + len(self.slope_features)) * count
-        floats = (self.threshold, self.value, self.slopes, self.base)
+        sums = len(self.base)
+        widths = self.value.shape[2:] + self.slopes.shape[1:] + self.base.shape[1:]
         if (
             {array.shape for array in by_node} != {self.left.shape}
-            or self.value.shape[2:] != (lines,)
-            or self.slopes.shape[1:] != (count,)
-            or self.base.shape + self.columns.shape != (count, len(self.columns))
-            or np.result_type(*floats) != np.float64
-            or np.result_type(self.columns, self.slope_features) != np.int64
+            or widths != ((1 + len(self.slope_features)) * sums, sums)
             or self.link not in LINK_SCALES
         ):
             raise ValueError("its arrays do not fit together")
@@ -200,19 +184,16 @@ class AdditiveForm:
         trees = np.arange(len(self.left))
         nodes = np.zeros_like(trees)
         conditions = 0
-        codes = 0
-        levels = 0
-        while trees.size:
-            conditions += len(trees) * min(levels, len(self.columns))
+        for level in range(_MOST_LEVELS):
             tests = np.count_nonzero(self.membership[trees, nodes] >= 0)
-            codes += tests * self.members.shape[1]
-            if levels > _MOST_LEVELS or conditions > _MOST_CONDITIONS or codes > _MOST_CODES:
-                raise ValueError("its trees are too large or too deep")
+            conditions += len(trees) * min(level, len(self.columns))
+            conditions += tests * self.members.shape[1] // 32
             is_inner = self.left[trees, nodes] >= 0
             inner = trees[is_inner], nodes[is_inner]
             trees = np.tile(inner[0], 2)
             nodes = np.concatenate([self.left[inner], self.right[inner]])
-            levels += 1
+        if trees.size or conditions > _MOST_CONDITIONS:
+            raise ValueError("its trees are too large or too deep")
         self.predictions(self.sums(self.read_features(np.zeros((1, len(self.columns))))))
 
     def to_bytes(self) -> bytes:
@@ -300,19 +281,13 @@ class FeatureReader:
 
     def read(self, feeds: Feeds) -> Array:
         """Return the features, [N, F] float64, of rows in the form that the model's
-        graph takes. Raises InvalidArtifact if the features cannot be computed.
+        graph takes.
         """
         arrays = [feeds[name] for name in self._inputs]
-        try:
-            if self._session is None:
-                features = np.hstack([array.reshape(len(array), -1) for array in arrays])
-            else:
-                names = [entry.name for entry in self._session.get_inputs()]
-                # The graphs may name an input differently, but have the same order.
-                renamed = dict(zip(names, arrays, strict=True))
-                features = self._session.run(None, renamed)[0]
-            return self.form.read_features(features)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-            raise InvalidArtifact(
-                f"the features of the explanation cannot be computed: {describe_error(error)}"
-            ) from None
+        if self._session is None:
+            matrices = [array.reshape(len(array), -1) for array in arrays]
+            return self.form.read_features(np.hstack(matrices))
+        names = [entry.name for entry in self._session.get_inputs()]
+        # The graphs may name an input differently, but have the same order.
+        renamed = dict(zip(names, arrays, strict=True))
+        return self.form.read_features(self._session.run(None, renamed)[0])

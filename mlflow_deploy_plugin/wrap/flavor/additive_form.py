@@ -75,7 +75,11 @@ def with_additive_files(
                 reader, runnable, feeds, converted.boundary_values.categories
             ),
         )
-        is_proven = bool((form.read_columns >= 0).all())
+        if form.is_linear:
+            read_positions = np.flatnonzero(form.slopes.any(axis=1))
+        else:
+            read_positions = np.unique(form.feature[form.left >= 0])
+        is_proven = bool((form.columns[read_positions] >= 0).all())
         if is_proven:
             # The form must predict the numbers that the graph predicts.
             numbers = explained_numbers(runnable, feeds)[1]
