@@ -47,6 +47,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 )
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import describe_error
 
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
@@ -89,6 +90,8 @@ def answer(request: SideMessage) -> SideMessage:
             f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, "
             f"or set a smaller max_evals (it was {fields['max_evals']})"
         ) from None
+    except Exception as error:  # noqa: BLE001 - NumPy and ONNX Runtime raise unrelated classes
+        raise InvalidRequest(f"the model cannot be explained: {describe_error(error)}") from None
     described = {
         "columns": [feature.name for feature in contributions.features],
         "outputs": contributions.outputs,

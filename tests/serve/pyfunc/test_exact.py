@@ -396,7 +396,7 @@ def nested(depth):
         (InvalidArtifact, lambda form: nested(300)),
         (
             InvalidArtifact,
-            lambda form: {"membership": form.left * 0, "members": np.ones((2, 10**6), bool)},
+            lambda form: {"membership": form.left * 0, "members": np.ones((2, 2**23), bool)},
         ),
     ],
 )
