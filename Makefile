@@ -30,7 +30,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)$(if $(filter Linux,$(sh
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo demo-stop test test-install test-long test-all stack-test images helm bench docs lint format constraints clean
+.PHONY: install demo demo-stop test test-install test-long test-graphs-hostile test-all stack-test images helm bench docs lint format constraints clean
 
 install: $(VENV)/.installed
 
@@ -77,6 +77,10 @@ test-install: install
 test-long: install
 	$(PIP) install -q -c constraints.txt -e '.[spark]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m '(long or install) and not stack' --ignore tests/journeys/test_install.py $(DRILLS)
+
+# 20,000 mutated graphs and explanations
+test-graphs-hostile: install
+	HOSTILE_MODELS=20000 $(BIN)/python -m pytest -m long tests/serve/pyfunc/test_hostile_graphs.py
 
 test-all: test test-long test-install
 

@@ -365,17 +365,17 @@ def _count_graph(
     path = file(str(section["data"]))
     import onnx  # The import takes 0.2 s, and most commands do not need it.
 
+    counts = Counter(bytes=path.stat().st_size)
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "length":
+                    counts["bytes"] += int(entry.value)
+    except (DecodeError, ValueError) as error:
         # `registry_errors` would attribute an error of google.protobuf to Google's
         # storage.
         raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
-    counts = Counter(bytes=path.stat().st_size)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "length":
-                counts["bytes"] += int(entry.value)
     for opset in model.opset_import:
         counts[f"opset {opset.domain or 'ai.onnx'}"] = opset.version
     for node in _nodes(model.graph):

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -146,7 +147,17 @@ def start_explainer() -> tuple[SideMessage, Answer]:
     """Load the explainer, and return the ready message and the function that answers
     requests.
     """
+    from resource import RLIMIT_DATA, setrlimit  # Windows has no such module.
+
+    from mlflow_deploy_plugin.serve.runtime.session import memory_limit
+
     os.nice(_NICENESS)
+    # A model may ask for any memory. The worker, which has the same models, must
+    # survive.
+    limit = memory_limit() // 2
+    with suppress(OSError, ValueError):  # macOS has no /proc, and `ulimit -d` may be lower.
+        setrlimit(RLIMIT_DATA, (limit, limit))
+        Path("/proc/self/oom_score_adj").write_text("1000")
     # The scorer's process does not need ONNX Runtime.
     from mlflow_deploy_plugin.serve.pyfunc import explainer
 

@@ -51,12 +51,13 @@ class ExactExplainer:
             deadline: a time of `time.monotonic`, after which DeadlinePassed is raised.
         """
         form = self.form
+        summed = np.zeros((len(features), columns, len(form.base)))
         if form.is_linear:
             differences = features - self.background.mean(axis=0)
-            is_of_column = form.columns[:, np.newaxis] == np.arange(columns)
-            of_columns = form.slopes[:, np.newaxis] * is_of_column[..., np.newaxis]
-            return np.tensordot(differences, of_columns, 1)
-        summed = np.zeros((len(features), columns, len(form.base)))
+            for column in range(columns):
+                read = np.flatnonzero(form.columns == column)
+                summed[:, column] = differences[:, read] @ form.slopes[read]
+            return summed
         for row, totals in zip(features, summed, strict=True):
             if time.monotonic() > deadline:
                 raise DeadlinePassed

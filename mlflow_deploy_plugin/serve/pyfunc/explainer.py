@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.pyfunc.exact import DeadlinePassed, exact_explainer
-from mlflow_deploy_plugin.serve.runtime.additive import TOLERANCE, FeatureReader
+from mlflow_deploy_plugin.serve.runtime.additive import ADDITIVE_FILE, TOLERANCE, FeatureReader
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
     Name,
@@ -47,6 +47,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 )
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.serve.runtime.session import describe_error
 
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
@@ -89,6 +90,8 @@ def answer(request: SideMessage) -> SideMessage:
             f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, "
             f"or set a smaller max_evals (it was {fields['max_evals']})"
         ) from None
+    except Exception as error:  # noqa: BLE001 - NumPy and ONNX Runtime raise unrelated classes
+        raise InvalidRequest(f"the model cannot be explained: {describe_error(error)}") from None
     described = {
         "columns": [feature.name for feature in contributions.features],
         "outputs": contributions.outputs,
@@ -156,15 +159,19 @@ def explain_rows(
         )
     # Explain the sums of the form, such as log-odds, with exact Shapley values.
     form = reader.form
+    if form.columns.max(initial=0) >= len(features):
+        raise InvalidRequest(f"{ADDITIVE_FILE} has other columns than the model")
     background_features = reader.read(background)
     exact = exact_explainer(form, background_features.tobytes())
     values = exact.contributions(reader.read(rows), len(features), deadline)
     names, numbers = explained_numbers(model, rows)
     sums = values.sum(axis=1) + exact.base_values
     scale = np.abs(values).sum(axis=(1, 2)) + np.abs(numbers).max(axis=1) + 1
+    predicted = form.predictions(sums)
     # Rows without a finite prediction have no finite difference either.
-    is_wrong = np.abs(form.predictions(sums) - numbers).max(axis=1) > TOLERANCE * scale
-    if is_wrong.any():
+    is_close = np.abs(predicted - numbers).max(axis=1) <= TOLERANCE * scale
+    is_wrong = np.isfinite(numbers).all(axis=1) & ~is_close
+    if predicted.shape != numbers.shape or is_wrong.any():
         raise InferenceError(
             f"row {is_wrong.argmax()}: the contributions do not add up to the prediction; log the "
             "model again with reference_data that has such rows"

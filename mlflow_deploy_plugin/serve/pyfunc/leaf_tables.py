@@ -140,9 +140,11 @@ class _Conditions:
         self._has_missing = fields[:, 3].astype(bool)
         # The conditions of categories, and the codes that each of them has.
         self._coded = np.flatnonzero(fields[:, 4] != -1)
-        codes = fields[self._coded, 4:]
-        width = 1 + max((int(code).bit_length() for code in codes.flat), default=0)
-        self._has_code = (codes >> np.arange(width).astype(object) & 1).astype(bool)
+        codes = fields[self._coded, 4].tolist()
+        size = 1 + max(map(int.bit_length, codes), default=0) // 8
+        packed = b"".join(code.to_bytes(size, "little", signed=True) for code in codes)
+        bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
+        self._has_code = bits.reshape(-1, 8 * size).astype(bool)
 
     def met(self, rows: Array) -> Array:
         """Return True for the conditions, [..., conditions], that rows with these
@@ -356,8 +358,8 @@ def _paths(form: AdditiveForm, tree: int) -> Iterator[tuple[int, tuple[_Interval
         left = interval._replace(has_missing=interval.has_missing and missing_left)
         right = interval._replace(has_missing=interval.has_missing and not missing_left)
         if np.isnan(threshold):  # The threshold of categories is NaN.
-            members = np.flatnonzero(form.members[form.membership[tree, node]]).tolist()
-            codes = sum(1 << position for position in members)
+            packed = np.packbits(form.members[form.membership[tree, node]], bitorder="little")
+            codes = int.from_bytes(packed.tobytes(), "little")
             left = left._replace(codes=left.codes & codes)
             right = right._replace(codes=right.codes & ~codes)
         else:

@@ -35,6 +35,11 @@ _BYTES_PER_GRAPH_BYTE = 64
 Most forms have 1 to 4 bytes per byte of the graph; those with a few large trees
 among many small ones had 53.
 """
+_MOST_LEVELS = 256
+_MOST_CONDITIONS = 10_000_000
+"""The maximum number of conditions on the paths to all nodes; `LeafTables` takes about
+100 bytes for each. A test of categories counts as a condition per 32 codes.
+"""
 LINK_SCALES = {"identity": "", "logit": " (log-odds)", "log": " (logarithm)"}
 """The scale of the explained numbers by link, as an addition to their name; empty for
 predictions.
@@ -145,7 +150,8 @@ class AdditiveForm:
 
     def check(self) -> None:
         """Raise an error, such as ValueError or IndexError, unless the arrays fit
-        together and every path in a tree ends at a leaf.
+        together, every path in a tree ends at a leaf, and the explanations of the sums
+        take bounded memory.
         """
         by_node = (
             self.feature,
@@ -155,7 +161,13 @@ class AdditiveForm:
             self.missing_left,
             self.value[..., 0],
         )
-        if {array.shape for array in by_node} != {self.left.shape} or self.link not in LINK_SCALES:
+        sums = len(self.base)
+        widths = self.value.shape[2:] + self.slopes.shape[1:] + self.base.shape[1:]
+        if (
+            {array.shape for array in by_node} != {self.left.shape}
+            or widths != ((1 + len(self.slope_features)) * sums, sums)
+            or self.link not in LINK_SCALES
+        ):
             raise ValueError("its arrays do not fit together")
         is_inner = self.left >= 0
         trees = np.nonzero(is_inner)[0]
@@ -165,9 +177,23 @@ class AdditiveForm:
         children = np.ravel_multi_index((trees, children), self.left[:, 1:].shape)
         compared = (self.feature, self.membership + 1)
         np.ravel_multi_index(compared, (len(self.columns), len(self.members)))
+        np.ravel_multi_index((self.slope_features,), (len(self.columns),))
         # A path from the root can enter a cycle only at a node with two parents.
         if len(np.unique(children)) < children.size:
             raise ValueError("a node of a tree has several parents")
+        trees = np.arange(len(self.left))
+        nodes = np.zeros_like(trees)
+        conditions = 0
+        for level in range(_MOST_LEVELS):
+            tests = np.count_nonzero(self.membership[trees, nodes] >= 0)
+            conditions += len(trees) * min(level, len(self.columns))
+            conditions += tests * self.members.shape[1] // 32
+            is_inner = self.left[trees, nodes] >= 0
+            inner = trees[is_inner], nodes[is_inner]
+            trees = np.tile(inner[0], 2)
+            nodes = np.concatenate([self.left[inner], self.right[inner]])
+        if trees.size or conditions > _MOST_CONDITIONS:
+            raise ValueError("its trees are too large or too deep")
         self.predictions(self.sums(self.read_features(np.zeros((1, len(self.columns))))))
 
     def to_bytes(self) -> bytes:
