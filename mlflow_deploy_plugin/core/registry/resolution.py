@@ -259,8 +259,9 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
 
 def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
     """Yield the registered models that a pattern selects, each with a mark: the number
-    of the selected version, and the time of the model's last change. The value grows
-    with each page of the registry's answer. Raises the errors of the registry.
+    of the selected version, and the times of the model's last change and of its
+    creation. The value grows with each page of the registry's answer. Raises the errors
+    of the registry.
     """
     client = registry_client()
     search: Callable[..., Any] = client.search_registered_models
@@ -273,9 +274,11 @@ def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
         while True:
             page = search(max_results=_PAGE, page_token=token)
             for entry in page:
+                created_at = entry.creation_timestamp
                 if pattern.kind == "tag":
                     number = entry.version
-                    changed_at = entry.creation_timestamp
+                    changed_at = created_at
+                    created_at = 0  # A search for versions lacks the time of the model.
                 elif pattern.kind == "alias":
                     number = entry.aliases.get(pattern.selector, 0)
                     changed_at = entry.last_updated_timestamp
@@ -286,7 +289,7 @@ def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
                     changed_at = entry.last_updated_timestamp
                 newest_number = int(marks.get(entry.name, "0").split()[0])
                 if int(number) > newest_number and fnmatchcase(entry.name, pattern.name):
-                    marks[entry.name] = f"{number} {changed_at}"
+                    marks[entry.name] = f"{number} {changed_at} {created_at}"
             yield marks
             token = page.token
             if not token:

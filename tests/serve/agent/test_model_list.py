@@ -96,6 +96,28 @@ def test_list_is_kept_while_the_registry_is_down(tmp_path):
         models.spec("team-b")
 
 
+def test_list_of_other_requirements_is_not_used(tmp_path):
+    make_list(tmp_path, {"team-a": "1 5 5"})
+    models = make_list(tmp_path, RegistryUnavailable("down"), require="gate=passed")
+    assert models.listed is None
+    with refused(NotFound, "team-a"):
+        models.spec("team-a")
+    assert not (tmp_path / LISTED).exists()
+
+
+def test_recreated_model_has_no_previous_version(client, tmp_path):
+    models = make_list(tmp_path, {"team-a": "1 5 5"})
+    for version in ("1", "2"):
+        *_, marks = selected_models(parse_model_uri(CHAMPIONS))
+        want = WantedVariant(model_uri="", model="team-a", version=version, folder=tmp_path)
+        models.write("team-a", marks["team-a"], WantedEndpoint(variants={"registry": want}))
+        client.delete_registered_model("team-a")
+        client.create_registered_model("team-a")
+        client.create_model_version("team-a", ".")
+        client.set_registered_model_alias("team-a", "champion", "1")
+    assert read_state(served_file(tmp_path, "team-a"), ServedModel).previous is None
+
+
 def test_failed_listing_is_repeated_soon(tmp_path, clock, monkeypatch):
     answers = iter([{"team-a": "1 5"}, None, {"team-a": "2 6"}])
 
