@@ -77,10 +77,10 @@ class ModelList:
         self._digest = digest
         saved = read_state(self.state_dir / LISTED, Listed)
         self.listed: Listed | None = None
-        if saved is not None and saved.uri == self.uri and saved.is_complete:
-            if all(mark.endswith(f" {digest}") for mark in saved.models.values()):
-                self.listed = saved
-        if self.listed is None:
+        has_list = saved is not None and saved.uri == self.uri and saved.is_complete
+        if has_list and all(mark.endswith(f" {digest}") for mark in saved.models.values()):
+            self.listed = saved
+        else:
             (self.state_dir / LISTED).unlink(missing_ok=True)
         self._listing: Future[Listed] | None = None
         self._began_at = self.polling.clock()
