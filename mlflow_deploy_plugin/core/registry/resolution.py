@@ -47,8 +47,8 @@ STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived"
 _SHOWN_VERSIONS = 10
 _PAGE = 200
 _SHORT_PAGE = 20
-"""The number of models per page, and the number after a page that was not answered in
-time. MLflow's basic auth checks each model of a page, for 10 to 50 ms.
+"""The number of models per page, and the number after a page without an answer in time:
+MLflow's basic auth needs 10 to 50 ms per model.
 """
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREGISTERED = tags.GateStatus(False, "", "only a registered version can pass a gate")

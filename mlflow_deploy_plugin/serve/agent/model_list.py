@@ -73,12 +73,16 @@ class ModelList:
         # Another spec, such as other requirements, or another registry needs other
         # marks.
         settings = self.template.model_dump_json(exclude={"server"})
-        digest = hashlib.sha256(f"{registry_address()} {settings}".encode()).hexdigest()[:16]
-        self._digest = digest
+        identity = f"{registry_address()} {settings}"
+        self._digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         saved = read_state(self.state_dir / LISTED, Listed)
         self.listed: Listed | None = None
-        has_list = saved is not None and saved.uri == self.uri and saved.is_complete
-        if has_list and all(mark.endswith(f" {digest}") for mark in saved.models.values()):
+        if (
+            saved is not None
+            and saved.uri == self.uri
+            and saved.is_complete
+            and all(mark.endswith(self._digest) for mark in saved.models.values())
+        ):
             self.listed = saved
         else:
             (self.state_dir / LISTED).unlink(missing_ok=True)

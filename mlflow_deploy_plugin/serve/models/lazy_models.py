@@ -236,8 +236,7 @@ class LazyModels:
                 self._models = models
                 table = self._repository.table
                 gone = [name for name in table if models.get(name) is not before.get(name)]
-                if gone:
-                    self._repository.exchange({}, gone)
+                self._repository.exchange({}, gone)
                 self._is_complete = listed.is_complete
                 if is_first:
                     threading.Thread(
