@@ -14,7 +14,12 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.connection import (
     is_mlflow_set,
@@ -41,6 +46,10 @@ GIT_COMMIT_TAG = "mlflow.source.git.commit"
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 _SHOWN_VERSIONS = 10
 _PAGE = 200
+_SHORT_PAGE = 20
+"""The number of models per page, and the number after a page without an answer in time:
+MLflow's basic auth needs 10 to 50 ms per model.
+"""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREGISTERED = tags.GateStatus(False, "", "only a registered version can pass a gate")
 
@@ -259,8 +268,9 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
 
 def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
     """Yield the registered models that a pattern selects, each with a mark: the number
-    of the selected version, and the time of the model's last change. The value grows
-    with each page of the registry's answer. Raises the errors of the registry.
+    of the selected version, and the times of the model's last change and of its
+    creation. The value grows with each page of the registry's answer. Raises the errors
+    of the registry.
     """
     client = registry_client()
     search: Callable[..., Any] = client.search_registered_models
@@ -269,28 +279,37 @@ def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
         search = partial(client.search_model_versions, f"tags.`{key}` = {_quoted(value)}")
     marks: dict[str, str] = {}
     token = None
-    with registry_errors("the list of registered models"):
-        while True:
-            page = search(max_results=_PAGE, page_token=token)
-            for entry in page:
-                if pattern.kind == "tag":
-                    number = entry.version
-                    changed_at = entry.creation_timestamp
-                elif pattern.kind == "alias":
-                    number = entry.aliases.get(pattern.selector, 0)
-                    changed_at = entry.last_updated_timestamp
-                else:
-                    staged = [other for other in entry.latest_versions if selects(pattern, other)]
-                    latest = newest(staged)
-                    number = latest.version if latest is not None else 0
-                    changed_at = entry.last_updated_timestamp
-                newest_number = int(marks.get(entry.name, "0").split()[0])
-                if int(number) > newest_number and fnmatchcase(entry.name, pattern.name):
-                    marks[entry.name] = f"{number} {changed_at}"
-            yield marks
-            token = page.token
-            if not token:
-                return
+    size = _PAGE
+    while True:
+        try:
+            with registry_errors("the list of registered models"):
+                page = search(max_results=size, page_token=token)
+        except RegistryUnavailable:
+            if size == _SHORT_PAGE:
+                raise
+            size = _SHORT_PAGE
+            continue
+        for entry in page:
+            created_at = entry.creation_timestamp
+            if pattern.kind == "tag":
+                number = entry.version
+                changed_at = created_at
+                created_at = 0  # A search for versions lacks the time of the model.
+            elif pattern.kind == "alias":
+                number = entry.aliases.get(pattern.selector, 0)
+                changed_at = entry.last_updated_timestamp
+            else:
+                staged = [other for other in entry.latest_versions if selects(pattern, other)]
+                latest = newest(staged)
+                number = latest.version if latest is not None else 0
+                changed_at = entry.last_updated_timestamp
+            newest_number = int(marks.get(entry.name, "0").split()[0])
+            if int(number) > newest_number and fnmatchcase(entry.name, pattern.name):
+                marks[entry.name] = f"{number} {changed_at} {created_at}"
+        yield marks
+        token = page.token
+        if not token:
+            return
 
 
 def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":

@@ -200,6 +200,7 @@ class _Model(BaseModel):
     latest_versions: list[_Version] = []
     tags: _Tags = {}
     aliases: _Aliases = {}
+    creation_timestamp: int = 0
     last_updated_timestamp: int = 0
 
 

@@ -77,11 +77,22 @@ class Listed(State):
     """The registered models that the pattern `uri` selects, each with a mark. A mark
     begins with the version's number. It changes if the model must be fetched again.
     During the first listing, the list is not complete.
+
+    The parts of a mark are the version's number, the time of the last change, the time
+    at which the model was created, and a digest of the registry and of the settings.
     """
 
     uri: str
     models: dict[str, str]
     is_complete: bool = True
+
+
+def is_same_model(mark: str, other: str) -> bool:
+    """Return True if a version with one mark may answer until the version with the
+    other can be served. A model that was deleted and created again, other requirements
+    and another registry exclude this.
+    """
+    return mark.split()[2:] == other.split()[2:]
 
 
 class ServedModel(State):

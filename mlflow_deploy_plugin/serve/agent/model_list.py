@@ -26,7 +26,12 @@ from mlflow_deploy_plugin.core.statedir.files import (
     served_file,
     write_state,
 )
-from mlflow_deploy_plugin.core.statedir.models import Listed, ServedModel, WantedEndpoint
+from mlflow_deploy_plugin.core.statedir.models import (
+    Listed,
+    ServedModel,
+    WantedEndpoint,
+    is_same_model,
+)
 from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy
 
 _log = logging.getLogger(__name__)
@@ -65,10 +70,22 @@ class ModelList:
 
     def __post_init__(self) -> None:
         self.uri = self.pattern.of_model(self.pattern.name)
+        # Another spec, such as other requirements, or another registry needs other
+        # marks.
+        settings = self.template.model_dump_json(exclude={"server"})
+        identity = f"{registry_address()} {settings}"
+        self._digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         saved = read_state(self.state_dir / LISTED, Listed)
         self.listed: Listed | None = None
-        if saved is not None and saved.uri == self.uri and saved.is_complete:
+        if (
+            saved is not None
+            and saved.uri == self.uri
+            and saved.is_complete
+            and all(mark.endswith(self._digest) for mark in saved.models.values())
+        ):
             self.listed = saved
+        else:
+            (self.state_dir / LISTED).unlink(missing_ok=True)
         self._listing: Future[Listed] | None = None
         self._began_at = self.polling.clock()
         self._ended_at = self._began_at
@@ -118,14 +135,10 @@ class ModelList:
         """Return the list of the registry. The first list is written after each page,
         because 9,000 models may take half a minute. Runs in a thread of `pool`.
         """
-        # Another spec, such as other requirements, or another registry needs other
-        # marks.
-        settings = self.template.model_dump_json(exclude={"server"})
-        digest = hashlib.sha256(f"{registry_address()} {settings}".encode()).hexdigest()[:16]
         is_first = self.listed is None
 
         def listed(marks: Mapping[str, str], is_complete: bool) -> Listed:
-            models = {name: f"{mark} {digest}" for name, mark in sorted(marks.items())}
+            models = {name: f"{mark} {self._digest}" for name, mark in sorted(marks.items())}
             return Listed(uri=self.uri, models=models, is_complete=is_complete)
 
         marks: dict[str, str] = {}
@@ -151,7 +164,7 @@ class ModelList:
         file = served_file(self.state_dir, model)
         before = read_state(file, ServedModel)
         previous = None
-        if before is not None:
+        if before is not None and is_same_model(before.mark, mark):
             is_same = before.endpoint.variants == endpoint.variants
             previous = before.previous if is_same else before.endpoint
         write_state(file, ServedModel(name=model, mark=mark, endpoint=endpoint, previous=previous))

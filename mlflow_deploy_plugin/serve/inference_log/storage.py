@@ -5,6 +5,7 @@ files, and atomic writes.
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,14 +44,16 @@ _READ_SECONDS = 30
 _ATTEMPTS = 4
 _KMS = "aws:kms"
 _LONGEST_NAME = 200
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def endpoint_folder(endpoint: str) -> str:
     """Return the name of an endpoint's folder. A registered model's name may have any
-    characters, which are percent-encoded; a longer name is replaced by its digest.
+    characters, which are percent-encoded. A longer name, or a name that looks like a
+    digest, is replaced by its digest.
     """
     name = quote(endpoint, safe="")
-    if len(name) > _LONGEST_NAME:
+    if len(name) > _LONGEST_NAME or _DIGEST.fullmatch(name):
         name = hashlib.sha256(endpoint.encode()).hexdigest()
     return f"endpoint={name}"
 

@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
     ServedModel,
     WantedEndpoint,
     WantedVariant,
+    is_same_model,
 )
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.variants import ServedEndpoint, ServedTable
@@ -222,22 +223,26 @@ class LazyModels:
                 self._file = file
                 models = {}
                 for name, mark in listed.models.items():
-                    model = self._models.get(name) or _Model(mark)
-                    if model.mark != mark:
+                    model = self._models.get(name)
+                    if model is None or not is_same_model(model.mark, mark):
+                        model = _Model(mark)
+                    elif model.mark != mark:
                         model.mark = mark
                         model.error = ""
                         model.retry_at = 0.0
                         model.failures = 0
                     models[name] = model
+                before = self._models
                 self._models = models
+                table = self._repository.table
+                gone = [name for name in table if models.get(name) is not before.get(name)]
+                self._repository.exchange({}, gone)
                 self._is_complete = listed.is_complete
                 if is_first:
                     threading.Thread(
                         target=self._load_recent, name="onnxserve-recent", daemon=True
                     ).start()
         now = time.monotonic()
-        if gone := self._repository.table.keys() - self._models.keys():
-            self._repository.exchange({}, gone)
         for name in self._in_memory():
             model = self._models[name]
             if model.loaded != model.mark and now >= model.retry_at:
@@ -275,10 +280,13 @@ class LazyModels:
         else:
             model.loaded = mark
             model.failures = 0
+        if self._models.get(name) is not model:  # It left the list, or was replaced.
+            self._repository.exchange({}, [name])
         served = self._repository.table.get(name)
         if served is None:
             model.size = 0
-        model.loading = None
+        with self._lock:  # `_start` may not have stored the future yet.
+            model.loading = None
         return served
 
     def _load_file(self, name: str, model: _Model, mark: str) -> str:
@@ -299,7 +307,7 @@ class LazyModels:
                 saved = read_state(file, ServedModel)
             except OnnxserveError as failure:
                 error = failure.message
-        if saved is None:
+        if saved is None or not is_same_model(saved.mark, mark):
             return error or "the agent has not written its file"
         reason = self._load_endpoint(name, model, saved.endpoint)
         if reason and saved.previous is not None and name not in self._repository.table:

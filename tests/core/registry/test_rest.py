@@ -14,7 +14,8 @@ from onnx.parser import parse_model as parse_graph
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.model_files import download, fetch
-from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import resolve, selected_models
 from mlflow_deploy_plugin.core.registry.rest import MlflowRest, http_settings
 from mlflow_deploy_plugin.core.registry.tags import tag_version, untag_version
 from tests.support.models import IDENTITY
@@ -64,10 +65,14 @@ def test_both_clients_resolve_and_copy_alike(proxy, model_id, tmp_path, monkeypa
     expected = [resolve(uri) for uri in uris]
     sources = [f"models:/{model_id}", "models:/rest/1"]
     copied = [file_names(download(source, tmp_path / "mlflow")) for source in sources]
+    patterns = [parse_model_uri(f"models:/*{end}") for end in ("/Production", "@a", "/tag:team=a")]
+    listed = [[*selected_models(pattern)] for pattern in patterns]
 
     monkeypatch.setattr(connection._process, "imports_mlflow", False)
     assert [resolve(uri) for uri in uris] == expected
     assert [file_names(download(source, tmp_path / "rest")) for source in sources] == copied
+    assert [[*selected_models(pattern)] for pattern in patterns] == listed
+    assert all("rest" in marks for (marks,) in listed)
 
 
 def file_names(folder):

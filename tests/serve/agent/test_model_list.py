@@ -4,6 +4,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.registry import resolution
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import selected_models
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
@@ -55,6 +56,23 @@ def test_models_of_a_pattern(client, uri, selected, monkeypatch):
     assert {name: mark.split()[0] for name, mark in marks.items()} == selected
 
 
+def test_slow_registry_is_asked_for_shorter_pages(client, monkeypatch):
+    search = MlflowClient.search_registered_models
+    sizes = []
+
+    def search_slowly(self, max_results, page_token):
+        sizes.append(max_results)
+        if max_results > resolution._SHORT_PAGE:
+            raise RegistryUnavailable("no answer in time")
+        return search(self, max_results=max_results, page_token=page_token)
+
+    monkeypatch.setattr(MlflowClient, "search_registered_models", search_slowly)
+    monkeypatch.setattr(resolution, "_SHORT_PAGE", 2)
+    *_, marks = selected_models(parse_model_uri(CHAMPIONS))
+    assert marks.keys() == {"team-a"}
+    assert sizes == [resolution._PAGE, 2, 2]
+
+
 def make_list(folder, marks, **config):
     """Return a list whose registry has these marks (or raises them), on a clock that
     advances a day per look.
@@ -94,6 +112,28 @@ def test_list_is_kept_while_the_registry_is_down(tmp_path):
     assert models.spec("team-a").variants["registry"].model == "models:/team-a@champion"
     with refused(NotFound, "team-b"):
         models.spec("team-b")
+
+
+def test_list_of_other_requirements_is_not_used(tmp_path):
+    make_list(tmp_path, {"team-a": "1 5 5"})
+    models = make_list(tmp_path, RegistryUnavailable("down"), require="gate=passed")
+    assert models.listed is None
+    with refused(NotFound, "team-a"):
+        models.spec("team-a")
+    assert not (tmp_path / LISTED).exists()
+
+
+def test_recreated_model_has_no_previous_version(client, tmp_path):
+    models = make_list(tmp_path, {})
+    for version in ("1", "2"):
+        *_, marks = selected_models(parse_model_uri(CHAMPIONS))
+        want = WantedVariant(model_uri="", model="team-a", version=version, folder=tmp_path)
+        models.write("team-a", marks["team-a"], WantedEndpoint(variants={"registry": want}))
+        client.delete_registered_model("team-a")
+        client.create_registered_model("team-a")
+        client.create_model_version("team-a", ".")
+        client.set_registered_model_alias("team-a", "champion", "1")
+    assert read_state(served_file(tmp_path, "team-a"), ServedModel).previous is None
 
 
 def test_failed_listing_is_repeated_soon(tmp_path, clock, monkeypatch):

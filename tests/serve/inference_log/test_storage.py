@@ -63,6 +63,12 @@ def test_rows_of_any_model_name_are_found(tmp_path, name):
     assert [hour.folder for hour in iter_hours(location, name)] == [f"{location.root}/{folder}"]
 
 
+def test_folders_of_long_names_are_not_taken():
+    name = "x" * 201
+    digest = endpoint_folder(name).removeprefix("endpoint=")
+    assert endpoint_folder(digest) not in ("endpoint=" + digest, endpoint_folder("X" * 201))
+
+
 def test_full_disk_leaves_no_partial_file(tmp_path):
     location = locate_log(str(tmp_path / "log"))
     with files_of_at_most(100), pytest.raises(OSError, match="File too large"):

@@ -1,6 +1,7 @@
 import math
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -160,6 +161,54 @@ def test_fetch_error_is_kept_for_some_time(worker):
         with refused(NotReady, "gate has not passed"):
             worker.repository.select_variant("a")
     assert worker.fetched == ["a"]
+
+
+@pytest.mark.parametrize(("mark", "is_served"), [("2 6 5 x", True), ("2 6 6 x", False)])
+def test_version_of_replaced_model_is_not_served(worker, tmp_path, mark, is_served):
+    """A mark ends with the creation of the model, and a digest of the requirements."""
+    worker.list({"a": "1 5 5 x", "b": "1 5 5 x"})
+    for name in ("a", "b"):
+        worker.repository.select_variant(name)
+    worker.refusal = "the gate has not passed"
+    worker.list({"a": mark})
+    restarted = Worker(tmp_path, 2 * MODEL_BYTES)
+    restarted.refusal = worker.refusal
+    restarted.list({"a": mark})
+    for repository in worker.repository, restarted.repository:
+        if is_served:
+            assert repository.select_variant("a").loaded.version == "1"
+        else:
+            with refused(NotReady, "gate has not passed"):
+                repository.select_variant("a")
+        with refused(NotFound, "b"):
+            repository.select_variant("b")
+
+
+def test_model_that_leaves_during_its_load_is_refused(worker):
+    worker.gate.clear()
+    with ThreadPoolExecutor(1) as caller:
+        answer = caller.submit(worker.repository.select_variant, "a")
+        wait_until(lambda: worker.loads, 20, "loading")
+        worker.list({"a": "1 6 6 x"})
+        worker.gate.set()
+        with refused(NotReady, "left"):
+            answer.result(20)
+    assert worker.repository.select_variant("a").loaded.version == "1"
+
+
+def test_load_that_ends_at_once_is_not_kept(worker, monkeypatch):
+    worker.repository.select_variant("a")
+    submit = worker.lazy._loaders.submit
+
+    def submit_slowly(*arguments):
+        load = submit(*arguments)
+        wait([load], 0.5)
+        return load
+
+    monkeypatch.setattr(worker.lazy._loaders, "submit", submit_slowly)
+    model = worker.lazy._models["a"]
+    worker.lazy._start("a", model).result(20)
+    wait_until(lambda: model.loading is None, 20, "the load has ended")
 
 
 def test_model_after_the_first_page_is_not_missing(worker):
