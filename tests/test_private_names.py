@@ -13,7 +13,6 @@ import pytest
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.ui.guard.readers import READERS
-from mlflow_deploy_plugin.ui.guard.views import _NEW_VERSION
 from tests.support.guides import ROOT
 
 NAMES = {place.replace(":", ".") for place in mlflow_private.NAMES}
@@ -37,7 +36,7 @@ The package also replaces `get_default_host_creds` in `mlflow_artifacts_repo`, w
 only MLflow 3.17 imports there.
 """
 
-VIEWS = {f"mlflow.server.handlers.{view}" for view in (*READERS, _NEW_VERSION)}
+VIEWS = {f"mlflow.server.handlers.{view}" for view in READERS}
 """MLflow's functions for the requests that the guard checks. Flask names its views
 after them.
 """

@@ -227,11 +227,13 @@ def adopt(why: str) -> None:
     MLflow's server does not start if the store lacks events that the server has
     recorded beside its key, or has signatures of a key that it does not know, for
     example after the restore of a backup. Run this command with the settings of the
-    server, as its user. Each card and dossier then shows this event.
+    server, as its user. Each card and dossier then shows this event, with your name in
+    MLflow if a server of MLflow at MLFLOW_TRACKING_URI answers.
 
     \b
       onnxserve audit adopt --why 'backup of 3 November restored'
     """
+    from mlflow_deploy_plugin.core.registry.connection import find_login
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
     from mlflow_deploy_plugin.core.store.database import open_server_store
@@ -242,7 +244,7 @@ def adopt(why: str) -> None:
             "this command needs the key of MLflow's server: run it with the server's "
             "ONNXSERVE_AUDIT_KEY_FILE or ONNXSERVE_HOME"
         )
-    with closing(open_server_store(settings)) as store:
+    with closing(open_server_store(settings, find_login)) as store:
         faults = adopt_trail(store, why)
     show_lines(["accepted: " + fault.text for fault in faults] or ["there was nothing to accept"])
 

@@ -29,7 +29,6 @@ NAMES = (
     "mlflow.server.handlers:_is_servable_proxied_run_artifact_root",
     "mlflow.server.handlers:_wrap_response",
     "mlflow.store.artifact.s3_artifact_repo:_cached_get_s3_client",
-    "mlflow.store.artifact.utils.models:_parse_model_uri",
     "mlflow.tracking._model_registry:DEFAULT_AWAIT_MAX_SLEEP_SECONDS",
     "mlflow.tracking.artifact_utils:_get_root_uri_and_artifact_path",
     "mlflow.tracking.fluent:_get_experiment_id",

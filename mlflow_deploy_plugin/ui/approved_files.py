@@ -11,10 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedFiles
-from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 from mlflow_deploy_plugin.core.settings import active_workspace
 from mlflow_deploy_plugin.promote.gate.approvals import approved_files, earlier_files
 from mlflow_deploy_plugin.ui import access
@@ -24,7 +23,6 @@ from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
 
-_MODELS_AT_ONCE = 1000
 _PAUSE_SECONDS = 60.0
 """The time after which this process reads the files again, so that callers cannot keep
 the artifact store busy.
@@ -74,19 +72,7 @@ class ChangedFilesSearch:
         During another search, the last results are returned, because a caller must not
         wait for the artifact store.
         """
-        readable: list[RegisteredModel] = []
-        token = None
-        while True:
-            page = mlflow_stores.registry().search_registered_models(
-                max_results=_MODELS_AT_ONCE,
-                page_token=token,
-            )
-            for model in page:
-                if GATE_POLICY_TAG in model.tags and access.may_read(model.name):
-                    readable.append(model)
-            token = page.token
-            if not token:
-                break
+        readable = [model for model in mlflow_stores.gated_models() if access.may_read(model.name)]
         if self._lock.acquire(blocking=False):
             try:
                 for model in readable:
@@ -107,13 +93,15 @@ def _key(model: "RegisteredModel") -> tuple[str, str]:
 
 
 def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[ChangedFiles]:
-    """Yield the versions in gated places with recorded files, whose files are missing
-    or others now. A model with an invalid policy is skipped.
+    """Yield the versions in gated places that did not move there through this server,
+    and those with recorded files, whose files are missing or others now. A model with
+    an invalid policy is skipped.
     """
-    try:
-        policy = policy_from_tags(model.name, model.tags) or GatePolicy()
-    except InvalidConfig:
+    policy = moves.valid_policy(model)
+    if policy is None:
         return
+    for place, version, _ in moves.outside_places(trail.store(), model):
+        yield ChangedFiles(model=model.name, version=version, place=str(place), is_outside=True)
     for place, version in moves.holders(model):
         if not policy.gates(place):
             continue

@@ -24,6 +24,7 @@ _WORDS = {
     "alias": f"moved an alias of {_VERSION}",
     "tag": f"changed the tag {{tag}} of {_VERSION}",
     "register": f"registered {_VERSION}",
+    "outside": f"found {_VERSION} in a place to which this server did not move it",
     "rename": "renamed the model <bdi>{model}</bdi>",
     "refused": f"was refused a change of {_VERSION}",
     "promote": f"promoted {_VERSION}",

@@ -42,7 +42,7 @@ from mlflow_deploy_plugin.ship.deployments.unapproved import answers_of
 from mlflow_deploy_plugin.ui import access, actions
 from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
 from mlflow_deploy_plugin.ui.event_words import EventRow, event_rows
-from mlflow_deploy_plugin.ui.guard import mlflow_stores
+from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.pictures import (
     Pictures,
@@ -114,6 +114,8 @@ class ModelCard:
 
     Attributes:
         gated: the stages and aliases that need a version with a passed gate.
+        outside: a sentence per gated place with a version that did not move there
+            through this server.
         error: the reason why the model cannot be read; it can then neither be promoted
             nor judged.
         no_gate: the reason why the gate cannot run here, or empty.
@@ -123,6 +125,7 @@ class ModelCard:
     may_act: bool
     versions: tuple[VersionRow, ...] = ()
     gated: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     error: str = ""
     no_gate: str = ""
 
@@ -277,7 +280,7 @@ def build_overview(
         pages=visible.pages(),
         shown=visible.page_index,
         alerts=alerts,
-        models=tuple(_model_card(name, followers.get(name, {})) for name in sorted(models)),
+        models=tuple(_model_card(store, name, followers.get(name, {})) for name in sorted(models)),
         rollouts=rollouts,
         events=events,
         requests=tuple(request_rows(store, models if only or model else None)),
@@ -521,7 +524,7 @@ _Followers = Mapping[str, Iterable[str]]
 """The endpoints that follow a stage or @alias of a model."""
 
 
-def _model_card(name: str, followers: _Followers) -> ModelCard:
+def _model_card(store: Store, name: str, followers: _Followers) -> ModelCard:
     """Return the card of a model. If the model or its policy cannot be read, the card
     has the error.
     """
@@ -555,6 +558,10 @@ def _model_card(name: str, followers: _Followers) -> ModelCard:
         may_act,
         versions=tuple(_version_rows(model, entries, applied, holders, followers)),
         gated=tuple(map(str, gated)),
+        outside=tuple(
+            f"version {version} is in {place}, but did not move there through this server"
+            for place, version, _ in moves.outside_places(store, model)
+        ),
         error=error,
         no_gate=error or actions.gate_blocker(applied, bool(access.caller().user)),
     )

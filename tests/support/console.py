@@ -14,6 +14,8 @@ PAGE = "/onnxserve"
 POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
 API = "/api/2.0/mlflow"
 AJAX = "/ajax-api/2.0/mlflow"
+FIXTURE = "fixture"
+"""The actor of the events that prepare a test."""
 RISK = "risk"
 """The group of the people who approve promotions."""
 
@@ -42,11 +44,13 @@ class HeaderLogin(Login):
 
 
 def events(mlflow_app, model):
-    """Return the events of the model, without the intentions of changes."""
+    """Return the events of the model, without the intentions of changes, and without
+    those of `FIXTURE`.
+    """
     return [
         replace(event, detail={key: event.detail[key] for key in event.detail if key != INTENTION})
         for event in mlflow_app.store.events(model=model)
-        if event.action != INTEND
+        if event.action != INTEND and event.actor != FIXTURE
     ]
 
 

@@ -15,6 +15,8 @@ from mlflow.entities.model_registry import ModelVersionTag, RegisteredModelTag
 from werkzeug.serving import make_server
 
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.registry.policy import parse_policy
+from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG as POLICY_TAG
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.store import Store
@@ -24,7 +26,7 @@ from mlflow_deploy_plugin.ui.guard import moves
 from mlflow_deploy_plugin.ui.jobs import Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
 from tests.support.browser import chromium
-from tests.support.console import API, PAGE, POLICY, events, move, point
+from tests.support.console import API, FIXTURE, PAGE, POLICY, events, move, point
 
 _numbers = count()
 
@@ -114,14 +116,27 @@ class Mlflow:
             folder.mkdir(parents=True)
             (folder / "MLmodel").write_text(f"model_id: {folder.name}")
             self.registry.create_model_version(name, str(folder))
+        for number in range(1, versions + 1):
+            self.registered(name, str(number))
         return name
+
+    def registered(self, model, version):
+        """Record the registration of a version that was created without a request."""
+        created = self.registry.get_model_version(model, version).creation_timestamp
+        detail = {"created": created, "authors": []}
+        self.store.record("register", actor=FIXTURE, model=model, version=version, detail=detail)
 
     def files(self, model, version):
         return Path(self.registry.get_model_version_download_uri(model, version))
 
     def stands(self, model, version, gate, reason):
-        """Set the tags of the gate on a version."""
+        """Record a verdict on a version, and set its tags."""
         digest = combine_hashes(hash_files(self.files(model, version)))
+        model_tags = self.registry.get_registered_model(model).tags
+        policy_digest = parse_policy(model_tags.get(POLICY_TAG, "{}"), "the test").digest
+        detail = {"files": digest, "policy_digest": policy_digest, "tagged": True}
+        event = {"model": model, "version": version, "after": gate, "why": reason}
+        self.store.record("gate", actor=FIXTURE, detail=detail, **event)
         for key, value in {"": gate, ".reason": reason, ".digest": digest}.items():
             tag = ModelVersionTag(f"onnxserve.gate{key}", value)
             self.registry.set_model_version_tag(model, version, tag)

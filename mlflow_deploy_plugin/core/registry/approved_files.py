@@ -56,6 +56,9 @@ class Approval(BaseModel):
 class ChangedFiles(BaseModel):
     """A version in a gated stage or @alias whose files are not the recorded files. An
     empty `now` is unreadable.
+
+    If `is_outside` is True, the version did not move there through MLflow's server with
+    onnxserve, and the files were not compared.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,8 +66,9 @@ class ChangedFiles(BaseModel):
     model: str
     version: str
     place: str
-    recorded: str
-    now: str
+    recorded: str = ""
+    now: str = ""
+    is_outside: bool = False
 
 
 def approval_of(model: str, version: str) -> Approval:

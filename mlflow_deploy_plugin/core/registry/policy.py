@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.settings import read_text
 from mlflow_deploy_plugin.core.spec.evaluation_names import REFERENCE, MetricName, check_strengths
 from mlflow_deploy_plugin.core.spec.types import Count, Duration, Share, SpecPart
+from mlflow_deploy_plugin.core.store.people import name_key
 from mlflow_deploy_plugin.core.yaml_text import load_yaml
 
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
@@ -265,7 +266,7 @@ class GatePolicy(SpecPart):
         return tuple(alias.removeprefix("@") for alias in aliases)
 
     def gates(self, place: StageOrAlias | str) -> bool:
-        return str(place).lower() in {str(gated).lower() for gated in self.gated_places}
+        return name_key(str(place)) in {name_key(str(gated)) for gated in self.gated_places}
 
     def approvals_for(self, place: StageOrAlias | str) -> ApprovalPolicy | None:
         return self.approvals if self.gates(place) else None

@@ -263,8 +263,6 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
     """
     name = uri.name
     before = _selected(client, uri)
-    if before.keys() == {version}:
-        return
     if uri.kind == "tag":
         client.set_model_version_tag(name, version, *uri.tag)
         for other in _superseded(uri, version, before, _selected(client, uri)):

@@ -1,8 +1,10 @@
 """The names of people, as logins report them: the usable names, and the spellings that
-belong to one person.
+belong to one person; and the spellings that a database may take for one name.
 """
 
 import unicodedata
+from contextlib import suppress
+from functools import lru_cache
 
 MOST_CHARACTERS = 255
 """The length of an actor's name in the tables. A longer name would be stored without
@@ -53,6 +55,25 @@ def person_key(name: str) -> str:
     folded = unicodedata.normalize("NFD", visible).casefold()
     folded = unicodedata.normalize("NFKD", folded).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+@lru_cache(maxsize=4096)
+def name_key(name: str) -> str:
+    """Return the form of a name of a model, a place or a tag that is equal for all
+    spellings that a database may compare as equal.
+
+    This is `person_key` without accents, strokes and other marks, as in the collations
+    `utf8mb4_0900_ai_ci` of MySQL and `Latin1_General_CI_AI` of SQL Server.
+    """
+    letters = ""
+    for character in unicodedata.normalize("NFKD", person_key(name)):
+        base, _, mark = unicodedata.name(character, "").partition(" WITH ")
+        if mark:
+            with suppress(KeyError):
+                character = unicodedata.lookup(base)
+        if not unicodedata.combining(character):
+            letters += character
+    return letters
 
 
 def name_refusal(name: str) -> str:

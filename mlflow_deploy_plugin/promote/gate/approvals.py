@@ -28,9 +28,9 @@ from mlflow_deploy_plugin.core.registry.tags import PASSED_STATES, PASSED_WITHOU
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.alerts import Alert
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, AuditEvent, settle
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
-from mlflow_deploy_plugin.core.store.people import name_refusal, person_key
+from mlflow_deploy_plugin.core.store.people import name_key, name_refusal, person_key
 from mlflow_deploy_plugin.core.store.served_files import served_files
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -43,6 +43,8 @@ _MOVES = ("promote", "transition", "alias")
 _ACTIONS = ("gate", "request", "approve", "decline", "rename", "delete", *_MOVES)
 COMPLETE = "complete"
 """The key of the subject in the detail of the last missing approval."""
+_CREATION_MILLISECONDS = 600_000
+"""The longest time between the intention to register a version and its creation."""
 _CHANGES = {
     "created": "the version was replaced",
     "files": "the files of the version changed",
@@ -74,8 +76,8 @@ class Subject:
 
     @property
     def key(self) -> _Key:
-        """The model, the version, and the place in lower case."""
-        return self.model, self.version, self.place.lower()
+        """The model, the version, and the `name_key` of the place."""
+        return self.model, self.version, name_key(self.place)
 
     def change_since(self, earlier: "Subject") -> str:
         """Return why a request for `earlier` has lapsed; empty if it has not."""
@@ -418,10 +420,19 @@ def require_may_decline(
 def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]:
     """Return the people who registered the version that was created at this time, under
     any name of its model.
+
+    If a server stopped before it recorded the registration, its intention names neither
+    the version nor the time. The authors of an intention at about this time count.
     """
     authors: dict[str, None] = {}
-    for event in store.events(actions=("register",)):
-        if event.version == version and event.detail["created"] == created:
+    for event in settle([*store.events(actions=("register", INTEND, FAILED))]):
+        if event.action != "register":
+            continue
+        if "created" in event.detail:
+            is_of_version = event.version == version and event.detail["created"] == created
+        else:
+            is_of_version = abs(event.at.timestamp() * 1000 - created) < _CREATION_MILLISECONDS
+        if is_of_version:
             authors |= dict.fromkeys(event.detail["authors"])
     return tuple(authors)
 
@@ -430,7 +441,7 @@ def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
     """Return the open requests after these events of a model, both oldest first."""
     live: dict[_Key, PromotionRequest] = {}
     for event in events:
-        key = (event.model, event.version, event.after.lower())
+        key = (event.model, event.version, name_key(event.after))
         moved = event.detail.get("moved")
         if event.action == "request":
             live.pop(key, None)  # The newest request is the last one.
@@ -448,7 +459,7 @@ def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
         elif event.action == "decline":
             live.pop(key, None)
         elif event.action in _MOVES and moved:
-            live.pop((event.model, event.version, moved["place"].lower()), None)
+            live.pop((event.model, event.version, name_key(moved["place"])), None)
         elif event.action in ("rename", "delete", BROKEN):
             live.clear()
     gates = _gate_events(events)

@@ -342,11 +342,10 @@ class _Request:
         return tags.GateStatus(True, "not asked", f"the policy does not gate {self.place}")
 
     def stay(self, status: tags.GateStatus) -> Promotion:
-        """Return the promotion of a version that is in `place`. If the version has new
-        approvals, move it again, so that MLflow's server records the approved files.
+        """Return the promotion of a version that is in `place`. Move it again, so that
+        MLflow's server records newly approved files, or a move that it has not made.
         """
-        requires_approvals = self.policy.approvals_for(self.place) is not None
-        if requires_approvals and not self.missing_approvals(self.verdict.digest):
+        if not self.missing_approvals(self.verdict.digest):
             self.move()
         promotion = self.promotion(status, is_moved=False)
         return replace(promotion, before=self.candidate.version)

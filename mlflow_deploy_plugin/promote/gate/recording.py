@@ -94,7 +94,7 @@ class VerdictRecord(BaseModel):
         store: Store,
         actor: str,
         is_tagged: bool,
-        **more: str,
+        **more: str | int,
     ) -> None:
         """Write the event. `more` is added to its detail."""
         detail = self.model_dump(include=_DETAILS)

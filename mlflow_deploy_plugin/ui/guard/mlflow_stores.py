@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow.exceptions import MlflowException
+from mlflow.prompt.constants import IS_PROMPT_TAG_KEY
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mlflow_deploy_plugin.core import mlflow_private
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_MODELS_AT_ONCE = 1000
 _RECORD_BYTES = 50_000_000
 """The maximum size of a file that this process reads for a record."""
 
@@ -46,8 +49,38 @@ def registry() -> "Registry":
     return mlflow_private._get_model_registry_store()
 
 
+def registered_model(name: str) -> "RegisteredModel":
+    """Return the model with exactly this name.
+
+    A database that ignores case or accents finds a model by another spelling, with
+    which its policy and its events are not found. Raises MlflowException.
+    """
+    model = registry().get_registered_model(name)
+    if model.name != name:
+        raise MlflowException(
+            f"there is no registered model {name!r}; the name of the model is {model.name!r}",
+            RESOURCE_DOES_NOT_EXIST,
+        )
+    return model
+
+
 def model_and_version(model: str, version: str) -> "tuple[RegisteredModel, ModelVersion]":
-    return registry().get_registered_model(model), registry().get_model_version(model, version)
+    return registered_model(model), registry().get_model_version(model, version)
+
+
+def gated_models() -> "Iterator[RegisteredModel]":
+    """Yield the models with a gate policy. A model with the tag of a prompt, which each
+    editor may set, is one of them.
+    """
+    has_policy = f"tags.`{tags.GATE_POLICY_TAG}` ILIKE '%'"
+    for query in (has_policy, f"{has_policy} AND tags.`{IS_PROMPT_TAG_KEY}` = 'true'"):
+        token = None
+        while True:
+            page = registry().search_registered_models(query, _MODELS_AT_ONCE, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                break
 
 
 @contextmanager

@@ -6,7 +6,7 @@ their reasons. For this purpose, each move to a gated place records the digest o
 version's files (`core/store/served_files.py`). Without a policy, no files are read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,16 @@ from mlflow_deploy_plugin.core.registry.resolution import all_versions
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
-from mlflow_deploy_plugin.core.store.served_files import SERVED, served_files
+from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
+from mlflow_deploy_plugin.core.store.people import name_key
+from mlflow_deploy_plugin.core.store.served_files import (
+    OUTSIDE,
+    SERVED,
+    UNCOUNTED,
+    arrival,
+    served_files,
+)
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Subject,
@@ -39,6 +48,8 @@ if TYPE_CHECKING:
 _ROLLBACK = "rollback"
 UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
+VERDICTS = ("gate", "register", "rename", "delete")
+"""The actions of the events that `gate_status` reads."""
 _MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
 
 
@@ -58,8 +69,8 @@ class RegistryChange:
         is_gated: True if the change is of the policy, or of a place that it gates.
         is_served_again: True if a version that was rolled back moves to a stage or
             alias that may be served.
-        has_new_files: True if people have approved files of the version that are not
-            recorded for its place yet.
+        has_new_files: True if the version has its place, and its files there are not
+            recorded yet, or its move is not.
     """
 
     action: str
@@ -77,6 +88,18 @@ class RegistryChange:
     def with_refusal(self, reason: str) -> "RegistryChange":
         """Return the change, which is refused unless the reason is empty."""
         return replace(self, why=reason, is_refused=bool(reason))
+
+    def with_version(self, made: Json) -> "RegistryChange":
+        """Return the registration of the version that MLflow has created, which is a
+        document of MLflow's API.
+        """
+        return replace(
+            self,
+            version=made["version"],
+            before="",
+            after=f"version {made['version']}",
+            detail=self.detail | {"created": int(made["creation_timestamp"])},
+        )
 
     @property
     def is_recorded(self) -> bool:
@@ -102,6 +125,41 @@ def recorded_files(trail: AuditTrail, model: str, version: str, place: StageOrAl
     with suppress(OnnxserveError):
         return served_files(trail.store(), model, version, str(place))
     return ""
+
+
+def valid_policy(model: "RegisteredModel") -> GatePolicy | None:
+    """Return None without a policy, and for an invalid policy."""
+    with suppress(InvalidConfig):
+        return policy_from_tags(model.name, model.tags)
+    return None
+
+
+def outside_places(
+    store: Store, model: "RegisteredModel"
+) -> Iterator[tuple[StageOrAlias, str, bool]]:
+    """Yield the gated places whose version did not move there through this server, with
+    the version, and True if an event reports it. Raises StoreUnavailable.
+    """
+    policy = valid_policy(model)
+    for place, version in holders(model):
+        if policy is not None and policy.gates(place):
+            action = arrival(store, model.name, version, str(place))
+            if action in UNCOUNTED:
+                yield place, version, action == OUTSIDE
+
+
+def unreported_changes(store: Store, model: "RegisteredModel") -> Iterator[RegistryChange]:
+    """Yield the changes of gated places past this server that no event reports."""
+    for place, version, is_reported in outside_places(store, model):
+        if not is_reported:
+            yield RegistryChange(
+                OUTSIDE,
+                model.name,
+                version,
+                after=f"version {version} in {place}",
+                why="it did not move there through this server",
+                detail=move_detail(str(place), ""),
+            )
 
 
 def unsigned_refusal(trail: AuditTrail, *, needs_approvals: bool) -> str:
@@ -134,9 +192,9 @@ class Move:
         - The policy does not gate the place. If it requires approvals, the files are
           recorded, because a later policy may gate the place. Otherwise,
           `_model_tag` records the files when a policy gates the place.
-        - The version is already there. No version moves, and the recorded files stay
-          the approved ones, unless the files that it has now have their own verdict and
-          approvals.
+        - The version is already there by a counted move. No version moves, and the
+          recorded files stay the approved ones, unless the files that it has now have
+          their own verdict and approvals.
         - The version returns, because `holder` replaced it. A rollback must not wait
           for a gate or for people. The version needs the files with which it was
           served.
@@ -161,7 +219,10 @@ class Move:
         and the return of a version with the files that were served; refuse the rest.
         """
         files, unreadable = self._read_files(policy)
-        status = _status(self.version, policy)
+        store = self.trail.store()
+        number = self.change.version
+        status = gate_status(store.counted_events(self.model.name, VERDICTS), self.version, policy)
+        came = arrival(store, self.model.name, self.holder, str(self.place))
         if status.passed and unreadable:
             status = tags.GateStatus(False, "", unreadable)
         elif status.passed:
@@ -174,21 +235,20 @@ class Move:
                 f"{self._subject} may not become {self.place}: {status.reason}. {self._remedy}"
             )
         if not refusal:
-            # A version that has the place already with other recorded files is recorded
-            # again.
-            number = self.change.version
+            # A version that has the place already with other recorded files, or without
+            # a counted move, is recorded again.
             detail = self._detail(files)
-            has_new_files = (
-                self.holder == number
-                and recorded_files(self.trail, self.model.name, number, self.place) != files
+            has_new_files = self.holder == number and (
+                came in UNCOUNTED
+                or recorded_files(self.trail, self.model.name, number, self.place) != files
             )
             if has_new_files:
                 detail |= move_detail(detail["moved"]["place"], number, files)
             why = f"gate {status.state}: {status.reason}"
             return self._accepted(why=why, detail=detail, has_new_files=has_new_files)
-        if self.holder == self.change.version:
+        if came not in UNCOUNTED and self.holder == number:
             return self._accepted(why="already there")
-        if self._is_return(policy):
+        if came not in UNCOUNTED and self._is_return():
             changed = unreadable or _changed_files(
                 self.trail, self.model.name, self.change.version, self.place, files
             )
@@ -210,17 +270,17 @@ class Move:
         except NotFound as error:
             return "", error.message
 
-    def _is_return(self, policy: GatePolicy) -> bool:
-        """Return True if `holder` has replaced the version, which was not rolled back.
-
-        With approvals, return False if `holder` itself came by a rollback.
+    def _is_return(self) -> bool:
+        """Return True if `holder` has replaced the version, which was not rolled back:
+        it has no such tag, which an editor may delete, and `holder` itself did not come
+        by a rollback.
         """
-        if not self.holder or self._is_rolled_back:
+        if self._is_rolled_back:
             return False
         moves = moves_to(self.trail, self.model.name, self.holder, self.place)
         if not moves or moves[0].detail["moved"]["before"] != self.change.version:
             return False
-        return policy.approvals is None or not any(event.detail.get(_ROLLBACK) for event in moves)
+        return not any(event.detail.get(_ROLLBACK) for event in moves)
 
     @property
     def _is_rolled_back(self) -> bool:
@@ -246,15 +306,51 @@ class Move:
         return replace(self.change, is_served_again=is_served_again, **fields)
 
 
-def _status(version: "ModelVersion", policy: GatePolicy) -> tags.GateStatus:
-    """Return the verdict on the version by the current policy of its model."""
-    status = tags.gate_status_of(version.tags)
-    judged_by = version.tags.get(tags.GATE_POLICY_DIGEST_TAG, policy.digest)
-    if status.passed and status.state != "forced" and judged_by != policy.digest:
-        return tags.GateStatus(
-            False, "", "it passed a different policy from the model's current policy"
-        )
-    return status
+def gate_status(
+    events: Sequence[AuditEvent], version: "ModelVersion", policy: GatePolicy | None
+) -> tags.GateStatus:
+    """Return the verdict on the version by the policy, from the counted events
+    `VERDICTS` of its model. The tags of the version are not read, because MLflow's
+    database has other writers.
+
+    Events of another version of the same number, which was created at another time, and
+    verdicts before a fault of the trail do not count. A version whose registration is
+    not recorded has no verdict.
+    """
+    created = int(version.creation_timestamp)
+    verdict = None
+    is_registered = False
+    for event in events:
+        if event.action == BROKEN or (event.action in ("rename", "delete") and not event.endpoint):
+            verdict = None
+        is_of_version = event.version == str(version.version)
+        if not is_of_version or event.detail.get("created", created) != created:
+            continue
+        if event.action == "register":
+            is_registered = True
+        elif event.action == "gate" and event.detail.get("tagged"):
+            verdict = event
+    if verdict is None or not is_registered:
+        reason = "the audit trail has no verdict on it; run `onnxserve gate`"
+        return tags.GateStatus(False, "", reason)
+    detail = verdict.detail
+    status = tags.gate_status_of(
+        {
+            tags.GATE_TAG: verdict.after,
+            tags.GATE_REASON_TAG: verdict.why,
+            tags.GATE_REPORT_TAG: detail.get("report", ""),
+            tags.GATE_DIGEST_TAG: detail.get("files", ""),
+        }
+    )
+    reason = ""
+    if policy is None or not status.passed:
+        return status
+    if status.state == "forced":
+        if policy.judges and detail.get("account") not in policy.judges:
+            reason = f"{verdict.actor}, who forced it, is not a judge of the model's current policy"
+    elif detail.get("policy_digest") != policy.digest:
+        reason = "it passed a different policy from the model's current policy"
+    return tags.GateStatus(False, "", reason) if reason else status
 
 
 def _changed_files(
@@ -304,7 +400,8 @@ def uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "Mo
     try:
         files = files_digest(below.name, str(below.version), policy)
         if policy.approvals is None:
-            is_right = _status(below, policy).on_files(files).passed
+            events = trail.store().counted_events(model.name, VERDICTS)
+            is_right = gate_status(events, below, policy).on_files(files).passed
         else:
             is_right = files in approved_files(trail.store(), policy, below)
         if is_right:
@@ -375,7 +472,7 @@ def moves_to(trail: AuditTrail, model: str, holder: str, place: StageOrAlias) ->
             if not event.endpoint and event.action in ("rename", "delete"):
                 break  # Earlier versions belong to a different model.
             moved = event.detail.get("moved")
-            if not moved or moved["place"].lower() != str(place).lower():
+            if not moved or name_key(moved["place"]) != name_key(str(place)):
                 continue
             if event.version == moved["before"]:
                 continue  # The version was already there, and its files were approved again.

@@ -5,22 +5,42 @@ policy, or rename or delete the model, because it would otherwise not apply. A p
 is refused while the approvals cannot be read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from flask import request
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.utils.models import get_model_name_and_version
+
 from mlflow_deploy_plugin.core import mlflow_private
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
+from mlflow_deploy_plugin.core.registry.resolution import newest
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.store.audit import move_detail
-from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry
+from mlflow_deploy_plugin.core.store.people import name_key
+from mlflow_deploy_plugin.core.store.served_files import (
+    LEFT,
+    REPLACED,
+    SERVED,
+    UNCOUNTED,
+    arrival,
+    served_entry,
+)
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.ui.access import is_administrator
+from mlflow_deploy_plugin.promote.gate.approvals import version_authors
+from mlflow_deploy_plugin.ui.access import caller, is_administrator
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
-from mlflow_deploy_plugin.ui.guard.mlflow_stores import files_digest, model_and_version, registry
+from mlflow_deploy_plugin.ui.guard.mlflow_stores import (
+    files_digest,
+    gated_models,
+    model_and_version,
+    registered_model,
+    registry,
+)
 from mlflow_deploy_plugin.ui.guard.moves import (
     UNSERVED_STAGES,
     Move,
@@ -30,6 +50,7 @@ from mlflow_deploy_plugin.ui.guard.moves import (
     recorded_files,
     uncovering_refusal,
     unsigned_refusal,
+    valid_policy,
 )
 
 if TYPE_CHECKING:
@@ -73,22 +94,77 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
 
 def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     """Read the request to set or delete an alias. None for the alias of a prompt."""
-    model = registry().get_registered_model(message.name)
+    model = registered_model(message.name)
     if _is_only_a_prompt(model):
         return None
     holder = str(model.aliases.get(message.alias, ""))
-    before = f"version {holder} in @{message.alias}" if holder else ""
     place = StageOrAlias(alias=message.alias)
-    is_gated = _is_gated(model, place)
-    change = RegistryChange("alias", message.name, holder, before=before, is_gated=is_gated)
-    if not hasattr(message, "version"):
+    change = RegistryChange(
+        action="alias",
+        model=message.name,
+        version=holder,
+        before=f"version {holder} in {place}" if holder else "",
+        detail={LEFT: str(place)},
+        is_gated=_is_gated(model, place),
+    )
+    version = None
+    if hasattr(message, "version"):
+        version = registry().get_model_version(message.name, message.version)
+        number = str(version.version)
+        after = f"version {number} in {place}"
+        detail = move_detail(str(place), holder)
+        change = replace(change, version=number, after=after, detail=detail)
+    policy = valid_policy(model)
+    if policy is not None and not holder:
+        aliases = (*policy.gated_aliases, *model.aliases)
+        if refusal := _lookalike_refusal("alias", message.alias, aliases):
+            return change.with_refusal(refusal)
+    if version is None:
         return change
-    version = registry().get_model_version(message.name, message.version)
-    number = str(version.version)
-    detail = move_detail(str(place), holder)
-    after = f"version {number} in {place}"
-    change = replace(change, version=number, after=after, detail=detail)
     return Move(trail, change, model, version, place, holder).decide()
+
+
+def _version_creation(trail: AuditTrail, message: Any) -> RegistryChange:
+    """Read the request to create a version, and remove the tags of a verdict from it:
+    MLflow's client sends the tags of a version that it copies. The authors of a copied
+    version are also authors of the copy.
+    """
+    model = registered_model(message.name)
+    is_gated = tags.GATE_POLICY_TAG in model.tags
+    kept = [
+        {"key": tag.key, "value": tag.value}
+        for tag in message.tags
+        if not name_key(tag.key).startswith((tags.GATE_TAG, tags.ERROR_TAG, ROLLED_BACK_TAG))
+    ]
+    refusal = ""
+    if len(kept) < len(message.tags):
+        # Flask keeps the document, so MLflow's view reads the same object again.
+        document = request.get_json(force=True, silent=True)
+        if isinstance(document, dict):
+            document["tags"] = kept
+        if len(read_message("CreateModelVersion").tags) != len(kept):
+            refusal = f"only MLflow's server writes tags such as {tags.GATE_TAG}: leave them out"
+    authors = [*filter(None, [caller().user])]
+    source: Sequence[str] = ()
+    with suppress(MlflowException):  # It is not a version, or MLflow refuses it.
+        source = get_model_name_and_version(registry(), message.source)
+    try:
+        if len(source) == 2:  # A logged model has only an id.
+            original = registry().get_model_version(*source)
+            created = int(original.creation_timestamp)
+            authors += version_authors(trail.store(), str(original.version), created)
+    except OnnxserveError:
+        if is_gated:
+            raise
+    newest_version = newest(model.latest_versions)
+    return RegistryChange(
+        action="register",
+        model=message.name,
+        before=f"version {newest_version.version}" if newest_version else "",
+        after="a new version",
+        detail={"authors": authors},
+        is_gated=is_gated,
+    ).with_refusal(refusal)
 
 
 def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -119,14 +195,17 @@ def _model_creation(trail: AuditTrail, message: "Message") -> RegistryChange:
     policy = model_tags.get(tags.GATE_POLICY_TAG, "")
     return RegistryChange(
         action="tag", model=message.name, after=policy, detail={"tag": tags.GATE_POLICY_TAG}
-    ).with_refusal(unsigned_refusal(trail, needs_approvals="approvals" in policy))
+    ).with_refusal(
+        unsigned_refusal(trail, needs_approvals="approvals" in policy)
+        or _name_refusal(message.name)
+    )
 
 
 def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     """Read the request to rename or delete a model. After a rename, the policy applies
     to the new name. None for a prompt.
     """
-    model = registry().get_registered_model(message.name)
+    model = registered_model(message.name)
     if _is_only_a_prompt(model):
         return None
     new_name = getattr(message, "new_name", "")
@@ -137,14 +216,18 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
         before=message.name,
         after=new_name,
         is_gated=_is_gated(model, *(place for place, _ in holders(model))),
-    ).with_refusal(_policy_refusal(model, f"{action} this model"))
+    ).with_refusal(
+        _policy_refusal(model, f"{action} this model") or _name_refusal(new_name, model.name)
+    )
     if not new_name or change.is_refused:
         return change
-    entries = [
-        served_entry(number, str(place), recorded_files(trail, model.name, number, place))
-        for place, number in holders(model)
-    ]
-    return replace(change, detail={SERVED: [entry for entry in entries if entry["files"]]})
+    entries = []
+    with suppress(OnnxserveError):  # The rename of a gated model is refused then.
+        for place, number in holders(model):
+            if arrival(trail.store(), model.name, number, str(place)) not in UNCOUNTED:
+                files = recorded_files(trail, model.name, number, place)
+                entries.append(served_entry(number, str(place), files))
+    return replace(change, detail={SERVED: entries})
 
 
 def _version_tag(_trail: AuditTrail, message: Any) -> RegistryChange | None:
@@ -152,11 +235,11 @@ def _version_tag(_trail: AuditTrail, message: Any) -> RegistryChange | None:
     verdict, which only this server sets (`ui/verdicts.py`). None if the guard does not
     watch the tag.
     """
-    is_of_verdict = message.key.startswith(tags.GATE_TAG)
+    is_of_verdict = name_key(message.key).startswith(tags.GATE_TAG)
     is_deleted = not hasattr(message, "value")
-    if not (is_of_verdict or (is_deleted and message.key == ROLLED_BACK_TAG)):
+    if not (is_of_verdict or (is_deleted and name_key(message.key) == ROLLED_BACK_TAG)):
         return None
-    version = registry().get_model_version(message.name, message.version)
+    _, version = model_and_version(message.name, message.version)
     number = str(version.version)
     refusal = ""
     if is_of_verdict:
@@ -178,11 +261,12 @@ def _model_tag(trail: AuditTrail, message: Any) -> RegistryChange | None:
     """Read the request to set or delete a tag of a model. None for another tag than the
     gate policy. The detail contains the files that the new policy adopts.
     """
-    if message.key != tags.GATE_POLICY_TAG:
+    if name_key(message.key) != tags.GATE_POLICY_TAG:
         return None
-    model = registry().get_registered_model(message.name)
+    model = registered_model(message.name)
     policy = getattr(message, "value", "")
     refusal = _policy_refusal(model, f"change its tag {message.key}")
+    refusal = refusal or _lookalike_refusal("tag", message.key, [tags.GATE_POLICY_TAG])
     refusal = refusal or unsigned_refusal(trail, needs_approvals="approvals" in policy)
     detail: Json = {"tag": message.key}
     if policy and not refusal:
@@ -203,9 +287,9 @@ def _model_tag(trail: AuditTrail, message: Any) -> RegistryChange | None:
                 if recorded_files(trail, model.name, version, place):
                     continue
                 with suppress(NotFound):
-                    adopted.append(
-                        served_entry(version, str(place), files_digest(model.name, version, gates))
-                    )
+                    files = files_digest(model.name, version, gates)
+                    entry = served_entry(version, str(place), files)
+                    adopted.append(entry | {REPLACED: version != number})
         if adopted:
             detail[SERVED] = adopted
     return RegistryChange(
@@ -222,6 +306,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "_transition_stage": ("TransitionModelVersionStage", _transition),
     "_set_registered_model_alias": ("SetRegisteredModelAlias", _alias),
     "_delete_registered_model_alias": ("DeleteRegisteredModelAlias", _alias),
+    "_create_model_version": ("CreateModelVersion", _version_creation),
     "_delete_model_version": ("DeleteModelVersion", _version_deletion),
     "_create_registered_model": ("CreateRegisteredModel", _model_creation),
     "_rename_registered_model": ("RenameRegisteredModel", _model),
@@ -261,6 +346,27 @@ def _policy_refusal(model: "RegisteredModel", change: str) -> str:
         f"only an administrator may {change}, because the gate policy of {model.name} requires "
         "approvals or names judges"
     )
+
+
+def _name_refusal(name: str, own_name: str = "") -> str:
+    """Return why a model may not receive this name; empty if it may, or for an empty
+    name.
+    """
+    names = (model.name for model in gated_models() if name and model.name != own_name)
+    return _lookalike_refusal("model", name, names)
+
+
+def _lookalike_refusal(kind: str, name: str, others: Iterable[str]) -> str:
+    """Return why a name is refused: a gated one is different but has the same
+    `name_key`; empty if there is none.
+    """
+    for other in others:
+        if other != name and name_key(other) == name_key(name):
+            return (
+                f"{name!r} is written like the {kind} {other!r}, which is gated, and a database "
+                "may take both for one: use another name"
+            )
+    return ""
 
 
 def _is_only_a_prompt(model: "RegisteredModel") -> bool:

@@ -20,22 +20,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from flask import Flask, Response, make_response
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, INTENDED, INTENTION, AuditEvent
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.promote.gate.approvals import version_authors
 from mlflow_deploy_plugin.ui.access import caller, refusal
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard.mlflow_stores import registry
-from mlflow_deploy_plugin.ui.guard.moves import RegistryChange
+from mlflow_deploy_plugin.ui.guard.moves import RegistryChange, unreported_changes
 from mlflow_deploy_plugin.ui.guard.readers import READERS, Reader, read_message
 
 if TYPE_CHECKING:
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_NEW_VERSION = "_create_model_version"
 _RETRY_AFTER_SECONDS = 5
 
 
@@ -56,7 +51,7 @@ def check_views(app: Flask, served: "Flask | FastAPI") -> None:
     # A Flask app has no attribute `routes`. FastAPI contains it at the path "".
     routes = getattr(served, "routes", ())
     before = [*takewhile(lambda route: getattr(route, "path", None) != "", routes)]
-    for view in (*READERS, _NEW_VERSION):
+    for view in READERS:
         if view not in app.view_functions:
             raise OnnxserveError(
                 f"this MLflow has no view {view}: onnxserve does not support its version"
@@ -80,49 +75,6 @@ def install(app: Flask, trail: AuditTrail, served: "Flask | FastAPI") -> None:
         app.view_functions[view] = catch_mlflow_exception(
             _guarded(app.view_functions[view], message, read, trail)
         )
-    create = app.view_functions[_NEW_VERSION]
-
-    def create_without_verdict(**arguments: Any) -> Response:
-        """Create a version without gate tags, because MLflow may copy the tags of a
-        version of another model. Record who created it.
-        """
-        caller()  # A login that refuses the caller must refuse before the change.
-        response = make_response(create(**arguments))
-        if response.status_code != 200:
-            return response
-        version = response.get_json()["model_version"]
-        name = version["name"]
-        number = version["version"]
-        for tag in version.get("tags", ()):
-            if tag["key"].startswith(tags.GATE_TAG) or tag["key"] in (
-                tags.ERROR_TAG,
-                ROLLED_BACK_TAG,
-            ):
-                registry().delete_model_version_tag(name, number, tag["key"])
-        # The authors of a copied version are also authors of the copy.
-        authors = [*filter(None, [caller().user])]
-        try:
-            source = read_message("CreateModelVersion").source
-            if urlsplit(source).scheme == "models":
-                copied = mlflow_private._parse_model_uri(source)
-                if copied.version:
-                    original = registry().get_model_version(copied.name, copied.version)
-                    created = int(original.creation_timestamp)
-                    authors += version_authors(trail.store(), str(original.version), created)
-        except (MlflowException, OnnxserveError) as error:
-            # The version exists, so the request has succeeded.
-            _log.error(
-                "%s version %s is a copy, and the authors of its source cannot be read: %s",
-                name,
-                number,
-                error,
-            )
-        detail = {"created": int(version["creation_timestamp"]), "authors": authors}
-        change = RegistryChange("register", name, number, after=f"version {number}", detail=detail)
-        _record(trail.record, change, change.action)
-        return response
-
-    app.view_functions[_NEW_VERSION] = create_without_verdict
 
 
 def _guarded(
@@ -146,6 +98,10 @@ def _guarded(
         try:
             # A change of nothing is neither gated nor recorded.
             change = read(trail, requested) or RegistryChange("", requested.name)
+            if change.is_gated:
+                model = registry().get_registered_model(change.model)
+                for found in unreported_changes(trail.store(), model):
+                    _record(trail.record_now, found, found.action)
             if change.is_refused:
                 record = trail.record_now if change.is_gated else trail.record
                 _record(record, change, "refused")
@@ -170,6 +126,8 @@ def _guarded(
                 why = f"MLflow's server answered {response.status_code}"
                 _record(trail.record, replace(change, why=why), FAILED, intention)
             return response
+        if change.action == "register":
+            change = change.with_version(response.get_json()["model_version"])
         if change.is_recorded:
             _record(trail.record, change, change.action, intention)
         if change.is_served_again:

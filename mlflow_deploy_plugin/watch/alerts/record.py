@@ -172,7 +172,7 @@ def announce_request(
 
 def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
     """Record a message, which is sent once per digest, that the files of a version in a
-    gated place have changed.
+    gated place have changed, or that the version moved there past MLflow's server.
     """
     model = changed.model
     version = changed.version
@@ -180,6 +180,7 @@ def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
         compared = f"sha256 {changed.now[:12]}, recorded {changed.recorded[:12]}"
     else:
         compared = "they cannot be read"
+    fingerprint = f"files/{model}/{version}/{changed.place}/{changed.now[:12]}"
     text = (
         f"the files of {model} version {version}, which is in {changed.place}, are no longer the "
         f"files that the gate let in ({compared}). Servers that have the version keep serving the "
@@ -189,7 +190,16 @@ def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
         f"restore the files, or promote another version: onnxserve audit history --model {model} "
         "shows the moves"
     )
-    fingerprint = f"files/{model}/{version}/{changed.place}/{changed.now[:12]}"
+    if changed.is_outside:
+        fingerprint = f"outside/{model}/{version}/{changed.place}"
+        text = (
+            f"{model} version {version} is in {changed.place}, which the gate policy names, but "
+            "it did not move there through MLflow's server with onnxserve"
+        )
+        step = (
+            f"move the version that belongs there, or judge this one: onnxserve gate "
+            f"models:/{model}/{version}, then onnxserve promote … --to {changed.place}"
+        )
     content = AlertContent(
         fingerprint,
         model,
