@@ -219,8 +219,8 @@ def accept_job(
         write_state(hidden / _REQUEST, request)
         with locked(state_dir / "jobs" / ".lock"):
             callers = [job.request.caller for job in read_jobs(state_dir) if not job.is_ended]
-            # Without authentication, nobody is a caller with a share.
-            of_caller = callers.count(request.caller or None)
+            # Without authentication, all callers together have the complete queue.
+            of_caller = callers.count(request.caller) if request.caller else 0
             if len(callers) >= spec.max_jobs or of_caller >= max(1, spec.max_jobs * spec.key_share):
                 raise TooManyRequests(
                     f"at most {spec.max_jobs} jobs of this server wait or run, of which one caller "

@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import boto3
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -115,19 +114,10 @@ def test_cancelled_and_running_jobs_with_callbacks(accept, rows, monkeypatch):
 
 
 def equal_rows(count, path, **columns):
-    """Write a Parquet file of equal rows in a few pages."""
+    """Write a Parquet file of equal rows."""
     row = {"carrier": "AA", "distance": 1.0, "hour": 1, "late": True, **columns}
-    table = pa.table(
-        {
-            name: pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), [value])
-            for name, value in row.items()
-        }
-    )
-    plain = pa.schema([(name, table.schema.field(name).type.value_type) for name in row])
-    table = table.replace_schema_metadata()
-    with pq.ParquetWriter(path, plain, compression="zstd") as writer:
-        for start in range(0, count, 2**20):
-            writer.write_table(table.slice(start, 2**20).cast(plain))
+    table = pa.table({name: pa.repeat(pa.scalar(value), count) for name, value in row.items()})
+    pq.write_table(table, path, compression="zstd")
     return path.read_bytes()
 
 
