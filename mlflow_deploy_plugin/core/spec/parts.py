@@ -127,7 +127,7 @@ class JobsSpec(SpecPart):
     disables jobs.
     """
     key_share: Share = 0.5
-    """Share of max_jobs that the jobs of one API key, token or certificate may take."""
+    """Share of max_jobs that one caller with a key may take."""
     workers: Count = 1
     """Number of cores that a job uses, at a low priority. One job runs at a time."""
     max_upload_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
@@ -135,11 +135,9 @@ class JobsSpec(SpecPart):
     max_rows: Count = 20_000_000
     """Maximum number of rows of a job."""
     max_file_bytes: int = Field(default=2 * 1024**3, ge=1024**2)
-    """Maximum size of each file that a job writes: predictions, skipped rows, and the
-    content of a compressed input.
-    """
+    """Maximum size of a file that a job writes, or of a decompressed input."""
     max_memory: Memory = "8GiB"
-    """Maximum memory of each process of a job, with the model."""
+    """Maximum memory of each process of a job."""
     timeout: Duration = "1h"
     """Time after which a running job fails."""
     uris: Annotated[
