@@ -27,7 +27,7 @@ row until its event time.
 _KEY = re.compile(r"onnxserve_[A-Za-z0-9_-]{43}")
 """The text form of an API key (`core/store/keys.py`)."""
 _REQUEST_ID = re.compile(rf"(?!.*{_KEY.pattern})[!-~]{{1,128}}")
-_VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 """The characters that a header value or gRPC metadata may contain unescaped."""
 
 
@@ -117,9 +117,16 @@ def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     encoded = {}
     for name, value in headers.items():
         if not (name == "X-Request-Id" and _REQUEST_ID.fullmatch(value)):
-            value = quote(value, safe=_VISIBLE, errors="replace")
+            value = percent_encoded(value)
         encoded[name] = value
     return encoded
+
+
+def percent_encoded(text: str, safe: str = VISIBLE) -> str:
+    """Percent-encode all characters except the `safe` ones. A lone surrogate becomes a
+    question mark.
+    """
+    return quote(text, safe=safe, errors="replace")
 
 
 def request_id(headers: Mapping[str, str]) -> str:

@@ -1,8 +1,23 @@
-"""Identifiers never repeat, not even in a forked process."""
+"""Identifiers never repeat, not even in a forked process. Headers carry any name."""
 
 import os
+from urllib.parse import unquote
 
-from mlflow_deploy_plugin.serve.messages import new_id
+import pytest
+
+from mlflow_deploy_plugin.serve.http.responses import RawResponse, serialize_response
+from mlflow_deploy_plugin.serve.messages import new_id, safe_headers
+from tests.support.names import NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_name_outside_ascii_is_one_header(name):
+    value = safe_headers({"X-Model-Name": name})["X-Model-Name"]
+    assert value.isascii()
+    assert value.isprintable()
+    assert unquote(value) == name.replace("\ud800", "?")
+    head = serialize_response(RawResponse(200, b"", headers={"X-Model-Name": name}), True)
+    assert len(head.split(b"\r\n")) == 8
 
 
 def test_identifiers_never_repeat():

@@ -34,8 +34,8 @@ IMAGES = CapturedModel(
 )
 
 
-def write(writer, request, carriers, at=NOON):
-    record = RequestRecord("flights", "champion", request, f"p-{request}", at, NOON, latency=1500)
+def write(writer, request, carriers, at=NOON, endpoint="flights"):
+    record = RequestRecord(endpoint, "champion", request, f"p-{request}", at, NOON, latency=1500)
     feeds = {
         "c": np.array([[carrier] for carrier in carriers], dtype=object),
         "d": np.arange(len(carriers), dtype=np.float64).reshape(-1, 1),

@@ -126,10 +126,20 @@ class JobsSpec(SpecPart):
     """Maximum number of jobs that wait or run. Above the limit, the response is 429. 0
     disables jobs.
     """
+    key_share: Share = 0.5
+    """Share of max_jobs that one caller with a key may take."""
     workers: Count = 1
     """Number of cores that a job uses, at a low priority. One job runs at a time."""
     max_upload_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
     """Maximum size of an uploaded file."""
+    max_rows: Count = 20_000_000
+    """Maximum number of rows of a job."""
+    max_file_bytes: int = Field(default=2 * 1024**3, ge=1024**2)
+    """Maximum size of a file that a job writes, or of a decompressed input."""
+    max_memory: Memory = "8GiB"
+    """Maximum memory of each process of a job."""
+    timeout: Duration = "1h"
+    """Time after which a running job fails."""
     uris: Annotated[
         tuple[Annotated[str, StringConstraints(pattern=BUCKET_URI)], ...],
         BeforeValidator(split_list),

@@ -42,6 +42,7 @@ from mlflow_deploy_plugin.core.spec.parts import SinkSpec
 from mlflow_deploy_plugin.core.statedir import files
 from mlflow_deploy_plugin.core.statedir.models import SinkState, Wanted
 from mlflow_deploy_plugin.serve.agent.ship import captured_columns, to_arrow
+from mlflow_deploy_plugin.serve.messages import VISIBLE, percent_encoded
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import array_datatype
 from mlflow_deploy_plugin.serve.spool.frames import (
     SHIPPED,
@@ -57,10 +58,12 @@ _log = logging.getLogger(__name__)
 REQUEST = "org.kubeflow.serving.inference.request"
 RESPONSE = "org.kubeflow.serving.inference.response"
 DEAD = "dead.jsonl"
-_REJECTED = {400, 413, 422}
-"""The statuses that concern the event. Any other failure concerns the destination, and
-is retried.
+_REJECTED = {*range(400, 500)} - {401, 403, 404, 405, 407, 408, 410, 421, 425, 426, 429}
+"""The statuses that concern the event. Any other failure concerns the address, the
+credentials or the state of the destination, and is retried.
 """
+_SAFE = VISIBLE.replace(" ", "").replace('"', "")
+"""The characters that CloudEvents leaves unescaped in a header (section 3.1.3.2)."""
 _MOST_BODY_BYTES = 1_000_000
 """The size of a batch, as in Azure Event Grid. A single event may be larger."""
 _MOST_DEAD_BYTES = 8 * 1024**2
@@ -302,7 +305,7 @@ class Sink(threading.Thread):
                 attributes = {
                     "specversion": "1.0",
                     "id": document["id"],
-                    "source": f"/endpoints/{batch.endpoint}",
+                    "source": f"/endpoints/{percent_encoded(batch.endpoint, '')}",
                     "type": kind,
                     "time": f"{times[number]}Z",
                     "inferenceservicename": batch.endpoint,
@@ -347,7 +350,8 @@ class Sink(threading.Thread):
         headers = {"content-type": "application/cloudevents-batch+json"}
         body = orjson.dumps([event.document() for event in events])
         if spec.batch_size == 1:
-            headers = {f"ce-{name}": text for name, text in events[0].attributes.items()}
+            attributes = events[0].attributes
+            headers = {f"ce-{key}": percent_encoded(attributes[key], _SAFE) for key in attributes}
             headers["content-type"] = "application/json"
             body = events[0].data
         if spec.authorization is not None:

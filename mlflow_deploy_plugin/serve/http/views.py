@@ -277,7 +277,8 @@ def create_job(
     Raises the errors of `identify`, `check_rates`, `media_type`, `select_variant`,
     `read_request` and `accept_job`, and InvalidConfig if this server runs no jobs.
     """
-    server.limits.check_rates(request, server.auth.identify(request, "infer", endpoint))
+    key = server.auth.identify(request, "infer", endpoint)
+    server.limits.check_rates(request, key)
     spec = server.spec.jobs
     state_dir = server.repository.state_dir
     media = media_type(request.headers.get("content-type"), (JSON, *JOB_FORMATS))
@@ -300,7 +301,7 @@ def create_job(
         upload = upload or [request.body]
         fields = dict(parse_qsl(request.query))
         fields |= {"input": f"input.{JOB_FORMATS[media]}", "output": ""}
-    fields |= {"endpoint": endpoint, "variant": served}
+    fields |= {"endpoint": endpoint, "variant": served, "caller": key.name if key else ""}
     job = accept_job(state_dir, spec, read_request(spec, fields, upload is not None), upload)
     location = {"Location": f"{request.path}/{job.folder.name}"}
     return RawResponse(202, dump_json(job.document), JSON, location)

@@ -9,8 +9,11 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+from socket import getaddrinfo
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -44,6 +47,7 @@ class JobRequest(State):
         input: a URI, or the name of the upload in the job's folder.
         output: a URI; empty for an upload.
         callback: the URL that is called at the end.
+        caller: the name of the caller's key; empty without authentication.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,11 +60,13 @@ class JobRequest(State):
     format: Literal["csv", "jsonl", "parquet"] | None = None
     on_error: Literal["fail", "skip-row"] = "fail"
     callback: str | None = Field(default=None, pattern=HTTP_URL)
+    caller: str = ""
 
 
 class JobState(State):
     """The state of a job. `rows` may be too low after a restart, `error` is the reason
-    of a failure, and `calls_left` the attempts for the callback.
+    of a failure, `calls_left` the attempts for the callback, and `attempts` how often
+    the job was started.
     """
 
     state: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
@@ -70,6 +76,7 @@ class JobState(State):
     parts_done: int = 0
     error: str = ""
     calls_left: int = 5
+    attempts: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Job:
         """The job for its caller. A cancelled job has ended for the caller before the
         process of the jobs has written its state.
         """
-        document = self.state.model_dump(exclude={"calls_left"})
+        document = self.state.model_dump(exclude={"calls_left", "attempts"})
         if not self.is_ended and self.cancel_mark.exists():
             document["state"] = "cancelled"
         version = self.request.variant.version
@@ -163,6 +170,19 @@ def read_request(spec: JobsSpec, fields: Mapping[str, object], is_upload: bool) 
             "the job's callback: this server cannot sign it, because ONNXSERVE_CALLBACK_SECRET is "
             "not set; poll the job instead"
         )
+    may_be_private = os.environ.get("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "").lower()
+    if request.callback and may_be_private not in ("true", "1"):
+        # This check is for the caller. MLflow checks the address to which it connects.
+        try:
+            found = getaddrinfo(urlsplit(request.callback).hostname, None)
+            is_public = all(ip_address(entry[4][0]).is_global for entry in found)
+        except (OSError, ValueError):
+            is_public = False
+        if not is_public:
+            raise InvalidRequest(
+                "the job's callback is not an https:// address whose host is public; the operator "
+                "of the server can allow private hosts with MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true"
+            )
     for name in () if is_upload else ("input", "output"):
         uri = getattr(request, name)
         if ".." in uri or not uri.startswith(spec.uris):
@@ -177,7 +197,8 @@ def accept_job(
     state_dir: Path, spec: JobsSpec, request: JobRequest, upload: Iterable[bytes] | None = None
 ) -> Job:
     """Store a job, and return it. `upload` is the content of the file `input`; None for
-    URIs. Raises TooManyRequests, BodyTooLarge, and NotReady if the disk is full.
+    URIs. Raises TooManyRequests, BodyTooLarge, InvalidRequest for an empty file, and
+    NotReady if the disk is full.
     """
     # The jobs are sorted by their names.
     folder = state_dir / "jobs" / f"{time.time_ns():016x}{os.urandom(8).hex()}"
@@ -193,12 +214,17 @@ def accept_job(
                             "the file is larger than this server's server.jobs.max_upload_bytes, "
                             f"{spec.max_upload_bytes}"
                         )
+                if not file.tell():
+                    raise InvalidRequest("the body is empty: send the file with the rows")
         write_state(hidden / _REQUEST, request)
         with locked(state_dir / "jobs" / ".lock"):
-            if sum(not job.is_ended for job in read_jobs(state_dir)) >= spec.max_jobs:
+            callers = [job.request.caller for job in read_jobs(state_dir) if not job.is_ended]
+            # Without authentication, all callers together have the complete queue.
+            of_caller = callers.count(request.caller) if request.caller else 0
+            if len(callers) >= spec.max_jobs or of_caller >= max(1, spec.max_jobs * spec.key_share):
                 raise TooManyRequests(
-                    f"this server's limit of {spec.max_jobs} jobs that wait or run is reached; "
-                    "retry later",
+                    f"at most {spec.max_jobs} jobs of this server wait or run, of which one caller "
+                    f"may have {spec.key_share:.0%}; retry later",
                     _RETRY_SECONDS,
                 )
             hidden.rename(folder)

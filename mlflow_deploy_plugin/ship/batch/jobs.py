@@ -9,20 +9,24 @@ only to public addresses. It may be repeated.
 import logging
 import os
 import re
+import resource
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 from mlflow_deploy_plugin.core import mlflow_private
-from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.processes.durable_work import WorkRunner
 from mlflow_deploy_plugin.core.registry.answers import bounded_answers
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
+from mlflow_deploy_plugin.core.spec.parts import JobsSpec
+from mlflow_deploy_plugin.core.spec.types import duration_seconds, memory_bytes
 from mlflow_deploy_plugin.core.statedir.files import SPEC, assert_state, locked
 from mlflow_deploy_plugin.serve.inference.jobs import (
     STATE,
@@ -40,6 +44,7 @@ _NICE = 10
 _LOOK_SECONDS = 1.0
 _CALLBACKS_AT_ONCE = 4
 _PAUSE_SECONDS = 30.0
+_MOST_ATTEMPTS = 5
 _FOLDER = re.compile(r"(?<![\w:/])/(\S*/)?|--(?=\w)")
 """The folders in a message, which callers must not see, and the dashes of options."""
 
@@ -48,9 +53,8 @@ class _Cancelled(Exception):
     """The caller has cancelled the job."""
 
 
-def run_jobs(state_dir: Path) -> None:
+def run_jobs(state_dir: Path, spec: JobsSpec) -> None:
     """Run the jobs and send their callbacks until none is due."""
-    spec = load_stored_specs((state_dir / SPEC).read_text())[0].server.jobs
     calling = WorkRunner("callback", _CALLBACKS_AT_ONCE, _PAUSE_SECONDS)
     while True:
         delete_old_jobs(state_dir, spec)
@@ -61,17 +65,18 @@ def run_jobs(state_dir: Path) -> None:
             if job.is_ended:
                 calling.start(job.folder, partial(_call_back, job))
             else:
-                assert_state(job.folder / STATE, _run(job, spec.workers))
+                assert_state(job.folder / STATE, _run(job, spec))
                 break
         else:
             time.sleep(_LOOK_SECONDS)
 
 
-def _run(job: Job, workers: int) -> JobState:
+def _run(job: Job, spec: JobsSpec) -> JobState:
     """Run a job, and return its last state."""
     request = job.request
     variant = request.variant
-    state = job.state
+    state = job.state.model_copy(update={"attempts": job.state.attempts + 1})
+    ends_at = time.monotonic() + duration_seconds(spec.timeout)
 
     def report(progress: BatchProgress) -> None:
         nonlocal state
@@ -81,14 +86,25 @@ def _run(job: Job, workers: int) -> JobState:
             rows=max(state.rows, progress.rows),
             parts=progress.parts + before,
             parts_done=progress.parts_done + before,
+            attempts=state.attempts,
         )
         assert_state(job.folder / STATE, state)
         if job.cancel_mark.exists():
             raise _Cancelled
+        if state.rows > spec.max_rows:
+            raise InvalidRequest(f"it has more than server.jobs.max_rows, {spec.max_rows}, rows")
+        if time.monotonic() > ends_at:
+            raise InvalidRequest(f"it ran longer than server.jobs.timeout, {spec.timeout}")
 
     try:
         if job.cancel_mark.exists():
             raise _Cancelled
+        if state.attempts > _MOST_ATTEMPTS:
+            raise OnnxserveError(
+                f"its process was started {_MOST_ATTEMPTS} times and always ended before the job, "
+                "possibly because memory ran out: send fewer rows per job"
+            )
+        assert_state(job.folder / STATE, state)
         check_digest(variant)
         plan = BatchPlan(
             model_uri=variant.model_uri,
@@ -97,7 +113,8 @@ def _run(job: Job, workers: int) -> JobState:
             keep=request.keep,
             output_format=request.format,
             on_error=request.on_error,
-            workers=workers,
+            workers=spec.workers,
+            max_rows=spec.max_rows,
         )
         served = ResolvedModel(
             variant.model_uri, variant.model, variant.version, str(variant.folder)
@@ -128,6 +145,7 @@ def _call_back(job: Job) -> float:
     left = job.state.calls_left - 1
     try:
         with mlflow_private._create_webhook_session() as session, bounded_answers():
+            session.max_redirects = 0
             answer = mlflow_private._send_webhook_request(hook, job.document, event, session)
             answer.raise_for_status()
             left = 0
@@ -148,5 +166,10 @@ if __name__ == "__main__":
     os.nice(_NICE)
     # MLflow would wait as long as the callback's receiver demands.
     os.environ["MLFLOW_WEBHOOK_REQUEST_MAX_RETRIES"] = "0"
+    spec = load_stored_specs((folder / SPEC).read_text())[0].server.jobs
+    # The processes that predict inherit the limits.
+    with suppress(ValueError):  # The server's own limits are lower.
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes(spec.max_memory),) * 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (spec.max_file_bytes,) * 2)
     with locked(folder / "jobs.lock"):  # The process of a killed server may still end.
-        run_jobs(folder)
+        run_jobs(folder, spec)

@@ -2,7 +2,9 @@
 only if they are complete.
 """
 
+import errno
 import shutil
+import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from urllib.parse import unquote
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
@@ -87,6 +90,7 @@ class PartJob:
             row.
         progress: the file that shows the progress to other processes.
         number: the job's position in the file of the progress.
+        max_rows: the number of rows above which a Parquet file is not read.
     """
 
     part: Part
@@ -98,6 +102,7 @@ class PartJob:
     threads: int = 1
     progress: str = ""
     number: int = 0
+    max_rows: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,9 @@ def predict_part(job: PartJob) -> PartResult:
             source.filesystem.open_input_file(source.root) as packed,
             _unpacked(packed, source.root) as file,
         ):
+            is_parquet = job.part.input_format == "parquet"
+            if is_parquet and pq.read_metadata(file).num_rows > job.max_rows:
+                raise InvalidRequest(f"it has more rows than server.jobs.max_rows, {job.max_rows}")
             stream = RowStream(file, job.part.input_format, input_types(model.schema), job.keep)
             # The rejected rows must be complete before the output.
             with ExitStack() as output, ExitStack() as rejected_rows:
@@ -172,7 +180,7 @@ def _unpacked(file: pa.NativeFile, name: str) -> Iterator[pa.NativeFile]:
                 shutil.copyfileobj(content, unpacked, 2**20)
             unpacked.flush()
         except (OSError, pa.ArrowException) as error:
-            raise InvalidRequest(f"it cannot be decompressed: {one_line(error, 200)}") from None
+            raise InvalidRequest(f"it cannot be decompressed: {_reason(error)}") from None
         with pa.OSFile(unpacked.name) as plain:
             yield plain
 
@@ -364,5 +372,10 @@ def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
                 file.seek(0)
                 upload_file(location, name, file)
     except OSError as error:
-        reason = error.strerror or error
-        raise OnnxserveError(f"{output}/{name} cannot be written: {reason}") from None
+        raise OnnxserveError(f"{output}/{name} cannot be written: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    if getattr(error, "errno", None) == errno.EFBIG:
+        return "it is larger than server.jobs.max_file_bytes, or than its file system allows"
+    return one_line(error, 200)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -74,6 +75,7 @@ class BatchPlan:
         restart: delete the files of another batch in the output.
         experiment: the MLflow experiment in which a run records the batch; empty if the
             batch is not recorded.
+        max_rows: the maximum number of rows of a Parquet file.
     """
 
     model_uri: str
@@ -88,6 +90,7 @@ class BatchPlan:
     engine: Engine = "local"
     restart: bool = False
     experiment: str = ""
+    max_rows: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,7 @@ class _Tally:
                 device=plan.device,
                 progress=self._slots,
                 number=number,
+                max_rows=plan.max_rows,
             )
             for number, part in enumerate(self._parts)
         ]

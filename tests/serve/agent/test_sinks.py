@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from urllib.parse import unquote
 
 import pytest
 
@@ -19,6 +20,7 @@ from mlflow_deploy_plugin.serve.agent.sinks import DEAD, Sink, Sinks
 from mlflow_deploy_plugin.serve.spool.captured_model import exclude_columns
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.support import shipping
+from tests.support.names import WITHOUT_SURROGATES
 from tests.support.services.listener import answering
 from tests.support.shipping import write
 
@@ -131,8 +133,28 @@ def test_single_events_have_headers(writer, start, send, destination, options, b
         assert content == body
 
 
+@pytest.mark.parametrize("name", WITHOUT_SURROGATES)
+@pytest.mark.parametrize("options", [{"batch": 1}, {"kserve": True}, {}])
+def test_name_outside_latin_1_is_sent(writer, start, send, destination, options, name):
+    write(writer, "a", ["AA"], endpoint=name)
+    write(writer, "b", ["AA"])
+    state = send(start(**options))
+    assert (state.error, state.waiting_bytes) == ("", 0)
+    headers, content = destination.posts[0]
+    if options:
+        event = {key[3:]: unquote(headers[key]) for key in headers if key.startswith("ce-")}
+        assert not any(set(' "') & {*headers[key]} for key in headers if key.startswith("ce-"))
+    else:
+        event = content[0]
+    assert event["inferenceservicename"] == name
+    assert event["source"].isascii()
+    assert unquote(event["source"]) == f"/endpoints/{name}"
+    assert destination.received[-1][-1] == "p-b"
+
+
 @pytest.mark.parametrize(
-    ("status", "header"), [(503, ("Retry-After", "90")), (429, None), (302, ("Location", "/else"))]
+    ("status", "header"),
+    [(503, ("Retry-After", "90")), (429, None), (401, None), (302, ("Location", "/else"))],
 )
 def test_requests_wait_for_the_destination(
     writer, start, send, destination, tmp_path, clock, status, header
@@ -159,15 +181,16 @@ def test_requests_wait_for_the_destination(
     assert destination.received == [["p-a"], ["p-a"], ["p-b"]]
 
 
-def test_rejected_event_is_set_aside(writer, start, send, destination):
+@pytest.mark.parametrize("status", [400, 413, 415, 431])
+def test_rejected_event_is_set_aside(writer, start, send, destination, status):
     for request in "abcde":
         write(writer, request, ["AA"])
-    destination.answer = lambda ids: 400 if "p-c" in ids else 200
+    destination.answer = lambda ids: status if "p-c" in ids else 200
     sink = start()
     assert send(sink).events == {"sent": 4, "rejected": 1}
     (line,) = (sink.folder / DEAD).read_text().splitlines()
     dead = json.loads(line)
-    assert (dead["status"], dead["answer"], dead["event"]["id"]) == (400, "no", "p-c")
+    assert (dead["status"], dead["answer"], dead["event"]["id"]) == (status, "no", "p-c")
 
 
 def test_halves_of_a_batch_are_sent_once(writer, start, send, destination, clock):

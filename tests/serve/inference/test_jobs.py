@@ -54,6 +54,59 @@ def test_option_is_refused(name, value):
         read_request(SPEC, {**JOB, name: value}, is_upload=False)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://localhost/",
+        "https://127.0.0.1:8443/",
+        "https://2130706433/",
+        "https://0177.0.0.1/",
+        "https://0.0.0.0/",
+        "https://10.0.0.1/",
+        "https://100.64.0.1/",
+        "https://169.254.169.254/latest/meta-data/",
+        "https://[::1]/",
+        "https://[::ffff:127.0.0.1]/",
+        "https://[fe80::1]/",
+        "https://[fd00:ec2::254]/",
+        "https://[::1/",
+        "https://no.such.host.invalid/",
+    ],
+)
+def test_callback_to_private_address_is_refused(monkeypatch, url):
+    monkeypatch.setenv("ONNXSERVE_CALLBACK_SECRET", "secret")
+    monkeypatch.delenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", raising=False)
+    request = {**JOB, "callback": url}
+    with refused(InvalidRequest, "callback"):
+        read_request(SPEC, request, is_upload=False)
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
+    assert read_request(SPEC, request, is_upload=False).callback == url
+
+
+def test_callback_to_public_address_is_accepted(monkeypatch):
+    monkeypatch.setenv("ONNXSERVE_CALLBACK_SECRET", "secret")
+    request = read_request(SPEC, {**JOB, "callback": "https://8.8.8.8/x"}, is_upload=False)
+    assert request.callback == "https://8.8.8.8/x"
+
+
+def test_caller_has_a_share_of_the_jobs(tmp_path):
+    spec = SPEC.model_copy(update={"max_jobs": 4})
+    requests = {caller: REQUEST.model_copy(update={"caller": caller}) for caller in ("a", "b", "")}
+    for caller in "aabb":
+        accept_job(tmp_path, spec, requests[caller])
+    spec = SPEC.model_copy(update={"max_jobs": 8, "key_share": 0.25})
+    with refused(TooManyRequests, "25%"):
+        accept_job(tmp_path, spec, requests["a"])
+    for _ in range(4):  # A server without authentication has no callers.
+        accept_job(tmp_path, spec, requests[""])
+
+
+def test_empty_upload_is_refused(tmp_path):
+    with refused(InvalidRequest, "empty"):
+        accept_job(tmp_path, SPEC, REQUEST.model_copy(update={"input": "input.csv"}), [b""])
+    assert read_jobs(tmp_path) == []
+
+
 def test_jobs_are_bounded_until_they_end(tmp_path):
     first, second = (accept_job(tmp_path, SPEC, REQUEST) for _ in range(2))
     with pytest.raises(TooManyRequests) as refusal:

@@ -4,13 +4,19 @@ import base64
 import hashlib
 import hmac
 import json
+import signal
+import subprocess
+import sys
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import JobsSpec, ServerSpec
-from mlflow_deploy_plugin.serve.inference.jobs import accept_job, find_job, read_request
+from mlflow_deploy_plugin.serve.inference.jobs import STATE, accept_job, find_job, read_request
 from mlflow_deploy_plugin.ship.batch.jobs import run_jobs
+from tests.support.models import write_pyfunc
 from tests.support.refusals import mentions
 from tests.support.servers import variant, write_spec
 from tests.support.services.listener import answering
@@ -36,10 +42,21 @@ def accept(tmp_path, model):
     return accept
 
 
-def ran(job):
+def ran(job, **limits):
     """Run the jobs, and return how the job ended."""
-    run_jobs(job.folder.parents[1])
+    run_jobs(job.folder.parents[1], SPEC.model_copy(update=limits))
     return find_job(job.folder.parents[1], "e", job.folder.name).state
+
+
+def ran_apart(job, **limits):
+    """Run the jobs in a process as a server does. Return its status, and how the job
+    ended.
+    """
+    state_dir = job.folder.parents[1]
+    write_spec(state_dir, "e", ServerSpec(jobs=SPEC.model_copy(update=limits)))
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.ship.batch.jobs", str(state_dir)]
+    status = subprocess.run(command, check=False).returncode
+    return status, find_job(state_dir, "e", job.folder.name).state
 
 
 @pytest.fixture
@@ -83,9 +100,10 @@ def test_cancelled_and_running_jobs_with_callbacks(accept, rows, monkeypatch):
         cancelled.cancel_mark.touch()
         assert ran(cancelled).state == "cancelled"
         assert ran(accept(rows, callback=url)).state == "succeeded"
+        refused = accept(rows, callback=url)
         monkeypatch.delenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS")
         monkeypatch.setattr("mlflow_deploy_plugin.ship.batch.jobs._PAUSE_SECONDS", 0)
-        assert ran(accept(rows, callback=url)).calls_left == 0
+        assert ran(refused).calls_left == 0
     states = []
     for headers, body in calls:
         signed = f"{headers['X-MLflow-Delivery-Id']}.{headers['X-MLflow-Timestamp']}.".encode()
@@ -93,6 +111,85 @@ def test_cancelled_and_running_jobs_with_callbacks(accept, rows, monkeypatch):
         assert headers["X-MLflow-Signature"] == f"v1,{base64.b64encode(digest).decode()}"
         states.append(json.loads(body)["data"]["state"])
     assert states == ["cancelled", "succeeded"]
+
+
+def equal_rows(count, path, **columns):
+    """Write a Parquet file of equal rows."""
+    row = {"carrier": "AA", "distance": 1.0, "hour": 1, "late": True, **columns}
+    table = pa.table({name: pa.repeat(pa.scalar(value), count) for name, value in row.items()})
+    pq.write_table(table, path, compression="zstd")
+    return path.read_bytes()
+
+
+@pytest.mark.long
+def test_equal_rows_are_not_decoded(accept, tmp_path):
+    bomb = equal_rows(5_000_000, tmp_path / "bomb.parquet")
+    assert len(bomb) < 500_000
+    state = ran(accept(bomb, input="input.parquet"), max_rows=4_000_000)
+    assert (state.state, state.rows) == ("failed", 0)
+    assert mentions(state.error, "server.jobs.max_rows")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("limits", "name"), [({"max_rows": 2}, "max_rows"), ({"timeout": "0s"}, "timeout")]
+)
+def test_job_ends_at_its_limit(accept, rows, limits, name):
+    state = ran(accept(rows), **limits)
+    assert state.state == "failed"
+    assert mentions(state.error, f"server.jobs.{name}")
+
+
+@pytest.mark.long
+def test_files_of_a_job_are_bounded(accept, tmp_path):
+    text = "x" * 10_000
+    bomb = equal_rows(1000, tmp_path / "bomb.parquet", id=text)
+    assert len(bomb) < 100_000
+    job = accept(bomb, input="input.parquet", keep=["id"], format="csv")
+    status, state = ran_apart(job, max_file_bytes=2**20)
+    assert (status, state.state) == (0, "failed")
+    assert mentions(state.error, "server.jobs.max_file_bytes")
+    assert not [*(job.folder / "output").glob("*input*")]
+
+
+@pytest.mark.long
+def test_memory_of_a_job_is_bounded(accept, tmp_path):
+    bomb = equal_rows(2**16, tmp_path / "bomb.parquet", id="x" * 10_000)
+    assert len(bomb) < 10_000
+    job = accept(bomb, input="input.parquet", keep=["id"])
+    status, state = ran_apart(job, max_memory="512MiB")
+    assert (status, state.state, state.rows) == (0, "failed", 0)
+    assert mentions(state.error, "input.parquet")
+
+
+@pytest.mark.long
+def test_job_that_kills_its_process_ends(accept, rows, tmp_path):
+    code = "import os\n\ndef _load_pyfunc(path):\n    os.kill(os.getppid(), 9)\n"
+    model = write_pyfunc(tmp_path / "killer", "killer", code)
+    job = accept(rows, variant=variant(model))
+    status, state = ran_apart(job)
+    assert (status, state.attempts) == (-signal.SIGKILL, 1)
+    (job.folder / STATE).write_text(state.model_copy(update={"attempts": 5}).model_dump_json())
+    state = ran(job)
+    assert state.state == "failed"
+    assert mentions(state.error, "5 times")
+
+
+@pytest.mark.long
+def test_callback_is_not_redirected(accept, rows, monkeypatch):
+    monkeypatch.setenv("ONNXSERVE_CALLBACK_SECRET", "secret")
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http")
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
+    monkeypatch.setattr("mlflow_deploy_plugin.ship.batch.jobs._PAUSE_SECONDS", 0)
+    paths = []
+
+    def answer(request, body):
+        paths.append(request.path)
+        return 307, "text/plain", "", ("Location", "/else")
+
+    with answering(answer) as url:
+        assert ran(accept(rows, callback=f"{url}/to")).calls_left == 0
+    assert set(paths) == {"/to"}
 
 
 @pytest.mark.long
