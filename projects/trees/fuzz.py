@@ -156,7 +156,7 @@ def break_tensor(draw: Draw, attributes: Attributes) -> None:
     kind = draw.integers(3)
     if kind == 0:
         del tensor.dims[:]
-        tensor.dims.extend([int(draw.choice([-1, 2**31, 2**62, len(values) + 1]))])
+        tensor.dims.extend([int(draw.choice([-1, 2**62, len(values) + 1]))])
     elif kind == 1:
         tensor.raw_data = tensor.raw_data[: int(draw.integers(len(tensor.raw_data) + 1))]
     else:
@@ -465,7 +465,7 @@ def try_model(seed: int, library: Path, results: Results) -> None:
         equal = all(map(is_identical, answer, expected))
         results.add(compared=1, different=not equal)
         if not equal:
-            print(f"seed {seed}: a batch {batch.shape} differs", flush=True)
+            print(f"seed {seed}: a batch {batch.shape} differs: {answer} {expected}", flush=True)
 
 
 def is_identical(answer: Any, expected: Any) -> bool:

@@ -108,9 +108,8 @@ inline void* data_of(Api api, const Value* value) {
   return data;
 }
 
-// The attributes of a node. ONNX Runtime has not checked them: an operator of a library has no
-// schema. An attribute of another type is refused, because the functions below cannot tell it from
-// one that is absent.
+// The attributes of a node. ONNX Runtime has not checked them, because an operator of a library has
+// no schema. ONNX Runtime reads an attribute of another type as absent or empty, so these are refused.
 class Attributes {
  public:
   Attributes(Api api, const Info* info) : api_(api), info_(info) {
@@ -196,8 +195,9 @@ class Attributes {
       refuse_if_present(name);
       return {};
     }
+    if (!size) refuse(std::string("the type or the length of ") + name);  // Of another type, it is empty.
     std::vector<T> out(size);
-    if (size) check(api_, call<Name>(api_, info_, name, out.data(), &size));
+    check(api_, call<Name>(api_, info_, name, out.data(), &size));
     if (size != out.size()) refuse(std::string("the length of ") + name);
     return out;
   }

@@ -32,6 +32,7 @@ struct Source {
   // What `check` finds. A node is its position in the lists.
   std::vector<uint32_t> roots;  // of the trees, in their order, and the number of nodes
   std::vector<Mode> modes;
+  int64_t width = 0;  // the number of columns that a row has at least
   std::vector<uint32_t> trues, falses;   // the children of each node
   std::vector<uint32_t> first_weights;   // of each node in `leaf_weights`, and their number
   struct Weight {
@@ -103,6 +104,9 @@ void Source<T>::check_nodes() {
   constexpr int64_t kMostId = std::numeric_limits<int32_t>::max();
   const int64_t most_features = columns >= 0 ? std::min(columns, kMostId) : kMostId;
   modes.reserve(nodes());
+  const int64_t last_feature = *std::max_element(features.begin(), features.end());
+  if (last_feature >= most_features) ort::refuse("its features");
+  width = std::max<int64_t>(last_feature, 0) + 1;
   for (size_t node = 0; node < nodes(); ++node) {
     if (tree_ids[node] < 0 || tree_ids[node] > kMostId) ort::refuse("its tree ids");
     if (node_ids[node] < 0 || node_ids[node] >= int64_t(nodes())) ort::refuse("its node ids");
@@ -121,7 +125,7 @@ void Source<T>::check_nodes() {
       modes.push_back(Mode::kGreaterOrEqual);
     else
       ort::refuse("it splits by categories (" + name.substr(0, 20) + ")");
-    if (features[node] < 0 || features[node] >= most_features) ort::refuse("its features");
+    if (features[node] < 0) ort::refuse("its features");
     if (cuts[node] != cuts[node]) ort::refuse("a threshold is NaN");
     const bool is_strict = modes.back() == Mode::kLess || modes.back() == Mode::kGreaterOrEqual;
     if (is_strict && cuts[node] == -std::numeric_limits<T>::infinity())
@@ -219,14 +223,16 @@ void Source<T>::sort_weights(const std::vector<uint32_t>& owners) {
     leaf_weights[next[owners[weight]]++] = {uint32_t(target), weights[weight]};
   }
 
+  // Without a leaf for a target, ONNX Runtime's operator leaves its base value out.
+  std::vector<bool> has_score(static_cast<size_t>(targets), base.empty() || targets == 1);
+  std::vector<std::pair<uint32_t, uint32_t>> count(has_score.size());  // the tree from 1, its leaves
   const auto is_before = [](const Weight& one, const Weight& other) { return one.target < other.target; };
-  std::vector<uint32_t> last_tree(static_cast<size_t>(targets));  // with a weight for the target, from 1
   uint64_t filled = 0;
   for (uint32_t tree = 0; tree + 1 < roots.size(); ++tree) {
-    uint64_t tree_targets = 0, leaves = 0;
+    const auto leaves = (roots[tree + 1] - roots[tree] + 1) / 2;
+    uint64_t tree_targets = 0;
     for (uint32_t node = roots[tree]; node < roots[tree + 1]; ++node) {
       if (modes[node] != Mode::kLeaf) continue;
-      ++leaves;
       const auto begin = leaf_weights.begin() + first_weights[node];
       const auto end = leaf_weights.begin() + first_weights[node + 1];
       if (begin == end) ort::refuse("a leaf has no weight");
@@ -234,12 +240,18 @@ void Source<T>::sort_weights(const std::vector<uint32_t>& owners) {
       for (auto weight = begin; weight != end; ++weight) {
         if (weight != begin && weight->target == (weight - 1)->target)
           ort::refuse("a leaf has two weights for a target");
-        if (last_tree[weight->target] == tree + 1) continue;
-        last_tree[weight->target] = tree + 1;
-        ++tree_targets;
+        auto& [last_tree, found] = count[weight->target];
+        if (last_tree != tree + 1) {
+          last_tree = tree + 1;
+          found = 0;
+          ++tree_targets;
+        }
+        if (++found == leaves) has_score[weight->target] = true;
       }
     }
     filled += leaves * tree_targets;
   }
   if (filled > kMostFilled * weights.size()) ort::refuse("its leaves have few of its targets");
+  if (std::find(has_score.begin(), has_score.end(), false) != has_score.end())
+    ort::refuse("a target has a base value, but not in all leaves of a tree");
 }

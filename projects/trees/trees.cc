@@ -507,7 +507,7 @@ Forest<T>::Forest(const Source<T>& source) : base(source.base) {
     node[index].feature = used_features[node[index].feature & ~kMissingLeft] | missing_left;
   }
   for (Column& each : column) each.feature = used_features[each.feature];
-  ensemble.features = used_features.empty() ? 0 : used_features.back() + 1;
+  ensemble.features = size_t(source.width);
 }
 
 // Number the nodes of a tree from the root, siblings next to each other and subtrees together.
