@@ -184,8 +184,8 @@ def change_integers(draw: Draw, attributes: Attributes) -> None:
 
 
 def change_floats(draw: Draw, attributes: Attributes) -> None:
-    values = attributes.get(draw.choice(FLOATS))
-    if values is None or not len(values):
+    values = attributes.get(draw.choice(FLOATS), np.zeros(0))
+    if not len(values) or values.dtype.kind != "f":
         return
     for position in draw.integers(len(values), size=int(draw.choice([1, 3]))):
         with np.errstate(all="ignore"):
@@ -211,7 +211,9 @@ def swap_nodes(draw: Draw, attributes: Attributes) -> None:
             attributes[name] = [*attributes[name]] if name == "nodes_modes" else attributes[name]
             values = attributes[name]
             reordered = [values[index] for index in order]
-            attributes[name] = reordered if name == "nodes_modes" else np.array(reordered, values.dtype)
+            attributes[name] = (
+                reordered if name == "nodes_modes" else np.array(reordered, values.dtype)
+            )
 
 
 def swap_targets(draw: Draw, attributes: Attributes) -> None:
@@ -390,7 +392,11 @@ def batches_of(draw: Draw, attributes: Attributes) -> Iterator[Any]:
         with np.errstate(all="ignore"):
             rows = rows.astype(attributes["dtype"])
         if width == -2 and draw.random() < 0.5:
-            rows = [rows.ravel(), rows[None], rows.reshape(-1)[:1].reshape(())][draw.integers(3)] if rows.size else rows
+            rows = (
+                [rows.ravel(), rows[None], rows.reshape(-1)[:1].reshape(())][draw.integers(3)]
+                if rows.size
+                else rows
+            )
         elif draw.random() < 0.05:
             rows = rows.astype(draw.choice(ODD_TYPES))
         yield rows
@@ -549,10 +555,9 @@ def build(source: Path, folder: Path, compiler: str) -> Path:
     for level, march in LEVELS.items():
         objects.append(folder / f"{level}.o")
         options = [f"-march={march}", f"-DLEVEL={level}", "-Wno-maybe-uninitialized"]
-        jobs.append(
-            subprocess.Popen([compiler, *FLAGS, *options, "-c", source, "-o", objects[-1]])
-        )
-    if any([job.wait() for job in jobs]):
+        jobs.append(subprocess.Popen([compiler, *FLAGS, *options, "-c", source, "-o", objects[-1]]))
+    statuses = [job.wait() for job in jobs]
+    if any(statuses):
         sys.exit(f"{compiler} cannot compile {source}")
     subprocess.run([compiler, *FLAGS, "-shared", "-o", library, *objects], check=True)
     return library
