@@ -213,6 +213,15 @@ def many_targets(leaves):
     )
 
 
+def distant_feature():
+    """Return a forest that reads column 40,000,000. Its input declares no columns."""
+    model = changed()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    (features,) = (each for each in model.graph.node[0].attribute if "featureids" in each.name)
+    features.ints[0] = 40_000_000
+    return model
+
+
 BYTES = numpy_helper.from_array(np.ones(400, np.int8))
 EMPTY_ROWS = numpy_helper.from_array(np.ones((400, 0), np.float32))
 
@@ -259,9 +268,9 @@ print(peak() - before)
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: changed(nodes_featureids=[40_000_000] * 620),
+        distant_feature,
         lambda: changed(n_targets=10_000_000, base_values=None),
-        lambda: many_targets(30_000),
+        lambda: many_targets(16_000),
     ],
     ids=["features", "targets", "leaves"],
 )
@@ -289,7 +298,8 @@ def test_untested_onnxruntime_is_refused():
     fail = status(lambda code, reason: reasons.append(reason) or 1)
     table = ctypes.cast((ctypes.c_void_p * 1)(ctypes.cast(fail, ctypes.c_void_p)), ctypes.c_void_p)
     get = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(lambda version: table.value)
-    version = ctypes.CFUNCTYPE(ctypes.c_char_p)(lambda: b"1.99.0")
+    text = ctypes.create_string_buffer(b"1.99.0")
+    version = ctypes.CFUNCTYPE(ctypes.c_void_p)(lambda: ctypes.addressof(text))
     base = (ctypes.c_void_p * 2)(*(ctypes.cast(each, ctypes.c_void_p) for each in (get, version)))
     assert ctypes.CDLL(onnxserve_trees.LIBRARY).RegisterCustomOps(None, base)
     assert reasons == [b"it is not tested with ONNX Runtime 1.99.0"]
