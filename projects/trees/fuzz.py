@@ -49,7 +49,7 @@ MOST_SECONDS = 60
 """Of one model. A loop without an end is a fault."""
 
 Attributes = dict[str, Any]
-Draw = np.random.Generator
+Draw = Any  # A numpy.random.Generator, whose stubs refuse a choice of types.
 
 NODES = (
     *("nodes_treeids", "nodes_nodeids", "nodes_featureids", "nodes_modes", "nodes_values"),
@@ -98,7 +98,7 @@ def forest(draw: Draw) -> Attributes:
             nodes.extend([(), ()])
             levels.extend([(left, level + 1), (left + 1, level + 1)])
     columns = [*zip(*nodes, strict=True), *zip(*leaves, strict=True)]
-    attributes = dict(zip((*NODES, *TARGETS), columns, strict=True))
+    attributes: Attributes = dict(zip((*NODES, *TARGETS), columns, strict=True))
     for name in INTEGERS:
         attributes[name] = np.array(attributes[name], np.int64)
     for name in ("nodes_values", "target_weights"):
