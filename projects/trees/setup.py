@@ -22,7 +22,10 @@ COMPILER = [
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
     "-fno-slp-vectorize",  # It turns the descent of large trees into gathers: 2.5 times slower.
 ]
-SOURCE = str(Path(__file__).with_name("trees.cc"))
+PROJECT = Path(__file__).parent
+SOURCE = str(PROJECT / "trees.cc")
+TESTED = " ".join((PROJECT / "tested_versions.txt").read_text().split())
+"""The releases of ONNX Runtime that the library accepts."""
 
 
 class Compile(build_py):
@@ -32,7 +35,8 @@ class Compile(build_py):
         super().run()
         with TemporaryDirectory() as folder:
             objects = [f"{folder}/operator.o"]
-            subprocess.run([*COMPILER, "-c", SOURCE, "-o", *objects], check=True)
+            tested = f'-DTESTED="{TESTED}"'
+            subprocess.run([*COMPILER, tested, "-c", SOURCE, "-o", *objects], check=True)
             for level, options in LEVELS.items():
                 objects.append(f"{folder}/{level}.o")
                 options = [*options, f"-DLEVEL={level}", "-c", SOURCE, "-o", objects[-1]]

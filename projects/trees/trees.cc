@@ -91,15 +91,9 @@ namespace {
 #define VECTOR_BYTES 32
 #endif
 
-template <class Rank>
-struct Vector;  // a register of ranks
-template <>
-struct Vector<int8_t> {
-  typedef int8_t Type __attribute__((vector_size(VECTOR_BYTES), may_alias));
-};
-template <>
-struct Vector<int16_t> {
-  typedef int16_t Type __attribute__((vector_size(VECTOR_BYTES), may_alias));
+template <class Number>
+struct Vector {  // a register of ranks, or of numbers of leaves
+  typedef Number Type __attribute__((vector_size(VECTOR_BYTES), may_alias));
 };
 
 // Ranks are signed, because AVX2 compares only signed numbers.
@@ -254,9 +248,10 @@ void select_levels(const Ensemble<T>& trees, const Tree& tree, const Rank* ranks
     const Rank* rank = ranks + selection->column * kRows;
     using V = typename Vector<Rank>::Type;
     const V cut = signed_rank<Rank>(selection->cut) - V{};
+    using Ids = typename Vector<Id<Rank>>::Type;
     for (size_t row = 0; row < rows; row += sizeof(V) / sizeof(Rank)) {
-      V& id = *(V*)(ids + row);
-      id = id + id - (*(const V*)(rank + row) > cut);
+      Ids& id = *(Ids*)(ids + row);
+      id = id + id - (Ids)(*(const V*)(rank + row) > cut);
     }
   }
   add_leaves(trees, tree, ids, rows, sums);
@@ -372,16 +367,22 @@ void compute_double(const Ensemble<double>& trees, const double* rows, size_t co
 #include <cpuid.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <map>
 #include <memory>
-#include <stdexcept>
+#include <mutex>
+#include <new>
+#include <sstream>
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#include "ort_api.h"
+#include "source.h"
 
 #define DECLARE(level)                                                                        \
   namespace level {                                                                           \
@@ -425,107 +426,6 @@ Compute<T> choose() {
     return has_avx512 ? avx512::compute_double : avx2::compute_double;
 }
 
-// ONNX Runtime's C API. Its functions keep their positions in all releases, so the library
-// declares the few functions that it calls and needs no header of a release.
-constexpr uint32_t kApiVersion = 29;
-struct Status;
-struct Value;
-struct Info;
-struct Context;
-struct Options;
-struct Domain;
-struct Allocator;
-struct CustomOp;
-using Api = void* const*;
-struct ApiBase {
-  Api (*get)(uint32_t version);
-  const char* (*version)();
-};
-
-template <size_t Position, class... Arguments>
-Status* call(Api api, Arguments... arguments) {
-  return reinterpret_cast<Status* (*)(Arguments...)>(api[Position])(arguments...);
-}
-Status* failure(Api api, const char* text) { return call<0>(api, 9 /* not implemented */, text); }
-bool holds(Api api, Status* status) {
-  if (status) reinterpret_cast<void (*)(Status*)>(api[93])(status);
-  return !status;
-}
-void check(Api api, Status* status) {
-  if (!holds(api, status)) throw std::runtime_error("ONNX Runtime refuses a call");
-}
-
-struct Shape {
-  int type;
-  const int64_t* sizes;
-  size_t rank;
-};
-Shape shape_of(Api api, const Value* value) {
-  Shape shape{};
-  check(api, call<414>(api, value, &shape.type, &shape.sizes, &shape.rank));
-  return shape;
-}
-
-// The attributes of a node.
-struct Attributes {
-  Api api;
-  const Info* info;
-
-  std::vector<int64_t> integers(const char* name) const {
-    size_t size = 0;
-    if (!holds(api, call<163>(api, info, name, static_cast<int64_t*>(nullptr), &size))) return {};
-    std::vector<int64_t> out(size);
-    if (size) check(api, call<163>(api, info, name, out.data(), &size));
-    return out;
-  }
-  int64_t integer(const char* name, int64_t otherwise) const {
-    int64_t out = 0;
-    return holds(api, call<86>(api, info, name, &out)) ? out : otherwise;
-  }
-  std::string text(const char* name, const char* otherwise) const {
-    char out[64] = {};
-    size_t size = sizeof out;
-    return holds(api, call<87>(api, info, name, &out[0], &size)) ? out : otherwise;
-  }
-  std::vector<std::string> texts(const char* name) const {
-    Allocator* allocator = nullptr;
-    check(api, call<78>(api, &allocator));
-    char** parts = nullptr;
-    size_t size = 0;
-    if (!holds(api, call<417>(api, info, name, allocator, &parts, &size))) return {};
-    std::vector<std::string> out(parts, parts + size);
-    for (size_t index = 0; index < size; ++index)
-      holds(api, call<76>(api, allocator, static_cast<void*>(parts[index])));
-    holds(api, call<76>(api, allocator, static_cast<void*>(parts)));
-    return out;
-  }
-  // The numbers of `name` in 32 bits, or of `name`_as_tensor.
-  std::vector<double> numbers(const std::string& name) const {
-    Allocator* allocator = nullptr;
-    check(api, call<78>(api, &allocator));
-    Value* value = nullptr;
-    const std::string tensor = name + "_as_tensor";
-    if (holds(api, call<236>(api, info, tensor.c_str(), allocator, &value))) {
-      const Shape shape = shape_of(api, value);
-      void* data = nullptr;
-      check(api, call<51>(api, value, &data));
-      const size_t size = shape.rank ? size_t(shape.sizes[0]) : 0;
-      std::vector<double> out(size);
-      for (size_t index = 0; index < size; ++index)
-        out[index] = shape.type == 11 ? static_cast<double*>(data)[index]
-                                      : static_cast<float*>(data)[index];
-      reinterpret_cast<void (*)(Value*)>(api[96])(value);
-      return out;
-    }
-    size_t size = 0;
-    if (!holds(api, call<162>(api, info, name.c_str(), static_cast<float*>(nullptr), &size)))
-      return {};
-    std::vector<float> out(size);
-    if (size) check(api, call<162>(api, info, name.c_str(), out.data(), &size));
-    return {out.begin(), out.end()};
-  }
-};
-
 constexpr uint32_t kMostLeaves = 96;  // of a small tree
 constexpr uint32_t kMostLevels = 16;  // of a symmetric tree
 
@@ -542,18 +442,16 @@ struct Forest {
   std::vector<T> cut;
   std::vector<T> base;
   Ensemble<T> ensemble{};
+  // Ascending. The nodes and columns have positions in this list until the ranks are checked, so
+  // that the rows of this check need no memory for the features between them.
+  std::vector<uint32_t> used_features;
   size_t memory = 0;  // bytes that a block needs
   Compute<T> compute = choose<T>();
 
-  explicit Forest(const Attributes& attributes);
+  explicit Forest(const Source<T>& source);
 
  private:
-  struct Split {  // as LEQ
-    uint32_t feature;
-    bool missing_left;
-    T cut;
-    size_t left, right;
-  };
+  void add_tree(const Source<T>& source, uint32_t root);
   void rank_columns();
   void check_ranks() const;
   void add_small(Tree& added);
@@ -561,115 +459,22 @@ struct Forest {
   std::map<std::pair<uint32_t, bool>, uint32_t> column_of;
 };
 
-[[noreturn]] void refuse(const std::string& text) { throw std::invalid_argument(text); }
-
 template <class T>
-Forest<T>::Forest(const Attributes& attributes) {
-  if (attributes.text("post_transform", "NONE") != "NONE") refuse("its post_transform");
-  if (attributes.text("aggregate_function", "SUM") != "SUM") refuse("its aggregate_function");
-  const auto tree_ids = attributes.integers("nodes_treeids");
-  const auto node_ids = attributes.integers("nodes_nodeids");
-  const auto features = attributes.integers("nodes_featureids");
-  const auto lefts = attributes.integers("nodes_truenodeids");
-  const auto rights = attributes.integers("nodes_falsenodeids");
-  const auto cuts = attributes.numbers("nodes_values");
-  const auto modes = attributes.texts("nodes_modes");
-  auto missing = attributes.integers("nodes_missing_value_tracks_true");
-  const size_t nodes = tree_ids.size();
-  missing.resize(nodes);
-  for (size_t size : {node_ids.size(), features.size(), lefts.size(), rights.size(), cuts.size(),
-                      modes.size()})
-    if (size != nodes || !nodes) refuse("its nodes are incomplete");
-
-  using Id = std::pair<int64_t, int64_t>;
-  std::map<Id, size_t> position;  // of a node in the attributes
-  for (size_t index = 0; index < nodes; ++index) position[{tree_ids[index], node_ids[index]}] = index;
-  const auto owner = attributes.integers("target_treeids");
-  const auto owner_node = attributes.integers("target_nodeids");
-  const auto target_ids = attributes.integers("target_ids");
-  const auto weights = attributes.numbers("target_weights");
-  const size_t targets = size_t(attributes.integer("n_targets", 1));
-  std::vector<std::vector<std::pair<uint32_t, T>>> values(nodes);
-  for (size_t index = 0; index < owner.size(); ++index) {
-    if (target_ids[index] < 0 || size_t(target_ids[index]) >= targets) refuse("its targets");
-    values[position.at({owner[index], owner_node[index]})].emplace_back(
-        uint32_t(target_ids[index]), T(weights[index]));
-  }
-  for (double each : attributes.numbers("base_values")) base.push_back(T(each));
-  base.resize(targets);
-
-  // Number the nodes of each tree from the root, siblings next to each other and subtrees together.
-  std::vector<bool> seen(nodes);
-  for (size_t root = 0; root < nodes; ++root) {
-    if (root && tree_ids[root] == tree_ids[root - 1]) continue;
-    Tree added{};
-    added.node = uint32_t(node.size());
-    struct Open {
-      size_t at, number;
-    };
-    std::vector<Open> open{{root, node.size()}};
-    node.emplace_back();
-    leaf.emplace_back();
-    std::vector<size_t> leaves;
-    std::map<uint32_t, std::vector<T>> by_target;
-    while (!open.empty()) {
-      const auto [at, number] = open.back();
-      open.pop_back();
-      if (seen[at]) refuse("a node has two parents");
-      seen[at] = true;
-      if (modes[at] == "LEAF") {
-        node[number] = {values[at].empty() ? T(0) : values[at][0].second, 0, uint32_t(number)};
-        leaf[number] = uint32_t(leaves.size());
-        leaves.push_back(at);
-        continue;
-      }
-      const std::string& mode = modes[at];
-      bool is_opposite = mode == "BRANCH_GT" || mode == "BRANCH_GTE";
-      if (!is_opposite && mode != "BRANCH_LEQ" && mode != "BRANCH_LT")
-        refuse("it splits by categories (" + mode + ")");
-      T cut = T(cuts[at]);
-      if (mode == "BRANCH_LT" || mode == "BRANCH_GTE") {  // x < t is x <= the number below t
-        if (!(cut > -std::numeric_limits<T>::infinity())) refuse("a threshold is -inf");
-        cut = std::nextafter(cut, -std::numeric_limits<T>::infinity());
-      }
-      if (cut != cut) refuse("a threshold is NaN");
-      if (features[at] < 0 || features[at] >= int64_t(kMissingLeft)) refuse("its features");
-      const bool missing_left = bool(missing[at]) != is_opposite;
-      size_t left = position.at({tree_ids[at], lefts[at]});
-      size_t right = position.at({tree_ids[at], rights[at]});
-      if (is_opposite) std::swap(left, right);
-      node[number] = {cut, uint32_t(features[at]) | (missing_left ? kMissingLeft : 0),
-                      uint32_t(node.size())};
-      open.push_back({right, node.size() + 1});
-      open.push_back({left, node.size()});
-      node.resize(node.size() + 2);
-      leaf.resize(node.size());
-      ++added.splits;
-    }
-    added.leaves = uint32_t(leaves.size());
-    for (size_t index = 0; index < leaves.size(); ++index)
-      for (const auto& [id, number] : values[leaves[index]]) {
-        auto& table = by_target[id];
-        table.resize(leaves.size());
-        table[index] += number;
-      }
-    added.values = uint32_t(value.size());
-    added.target = uint32_t(target.size());
-    added.targets = uint32_t(by_target.size());
-    for (const auto& [id, table] : by_target) {
-      target.push_back(id);
-      value.insert(value.end(), table.begin(), table.end());
-    }
-    tree.push_back(added);
-  }
-
+Forest<T>::Forest(const Source<T>& source) : base(source.base) {
+  base.resize(size_t(source.targets));
+  for (size_t at = 0; at < source.nodes(); ++at)
+    if (source.modes[at] != Mode::kLeaf) used_features.push_back(uint32_t(source.features[at]));
+  std::sort(used_features.begin(), used_features.end());
+  used_features.erase(std::unique(used_features.begin(), used_features.end()), used_features.end());
+  for (size_t index = 0; index + 1 < source.roots.size(); ++index)
+    add_tree(source, source.roots[index]);
   rank_columns();
   for (Tree& each : tree) {
     if (!ensemble.is_ranked) break;
-    if (is_symmetric(each)) {
+    if (is_symmetric(each)) {  // A single leaf is symmetric, without a level.
       each.kind = Tree::kSymmetric;
       if (each.leaves > 256) ensemble.is_wide = true;  // Leaves are numbered in the type of the ranks.
-    } else if (each.leaves > kMostLeaves || each.leaves < 2) {
+    } else if (each.leaves > kMostLeaves) {
       each.kind = Tree::kDescend;
     } else {
       each.kind = Tree::kSelect;
@@ -679,8 +484,6 @@ Forest<T>::Forest(const Attributes& attributes) {
   if (ensemble.is_ranked)
     for (Tree& each : tree)
       if (each.kind != Tree::kDescend) add_small(each);
-  for (const Node<T>& each : node)
-    ensemble.features = std::max<size_t>(ensemble.features, (each.feature & ~kMissingLeft) + 1);
   value.resize(value.size() + 128);  // Vectors are loaded beyond the last leaf.
   ensemble.tree = tree.data();
   ensemble.trees = tree.size();
@@ -694,9 +497,80 @@ Forest<T>::Forest(const Attributes& attributes) {
   ensemble.columns = column.size();
   ensemble.cut = cut.data();
   ensemble.base = base.data();
-  ensemble.targets = targets;
-  memory = kRows * (targets * sizeof(T) + 2 * (2 * ensemble.most_leaves + column.size()));
+  ensemble.targets = base.size();
+  ensemble.features = used_features.size();
+  memory = kRows * (base.size() * sizeof(T) + 2 * (2 * ensemble.most_leaves + column.size()));
   check_ranks();
+  for (size_t index = 0; index < node.size(); ++index) {
+    if (node[index].left == index) continue;
+    const uint32_t missing_left = node[index].feature & kMissingLeft;
+    node[index].feature = used_features[node[index].feature & ~kMissingLeft] | missing_left;
+  }
+  for (Column& each : column) each.feature = used_features[each.feature];
+  ensemble.features = size_t(source.width);
+}
+
+// Number the nodes of a tree from the root, siblings next to each other and subtrees together.
+template <class T>
+void Forest<T>::add_tree(const Source<T>& source, uint32_t root) {
+  Tree added{};
+  added.node = uint32_t(node.size());
+  struct Open {
+    uint32_t at;
+    size_t number;
+  };
+  std::vector<Open> open{{root, node.size()}};
+  node.emplace_back();
+  leaf.emplace_back();
+  std::vector<uint32_t> leaves;
+  while (!open.empty()) {
+    const auto [at, number] = open.back();
+    open.pop_back();
+    const Mode mode = source.modes[at];
+    if (mode == Mode::kLeaf) {
+      const T single = source.leaf_weights[source.first_weights[at]].number;
+      node[number] = {single, 0, uint32_t(number)};
+      leaf[number] = uint32_t(leaves.size());
+      leaves.push_back(at);
+      continue;
+    }
+    T cut = source.cuts[at];
+    if (mode == Mode::kLess || mode == Mode::kGreaterOrEqual)  // x < t is x <= the number below t
+      cut = std::nextafter(cut, -std::numeric_limits<T>::infinity());
+    const bool is_opposite = mode == Mode::kGreater || mode == Mode::kGreaterOrEqual;
+    const bool tracks_true = !source.missing.empty() && source.missing[at] == 1;
+    uint32_t left = source.trues[at];
+    uint32_t right = source.falses[at];
+    if (is_opposite) std::swap(left, right);
+    const auto feature = std::lower_bound(used_features.begin(), used_features.end(),
+                                          uint32_t(source.features[at]));
+    node[number] = {cut,
+                    uint32_t(feature - used_features.begin()) |
+                        (tracks_true != is_opposite ? kMissingLeft : 0),
+                    uint32_t(node.size())};
+    open.push_back({right, node.size() + 1});
+    open.push_back({left, node.size()});
+    node.resize(node.size() + 2);
+    leaf.resize(node.size());
+    ++added.splits;
+  }
+  std::map<uint32_t, std::vector<T>> by_target;
+  for (size_t index = 0; index < leaves.size(); ++index)
+    for (uint32_t at = source.first_weights[leaves[index]];
+         at < source.first_weights[leaves[index] + 1]; ++at) {
+      auto& table = by_target[source.leaf_weights[at].target];
+      table.resize(leaves.size());
+      table[index] = source.leaf_weights[at].number;
+    }
+  added.leaves = uint32_t(leaves.size());
+  added.values = uint32_t(value.size());
+  added.target = uint32_t(target.size());
+  added.targets = uint32_t(by_target.size());
+  for (const auto& [id, table] : by_target) {
+    target.push_back(id);
+    value.insert(value.end(), table.begin(), table.end());
+  }
+  tree.push_back(added);
 }
 
 // Compare the block of rows whose numbers are thresholds, their neighbours and missing values with
@@ -723,7 +597,7 @@ void Forest<T>::check_ranks() const {
   for (size_t row = 0; row < kRows; ++row) {
     compute(ensemble, rows.data() + row * features, 1, single.data(), aligned);
     if (std::memcmp(single.data(), &together[row * single.size()], single.size() * sizeof(float)))
-      refuse("this CPU computes blocks of rows differently");
+      ort::refuse("this CPU computes blocks of rows differently");
   }
 }
 
@@ -771,7 +645,7 @@ template <class T>
 bool Forest<T>::is_symmetric(const Tree& added) const {
   uint32_t levels = 0;
   while ((1u << levels) < added.leaves) ++levels;
-  if (added.leaves != 1u << levels || levels < 2 || levels > kMostLevels) return false;
+  if (added.leaves != 1u << levels || levels == 1 || levels > kMostLevels) return false;
   std::vector<uint32_t> level{0};
   for (uint32_t depth = 0; depth < levels; ++depth) {
     const Step& first = step[added.node + level[0]];
@@ -815,71 +689,81 @@ void Forest<T>::add_small(Tree& added) {
 
 template <class T>
 struct Work {
-  const Forest<T>* forest;
+  const Forest<T>& forest;
   Ensemble<T> trees;
   const T* rows;
   size_t count;
   float* out;
-  size_t part;  // rows per part
+  size_t part = kRows;  // rows per part
+  std::atomic<bool> lacks_memory{false};
 
-  static void run(void* self, size_t index) {
-    const Work& work = *static_cast<Work*>(self);
+  // Run a part. ONNX Runtime's threads call this function, so it must not throw.
+  static void run(void* self, size_t index) noexcept {
+    Work& work = *static_cast<Work*>(self);
     const Ensemble<T>& trees = work.trees;
     const size_t first = index * work.part;
     const size_t count = std::min(work.part, work.count - first);
-    const size_t needed = count < kFewRows ? trees.targets * sizeof(T) : work.forest->memory;
-    const std::unique_ptr<char[]> owner(new char[needed + 64]);
+    const size_t needed = count < kFewRows ? trees.targets * sizeof(T) : work.forest.memory;
+    const std::unique_ptr<char[]> owner(new (std::nothrow) char[needed + 64]);
+    if (!owner) {
+      work.lacks_memory = true;
+      return;
+    }
     char* memory = owner.get() + (64 - reinterpret_cast<uintptr_t>(owner.get()) % 64);
-    work.forest->compute(trees, work.rows + first * trees.features, count,
-                         work.out + first * trees.targets, memory);
+    work.forest.compute(trees, work.rows + first * trees.features, count,
+                        work.out + first * trees.targets, memory);
   }
 };
 
 template <class T>
 struct Operator {
-  Api api;
+  ort::Api api;
   Forest<T> forest;
 
-  Operator(Api api, const Info* info) : api(api), forest(Attributes{api, info}) {}
+  Operator(ort::Api api, const ort::Info* info)
+      : api(api), forest(Source<T>(ort::Attributes(api, info))) {}
 
-  void compute(Context* context) {
-    const Value* input = nullptr;
-    check(api, call<90>(api, static_cast<const Context*>(context), size_t(0), &input));
-    const Shape shape = shape_of(api, input);
-    if (shape.rank != 2 || size_t(shape.sizes[1]) < forest.ensemble.features)
-      refuse("the rows do not have the features of the trees");
-    void* data = nullptr;
-    check(api, call<51>(api, const_cast<Value*>(input), &data));
+  void compute(ort::Context* context) {
+    const auto* reads = static_cast<const ort::Context*>(context);
+    const ort::Value* input = nullptr;
+    ort::check(api, ort::call<ort::kKernelContext_GetInput>(api, reads, size_t(0), &input));
+    if (!input) ort::refuse("it has no rows");
+    const ort::Shape shape = ort::shape_of(api, input);
+    if (shape.type != (std::is_same_v<T, float> ? ort::kFloat : ort::kDouble))
+      ort::refuse("the rows do not have the type of the trees");
+    if (shape.rank != 2 || shape.sizes[0] < 0 || shape.sizes[1] < int64_t(forest.ensemble.features))
+      ort::refuse("the rows do not have the features of the trees");
     const int64_t sizes[] = {shape.sizes[0], int64_t(forest.ensemble.targets)};
-    Value* output = nullptr;
-    check(api, call<91>(api, context, size_t(0), &sizes[0], size_t(2), &output));
-    void* out = nullptr;
-    check(api, call<51>(api, output, &out));
-    Work<T> work{&forest, forest.ensemble, static_cast<const T*>(data), size_t(sizes[0]),
-                 static_cast<float*>(out), kRows};
+    ort::Value* output = nullptr;
+    ort::check(api, ort::call<ort::kKernelContext_GetOutput>(api, context, size_t(0), &sizes[0],
+                                                             size_t(2), &output));
+    Work<T> work{forest, forest.ensemble, static_cast<const T*>(ort::data_of(api, input)),
+                 size_t(sizes[0]), static_cast<float*>(ort::data_of(api, output))};
     work.trees.features = size_t(shape.sizes[1]);
+    if (!work.count) return;
     if (work.count <= 2 * kRows) {  // less than threads need to start
       work.part = work.count;
-      if (work.count) Work<T>::run(&work, 0);
-      return;
+      Work<T>::run(&work, 0);
+    } else {
+      const size_t parts = (work.count + work.part - 1) / work.part;
+      ort::check(api, ort::call<ort::kKernelContext_ParallelFor>(
+                          api, reads, &Work<T>::run, parts, size_t(0), static_cast<void*>(&work)));
     }
-    const size_t parts = (work.count + work.part - 1) / work.part;
-    check(api, call<274>(api, static_cast<const Context*>(context), &Work<T>::run, parts, size_t(0),
-                         static_cast<void*>(&work)));
+    if (work.lacks_memory) throw std::bad_alloc();
   }
 };
 
 // The fields of OrtCustomOp, in their order, up to API version 18.
 struct CustomOp {
-  uint32_t version = kApiVersion;
-  void* (*create_v1)(const CustomOp*, Api, const Info*) = nullptr;
+  uint32_t version = ort::kApiVersion;
+  void* (*create_v1)(const CustomOp*, ort::Api, const ort::Info*) = nullptr;
   const char* (*name)(const CustomOp*);
   const char* (*provider)(const CustomOp*);
   int (*input_type)(const CustomOp*, size_t);
   size_t (*inputs)(const CustomOp*);
   int (*output_type)(const CustomOp*, size_t);
   size_t (*outputs)(const CustomOp*);
-  void (*compute_v1)(void*, Context*) = nullptr;
+  void (*compute_v1)(void*, ort::Context*) = nullptr;
   void (*destroy)(void*);
   int (*input_kind)(const CustomOp*, size_t);
   int (*output_kind)(const CustomOp*, size_t);
@@ -888,9 +772,9 @@ struct CustomOp {
   int (*variadic_2)(const CustomOp*);
   int (*variadic_3)(const CustomOp*);
   int (*variadic_4)(const CustomOp*);
-  Status* (*create)(const CustomOp*, Api, const Info*, void**);
-  Status* (*compute)(void*, Context*);
-  Status* (*infer)(const CustomOp*, void*) = nullptr;
+  ort::Status* (*create)(const CustomOp*, ort::Api, const ort::Info*, void**);
+  ort::Status* (*compute)(void*, ort::Context*);
+  ort::Status* (*infer)(const CustomOp*, void*) = nullptr;
   int (*start)(const CustomOp*);
   int (*end)(const CustomOp*);
   size_t (*may_inplace)(int**, int**) = nullptr;
@@ -899,9 +783,22 @@ struct CustomOp {
   void (*release_alias)(int*, int*) = nullptr;
 };
 
+// Return what `action` throws as a status, because no exception may cross the C interface.
+template <class Action>
+ort::Status* guarded(ort::Api api, Action action) noexcept {
+  try {
+    action();
+  } catch (const std::exception& error) {
+    return ort::failure(api, error.what());
+  } catch (...) {
+    return ort::failure(api, "unknown error");
+  }
+  return nullptr;
+}
+
 template <class T>
 CustomOp custom_op() {
-  constexpr int type = std::is_same_v<T, float> ? 1 : 11;
+  constexpr int type = std::is_same_v<T, float> ? ort::kFloat : ort::kDouble;
   const auto one = [](const CustomOp*) -> size_t { return 1; };
   const auto zero = [](const CustomOp*, size_t) { return 0; };
   const auto arity = [](const CustomOp*) { return 1; };
@@ -909,7 +806,7 @@ CustomOp custom_op() {
   op.name = [](const CustomOp*) { return "TreeEnsembleRegressor"; };
   op.provider = [](const CustomOp*) -> const char* { return nullptr; };
   op.input_type = [](const CustomOp*, size_t) { return type; };
-  op.output_type = [](const CustomOp*, size_t) { return 1; };
+  op.output_type = [](const CustomOp*, size_t) { return int(ort::kFloat); };
   op.inputs = one;
   op.outputs = one;
   op.input_kind = zero;
@@ -919,42 +816,52 @@ CustomOp custom_op() {
   op.start = arity;
   op.end = [](const CustomOp*) { return std::numeric_limits<int>::max(); };
   op.destroy = [](void* kernel) { delete static_cast<Operator<T>*>(kernel); };
-  op.create = [](const CustomOp*, Api api, const Info* info, void** kernel) -> Status* {
-    try {
-      *kernel = new Operator<T>(api, info);
-    } catch (const std::exception& error) {
-      return failure(api, error.what());
-    }
-    return nullptr;
+  op.create = [](const CustomOp*, ort::Api api, const ort::Info* info, void** kernel) {
+    return guarded(api, [&] { *kernel = new Operator<T>(api, info); });
   };
-  op.compute = [](void* kernel, Context* context) -> Status* {
+  op.compute = [](void* kernel, ort::Context* context) {
     auto* self = static_cast<Operator<T>*>(kernel);
-    try {
-      self->compute(context);
-    } catch (const std::exception& error) {
-      return failure(self->api, error.what());
-    }
-    return nullptr;
+    return guarded(self->api, [&] { self->compute(context); });
   };
   return op;
 }
 
+bool is_tested(const std::string& version) {
+  std::istringstream tested(TESTED);
+  for (std::string each; tested >> each;)
+    if (version.rfind(each + '.', 0) == 0) return true;
+  return false;
+}
+
+// The domain with the operators, which all sessions of the process share.
+ort::Status* make_domain(ort::Api api, ort::Domain** domain) {
+  static const CustomOp single = custom_op<float>();
+  static const CustomOp wide = custom_op<double>();
+  if (auto* status = ort::call<ort::kCreateCustomOpDomain>(api, "ai.onnx.ml", domain)) return status;
+  if (auto* status = ort::call<ort::kCustomOpDomain_Add>(api, *domain, &single)) return status;
+  return ort::call<ort::kCustomOpDomain_Add>(api, *domain, &wide);
+}
+
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) Status* RegisterCustomOps(Options* options,
-                                                                           const ApiBase* base) {
-  static CustomOp single = custom_op<float>();
-  static CustomOp wide = custom_op<double>();
-  Api api = base->get(kApiVersion);
-  if (!api) return failure(base->get(1), "ONNX Runtime is older than 1.29");
-  if (cpu_level() < 3) return failure(api, "this CPU has no AVX2");
-  static Domain* domain = nullptr;
-  if (!domain) {
-    if (Status* status = call<26>(api, "ai.onnx.ml", &domain)) return status;
-    if (Status* status = call<27>(api, domain, &single)) return status;
-    if (Status* status = call<27>(api, domain, &wide)) return status;
-  }
-  return call<28>(api, options, domain);
+extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(
+    ort::Options* options, const ort::ApiBase* base) {
+  const ort::Api first = base->get(1);
+  return guarded(first, [&] {
+    const std::string version = base->version();
+    if (!is_tested(version)) ort::refuse("it is not tested with ONNX Runtime " + version);
+    if (cpu_level() < 3) ort::refuse("this CPU has no AVX2");
+    const ort::Api api = base->get(ort::kApiVersion);
+    static std::mutex mutex;
+    static ort::Domain* domain = nullptr;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!domain) {
+      ort::Domain* made = nullptr;
+      ort::check(api, make_domain(api, &made));
+      domain = made;
+    }
+    ort::check(api, ort::call<ort::kAddCustomOpDomain>(api, options, domain));
+  });
 }
 
 #endif

@@ -2,6 +2,7 @@
 bit.
 """
 
+import ctypes
 import subprocess
 import sys
 import zipfile
@@ -139,6 +140,7 @@ FORESTS = {
     "symmetric, three targets": ("BRANCH_GT", 50, 3, 8, True),
     "symmetric, 1,024 leaves": ("BRANCH_GT", 50, 1, 10, True),
     "stumps": ("BRANCH_LEQ", 3, 1, 1, False),
+    "single leaves": ("BRANCH_LEQ", 3, 1, 0, False),  # a booster on a constant target
 }
 
 
@@ -174,3 +176,130 @@ def test_unsuitable_machine_or_model_is_logged(level, mode, reason, tmp_path, mo
     assert (record.name, reason in record.message) == (session.__name__, True)
     (expected,) = onnxruntime.InferenceSession(file).run(None, {"x": forest.rows(9)})
     assert expected.shape == (9, 1)
+
+
+def changed(**attributes):
+    """Return a forest of 32-bit numbers with other attributes. None removes one."""
+    model = Forest(np.random.default_rng(0), np.float32, "BRANCH_LEQ", 20, 1, 4).model
+    (node,) = model.graph.node
+    kept = [each for each in node.attribute if each.name not in attributes]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    for name, value in attributes.items():
+        if value is not None:
+            node.attribute.append(helper.make_attribute(name, value))
+    return model
+
+
+def many_targets(leaves):
+    """Return a tree with `leaves` leaves, each of which has its own target."""
+    numbers = np.arange(2 * leaves - 1)
+    is_leaf = numbers >= leaves - 1
+    return changed(
+        nodes_treeids=numbers * 0,
+        nodes_nodeids=numbers,
+        nodes_featureids=numbers * 0,
+        nodes_modes=np.where(is_leaf, "LEAF", "BRANCH_LEQ").tolist(),
+        nodes_values=[0.5] * len(numbers),
+        nodes_truenodeids=np.where(is_leaf, 0, 2 * numbers + 1),
+        nodes_falsenodeids=np.where(is_leaf, 0, 2 * numbers + 2),
+        nodes_missing_value_tracks_true=numbers * 0,
+        target_treeids=numbers[:leaves] * 0,
+        target_nodeids=numbers[is_leaf],
+        target_ids=numbers[:leaves],
+        target_weights=[1.0] * leaves,
+        n_targets=leaves,
+        base_values=None,
+    )
+
+
+def distant_feature():
+    """Return a forest that reads column 40,000,000. Its input declares no columns."""
+    model = changed()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    (features,) = (each for each in model.graph.node[0].attribute if "featureids" in each.name)
+    features.ints[0] = 40_000_000
+    return model
+
+
+BYTES = numpy_helper.from_array(np.ones(400, np.int8))
+EMPTY_ROWS = numpy_helper.from_array(np.ones((400, 0), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"target_nodeids": [0]}, "its weights are incomplete"),
+        ({"target_ids": [0]}, "its weights are incomplete"),
+        ({"target_weights": [1.0]}, "its weights are incomplete"),
+        ({"nodes_values": None, "nodes_values_as_tensor": BYTES}, "type of nodes_values_as_tensor"),
+        ({"base_values": None, "base_values_as_tensor": EMPTY_ROWS}, "shape of base_values_as_te"),
+        ({"n_targets": 10_000_000, "base_values": None}, "its number of targets"),
+        ({"base_values": [1.0, 2.0]}, "its base_values"),
+        ({"aggregate_function": "SUM" * 30}, "its aggregate_function"),
+        ({"nodes_missing_value_tracks_true": [0.5]}, "type or the length of nodes_missing_val"),
+    ],
+)
+def test_incomplete_attributes_are_refused(attributes, reason):
+    import onnxserve_trees
+
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(onnxserve_trees.LIBRARY)
+    with pytest.raises(Exception, match=reason):
+        onnxruntime.InferenceSession(changed(**attributes).SerializeToString(), options)
+
+
+OPEN = """
+import sys, onnxruntime, onnxserve_trees
+def peak():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1])
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(onnxserve_trees.LIBRARY)
+before = peak()
+try:
+    onnxruntime.InferenceSession(sys.argv[1], options)
+except Exception as error:
+    print(error, file=sys.stderr)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        distant_feature,
+        lambda: changed(n_targets=10_000_000, base_values=None),
+        lambda: many_targets(16_000),
+    ],
+    ids=["features", "targets", "leaves"],
+)
+def test_memory_is_bounded_by_the_file(model, tmp_path):
+    file = tmp_path / "model.onnx"
+    onnx.save(model(), file)
+    import onnxserve_trees
+
+    environment = {"PYTHONPATH": str(Path(onnxserve_trees.LIBRARY).parents[1])}
+    opened = subprocess.run(
+        [sys.executable, "-c", OPEN, file],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(opened.stdout) < 60_000, opened.stderr
+
+
+def test_untested_onnxruntime_is_refused():
+    import onnxserve_trees
+
+    reasons = []
+    status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+    fail = status(lambda code, reason: reasons.append(reason) or 1)
+    table = ctypes.cast((ctypes.c_void_p * 1)(ctypes.cast(fail, ctypes.c_void_p)), ctypes.c_void_p)
+    get = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(lambda version: table.value)
+    text = ctypes.create_string_buffer(b"1.99.0")
+    version = ctypes.CFUNCTYPE(ctypes.c_void_p)(lambda: ctypes.addressof(text))
+    base = (ctypes.c_void_p * 2)(*(ctypes.cast(each, ctypes.c_void_p) for each in (get, version)))
+    assert ctypes.CDLL(onnxserve_trees.LIBRARY).RegisterCustomOps(None, base)
+    assert reasons == [b"it is not tested with ONNX Runtime 1.99.0"]

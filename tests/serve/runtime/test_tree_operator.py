@@ -3,7 +3,9 @@ in tests/projects/test_trees.py build the library.
 """
 
 import sys
+from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from mlflow_deploy_plugin.serve.runtime.session import open_session
@@ -41,3 +43,8 @@ def test_unsuitable_library_is_logged_once(graph, lines, tmp_path, caplog):
     opened = open_session(save_graph(tmp_path, graph), faster_trees=True)
     assert not has_tree_operator(opened)
     assert [record.message.count("onnxserve-trees") for record in caplog.records] == [1] * lines
+
+
+def test_installed_onnxruntime_is_a_tested_version():
+    tested = Path(__file__).parents[3] / "projects" / "trees" / "tested_versions.txt"
+    assert onnxruntime.__version__.rpartition(".")[0] in tested.read_text().split()
