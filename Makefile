@@ -83,7 +83,7 @@ test-long: install
 test-trees-asan: install
 	$(BIN)/python projects/trees/fuzz.py --models $(or $(MODELS),200000) --seed $(or $(SEED),0)
 
-# 20,000 mutated graphs and explanations
+# The long run of the harness for graphs that the package reads in Python: 20,000 mutated explanations and models.
 test-graphs-hostile: install
 	HOSTILE_MODELS=20000 $(BIN)/python -m pytest -m long tests/serve/pyfunc/test_hostile_graphs.py
 
