@@ -368,10 +368,11 @@ class _Console:
         if store.keys is None:
             return jsonify(keys="", checkpoint="")
         checkpoint, fault = newest_checkpoint(store.keys)
+        unrecorded = store.trail_record.fault() if store.trail_record else ""
         published = {
             "keys": store.keys.public_pem(),
             "checkpoint": checkpoint,
-            "faults": [*filter(None, [fault])],
+            "faults": [*filter(None, [fault, unrecorded])],
         }
         endpoint = access.asked("endpoint")
         if not endpoint:
