@@ -19,7 +19,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import RunStatus, RunTag, ViewType
+from mlflow.entities import Run, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.server import ARTIFACTS_ONLY_ENV_VAR
@@ -61,7 +61,7 @@ _CHANGES = re.compile(
 _WRITES = re.compile(r"(log|delete|create|complete|abort|upload)_")
 """The pattern of the methods of MLflow's artifact stores that change files."""
 _is_server = ContextVar("_is_server", default=False)
-"""True while the server itself writes a checkpoint."""
+"""True in the context of the thread that writes checkpoints."""
 
 
 def log_checkpoints(store: Store) -> threading.Event:
@@ -101,8 +101,9 @@ def log_checkpoints(store: Store) -> threading.Event:
 
 
 def log_checkpoint(store: Store) -> None:
-    """Log a checkpoint at the place of the setting, and then to MLflow. Callers see the
-    checkpoint in MLflow, so that a failure of the place becomes visible.
+    """Log a checkpoint at the place of the setting, and then to MLflow, in a context
+    that ends afterwards. Callers see the checkpoint in MLflow, so that a failure of the
+    place becomes visible.
     """
     assert store.keys is not None
     checkpoint = make_checkpoint(store, store.keys)
@@ -112,23 +113,24 @@ def log_checkpoint(store: Store) -> None:
     if place:
         write_file(locate_log(place, _SETTING), name, content, is_new=True)
     tracking = mlflow_private._get_tracking_store()
-    token = _is_server.set(True)
-    try:
-        number = get_or_create_experiment(tracking, EXPERIMENT)
-        run = tracking.create_run(
-            number, "onnxserve", get_current_time_millis(), tags=[], run_name=name
-        )
-        id = run.info.run_id
-        signature = store.keys.sign(_PURPOSE, _signed_text(id, content))
-        tracking.set_tag(id, RunTag(_TAG, f"{store.keys.key_id} {signature}"))
-        repository, root = mlflow_stores.artifact_store(run.info.artifact_uri)
-        with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
-            file = Path(folder) / CHECKPOINT_FILE
-            file.write_bytes(content)
-            repository.log_artifact(str(file), root or None)
-        tracking.update_run_info(id, RunStatus.FINISHED, get_current_time_millis(), run_name=None)
-    finally:
-        _is_server.reset(token)
+    _is_server.set(True)
+    number = get_or_create_experiment(tracking, EXPERIMENT)
+    run = tracking.create_run(
+        number, "onnxserve", get_current_time_millis(), tags=[], run_name=name
+    )
+    signature = store.keys.sign(_PURPOSE, _signed_text(run, content))
+    tracking.set_tag(run.info.run_id, RunTag(_TAG, f"{store.keys.key_id} {signature}"))
+    repository, root = mlflow_stores.artifact_store(run.info.artifact_uri)
+    with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
+        file = Path(folder) / CHECKPOINT_FILE
+        file.write_bytes(content)
+        repository.log_artifact(str(file), root or None)
+    tracking.update_run_info(
+        run.info.run_id,
+        RunStatus.FINISHED,
+        get_current_time_millis(),
+        run_name=None,
+    )
 
 
 @cache  # The cache ensures that several apps of a process replace MLflow's methods only once.
@@ -143,11 +145,10 @@ def refuse_changes() -> None:
         (TrackingStoreRegistry, "get_store", _CHANGES, _is_own_run),
         (ArtifactRepositoryRegistry, "get_artifact_repository", _WRITES, _is_own_file),
     ):
-        opened = _opened(getattr(registry, opener), methods, is_own)
-        setattr(registry, opener, opened)
+        setattr(registry, opener, checked_opener(getattr(registry, opener), methods, is_own))
 
 
-def _opened(
+def checked_opener(
     open_store: Callable[..., Any],
     methods: re.Pattern[str],
     is_own: Callable[[Any, Mapping[str, Any]], bool],
@@ -172,8 +173,7 @@ def _opened(
         store = open_store(*arguments, **options)
         # MLflow opens a tracking store only once.
         for name in filter(methods.match, set(dir(type(store))) - vars(store).keys()):
-            method = getattr(store, name)
-            if callable(method):
+            if callable(method := getattr(store, name)):
                 setattr(store, name, checked(store, method))
         return store
 
@@ -181,12 +181,11 @@ def _opened(
 
 
 def _is_own_run(tracking: Any, arguments: Mapping[str, Any]) -> bool:
-    names = {arguments.get("name"), arguments.get("new_name")}
-    ids = [("experiment_id", id) for id in arguments.get("experiment_ids") or ()]
-    ids += [(name, arguments.get(name)) for name in ("run_id", "experiment_id", "location")]
+    ids = [(name, arguments.get(name)) for name in ("run_id", "experiment_id", "location")]
+    ids += [("experiment_id", id) for id in arguments.get("experiment_ids") or ()]
     ids.append(("trace_info", getattr(arguments.get("trace_info"), "experiment_id", None)))
-    names.update(_experiment_name(tracking, name, str(id)) for name, id in ids if id)
-    return EXPERIMENT in names
+    names = {_experiment_name(tracking, name, str(id)) for name, id in ids if id}
+    return EXPERIMENT in {*names, arguments.get("name"), arguments.get("new_name")}
 
 
 @lru_cache(maxsize=10_000)
@@ -208,14 +207,16 @@ def _is_own_file(repository: Any, arguments: Mapping[str, Any]) -> bool:
     if experiment is None:
         return False
     own, root = mlflow_stores.artifact_store(experiment.artifact_location)
-    file = arguments.get("local_file") or arguments.get("artifact_file_name") or ""
-    changed = (repository, arguments.get("artifact_path") or "", Path(file).name)
-    folders = [
-        # A file system may ignore the case of letters.
-        Path(os.path.realpath(Path(local_file_uri_to_path(store.artifact_uri), *names)).lower())
-        for store, *names in (changed, (own, root))
-    ]
-    return folders[0].is_relative_to(folders[1]) or folders[1].is_relative_to(folders[0])
+    name = Path(arguments.get("local_file") or arguments.get("artifact_file_name") or "").name
+    changed = _real_path(repository, arguments.get("artifact_path") or "", name)
+    folder = _real_path(own, root)
+    return changed.is_relative_to(folder) or folder.is_relative_to(changed)
+
+
+def _real_path(repository: Any, *names: str) -> Path:
+    """Return the path in lower case, because a file system may ignore the case."""
+    path = Path(local_file_uri_to_path(repository.artifact_uri), *names)
+    return Path(os.path.realpath(path).lower())
 
 
 def newest_checkpoint(keys: Keys) -> tuple[str, str]:
@@ -229,33 +230,33 @@ def newest_checkpoint(keys: Keys) -> tuple[str, str]:
     try:
         tracking = mlflow_private._get_tracking_store()
         experiment = tracking.get_experiment_by_name(EXPERIMENT)
-        now = get_current_time_millis()
         runs = experiment and tracking.search_runs(
             [experiment.experiment_id],
-            f"tags.{_TAG} LIKE '%' AND status = 'FINISHED' AND attributes.start_time <= {now}",
+            f"tags.{_TAG} LIKE '%' AND status = 'FINISHED' AND attributes.start_time <= "
+            f"{get_current_time_millis()}",
             ViewType.ACTIVE_ONLY,
             max_results=_MOST_READ,
             order_by=["attributes.start_time DESC"],
         )
         for run in runs or ():
-            id = run.info.run_id
             key_id, _, signature = run.data.tags[_TAG].partition(" ")
-            address = run.info.artifact_uri
             try:
                 with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
-                    file = mlflow_stores.fetch_file(address, Path(folder), CHECKPOINT_FILE)
-                    content = file.read_bytes()
+                    content = mlflow_stores.fetch_file(
+                        run.info.artifact_uri, Path(folder), CHECKPOINT_FILE
+                    ).read_bytes()
             except NotFound as error:
-                fault = fault or f"the checkpoint of run {id} is missing: {error.message}"
-                continue
-            if keys.is_signed(_PURPOSE, _signed_text(id, content), key_id, signature):
-                return content.decode(), fault
-            fault = fault or f"the checkpoint of run {id} was replaced: its signature is not valid"
+                reason = error.message
+            else:
+                if keys.is_signed(_PURPOSE, _signed_text(run, content), key_id, signature):
+                    return content.decode(), fault
+                reason = "it was replaced"
+            fault = fault or f"the checkpoint of run {run.info.run_id} is not intact: {reason}"
     except Exception:  # noqa: BLE001 - The keys are published without a checkpoint.
         _log.exception("MLflow cannot read the checkpoints of the audit trail")
         fault = "MLflow cannot read the checkpoints of the audit trail (see the server's log)"
     return "", fault
 
 
-def _signed_text(run_id: str, content: bytes) -> str:
-    return f"{run_id} {hashlib.sha256(content).hexdigest()}"
+def _signed_text(run: Run, content: bytes) -> str:
+    return f"{run.info.run_id} {hashlib.sha256(content).hexdigest()}"

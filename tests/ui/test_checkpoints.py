@@ -7,6 +7,7 @@ import os
 import re
 import time
 from contextlib import closing
+from contextvars import copy_context
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -35,6 +36,10 @@ from tests.support.waiting import wait_until
 POLICY = "gated_stages: [Production]\napprovals: {count: 2, groups: [risk]}"
 ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 TRAIL = "/onnxserve/audit-trail"
+
+
+def log_one(store):
+    copy_context().run(log_checkpoint, store)
 
 
 @pytest.fixture
@@ -71,8 +76,8 @@ def worm(tmp_path, monkeypatch):
 def test_checkpoint_is_in_mlflow_and_folder(mlflow_app, command, worm):
     assert mlflow_app.client.get(TRAIL).json["checkpoint"] == ""
     with mlflow_app.app.test_request_context():
-        log_checkpoint(mlflow_app.store)
-        log_checkpoint(mlflow_app.store)
+        log_one(mlflow_app.store)
+        log_one(mlflow_app.store)
         text, _ = newest_checkpoint(mlflow_app.store.keys)
 
     published = mlflow_app.client.get(TRAIL).json
@@ -87,14 +92,14 @@ def test_checkpoint_is_in_mlflow_and_folder(mlflow_app, command, worm):
 
 def test_checkpoints_continue_after_a_future_run(mlflow_app, worm):
     with mlflow_app.app.test_request_context():
-        log_checkpoint(mlflow_app.store)
+        log_one(mlflow_app.store)
         tracking = handlers._get_tracking_store()
         create, finish = type(tracking).create_run, type(tracking).update_run_info
         number = tracking.get_experiment_by_name(EXPERIMENT).experiment_id
         for start in (datetime(2100, 1, 1, tzinfo=UTC), datetime.now(UTC)):
             run = create(tracking, number, "eve", int(start.timestamp() * 1000), [], "forged")
             finish(tracking, run.info.run_id, RunStatus.FINISHED, 0, None)
-        log_checkpoint(mlflow_app.store)
+        log_one(mlflow_app.store)
         text, _ = newest_checkpoint(mlflow_app.store.keys)
     assert text == max(worm.iterdir()).read_text()
 
@@ -120,7 +125,7 @@ def logged(mlflow_app, monkeypatch):
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", os.environ[ROOT])
     monkeypatch.setattr(handlers, "_artifact_repo", None)
     with mlflow_app.app.test_request_context():
-        log_checkpoint(mlflow_app.store)
+        log_one(mlflow_app.store)
     return runs()[0]
 
 
@@ -280,7 +285,7 @@ def replay_file(run):
 def test_changed_checkpoint_file_is_named(mlflow_app, logged, change):
     earlier = checkpoint_file(logged).read_text()
     with mlflow_app.app.test_request_context():
-        log_checkpoint(mlflow_app.store)
+        log_one(mlflow_app.store)
     newest = runs()[0]
     change(newest)
     published = mlflow_app.client.get(TRAIL).json
@@ -304,7 +309,7 @@ def test_checkpoint_is_written_to_a_bucket(mlflow_app, monkeypatch):
         monkeypatch.setenv(name, "x")
     with s3_server() as bucket, mlflow_app.app.test_request_context():
         monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        log_checkpoint(mlflow_app.store)
+        log_one(mlflow_app.store)
         text, _ = newest_checkpoint(mlflow_app.store.keys)
 
     ((name, content),) = bucket.objects.items()

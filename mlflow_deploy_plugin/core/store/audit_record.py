@@ -80,10 +80,6 @@ class TrailRecord:
             return self._folder_of_url
 
     @property
-    def _seal_file(self) -> Path:
-        return self.folder / "seal.json"
-
-    @property
     def _heads(self) -> Path:
         return self.folder / "heads"
 
@@ -112,7 +108,7 @@ class TrailRecord:
 
     def seal(self) -> Seal | None:
         """Return None before the first start of a server."""
-        return _read(self._seal_file, Seal)
+        return _read(self.folder / "seal.json", Seal)
 
     def heads(self) -> list[Head]:
         heads = [_read(file, Head) for file in sorted(self._heads.glob("*.json"))]
@@ -184,7 +180,7 @@ class TrailRecord:
                 shutil.rmtree(self._heads, ignore_errors=True)
                 for head in heads:
                     _write(self._head_file(head.model), head)
-                _write(self._seal_file, seal)
+                _write(self.folder / "seal.json", seal)
         except OSError as error:
             raise InvalidConfig(self._fault(error)) from None
 

@@ -172,7 +172,10 @@ def computed_statements(store: Store, endpoint: str, period: Window) -> dict[str
     """
     trail = Trail(frozenset(), None, (), (), frozenset())
     facts = _Facts(store, endpoint, period, trail, _Requests(), {"": ""})
-    return {name: [made.text for made in getattr(facts, name)()] for name in COMPUTED}
+    computed = {}
+    for name in COMPUTED:
+        computed[name] = [made.text for made in facts.statements(name)]
+    return computed
 
 
 @dataclass(frozen=True)
