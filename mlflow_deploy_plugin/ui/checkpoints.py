@@ -239,7 +239,7 @@ def newest_checkpoint(keys: Keys) -> tuple[str, str]:
             order_by=["attributes.start_time DESC"],
         )
         for run in runs or ():
-            key_id, _, signature = run.data.tags[_TAG].partition(" ")
+            signed = run.data.tags[_TAG].partition(" ")[::2]
             try:
                 with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
                     content = mlflow_stores.fetch_file(
@@ -248,7 +248,7 @@ def newest_checkpoint(keys: Keys) -> tuple[str, str]:
             except NotFound as error:
                 reason = error.message
             else:
-                if keys.is_signed(_PURPOSE, _signed_text(run, content), key_id, signature):
+                if keys.is_signed(_PURPOSE, _signed_text(run, content), *signed):
                     return content.decode(), fault
                 reason = "it was replaced"
             fault = fault or f"the checkpoint of run {run.info.run_id} is not intact: {reason}"

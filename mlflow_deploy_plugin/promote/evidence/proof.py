@@ -111,6 +111,10 @@ class Proof(BaseModel):
             for text in {*computed} ^ {*made_texts}:
                 yield f"the statements of {name} and of the server differ: {text}"
 
+    def not_compared(self, sections: Mapping[str, Sequence[Statement]]) -> list[str]:
+        """Return the sections whose statements only `made_by` knows."""
+        return [name for name in _FACTS if name in sections.keys() - self.computed.keys()]
+
     def changes_since(self, checkpoint: Checkpoint) -> Iterator[str]:
         """Yield the faults after a checkpoint, which may be newer than the dossier."""
         events = [entry.event for entry in self.events]
@@ -191,8 +195,9 @@ def check_dossier(
         written = f"{document['endpoint']} {document['start']}/{document['end']}", _digest(document)
         for group in document.values():
             if isinstance(group, dict):
-                for name, statements in _STATEMENTS.validate_python(group).items():
-                    sections[name] = [*sections.get(name, ()), *statements]
+                if sections.keys() & group.keys():  # A section of this name would be left out.
+                    raise ValueError(group)
+                sections |= _STATEMENTS.validate_python(group)
         if not document.keys() <= {field.name for field in fields(Dossier)}:
             raise ValueError(document.keys())
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -214,8 +219,7 @@ def check_dossier(
         compared = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z"
         faults += proof.changes_since(checkpoint)
     origin = keys_file or "in the dossier, whose maker can exchange them (--keys FILE)"
-    trusted = [name for name in _FACTS if name in sections.keys() - proof.computed.keys()]
     return faults, (
         f"{proof.counted}; keys: {origin}; checkpoint: {compared}; statements by {proof.made_by}, "
-        f"not compared: {join_names([*trusted, 'links'])}"
+        f"not compared: {join_names([*proof.not_compared(sections), 'links'])}"
     )

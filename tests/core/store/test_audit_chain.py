@@ -307,11 +307,13 @@ def test_unrecorded_head_is_found_at_another_url(server, keys, store_url, model,
     before(record)
     other = store_url.replace("/store.db", "/./store.db")
     with closing(open_store(other, keys=keys)) as restarted:
-        assert restarted.trail_record.folder != record.folder
-        assert restarted.trail_record.spool(AuditEvent(START, "eva", "alias", model=model))
+        again = restarted.trail_record
+        assert again
+        assert again.folder != record.folder
+        assert again.spool(AuditEvent(START, "eva", "alias", model=model))
         seal(server)
         seal(restarted)
-        assert restarted.trail_record.folder == record.folder
+        assert again.folder == record.folder
         assert not record.is_spool_empty()
         tamper(store_url, model, change)
         for store in (server, restarted):

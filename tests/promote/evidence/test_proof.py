@@ -123,7 +123,6 @@ def forge_period(document):
         (forge_statement, ["not those", "ada was approve"]),
         (forge_alarm, ["not those", "No alert was firing", "drifts"]),
         (lambda document: document["monitoring"].pop("alarms"), ["not those", "drifts"]),
-        (forge_section, ["not those", "ada was approve"]),
         (forge_period, ["valid signature", "not those"]),
         (lambda document: document["decisions"].pop("promotions"), ["not those", "no statement"]),
         (lambda document: document["proof"]["events"].pop(), ["valid signature"]),
@@ -163,6 +162,9 @@ def test_checkpoint_detects_removed_events(folder, store):
     assert (checked.exit_code, mentions(checked.stdout, "event 4 was removed")) == (1, True)
 
 
-def test_other_file_is_refused(folder):
-    change(folder, lambda document: document.update(summary="All is well."))
+@pytest.mark.parametrize(
+    "forge", [forge_section, lambda document: document.update(summary="All is well.")]
+)
+def test_other_file_is_refused(folder, forge):
+    change(folder, forge)
     assert mentions(said(verify(folder)), "dossier.json")
