@@ -75,7 +75,7 @@ def audit() -> None:
     "--verify",
     "Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
     "an event was changed, removed, inserted or moved, if no event is signed with one of the keys, "
-    "or if the checkpoint is late or missing.",
+    "or if the checkpoint is late, missing or changed.",
 )
 @path_option(
     "--keys",
@@ -161,6 +161,7 @@ def _verify(
     from mlflow_deploy_plugin.core.store.checkpoints import lateness, load_checkpoint
 
     published = None if keys_file and checkpoint_file else published_trail()
+    reported = [*published.faults] if published else []
     with opened_store() as store:
         if keys_file:
             keys = parse_keys(read_text(keys_file, "the file of --keys"), str(keys_file))
@@ -175,24 +176,30 @@ def _verify(
         if checkpoint_file:
             text = read_text(checkpoint_file, "the file of --checkpoint")
         checkpoint = None
-        if text:
-            checkpoint = load_checkpoint(text, keys, str(checkpoint_file or "in MLflow"))
+        try:
+            if text:
+                checkpoint = load_checkpoint(text, keys, str(checkpoint_file or "in MLflow"))
+        except InvalidConfig as error:
+            if checkpoint_file:
+                raise
+            reported.append(error.message)
         state = verify_trail(store, model, keys, checkpoint)
         late = lateness(checkpoint, store) if state.signed else ""
     checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
     lines = [
         *(fault.text for fault in state.faults),
         *(f"the key {key} has signed no event" for key in state.unused_keys),
-        *filter(None, [late]),
+        *filter(None, [late, *reported]),
         f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; keys: {origin}; "
         f"checkpoint: {checked_at}",
     ]
-    show_result("text" if output == "text" else "json", asdict(state) | {"late": late}, lines)
+    document = asdict(state) | {"late": late, "reported": reported}
+    show_result("text" if output == "text" else "json", document, lines)
     if state.faults:
         show_progress(f"the audit trail was changed: {len(state.faults)} faults")
     elif state.state == "unsigned":
         show_progress("no event is signed, so everybody with the store could have written them")
-    if state.state != "intact" or state.unused_keys or late:
+    if state.state != "intact" or state.unused_keys or late or reported:
         sys.exit(1)
 
 

@@ -20,7 +20,6 @@ NAMES = (
     "mlflow.server.handlers:_disable_if_artifacts_only",
     "mlflow.server.handlers:_get_artifact_repo_mlflow_artifacts",
     "mlflow.server.handlers:_get_model_registry_store",
-    "mlflow.server.handlers:_get_normalized_request_json",
     "mlflow.server.handlers:_get_proxied_run_artifact_destination_path",
     "mlflow.server.handlers:_get_request_message",
     "mlflow.server.handlers:_get_tracking_store",

@@ -104,7 +104,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     _compare_versions_as_numbers()
     trail = AuditTrail(log_checkpoints)
     views.install(app, trail, served)
-    app.before_request(refuse_changes)
+    refuse_changes()
     access.add_sessions(app, settings.load_settings().root_path / _FOLDER / "key")
     access.set_login(app, adapter)
     adapter.install(app, served)
@@ -361,13 +361,19 @@ class _Console:
         return make_response(redirect(self._here(job=job.id), 303))
 
     def audit_trail(self) -> Response:
-        """Return the public keys of this server and the newest checkpoint as JSON, and
-        the proof of a dossier of ?endpoint=.
+        """Return the public keys of this server, the newest intact checkpoint and the
+        faults of the evidence as JSON, and the proof of a dossier of ?endpoint=.
         """
         store = self._store
         if store.keys is None:
             return jsonify(keys="", checkpoint="")
-        published = {"keys": store.keys.public_pem(), "checkpoint": newest_checkpoint(store.keys)}
+        checkpoint, fault = newest_checkpoint(store.keys)
+        unrecorded = store.trail_record.fault() if store.trail_record else ""
+        published = {
+            "keys": store.keys.public_pem(),
+            "checkpoint": checkpoint,
+            "faults": [*filter(None, [fault, unrecorded])],
+        }
         endpoint = access.asked("endpoint")
         if not endpoint:
             return jsonify(published)

@@ -1,26 +1,35 @@
 """Hourly checkpoints of the audit trail by MLflow's server: each is the artifact of a
 run in MLflow and, with ONNXSERVE_AUDIT_CHECKPOINTS, a file at another place.
 
-The server finds its runs by a tag that it has signed. Callers may not change the
-experiment or its runs.
+The server signs the id of each run with the digest of its file, so that a file that
+was replaced is found. Callers may not change the experiment, its runs and their files.
 """
 
+import hashlib
 import logging
+import os
+import re
 import tempfile
 import threading
 import time
-from contextlib import suppress
-from contextvars import copy_context
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, copy_context
+from functools import cache, lru_cache, wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from flask import Response, request
-from mlflow.entities import RunStatus, RunTag, ViewType
+from mlflow.entities import Run, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.server import ARTIFACTS_ONLY_ENV_VAR
+from mlflow.server.handlers import TrackingStoreRegistry
+from mlflow.store.artifact.artifact_repository_registry import ArtifactRepositoryRegistry
+from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.time import get_current_time_millis
 
 from mlflow_deploy_plugin.core import mlflow_private
+from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import current_actor
@@ -28,7 +37,6 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log, write_file
-from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.guard import mlflow_stores
 
 _log = logging.getLogger(__name__)
@@ -39,19 +47,21 @@ _EVERY_SECONDS = 3600
 _FIRST_SECONDS = 30
 _PAUSE_SECONDS = 300
 _SETTING = "ONNXSERVE_AUDIT_CHECKPOINTS"
-_TAG = "onnxserve.signed_run_id"
-"""The tag with the id of the key and the signature of the run's id."""
-_PURPOSE = "checkpoint run"
-_UPLOAD = "serve_upload_artifact"
-_CHANGES = (
-    *("_create_run", "_update_run", "_delete_run", "_restore_run", "_log_metric", "_log_param"),
-    *("_set_tag", "_delete_tag", "_log_batch", "_log_model", "_log_inputs", "_log_outputs"),
-    *("_update_experiment", "_delete_experiment", "serve_create_promptlab_run", _UPLOAD),
-)
-_FIELDS = ("experiment_id", "experimentId", "run_id", "runId", "run_uuid", "runUuid")
-"""The views of MLflow that change an experiment or a run, and the fields of their
-requests.
+_TAG = "onnxserve.signed_checkpoint"
+"""The tag with the id of the key and the signature of the run's id and the file's
+digest.
 """
+_PURPOSE = "checkpoint run"
+_MOST_READ = 10
+"""The maximum number of checkpoints that are read to find an intact one."""
+_CHANGES = re.compile(
+    r"(?!_|(batch_)?get_|search|list_|find_|filter_|query_|calculate_|sum_|resolve_|sanitize_)"
+)
+"""The pattern of the methods of MLflow's tracking stores that may change something."""
+_WRITES = re.compile(r"(log|delete|create|complete|abort|upload)_")
+"""The pattern of the methods of MLflow's artifact stores that change files."""
+_is_server = ContextVar("_is_server", default=False)
+"""True in the context of the thread that writes checkpoints."""
 
 
 def log_checkpoints(store: Store) -> threading.Event:
@@ -91,27 +101,29 @@ def log_checkpoints(store: Store) -> threading.Event:
 
 
 def log_checkpoint(store: Store) -> None:
-    """Log a checkpoint at the place of the setting, and then to MLflow. Callers see the
-    checkpoint in MLflow, so that a failure of the place becomes visible.
+    """Log a checkpoint at the place of the setting, and then to MLflow, in a context
+    that ends afterwards. Callers see the checkpoint in MLflow, so that a failure of the
+    place becomes visible.
     """
     assert store.keys is not None
     checkpoint = make_checkpoint(store, store.keys)
     name = f"{checkpoint.at:%Y-%m-%dT%H%M%S.%f}.json"
-    content = checkpoint.model_dump_json(indent=1)
+    content = checkpoint.model_dump_json(indent=1).encode()
     place = load_settings().audit_checkpoints
     if place:
-        write_file(locate_log(place, _SETTING), name, content.encode(), is_new=True)
+        write_file(locate_log(place, _SETTING), name, content, is_new=True)
     tracking = mlflow_private._get_tracking_store()
+    _is_server.set(True)
     number = get_or_create_experiment(tracking, EXPERIMENT)
     run = tracking.create_run(
         number, "onnxserve", get_current_time_millis(), tags=[], run_name=name
     )
-    signature = store.keys.sign(_PURPOSE, run.info.run_id)
+    signature = store.keys.sign(_PURPOSE, _signed_text(run, content))
     tracking.set_tag(run.info.run_id, RunTag(_TAG, f"{store.keys.key_id} {signature}"))
     repository, root = mlflow_stores.artifact_store(run.info.artifact_uri)
     with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
         file = Path(folder) / CHECKPOINT_FILE
-        file.write_text(content)
+        file.write_bytes(content)
         repository.log_artifact(str(file), root or None)
     tracking.update_run_info(
         run.info.run_id,
@@ -121,52 +133,130 @@ def log_checkpoint(store: Store) -> None:
     )
 
 
-def refuse_changes() -> Response | None:
-    """Refuse the current request if it changes the experiment of the checkpoints, or
-    one of its runs.
+@cache  # The cache ensures that several apps of a process replace MLflow's methods only once.
+def refuse_changes() -> None:
+    """Let the stores that MLflow opens in this process refuse changes of the experiment
+    of the checkpoints, its runs and the files below its location.
+
+    The stores check, because a change has several routes in MLflow's Flask and FastAPI
+    apps, and only the stores know the place to which a path leads.
     """
-    document: Any = request.args
-    if request.endpoint not in _CHANGES:
-        return None
-    if request.endpoint != _UPLOAD:
-        with suppress(MlflowException, ValueError):  # MLflow's view refuses the request.
-            document = mlflow_private._get_normalized_request_json()
-    for field in _FIELDS:
-        with suppress(MlflowException):
-            if document.get(field) and _experiment_name(field, str(document[field])) == EXPERIMENT:
-                message = f"only this server changes the experiment {EXPERIMENT} and its runs"
-                return access.refusal("PERMISSION_DENIED", message, 403)
-    return None
+    for registry, opener, methods, is_own in (
+        (TrackingStoreRegistry, "get_store", _CHANGES, _is_own_run),
+        (ArtifactRepositoryRegistry, "get_artifact_repository", _WRITES, _is_own_file),
+    ):
+        setattr(registry, opener, checked_opener(getattr(registry, opener), methods, is_own))
+
+
+def checked_opener(
+    open_store: Callable[..., Any],
+    methods: re.Pattern[str],
+    is_own: Callable[[Any, Mapping[str, Any]], bool],
+) -> Callable[..., Any]:
+    """Return a function that opens a store whose `methods` refuse a call if `is_own` is
+    True for the store and the arguments.
+    """
+
+    def checked(store: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*arguments: Any, **options: Any) -> Any:
+            named = signature(method).bind(*arguments, **options).arguments
+            if not _is_server.get() and is_own(store, named):
+                message = f"only this server changes the experiment {EXPERIMENT} and its files"
+                raise MlflowException(message, PERMISSION_DENIED)
+            return method(*arguments, **options)
+
+        return call
+
+    @wraps(open_store)
+    def opened(*arguments: Any, **options: Any) -> Any:
+        store = open_store(*arguments, **options)
+        # MLflow opens a tracking store only once.
+        for name in filter(methods.match, set(dir(type(store))) - vars(store).keys()):
+            if callable(method := getattr(store, name)):
+                setattr(store, name, checked(store, method))
+        return store
+
+    return opened
+
+
+def _is_own_run(tracking: Any, arguments: Mapping[str, Any]) -> bool:
+    ids = [(name, arguments.get(name)) for name in ("run_id", "experiment_id", "location")]
+    ids += [("experiment_id", id) for id in arguments.get("experiment_ids") or ()]
+    ids.append(("trace_info", getattr(arguments.get("trace_info"), "experiment_id", None)))
+    names = {_experiment_name(tracking, name, str(id)) for name, id in ids if id}
+    return EXPERIMENT in {*names, arguments.get("name"), arguments.get("new_name")}
 
 
 @lru_cache(maxsize=10_000)
-def _experiment_name(field: str, id: str) -> str:
+def _experiment_name(tracking: Any, field: str, id: str) -> str:
     """Return the name of the experiment of a run or an experiment."""
-    tracking = mlflow_private._get_tracking_store()
     if field.startswith("run"):
         id = tracking.get_run(id).info.experiment_id
     return str(tracking.get_experiment(id).name)
 
 
-def newest_checkpoint(keys: Keys) -> str:
-    """Return the newest checkpoint in MLflow as JSON; empty if there is none. It is of
-    the newest of the runs whose ids one of the keys has signed. Raises NotFound if it
-    cannot be read.
+def _is_own_file(repository: Any, arguments: Mapping[str, Any]) -> bool:
+    """Return True if the file or folder of a change is below the location of the
+    experiment, or contains it.
     """
+    if os.environ.get(ARTIFACTS_ONLY_ENV_VAR):
+        return False
     tracking = mlflow_private._get_tracking_store()
     experiment = tracking.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        return ""
-    for run in tracking.search_runs(
-        [experiment.experiment_id],
-        f"attributes.status = 'FINISHED' AND attributes.start_time <= {get_current_time_millis()}",
-        ViewType.ACTIVE_ONLY,
-        max_results=100,
-        order_by=["attributes.start_time DESC"],
-    ):
-        key_id, _, signature = run.data.tags.get(_TAG, "").partition(" ")
-        if keys.is_signed(_PURPOSE, run.info.run_id, key_id, signature):
-            address = run.info.artifact_uri
-            with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
-                return mlflow_stores.fetch_file(address, Path(folder), CHECKPOINT_FILE).read_text()
-    return ""
+        return False
+    own, root = mlflow_stores.artifact_store(experiment.artifact_location)
+    name = Path(arguments.get("local_file") or arguments.get("artifact_file_name") or "").name
+    changed = _real_path(repository, arguments.get("artifact_path") or "", name)
+    folder = _real_path(own, root)
+    return changed.is_relative_to(folder) or folder.is_relative_to(changed)
+
+
+def _real_path(repository: Any, *names: str) -> Path:
+    """Return the path in lower case, because a file system may ignore the case."""
+    path = Path(local_file_uri_to_path(repository.artifact_uri), *names)
+    return Path(os.path.realpath(path).lower())
+
+
+def newest_checkpoint(keys: Keys) -> tuple[str, str]:
+    """Return the newest intact checkpoint in MLflow as JSON, and the fault of the
+    newest one. Each is empty if there is none.
+
+    The file of an intact checkpoint has the digest that one of the keys has signed
+    together with the id of the run.
+    """
+    fault = ""
+    try:
+        tracking = mlflow_private._get_tracking_store()
+        experiment = tracking.get_experiment_by_name(EXPERIMENT)
+        runs = experiment and tracking.search_runs(
+            [experiment.experiment_id],
+            f"tags.{_TAG} LIKE '%' AND status = 'FINISHED' AND attributes.start_time <= "
+            f"{get_current_time_millis()}",
+            ViewType.ACTIVE_ONLY,
+            max_results=_MOST_READ,
+            order_by=["attributes.start_time DESC"],
+        )
+        for run in runs or ():
+            signed = run.data.tags[_TAG].partition(" ")[::2]
+            try:
+                with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
+                    content = mlflow_stores.fetch_file(
+                        run.info.artifact_uri, Path(folder), CHECKPOINT_FILE
+                    ).read_bytes()
+            except NotFound as error:
+                reason = error.message
+            else:
+                if keys.is_signed(_PURPOSE, _signed_text(run, content), *signed):
+                    return content.decode(), fault
+                reason = "it was replaced"
+            fault = fault or f"the checkpoint of run {run.info.run_id} is not intact: {reason}"
+    except Exception:  # noqa: BLE001 - The keys are published without a checkpoint.
+        _log.exception("MLflow cannot read the checkpoints of the audit trail")
+        fault = "MLflow cannot read the checkpoints of the audit trail (see the server's log)"
+    return "", fault
+
+
+def _signed_text(run: Run, content: bytes) -> str:
+    return f"{run.info.run_id} {hashlib.sha256(content).hexdigest()}"

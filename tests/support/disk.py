@@ -55,8 +55,8 @@ def read_only(folder):
 
 @contextmanager
 def tiny_disk(folder):
-    """Mount a disk of 4 KiB at a new folder."""
-    folder.mkdir()
+    """Mount a disk of 4 KiB at the folder."""
+    folder.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a full disk needs the right to mount")

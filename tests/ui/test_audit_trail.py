@@ -9,6 +9,7 @@ from sqlalchemy import create_engine, func, select
 from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
 from mlflow_deploy_plugin.ui import audit_trail
 from tests.support.console import POLICY
+from tests.support.disk import tiny_disk
 from tests.support.refusals import mentions
 from tests.support.services.postgresql import postgresql_server
 from tests.support.waiting import wait_until
@@ -92,6 +93,18 @@ def test_gate_refusal_must_be_stored(model, store, file, impatient):
         assert model.enter("2") == 503
     wait_until(lambda: model.enter("2") == 403, what="the refusal is stored")
     assert actions(store, model)[-1] == "refused"
+
+
+def test_unrecorded_head_refuses_a_gated_move(mlflow_app, model, store):
+    heads = store.trail_record.folder / "heads"
+    with tiny_disk(heads):
+        (heads / "full").write_bytes(bytes(4096))
+        answer = model.ask("1")
+        published = mlflow_app.client.get("/onnxserve/audit-trail").json
+    assert (answer.status_code, model.stage("1"), actions(store, model)) == (503, "None", [])
+    assert mentions(answer.json["message"], "No space left")
+    assert mentions(published["faults"][-1], "No space left")
+    assert model.enter("1") == 200
 
 
 def test_refused_intention_is_recorded_as_failed(mlflow_app, store):

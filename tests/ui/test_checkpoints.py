@@ -3,13 +3,20 @@ directly into the store.
 """
 
 import json
+import os
+import re
 import time
 from contextlib import closing
+from contextvars import copy_context
 from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from mlflow.entities import RunStatus, ViewType
 from mlflow.server import handlers
+from mlflow.server.fastapi_app import create_fastapi_app
 
 from mlflow_deploy_plugin.core.store.audit_record import chain_id
 from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
@@ -27,7 +34,12 @@ from tests.support.services.s3 import s3_server
 from tests.support.waiting import wait_until
 
 POLICY = "gated_stages: [Production]\napprovals: {count: 2, groups: [risk]}"
+ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 TRAIL = "/onnxserve/audit-trail"
+
+
+def log_one(store):
+    copy_context().run(log_checkpoint, store)
 
 
 @pytest.fixture
@@ -64,9 +76,9 @@ def worm(tmp_path, monkeypatch):
 def test_checkpoint_is_in_mlflow_and_folder(mlflow_app, command, worm):
     assert mlflow_app.client.get(TRAIL).json["checkpoint"] == ""
     with mlflow_app.app.test_request_context():
-        log_checkpoint(mlflow_app.store)
-        log_checkpoint(mlflow_app.store)
-        text = newest_checkpoint(mlflow_app.store.keys)
+        log_one(mlflow_app.store)
+        log_one(mlflow_app.store)
+        text, _ = newest_checkpoint(mlflow_app.store.keys)
 
     published = mlflow_app.client.get(TRAIL).json
     assert published["checkpoint"] == text
@@ -80,14 +92,15 @@ def test_checkpoint_is_in_mlflow_and_folder(mlflow_app, command, worm):
 
 def test_checkpoints_continue_after_a_future_run(mlflow_app, worm):
     with mlflow_app.app.test_request_context():
-        log_checkpoint(mlflow_app.store)
+        log_one(mlflow_app.store)
         tracking = handlers._get_tracking_store()
+        create, finish = type(tracking).create_run, type(tracking).update_run_info
         number = tracking.get_experiment_by_name(EXPERIMENT).experiment_id
         for start in (datetime(2100, 1, 1, tzinfo=UTC), datetime.now(UTC)):
-            run = tracking.create_run(number, "eve", int(start.timestamp() * 1000), [], "forged")
-            tracking.update_run_info(run.info.run_id, RunStatus.FINISHED, 0, None)
-        log_checkpoint(mlflow_app.store)
-        text = newest_checkpoint(mlflow_app.store.keys)
+            run = create(tracking, number, "eve", int(start.timestamp() * 1000), [], "forged")
+            finish(tracking, run.info.run_id, RunStatus.FINISHED, 0, None)
+        log_one(mlflow_app.store)
+        text, _ = newest_checkpoint(mlflow_app.store.keys)
     assert text == max(worm.iterdir()).read_text()
 
 
@@ -103,25 +116,191 @@ def test_only_one_worker_logs_checkpoints(mlflow_app, worm, monkeypatch):
     assert time.monotonic() - begun > 2.8
 
 
+@pytest.fixture
+def logged(mlflow_app, monkeypatch):
+    """The run of a checkpoint on a server that proxies artifacts. The paths below
+    `artifacts` are those of its proxy.
+    """
+    monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", os.environ[ROOT])
+    monkeypatch.setattr(handlers, "_artifact_repo", None)
+    with mlflow_app.app.test_request_context():
+        log_one(mlflow_app.store)
+    return runs()[0]
+
+
+def runs():
+    """Return the runs of all checkpoints, newest first."""
+    tracking = handlers._get_tracking_store()
+    number = tracking.get_experiment_by_name(EXPERIMENT).experiment_id
+    signed = f"tags.{checkpoints._TAG} LIKE '%'"
+    return tracking.search_runs([number], signed, ViewType.ALL, order_by=["start_time DESC"])
+
+
+def checkpoint_file(run):
+    return Path(run.info.artifact_uri, "checkpoint.json")
+
+
+def state_of_experiment():
+    """Return what callers may not change: the experiment, its runs and their files."""
+    found = runs()
+    tracking = handlers._get_tracking_store()
+    experiment = tracking.get_experiment(found[0].info.experiment_id)
+    files = sorted(Path(experiment.artifact_location).rglob("*"))
+    content = {file: file.read_bytes() for file in files if file.is_file()}
+    return dict(experiment), [run.to_dictionary() for run in found], content
+
+
+PARAMETER = re.compile(r"[<{](?:path:)?(\w+)(?::path)?[>}]")
+
+
+def changing_routes(app):
+    """Yield the method and the path of each route of MLflow's two apps that may change
+    something.
+    """
+    native = chain.from_iterable(
+        [(method, f"{router.include_context.prefix}{route.path}") for method in route.methods]
+        for router in create_fastapi_app(app).routes
+        if hasattr(router, "original_router")
+        for route in router.original_router.routes
+    )
+    views = chain.from_iterable(
+        [(method, rule.rule) for method in rule.methods] for rule in app.url_map.iter_rules()
+    )
+    for method, path in sorted({*native, *views}):
+        # `demo/generate` takes a minute, in an experiment of its own.
+        if method in ("POST", "PUT", "PATCH", "DELETE") and not path.endswith("demo/generate"):
+            yield method, path
+
+
+@pytest.fixture
+def served(mlflow_app):
+    """A client of MLflow's FastAPI app, which contains the Flask app."""
+    app = create_fastapi_app(mlflow_app.app)
+    return TestClient(app, "http://localhost", raise_server_exceptions=False)
+
+
+@pytest.mark.long
+def test_no_route_changes_a_checkpoint_file(mlflow_app, served, logged):
+    number = logged.info.experiment_id
+    folder = f"{number}/{logged.info.run_id}/artifacts"
+    ids = {
+        **dict.fromkeys(("experiment_id", "experimentId"), number),
+        **dict.fromkeys(("run_id", "runId", "run_uuid", "runUuid"), logged.info.run_id),
+    }
+    fields = {"key": "k", "value": "v", "new_name": "n", "path": "checkpoint.json", "name": "n"}
+    number_of_log = {"timestamp": 1, "start_time": 1, "step": 0, "status": "FAILED"}
+    before = state_of_experiment()
+    routes = [*changing_routes(mlflow_app.app)]
+    assert len(routes) > 200
+    values = {"artifact_path": f"{folder}/checkpoint.json", **ids}
+    for method, path in routes:
+        url = PARAMETER.sub(lambda match: values.get(match[1], "x"), path)
+        served.request(method, url, params=ids | fields, json=ids | fields | number_of_log)
+        assert state_of_experiment() == before, (method, path)
+
+
 @pytest.mark.parametrize(
-    ("path", "field"),
+    ("method", "path"),
     [
-        ("runs/create", "experiment_id"),
-        ("runs/set-tag", "runId"),
-        ("runs/log-batch", "run_uuid"),
-        ("runs/delete", "run_id"),
-        ("experiments/delete", "experimentId"),
+        ("PUT", "artifacts/{run}/checkpoint.json"),
+        ("PUT", "artifacts//{run}//checkpoint.json"),
+        ("PUT", "artifacts/./{run}/./checkpoint.json"),
+        ("PUT", "artifacts/%7Brun%7D/checkpoint.json"),
+        ("PUT", "artifacts/{run}/other.json"),
+        ("PUT", "artifacts/link/{run}/checkpoint.json"),
+        ("DELETE", "artifacts/{run}/checkpoint.json"),
+        ("DELETE", "artifacts/{run}"),
+        ("DELETE", "artifacts/{experiment}"),
+        ("DELETE", "artifacts/."),
+        ("POST", "mpu/create/{run}/checkpoint.json"),
+        ("POST", "mpu/complete/{run}/checkpoint.json"),
+        ("POST", "mpu/abort/{run}/checkpoint.json"),
     ],
 )
-def test_callers_may_not_change_the_runs(mlflow_app, path, field):
+@pytest.mark.parametrize("prefix", ["api", "ajax-api"])
+def test_checkpoint_file_has_no_other_way(served, logged, method, path, prefix):
+    root = Path(os.environ[ROOT])
+    (root / "link").unlink(missing_ok=True)
+    (root / "link").symlink_to(root)
+    number = logged.info.experiment_id
+    run = f"{number}/{logged.info.run_id}/artifacts"
+    encoded = "".join(f"%{ord(letter):02x}" for letter in run)
+    path = path.format(run=run, experiment=number).replace("%7Brun%7D", encoded)
+    before = state_of_experiment()
+    document = {"path": "checkpoint.json", "num_parts": 1, "upload_id": "u", "parts": []}
+    for url in (path, path.replace("%", "%25")):
+        answer = served.request(method, f"/{prefix}/2.0/mlflow-artifacts/{url}", json=document)
+        assert answer.status_code != 200
+        assert state_of_experiment() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        ("runs/create", {"experiment_id": "{experiment}"}),
+        ("runs/set-tag", {"runId": "{run}", "key": "k", "value": "v"}),
+        ("runs/log-batch", {"run_uuid": "{run}"}),
+        ("runs/delete", {"run_id": "{run}"}),
+        ("experiments/delete", {"experimentId": "{experiment}"}),
+        ("experiments/restore", {"experiment_id": "{experiment}"}),
+        ("experiments/update", {"experiment_id": "{experiment}", "new_name": "n"}),
+        ("experiments/update", {"experiment_id": "0", "new_name": EXPERIMENT}),
+        ("experiments/create", {"name": EXPERIMENT}),
+        ("experiments/set-experiment-tag", {"experiment_id": "{experiment}", "key": "k"}),
+        ("logged-models", {"experiment_id": "{experiment}", "name": "m"}),
+    ],
+)
+def test_checkpoint_file_has_an_experiment_of_the_server(served, logged, path, document):
+    info = logged.info
+    text = json.dumps(document).replace("{run}", info.run_id)
+    body = json.loads(text.replace("{experiment}", info.experiment_id))
+    before = state_of_experiment()
+    assert served.post(f"/api/2.0/mlflow/{path}", json=body).status_code in (400, 403)
+    assert state_of_experiment() == before
+
+
+def test_other_experiments_may_be_changed(served, logged):
+    created = served.post("/api/2.0/mlflow/runs/create", json={"experiment_id": "0"})
+    file = f"0/{created.json()['run']['info']['run_id']}/artifacts/checkpoint.json"
+    for prefix in ("api", "ajax-api"):
+        url = f"/{prefix}/2.0/mlflow-artifacts/artifacts/{file}"
+        assert served.put(url, content=b"x").status_code == 200
+        assert served.get(url).content == b"x"
+        assert served.delete(url).status_code == 200
+
+
+def replace_file(run):
+    checkpoint_file(run).write_text("{}")
+
+
+def replay_file(run):
+    """Replace a checkpoint by an earlier one."""
+    checkpoint_file(run).write_bytes(checkpoint_file(runs()[1]).read_bytes())
+
+
+@pytest.mark.parametrize(
+    "change", [replace_file, replay_file, lambda run: checkpoint_file(run).unlink()]
+)
+def test_changed_checkpoint_file_is_named(mlflow_app, logged, change):
+    earlier = checkpoint_file(logged).read_text()
     with mlflow_app.app.test_request_context():
-        log_checkpoint(mlflow_app.store)
-        number = handlers._get_tracking_store().get_experiment_by_name(EXPERIMENT).experiment_id
-        (run, *_) = handlers._get_tracking_store().search_runs([number], "", ViewType.ALL)
-    document = {field: run.info.run_id if "run" in field else number, "key": "k", "value": "v"}
-    own = mlflow_app.client.post(f"/api/2.0/mlflow/{path}", json=json.dumps(document))
-    other = mlflow_app.client.post("/api/2.0/mlflow/runs/create", json={"experiment_id": "0"})
-    assert (own.status_code, other.status_code) == (403, 200)
+        log_one(mlflow_app.store)
+    newest = runs()[0]
+    change(newest)
+    published = mlflow_app.client.get(TRAIL).json
+    assert published["keys"] == mlflow_app.store.keys.public_pem()
+    assert published["checkpoint"] == earlier
+    (fault,) = published["faults"]
+    assert newest.info.run_id in fault
+
+
+def test_keys_do_not_need_a_checkpoint_file(mlflow_app, logged, monkeypatch):
+    monkeypatch.setattr(handlers, "_tracking_store", None)
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", "sqlite:////proc/no/mlflow.db")
+    published = mlflow_app.client.get(TRAIL).json
+    assert published["keys"] == mlflow_app.store.keys.public_pem()
+    assert (published["checkpoint"], len(published["faults"])) == ("", 1)
 
 
 def test_checkpoint_is_written_to_a_bucket(mlflow_app, monkeypatch):
@@ -130,8 +309,8 @@ def test_checkpoint_is_written_to_a_bucket(mlflow_app, monkeypatch):
         monkeypatch.setenv(name, "x")
     with s3_server() as bucket, mlflow_app.app.test_request_context():
         monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        log_checkpoint(mlflow_app.store)
-        text = newest_checkpoint(mlflow_app.store.keys)
+        log_one(mlflow_app.store)
+        text, _ = newest_checkpoint(mlflow_app.store.keys)
 
     ((name, content),) = bucket.objects.items()
     assert name.startswith("worm/trail/20")

@@ -2,8 +2,9 @@
 with onnxserve publishes, and the events that the server has not signed.
 
 - `GET /onnxserve/audit-trail`: `keys` in PEM and the `checkpoint` in JSON, or empty
-  texts; with the parameters `endpoint`, `period` (START/END) and `document` (a digest),
-  also the `proof` of a dossier (`promote/evidence/proof.py`)
+  texts, and the `faults` of the checkpoint and of the server's record; with the
+  parameters `endpoint`, `period` (START/END) and `document` (a digest), also the
+  `proof` of a dossier (`promote/evidence/proof.py`)
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -34,6 +35,7 @@ _SECONDS = 30
 class PublishedTrail(NamedTuple):
     keys: Keys
     checkpoint: str
+    faults: tuple[str, ...] = ()
 
     def valid_checkpoint(self) -> Checkpoint | None:
         """Return the checkpoint; None if there is none that a key has signed."""
@@ -53,7 +55,7 @@ def published_trail() -> PublishedTrail | None:
     if not document or not document["keys"]:
         return None
     keys = parse_keys(document["keys"], f"{what} of MLflow's server")
-    return PublishedTrail(keys, document["checkpoint"])
+    return PublishedTrail(keys, document["checkpoint"], tuple(document.get("faults", ())))
 
 
 def require_administrator(store: Store, what: str, holder: str = "") -> None:

@@ -9,14 +9,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 from sqlalchemy import URL
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.statedir.files import StateT, locked, write_atomically
 from mlflow_deploy_plugin.core.statedir.models import State
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
@@ -65,14 +65,50 @@ class TrailRecord:
     def __init__(self, key_file: Path, store: URL) -> None:
         url = store.set(username=None, password=None, query={})
         name = hashlib.sha256(str(url).encode()).hexdigest()[:16]
-        self.folder = key_file.with_suffix(".record") / name
-        self._seal_file = self.folder / "seal.json"
-        self._heads = self.folder / "heads"
-        self._spool = self.folder / "spool"
+        self._root = key_file.with_suffix(".record")
+        self._folder_of_url = self._root / name
+        self._name_file = self._root / f"{name}.name"
+
+    @property
+    def folder(self) -> Path:
+        """The folder, which has the name in the store once the store has one. Another
+        URL of the store leads to the same folder.
+        """
+        try:
+            return self._root / self._name_file.read_text()
+        except FileNotFoundError:
+            return self._folder_of_url
+
+    @property
+    def _heads(self) -> Path:
+        return self.folder / "heads"
+
+    @property
+    def _spool(self) -> Path:
+        return self.folder / "spool"
+
+    def rename(self, name: str) -> None:
+        """Give the folder the name in the store, unless it has one. A folder of another
+        URL keeps its state. Raises InvalidConfig if the name cannot be written.
+        """
+        if self._name_file.exists():
+            return
+        try:
+            with locked(self._root / "names.lock"):
+                named = self._root / name
+                if self._folder_of_url.exists() and not named.exists():
+                    self._folder_of_url.rename(named)
+                # Events were kept before the store was opened with this URL.
+                for file in (self._folder_of_url / "spool").glob("*.json"):
+                    (named / "spool").mkdir(parents=True, exist_ok=True)
+                    file.rename(named / "spool" / file.name)
+                write_atomically(self._name_file, name.encode(), is_durable=True)
+        except OSError as error:
+            raise InvalidConfig(self._fault(error)) from None
 
     def seal(self) -> Seal | None:
         """Return None before the first start of a server."""
-        return _read(self._seal_file, Seal)
+        return _read(self.folder / "seal.json", Seal)
 
     def heads(self) -> list[Head]:
         heads = [_read(file, Head) for file in sorted(self._heads.glob("*.json"))]
@@ -82,18 +118,58 @@ class TrailRecord:
         """Return None for a chain without a recorded event."""
         return _read(self._head_file(model), Head)
 
-    def advance(self, heads: Iterable[Head], *, is_durable: bool = True) -> None:
-        """Record each head that is newer than the recorded one. The events are already
-        stored, so a fault is only logged.
+    @contextmanager
+    def recording(
+        self, heads: Iterable[Head], *, is_durable: bool, is_required: bool
+    ) -> Iterator[None]:
+        """Record the heads that are newer than the recorded ones after the block, which
+        commits their events. They are written before the block, and only renamed after
+        it, so that a full disk is found before the commit.
+
+        Raises StoreUnavailable if `is_required` and a head cannot be recorded.
+        Otherwise, the fault is logged, and the next event of the chain has its hash.
         """
+        prepared = {
+            self._head_file(head.model).with_suffix(f".{head.event}"): head for head in heads
+        }
         try:
-            for head in heads:
-                with self._writing():
+            with self._reporting(is_required):
+                for file, head in prepared.items():
+                    _write(file, head, is_durable=is_durable)
+            yield
+            with self._reporting(is_required), self._writing():
+                for file, head in prepared.items():
                     recorded = self.head(head.model)
                     if recorded is None or recorded.event < head.event:
-                        _write(self._head_file(head.model), head, is_durable=is_durable)
+                        file.replace(self._head_file(head.model))
+        finally:
+            for file in prepared:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+
+    @contextmanager
+    def _reporting(self, is_required: bool) -> Iterator[None]:
+        try:
+            yield
         except (OSError, InvalidConfig) as error:
-            _log.error("the record of the audit trail is not up to date: %s", error)
+            text = self._fault(error) if isinstance(error, OSError) else error.message
+            if is_required:
+                raise StoreUnavailable(text) from None
+            _log.error("%s", text)
+
+    def fault(self) -> str:
+        """Return why no head can be recorded now; empty if it can."""
+        try:
+            write_atomically(self._heads / "probe", b"onnxserve", is_durable=True)
+        except OSError as error:
+            return self._fault(error)
+        return ""
+
+    def _fault(self, error: OSError) -> str:
+        return (
+            f"the record of the audit trail in {self.folder} cannot be written: {error.strerror}; "
+            "the key file needs a folder with free space that MLflow's server may write"
+        )
 
     def replace(self, seal: Seal, heads: Iterable[Head]) -> None:
         """Record the seal, and only these heads. Raises InvalidConfig if a file cannot
@@ -104,12 +180,9 @@ class TrailRecord:
                 shutil.rmtree(self._heads, ignore_errors=True)
                 for head in heads:
                     _write(self._head_file(head.model), head)
-                _write(self._seal_file, seal)
+                _write(self.folder / "seal.json", seal)
         except OSError as error:
-            raise InvalidConfig(
-                f"the record of the audit trail in {self.folder} cannot be written: "
-                f"{error.strerror}; the key file needs a folder that MLflow's server may write"
-            ) from None
+            raise InvalidConfig(self._fault(error)) from None
 
     def spool(self, event: AuditEvent) -> bool:
         """Keep the event until the store is back. Return False if it cannot be kept."""

@@ -308,7 +308,7 @@ class Store(Leases):
         """Count a change of a model, its versions, aliases, stages or tags, for the
         workers of MLflow's servers. Write the event of the change, if it has one.
         """
-        with self.transaction(alone_with=f"changes of {model}") as session:
+        with self.transaction(f"changes of {model}", must_record=False) as session:
             if event is not None:
                 audit.write_event(session, event)
             row = session.get(RegistryChangeRow, model, with_for_update=True)

@@ -5,7 +5,7 @@ of the database.
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -80,7 +80,7 @@ class Transactions:
         return self._clock()
 
     @contextmanager
-    def transaction(self, alone_with: str = "") -> Iterator[Session]:
+    def transaction(self, alone_with: str = "", *, must_record: bool = True) -> Iterator[Session]:
         """Open a transaction, which is committed completely or not at all. For the
         modules of this package.
 
@@ -88,22 +88,33 @@ class Transactions:
             alone_with: transactions with the same name exclude each other, because a
                 row that does not exist yet cannot be locked. SQLite always excludes
                 concurrent writing transactions.
+            must_record: False for events of what has happened already, which are stored
+                even if the ends of their chains cannot be recorded.
 
         Raises IntegrityError if a unique value already exists, and StoreUnavailable if
-        the database does not answer.
+        the database does not answer, or the end of a chain cannot be recorded.
         """
         # The login is asked for before the transaction, which has locks.
         info = {audit.LOGIN: self.login, audit.LOCK: self._lock_seconds}
-        with self._errors(), Session(self._engine, info=info) as session, session.begin():
+        with (
+            self._errors(),
+            Session(self._engine, info=info) as session,
+            ExitStack() as recording,
+            session.begin(),
+        ):
             if alone_with and self._engine.dialect.name == "postgresql":
                 lock_in_postgresql(session, alone_with)
             yield session
             events = session.info.pop(audit.PENDING, ())
             heads = append_events(session, events, self.keys, self.trail_record)
-            # The result of an intention follows, and contains its hash.
-            is_durable = any(event.action != INTEND for event in events)
-        if self.trail_record is not None:
-            self.trail_record.advance(heads, is_durable=is_durable)
+            if heads and self.trail_record is not None:
+                # The result of an intention follows, and contains its hash.
+                is_durable = any(event.action != INTEND for event in events)
+                recording.enter_context(
+                    self.trail_record.recording(
+                        heads, is_durable=is_durable, is_required=must_record
+                    )
+                )
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

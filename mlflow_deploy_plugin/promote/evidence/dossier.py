@@ -76,6 +76,8 @@ _SECTIONS = {
 """The sections of each group. Each section is a method of `_Facts`, or has the events
 of `_SECTION_BY_ACTION`. `unsigned_events` has those that no server has signed.
 """
+COMPUTED = ("verdicts", "alarms")
+"""The sections that the server computes too when it signs a dossier."""
 _MOVES = ("promote", "transition", "alias")
 _SERVING = (*_MOVES, "rollback", "rollout.start", "rollout.end")
 _DECISIONS = ("gate", "request", "approve", "decline", "refused", "sign", *_MOVES)
@@ -162,6 +164,18 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
     facts = _Facts(store, endpoint, period, trail, captured, pages)
     groups = group_statements(_SECTIONS, facts.statements)
     return Dossier(endpoint, period.start, period.end, store.now(), **groups)
+
+
+def computed_statements(store: Store, endpoint: str, period: Window) -> dict[str, list[str]]:
+    """Return the texts of the sections that follow from the store, for the server that
+    signs a dossier. Raises StoreUnavailable.
+    """
+    trail = Trail(frozenset(), None, (), (), frozenset())
+    facts = _Facts(store, endpoint, period, trail, _Requests(), {"": ""})
+    computed = {}
+    for name in COMPUTED:
+        computed[name] = [made.text for made in facts.statements(name)]
+    return computed
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ check it.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, TypeAdapter
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.audit_trail import (
     AUDIT_TRAIL,
     StoredEvent,
@@ -30,7 +32,11 @@ from mlflow_deploy_plugin.core.store.checkpoints import (
 )
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.promote.evidence.dossier import Dossier, read_trail
+from mlflow_deploy_plugin.promote.evidence.dossier import (
+    Dossier,
+    computed_statements,
+    read_trail,
+)
 from mlflow_deploy_plugin.promote.evidence.statements import (
     Statement,
     document_content,
@@ -63,6 +69,7 @@ class Proof(BaseModel):
     Attributes:
         subject: the endpoint and the period.
         document: the SHA-256 of the statements, which `made_by` has sent.
+        computed: the texts of the sections that the server has computed itself.
         events: all events of the endpoint and its models until the end of the period,
             oldest first.
         keys: the public keys of the server in PEM.
@@ -73,6 +80,7 @@ class Proof(BaseModel):
     subject: str
     document: str
     made_by: str
+    computed: dict[str, list[str]] = {}
     events: tuple[ProvenEvent, ...]
     keys: str
     checkpoint: Checkpoint
@@ -87,7 +95,7 @@ class Proof(BaseModel):
     def event_faults(
         self, keys: Keys, sections: Mapping[str, Sequence[Statement]]
     ) -> Iterator[str]:
-        """Yield the faults of the events and of the statements about events."""
+        """Yield the faults of the events and of the statements that can be compared."""
         stated = {entry.text for entry in chain.from_iterable(sections.values())}
         for entry in self.events:
             yield from entry.event.faults(keys)
@@ -98,6 +106,14 @@ class Proof(BaseModel):
             for made in sections[name]:
                 if made.text not in proven:
                     yield f"no event has this statement: {made.text}"
+        for name, computed in self.computed.items():
+            made_texts = [made.text for made in sections.get(name, ())]
+            for text in {*computed} ^ {*made_texts}:
+                yield f"the statements of {name} and of the server differ: {text}"
+
+    def not_compared(self, sections: Mapping[str, Sequence[Statement]]) -> list[str]:
+        """Return the sections whose statements only `made_by` knows."""
+        return [name for name in _FACTS if name in sections.keys() - self.computed.keys()]
 
     def changes_since(self, checkpoint: Checkpoint) -> Iterator[str]:
         """Yield the faults after a checkpoint, which may be newer than the dossier."""
@@ -126,6 +142,7 @@ def make_proof(store: Store, endpoint: str, period: Window, document: str, actor
         subject=f"{endpoint} {_span(period)}",
         document=document,
         made_by=actor,
+        computed=computed_statements(store, endpoint, period),
         events=tuple(proven),
         keys=keys.public_pem() if store.keys else "",
         checkpoint=make_checkpoint(store, keys),
@@ -178,7 +195,11 @@ def check_dossier(
         written = f"{document['endpoint']} {document['start']}/{document['end']}", _digest(document)
         for group in document.values():
             if isinstance(group, dict):
+                if sections.keys() & group.keys():  # A section of this name would be left out.
+                    raise ValueError(group)
                 sections |= _STATEMENTS.validate_python(group)
+        if not document.keys() <= {field.name for field in fields(Dossier)}:
+            raise ValueError(document.keys())
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InvalidConfig(f"{file} is not the dossier.json of a dossier") from None
     text = read_text(keys_file, "the file of --keys") if keys_file else proof.keys
@@ -199,5 +220,6 @@ def check_dossier(
         faults += proof.changes_since(checkpoint)
     origin = keys_file or "in the dossier, whose maker can exchange them (--keys FILE)"
     return faults, (
-        f"{proof.counted}; keys: {origin}; checkpoint: {compared}; statements by {proof.made_by}"
+        f"{proof.counted}; keys: {origin}; checkpoint: {compared}; statements by {proof.made_by}, "
+        f"not compared: {join_names([*proof.not_compared(sections), 'links'])}"
     )

@@ -129,13 +129,14 @@ def announce_changes_of_files(store: Store) -> None:
 
 
 def announce_lateness(store: Store) -> None:
-    """Record an alert per day if MLflow's server signs events, and its newest
-    checkpoint is late, missing or not signed.
+    """Record an alert per day and fault if MLflow's server signs events, and its newest
+    checkpoint is late, missing or not signed, or it reports a fault.
     """
     published = published_trail()
-    late = lateness(published.valid_checkpoint(), store) if published else ""
-    if late:
-        announce(store, "audit trail", "checkpoint", f"on {store.now():%Y-%m-%d}, {late}")
+    if published is None:
+        return
+    for fault in filter(None, (*published.faults, lateness(published.valid_checkpoint(), store))):
+        announce(store, "audit trail", "checkpoint", f"on {store.now():%Y-%m-%d}, {fault}")
 
 
 def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:

@@ -13,14 +13,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection, create_engine, delete, insert, select, update
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN, event_digest, newest_counted_events
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
 from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail, seal, verify_trail
 from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint, make_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
-from tests.support.refusals import refused
+from tests.support.disk import tiny_disk
+from tests.support.refusals import mentions, refused
 
 EVENTS: Any = AuditRow.__table__
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
@@ -265,6 +267,58 @@ def test_events_linked_to_seal_count(store_url, keys, user):
 
     tamper(store_url, name, forge)
     assert newest() == ["bob"]
+
+
+def test_unrecorded_head_refuses_its_event(server, model, store_url):
+    heads = server.trail_record.folder / "heads"
+    recorded = server.trail_record.head(model)
+    with tiny_disk(heads):
+        (heads / "full").write_bytes(bytes(4096))
+        assert mentions(server.trail_record.fault(), str(heads.parent), "No space left")
+        with refused(StoreUnavailable, str(heads.parent), "No space left"):
+            server.record("decline", model=model, actor="eva")
+        server.count_change(model, AuditEvent(START, "eva", "transition", model=model))
+    assert (server.trail_record.fault(), server.trail_record.head(model)) == ("", recorded)
+    assert [event.action for event in server.events(model=model)][5:] == ["approve", "transition"]
+
+    server.record("decline", model=model, actor="eva")
+    tamper(store_url, model, lambda connection, ids: remove(connection, ids[-1]))
+    assert verify_trail(server, model).state == "changed"
+    assert {file.suffix for file in heads.iterdir()} == {"", ".json"}
+
+
+def unnamed(record):
+    """Restore the folder of a version that named it by the URL of the store."""
+    folder = record.folder
+    record._name_file.unlink()
+    folder.rename(record.folder)
+
+
+def remove_events(connection, ids):
+    connection.execute(delete(EVENTS).where(EVENTS.c.action != "seal"))
+
+
+@pytest.mark.parametrize("before", [lambda record: None, unnamed])
+@pytest.mark.parametrize("change", [remove_events, remove_chain])
+def test_unrecorded_head_is_found_at_another_url(server, keys, store_url, model, before, change):
+    if not store_url.startswith("sqlite"):
+        pytest.skip("only a file has several URLs here")
+    record = server.trail_record
+    before(record)
+    other = store_url.replace("/store.db", "/./store.db")
+    with closing(open_store(other, keys=keys)) as restarted:
+        again = restarted.trail_record
+        assert again
+        assert again.folder != record.folder
+        assert again.spool(AuditEvent(START, "eva", "alias", model=model))
+        seal(server)
+        seal(restarted)
+        assert again.folder == record.folder
+        assert not record.is_spool_empty()
+        tamper(store_url, model, change)
+        for store in (server, restarted):
+            with refused(InvalidConfig, "was removed or changed"):
+                seal(store)
 
 
 def test_tampering_ends_earlier_requests(server, model, store_url):

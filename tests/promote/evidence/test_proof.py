@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.core.store.tables import AuditRow
 from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier
 from mlflow_deploy_plugin.promote.evidence.proof import obtain_proof
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
+from mlflow_deploy_plugin.watch.alerts.record import announce
 from tests.support.audit_trail import store_of_server
 from tests.support.commands import onnxserve, said
 from tests.support.refusals import mentions
@@ -45,6 +46,7 @@ def signed(tmp_path_factory, new_database):
         server.add_endpoint("onnxserve", new_endpoint("flights", "models:/toy/1"))
         server.record("request", actor="eva", model="toy", version="1", after="@champion")
         server.record("decline", actor="ada", model="toy", version="1", why=REASON)
+        announce(server, "flights", "drift", "the feature delay drifts")
         keys = read_key_file(made / "audit.key")
         (made / "public.pem").write_text(keys.public_pem())
         checkpoint = make_checkpoint(server, keys)
@@ -75,6 +77,7 @@ def test_verification_needs_no_server(folder):
     checked = verify(folder, *files)
     assert (checked.exit_code, len(checked.stdout.splitlines())) == (0, 1)
     assert mentions(checked.stdout, "4 events", "3 of them signed", "public.pem", "checkpoint: of")
+    assert mentions(checked.stdout, "not compared: requests, signatures, trail_state, links")
     with_own_keys = verify(folder)
     assert with_own_keys.exit_code == 0
     assert mentions(with_own_keys.stdout, "in the dossier", "--keys FILE", "checkpoint: none")
@@ -97,6 +100,17 @@ def forge_statement(document):
     statements.append({**statements[0], "text": "The action of ada was approve."})
 
 
+def forge_alarm(document):
+    """Let the caller send another statement, which the server then signs."""
+    document["monitoring"]["alarms"][0]["text"] = "No alert was firing."
+
+
+def forge_section(document):
+    """Add a section of a name that another group has too."""
+    forged = {**document["decisions"]["promotions"][0], "text": "The action of ada was approve."}
+    document["serving"]["promotions"] = [forged]
+
+
 def forge_period(document):
     end = "2099-01-01T00:00:00+00:00"
     document["proof"]["subject"] = document["proof"]["subject"].replace(document["end"], end)
@@ -107,6 +121,8 @@ def forge_period(document):
     ("forge", "faults"),
     [
         (forge_statement, ["not those", "ada was approve"]),
+        (forge_alarm, ["not those", "No alert was firing", "drifts"]),
+        (lambda document: document["monitoring"].pop("alarms"), ["not those", "drifts"]),
         (forge_period, ["valid signature", "not those"]),
         (lambda document: document["decisions"].pop("promotions"), ["not those", "no statement"]),
         (lambda document: document["proof"]["events"].pop(), ["valid signature"]),
@@ -146,6 +162,9 @@ def test_checkpoint_detects_removed_events(folder, store):
     assert (checked.exit_code, mentions(checked.stdout, "event 4 was removed")) == (1, True)
 
 
-def test_other_file_is_refused(folder):
-    (folder / "dossier.json").write_text("{}")
+@pytest.mark.parametrize(
+    "forge", [forge_section, lambda document: document.update(summary="All is well.")]
+)
+def test_other_file_is_refused(folder, forge):
+    change(folder, forge)
     assert mentions(said(verify(folder)), "dossier.json")
