@@ -63,7 +63,7 @@ def fetch_into(model_uri: str, folder: Path, require: str) -> FetchedVersion:
         version = model.version
         assert version is not None
         if (version.folder / _STAGING).exists():
-            raise InvalidArtifact(f"{model_uri}: {_STAGING!r} is a name that only downloads may have")
+            raise InvalidArtifact(f"{model_uri}: {_STAGING!r} is the name of the download's folder")
         # A folder with some of the files always has MLmodel.
         for path in sorted(earlier, key=lambda path: path.name == MLMODEL):
             if path.is_dir() and not path.is_symlink():
