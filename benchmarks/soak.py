@@ -371,7 +371,7 @@ class Soak:
         ]
         print(
             f"status {status}, requests {dict(load.counts)}, answered {len(load.answered)}, "
-            f"rows in the log {sum(rows.values())}, lost {len(lost)} (counted as dropped {stats.dropped}), "
+            f"rows in the log {sum(rows.values())}, lost {len(lost)}, dropped {stats.dropped}, "
             f"doubled {len(doubled)}, wrong answers {len(load.wrong)}, wrong rows {differs}, "
             f"labels {len(load.labelled)}, wrong or lost labels {len(unlabelled)}",
             *load.wrong[:5],

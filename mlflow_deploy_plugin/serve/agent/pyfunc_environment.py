@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import hash_files
 from mlflow_deploy_plugin.core.packages import installed_version
 from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.registry.connection import redact_credentials
@@ -84,9 +85,8 @@ def environment_python(folder: Path, root: Path) -> Path:
     # A marker that is never true removes a requirement.
     overrides = "".join(packages) + "mlflow-onnxserve; python_version < '0'\n"
     # Patch releases of Python are compatible, so any installed one is used.
-    wheels = sorted((folder / _WHEELS).glob("*.whl"))
-    digests = [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels]
-    identity = "\0".join([python[1], overrides, *texts, *digests]).encode()
+    wheels = hash_files(folder / _WHEELS)
+    identity = "\0".join([python[1], overrides, *texts, *wheels.values()]).encode()
     environment = root / f"{PYFUNC_PREFIX}{hashlib.sha256(identity).hexdigest()[:32]}"
     in_image = IMAGE_ENVIRONMENTS / environment.name / _PROGRAM
     if in_image.exists():
@@ -99,7 +99,8 @@ def environment_python(folder: Path, root: Path) -> Path:
     try:
         command = [str(uv), "--quiet", "--color", "never", "--directory"]
         inputs = dict(zip(_FILES, texts, strict=True))
-        build = partial(_build, command, python[1], overrides, inputs, wheels)
+        paths = [folder / _WHEELS / name for name in wheels]
+        build = partial(_build, command, python[1], overrides, inputs, paths)
         build_once(environment, _PROGRAM, build)
         os.utime(environment)  # The cache keeps environments that were used lately.
     except CommandFailed as error:
