@@ -166,7 +166,7 @@ class Load:
 
         def v2_binary(row: float) -> Answer:
             got = client.infer({"X": np.array([[row, 1, 0]], np.float32)})
-            return Answer(float(np.ravel(np.asarray(got))[0]), got.version, got.id)
+            return Answer(float(np.ravel(got.values["y"])[0]), got.version, got.id)
 
         def over_grpc(row: float) -> Answer:
             tensor = inference_pb2.ModelInferRequest.InferInputTensor(
@@ -175,8 +175,8 @@ class Load:
             tensor.contents.fp32_contents.extend([row, 1, 0])
             asked = inference_pb2.ModelInferRequest(model_name=MODEL, inputs=[tensor])
             got = infer(asked, timeout=20)
-            (value,) = np.frombuffer(got.raw_output_contents[0], np.float32)
-            return Answer(float(value), got.model_version, got.id)
+            (value,) = got.outputs[0].contents.fp32_contents
+            return Answer(value, got.model_version, got.id)
 
         def arrow(row: float) -> Answer:
             got = client.predict(
@@ -204,7 +204,7 @@ class Soak:
         endpoint = os.environ["AWS_ENDPOINT_URL"]
         self.storage = Relay(int(endpoint.rpartition(":")[2]))
         self.registry = Relay(self.mlflow.port)
-        self.bucket = f"soak-{root.name.lower().replace('_', '-')}"
+        self.bucket = root.name.lower().replace("_", "-")
         boto3.client("s3").create_bucket(Bucket=self.bucket)
         self.log = f"s3://{self.bucket}/log"
         mlflow.set_tracking_uri(self.mlflow.url)
@@ -341,19 +341,20 @@ class Soak:
         log = open_log(self.log)
 
         def waiting() -> int:
-            stats = log_stats(log, MODEL)
-            return stats.captured - stats.shipped - stats.dropped
+            account = log_stats(log, MODEL).account
+            return account.captured - account.shipped - account.dropped if account else 1
 
         with suppress(AssertionError, TimeoutError):
             wait_until(lambda: waiting() == 0, PATIENCE, "the rows are shipped")
         assert self.server is not None
         self.server.send_signal(signal.SIGTERM)
         status = self.server.wait(60)
-        stats = log_stats(log, MODEL)
+        account = log_stats(log, MODEL).account
+        dropped = account.dropped if account else 0
         rows = Counter[float]()
         labels = {}
         differs = 0
-        select = "a, prediction, _version, _prediction_id, _label_number"
+        select = 'a, "output.y", _version, _prediction_id, _label_number'
         with run_query(log, Query(View(MODEL), select=select, limit=None)) as answer:
             for batch in answer.batches:
                 for a, value, version, prediction_id, label in zip(
@@ -361,8 +362,7 @@ class Soak:
                 ):
                     rows[a] += 1
                     labels[prediction_id] = label
-                    expected = a + 1 + float(version) if a > 0 else value
-                    differs += value != expected
+                    differs += a > 0 and np.ravel(value).tolist() != [a + 1 + float(version)]
         load = self.load
         lost = [row for row in load.answered if not rows[row]]
         doubled = [row for row, count in rows.items() if row > 0 and count > 1]
@@ -371,14 +371,14 @@ class Soak:
         ]
         print(
             f"status {status}, requests {dict(load.counts)}, answered {len(load.answered)}, "
-            f"rows in the log {sum(rows.values())}, lost {len(lost)}, dropped {stats.dropped}, "
+            f"rows in the log {sum(rows.values())}, lost {len(lost)}, dropped {dropped}, "
             f"doubled {len(doubled)}, wrong answers {len(load.wrong)}, wrong rows {differs}, "
             f"labels {len(load.labelled)}, wrong or lost labels {len(unlabelled)}",
             *load.wrong[:5],
             flush=True,
         )
         return (
-            len(lost) <= stats.dropped
+            len(lost) <= dropped
             and not doubled
             and not load.wrong
             and not differs
@@ -419,7 +419,10 @@ def main() -> None:
             at = began + seconds * (number + random.random()) / len(faults)
             time.sleep(max(0.0, at - time.monotonic()))
             print(f"{time.monotonic() - began:.0f} s: {fault.__name__}", flush=True)
-            fault(soak)
+            try:
+                fault(soak)
+            except (AssertionError, psutil.Error) as error:
+                load.wrong.append(f"{fault.__name__}: {error}")
         time.sleep(max(0.0, began + seconds - time.monotonic()))
         load.ended.set()
         for thread in threads:
