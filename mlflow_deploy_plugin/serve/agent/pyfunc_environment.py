@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.mlmodel import hash_files
 from mlflow_deploy_plugin.core.packages import installed_version
 from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.registry.connection import redact_credentials
@@ -34,6 +35,12 @@ IMAGE_ENVIRONMENTS = Path("/opt/ml/environments")
 """The environment that `onnxserve build-docker` has put into an image."""
 _PROGRAM = "bin/python"
 _FILES = ("python_env.yaml", "requirements.txt", "constraints.txt")
+_WHEELS = "wheels"
+"""The subfolder in which MLflow's `add_libraries_to_model` stores wheels."""
+_OF_MACHINE = re.compile(r"(?im)^[^#\n]*(?:file:|\.\./|(?<![\w./:-])/)|^\s*-\w/|\$\{")
+"""A requirement of a file or variable of this machine. The author can read uv's errors,
+which contain both. Equal texts would be different environments.
+"""
 _BUILD_SECONDS = 3600.0
 _PYTHON = re.compile(r"(3\.(?:1[1-9]|[2-9]\d))(\.\d+)?")
 """A Python that can import this package."""
@@ -47,18 +54,23 @@ def environment_python(folder: Path, root: Path) -> Path:
 
     Raises:
         InvalidArtifact: the model has no python_env.yaml or requirements.txt, or they
-            cannot be read.
+            cannot be read or refer to files or variables of this machine.
         NotInstalled: uv is not installed.
         OnnxserveError: uv cannot build the environment, or `root` cannot be written.
     """
     texts = []
     for name in _FILES:
         try:
-            texts.append((folder / name).read_text())
+            texts.append((folder / name).read_text("utf-8-sig"))
         except FileNotFoundError:
             texts.append("")
         except (OSError, UnicodeDecodeError):
             raise InvalidArtifact(f"its file {name} cannot be read") from None
+        if _OF_MACHINE.search(texts[-1]):
+            raise InvalidArtifact(
+                f"its file {name} refers to a file or a variable of this machine: log the model "
+                "again with packages of an index, or with wheels"
+            )
     try:
         python = _PYTHON.fullmatch(str(load_yaml(texts[0])["python"]))
     except (yaml.YAMLError, ValueError, TypeError, KeyError):
@@ -73,7 +85,8 @@ def environment_python(folder: Path, root: Path) -> Path:
     # A marker that is never true removes a requirement.
     overrides = "".join(packages) + "mlflow-onnxserve; python_version < '0'\n"
     # Patch releases of Python are compatible, so any installed one is used.
-    identity = "\0".join([python[1], overrides, *texts]).encode()
+    wheels = hash_files(folder / _WHEELS)
+    identity = "\0".join([python[1], overrides, *texts, *wheels.values()]).encode()
     environment = root / f"{PYFUNC_PREFIX}{hashlib.sha256(identity).hexdigest()[:32]}"
     in_image = IMAGE_ENVIRONMENTS / environment.name / _PROGRAM
     if in_image.exists():
@@ -84,8 +97,11 @@ def environment_python(folder: Path, root: Path) -> Path:
         raise NotInstalled("server.pyfunc_env is uv, but uv is not installed: pip install uv")
 
     try:
-        command = [str(uv), "--quiet", "--color", "never", "--directory", str(folder.absolute())]
-        build_once(environment, _PROGRAM, partial(_build, command, python[1], overrides))
+        command = [str(uv), "--quiet", "--color", "never", "--directory"]
+        inputs = dict(zip(_FILES, texts, strict=True))
+        paths = [folder / _WHEELS / name for name in wheels]
+        build = partial(_build, command, python[1], overrides, inputs, paths)
+        build_once(environment, _PROGRAM, build)
         os.utime(environment)  # The cache keeps environments that were used lately.
     except CommandFailed as error:
         raise OnnxserveError(f"uv cannot build its environment: {error.message}") from None
@@ -96,15 +112,28 @@ def environment_python(folder: Path, root: Path) -> Path:
     return environment / _PROGRAM
 
 
-def _build(command: list[str], python: str, overrides: str, environment: Path) -> None:
-    venv = ["venv", "--relocatable", "--python", python, str(environment)]
+def _build(
+    command: list[str],
+    python: str,
+    overrides: str,
+    texts: Mapping[str, str],
+    wheels: Sequence[Path],
+    environment: Path,
+) -> None:
+    venv = [str(environment.parent), "venv", "--relocatable", "--python", python, str(environment)]
     run_to_end([*command, *venv], _BUILD_SECONDS, _reason)
-    override_file = environment / "overrides.txt"
-    override_file.write_text(overrides)
-    install = ["pip", "install", "--python", str(environment), "--overrides", str(override_file)]
+    # In the model's folder, uv would read uv.toml, and a build would write files.
+    inputs = environment / "model"
+    (inputs / _WHEELS).mkdir(parents=True)
+    for name, text in {**texts, "overrides.txt": overrides}.items():
+        (inputs / name).write_text(text)
+    for wheel in wheels:
+        shutil.copy(wheel, inputs / _WHEELS)
+    install = [str(inputs), "pip", "install", "--python", str(environment)]
     # The side process writes no byte code.
-    install.append("--compile-bytecode")
+    install += ["--overrides", "overrides.txt", "--compile-bytecode"]
     run_to_end([*command, *install, "-r", _FILES[1], "mlflow"], _BUILD_SECONDS, _reason)
+    shutil.rmtree(inputs)
 
 
 def _reason(output: str) -> str:

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -31,7 +31,7 @@ def fetch_into(model_uri: str, folder: Path, require: str) -> FetchedVersion:
     Raises:
         InvalidConfig: the URI is a folder, or `folder` cannot be written or has other
             files than those of a version.
-        ModelError: the version is refused.
+        ModelError: the version is refused, or has a file `.onnxserve`.
         OnnxserveError: the version or its files cannot be fetched.
     """
     if parse_model_uri(model_uri).kind == "path":
@@ -62,9 +62,11 @@ def fetch_into(model_uri: str, folder: Path, require: str) -> FetchedVersion:
             raise error
         version = model.version
         assert version is not None
+        if (version.folder / _STAGING).exists():
+            raise InvalidArtifact(f"{model_uri}: {_STAGING!r} is the name of the download's folder")
         # A folder with some of the files always has MLmodel.
         for path in sorted(earlier, key=lambda path: path.name == MLMODEL):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()

@@ -168,7 +168,15 @@ class TopicRelay:
             # A dead letter that is sent again has headers of its first answer.
             headers = [pair for pair in message.headers() or () if pair[0] not in _OURS]
             headers += ours.items()
-            producer.produce(topic, value, message.key(), headers=headers, on_delivery=_confirm)
+            # A message that fits may be too large with the headers of a dead letter.
+            try:
+                producer.produce(topic, value, message.key(), headers=headers, on_delivery=_confirm)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise
+                headers.append(("X-Error", error.args[0].str()))
+                topic = self._dead_letter
+                producer.produce(topic, None, message.key(), headers=headers, on_delivery=_confirm)
             written.append(message)
         producer.flush()
         for message in written:

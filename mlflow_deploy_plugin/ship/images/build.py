@@ -15,6 +15,7 @@ import yaml
 from mlflow_deploy_plugin.core.errors import InvalidConfig, ModelError
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.model_code import require_model_code
 from mlflow_deploy_plugin.core.registry.model_files import copy_bundle, download
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
@@ -145,6 +146,7 @@ def planned_image(
                         f"{resolved.model_uri} has no ONNX form, and the image has no library to "
                         "run its code: specify --env-manager uv, or wrap it (onnxserve wrap)"
                     )
+                require_model_code(resolved.model_uri)  # uv runs code of source packages.
                 environment["ONNXSERVE_PYFUNC_ENV"] = pyfunc_env
             if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
                 (folder / REGISTERED_META).write_text(

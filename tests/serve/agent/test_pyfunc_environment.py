@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotInstalled, Onnx
 from mlflow_deploy_plugin.serve.agent.pyfunc_environment import environment_python
 from tests.support.disk import read_only, tiny_disk
 from tests.support.refusals import refused
-from tests.support.wheels import write_index
+from tests.support.wheels import write_index, write_wheel
 
 PYTHON = f"python: {sys.version_info[0]}.{sys.version_info[1]}.0"
 
@@ -88,6 +88,52 @@ def test_failed_build_is_one_line(build, tmp_path, requirements, python_env, nam
 def test_model_without_a_python_is_refused(build, python_env):
     with refused(InvalidArtifact, "python_env.yaml"):
         build(python_env=python_env)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-r /etc/hostname",
+        "-r/etc/hostname",
+        "--find-links=/etc",
+        "tiny @ file:///srv/tiny-1.0.zip",
+        "wheels/../../other/tiny-1.0-py3-none-any.whl",
+        "tiny @ http://127.0.0.1:9/${HOME}/tiny-1.0-py3-none-any.whl",
+        "tiny @ http://127.0.0.1:9/tiny-1.0-py3-none-any.whl#${HOME}",
+    ],
+)
+def test_requirements_outside_the_model_are_refused(build, line):
+    with refused(InvalidArtifact, "requirements.txt"):
+        build(f"tiny==1.0 # https://host/a\n{line}")
+
+
+def test_model_files_do_not_configure_or_follow_uv(build, tmp_path):
+    for name, text in {
+        "uv.toml": "{",
+        "pyproject.toml": "{",
+        "setup.py": "import setuptools; setuptools.setup(name='own', version='1')",
+    }.items():
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / name).write_text(text)
+    files = set((tmp_path / "model").iterdir())
+    assert tiny_version(build("tiny==2.0")) == "2.0"
+    for line in ("-e .", ".", "-r more.txt"):
+        with refused(OnnxserveError, "uv cannot build its environment"):
+            build(line)
+    assert set((tmp_path / "model").rglob("*")) - files == {
+        tmp_path / "model" / "requirements.txt",
+        tmp_path / "model" / "python_env.yaml",
+    }
+
+
+def test_other_wheels_of_a_model_make_another_environment(build, tmp_path):
+    built = []
+    for version in ("3.0", "4.0"):
+        content = {"tiny.py": f"VERSION = {version!r}\n"}
+        (tmp_path / "model").mkdir(exist_ok=True)
+        write_wheel(tmp_path / "model" / "wheels", "tiny", "9.0", content)
+        built.append(tiny_version(build("wheels/tiny-9.0-py3-none-any.whl")))
+    assert built == ["3.0", "4.0"]
 
 
 def test_index_password_is_not_shown(build):

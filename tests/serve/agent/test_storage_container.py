@@ -76,6 +76,33 @@ def test_storage_container_refuses_in_one_line(store, tmp_path, arguments, names
     assert not list(tmp_path.iterdir())
 
 
+def test_storage_container_removes_only_links(store, tmp_path):
+    folder = tmp_path / "models"
+    (tmp_path / "kept").mkdir()
+    assert run(f"fetch models:/flights/1 {folder}").exit_code == 0
+    (folder / "link").symlink_to(tmp_path / "kept")
+    assert run(f"fetch models:/flights/2 {folder}").exit_code == 0
+    assert adds(folder, 2)
+    assert (tmp_path / "kept").exists()
+    assert not (folder / "link").exists()
+
+
+def test_storage_container_keeps_files_from_its_own_name(store, tmp_path):
+    assert run(f"fetch models:/flights/1 {tmp_path}").exit_code == 0
+    (graph,) = [
+        path
+        for path in store.glob("artifacts/**/model.onnx")
+        if path.read_bytes() == adder(2).SerializeToString()
+    ]
+    hostile = graph.parent / ".onnxserve"
+    hostile.write_text("")
+    try:
+        assert mentions(refusal(f"models:/flights/2 {tmp_path}"), "flights/2", "'.onnxserve'")
+    finally:
+        hostile.unlink()
+    assert adds(tmp_path, 1)
+
+
 def test_storage_container_requires_unchanged_files(store, tmp_path):
     key = f"--require signature={store / 'release.pub'}"
     assert run(f"fetch models:/flights/1 {tmp_path} {key}").exit_code == 0

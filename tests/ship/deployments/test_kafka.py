@@ -137,6 +137,17 @@ def test_unanswerable_messages_are_dead_letters(topics):
     assert [names[value] in reasons[value] for value in names] == [True] * len(names)
 
 
+def test_dead_letter_above_the_limit_has_no_value(topics):
+    topics.brokers.send(topics.name, [("0", b"[" * 999_950)])
+    topics.send([0])
+    with topics.running():
+        topics.answers(1)
+        (letter,) = topics.brokers.read(f"{topics.name}.dead-letter", 1)
+    assert letter.value() is None
+    assert re.fullmatch(rf"{topics.name}-\d-0", headers(letter)["X-Request-Id"])
+    assert "size" in headers(letter)["X-Error"]
+
+
 @pytest.mark.long
 def test_absent_or_busy_server_is_awaited(topics, serve, free_port, tmp_path):
     topics.send(range(15))

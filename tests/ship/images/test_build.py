@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import CodeRefused, OnnxserveError
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, default_endpoint_name
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.signatures import BUNDLE
@@ -100,6 +100,13 @@ def test_image_of_a_pyfunc_has_its_pyfunc_env(tmp_path):
     served = lines[len(lines) - lines[::-1].index("FROM s:1") - 1 :]
     assert "COPY --from=environment /opt/ml/environments /opt/ml/environments" in served
     assert 'ENV ONNXSERVE_PYFUNC_ENV="uv"' in served
+
+
+def test_image_runs_no_forbidden_model_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_MODEL_CODE_EXECUTION", "false")
+    save_pyfuncs(tmp_path, ["days"])
+    with refused(CodeRefused, "days"), planned_image(str(tmp_path / "days"), pyfunc_env="uv"):
+        pass
 
 
 @pytest.mark.parametrize(
