@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import resource
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -33,6 +34,7 @@ from mlflow_deploy_plugin.serve.inference.jobs import (
     Job,
     JobState,
     delete_old_jobs,
+    is_public,
     read_jobs,
 )
 from mlflow_deploy_plugin.serve.models.loading import check_digest
@@ -84,6 +86,7 @@ def _run(job: Job, spec: JobsSpec) -> JobState:
         state = JobState(
             state="running",
             rows=max(state.rows, progress.rows),
+            rejected=max(state.rejected, progress.rejected),
             parts=progress.parts + before,
             parts_done=progress.parts_done + before,
             attempts=state.attempts,
@@ -91,7 +94,7 @@ def _run(job: Job, spec: JobsSpec) -> JobState:
         assert_state(job.folder / STATE, state)
         if job.cancel_mark.exists():
             raise _Cancelled
-        if state.rows > spec.max_rows:
+        if state.rows + state.rejected > spec.max_rows:
             raise InvalidRequest(f"it has more than server.jobs.max_rows, {spec.max_rows}, rows")
         if time.monotonic() > ends_at:
             raise InvalidRequest(f"it ran longer than server.jobs.timeout, {spec.timeout}")
@@ -121,7 +124,10 @@ def _run(job: Job, spec: JobsSpec) -> JobState:
         )
         result = run_batch(plan, report, served)
         report(result.progress)
-        return state.model_copy(update={"state": "succeeded", "rejected": result.rejected})
+        return state.model_copy(update={"state": "succeeded"})
+    except SystemExit:  # The server ends, which is not the job's fault.
+        assert_state(job.folder / STATE, job.state)
+        raise
     except _Cancelled:
         return state.model_copy(update={"state": "cancelled"})
     except OnnxserveError as error:
@@ -164,8 +170,11 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     configure_logging(load_settings().log_format, "jobs")
     os.nice(_NICE)
+    # MLflow also accepts addresses of multicast, and local ones of IPv6.
+    mlflow_private.replace("_is_public_ip", is_public)
     # MLflow would wait as long as the callback's receiver demands.
     os.environ["MLFLOW_WEBHOOK_REQUEST_MAX_RETRIES"] = "0"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     spec = load_stored_specs((folder / SPEC).read_text())[0].server.jobs
     # The processes that predict inherit the limits.
     with suppress(ValueError):  # The server's own limits are lower.

@@ -104,6 +104,7 @@ class BatchProgress:
     """
 
     rows: int
+    rejected: int
     parts_done: int
     parts: int
     finished_before: int
@@ -190,7 +191,8 @@ def run_batch(
             predict = predict_parts
         with predict(tally.jobs(model), plan.workers) as running:
             tally.follow(*running)
-        result = BatchResult(resolved, tally.progress(), tally.rejected, tally.failed)
+        progress = tally.progress()
+        result = BatchResult(resolved, progress, progress.rejected, tally.failed)
         if not result.failed:
             output.finish(
                 {
@@ -268,11 +270,10 @@ class _Tally:
         self._finished_before = len(parts) - len(waiting)
         self._plan = plan
         self._slots = str(slots)
-        np.zeros((len(waiting), 2), np.int64).tofile(slots)
+        np.zeros((len(waiting), 3), np.int64).tofile(slots)
         self._report = report
         self._begun = time.monotonic()
         self._done = 0
-        self.rejected = 0
         self.failed: dict[str, str] = {}
 
     def jobs(self, model: Path) -> list[PartJob]:
@@ -301,21 +302,20 @@ class _Tally:
             for number, result in ended()[self._done :]:
                 part = self._parts[number]
                 self._done += 1
-                rows = 0
-                if isinstance(result, PartResult):
-                    rows = result.rows
-                    self.rejected += result.rejected
-                elif self._plan.on_error == "skip-part":
+                if isinstance(result, OnnxserveError):
+                    if self._plan.on_error != "skip-part":
+                        raise result
                     self.failed[part.name] = result.message
-                else:
-                    raise result
-                write_progress(self._slots, number, rows, part.size)
+                    result = PartResult(0, 0)
+                write_progress(self._slots, number, result.rows, result.rejected, part.size)
             self._report(self.progress())
 
     def progress(self) -> BatchProgress:
-        rows, position = np.fromfile(self._slots, np.int64).reshape(-1, 2).sum(axis=0).tolist()
+        slots = np.fromfile(self._slots, np.int64).reshape(-1, 3)
+        rows, rejected, position = slots.sum(axis=0).tolist()
         return BatchProgress(
             rows=rows,
+            rejected=rejected,
             parts_done=self._done,
             parts=len(self._parts),
             finished_before=self._finished_before,

@@ -193,6 +193,35 @@ def test_rejected_event_is_set_aside(writer, start, send, destination, status):
     assert (dead["status"], dead["answer"], dead["event"]["id"]) == (status, "no", "p-c")
 
 
+@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 4}])
+@pytest.mark.parametrize("status", [403, 500])
+def test_failing_event_stops_others_only_shortly(
+    writer, start, send, destination, clock, options, status
+):
+    for request in "abcdef":
+        write(writer, request, ["AA"])
+    destination.answer = lambda ids: status if {"p-a", "p-b", "p-d"} & {*ids} else 200
+    sink = start(**options)
+    for _ in range(10):
+        assert str(status) in send(sink).error
+        clock.now += 61
+    assert send(sink).events == {"sent": 3, "rejected": 3}
+    dead = map(json.loads, (sink.folder / DEAD).read_text().splitlines())
+    assert [line["event"]["id"] for line in dead] == ["p-a", "p-b", "p-d"]
+
+
+def test_outage_loses_no_event(writer, start, send, destination, clock):
+    for request in "abcd" * 5:
+        write(writer, request, ["AA"])
+    destination.answer = lambda ids: 403
+    sink = start(batch=1)
+    for _ in range(25):
+        assert send(sink).error
+        clock.now += 61
+    destination.answer = lambda ids: 200
+    assert send(sink).events == {"sent": 20}
+
+
 def test_halves_of_a_batch_are_sent_once(writer, start, send, destination, clock):
     for request in "abcd":
         write(writer, request, ["AA"])
