@@ -19,7 +19,6 @@ from urllib.parse import unquote
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
@@ -126,9 +125,6 @@ def predict_part(job: PartJob) -> PartResult:
             source.filesystem.open_input_file(source.root) as packed,
             _unpacked(packed, source.root) as file,
         ):
-            is_parquet = job.part.input_format == "parquet"
-            if is_parquet and pq.read_metadata(file).num_rows > job.max_rows:
-                raise InvalidRequest(f"it has more rows than server.jobs.max_rows, {job.max_rows}")
             stream = RowStream(file, job.part.input_format, input_types(model.schema), job.keep)
             # The rejected rows must be complete before the output.
             with ExitStack() as output, ExitStack() as rejected_rows:
@@ -272,6 +268,11 @@ class _PartRows:
         schema = self.model.schema
         if not names:  # The CSV or JSON Lines file is empty.
             return []
+        if self.stream.known_rows > self.job.max_rows:
+            rows = f"{self.stream.known_rows} rows"
+            raise InvalidRequest(
+                f"it has {rows}, more than server.jobs.max_rows, {self.job.max_rows}"
+            )
         available = [*names, *folders.column_names]
         if missing := [name for name in keep if name not in available]:
             raise InvalidRequest(
