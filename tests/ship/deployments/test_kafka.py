@@ -86,7 +86,7 @@ def topics(brokers, served, tmp_path):
 
 
 def headers(message):
-    return {name: value.decode() for name, value in message.headers()}
+    return {name: value and value.decode(errors="replace") for name, value in message.headers()}
 
 
 def total(message):
@@ -135,6 +135,14 @@ def test_unanswerable_messages_are_dead_letters(topics):
 
     reasons = {letter.value(): headers(letter)["X-Error"] for letter in letters}
     assert [names[value] in reasons[value] for value in names] == [True] * len(names)
+
+
+def test_header_with_name_outside_utf_8(topics):
+    topics.brokers.send_header(topics.name, b"k\xff", b'{"a": 1, "b": 0.5, "c": 0}')
+    topics.send([2], headers={"модель": b"\xff", "none": None})
+
+    with topics.running():
+        assert sorted(total for _, total in topics.answers(2)) == [1.5, 2.5]
 
 
 @pytest.mark.long
