@@ -144,11 +144,6 @@ class RowStream:
                 f"it is not a file of the format {self._kind}: {first_line(error)}",
             ) from None
 
-    @property
-    def known_rows(self) -> int:
-        """The number of rows that a Parquet file specifies; 0 for other files."""
-        return self._parquet.metadata.num_rows if self._kind == "parquet" else 0
-
     @cached_property
     def _header(self) -> CsvRecord | None:
         self._file.seek(0)

@@ -65,9 +65,9 @@ the credentials or the state of the destination, and is retried.
 """
 _SUSPICIOUS_FAILURES = 10
 """The number of failed rounds after which a round also tries the next events, in case
-a single event is the cause. Ten rounds take five minutes.
+a single event is the cause, and the maximum number of such events that it skips. Ten
+rounds take five minutes.
 """
-_MOST_SUSPECTS = 10
 _SAFE = VISIBLE.replace(" ", "").replace('"', "")
 """The characters that CloudEvents leaves unescaped in a header (section 3.1.3.2)."""
 _MOST_BODY_BYTES = 1_000_000
@@ -341,7 +341,7 @@ class Sink(threading.Thread):
             status, text = self._post(events)
         except _Unavailable as failure:
             is_suspicious = self._failures and self._failures % _SUSPICIOUS_FAILURES == 0
-            if not is_suspicious or len(self._suspects) == _MOST_SUSPECTS:
+            if not is_suspicious or len(self._suspects) == _SUSPICIOUS_FAILURES:
                 raise
             status = None
             text = failure.args[0]

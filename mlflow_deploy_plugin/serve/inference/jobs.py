@@ -148,23 +148,22 @@ def delete_old_jobs(state_dir: Path, spec: JobsSpec) -> None:
     """Delete the jobs that ended too long ago, then the oldest jobs of the callers who
     have the most above the limits, and the uploads of killed workers.
     """
-    kept = [job for job in read_jobs(state_dir) if not job.is_due]
-    deleted = [job for job in kept if job.is_old(spec)]
-    weights = {
-        job.folder: sum(path.stat().st_size for path in job.folder.rglob("*")) for job in kept
-    }
-    for limit in (spec.max_kept_bytes, _MOST_KEPT):
-        kept = [job for job in kept if job not in deleted]
-        totals = Counter[str]()
-        for job in kept:
-            totals[job.request.caller] += weights[job.folder]
-        while totals.total() > limit:
-            ((caller, _),) = totals.most_common(1)
-            oldest = next(job for job in kept if job.request.caller == caller)
-            kept.remove(oldest)
-            deleted.append(oldest)
-            totals[caller] -= weights[oldest.folder]
-        weights = dict.fromkeys(weights, 1)
+    ended = [job for job in read_jobs(state_dir) if not job.is_due]
+    deleted = [job for job in ended if job.is_old(spec)]
+    kept = [job for job in ended if job not in deleted]
+    totals = Counter[str]()
+    sizes = {}
+    for job in kept:
+        size = sum(path.stat().st_size for path in job.folder.rglob("*"))
+        # So that at most `_MOST_KEPT` small jobs are kept.
+        sizes[job.folder] = max(size, spec.max_kept_bytes // _MOST_KEPT)
+        totals[job.request.caller] += sizes[job.folder]
+    while totals.total() > spec.max_kept_bytes:
+        ((caller, _),) = totals.most_common(1)
+        oldest = next(job for job in kept if job.request.caller == caller)
+        kept.remove(oldest)
+        deleted.append(oldest)
+        totals[caller] -= sizes[oldest.folder]
     for job in deleted:
         # A job whose state was deleted first would run again after a crash.
         shutil.rmtree(job.folder.rename(job.folder.with_name(f".{job.folder.name}")))

@@ -117,7 +117,6 @@ def _run(job: Job, spec: JobsSpec) -> JobState:
             output_format=request.format,
             on_error=request.on_error,
             workers=spec.workers,
-            max_rows=spec.max_rows,
         )
         served = ResolvedModel(
             variant.model_uri, variant.model, variant.version, str(variant.folder)
@@ -177,8 +176,12 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     spec = load_stored_specs((folder / SPEC).read_text())[0].server.jobs
     # The processes that predict inherit the limits.
-    with suppress(ValueError):  # The server's own limits are lower.
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes(spec.max_memory),) * 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (spec.max_file_bytes,) * 2)
+    memory = memory_bytes(spec.max_memory)
+    for kind, most in (
+        (resource.RLIMIT_DATA, memory),
+        (resource.RLIMIT_FSIZE, spec.max_file_bytes),
+    ):
+        with suppress(ValueError):  # The server's own limit is lower.
+            resource.setrlimit(kind, (most, most))
     with locked(folder / "jobs.lock"):  # The process of a killed server may still end.
         run_jobs(folder, spec)

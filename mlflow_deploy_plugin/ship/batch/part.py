@@ -4,7 +4,6 @@ only if they are complete.
 
 import errno
 import shutil
-import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -89,7 +88,6 @@ class PartJob:
             row.
         progress: the file that shows the progress to other processes.
         number: the job's position in the file of the progress.
-        max_rows: the number of rows above which a Parquet file is not read.
     """
 
     part: Part
@@ -101,7 +99,6 @@ class PartJob:
     threads: int = 1
     progress: str = ""
     number: int = 0
-    max_rows: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -268,11 +265,6 @@ class _PartRows:
         schema = self.model.schema
         if not names:  # The CSV or JSON Lines file is empty.
             return []
-        if self.stream.known_rows > self.job.max_rows:
-            rows = f"{self.stream.known_rows} rows"
-            raise InvalidRequest(
-                f"it has {rows}, more than server.jobs.max_rows, {self.job.max_rows}"
-            )
         available = [*names, *folders.column_names]
         if missing := [name for name in keep if name not in available]:
             raise InvalidRequest(

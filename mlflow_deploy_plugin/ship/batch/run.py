@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -75,7 +74,6 @@ class BatchPlan:
         restart: delete the files of another batch in the output.
         experiment: the MLflow experiment in which a run records the batch; empty if the
             batch is not recorded.
-        max_rows: the maximum number of rows of a Parquet file.
     """
 
     model_uri: str
@@ -90,7 +88,6 @@ class BatchPlan:
     engine: Engine = "local"
     restart: bool = False
     experiment: str = ""
-    max_rows: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,6 @@ class BatchResult:
 
     model: ResolvedModel
     progress: BatchProgress
-    rejected: int
     failed: dict[str, str]
     run: LoggedRun | None = None
 
@@ -191,8 +187,7 @@ def run_batch(
             predict = predict_parts
         with predict(tally.jobs(model), plan.workers) as running:
             tally.follow(*running)
-        progress = tally.progress()
-        result = BatchResult(resolved, progress, progress.rejected, tally.failed)
+        result = BatchResult(resolved, tally.progress(), tally.failed)
         if not result.failed:
             output.finish(
                 {
@@ -202,7 +197,7 @@ def run_batch(
                     "last_call": {
                         "parts": result.progress.parts,
                         "rows": result.progress.rows,
-                        "rejected": result.rejected,
+                        "rejected": result.progress.rejected,
                     },
                 }
             )
@@ -288,7 +283,6 @@ class _Tally:
                 device=plan.device,
                 progress=self._slots,
                 number=number,
-                max_rows=plan.max_rows,
             )
             for number, part in enumerate(self._parts)
         ]
@@ -349,7 +343,7 @@ def _log_batch(plan: BatchPlan, result: BatchResult, manifest: Manifest) -> Logg
         }
         figures = {
             "rows": progress.rows,
-            "rejected_rows": result.rejected,
+            "rejected_rows": progress.rejected,
             "parts": progress.parts,
             "failed_parts": len(result.failed),
             "seconds": progress.seconds,

@@ -122,15 +122,6 @@ def equal_rows(count, path, **columns):
 
 
 @pytest.mark.long
-def test_equal_rows_are_not_decoded(accept, tmp_path):
-    bomb = equal_rows(5_000_000, tmp_path / "bomb.parquet")
-    assert len(bomb) < 500_000
-    state = ran(accept(bomb, input="input.parquet"), max_rows=4_000_000)
-    assert (state.state, state.rows) == ("failed", 0)
-    assert mentions(state.error, "server.jobs.max_rows")
-
-
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("limits", "rows", "name"),
     [
