@@ -3,8 +3,8 @@
 - `sinks/NAME/<segment>.seg`: hard links to the segments of the spool, which the shipper
   may therefore remove
 - `sinks/NAME/<segment>.shipped`: the offset up to which the segment's requests are sent
-- `sinks/NAME/dead.jsonl`, `dead.1`: the newest events that the destination has rejected,
-  or that it did not accept when it accepted later ones
+- `sinks/NAME/dead.jsonl`, `dead.1`: the newest events that the destination has
+  rejected, or that failed while it accepted later events
 
 An event is a request together with its answer. Events are sent at least once, in the
 order of a segment; an event that is sent again has the same id. Each sink has a thread,
@@ -331,8 +331,8 @@ class Sink(threading.Thread):
                 yield Event(int(batch.offsets[number]), spec, attributes, data)
 
     def _send(self, segment: Path, events: Sequence[Event]) -> None:
-        """Send events of one spec. Events that the destination rejects, or does not accept
-        although it accepts later events, are written to a file. Raises _Unavailable.
+        """Send events of one spec. Events that the destination rejects, or that fail
+        while it accepts later ones, are written to a file. Raises _Unavailable.
         """
         if any(event.spec != events[0].spec for event, _, _ in self._suspects):
             # These events may have another destination, which proves nothing.

@@ -210,16 +210,21 @@ def test_failing_event_stops_others_only_shortly(
     assert [line["event"]["id"] for line in dead] == ["p-a", "p-b", "p-d"]
 
 
-def test_outage_loses_no_event(writer, start, send, destination, clock):
-    for request in "abcd" * 5:
+@pytest.mark.parametrize("path", ["", "/other"])
+def test_outage_loses_no_event(tmp_path, writer, send, destination, clock, path):
+    """Another destination of the queue may work."""
+    urls = {"flights": destination.url, "prices": f"{destination.url}{path}"}
+    specs = {name: {"audit": SinkSpec(url=url, batch=1)} for name, url in urls.items()}
+    sink = Sink("audit", tmp_path, specs.__getitem__, threading.Event(), clock)
+    for request in "abc":
         write(writer, request, ["AA"])
-    destination.answer = lambda ids: 403
-    sink = start(batch=1)
-    for _ in range(25):
+    write(writer, "d", ["AA"], endpoint="prices")
+    destination.answer = lambda ids: 200 if path and "p-d" in ids else 403
+    for _ in range(12):
         assert send(sink).error
         clock.now += 61
     destination.answer = lambda ids: 200
-    assert send(sink).events == {"sent": 20}
+    assert send(sink).events == {"sent": 4}
 
 
 def test_halves_of_a_batch_are_sent_once(writer, start, send, destination, clock):
