@@ -174,7 +174,7 @@ def test_job_that_kills_its_process_ends(accept, rows, tmp_path):
 
 
 @pytest.mark.long
-def test_restart_is_no_attempt_of_a_job(accept, rows, tmp_path):
+def test_server_restart_uses_no_attempt(accept, rows, tmp_path):
     code = "import os\n\ndef _load_pyfunc(path):\n    os.kill(os.getppid(), 15)\n"
     model = write_pyfunc(tmp_path / "ended", "ended", code)
     status, state = ran_apart(accept(rows, variant=variant(model)))

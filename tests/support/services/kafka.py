@@ -33,7 +33,7 @@ class MockBrokers:
     def send_header(self, topic, name, value):
         """Write a message with a header, whose name may be any bytes."""
         (path,) = Path(confluent_kafka.__file__).parents[1].glob("confluent_kafka.libs/librdkafka*")
-        library = ctypes.CDLL(path)
+        library = ctypes.CDLL(str(path))
         library.rd_kafka_conf_new.restype = library.rd_kafka_new.restype = ctypes.c_void_p
         conf = ctypes.c_void_p(library.rd_kafka_conf_new())
         library.rd_kafka_conf_set(conf, b"bootstrap.servers", self.servers.encode(), None, 0)
