@@ -169,8 +169,9 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     configure_logging(load_settings().log_format, "jobs")
     os.nice(_NICE)
-    # MLflow also accepts addresses of multicast, and local ones of IPv6.
-    mlflow_private.replace("_is_public_ip", is_public)
+    # MLflow's own check accepts addresses of multicast, and local ones of IPv6.
+    checked = mlflow_private._is_public_ip
+    mlflow_private.replace("_is_public_ip", lambda ip: checked(ip) and is_public(ip))
     # MLflow would wait as long as the callback's receiver demands.
     os.environ["MLFLOW_WEBHOOK_REQUEST_MAX_RETRIES"] = "0"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
