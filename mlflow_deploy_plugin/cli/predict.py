@@ -432,9 +432,9 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
         f"({done.rows_per_second:,.0f} rows/s), {done.parts - len(result.failed)} of {done.parts} "
         f"parts{earlier}"
     )
-    if result.rejected:
+    if done.rejected:
         click.echo(
-            f"  {result.rejected:,} bad rows were skipped: see {output.rstrip('/')}/_rejected",
+            f"  {done.rejected:,} bad rows were skipped: see {output.rstrip('/')}/_rejected",
             err=True,
         )
     if result.run is not None:

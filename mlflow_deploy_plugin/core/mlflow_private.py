@@ -46,6 +46,7 @@ NAMES = (
     "mlflow.utils.rest_utils:_get_http_response_with_retries",
     "mlflow.webhooks.delivery:_create_webhook_session",
     "mlflow.webhooks.delivery:_send_webhook_request",
+    "mlflow.webhooks.ssrf:_is_public_ip",
 )
 _PLACES = {place.replace(":", ".").rpartition(".")[2]: place for place in NAMES}
 

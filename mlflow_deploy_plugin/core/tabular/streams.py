@@ -162,6 +162,8 @@ class RowStream:
                 bad_numbers = [bad.number for bad in block.bad[-1:]]
                 row = max([row, *block.numbers[-1:], *bad_numbers])
                 yield block
+        except MemoryError:  # It is also an ArrowException, but no fault of the file.
+            raise
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(
                 f"the file cannot be read after row {row}: {first_line(error)}",

@@ -3,7 +3,8 @@
 - `sinks/NAME/<segment>.seg`: hard links to the segments of the spool, which the shipper
   may therefore remove
 - `sinks/NAME/<segment>.shipped`: the offset up to which the segment's requests are sent
-- `sinks/NAME/dead.jsonl`, `dead.1`: the newest events that the destination has rejected
+- `sinks/NAME/dead.jsonl`, `dead.1`: the newest events that the destination has
+  rejected, or that failed while it accepted later events
 
 An event is a request together with its answer. Events are sent at least once, in the
 order of a segment; an event that is sent again has the same id. Each sink has a thread,
@@ -59,8 +60,13 @@ REQUEST = "org.kubeflow.serving.inference.request"
 RESPONSE = "org.kubeflow.serving.inference.response"
 DEAD = "dead.jsonl"
 _REJECTED = {*range(400, 500)} - {401, 403, 404, 405, 407, 408, 410, 421, 425, 426, 429}
-"""The statuses that concern the event. Any other failure concerns the address, the
-credentials or the state of the destination, and is retried.
+"""The statuses that concern the event. Any other failure seems to concern the address,
+the credentials or the state of the destination, and is retried.
+"""
+_SUSPICIOUS_FAILURES = 10
+"""The number of failed rounds after which a round also tries the next events, in case
+a single event is the cause, and the maximum number of such events that it skips. Ten
+rounds take five minutes.
 """
 _SAFE = VISIBLE.replace(" ", "").replace('"', "")
 """The characters that CloudEvents leaves unescaped in a header (section 3.1.3.2)."""
@@ -180,6 +186,7 @@ class Sink(threading.Thread):
         self._counts = Counter[str]()
         self._error = ""
         self._failures = 0
+        self._suspects: list[tuple[Event, int | None, str]] = []
         self._retry_at = float("-inf")
 
     def hold(self, listed: Sequence[Path], max_bytes: float) -> SinkState:
@@ -191,7 +198,7 @@ class Sink(threading.Thread):
             link = self.folder / segment.name
             if not link.exists():
                 # A new sink does not receive the requests that are already in the log.
-                _record(link, shipped_bytes(segment))
+                self._record(link, shipped_bytes(segment))
                 os.link(segment, link)
         room = max_bytes - spool_bytes(self._spool)
         waiting_bytes = 0
@@ -231,6 +238,8 @@ class Sink(threading.Thread):
             return
         error = ""
         pause = 0.0
+        sent = self._counts["sent"]
+        self._suspects = []
         try:
             for segment in segments(self.folder):
                 with suppress(FileNotFoundError):  # `hold` may drop the segment.
@@ -242,8 +251,10 @@ class Sink(threading.Thread):
         if error != self._error:
             _log.warning("sink %s: %s", self.name, error or "requests are sent again")
         self._error = error
-        self._failures = self._failures + 1 if error else 0
+        if not error or self._counts["sent"] > sent:
+            self._failures = 0
         if error:
+            self._failures += 1
             backoff = backoff_seconds(self._failures, _LONGEST_BACKOFF_SECONDS, first=2.0)
             self._retry_at = self._clock() + max(pause, backoff)
 
@@ -263,14 +274,16 @@ class Sink(threading.Thread):
                     or unsent_bytes + len(event.data) > _MOST_BODY_BYTES
                 ):
                     self._send(segment, unsent)
-                    _record(segment, event.offset)
+                    self._record(segment, event.offset)
                     unsent = []
                     unsent_bytes = 0
                 unsent.append(event)
                 unsent_bytes += len(event.data)
             if unsent:
                 self._send(segment, unsent)
-            _record(segment, end)
+            if self._suspects:
+                raise _Unavailable(self._suspects[0][2], 0.0)
+            self._record(segment, end)
         if is_final:
             segment.unlink(missing_ok=True)
             segment.with_suffix(SHIPPED).unlink(missing_ok=True)
@@ -318,33 +331,55 @@ class Sink(threading.Thread):
                 yield Event(int(batch.offsets[number]), spec, attributes, data)
 
     def _send(self, segment: Path, events: Sequence[Event]) -> None:
-        """Send events of one spec. Events that the destination rejects are written to a
-        file. Raises _Unavailable.
+        """Send events of one spec. Events that the destination rejects, or that fail
+        while it accepts later ones, are written to a file. Raises _Unavailable.
         """
-        answer = self._post(events)
-        if answer.status not in _REJECTED:
+        if any(event.spec != events[0].spec for event, _, _ in self._suspects):
+            # These events may have another destination, which proves nothing.
+            raise _Unavailable(self._suspects[0][2], 0.0)
+        try:
+            status, text = self._post(events)
+        except _Unavailable as failure:
+            is_suspicious = self._failures and self._failures % _SUSPICIOUS_FAILURES == 0
+            if not is_suspicious or len(self._suspects) == _SUSPICIOUS_FAILURES:
+                raise
+            status = None
+            text = failure.args[0]
+        if status is not None and status not in _REJECTED:
             self._counts["sent"] += len(events)
         elif len(events) > 1:
-            # Halve the batch to find the rejected events.
+            # Halve the batch to find the events that are not accepted.
             middle = len(events) // 2
             self._send(segment, events[:middle])
-            _record(segment, events[middle].offset)
+            self._record(segment, events[middle].offset)
             self._send(segment, events[middle:])
+            return
         else:
-            path = self.folder / DEAD
-            if path.exists() and path.stat().st_size > _MOST_DEAD_BYTES:
-                path.replace(path.with_suffix(".1"))
-            text = answer.data[:_MOST_ANSWER_BYTES].decode(errors="replace")
-            event = events[0].document()
-            rejected = {"status": answer.status, "answer": text, "event": event}
+            self._suspects.append((events[0], status, text))
+        if status is None:
+            return
+        # The destination works, so the events before these were the cause.
+        path = self.folder / DEAD
+        if path.exists() and path.stat().st_size > _MOST_DEAD_BYTES:
+            path.replace(path.with_suffix(".1"))
+        for event, status, text in self._suspects:
+            rejected = {"status": status, "answer": text, "event": event.document()}
             with path.open("ab") as file:
                 file.write(orjson.dumps(rejected) + b"\n")
             self._counts["rejected"] += 1
             _log.error("sink %s: the destination rejects an event: see %s", self.name, path)
+        self._suspects = []
 
-    def _post(self, events: Sequence[Event]) -> urllib3.BaseHTTPResponse:
-        """Post events, and return the answer, whose status is a success or in
-        `_REJECTED`. Raises _Unavailable.
+    def _record(self, segment: Path, offset: int) -> None:
+        """Record that the requests before this offset are sent, unless some of them are
+        suspects.
+        """
+        if not self._suspects:
+            files.write_atomically(segment.with_suffix(SHIPPED), str(offset).encode())
+
+    def _post(self, events: Sequence[Event]) -> tuple[int, str]:
+        """Post events, and return the status, which is a success or in `_REJECTED`, and
+        the text of the answer. Raises _Unavailable.
         """
         spec = events[0].spec
         headers = {"content-type": "application/cloudevents-batch+json"}
@@ -373,7 +408,7 @@ class Sink(threading.Thread):
                 pause = urllib3.Retry().parse_retry_after(answer.headers.get("retry-after", ""))
             pause = min(pause, _LONGEST_RETRY_AFTER_SECONDS)
             raise _Unavailable(f"the destination answers {answer.status}", pause)
-        return answer
+        return answer.status, answer.data[:_MOST_ANSWER_BYTES].decode(errors="replace")
 
 
 def _documents(batch: CapturedBatch) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -397,8 +432,3 @@ def _documents(batch: CapturedBatch) -> Iterator[tuple[dict[str, Any], dict[str,
             )
         request = {**identity, "inputs": tensors[False]}
         yield request, {**identity, **answered, "outputs": tensors[True]}
-
-
-def _record(segment: Path, offset: int) -> None:
-    """Record that the requests before this offset are sent."""
-    files.write_atomically(segment.with_suffix(SHIPPED), str(offset).encode())

@@ -7,9 +7,10 @@ A worker writes the upload, the request and the mark of a cancelled job. The pro
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from socket import getaddrinfo
 from typing import Annotated, Literal
@@ -37,6 +38,9 @@ _RETRY_SECONDS = 30
 _UPLOAD_SECONDS = 86400.0
 _MOST_KEPT = 200
 _NAME_LENGTH = 32
+_NAT64 = IPv6Network("64:ff9b::/96")
+_UNICAST = IPv6Network("2000::/3")
+"""The only addresses of IPv6 that are assigned to hosts of the Internet."""
 
 
 class JobRequest(State):
@@ -141,19 +145,42 @@ def has_work(state_dir: Path, spec: JobsSpec) -> bool:
 
 
 def delete_old_jobs(state_dir: Path, spec: JobsSpec) -> None:
-    """Delete the jobs that ended too long ago, the oldest ended jobs above the limits,
-    and the uploads of killed workers.
+    """Delete the jobs that ended too long ago, then the oldest jobs of the callers who
+    have the most above the limits, and the uploads of killed workers.
     """
-    size = 0
     ended = [job for job in read_jobs(state_dir) if not job.is_due]
-    for number, job in enumerate(reversed(ended)):
-        size += sum(path.stat().st_size for path in job.folder.rglob("*"))
-        if job.is_old(spec) or size > spec.max_kept_bytes or number >= _MOST_KEPT:
-            # A job whose state was deleted first would run again after a crash.
-            shutil.rmtree(job.folder.rename(job.folder.with_name(f".{job.folder.name}")))
+    deleted = [job for job in ended if job.is_old(spec)]
+    kept = [job for job in ended if job not in deleted]
+    totals = Counter[str]()
+    sizes = {}
+    for job in kept:
+        size = sum(path.stat().st_size for path in job.folder.rglob("*"))
+        # So that at most `_MOST_KEPT` small jobs are kept.
+        sizes[job.folder] = max(size, spec.max_kept_bytes // _MOST_KEPT)
+        totals[job.request.caller] += sizes[job.folder]
+    while totals.total() > spec.max_kept_bytes:
+        ((caller, _),) = totals.most_common(1)
+        oldest = next(job for job in kept if job.request.caller == caller)
+        kept.remove(oldest)
+        deleted.append(oldest)
+        totals[caller] -= sizes[oldest.folder]
+    for job in deleted:
+        # A job whose state was deleted first would run again after a crash.
+        shutil.rmtree(job.folder.rename(job.folder.with_name(f".{job.folder.name}")))
     for left in state_dir.glob("jobs/.*/"):
         if time.time() - left.stat().st_mtime > _UPLOAD_SECONDS:
             shutil.rmtree(left)
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Return True for an address of a host of the Internet. Of the IPv6 addresses that
+    contain an IPv4 address, only those of NAT64 are allowed.
+    """
+    if address in _NAT64:
+        address = IPv4Address(int(address) & 0xFFFFFFFF)
+    if isinstance(address, IPv6Address) and (address not in _UNICAST or address.sixtofour):
+        return False
+    return address.is_global and not address.is_multicast
 
 
 def read_request(spec: JobsSpec, fields: Mapping[str, object], is_upload: bool) -> JobRequest:
@@ -175,10 +202,10 @@ def read_request(spec: JobsSpec, fields: Mapping[str, object], is_upload: bool) 
         # This check is for the caller. MLflow checks the address to which it connects.
         try:
             found = getaddrinfo(urlsplit(request.callback).hostname, None)
-            is_public = all(ip_address(entry[4][0]).is_global for entry in found)
+            are_public = all(is_public(ip_address(entry[4][0])) for entry in found)
         except (OSError, ValueError):
-            is_public = False
-        if not is_public:
+            are_public = False
+        if not are_public:
             raise InvalidRequest(
                 "the job's callback is not an https:// address whose host is public; the operator "
                 "of the server can allow private hosts with MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true"

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import resource
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -33,6 +34,7 @@ from mlflow_deploy_plugin.serve.inference.jobs import (
     Job,
     JobState,
     delete_old_jobs,
+    is_public,
     read_jobs,
 )
 from mlflow_deploy_plugin.serve.models.loading import check_digest
@@ -84,6 +86,7 @@ def _run(job: Job, spec: JobsSpec) -> JobState:
         state = JobState(
             state="running",
             rows=max(state.rows, progress.rows),
+            rejected=max(state.rejected, progress.rejected),
             parts=progress.parts + before,
             parts_done=progress.parts_done + before,
             attempts=state.attempts,
@@ -91,7 +94,7 @@ def _run(job: Job, spec: JobsSpec) -> JobState:
         assert_state(job.folder / STATE, state)
         if job.cancel_mark.exists():
             raise _Cancelled
-        if state.rows > spec.max_rows:
+        if state.rows + state.rejected > spec.max_rows:
             raise InvalidRequest(f"it has more than server.jobs.max_rows, {spec.max_rows}, rows")
         if time.monotonic() > ends_at:
             raise InvalidRequest(f"it ran longer than server.jobs.timeout, {spec.timeout}")
@@ -114,14 +117,16 @@ def _run(job: Job, spec: JobsSpec) -> JobState:
             output_format=request.format,
             on_error=request.on_error,
             workers=spec.workers,
-            max_rows=spec.max_rows,
         )
         served = ResolvedModel(
             variant.model_uri, variant.model, variant.version, str(variant.folder)
         )
         result = run_batch(plan, report, served)
         report(result.progress)
-        return state.model_copy(update={"state": "succeeded", "rejected": result.rejected})
+        return state.model_copy(update={"state": "succeeded"})
+    except SystemExit:  # The server ends, which is not the job's fault.
+        assert_state(job.folder / STATE, job.state)
+        raise
     except _Cancelled:
         return state.model_copy(update={"state": "cancelled"})
     except OnnxserveError as error:
@@ -164,12 +169,20 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     configure_logging(load_settings().log_format, "jobs")
     os.nice(_NICE)
+    # MLflow's own check accepts addresses of multicast, and local ones of IPv6.
+    checked = mlflow_private._is_public_ip
+    mlflow_private.replace("_is_public_ip", lambda ip: checked(ip) and is_public(ip))
     # MLflow would wait as long as the callback's receiver demands.
     os.environ["MLFLOW_WEBHOOK_REQUEST_MAX_RETRIES"] = "0"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     spec = load_stored_specs((folder / SPEC).read_text())[0].server.jobs
     # The processes that predict inherit the limits.
-    with suppress(ValueError):  # The server's own limits are lower.
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes(spec.max_memory),) * 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (spec.max_file_bytes,) * 2)
+    memory = memory_bytes(spec.max_memory)
+    for kind, most in (
+        (resource.RLIMIT_DATA, memory),
+        (resource.RLIMIT_FSIZE, spec.max_file_bytes),
+    ):
+        with suppress(ValueError):  # The server's own limit is lower.
+            resource.setrlimit(kind, (most, most))
     with locked(folder / "jobs.lock"):  # The process of a killed server may still end.
         run_jobs(folder, spec)

@@ -4,7 +4,6 @@ only if they are complete.
 
 import errno
 import shutil
-import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from urllib.parse import unquote
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
@@ -90,7 +88,6 @@ class PartJob:
             row.
         progress: the file that shows the progress to other processes.
         number: the job's position in the file of the progress.
-        max_rows: the number of rows above which a Parquet file is not read.
     """
 
     part: Part
@@ -102,7 +99,6 @@ class PartJob:
     threads: int = 1
     progress: str = ""
     number: int = 0
-    max_rows: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -126,9 +122,6 @@ def predict_part(job: PartJob) -> PartResult:
             source.filesystem.open_input_file(source.root) as packed,
             _unpacked(packed, source.root) as file,
         ):
-            is_parquet = job.part.input_format == "parquet"
-            if is_parquet and pq.read_metadata(file).num_rows > job.max_rows:
-                raise InvalidRequest(f"it has more rows than server.jobs.max_rows, {job.max_rows}")
             stream = RowStream(file, job.part.input_format, input_types(model.schema), job.keep)
             # The rejected rows must be complete before the output.
             with ExitStack() as output, ExitStack() as rejected_rows:
@@ -151,20 +144,21 @@ def predict_part(job: PartJob) -> PartResult:
             return PartResult(rows.count, rows.rejected)
     except OnnxserveError as error:
         raise type(error)(f"{job.part.name}: {error.message}") from None
-    except (OSError, pa.ArrowException) as error:
-        raise OnnxserveError(f"{job.part.name}: {one_line(error, 300)}") from None
+    except (OSError, MemoryError, pa.ArrowException) as error:
+        raise OnnxserveError(f"{job.part.name}: {_reason(error)}") from None
 
 
 def state_of(entry: fs.FileInfo) -> str:
     return f"{entry.size} {entry.mtime_ns}"
 
 
-def write_progress(path: str, number: int, rows: int, position: int) -> None:
-    """Write the number of predicted rows and of input bytes that the job `number` has
-    read to the file `path`, an array of int64 [jobs, 2]. The path may be empty.
+def write_progress(path: str, number: int, rows: int, rejected: int, position: int) -> None:
+    """Write the number of predicted rows, of rejected rows and of input bytes that the
+    job `number` has read to the file `path`, an array of int64 [jobs, 3]. The path may
+    be empty.
     """
     if path:
-        np.memmap(path, np.int64, "r+").reshape(-1, 2)[number] = rows, position
+        np.memmap(path, np.int64, "r+").reshape(-1, 3)[number] = rows, rejected, position
 
 
 @contextmanager
@@ -224,7 +218,7 @@ class _PartRows:
                 rejects.write(orjson.dumps(line, default=str) + b"\n")
                 self.rejected += 1
             read_bytes = position * job.part.size // self.stream.size
-            write_progress(job.progress, job.number, self.count, read_bytes)
+            write_progress(job.progress, job.number, self.count, self.rejected, read_bytes)
         if not self.count:
             schema = self.stream.schema
             empty = _with_folders(RowBlock(schema.empty_table(), ()), folders).table
@@ -378,4 +372,6 @@ def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
 def _reason(error: Exception) -> str:
     if getattr(error, "errno", None) == errno.EFBIG:
         return "it is larger than server.jobs.max_file_bytes, or than its file system allows"
-    return one_line(error, 200)
+    if isinstance(error, MemoryError):
+        return "memory ran out; server.jobs.max_memory limits the memory of a job"
+    return one_line(error, 300)

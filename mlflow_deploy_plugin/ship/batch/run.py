@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -75,7 +74,6 @@ class BatchPlan:
         restart: delete the files of another batch in the output.
         experiment: the MLflow experiment in which a run records the batch; empty if the
             batch is not recorded.
-        max_rows: the maximum number of rows of a Parquet file.
     """
 
     model_uri: str
@@ -90,7 +88,6 @@ class BatchPlan:
     engine: Engine = "local"
     restart: bool = False
     experiment: str = ""
-    max_rows: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -104,6 +101,7 @@ class BatchProgress:
     """
 
     rows: int
+    rejected: int
     parts_done: int
     parts: int
     finished_before: int
@@ -131,7 +129,6 @@ class BatchResult:
 
     model: ResolvedModel
     progress: BatchProgress
-    rejected: int
     failed: dict[str, str]
     run: LoggedRun | None = None
 
@@ -190,7 +187,7 @@ def run_batch(
             predict = predict_parts
         with predict(tally.jobs(model), plan.workers) as running:
             tally.follow(*running)
-        result = BatchResult(resolved, tally.progress(), tally.rejected, tally.failed)
+        result = BatchResult(resolved, tally.progress(), tally.failed)
         if not result.failed:
             output.finish(
                 {
@@ -200,7 +197,7 @@ def run_batch(
                     "last_call": {
                         "parts": result.progress.parts,
                         "rows": result.progress.rows,
-                        "rejected": result.rejected,
+                        "rejected": result.progress.rejected,
                     },
                 }
             )
@@ -268,11 +265,10 @@ class _Tally:
         self._finished_before = len(parts) - len(waiting)
         self._plan = plan
         self._slots = str(slots)
-        np.zeros((len(waiting), 2), np.int64).tofile(slots)
+        np.zeros((len(waiting), 3), np.int64).tofile(slots)
         self._report = report
         self._begun = time.monotonic()
         self._done = 0
-        self.rejected = 0
         self.failed: dict[str, str] = {}
 
     def jobs(self, model: Path) -> list[PartJob]:
@@ -287,7 +283,6 @@ class _Tally:
                 device=plan.device,
                 progress=self._slots,
                 number=number,
-                max_rows=plan.max_rows,
             )
             for number, part in enumerate(self._parts)
         ]
@@ -301,21 +296,20 @@ class _Tally:
             for number, result in ended()[self._done :]:
                 part = self._parts[number]
                 self._done += 1
-                rows = 0
-                if isinstance(result, PartResult):
-                    rows = result.rows
-                    self.rejected += result.rejected
-                elif self._plan.on_error == "skip-part":
+                if isinstance(result, OnnxserveError):
+                    if self._plan.on_error != "skip-part":
+                        raise result
                     self.failed[part.name] = result.message
-                else:
-                    raise result
-                write_progress(self._slots, number, rows, part.size)
+                    result = PartResult(0, 0)
+                write_progress(self._slots, number, result.rows, result.rejected, part.size)
             self._report(self.progress())
 
     def progress(self) -> BatchProgress:
-        rows, position = np.fromfile(self._slots, np.int64).reshape(-1, 2).sum(axis=0).tolist()
+        slots = np.fromfile(self._slots, np.int64).reshape(-1, 3)
+        rows, rejected, position = slots.sum(axis=0).tolist()
         return BatchProgress(
             rows=rows,
+            rejected=rejected,
             parts_done=self._done,
             parts=len(self._parts),
             finished_before=self._finished_before,
@@ -349,7 +343,7 @@ def _log_batch(plan: BatchPlan, result: BatchResult, manifest: Manifest) -> Logg
         }
         figures = {
             "rows": progress.rows,
-            "rejected_rows": result.rejected,
+            "rejected_rows": progress.rejected,
             "parts": progress.parts,
             "failed_parts": len(result.failed),
             "seconds": progress.seconds,

@@ -17,6 +17,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ server has answered.
 _ID = "X-Request-Id"
 _OF_ANSWER = ("X-Prediction-Id", "X-Model-Name", "X-Model-Version")
 _OURS = (_ID, "X-Endpoint", "X-Error", *_OF_ANSWER)
+_headers = methodcaller("headers")
+"""Python's faster calls of `message.headers()` do not check for its errors, and end the
+process.
+"""
 _log = logging.getLogger(__name__)
 
 
@@ -165,16 +170,19 @@ class TopicRelay:
             if record is None:
                 break
             topic, value, ours = record
-            # A dead letter that is sent again has headers of its first answer.
-            headers = [pair for pair in message.headers() or () if pair[0] not in _OURS]
-            headers += ours.items()
+            headers: list[tuple[str, bytes | None]] = []
+            with suppress(SystemError):  # The name of a header is not UTF-8.
+                # A dead letter that is sent again has headers of its first answer.
+                headers += [pair for pair in _headers(message) or () if pair[0] not in _OURS]
+            # A lone surrogate would end the process in confluent-kafka.
+            headers += [(name, text.encode(errors="replace")) for name, text in ours.items()]
             # A message that fits may be too large with the headers of a dead letter.
             try:
                 producer.produce(topic, value, message.key(), headers=headers, on_delivery=_confirm)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
                     raise
-                headers.append(("X-Error", error.args[0].str()))
+                headers.append(("X-Error", error.args[0].str().encode()))
                 topic = self._dead_letter
                 producer.produce(topic, None, message.key(), headers=headers, on_delivery=_confirm)
             written.append(message)

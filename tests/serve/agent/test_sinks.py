@@ -193,6 +193,40 @@ def test_rejected_event_is_set_aside(writer, start, send, destination, status):
     assert (dead["status"], dead["answer"], dead["event"]["id"]) == (status, "no", "p-c")
 
 
+@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 4}])
+@pytest.mark.parametrize("status", [403, 500])
+def test_failing_event_stops_others_only_shortly(
+    writer, start, send, destination, clock, options, status
+):
+    for request in "abcdef":
+        write(writer, request, ["AA"])
+    destination.answer = lambda ids: status if {"p-a", "p-b", "p-d"} & {*ids} else 200
+    sink = start(**options)
+    for _ in range(10):
+        assert str(status) in send(sink).error
+        clock.now += 61
+    assert send(sink).events == {"sent": 3, "rejected": 3}
+    dead = map(json.loads, (sink.folder / DEAD).read_text().splitlines())
+    assert [line["event"]["id"] for line in dead] == ["p-a", "p-b", "p-d"]
+
+
+@pytest.mark.parametrize("path", ["", "/other"])
+def test_outage_loses_no_event(tmp_path, writer, send, destination, clock, path):
+    """Another destination of the queue may work."""
+    urls = {"flights": destination.url, "prices": f"{destination.url}{path}"}
+    specs = {name: {"audit": SinkSpec(url=url, batch=1)} for name, url in urls.items()}
+    sink = Sink("audit", tmp_path, specs.__getitem__, threading.Event(), clock)
+    for request in "abc":
+        write(writer, request, ["AA"])
+    write(writer, "d", ["AA"], endpoint="prices")
+    destination.answer = lambda ids: 200 if path and "p-d" in ids else 403
+    for _ in range(12):
+        assert send(sink).error
+        clock.now += 61
+    destination.answer = lambda ids: 200
+    assert send(sink).events == {"sent": 4}
+
+
 def test_halves_of_a_batch_are_sent_once(writer, start, send, destination, clock):
     for request in "abcd":
         write(writer, request, ["AA"])

@@ -1,12 +1,16 @@
 """Limits, cache, capture, traces and pyfuncs work over gRPC as over HTTP."""
 
+from urllib.parse import unquote
+
 import grpc
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from tests.serve.grpc.conftest import calling, listening, message
 from tests.support.handling import ask
+from tests.support.names import WITHOUT_SURROGATES
 from tests.support.servers import opened, variant
 from tests.support.services.collector import attributes, collector
 from tests.support.spool import read_spool
@@ -120,3 +124,32 @@ def test_answers_are_cached_captured_and_traced(tmp_path, model_folders, monkeyp
     assert mine.record.event_time == 1_372_939_200_000_000
     np.testing.assert_array_equal(mine.feeds["image"], IMAGE)
     np.testing.assert_array_equal(mine.outputs["doubled"], IMAGE * 2)
+
+
+@pytest.mark.long
+def test_name_outside_ascii_is_answered_counted_and_traced(tmp_path, model_folders, monkeypatch):
+    versions = [variant(model_folders["tensor"], model=name) for name in WITHOUT_SURROGATES]
+    endpoints = {f"e{number}": {"v": version} for number, version in enumerate(versions)}
+    with collector() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        with calling(tmp_path, endpoints, response_cache_bytes=1_000_000) as called:
+            named = []
+            for endpoint in endpoints:
+                call = message(endpoint, raw_input_contents=[IMAGE.tobytes()])
+                with called.stub() as stub:
+                    _, answer = stub.ModelInfer.with_call(call)
+                over_http = called.http.post(f"/endpoints/{endpoint}/invocations", json=BODY)
+                headers = told(answer)
+                assert headers["x-model-name"] == over_http.headers["X-Model-Name"]
+                assert (headers["x-cache"], over_http.headers["X-Cache"]) == ("miss", "hit")
+                named.append(unquote(headers["x-model-name"]))
+            page = called.http.get("/metrics").text
+    (requests,) = (
+        family
+        for family in text_string_to_metric_families(page)
+        if family.name == "onnxserve_requests"
+    )
+    counted = {sample.labels["model"] for sample in requests.samples}
+    traced = {attributes(span).get("onnxserve.model") for span in received.spans} - {None}
+    assert named == [*WITHOUT_SURROGATES]
+    assert counted == traced == {*named}

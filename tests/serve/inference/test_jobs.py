@@ -69,6 +69,13 @@ def test_option_is_refused(name, value):
         "https://[::ffff:127.0.0.1]/",
         "https://[fe80::1]/",
         "https://[fd00:ec2::254]/",
+        "https://[fec0::1]/",
+        "https://[::127.0.0.1]/",
+        "https://[64:ff9b::127.0.0.1]/",
+        "https://[64:ff9b:1::127.0.0.1]/",
+        "https://[2002:7f00:1::]/",
+        "https://224.0.0.1/",
+        "https://[ff0e::1]/",
         "https://[::1/",
         "https://no.such.host.invalid/",
     ],
@@ -83,10 +90,11 @@ def test_callback_to_private_address_is_refused(monkeypatch, url):
     assert read_request(SPEC, request, is_upload=False).callback == url
 
 
-def test_callback_to_public_address_is_accepted(monkeypatch):
+@pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700::1111]", "[64:ff9b::8.8.8.8]"])
+def test_callback_to_public_address_is_accepted(monkeypatch, host):
     monkeypatch.setenv("ONNXSERVE_CALLBACK_SECRET", "secret")
-    request = read_request(SPEC, {**JOB, "callback": "https://8.8.8.8/x"}, is_upload=False)
-    assert request.callback == "https://8.8.8.8/x"
+    url = f"https://{host}/x"
+    assert read_request(SPEC, {**JOB, "callback": url}, is_upload=False).callback == url
 
 
 def test_caller_has_a_share_of_the_jobs(tmp_path):
@@ -145,6 +153,19 @@ def test_ended_jobs_are_kept_by_age_and_size(tmp_path):
     assert [job.folder for job in read_jobs(tmp_path)] == [large.folder, small.folder]
     delete_old_jobs(tmp_path, SPEC.model_copy(update={"max_kept_bytes": 2**20}))
     assert [job.folder for job in read_jobs(tmp_path)] == [small.folder]
+
+
+def test_quick_jobs_leave_results_of_others(tmp_path, monkeypatch):
+    spec = SPEC.model_copy(update={"max_jobs": 100})
+    for caller in "abbbbbb":
+        end(accept_job(tmp_path, spec, REQUEST.model_copy(update={"caller": caller})))
+    oldest, *_, newest = read_jobs(tmp_path)
+    (newest.folder / "output").write_bytes(b"0" * 2**20)
+    monkeypatch.setattr("mlflow_deploy_plugin.serve.inference.jobs._MOST_KEPT", 3)
+    delete_old_jobs(tmp_path, spec)
+    assert [job.request.caller for job in read_jobs(tmp_path)] == ["a", "b", "b"]
+    delete_old_jobs(tmp_path, spec.model_copy(update={"max_kept_bytes": 2**20}))
+    assert [job.folder for job in read_jobs(tmp_path)] == [oldest.folder]
 
 
 def test_interrupted_deletion_leaves_no_job(tmp_path, monkeypatch):

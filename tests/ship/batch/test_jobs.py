@@ -72,7 +72,7 @@ def test_failed_jobs_have_reasons_without_folders(accept, rows):
         "row 3": accept(rows + b"x"),
         "input.parquet": accept(rows, input="input.parquet"),
         "model's files": accept(rows, variant=variant("/gone")),
-        "signature": accept(rows, variant=variant("/gone", digest="0")),
+        "files": accept(rows, variant=variant("/gone", digest="0")),
     }
     (jobs["input.csv"].folder / "input.csv").unlink()
     for words, job in jobs.items():
@@ -122,20 +122,17 @@ def equal_rows(count, path, **columns):
 
 
 @pytest.mark.long
-def test_equal_rows_are_not_decoded(accept, tmp_path):
-    bomb = equal_rows(5_000_000, tmp_path / "bomb.parquet")
-    assert len(bomb) < 500_000
-    state = ran(accept(bomb, input="input.parquet"), max_rows=4_000_000)
-    assert (state.state, state.rows) == ("failed", 0)
-    assert mentions(state.error, "server.jobs.max_rows")
-
-
-@pytest.mark.long
 @pytest.mark.parametrize(
-    ("limits", "name"), [({"max_rows": 2}, "max_rows"), ({"timeout": "0s"}, "timeout")]
+    ("limits", "rows", "name"),
+    [
+        ({"max_rows": 2}, b"", "max_rows"),
+        ({"max_rows": 3}, b"x\n", "max_rows"),
+        ({"timeout": "0s"}, b"", "timeout"),
+    ],
 )
-def test_job_ends_at_its_limit(accept, rows, limits, name):
-    state = ran(accept(rows), **limits)
+def test_job_ends_at_its_limit(accept, tmp_path, limits, rows, name):
+    valid = write(flights(3), tmp_path / "rows.csv").read_bytes()
+    state = ran(accept(valid + rows, on_error="skip-row"), **limits)
     assert state.state == "failed"
     assert mentions(state.error, f"server.jobs.{name}")
 
@@ -159,7 +156,7 @@ def test_memory_of_a_job_is_bounded(accept, tmp_path):
     job = accept(bomb, input="input.parquet", keep=["id"])
     status, state = ran_apart(job, max_memory="512MiB")
     assert (status, state.state, state.rows) == (0, "failed", 0)
-    assert mentions(state.error, "input.parquet")
+    assert mentions(state.error, "input.parquet", "server.jobs.max_memory")
 
 
 @pytest.mark.long
@@ -167,12 +164,21 @@ def test_job_that_kills_its_process_ends(accept, rows, tmp_path):
     code = "import os\n\ndef _load_pyfunc(path):\n    os.kill(os.getppid(), 9)\n"
     model = write_pyfunc(tmp_path / "killer", "killer", code)
     job = accept(rows, variant=variant(model))
-    status, state = ran_apart(job)
-    assert (status, state.attempts) == (-signal.SIGKILL, 1)
+    for attempt in (1, 2):
+        status, state = ran_apart(job)
+        assert (status, state.attempts) == (-signal.SIGKILL, attempt)
     (job.folder / STATE).write_text(state.model_copy(update={"attempts": 5}).model_dump_json())
     state = ran(job)
     assert state.state == "failed"
     assert mentions(state.error, "5 times")
+
+
+@pytest.mark.long
+def test_server_restart_uses_no_attempt(accept, rows, tmp_path):
+    code = "import os\n\ndef _load_pyfunc(path):\n    os.kill(os.getppid(), 15)\n"
+    model = write_pyfunc(tmp_path / "ended", "ended", code)
+    status, state = ran_apart(accept(rows, variant=variant(model)))
+    assert (status, state.state, state.attempts) == (0, "queued", 0)
 
 
 @pytest.mark.long

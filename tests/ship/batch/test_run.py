@@ -73,7 +73,7 @@ def test_folder_layout_is_kept_and_marked_complete(model, tmp_path):
         assert made["prediction"].to_pylist() == labels(flights(500, part))
     assert result.progress.rows == 2000
     assert result.progress.parts_done == 4
-    assert result.rejected == 0
+    assert result.progress.rejected == 0
     assert result.failed == {}
     assert progress[-1].rows == 2000
     assert progress[-1].seconds_left == 0
@@ -331,7 +331,7 @@ def test_unfinished_files_are_deleted(model, tmp_path):
 
     result = run_batch(plan)
     assert result.progress.rows == 1
-    assert result.rejected == 1
+    assert result.progress.rejected == 1
     assert len((out / name).read_text().splitlines()) == 2
 
     # A killed process leaves such a file.

@@ -86,7 +86,7 @@ def topics(brokers, served, tmp_path):
 
 
 def headers(message):
-    return {name: value.decode() for name, value in message.headers()}
+    return {name: value and value.decode(errors="replace") for name, value in message.headers()}
 
 
 def total(message):
@@ -146,6 +146,14 @@ def test_dead_letter_above_the_limit_has_no_value(topics):
     assert letter.value() is None
     assert re.fullmatch(rf"{topics.name}-\d-0", headers(letter)["X-Request-Id"])
     assert "size" in headers(letter)["X-Error"]
+
+
+def test_header_with_name_outside_utf_8(topics):
+    topics.brokers.send_header(topics.name, b"k\xff", b'{"a": 1, "b": 0.5, "c": 0}')
+    topics.send([2], headers={"модель": b"\xff", "none": None})
+
+    with topics.running():
+        assert sorted(total for _, total in topics.answers(2)) == [1.5, 2.5]
 
 
 @pytest.mark.long
