@@ -40,6 +40,7 @@ _MOST_CONDITIONS = 10_000_000
 """The maximum number of conditions on the paths to all nodes; `LeafTables` takes about
 100 bytes for each. A test of categories counts as a condition per 32 codes.
 """
+_MOST_FEATURES = 100_000
 LINK_SCALES = {"identity": "", "logit": " (log-odds)", "log": " (logarithm)"}
 """The scale of the explained numbers by link, as an addition to their name; empty for
 predictions.
@@ -192,8 +193,8 @@ class AdditiveForm:
             inner = trees[is_inner], nodes[is_inner]
             trees = np.tile(inner[0], 2)
             nodes = np.concatenate([self.left[inner], self.right[inner]])
-        if trees.size or conditions > _MOST_CONDITIONS:
-            raise ValueError("its trees are too large or too deep")
+        if trees.size or conditions > _MOST_CONDITIONS or len(self.columns) > _MOST_FEATURES:
+            raise ValueError("it has too many features, or its trees are too large or too deep")
         self.predictions(self.sums(self.read_features(np.zeros((1, len(self.columns))))))
 
     def to_bytes(self) -> bytes:
