@@ -56,6 +56,7 @@ from mlflow_deploy_plugin.serve.agent.control import (
 from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
 from mlflow_deploy_plugin.serve.agent.followed import (
     FollowedModel,
+    RejectionCause,
     carry_over,
     checkpoint,
     model_ref,
@@ -321,7 +322,9 @@ class Follower:
         errors = {}
         for label, variant in spec.variants.items():
             model = self._model(spec, variant)
-            if model.version is not None:
+            if model.is_lethal:
+                errors[label] = redact_addresses(model.message(variant.model))
+            elif model.version is not None:
                 variants[label] = WantedVariant(
                     model_uri=variant.model,
                     model=model.version.model,
@@ -374,15 +377,17 @@ class Follower:
                 has_failed = has_failed or not self._has_loaded
                 continue
             error = failed.error
+            cause: RejectionCause = "load"
             if not error and self._deaths[model.version.folder] >= MOST_DEATHS:
                 del self._deaths[model.version.folder]  # Count from zero.
                 error = LETHAL
+                cause = "death"
             if not error or model.unloadable == model.version.identity:
                 continue
             # The caller of a load command receives the error.
             is_commanded = self._control.is_loading(spec.name)
             has_failed = has_failed or not (model.previous or self._has_loaded or is_commanded)
-            model.roll_back(error)
+            model.roll_back(error, cause)
         self.resolver.advance()  # Start writing the error to the version's tag.
         return has_failed
 
