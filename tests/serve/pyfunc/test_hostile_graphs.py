@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.serve.pyfunc import explainer
 from mlflow_deploy_plugin.serve.runtime.additive import ADDITIVE_FILE
 from mlflow_deploy_plugin.serve.runtime.agreement import Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.explained import explained_numbers
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, import_onnxruntime
 from tests.support.random_rows import normal_rows
 
@@ -141,6 +142,7 @@ def use(folder, random):
     Raises OnnxserveError if the model is refused.
     """
     model = load_warm(folder, ON_CPU, 1).predictor
+    assert isinstance(model, OnnxModel)
     session = import_onnxruntime().InferenceSession(str(model.artifact.onnx_file))
     hostile = ROWS.copy()
     hostile[random.random(ROWS.shape) < 0.1] = random.choice(NUMBERS[-4:])
