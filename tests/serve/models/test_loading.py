@@ -78,7 +78,7 @@ def test_load_without_end_stops_no_other_model(serve, tmp_path):
     wait_until(lambda: "2 workers died" in running.log.read_text(), 120, "the end of the load")
     want(e="new", bad="bad")
     wait_until(lambda: running.version() == "new", what="the new version")
-    assert running.log.read_text().count("without end") <= 3
+    assert running.log.read_text().count("is loaded without end") <= 3
     url = f"{running.url}/endpoints/bad/invocations"
     assert mentions(requests.post(url, json={"inputs": [[1]]}, timeout=30).text, "died")
 
