@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.core.statedir.metric_files import (
     shared_memory,
 )
 from mlflow_deploy_plugin.serve.http import request_limits
-from mlflow_deploy_plugin.serve.runtime.session import available_cores
+from mlflow_deploy_plugin.serve.runtime.session import available_cores, must_end
 
 if sys.platform != "win32":
     import resource
@@ -171,7 +171,7 @@ def post_worker_init(worker: "Worker") -> None:
     server = worker.wsgi.server
     is_shared = len(worker.sockets) > 1
     repository = server.repository
-    while worker.alive:
+    while worker.alive and not must_end.is_set():
         is_applied = repository.wait_until_applied(_NOTIFY_SECONDS)
         is_late = time.monotonic() >= deadline
         can_answer = repository.is_complete or (is_late and not repository.not_ready_reason())
@@ -201,6 +201,9 @@ def worker_exit(arbiter: "Arbiter", worker: "Worker") -> None:
         arbiter.boot_failure[0] = 1
     if getattr(worker, "grpc", None) is not None:
         worker.grpc.wait()
+    if must_end.is_set():  # Python would wait for threads that compute without end.
+        worker.wsgi.server.close()
+        os._exit(1)
 
 
 def child_exit(arbiter: "Arbiter", worker: "Worker") -> None:

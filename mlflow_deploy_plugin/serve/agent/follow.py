@@ -56,6 +56,7 @@ from mlflow_deploy_plugin.serve.agent.control import (
 from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
 from mlflow_deploy_plugin.serve.agent.followed import (
     FollowedModel,
+    RejectionCause,
     carry_over,
     checkpoint,
     model_ref,
@@ -108,6 +109,7 @@ class Follower:
         """The errors of steps that workers could not import, by endpoint."""
         self._written: AgentState | None = None
         self._deaths = Counter[Path]()
+        self._has_loaded = False
         """Folder of a version, or digest of steps → number of workers that died while
         they loaded the version or imported the steps.
         """
@@ -320,7 +322,9 @@ class Follower:
         errors = {}
         for label, variant in spec.variants.items():
             model = self._model(spec, variant)
-            if model.version is not None:
+            if model.is_lethal:
+                errors[label] = redact_addresses(model.message(variant.model))
+            elif model.version is not None:
                 variants[label] = WantedVariant(
                     model_uri=variant.model,
                     model=model.version.model,
@@ -350,7 +354,7 @@ class Follower:
     def _roll_back_unloadable(self) -> bool:
         """Restore the previous version of a model if the workers could not load the
         wanted version. Return True if a version without a predecessor failed and no
-        worker has loaded any version.
+        worker has ever loaded a version.
         """
         workers = [
             worker
@@ -358,7 +362,8 @@ class Follower:
             if worker.generation == self._wanted.generation
         ]
         self._deaths.update(take_load_deaths(self.state_dir))
-        has_loaded = any(worker.has_versions for worker in workers)
+        # All workers may have died since.
+        self._has_loaded = self._has_loaded or any(worker.has_versions for worker in workers)
         has_failed = False
         self._steps_errors.clear()
         for spec, name, variant in self._variants():
@@ -369,18 +374,20 @@ class Follower:
             if failed.is_error_of_steps:
                 # The version is not the cause.
                 self._steps_errors[spec.name] = f"endpoint {spec.name}: {failed.error}"
-                has_failed = has_failed or not has_loaded
+                has_failed = has_failed or not self._has_loaded
                 continue
             error = failed.error
+            cause: RejectionCause = "load"
             if not error and self._deaths[model.version.folder] >= MOST_DEATHS:
                 del self._deaths[model.version.folder]  # Count from zero.
                 error = LETHAL
+                cause = "death"
             if not error or model.unloadable == model.version.identity:
                 continue
             # The caller of a load command receives the error.
             is_commanded = self._control.is_loading(spec.name)
-            has_failed = has_failed or not (model.previous or has_loaded or is_commanded)
-            model.roll_back(error)
+            has_failed = has_failed or not (model.previous or self._has_loaded or is_commanded)
+            model.roll_back(error, cause)
         self.resolver.advance()  # Start writing the error to the version's tag.
         return has_failed
 

@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artif
 _log = logging.getLogger(__name__)
 
 NEVER = float("inf")
-RejectionCause = Literal["gate", "signature", "fetch", "artifact", "consent", "load"]
+RejectionCause = Literal["gate", "signature", "fetch", "artifact", "consent", "load", "death"]
 _CAUSE_TEXTS: dict[RejectionCause, str] = {
     "gate": "is not served",
     "signature": "is refused",
@@ -41,6 +41,7 @@ _CAUSE_TEXTS: dict[RejectionCause, str] = {
     "artifact": "cannot be served",
     "consent": "is not served",
     "load": "cannot be loaded",
+    "death": "cannot be loaded",
 }
 
 
@@ -187,7 +188,13 @@ class FollowedModel:
         self.version = fetched
         self.is_verified = True
 
-    def roll_back(self, error: str) -> None:
+    @property
+    def is_lethal(self) -> bool:
+        """True if workers died while they loaded the version to serve."""
+        is_unloadable = self.version is not None and self.version.identity == self.unloadable
+        return is_unloadable and self.is_rejected_for("death")
+
+    def roll_back(self, error: str, cause: RejectionCause) -> None:
         """Reject the version to serve, which the workers could not load, and serve the
         previous version again if there is one.
         """
@@ -199,7 +206,7 @@ class FollowedModel:
             source=failed.source,
             model=failed.model,
             version=failed.version,
-            cause="load",
+            cause=cause,
             reason=error,
         )
         if self.previous is not None:

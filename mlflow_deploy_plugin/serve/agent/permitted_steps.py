@@ -33,7 +33,10 @@ MOST_DEATHS = 2
 """The number of worker deaths after which a version is rolled back, or steps are
 refused. A single death may have another cause.
 """
-LETHAL = f"{MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
+LETHAL = (
+    f"{MOST_DEATHS} workers died during loading, because of a crash, insufficient memory, or a "
+    "computation without end"
+)
 _CHECKING = NotReady("its steps are being checked")
 _UNKNOWN = NotReady, RegistryUnavailable
 """The errors of steps that could not be checked."""

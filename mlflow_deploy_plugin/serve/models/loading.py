@@ -52,8 +52,10 @@ from mlflow_deploy_plugin.serve.runtime.session import (
     ON_CPU,
     Placement,
     memory_limit,
+    must_end,
     open_session,
     physical_memory,
+    time_limit,
 )
 from mlflow_deploy_plugin.serve.spool.captured_model import STREAM_OUTPUT, CapturedModel
 from mlflow_deploy_plugin.serve.variants import LoadedVersion
@@ -74,6 +76,10 @@ _MEASURABLE_BYTES = 4 * 2**20
 takes memory for libraries.
 """
 _DEFAULT_FACTOR = 2.0
+_LOADS = 5
+"""The maximum time of a load, as a multiple of the time limit of its first run."""
+_BYTES_PER_SECOND = 2**20
+"""The time of a load is extended by a second for so many bytes of files."""
 _TOLERANCE = Tolerance(absolute=1e-6, relative=1e-3, of_row=1e-3)
 """The tolerance of OpenVINO's outputs in float32. The measured differences are 1e-6 of
 the largest value.
@@ -211,54 +217,62 @@ def load_warm(
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
         return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency, python))
-    # The server's own threads use all cores.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    model = OnnxModel.load(folder, placement, intra_op_num_threads)
-    is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
-    if (folder / INPUT_EXAMPLE).is_file():
-        try:
-            feeds = mlflow.decode(JSON, (folder / INPUT_EXAMPLE).read_bytes(), model.schema)
-            model.try_out(feeds, timeout_seconds)
-            is_compared = placement.must_equal_cpu or model.has_faster_trees
-            if is_compared and not has_random_nodes(model.artifact.onnx_file):
-                session = open_session(model.artifact.onnx_file, ON_CPU, intra_op_num_threads)
-                model = _compared(model, OnnxModel(model.artifact, session, ON_CPU), feeds)
-        except OnnxserveError as error:
-            raise InvalidArtifact(
-                f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
-            ) from None
-    else:
-        feeds = model.example_feeds()
-        try:
-            model.try_out(feeds, timeout_seconds)
-        except InferenceError as error:
-            # A graph may legitimately reject a row of zeros. Serve it without a
-            # warm-up.
-            logger.info(
-                "%s: no warm-up, because the model rejects a row of zeros: %s",
-                folder.name,
-                error.message,
-            )
-            if policy is not None:
-                logger.warning(
-                    "%s: requests are not batched, because the model has no example", folder.name
-                )
-            return WarmVersion(model, is_deterministic=is_deterministic)
-    batcher = None
-    if policy is not None:
-        if reason := unbatchable_reason(model, feeds):
-            logger.warning("%s: requests are not batched: %s", folder.name, reason)
+    file_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    def end_worker() -> None:
+        logger.error("%s is loaded without end, and the worker starts again", folder)
+        must_end.set()
+
+    with time_limit(_LOADS * timeout_seconds + file_bytes / _BYTES_PER_SECOND, end_worker):
+        # The server's own threads use all cores.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        model = OnnxModel.load(folder, placement, intra_op_num_threads)
+        is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
+        if (folder / INPUT_EXAMPLE).is_file():
+            try:
+                feeds = mlflow.decode(JSON, (folder / INPUT_EXAMPLE).read_bytes(), model.schema)
+                model.try_out(feeds, timeout_seconds)
+                is_compared = placement.must_equal_cpu or model.has_faster_trees
+                if is_compared and not has_random_nodes(model.artifact.onnx_file):
+                    session = open_session(model.artifact.onnx_file, ON_CPU, intra_op_num_threads)
+                    model = _compared(model, OnnxModel(model.artifact, session, ON_CPU), feeds)
+            except OnnxserveError as error:
+                raise InvalidArtifact(
+                    f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
+                ) from None
         else:
-            for size in policy.sizes:  # Warm up each batch size.
-                with suppress(DeviceMemoryFull):  # The batcher divides such a batch.
-                    model.run(repeat_row(feeds, 0, size))
-            # The tokenizer divides a batch by the lengths of its texts. Padding rows
-            # would only be more work.
-            pads = policy.pads and model.artifact.tokenizer is None
-            batcher = Batcher(model.run, replace(policy, pads=pads))
-    if not no_batch_dimension_reason(model.artifact):
-        model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
-    return WarmVersion(model, batcher, is_deterministic)
+            feeds = model.example_feeds()
+            try:
+                model.try_out(feeds, timeout_seconds)
+            except InferenceError as error:
+                # A graph may legitimately reject a row of zeros. Serve it without a
+                # warm-up.
+                logger.info(
+                    "%s: no warm-up, because the model rejects a row of zeros: %s",
+                    folder.name,
+                    error.message,
+                )
+                if policy is not None:
+                    logger.warning(
+                        "%s: requests are not batched, because the model has no example",
+                        folder.name,
+                    )
+                return WarmVersion(model, is_deterministic=is_deterministic)
+        batcher = None
+        if policy is not None:
+            if reason := unbatchable_reason(model, feeds):
+                logger.warning("%s: requests are not batched: %s", folder.name, reason)
+            else:
+                for size in policy.sizes:  # Warm up each batch size.
+                    with suppress(DeviceMemoryFull):  # The batcher divides such a batch.
+                        model.run(repeat_row(feeds, 0, size))
+                # The tokenizer divides a batch by the lengths of its texts. Padding
+                # rows would only be more work.
+                pads = policy.pads and model.artifact.tokenizer is None
+                batcher = Batcher(model.run, replace(policy, pads=pads))
+        if not no_batch_dimension_reason(model.artifact):
+            model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
+        return WarmVersion(model, batcher, is_deterministic)
 
 
 def has_random_nodes(onnx_file: Path) -> bool:

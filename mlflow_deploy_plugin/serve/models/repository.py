@@ -44,6 +44,7 @@ from mlflow_deploy_plugin.serve.models.loading import WarmVersion, check_digest,
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.guard import RANGES_FILE, Guard
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.session import must_end
 from mlflow_deploy_plugin.serve.runtime.steps import SENT, Steps, load_steps
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.serve.variants import (
@@ -129,7 +130,8 @@ class Repository:
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._follower.is_alive():
+        # A worker that must end may load a model without end.
+        if self._follower.is_alive() and not must_end.is_set():
             self._follower.join()
         self.table = {}
         with suppress(OSError):  # gunicorn's `child_exit` removes the file if this fails.

@@ -16,18 +16,14 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import LeafTables
+from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import DeadlinePassed, LeafTables
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _MAX_MODELS = 4
 
 
-class DeadlinePassed(Exception):
-    """The deadline of an explain request has passed."""
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ExactExplainer:
     """The exact contributions of columns to the sums of a form. The features of the
     background rows are `background`, [B, F].
@@ -35,6 +31,7 @@ class ExactExplainer:
 
     form: AdditiveForm
     background: Array
+    _tables: LeafTables | None = None
 
     @cached_property
     def base_values(self) -> Array:
@@ -58,15 +55,13 @@ class ExactExplainer:
                 read = np.flatnonzero(form.columns == column)
                 summed[:, column] = differences[:, read] @ form.slopes[read]
             return summed
+        tables = self._tables or LeafTables(form, self.background, deadline)
+        self._tables = tables
         for row, totals in zip(features, summed, strict=True):
             if time.monotonic() > deadline:
                 raise DeadlinePassed
-            self._tables.add_to(totals, row)
+            tables.add_to(totals, row)
         return summed
-
-    @cached_property
-    def _tables(self) -> LeafTables:
-        return LeafTables(self.form, self.background)
 
 
 @lru_cache(_MAX_MODELS)

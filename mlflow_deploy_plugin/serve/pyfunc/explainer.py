@@ -30,7 +30,8 @@ from mlflow_deploy_plugin.core.tabular.streams import read_parquet
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
-from mlflow_deploy_plugin.serve.pyfunc.exact import DeadlinePassed, exact_explainer
+from mlflow_deploy_plugin.serve.pyfunc.exact import exact_explainer
+from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import DeadlinePassed
 from mlflow_deploy_plugin.serve.runtime.additive import ADDITIVE_FILE, TOLERANCE, FeatureReader
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,

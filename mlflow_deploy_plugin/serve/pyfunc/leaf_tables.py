@@ -12,6 +12,8 @@ Nadel and Wettenstein, From Decision Trees to Boolean Logic: A Fast and Unified 
 Algorithm, 2025, https://arxiv.org/abs/2511.09376.
 """
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -34,6 +36,10 @@ pairs of sets of conditions, which tables are computed from, have 19 MB.
 """
 _MOST_LEAVES = 2048
 """The maximum number of leaves without a table that are computed at once."""
+
+
+class DeadlinePassed(Exception):
+    """The deadline of an explain request has passed."""
 
 
 class _Interval(NamedTuple):
@@ -66,13 +72,17 @@ class _Leaf(NamedTuple):
 class LeafTables:
     """The leaves of all trees of a form, with their tables."""
 
-    def __init__(self, form: AdditiveForm, background: Array) -> None:
-        """Compute the tables for the features of the background rows, [B, F]."""
+    def __init__(self, form: AdditiveForm, background: Array, deadline: float = math.inf) -> None:
+        """Compute the tables for the features of the background rows, [B, F]. Raises
+        DeadlinePassed after `deadline`, a time of `time.monotonic`.
+        """
         positions = {_Interval(0): 0}  # All rows meet condition 0.
         # Leaves with the same sums and numbers of conditions and slopes. Leaves that
         # only missing values reach, as in LightGBM's linear trees, are the last.
         kinds: dict[tuple[bool, int, bool, tuple[int, ...]], list[_Leaf]] = defaultdict(list)
         for tree, left in enumerate(form.left):
+            if time.monotonic() > deadline:
+                raise DeadlinePassed
             values = form.value[tree].reshape(len(left), -1, len(form.base))
             targets = tuple(np.flatnonzero(values.any(axis=(0, 1))).tolist())
             for node, path in _paths(form, tree):

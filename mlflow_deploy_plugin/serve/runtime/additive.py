@@ -40,6 +40,7 @@ _MOST_CONDITIONS = 10_000_000
 """The maximum number of conditions on the paths to all nodes; `LeafTables` takes about
 100 bytes for each. A test of categories counts as a condition per 32 codes.
 """
+_MOST_FEATURES = 100_000
 LINK_SCALES = {"identity": "", "logit": " (log-odds)", "log": " (logarithm)"}
 """The scale of the explained numbers by link, as an addition to their name; empty for
 predictions.
@@ -174,13 +175,10 @@ class AdditiveForm:
         # ravel_multi_index raises a ValueError for nodes, features and categories that
         # do not exist. The root is no child.
         children = np.stack([self.left[is_inner], self.right[is_inner]]) - 1
-        children = np.ravel_multi_index((trees, children), self.left[:, 1:].shape)
+        np.ravel_multi_index((trees, children), self.left[:, 1:].shape)
         compared = (self.feature, self.membership + 1)
         np.ravel_multi_index(compared, (len(self.columns), len(self.members)))
         np.ravel_multi_index((self.slope_features,), (len(self.columns),))
-        # A path from the root can enter a cycle only at a node with two parents.
-        if len(np.unique(children)) < children.size:
-            raise ValueError("a node of a tree has several parents")
         trees = np.arange(len(self.left))
         nodes = np.zeros_like(trees)
         conditions = 0
@@ -188,12 +186,14 @@ class AdditiveForm:
             tests = np.count_nonzero(self.membership[trees, nodes] >= 0)
             conditions += len(trees) * min(level, len(self.columns))
             conditions += tests * self.members.shape[1] // 32
+            if conditions > _MOST_CONDITIONS:  # A cycle may double the nodes at each level.
+                break
             is_inner = self.left[trees, nodes] >= 0
             inner = trees[is_inner], nodes[is_inner]
             trees = np.tile(inner[0], 2)
             nodes = np.concatenate([self.left[inner], self.right[inner]])
-        if trees.size or conditions > _MOST_CONDITIONS:
-            raise ValueError("its trees are too large or too deep")
+        if trees.size or len(self.columns) > _MOST_FEATURES:
+            raise ValueError("it has too many features, or its trees are too large or too deep")
         self.predictions(self.sums(self.read_features(np.zeros((1, len(self.columns))))))
 
     def to_bytes(self) -> bytes:

@@ -6,7 +6,6 @@ import logging
 import math
 import re
 import sys
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -392,7 +391,7 @@ class OnnxModel:
             return DeviceMemoryFull("the device lacks memory for these rows; send fewer rows", 1)
         if self._is_on_nvidia and _LOST_DEVICE.search(reason):
             logger.error("the GPU failed, and the worker starts again: %s", reason)
-            sessions.lost_device.set()
+            sessions.must_end.set()
             return NotReady("the GPU failed, and the worker starts again; retry in a moment", 1)
         return InferenceError(f"the model cannot compute this input: {reason}")
 
@@ -426,19 +425,15 @@ class OnnxModel:
         """
         options = quiet_options()
         options.add_run_config_entry("gpu_graph_id", "-1")  # CUDA graphs need fixed addresses.
-        timer = threading.Timer(seconds, setattr, (options, "terminate", True))
-        timer.daemon = True
-        timer.start()
         try:
-            values = self._run_once(self._output_names + self._marks, feeds, options)
+            with sessions.time_limit(seconds, partial(setattr, options, "terminate", True)):
+                values = self._run_once(self._output_names + self._marks, feeds, options)
         except BaseException as error:  # noqa: BLE001 - see run
             if options.terminate:
                 raise InvalidArtifact(
                     f"the model did not compute its first answer within {seconds:g} s"
                 ) from None
             raise self._to_our_error(error) from None
-        finally:
-            timer.cancel()
         if self._marks:
             check_rows(values.pop(), self._reason)
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from mmap import PAGESIZE
@@ -150,9 +150,9 @@ class Placement:
 
 ON_CPU = Placement()
 
-lost_device = threading.Event()
-"""Set after the GPU of this process has failed. The worker then ends, and gunicorn
-starts a new one.
+must_end = threading.Event()
+"""Set after the GPU of this process has failed, or if a model is loaded without end.
+The worker then ends, and gunicorn starts a new one.
 """
 
 OLDEST_ONNXRUNTIME = (1, 29)
@@ -434,6 +434,18 @@ def run_on_openvino(
                 f"{name!r} has a number above 32 bits, which OpenVINO cannot represent"
             )
     return list(session.run(names, feeds, options))
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, on_excess: Callable[[], object]) -> Iterator[None]:
+    """Call the function in another thread unless the block ends in time."""
+    timer = threading.Timer(seconds, on_excess)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Arena:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import requests
+import yaml
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, ModelError
 from mlflow_deploy_plugin.serve.models.loading import (
@@ -19,9 +21,10 @@ from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.serve.runtime.feeds import row_count
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, Placement
-from tests.support.models import mixed_model, write_model
+from tests.support.models import IDENTITY, mixed_model, write_model
 from tests.support.page_models import with_example
 from tests.support.refusals import mentions
+from tests.support.waiting import wait_until
 
 FIXED = "fixed (float[2,2] X) => (float[2,2] y) { y = Identity(X) }"
 NOISY = "noisy (float[N,2] X) => (float[N,2] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"
@@ -41,6 +44,43 @@ endless (float[N,2] X) => (float[N,2] y) <int64 trips = {1000000000000}, bool go
 def test_endless_graph_is_refused(tmp_path):
     with pytest.raises(InvalidArtifact, match=r"within 0\.3 s"):
         load_warm(write_model(tmp_path / "model", ENDLESS), Placement(), 1, timeout_seconds=0.3)
+
+
+CYCLE = """cycle (float[N,1] x) => (float[N,1] y) {
+  y = ai.onnx.ml.TreeEnsembleRegressor<n_targets = 1, nodes_nodeids = [0, 1, 2, 3, 4, 5],
+    nodes_treeids = [0, 0, 0, 0, 0, 0], nodes_featureids = [0, 0, 0, 0, 0, 0],
+    nodes_modes = ["BRANCH_LEQ", "BRANCH_LEQ", "BRANCH_LEQ", "LEAF", "LEAF", "LEAF"],
+    nodes_values = [-1.0, -1.0, 9.0, 0.0, 0.0, 0.0], nodes_truenodeids = [5, 4, 1, 0, 0, 0],
+    nodes_falsenodeids = [1, 2, 3, 0, 0, 0], target_nodeids = [3, 4, 5],
+    target_treeids = [0, 0, 0], target_ids = [0, 0, 0], target_weights = [1.0, 2.0, 3.0]>(x) }"""
+
+
+@pytest.mark.long
+def test_load_without_end_stops_no_other_model(serve, tmp_path):
+    folders = {
+        name: write_model(tmp_path / name, graph, model_id=name)
+        for name, graph in {"old": IDENTITY, "new": IDENTITY, "bad": CYCLE}.items()
+    }
+    spec = tmp_path / "spec.yaml"
+
+    def want(**endpoints):
+        server = {"request_timeout_seconds": 1}
+        documents = [
+            {"name": name, "server": server, "variants": {"v1": {"model": str(folders[model])}}}
+            for name, model in endpoints.items()
+        ]
+        (tmp_path / "next").write_text(yaml.safe_dump_all(documents))
+        (tmp_path / "next").replace(spec)
+
+    want(e="old")
+    running = serve("--spec", str(spec)).wait_ready()
+    want(e="old", bad="bad")
+    wait_until(lambda: "2 workers died" in running.log.read_text(), 120, "the end of the load")
+    want(e="new", bad="bad")
+    wait_until(lambda: running.version() == "new", what="the new version")
+    assert running.log.read_text().count("is loaded without end") <= 3
+    url = f"{running.url}/endpoints/bad/invocations"
+    assert mentions(requests.post(url, json={"inputs": [[1]]}, timeout=30).text, "died")
 
 
 def test_version_is_batched_by_its_policy(model_folders):

@@ -310,7 +310,7 @@ def test_contributions_are_independent_of_row_count(monkeypatch, kept_bytes):
 @pytest.mark.parametrize("count", [1, 51])
 def test_deadline_stops_the_explanation(count):
     form, rows = small_forest()
-    with pytest.raises(exact.DeadlinePassed):
+    with pytest.raises(leaf_tables.DeadlinePassed):
         exact.ExactExplainer(form, rows[:30]).contributions(rows[:count], 4, deadline=0.0)
 
 

@@ -4,6 +4,7 @@ batches and is explained in a process with little memory and time.
 `make test-graphs-hostile` runs 20,000 models.
 """
 
+import json
 import os
 import resource
 import shutil
@@ -29,6 +30,7 @@ from mlflow_deploy_plugin.serve.pyfunc import explainer
 from mlflow_deploy_plugin.serve.runtime.additive import ADDITIVE_FILE
 from mlflow_deploy_plugin.serve.runtime.agreement import Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.explained import explained_numbers
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, import_onnxruntime
 from tests.support.random_rows import normal_rows
 
@@ -37,6 +39,7 @@ SEED = int(os.environ.get("HOSTILE_SEED", "0"))
 ROWS = normal_rows(200, 3)
 NUMBERS = [0, 1, -1, 7, 2**15, 4 * 10**7, -(2**31), 2**62, np.nan, np.inf, 5e-324, 1e308]
 TEXTS = [b"", "é\0".encode(), b"../x", b"LEAF", b"Loop", b"a" * 5000]
+VALUES = [*NUMBERS, *map(bytes.decode, TEXTS), None, True, [], {}, [[1, "x"]] * 9]
 TOLERANCE = Tolerance(1e-3, 1e-3)
 MODELS = [
     make_pipeline(StandardScaler(), RandomForestRegressor(3, max_depth=3)),
@@ -100,10 +103,29 @@ def mutate_array(random, array):
     return choices[random.integers(len(choices))]
 
 
+def mutate_document(random, part):
+    """Change a random entry of nested lists and mappings."""
+    while part:
+        keys = [*part] if isinstance(part, dict) else range(len(part))
+        key = keys[random.integers(len(keys))]
+        if not isinstance(part[key], dict | list) or random.random() < 0.2:
+            part[key] = VALUES[random.integers(len(VALUES))]
+            return
+        part = part[key]
+
+
 def mutate(random, folder):
-    """Change a graph, or an array of the explanations, of the model in a folder."""
-    files = [*folder.glob("*.onnx"), *folder.glob(ADDITIVE_FILE)]
+    """Change a graph, a document, or an array of the explanations, of the model in a
+    folder.
+    """
+    files = [folder / "MLmodel", *folder.glob("*.onnx"), *folder.glob("*.json")]
+    files += folder.glob(ADDITIVE_FILE)
     file = files[random.integers(len(files))]
+    if file.suffix in ("", ".json"):
+        document = yaml.safe_load(file.read_text())
+        mutate_document(random, document)
+        file.write_text((json.dumps if file.suffix else yaml.safe_dump)(document))
+        return
     if file.suffix == ".onnx":
         proto = onnx.ModelProto.FromString(file.read_bytes())
         mutate_message(random, proto)
@@ -120,10 +142,12 @@ def use(folder, random):
     Raises OnnxserveError if the model is refused.
     """
     model = load_warm(folder, ON_CPU, 1).predictor
+    assert isinstance(model, OnnxModel)
     session = import_onnxruntime().InferenceSession(str(model.artifact.onnx_file))
     hostile = ROWS.copy()
     hostile[random.random(ROWS.shape) < 0.1] = random.choice(NUMBERS[-4:])
-    for rows in (ROWS[:0], hostile):
+    wrong = (ROWS[:, :2], ROWS[0], ROWS[None], ROWS.astype("int8"), ROWS.astype("U9"), ROWS + 1j)
+    for rows in (ROWS[:0], hostile, *wrong):
         with suppress(OnnxserveError):
             feeds = model.schema.from_array(rows)
             outputs = model.run(feeds)

@@ -131,7 +131,6 @@ def tree(saved_tree, tmp_path):
     [
         ("left", (0, 0), 0),  # The root is its own child.
         ("left", (0, 1), 1),
-        ("right", (0, 0), 1),  # The left child is also the right child.
         ("right", (0, 0), -1),
         ("right", (0, 0), 7),
         ("feature", (0, 0), 3),

@@ -20,7 +20,7 @@ from gunicorn.workers.base import Worker
 from mlflow_deploy_plugin.serve.certificates import open_following_tls
 from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
-from mlflow_deploy_plugin.serve.runtime.session import lost_device
+from mlflow_deploy_plugin.serve.runtime.session import must_end
 
 _CHECK_SECONDS = 0.1
 
@@ -99,12 +99,12 @@ class FastWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self, is_needed: Callable[[], object], connections: set[HttpConnection]
     ) -> None:
         """Check all deadlines, notify gunicorn, and exit if gunicorn has exited or the
-        GPU has failed.
+        worker must end.
         """
         app = self.wsgi
         while is_needed():
             self.notify()
-            if os.getppid() != self.ppid or lost_device.is_set():
+            if os.getppid() != self.ppid or must_end.is_set():
                 self.alive = False
             app.now = asyncio.get_running_loop().time()
             for connection in list(connections):
