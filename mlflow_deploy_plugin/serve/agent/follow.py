@@ -109,10 +109,10 @@ class Follower:
         """The errors of steps that workers could not import, by endpoint."""
         self._written: AgentState | None = None
         self._deaths = Counter[Path]()
-        self._has_loaded = False
         """Folder of a version, or digest of steps → number of workers that died while
         they loaded the version or imported the steps.
         """
+        self._has_loaded = False
         self._permits = StepsPermits(self.resolver.poll_pool, time.monotonic, self._deaths)
         # Discard the deaths of workers of an earlier server that was killed.
         take_load_deaths(self.state_dir)

@@ -78,6 +78,8 @@ takes memory for libraries.
 _DEFAULT_FACTOR = 2.0
 _LOADS = 5
 """The maximum time of a load, as a multiple of the time limit of its first run."""
+_LOADS_ON_DEVICE = 60
+"""The same on other devices than the CPU, for which TensorRT and OpenVINO compile."""
 _BYTES_PER_SECOND = 2**20
 """The time of a load is extended by a second for so many bytes of files."""
 _TOLERANCE = Tolerance(absolute=1e-6, relative=1e-3, of_row=1e-3)
@@ -223,7 +225,8 @@ def load_warm(
         logger.error("%s is loaded without end, and the worker starts again", folder)
         must_end.set()
 
-    with time_limit(_LOADS * timeout_seconds + file_bytes / _BYTES_PER_SECOND, end_worker):
+    loads = _LOADS if placement == ON_CPU else _LOADS_ON_DEVICE
+    with time_limit(loads * timeout_seconds + file_bytes / _BYTES_PER_SECOND, end_worker):
         # The server's own threads use all cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         model = OnnxModel.load(folder, placement, intra_op_num_threads)
