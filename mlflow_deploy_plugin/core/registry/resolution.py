@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
+REFUSED = "refused"
+"""The end of the mark of a listed model whose policy does not permit the steps."""
 _SHOWN_VERSIONS = 10
 _PAGE = 200
 _SHORT_PAGE = 20
@@ -266,11 +268,14 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
     return str(version.current_stage).lower() == uri.selector.lower()
 
 
-def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
+def selected_models(
+    pattern: ModelURI, refusal: Callable[[str, dict[str, str]], object] | None = None
+) -> Iterator[dict[str, str]]:
     """Yield the registered models that a pattern selects, each with a mark: the number
     of the selected version, and the times of the model's last change and of its
-    creation. The value grows with each page of the registry's answer. Raises the errors
-    of the registry.
+    creation. If `refusal` returns a reason for the tags of the model, the mark ends
+    with `REFUSED`. The value grows with each page of the registry's answer. Raises the
+    errors of the registry.
     """
     client = registry_client()
     search: Callable[..., Any] = client.search_registered_models
@@ -305,7 +310,15 @@ def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
                 changed_at = entry.last_updated_timestamp
             newest_number = int(marks.get(entry.name, "0").split()[0])
             if int(number) > newest_number and fnmatchcase(entry.name, pattern.name):
-                marks[entry.name] = f"{number} {changed_at} {created_at}"
+                mark = f"{number} {changed_at} {created_at}"
+                if refusal is not None:
+                    model = entry
+                    if pattern.kind == "tag":
+                        with registry_errors(f"model {entry.name}"):
+                            model = client.get_registered_model(entry.name)
+                    if refusal(entry.name, model.tags):
+                        mark = f"{mark} {REFUSED}"
+                marks[entry.name] = mark
         yield marks
         token = page.token
         if not token:

@@ -252,8 +252,8 @@ class ShippingState(State):
 
 class RefusedVersion(State):
     """A version that the registry names for a variant and that is not served. `cause`
-    is gate, signature, fetch, artifact, load or consent (the version would run its own
-    code).
+    is gate, signature, fetch, artifact, load, consent (the version would run its own
+    code) or steps.
     """
 
     endpoint: str

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveE
 from mlflow_deploy_plugin.core.registry.change_feed import Selected
 from mlflow_deploy_plugin.core.registry.connection import redact_addresses
 from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
+from mlflow_deploy_plugin.core.registry.resolution import REFUSED
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.statedir.commands import command_files
@@ -168,11 +169,9 @@ class Follower:
         models.is_stale = models.is_stale or models.uri in changes
         models.round(is_covered=models.uri in self.feed.covered)
         self.resolver.advance()
-        self._deaths.update(take_load_deaths(self.state_dir))
-        lethal = {folder for folder, deaths in self._deaths.items() if deaths >= MOST_DEATHS}
-        if lethal:
-            models.refuse(lethal, LETHAL)
-            self._deaths.clear()
+        if deaths := take_load_deaths(self.state_dir):
+            self._deaths.update(deaths)
+            models.refuse({of for of in deaths if self._deaths[of] >= MOST_DEATHS}, LETHAL)
         self._control.settle(self._outcome)
         return self._publish(fatal=is_first and models.listed is None)
 
@@ -398,11 +397,15 @@ class Follower:
                 raise Pending
             if self._list is not None:
                 wanted = self._wanted_endpoint(spec)
-                if not wanted.variants:
-                    # The worker that asks for a model reports its error.
-                    reason = self._permits.errors.pop(endpoint, "")
-                    if not reason:
-                        raise Pending
+                if not (wanted.variants or endpoint in self._permits.errors):
+                    raise Pending
+                # The worker that asks for a model reports its error. The next command
+                # needs a new check.
+                reason = self._permits.forget(endpoint)
+                if not reason and REFUSED in command.mark.split():
+                    self._list.is_stale = True
+                    reason = "its steps are being checked"
+                if reason:
                     return NotReady(reason)
                 try:
                     self._list.write(endpoint, command.mark, wanted)
@@ -469,7 +472,20 @@ class Follower:
             checked_at = before.checked_at
         refused = []
         for spec, name, variant in self._variants():
-            rejection = self._model(spec, variant).rejection
+            model = self._model(spec, variant)
+            wanted = self._wanted.endpoints.get(spec.name)
+            if model.version and wanted and not wanted.variants and spec.name in steps_errors:
+                refused.append(
+                    RefusedVersion(
+                        endpoint=spec.name,
+                        variant=name,
+                        model=model.version.model,
+                        version=model.version.version,
+                        cause="steps",
+                        reason=steps_errors[spec.name],
+                    )
+                )
+            rejection = model.rejection
             if rejection is not None:
                 refused.append(
                     RefusedVersion(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from mlflow_deploy_plugin.core.errors import (
     GateRefused,
@@ -55,7 +56,7 @@ class _Check:
         """Check the steps. If this fails, an earlier result remains valid. Runs in a
         thread.
         """
-        error = _refusal(self.spec, self.serve)
+        error = steps_refusal(self.spec, self.serve)
         if isinstance(self.error, _UNKNOWN) or not isinstance(error, _UNKNOWN):
             self.error = error
         self.is_running = False
@@ -107,14 +108,29 @@ class StepsPermits:
                 return serve
         return None
 
+    def forget(self, endpoint: str) -> str:
+        """Forget the checks of an endpoint, and return the reason why its steps are
+        refused, if they are.
+        """
+        for name, serve in list(self._checks):
+            if name == endpoint:
+                del self._checks[name, serve]
+        return self.errors.pop(endpoint, "")
+
     def check_now(self) -> None:
         """Check all steps again, because a policy may have changed."""
         for check in self._checks.values():
             check.due_at = self.clock()
 
 
-def _refusal(spec: EndpointSpec, serve: ServeSpec) -> OnnxserveError | None:
-    """Return the reason why the steps may not run; None if they may."""
+def steps_refusal(
+    spec: EndpointSpec,
+    serve: ServeSpec,
+    listed: Mapping[str, dict[str, str]] = MappingProxyType({}),
+) -> OnnxserveError | None:
+    """Return the reason why the steps may not run; None if they may. `listed` has the
+    tags of registered models, instead of those of the models in the spec.
+    """
     # Its large models would delay each start.
     from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 
@@ -129,11 +145,13 @@ def _refusal(spec: EndpointSpec, serve: ServeSpec) -> OnnxserveError | None:
             key = trust_file(Path(spec.trusted_file))
             signature = Signature(serve.signature.encode(), key)
             signature.check_text(STEPS_FILE, serve.steps or "")
-        models = registered_model_names(spec) if spec.requires_gate else ()
-        for model in models:
-            with registry_errors(f"model {model}"):
-                model_tags = registry_client().get_registered_model(model).tags
-            policy = policy_from_tags(model, model_tags)
+        models = listed or registered_model_names(spec)
+        for model in models if spec.requires_gate else ():
+            tags = listed.get(model)
+            if tags is None:
+                with registry_errors(f"model {model}"):
+                    tags = registry_client().get_registered_model(model).tags
+            policy = policy_from_tags(model, tags)
             if policy is None or digest not in policy.steps:
                 raise GateRefused(
                     f"its steps (sha256 {digest}) are not approved, but the endpoint requires "

@@ -78,7 +78,7 @@ def make_list(folder, marks, **config):
     advances a day per look.
     """
 
-    def select(pattern):
+    def select(pattern, refusal):
         if isinstance(marks, Exception):
             raise marks
         return iter([dict(marks)])
@@ -139,7 +139,7 @@ def test_recreated_model_has_no_previous_version(client, tmp_path):
 def test_failed_listing_is_repeated_soon(tmp_path, clock, monkeypatch):
     answers = iter([{"team-a": "1 5"}, None, {"team-a": "2 6"}])
 
-    def select(pattern):
+    def select(pattern, refusal):
         answer = next(answers)
         if answer is None:
             raise RegistryUnavailable("down")

@@ -1,5 +1,6 @@
 """Steps of an endpoint with requirements need an approved digest, or a signature."""
 
+import itertools
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new
 from mlflow_deploy_plugin.core.statedir.files import (
     ANSWERS,
     COMMANDS,
+    LISTED,
     LOADING,
     LOOK,
     SPEC,
@@ -24,10 +26,12 @@ from mlflow_deploy_plugin.core.statedir.files import (
 from mlflow_deploy_plugin.core.statedir.models import (
     Command,
     CommandAnswer,
+    Listed,
     LoadedVariant,
     LoadingState,
+    ServedModel,
+    is_same_model,
 )
-from mlflow_deploy_plugin.serve.agent import model_list
 from mlflow_deploy_plugin.serve.agent.permitted_steps import StepsPermits
 from tests.support.clocks import Clock
 from tests.support.commands import done
@@ -176,6 +180,7 @@ def test_steps_are_checked_while_they_are_served(approve, case, specs):
     assert (refused.variants, refused.serve.steps) == ({}, None)
     assert mentions(refused.errors["e"], spec.serve.digest, "gate policy of tiny")
     assert (state.error, state.errors, state.fatal) == (refused.errors["e"], 1, False)
+    assert [(version.version, version.cause) for version in state.refused] == [("1", "steps")]
     again = case.follower()
     assert not again.round().fatal
     assert case.wanted.endpoints["e"].variants == {}
@@ -223,23 +228,70 @@ def test_refused_steps_are_never_left_out(new_mlflow, case, specs):
     assert follower.round().error == ""
 
 
-def test_refused_steps_of_a_listed_model_are_answered(new_mlflow, case, specs, monkeypatch):
-    MlflowClient().create_registered_model("tiny")
+@pytest.fixture
+def listing(approve, case, specs):
+    """Return a function that serves the models of a pattern, and a function that
+    fetches the model tiny after a listing and returns its mark and the error.
+    """
     case.world.gates["1"] = "passed"
-    case.world.versions["models:/tiny@champion"] = "1"
-    monkeypatch.setattr(model_list, "selected_models", lambda pattern: iter([{"tiny": "1 5"}]))
-    pattern = apply_config(specs("gate=passed"), {"variants.e.model": "models:/*@champion"})
-    (case.state_dir / SPEC).write_text(dump_spec(pattern))
-    follower = case.follower()
-    follower.round()
-    command = Command(action="fetch", endpoint="tiny", mark="m", created_at=time.monotonic())
-    write_state(case.state_dir / COMMANDS / "1.json", command)
-    state = follower.round()
-    answer = read_state(case.state_dir / ANSWERS / "1.json", CommandAnswer)
-    assert answer is not None
-    assert pattern.serve.digest in answer.error
-    assert state.error == ""
+
+    def start(place):
+        client = MlflowClient()
+        client.create_model_version("tiny", ".", tags={"region": "eu"})
+        client.set_registered_model_alias("tiny", "champion", "1")
+        case.world.versions[f"models:/tiny{place}"] = "1"
+        spec = apply_config(specs("gate=passed"), {"variants.e.model": f"models:/*{place}"})
+        (case.state_dir / SPEC).write_text(dump_spec(spec))
+        follower = case.follower()
+        numbers = itertools.count()
+
+        def fetch(mark=""):
+            case.now += 60
+            state = follower.round()
+            mark = mark or read_state(case.state_dir / LISTED, Listed).models["tiny"]
+            command = Command(
+                action="fetch", endpoint="tiny", mark=mark, created_at=time.monotonic()
+            )
+            name = f"{next(numbers)}.json"
+            write_state(case.state_dir / COMMANDS / name, command)
+            follower.round()
+            return mark, read_state(case.state_dir / ANSWERS / name, CommandAnswer).error, state
+
+        return spec.serve.digest, fetch
+
+    return start
+
+
+@pytest.mark.parametrize("place", ["@champion", "/tag:region=eu"])
+def test_steps_are_checked_at_each_listing(approve, listing, case, place):
+    digest, fetch = listing(place)
+    refused, error, state = fetch()
+    assert (digest in error, state.error) == (True, "")
     assert not served_file(case.state_dir, "tiny").exists()
+    approve(digest)
+    permitted, error, _ = fetch()
+    assert error == ""
+    assert not is_same_model(permitted, refused)
+    approve()
+    withdrawn, error, state = fetch()
+    assert (withdrawn, digest in error) == (refused, True)
+    assert "tiny" in state.error
+    approve(digest)
+    # A server with a list from before must not keep a version under this mark.
+    assert mentions(fetch(refused)[1], "being checked")
+    assert fetch()[:2] == (permitted, "")
+
+
+def test_steps_of_listed_models_that_end_workers(approve, listing, case):
+    digest, fetch = listing("@champion")
+    approve(digest)
+    mark, _, _ = fetch()
+    for count in range(2):
+        loading = LoadingState(pid=2**30, folder=Path(digest))
+        write_state(case.state_dir / LOADING / f"{count}.json", loading)
+    assert "2 workers died" in fetch(mark)[1]
+    saved = read_state(served_file(case.state_dir, "tiny"), ServedModel)
+    assert (saved.endpoint.variants, saved.previous) == ({}, None)
 
 
 def test_error_of_steps_keeps_the_version(case):
