@@ -310,11 +310,22 @@ class Follower:
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
         """Return the endpoint with the versions that are on this disk."""
         earlier = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={}))
-        serve = self._permits.permitted(spec, earlier.serve if earlier.variants else None)
+        served = earlier.variants
+        # Versions in use stay with their steps until a changed model of the spec is
+        # fetched.
+        kept = {
+            label: variant.model_copy(update={"model": served[label].model_uri})
+            for label, variant in spec.variants.items()
+            if label in served and self._model(spec, variant).version is None
+        }
+        checked = spec
+        if kept:
+            changes = {"serve": earlier.serve, "variants": spec.variants | kept}
+            checked = spec.model_copy(update=changes)
+        serve = self._permits.permitted(checked, earlier.serve if served else None)
         if serve is None:  # Never serve the versions without their steps.
             reason = self._permits.errors.get(spec.name, "its steps are being checked")
             return WantedEndpoint(variants={}, errors=dict.fromkeys(spec.variants, reason))
-        served = earlier.variants
         variants = {}
         errors = {}
         for label, variant in spec.variants.items():
@@ -331,9 +342,7 @@ class Follower:
                     digest=model.version.digest if spec.requirements else "",
                     python=model.version.python,
                 )
-            elif label in served:
-                # The model of the spec was changed, and the new model cannot be fetched
-                # yet.
+            elif label in kept:
                 variants[label] = served[label]
             elif message := model.message(variant.model):
                 errors[label] = redact_addresses(message)

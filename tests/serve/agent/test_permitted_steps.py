@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mlflow_deploy_plugin.core.errors import RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import (
@@ -188,6 +189,35 @@ def test_steps_are_checked_while_they_are_served(approve, case, specs):
     (case.state_dir / LOOK).touch()
     assert again.round().error == ""
     assert list(case.wanted.endpoints["e"].variants) == ["e"]
+
+
+def test_steps_are_checked_with_the_model_in_use(approve, case, specs, tmp_path):
+    case.world.gates["1"] = "passed"
+    case.world.versions["models:/tiny/1"] = "1"
+    spec = specs("gate=passed")
+    approve(spec.serve.digest)
+    (case.state_dir / SPEC).write_text(dump_spec(spec))
+    follower = case.follower()
+    follower.round()
+    # The next model, whose policy permits only its own steps, cannot be fetched.
+    (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
+    other = specs("gate=passed", "models:/other/1")
+    policy = f"steps: [{other.serve.digest}]"
+    MlflowClient().set_registered_model_tag("other", GATE_POLICY_TAG, policy)
+    case.world.versions["models:/other/1"] = RegistryUnavailable("down")
+    (case.state_dir / SPEC).write_text(dump_spec(other))
+    follower.round()
+    endpoint = case.wanted.endpoints["e"]
+    assert (endpoint.serve, endpoint.variants["e"].model_uri) == (spec.serve, "models:/tiny/1")
+    approve()
+    (case.state_dir / LOOK).touch()
+    follower.round()
+    assert case.wanted.endpoints["e"].variants == {}
+    case.world.versions["models:/other/1"] = "1"
+    case.now += 600
+    follower.round()
+    endpoint = case.wanted.endpoints["e"]
+    assert (endpoint.serve, endpoint.variants["e"].model_uri) == (other.serve, "models:/other/1")
 
 
 def test_steps_that_end_workers_are_refused(case, specs):
