@@ -45,7 +45,7 @@ PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 REFUSED = "refused"
-"""The end of the mark of a listed model whose policy does not permit the steps."""
+"""The end of the mark of a model for which the steps are refused."""
 _SHOWN_VERSIONS = 10
 _PAGE = 200
 _SHORT_PAGE = 20
@@ -269,13 +269,13 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
 
 
 def selected_models(
-    pattern: ModelURI, refusal: Callable[[str, dict[str, str]], object] | None = None
+    pattern: ModelURI, refusal: Callable[[str, dict[str, str] | None], object] | None = None
 ) -> Iterator[dict[str, str]]:
     """Yield the registered models that a pattern selects, each with a mark: the number
     of the selected version, and the times of the model's last change and of its
-    creation. If `refusal` returns a reason for the tags of the model, the mark ends
-    with `REFUSED`. The value grows with each page of the registry's answer. Raises the
-    errors of the registry.
+    creation. If `refusal` returns a reason for the name and the tags of the model (None
+    if they are not listed), the mark ends with `REFUSED`. The value grows with each
+    page of the registry's answer. Raises the errors of the registry.
     """
     client = registry_client()
     search: Callable[..., Any] = client.search_registered_models
@@ -310,15 +310,10 @@ def selected_models(
                 changed_at = entry.last_updated_timestamp
             newest_number = int(marks.get(entry.name, "0").split()[0])
             if int(number) > newest_number and fnmatchcase(entry.name, pattern.name):
-                mark = f"{number} {changed_at} {created_at}"
-                if refusal is not None:
-                    model = entry
-                    if pattern.kind == "tag":
-                        with registry_errors(f"model {entry.name}"):
-                            model = client.get_registered_model(entry.name)
-                    if refusal(entry.name, model.tags):
-                        mark = f"{mark} {REFUSED}"
-                marks[entry.name] = mark
+                marks[entry.name] = f"{number} {changed_at} {created_at}"
+                model_tags = None if pattern.kind == "tag" else entry.tags
+                if refusal and refusal(entry.name, model_tags):
+                    marks[entry.name] += f" {REFUSED}"
         yield marks
         token = page.token
         if not token:

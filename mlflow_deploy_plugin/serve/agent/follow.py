@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -311,21 +311,6 @@ class Follower:
         """Return the endpoint with the versions that are on this disk."""
         earlier = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={}))
         served = earlier.variants
-        # Versions in use stay with their steps until a changed model of the spec is
-        # fetched.
-        kept = {
-            label: variant.model_copy(update={"model": served[label].model_uri})
-            for label, variant in spec.variants.items()
-            if label in served and self._model(spec, variant).version is None
-        }
-        checked = spec
-        if kept:
-            changes = {"serve": earlier.serve, "variants": spec.variants | kept}
-            checked = spec.model_copy(update=changes)
-        serve = self._permits.permitted(checked, earlier.serve if served else None)
-        if serve is None:  # Never serve the versions without their steps.
-            reason = self._permits.errors.get(spec.name, "its steps are being checked")
-            return WantedEndpoint(variants={}, errors=dict.fromkeys(spec.variants, reason))
         variants = {}
         errors = {}
         for label, variant in spec.variants.items():
@@ -342,10 +327,20 @@ class Follower:
                     digest=model.version.digest if spec.requirements else "",
                     python=model.version.python,
                 )
-            elif label in kept:
+            elif label in served:
+                # The model of the spec was changed, and the new model cannot be fetched
+                # yet.
                 variants[label] = served[label]
             elif message := model.message(variant.model):
                 errors[label] = redact_addresses(message)
+        models = _models(variants)
+        used = earlier.serve if served and models <= _models(served) else None
+        serve = self._permits.permitted(spec, models, used)
+        if serve is None:  # Never serve the versions without their steps.
+            if served and spec.name in self._permits.unknown:
+                return earlier
+            reason = self._permits.errors.get(spec.name, "its steps are being checked")
+            return WantedEndpoint(variants={}, errors=dict.fromkeys(spec.variants, reason))
         return WantedEndpoint(
             variants=variants,
             capture=spec.capture,
@@ -406,15 +401,15 @@ class Follower:
                 raise Pending
             if self._list is not None:
                 wanted = self._wanted_endpoint(spec)
-                if not (wanted.variants or endpoint in self._permits.errors):
+                # The worker that asks for a model reports its error.
+                reason = self._permits.errors.pop(endpoint, "")
+                if not (wanted.variants or reason):
                     raise Pending
-                # The worker that asks for a model reports its error. The next command
-                # needs a new check.
-                reason = self._permits.forget(endpoint)
                 if not reason and REFUSED in command.mark.split():
                     self._list.is_stale = True
-                    reason = "its steps are being checked"
+                    reason = f"its steps (sha256 {spec.serve.digest}) are being checked"
                 if reason:
+                    self._permits.check_now()  # The next command needs a new result.
                     return NotReady(reason)
                 try:
                     self._list.write(endpoint, command.mark, wanted)
@@ -484,28 +479,16 @@ class Follower:
             model = self._model(spec, variant)
             wanted = self._wanted.endpoints.get(spec.name)
             if model.version and wanted and not wanted.variants and spec.name in steps_errors:
-                refused.append(
-                    RefusedVersion(
-                        endpoint=spec.name,
-                        variant=name,
-                        model=model.version.model,
-                        version=model.version.version,
-                        cause="steps",
-                        reason=steps_errors[spec.name],
-                    )
-                )
-            rejection = model.rejection
-            if rejection is not None:
-                refused.append(
-                    RefusedVersion(
-                        endpoint=spec.name,
-                        variant=name,
-                        model=rejection.model,
-                        version=rejection.version,
-                        cause=rejection.cause,
-                        reason=rejection.reason,
-                    )
-                )
+                details = {
+                    "model": model.version.model,
+                    "version": model.version.version,
+                    "cause": "steps",
+                    "reason": steps_errors[spec.name],
+                }
+                refused.append(RefusedVersion(endpoint=spec.name, variant=name, **details))
+            if model.rejection is not None:
+                details = vars(model.rejection)
+                refused.append(RefusedVersion(endpoint=spec.name, variant=name, **details))
         state = AgentState(
             pid=os.getpid(),
             checked_at=checked_at,
@@ -525,6 +508,10 @@ class Follower:
         assert_state(self.state_dir / AGENT, state)
         self._written = state
         return state
+
+
+def _models(variants: Mapping[str, WantedVariant]) -> frozenset[str]:
+    return frozenset(want.model for want in variants.values())
 
 
 def _failed_variant(workers: Sequence[WorkerState], endpoint: str, variant: str) -> LoadedVariant:

@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.connection import registry_address
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI
@@ -150,8 +150,11 @@ class ModelList:
             models = {name: f"{mark} {self._digest}" for name, mark in sorted(marks.items())}
             return Listed(uri=self.uri, models=models, is_complete=is_complete)
 
-        def refusal(model: str, tags: dict[str, str]) -> OnnxserveError | None:
-            return steps_refusal(self.template, self.template.serve, {model: tags})
+        def refusal(model: str, tags: dict[str, str] | None) -> OnnxserveError | None:
+            error = steps_refusal(self.template, self.template.serve, {model: tags})
+            if isinstance(error, RegistryUnavailable):
+                raise error
+            return error
 
         marks: dict[str, str] = {}
         for marks in selected_models(self.pattern, refusal if self._checks_steps else None):

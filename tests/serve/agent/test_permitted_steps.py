@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core.errors import RegistryUnavailable
+from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import (
@@ -61,27 +62,31 @@ def permits():
     return StepsPermits(AtOnce(), Clock(0.0), Counter())
 
 
+def permitted(permits, spec, used):
+    return permits.permitted(spec, frozenset(registered_model_names(spec)), used)
+
+
 def test_gate_needs_an_approved_digest(approve, specs, permits):
     spec = specs("gate=passed")
-    assert permits.permitted(spec, None) is None
+    assert permitted(permits, spec, None) is None
     assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of tiny")
     approve(spec.serve.digest)
-    assert permits.permitted(spec, None) is None
+    assert permitted(permits, spec, None) is None
     permits.clock.now = 60.0
-    assert permits.permitted(spec, None) == spec.serve
+    assert permitted(permits, spec, None) == spec.serve
     assert permits.errors == {}
 
 
 def test_signature_covers_the_steps(specs, permits, tmp_path):
     keys = write_key(tmp_path)
     require = f"signature={keys.public}"
-    assert permits.permitted(specs(require), None) is None
+    assert permitted(permits, specs(require), None) is None
     assert mentions(permits.errors["e"], "onnxserve sign steps.py")
     done(f"sign {tmp_path}/steps.py --key {keys.key}")
     signed = specs(require)
-    assert permits.permitted(signed, None) == signed.serve
+    assert permitted(permits, signed, None) == signed.serve
     (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
-    assert permits.permitted(specs(require), signed.serve) == signed.serve
+    assert permitted(permits, specs(require), signed.serve) == signed.serve
     assert mentions(permits.errors["e"], "signature", "is refused")
 
 
@@ -103,36 +108,36 @@ def approve(new_mlflow):
 def test_steps_are_checked_for_another_model(approve, specs, permits):
     spec = specs("gate=passed")
     approve(spec.serve.digest)
-    assert permits.permitted(spec, None) == spec.serve
-    assert permits.permitted(specs("gate=passed", "models:/other/1"), spec.serve) is None
+    assert permitted(permits, spec, None) == spec.serve
+    assert permitted(permits, specs("gate=passed", "models:/other/1"), spec.serve) is None
     assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of other")
 
 
 @pytest.mark.parametrize("require", ["gate=passed", "signature=KEY", "gate=passed,signature=KEY"])
 def test_steps_are_checked_for_a_later_requirement(approve, specs, permits, tmp_path, require):
     plain = specs("")
-    assert permits.permitted(plain, plain.serve) == plain.serve
+    assert permitted(permits, plain, plain.serve) == plain.serve
     key = str(write_key(tmp_path).public)
-    assert permits.permitted(specs(require.replace("KEY", key)), plain.serve) is None
+    assert permitted(permits, specs(require.replace("KEY", key)), plain.serve) is None
     assert "e" in permits.errors
-    assert permits.permitted(plain, None) == plain.serve
+    assert permitted(permits, plain, None) == plain.serve
     assert permits.errors == {}
 
 
 def test_steps_are_checked_after_a_policy_changes(approve, specs, permits, tmp_path):
     spec = specs("gate=passed")
     approve(spec.serve.digest)
-    assert permits.permitted(spec, spec.serve) == spec.serve
+    assert permitted(permits, spec, spec.serve) == spec.serve
     (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
     newer = specs("gate=passed")
-    assert permits.permitted(newer, spec.serve) == spec.serve
+    assert permitted(permits, newer, spec.serve) == spec.serve
     approve()
-    assert permits.permitted(newer, spec.serve) == spec.serve
+    assert permitted(permits, newer, spec.serve) == spec.serve
     permits.check_now()
-    assert permits.permitted(newer, spec.serve) is None
+    assert permitted(permits, newer, spec.serve) is None
     approve(newer.serve.digest)
     permits.clock.now = 60.0
-    assert permits.permitted(newer, None) == newer.serve
+    assert permitted(permits, newer, None) == newer.serve
 
 
 def test_steps_are_checked_with_a_replaced_key(specs, permits, tmp_path):
@@ -140,11 +145,11 @@ def test_steps_are_checked_with_a_replaced_key(specs, permits, tmp_path):
     specs("")
     done(f"sign {tmp_path}/steps.py --key {first.key}")
     spec = specs(f"signature={first.public}")
-    assert permits.permitted(spec, spec.serve) == spec.serve
+    assert permitted(permits, spec, spec.serve) == spec.serve
     (tmp_path / "new").mkdir()
     first.public.write_bytes(write_key(tmp_path / "new").public.read_bytes())
     permits.clock.now = 60.0
-    assert permits.permitted(spec, spec.serve) is None
+    assert permitted(permits, spec, spec.serve) is None
     assert mentions(permits.errors["e"], "signature", "is refused")
 
 
@@ -152,17 +157,17 @@ def test_steps_are_checked_later_without_a_registry(approve, specs, permits, mon
     spec = specs("gate=passed")
     other = specs("gate=passed", "models:/other/1")
     approve(spec.serve.digest)
-    assert permits.permitted(spec, None) == spec.serve
+    assert permitted(permits, spec, None) == spec.serve
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "get_registered_model", Mock(side_effect=MlflowException("")))
         permits.clock.now = 60.0
-        assert permits.permitted(spec, spec.serve) == spec.serve
+        assert permitted(permits, spec, spec.serve) == spec.serve
         assert permits.errors == {}
-        assert permits.permitted(other, None) is None  # They were never permitted.
-        assert permits.permitted(other, other.serve) == other.serve
+        assert permitted(permits, other, None) is None  # They were never permitted.
+        assert permitted(permits, other, other.serve) == other.serve
         assert "e" in permits.errors
     permits.check_now()
-    assert permits.permitted(other, other.serve) is None
+    assert permitted(permits, other, other.serve) is None
 
 
 def test_steps_are_checked_while_they_are_served(approve, case, specs):
@@ -191,7 +196,7 @@ def test_steps_are_checked_while_they_are_served(approve, case, specs):
     assert list(case.wanted.endpoints["e"].variants) == ["e"]
 
 
-def test_steps_are_checked_with_the_model_in_use(approve, case, specs, tmp_path):
+def test_steps_are_checked_with_the_model_in_use(approve, case, specs, tmp_path, monkeypatch):
     case.world.gates["1"] = "passed"
     case.world.versions["models:/tiny/1"] = "1"
     spec = specs("gate=passed")
@@ -209,12 +214,13 @@ def test_steps_are_checked_with_the_model_in_use(approve, case, specs, tmp_path)
     follower.round()
     endpoint = case.wanted.endpoints["e"]
     assert (endpoint.serve, endpoint.variants["e"].model_uri) == (spec.serve, "models:/tiny/1")
-    approve()
-    (case.state_dir / LOOK).touch()
-    follower.round()
-    assert case.wanted.endpoints["e"].variants == {}
     case.world.versions["models:/other/1"] = "1"
     case.now += 600
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_registered_model", Mock(side_effect=MlflowException("")))
+        follower.round()
+        assert case.wanted.endpoints["e"] == endpoint
+    (case.state_dir / LOOK).touch()
     follower.round()
     endpoint = case.wanted.endpoints["e"]
     assert (endpoint.serve, endpoint.variants["e"].model_uri) == (other.serve, "models:/other/1")
