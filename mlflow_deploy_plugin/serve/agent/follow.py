@@ -337,7 +337,7 @@ class Follower:
         used = earlier.serve if served and models <= _models(served) else None
         serve = self._permits.permitted(spec, models, used)
         if serve is None:  # Never serve the versions without their steps.
-            if served and spec.name in self._permits.unknown:
+            if served and used is None and spec.name in self._permits.unknown:
                 return earlier
             reason = self._permits.errors.get(spec.name, "its steps are being checked")
             return WantedEndpoint(variants={}, errors=dict.fromkeys(spec.variants, reason))

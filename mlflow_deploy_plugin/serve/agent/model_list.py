@@ -91,8 +91,7 @@ class ModelList:
         self._listing: Future[Listed] | None = None
         self._began_at = self.polling.clock()
         self._ended_at = self._began_at
-        spec = self.template
-        self._checks_steps = bool(spec.serve.steps and spec.requirements)
+        self._checks_steps = bool(self.template.serve.steps and self.template.requirements)
         self._pause = self.polling.due_at(0) - self._began_at
         if not self.polling.follow:
             self._pause = math.inf
@@ -134,7 +133,9 @@ class ModelList:
             for name, mark in self.listed.models.items()
             if REFUSED in mark.split() and served_file(self.state_dir, name).exists()
         ]
-        self.error = f"no policy permits the steps of {join_names(withdrawn)}" if withdrawn else ""
+        self.error = ""
+        if withdrawn:
+            self.error = f"the steps of {join_names(map(repr, withdrawn))} are refused"
         if assert_state(self.state_dir / LISTED, self.listed):
             _log.info("%d registered models are listed", len(self.listed.models))
         for name in before.keys() - self.listed.models.keys():

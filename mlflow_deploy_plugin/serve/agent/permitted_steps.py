@@ -66,8 +66,8 @@ class _Check:
 class StepsPermits:
     """The checks of steps, which run in the threads of `pool`. `deaths` counts the
     workers that died while they imported steps, by digest. `errors` has the reasons of
-    the refused steps, by endpoint, and `unknown` the endpoints whose new steps or models
-    could not be checked yet.
+    the refused steps, by endpoint, and `unknown` the endpoints whose new steps or
+    models could not be checked yet.
     """
 
     pool: Executor

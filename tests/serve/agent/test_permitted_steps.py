@@ -284,14 +284,18 @@ def listing(approve, case, specs):
         def fetch(mark=""):
             case.now += 60
             state = follower.round()
-            mark = mark or read_state(case.state_dir / LISTED, Listed).models["tiny"]
+            listed = read_state(case.state_dir / LISTED, Listed)
+            assert listed is not None
+            mark = mark or listed.models["tiny"]
             command = Command(
                 action="fetch", endpoint="tiny", mark=mark, created_at=time.monotonic()
             )
             name = f"{next(numbers)}.json"
             write_state(case.state_dir / COMMANDS / name, command)
             follower.round()
-            return mark, read_state(case.state_dir / ANSWERS / name, CommandAnswer).error, state
+            answer = read_state(case.state_dir / ANSWERS / name, CommandAnswer)
+            assert answer is not None
+            return mark, answer.error, state
 
         return spec.serve.digest, fetch
 
@@ -327,6 +331,7 @@ def test_steps_of_listed_models_that_end_workers(approve, listing, case):
         write_state(case.state_dir / LOADING / f"{count}.json", loading)
     assert "2 workers died" in fetch(mark)[1]
     saved = read_state(served_file(case.state_dir, "tiny"), ServedModel)
+    assert saved is not None
     assert (saved.endpoint.variants, saved.previous) == ({}, None)
 
 
