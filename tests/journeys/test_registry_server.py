@@ -9,6 +9,8 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
+from mlflow_deploy_plugin.core.spec.steps import steps_digest
 from tests.support.commands import done
 from tests.support.servers import single_model
 from tests.support.tracking import pass_gate
@@ -124,3 +126,25 @@ def test_keys_and_gate_hold_for_each_model(registry, serve):
     page = requests.get(f"{served.url}/metrics", headers=reader, timeout=30).text
     assert 'endpoint="other"' in page
     assert 'endpoint="team-a"' not in page
+
+
+@pytest.mark.long
+def test_withdrawn_steps_answer_503(registry, serve, tmp_path):
+    client = registry(["team-a", "team-b"])
+    file = tmp_path / "steps.py"
+    file.write_text("def after(outputs, request):\n    return [9.0]\n")
+
+    def approve(*digests):
+        client.set_registered_model_tag("team-a", GATE_POLICY_TAG, f"steps: {[*digests]}")
+
+    digest = steps_digest(file.read_text())
+    approve(digest)
+    for name in ("team-a", "team-b"):
+        pass_gate(name, "1")
+    options = ("-C", f"serve.steps={file}", "-C", "require=gate=passed")
+    served = serve("--registry", "@champion", *options).wait_ready()
+    assert ask(served, "team-a").json() == {"predictions": [9.0]}
+    assert digest in ask(served, "team-b").json()["message"]
+    approve()
+    wait_until(lambda: digest in ask(served, "team-a").text, 20, "the reason")
+    assert ask(served, "team-a").status_code == 503

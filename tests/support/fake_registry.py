@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.core.registry.tags import gate_status_of
 from mlflow_deploy_plugin.core.statedir.files import (
@@ -113,8 +114,9 @@ class World:
             "onnxserve.gate.digest": self.judged.get(answer, "own"),
         }
         status = gate_status_of(judged)
+        name = parse_model_uri(model_uri).name
         return ResolvedModel(
-            model_uri, "tiny", answer, f"models:/tiny/{answer}", followed, gate_status=status
+            model_uri, name, answer, f"models:/{name}/{answer}", followed, gate_status=status
         )
 
     def fetch(self, resolved, trusted_file=""):
@@ -127,7 +129,7 @@ class World:
             self.make_model(folder)
         runs_code = resolved.version in self.pyfuncs
         return FetchedVersion(
-            model="tiny",
+            model=resolved.name,
             version=resolved.version,
             folder=folder,
             identity=resolved.identity,

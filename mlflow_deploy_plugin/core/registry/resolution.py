@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
+REFUSED = "refused"
+"""The end of the mark of a model for which the steps are refused."""
 _SHOWN_VERSIONS = 10
 _PAGE = 200
 _SHORT_PAGE = 20
@@ -266,11 +268,14 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
     return str(version.current_stage).lower() == uri.selector.lower()
 
 
-def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
+def selected_models(
+    pattern: ModelURI, refusal: Callable[[str, dict[str, str] | None], object] | None = None
+) -> Iterator[dict[str, str]]:
     """Yield the registered models that a pattern selects, each with a mark: the number
     of the selected version, and the times of the model's last change and of its
-    creation. The value grows with each page of the registry's answer. Raises the errors
-    of the registry.
+    creation. If `refusal` returns a reason for the name and the tags of the model (None
+    if they are not listed), the mark ends with `REFUSED`. The value grows with each
+    page of the registry's answer. Raises the errors of the registry.
     """
     client = registry_client()
     search: Callable[..., Any] = client.search_registered_models
@@ -306,6 +311,9 @@ def selected_models(pattern: ModelURI) -> Iterator[dict[str, str]]:
             newest_number = int(marks.get(entry.name, "0").split()[0])
             if int(number) > newest_number and fnmatchcase(entry.name, pattern.name):
                 marks[entry.name] = f"{number} {changed_at} {created_at}"
+                model_tags = None if pattern.kind == "tag" else entry.tags
+                if refusal and refusal(entry.name, model_tags):
+                    marks[entry.name] += f" {REFUSED}"
         yield marks
         token = page.token
         if not token:

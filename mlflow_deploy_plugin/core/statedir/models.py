@@ -79,7 +79,8 @@ class Listed(State):
     During the first listing, the list is not complete.
 
     The parts of a mark are the version's number, the time of the last change, the time
-    at which the model was created, and a digest of the registry and of the settings.
+    at which the model was created, `refused` if the steps are refused, and a digest of
+    the registry and of the settings.
     """
 
     uri: str
@@ -89,8 +90,8 @@ class Listed(State):
 
 def is_same_model(mark: str, other: str) -> bool:
     """Return True if a version with one mark may answer until the version with the
-    other can be served. A model that was deleted and created again, other requirements
-    and another registry exclude this.
+    other can be served. A model that was deleted and created again, refused steps,
+    other requirements and another registry exclude this.
     """
     return mark.split()[2:] == other.split()[2:]
 
@@ -252,8 +253,8 @@ class ShippingState(State):
 
 class RefusedVersion(State):
     """A version that the registry names for a variant and that is not served. `cause`
-    is gate, signature, fetch, artifact, load or consent (the version would run its own
-    code).
+    is gate, signature, fetch, artifact, load, consent (the version would run its own
+    code) or steps.
     """
 
     endpoint: str

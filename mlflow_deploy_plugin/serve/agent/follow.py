@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveE
 from mlflow_deploy_plugin.core.registry.change_feed import Selected
 from mlflow_deploy_plugin.core.registry.connection import redact_addresses
 from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
+from mlflow_deploy_plugin.core.registry.resolution import REFUSED
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.statedir.commands import command_files
@@ -170,11 +171,9 @@ class Follower:
         models.is_stale = models.is_stale or models.uri in changes
         models.round(is_covered=models.uri in self.feed.covered)
         self.resolver.advance()
-        self._deaths.update(take_load_deaths(self.state_dir))
-        lethal = {folder for folder, deaths in self._deaths.items() if deaths >= MOST_DEATHS}
-        if lethal:
-            models.refuse(lethal, LETHAL)
-            self._deaths.clear()
+        if deaths := take_load_deaths(self.state_dir):
+            self._deaths.update(deaths)
+            models.refuse({of for of in deaths if self._deaths[of] >= MOST_DEATHS}, LETHAL)
         self._control.settle(self._outcome)
         return self._publish(fatal=is_first and models.listed is None)
 
@@ -313,10 +312,6 @@ class Follower:
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
         """Return the endpoint with the versions that are on this disk."""
         earlier = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={}))
-        serve = self._permits.permitted(spec, earlier.serve if earlier.variants else None)
-        if serve is None:  # Never serve the versions without their steps.
-            reason = self._permits.errors.get(spec.name, "its steps are being checked")
-            return WantedEndpoint(variants={}, errors=dict.fromkeys(spec.variants, reason))
         served = earlier.variants
         variants = {}
         errors = {}
@@ -342,6 +337,14 @@ class Follower:
                 variants[label] = served[label]
             elif message := model.message(variant.model):
                 errors[label] = redact_addresses(message)
+        models = _models(variants)
+        used = earlier.serve if served and models <= _models(served) else None
+        serve = self._permits.permitted(spec, models, used)
+        if serve is None:  # Never serve the versions without their steps.
+            if served and used is None and spec.name in self._permits.unknown:
+                return earlier
+            reason = self._permits.errors.get(spec.name, "its steps are being checked")
+            return WantedEndpoint(variants={}, errors=dict.fromkeys(spec.variants, reason))
         return WantedEndpoint(
             variants=variants,
             capture=spec.capture,
@@ -405,11 +408,15 @@ class Follower:
                 raise Pending
             if self._list is not None:
                 wanted = self._wanted_endpoint(spec)
-                if not wanted.variants:
-                    # The worker that asks for a model reports its error.
-                    reason = self._permits.errors.pop(endpoint, "")
-                    if not reason:
-                        raise Pending
+                # The worker that asks for a model reports its error.
+                reason = self._permits.errors.pop(endpoint, "")
+                if not (wanted.variants or reason):
+                    raise Pending
+                if not reason and REFUSED in command.mark.split():
+                    self._list.is_stale = True
+                    reason = f"its steps (sha256 {spec.serve.digest}) are being checked"
+                if reason:
+                    self._permits.check_now()  # The next command needs a new result.
                     return NotReady(reason)
                 try:
                     self._list.write(endpoint, command.mark, wanted)
@@ -476,18 +483,19 @@ class Follower:
             checked_at = before.checked_at
         refused = []
         for spec, name, variant in self._variants():
-            rejection = self._model(spec, variant).rejection
-            if rejection is not None:
-                refused.append(
-                    RefusedVersion(
-                        endpoint=spec.name,
-                        variant=name,
-                        model=rejection.model,
-                        version=rejection.version,
-                        cause=rejection.cause,
-                        reason=rejection.reason,
-                    )
-                )
+            model = self._model(spec, variant)
+            wanted = self._wanted.endpoints.get(spec.name)
+            if model.version and wanted and not wanted.variants and spec.name in steps_errors:
+                details = {
+                    "model": model.version.model,
+                    "version": model.version.version,
+                    "cause": "steps",
+                    "reason": steps_errors[spec.name],
+                }
+                refused.append(RefusedVersion(endpoint=spec.name, variant=name, **details))
+            if model.rejection is not None:
+                details = vars(model.rejection)
+                refused.append(RefusedVersion(endpoint=spec.name, variant=name, **details))
         state = AgentState(
             pid=os.getpid(),
             checked_at=checked_at,
@@ -507,6 +515,10 @@ class Follower:
         assert_state(self.state_dir / AGENT, state)
         self._written = state
         return state
+
+
+def _models(variants: Mapping[str, WantedVariant]) -> frozenset[str]:
+    return frozenset(want.model for want in variants.values())
 
 
 def _failed_variant(workers: Sequence[WorkerState], endpoint: str, variant: str) -> LoadedVariant:

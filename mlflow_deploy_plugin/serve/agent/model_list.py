@@ -13,10 +13,11 @@ from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.connection import registry_address
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI
-from mlflow_deploy_plugin.core.registry.resolution import selected_models
+from mlflow_deploy_plugin.core.registry.resolution import REFUSED, selected_models
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir.files import (
     LISTED,
@@ -32,6 +33,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WantedEndpoint,
     is_same_model,
 )
+from mlflow_deploy_plugin.serve.agent.permitted_steps import steps_refusal
 from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy
 
 _log = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ class ModelList:
         self._listing: Future[Listed] | None = None
         self._began_at = self.polling.clock()
         self._ended_at = self._began_at
+        self._checks_steps = bool(self.template.serve.steps and self.template.requirements)
         self._pause = self.polling.due_at(0) - self._began_at
         if not self.polling.follow:
             self._pause = math.inf
@@ -102,7 +105,7 @@ class ModelList:
             # The first listing imports MLflow.
             pause = (self._ended_at - self._began_at) / _MOST_SHARE if self.count > 1 else 0.0
             if not self.is_stale:
-                is_recent = is_covered and not self.error
+                is_recent = is_covered and not self.error and not self._checks_steps
                 pause = max(pause, _COVERED_SECONDS if is_recent else self._pause)
             if now < self._ended_at + pause:
                 return
@@ -125,7 +128,14 @@ class ModelList:
                 _log.exception("the listing of %s failed", self.uri)
             self.error = f"{self.uri}: {getattr(error, 'message', type(error).__name__)}"
             return
+        withdrawn = [
+            name
+            for name, mark in self.listed.models.items()
+            if REFUSED in mark.split() and served_file(self.state_dir, name).exists()
+        ]
         self.error = ""
+        if withdrawn:
+            self.error = f"the steps of {join_names(map(repr, withdrawn))} are refused"
         if assert_state(self.state_dir / LISTED, self.listed):
             _log.info("%d registered models are listed", len(self.listed.models))
         for name in before.keys() - self.listed.models.keys():
@@ -141,8 +151,14 @@ class ModelList:
             models = {name: f"{mark} {self._digest}" for name, mark in sorted(marks.items())}
             return Listed(uri=self.uri, models=models, is_complete=is_complete)
 
+        def refusal(model: str, tags: dict[str, str] | None) -> OnnxserveError | None:
+            error = steps_refusal(self.template, self.template.serve, {model: tags})
+            if isinstance(error, RegistryUnavailable):
+                raise error
+            return error
+
         marks: dict[str, str] = {}
-        for marks in selected_models(self.pattern):
+        for marks in selected_models(self.pattern, refusal if self._checks_steps else None):
             if is_first:
                 self.listed = listed(marks, is_complete=False)
                 assert_state(self.state_dir / LISTED, self.listed)
@@ -169,14 +185,24 @@ class ModelList:
             previous = before.previous if is_same else before.endpoint
         write_state(file, ServedModel(name=model, mark=mark, endpoint=endpoint, previous=previous))
 
-    def refuse(self, folders: Collection[Path], reason: str) -> None:
-        """Serve the versions in these folders no longer."""
+    def refuse(self, deaths: Collection[Path], reason: str) -> None:
+        """Serve the versions in these folders, and the steps with these digests, no
+        longer.
+        """
         for file in (self.state_dir / SERVED).glob("[!.]*.json"):
             served = read_state(file, ServedModel)
             if served is None:
                 continue
-            variants = served.endpoint.variants.items()
-            errors = {label: reason for label, want in variants if want.folder in folders}
+            endpoint = served.endpoint
+            has_steps = Path(endpoint.serve.digest) in deaths
+            errors = {
+                label: reason
+                for label, want in endpoint.variants.items()
+                if has_steps or want.folder in deaths
+            }
             if errors:
-                refused = WantedEndpoint(variants={}, errors=errors)
-                write_state(file, served.model_copy(update={"endpoint": refused}))
+                endpoint = WantedEndpoint(variants={}, errors=errors)
+                # The earlier version has the same steps.
+                previous = None if has_steps else served.previous
+                changes = {"endpoint": endpoint, "previous": previous}
+                write_state(file, served.model_copy(update=changes))

@@ -2,8 +2,9 @@
 signature of the file, and `gate=passed` needs its digest in the gate policy of each
 registered model. Setting a policy is an event of the audit trail.
 
-Steps in use are checked again for each change of the spec, after each change that the
-change feed reports, and every minute.
+Steps in use are checked again for each change of the spec and of the versions, after
+each change that the change feed reports, and every minute. A server of all registered
+models checks them at each listing.
 """
 
 import logging
@@ -20,7 +21,6 @@ from mlflow_deploy_plugin.core.errors import (
     SignatureRefused,
 )
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.signatures import Signature, trust_file
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServeSpec
@@ -50,6 +50,7 @@ class _Check:
 
     spec: EndpointSpec
     serve: ServeSpec
+    models: frozenset[str]
     due_at: float = 0.0
     error: OnnxserveError | None = _CHECKING
     is_running: bool = False
@@ -58,7 +59,7 @@ class _Check:
         """Check the steps. If this fails, an earlier result remains valid. Runs in a
         thread.
         """
-        error = _refusal(self.spec, self.serve)
+        error = steps_refusal(self.spec, self.serve, dict.fromkeys(self.models))
         if isinstance(self.error, _UNKNOWN) or not isinstance(error, _UNKNOWN):
             self.error = error
         self.is_running = False
@@ -68,21 +69,27 @@ class _Check:
 class StepsPermits:
     """The checks of steps, which run in the threads of `pool`. `deaths` counts the
     workers that died while they imported steps, by digest. `errors` has the reasons of
-    the refused steps, by endpoint.
+    the refused steps, by endpoint, and `unknown` the endpoints whose new steps or
+    models could not be checked yet.
     """
 
     pool: Executor
     clock: Callable[[], float]
     deaths: Mapping[Path, int]
     errors: dict[str, str] = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
     _checks: dict[tuple[str, ServeSpec], _Check] = field(default_factory=dict)
 
-    def permitted(self, spec: EndpointSpec, used: ServeSpec | None) -> ServeSpec | None:
-        """Return the steps that the workers may run: those of the spec if they are
-        permitted, otherwise those in use unless they are refused, otherwise None.
+    def permitted(
+        self, spec: EndpointSpec, models: frozenset[str], used: ServeSpec | None
+    ) -> ServeSpec | None:
+        """Return the steps that the workers may run with versions of these models:
+        those of the spec if they are permitted, otherwise those in use with them unless
+        they are refused, otherwise None.
         """
         name = spec.name
         self.errors.pop(name, None)
+        self.unknown.discard(name)
         now = self.clock()
         for serve in dict.fromkeys((spec.serve, used or spec.serve)):
             is_lethal = self.deaths[Path(serve.digest)] >= MOST_DEATHS
@@ -94,8 +101,8 @@ class StepsPermits:
             check = self._checks.get((name, serve))
             # The result of a check that was not repeated in time is outdated.
             is_outdated = check and now >= check.due_at + _RETRY_SECONDS and not check.is_running
-            if check is None or check.spec != spec or is_outdated:
-                check = _Check(spec, serve)
+            if check is None or (check.spec, check.models) != (spec, models) or is_outdated:
+                check = _Check(spec, serve, models)
                 self._checks[name, serve] = check
             if now >= check.due_at and not check.is_running:
                 check.is_running = True
@@ -106,8 +113,10 @@ class StepsPermits:
                 return serve
             if error is not _CHECKING:
                 self.errors.setdefault(name, f"endpoint {name}: {error.message}")
-            if serve == used and isinstance(error, _UNKNOWN):
-                return serve
+            if isinstance(error, _UNKNOWN):
+                if serve == used:
+                    return serve
+                self.unknown.add(name)
         return None
 
     def check_now(self) -> None:
@@ -116,8 +125,14 @@ class StepsPermits:
             check.due_at = self.clock()
 
 
-def _refusal(spec: EndpointSpec, serve: ServeSpec) -> OnnxserveError | None:
-    """Return the reason why the steps may not run; None if they may."""
+def steps_refusal(
+    spec: EndpointSpec,
+    serve: ServeSpec,
+    models: Mapping[str, dict[str, str] | None],
+) -> OnnxserveError | None:
+    """Return the reason why the steps may not run with these registered models; None if
+    they may. The registry is asked for tags that are None.
+    """
     # Its large models would delay each start.
     from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 
@@ -132,11 +147,11 @@ def _refusal(spec: EndpointSpec, serve: ServeSpec) -> OnnxserveError | None:
             key = trust_file(Path(spec.trusted_file))
             signature = Signature(serve.signature.encode(), key)
             signature.check_text(STEPS_FILE, serve.steps or "")
-        models = registered_model_names(spec) if spec.requires_gate else ()
-        for model in models:
-            with registry_errors(f"model {model}"):
-                model_tags = registry_client().get_registered_model(model).tags
-            policy = policy_from_tags(model, model_tags)
+        for model, tags in models.items() if spec.requires_gate else ():
+            if tags is None:
+                with registry_errors(f"model {model}"):
+                    tags = registry_client().get_registered_model(model).tags
+            policy = policy_from_tags(model, tags)
             if policy is None or digest not in policy.steps:
                 raise GateRefused(
                     f"its steps (sha256 {digest}) are not approved, but the endpoint requires "

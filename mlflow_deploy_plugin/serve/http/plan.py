@@ -209,7 +209,6 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         ):
             return None
         received = time.time_ns() // 1000
-        id_ = headers.get("x-request-id", "")
         try:
             key = admit(request) if admits else None
             feeds, encode, given_id = decode(headers, request.body)
@@ -217,6 +216,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
                 return None
             id_ = request_id({"x-request-id": given_id}) if given_id else new_id()
             if has_steps:
+                request.headers = {**headers, "x-request-id": id_}  # The log has this id.
                 decoded = feeds, encode
                 feeds, encode = add_steps(server, variant, decoded, headers, id_, math.inf)
             began = time.perf_counter()
@@ -232,7 +232,6 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             pass_exit(error)
             if has_steps:
                 request.failure = error
-                request.headers = {**headers, "x-request-id": id_}  # The log has this id.
             return None
         if key is not None:
             count_key(key)

@@ -30,8 +30,13 @@ from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, Infer
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, columns_of
-from mlflow_deploy_plugin.serve.runtime.steps import SENT, Request, RunningStep, running_step
-from mlflow_deploy_plugin.serve.runtime.values import short_repr
+from mlflow_deploy_plugin.serve.runtime.steps import (
+    SENT,
+    Request,
+    RunningStep,
+    running_step,
+    step_failure,
+)
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
@@ -116,7 +121,8 @@ def add_steps(
             prediction = answering.loaded.predictor.prediction(outputs)
             return EncodedResponse(dump_json({"predictions": prediction}))
         except (TypeError, ValueError) as error:
-            raise StepFailed(f"step after: its answer cannot be encoded: {error}") from None
+            reason = f"its answer cannot be encoded: {type(error).__name__}"
+            raise step_failure("after", request, reason, error) from None
 
     return feeds, encode_after
 
@@ -186,8 +192,8 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
     inputs = variant.steps.run("before", running, running.request)
     if not isinstance(inputs, Mapping):
         raise StepFailed(
-            f"step before: it returned {short_repr(inputs)}; a mapping from the model's inputs to "
-            "lists or arrays is expected"
+            f"step before: it returned {type(inputs).__name__}; a mapping from the model's inputs "
+            "to lists or arrays is expected"
         )
     if variant.capture.keys:
         keys = {name: columns[name] for name in variant.capture.keys if name in columns}
@@ -197,9 +203,8 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
     except SchemaMismatch as error:
         if error.column in columns and inputs.get(error.column) is columns[error.column]:
             raise  # The caller has sent these values, and the step has not changed them.
-        raise StepFailed(
-            f"step before: its inputs do not fit the model: {error.message}", column=error.column
-        ) from None
+        reason = f"its inputs do not fit the model: {error.column!r}"
+        raise step_failure("before", running.request, reason, error, error.column) from None
     if not schema.has_rows:
         return add_keys(feeds, {SENT: object_array([text]).reshape(())})
     for array in feeds.values():
@@ -232,7 +237,7 @@ def _named(
         if array.dtype.kind == "U":  # numpy turns the numbers next to texts into texts.
             array = np.array(values, dtype=object)
         if rows is not None and array.shape[:1] != (rows,):
-            found = f"{len(array)} entries" if array.ndim else short_repr(values)
+            found = f"{len(array)} entries" if array.ndim else type(values).__name__
             raise StepFailed(
                 f"step after: {str(name)[:60]!r} has {found} for {rows} rows; one entry per row is "
                 "expected"

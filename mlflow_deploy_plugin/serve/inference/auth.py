@@ -45,7 +45,8 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 logger = logging.getLogger(__name__)
 
 CREDENTIALS = re.compile(
-    "authorization|cookie|token|secret|password|assertion|(api|subscription)[-_]?key"
+    "authorization|cookie|token|secret|passw|credential|assertion|jwt|oidc|client-cert|"
+    "(api|access|auth|functions|subscription)[-_]?key"
 )
 """The names of headers and metadata that may identify a caller to this server or to a
 proxy. They are never passed on.

@@ -40,8 +40,8 @@ def agent_metrics_page(state_dir: Path) -> bytes:
         "onnxserve_wanted_version_refused",
         "gauge",
         (
-            "Versions that the registry selects but that are not served: gate, fetch, artifact, "
-            "consent or load."
+            "Versions that the registry selects but that are not served: gate, signature, fetch, "
+            "artifact, consent, load or steps."
         ),
     )
     refused.series.extend(

@@ -160,15 +160,24 @@ class Steps:
             raise StepTimeout(
                 f"step {name}, {STEPS_FILE}: it did not return within the request's time"
             ) from None
-        except BaseException as error:
-            endpoint = running.request.endpoint
-            request_id = running.request.id
-            message = "step %s of endpoint %s failed, X-Request-Id %s"
-            logger.error(message, name, endpoint, request_id, exc_info=error)
-            raise StepFailed(
-                f"step {name}, {_describe_error(error, self.module)}; the log of the server has "
-                f"the error under X-Request-Id {request_id}"
-            ) from None
+        except BaseException as error:  # noqa: BLE001 - it fails only its request, and is logged
+            reason = _describe_error(error, self.module)
+            raise step_failure(name, running.request, reason, error) from None
+
+
+def step_failure(
+    name: StepName, request: Request, reason: str, error: BaseException, column: str = ""
+) -> StepFailed:
+    """Log the error of a step, and return an error with the reason for the caller. The
+    text of the first error may be secret.
+    """
+    message = "step %s of endpoint %s failed, X-Request-Id %s"
+    logger.error(message, name, request.endpoint, request.id, exc_info=error)
+    return StepFailed(
+        f"step {name}, {reason}; the log of the server has the error under X-Request-Id "
+        f"{request.id}",
+        column=column,
+    )
 
 
 def running_step() -> RunningStep | None:
@@ -183,7 +192,7 @@ def is_late(thread: int) -> bool:
 
 def _describe_error(error: BaseException, module: ModuleType) -> str:
     """Return the class of an error of a user's module, and the last line of the module
-    that the error has passed. The text of the error may be secret.
+    that the error has passed.
     """
     line = 0
     traceback = error.__traceback__

@@ -78,7 +78,7 @@ def make_list(folder, marks, **config):
     advances a day per look.
     """
 
-    def select(pattern):
+    def select(pattern, refusal):
         if isinstance(marks, Exception):
             raise marks
         return iter([dict(marks)])
@@ -133,13 +133,15 @@ def test_recreated_model_has_no_previous_version(client, tmp_path):
         client.create_registered_model("team-a")
         client.create_model_version("team-a", ".")
         client.set_registered_model_alias("team-a", "champion", "1")
-    assert read_state(served_file(tmp_path, "team-a"), ServedModel).previous is None
+    saved = read_state(served_file(tmp_path, "team-a"), ServedModel)
+    assert saved is not None
+    assert saved.previous is None
 
 
 def test_failed_listing_is_repeated_soon(tmp_path, clock, monkeypatch):
     answers = iter([{"team-a": "1 5"}, None, {"team-a": "2 6"}])
 
-    def select(pattern):
+    def select(pattern, refusal):
         answer = next(answers)
         if answer is None:
             raise RegistryUnavailable("down")

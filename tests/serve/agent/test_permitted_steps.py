@@ -1,5 +1,6 @@
 """Steps of an endpoint with requirements need an approved digest, or a signature."""
 
+import itertools
 import time
 from collections import Counter
 from pathlib import Path
@@ -9,11 +10,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mlflow_deploy_plugin.core.errors import RegistryUnavailable
+from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import (
     ANSWERS,
     COMMANDS,
+    LISTED,
     LOADING,
     LOOK,
     SPEC,
@@ -24,10 +28,12 @@ from mlflow_deploy_plugin.core.statedir.files import (
 from mlflow_deploy_plugin.core.statedir.models import (
     Command,
     CommandAnswer,
+    Listed,
     LoadedVariant,
     LoadingState,
+    ServedModel,
+    is_same_model,
 )
-from mlflow_deploy_plugin.serve.agent import model_list
 from mlflow_deploy_plugin.serve.agent.permitted_steps import StepsPermits
 from tests.support.clocks import Clock
 from tests.support.commands import done
@@ -56,27 +62,31 @@ def permits():
     return StepsPermits(AtOnce(), Clock(0.0), Counter())
 
 
+def permitted(permits, spec, used):
+    return permits.permitted(spec, frozenset(registered_model_names(spec)), used)
+
+
 def test_gate_needs_an_approved_digest(approve, specs, permits):
     spec = specs("gate=passed")
-    assert permits.permitted(spec, None) is None
+    assert permitted(permits, spec, None) is None
     assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of tiny")
     approve(spec.serve.digest)
-    assert permits.permitted(spec, None) is None
+    assert permitted(permits, spec, None) is None
     permits.clock.now = 60.0
-    assert permits.permitted(spec, None) == spec.serve
+    assert permitted(permits, spec, None) == spec.serve
     assert permits.errors == {}
 
 
 def test_signature_covers_the_steps(specs, permits, tmp_path):
     keys = write_key(tmp_path)
     require = f"signature={keys.public}"
-    assert permits.permitted(specs(require), None) is None
+    assert permitted(permits, specs(require), None) is None
     assert mentions(permits.errors["e"], "onnxserve sign steps.py")
     done(f"sign {tmp_path}/steps.py --key {keys.key}")
     signed = specs(require)
-    assert permits.permitted(signed, None) == signed.serve
+    assert permitted(permits, signed, None) == signed.serve
     (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
-    assert permits.permitted(specs(require), signed.serve) == signed.serve
+    assert permitted(permits, specs(require), signed.serve) == signed.serve
     assert mentions(permits.errors["e"], "signature", "is refused")
 
 
@@ -98,36 +108,36 @@ def approve(new_mlflow):
 def test_steps_are_checked_for_another_model(approve, specs, permits):
     spec = specs("gate=passed")
     approve(spec.serve.digest)
-    assert permits.permitted(spec, None) == spec.serve
-    assert permits.permitted(specs("gate=passed", "models:/other/1"), spec.serve) is None
+    assert permitted(permits, spec, None) == spec.serve
+    assert permitted(permits, specs("gate=passed", "models:/other/1"), spec.serve) is None
     assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of other")
 
 
 @pytest.mark.parametrize("require", ["gate=passed", "signature=KEY", "gate=passed,signature=KEY"])
 def test_steps_are_checked_for_a_later_requirement(approve, specs, permits, tmp_path, require):
     plain = specs("")
-    assert permits.permitted(plain, plain.serve) == plain.serve
+    assert permitted(permits, plain, plain.serve) == plain.serve
     key = str(write_key(tmp_path).public)
-    assert permits.permitted(specs(require.replace("KEY", key)), plain.serve) is None
+    assert permitted(permits, specs(require.replace("KEY", key)), plain.serve) is None
     assert "e" in permits.errors
-    assert permits.permitted(plain, None) == plain.serve
+    assert permitted(permits, plain, None) == plain.serve
     assert permits.errors == {}
 
 
 def test_steps_are_checked_after_a_policy_changes(approve, specs, permits, tmp_path):
     spec = specs("gate=passed")
     approve(spec.serve.digest)
-    assert permits.permitted(spec, spec.serve) == spec.serve
+    assert permitted(permits, spec, spec.serve) == spec.serve
     (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
     newer = specs("gate=passed")
-    assert permits.permitted(newer, spec.serve) == spec.serve
+    assert permitted(permits, newer, spec.serve) == spec.serve
     approve()
-    assert permits.permitted(newer, spec.serve) == spec.serve
+    assert permitted(permits, newer, spec.serve) == spec.serve
     permits.check_now()
-    assert permits.permitted(newer, spec.serve) is None
+    assert permitted(permits, newer, spec.serve) is None
     approve(newer.serve.digest)
     permits.clock.now = 60.0
-    assert permits.permitted(newer, None) == newer.serve
+    assert permitted(permits, newer, None) == newer.serve
 
 
 def test_steps_are_checked_with_a_replaced_key(specs, permits, tmp_path):
@@ -135,11 +145,11 @@ def test_steps_are_checked_with_a_replaced_key(specs, permits, tmp_path):
     specs("")
     done(f"sign {tmp_path}/steps.py --key {first.key}")
     spec = specs(f"signature={first.public}")
-    assert permits.permitted(spec, spec.serve) == spec.serve
+    assert permitted(permits, spec, spec.serve) == spec.serve
     (tmp_path / "new").mkdir()
     first.public.write_bytes(write_key(tmp_path / "new").public.read_bytes())
     permits.clock.now = 60.0
-    assert permits.permitted(spec, spec.serve) is None
+    assert permitted(permits, spec, spec.serve) is None
     assert mentions(permits.errors["e"], "signature", "is refused")
 
 
@@ -147,17 +157,17 @@ def test_steps_are_checked_later_without_a_registry(approve, specs, permits, mon
     spec = specs("gate=passed")
     other = specs("gate=passed", "models:/other/1")
     approve(spec.serve.digest)
-    assert permits.permitted(spec, None) == spec.serve
+    assert permitted(permits, spec, None) == spec.serve
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "get_registered_model", Mock(side_effect=MlflowException("")))
         permits.clock.now = 60.0
-        assert permits.permitted(spec, spec.serve) == spec.serve
+        assert permitted(permits, spec, spec.serve) == spec.serve
         assert permits.errors == {}
-        assert permits.permitted(other, None) is None  # They were never permitted.
-        assert permits.permitted(other, other.serve) == other.serve
+        assert permitted(permits, other, None) is None  # They were never permitted.
+        assert permitted(permits, other, other.serve) == other.serve
         assert "e" in permits.errors
     permits.check_now()
-    assert permits.permitted(other, other.serve) is None
+    assert permitted(permits, other, other.serve) is None
 
 
 def test_steps_are_checked_while_they_are_served(approve, case, specs):
@@ -176,6 +186,7 @@ def test_steps_are_checked_while_they_are_served(approve, case, specs):
     assert (refused.variants, refused.serve.steps) == ({}, None)
     assert mentions(refused.errors["e"], spec.serve.digest, "gate policy of tiny")
     assert (state.error, state.errors, state.fatal) == (refused.errors["e"], 1, False)
+    assert [(version.version, version.cause) for version in state.refused] == [("1", "steps")]
     again = case.follower()
     assert not again.round().fatal
     assert case.wanted.endpoints["e"].variants == {}
@@ -183,6 +194,36 @@ def test_steps_are_checked_while_they_are_served(approve, case, specs):
     (case.state_dir / LOOK).touch()
     assert again.round().error == ""
     assert list(case.wanted.endpoints["e"].variants) == ["e"]
+
+
+def test_steps_are_checked_with_the_model_in_use(approve, case, specs, tmp_path, monkeypatch):
+    case.world.gates["1"] = "passed"
+    case.world.versions["models:/tiny/1"] = "1"
+    spec = specs("gate=passed")
+    approve(spec.serve.digest)
+    (case.state_dir / SPEC).write_text(dump_spec(spec))
+    follower = case.follower()
+    follower.round()
+    # The next model, whose policy permits only its own steps, cannot be fetched.
+    (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
+    other = specs("gate=passed", "models:/other/1")
+    policy = f"steps: [{other.serve.digest}]"
+    MlflowClient().set_registered_model_tag("other", GATE_POLICY_TAG, policy)
+    case.world.versions["models:/other/1"] = RegistryUnavailable("down")
+    (case.state_dir / SPEC).write_text(dump_spec(other))
+    follower.round()
+    endpoint = case.wanted.endpoints["e"]
+    assert (endpoint.serve, endpoint.variants["e"].model_uri) == (spec.serve, "models:/tiny/1")
+    case.world.versions["models:/other/1"] = "1"
+    case.now += 600
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_registered_model", Mock(side_effect=MlflowException("")))
+        follower.round()
+        assert case.wanted.endpoints["e"] == endpoint
+    (case.state_dir / LOOK).touch()
+    follower.round()
+    endpoint = case.wanted.endpoints["e"]
+    assert (endpoint.serve, endpoint.variants["e"].model_uri) == (other.serve, "models:/other/1")
 
 
 def test_steps_that_end_workers_are_refused(case, specs):
@@ -223,23 +264,75 @@ def test_refused_steps_are_never_left_out(new_mlflow, case, specs):
     assert follower.round().error == ""
 
 
-def test_refused_steps_of_a_listed_model_are_answered(new_mlflow, case, specs, monkeypatch):
-    MlflowClient().create_registered_model("tiny")
+@pytest.fixture
+def listing(approve, case, specs):
+    """Return a function that serves the models of a pattern, and a function that
+    fetches the model tiny after a listing and returns its mark and the error.
+    """
     case.world.gates["1"] = "passed"
-    case.world.versions["models:/tiny@champion"] = "1"
-    monkeypatch.setattr(model_list, "selected_models", lambda pattern: iter([{"tiny": "1 5"}]))
-    pattern = apply_config(specs("gate=passed"), {"variants.e.model": "models:/*@champion"})
-    (case.state_dir / SPEC).write_text(dump_spec(pattern))
-    follower = case.follower()
-    follower.round()
-    command = Command(action="fetch", endpoint="tiny", mark="m", created_at=time.monotonic())
-    write_state(case.state_dir / COMMANDS / "1.json", command)
-    state = follower.round()
-    answer = read_state(case.state_dir / ANSWERS / "1.json", CommandAnswer)
-    assert answer is not None
-    assert pattern.serve.digest in answer.error
-    assert state.error == ""
+
+    def start(place):
+        client = MlflowClient()
+        client.create_model_version("tiny", ".", tags={"region": "eu"})
+        client.set_registered_model_alias("tiny", "champion", "1")
+        case.world.versions[f"models:/tiny{place}"] = "1"
+        spec = apply_config(specs("gate=passed"), {"variants.e.model": f"models:/*{place}"})
+        (case.state_dir / SPEC).write_text(dump_spec(spec))
+        follower = case.follower()
+        numbers = itertools.count()
+
+        def fetch(mark=""):
+            case.now += 60
+            state = follower.round()
+            listed = read_state(case.state_dir / LISTED, Listed)
+            assert listed is not None
+            mark = mark or listed.models["tiny"]
+            command = Command(
+                action="fetch", endpoint="tiny", mark=mark, created_at=time.monotonic()
+            )
+            name = f"{next(numbers)}.json"
+            write_state(case.state_dir / COMMANDS / name, command)
+            follower.round()
+            answer = read_state(case.state_dir / ANSWERS / name, CommandAnswer)
+            assert answer is not None
+            return mark, answer.error, state
+
+        return spec.serve.digest, fetch
+
+    return start
+
+
+@pytest.mark.parametrize("place", ["@champion", "/tag:region=eu"])
+def test_steps_are_checked_at_each_listing(approve, listing, case, place):
+    digest, fetch = listing(place)
+    refused, error, state = fetch()
+    assert (digest in error, state.error) == (True, "")
     assert not served_file(case.state_dir, "tiny").exists()
+    approve(digest)
+    permitted, error, _ = fetch()
+    assert error == ""
+    assert not is_same_model(permitted, refused)
+    approve()
+    withdrawn, error, state = fetch()
+    assert (withdrawn, digest in error) == (refused, True)
+    assert "tiny" in state.error
+    approve(digest)
+    # A server with a list from before must not keep a version under this mark.
+    assert mentions(fetch(refused)[1], "being checked")
+    assert fetch()[:2] == (permitted, "")
+
+
+def test_steps_of_listed_models_that_end_workers(approve, listing, case):
+    digest, fetch = listing("@champion")
+    approve(digest)
+    mark, _, _ = fetch()
+    for count in range(2):
+        loading = LoadingState(pid=2**30, folder=Path(digest))
+        write_state(case.state_dir / LOADING / f"{count}.json", loading)
+    assert "2 workers died" in fetch(mark)[1]
+    saved = read_state(served_file(case.state_dir, "tiny"), ServedModel)
+    assert saved is not None
+    assert (saved.endpoint.variants, saved.previous) == ({}, None)
 
 
 def test_error_of_steps_keeps_the_version(case):

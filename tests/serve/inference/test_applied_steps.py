@@ -124,7 +124,7 @@ AFTER = HEAD + "def after(outputs, request):\n    calls.append(1)\n    "
     [
         (BEFORE, "return {'a': request.inputs['zip']}", 500,
             ["step before, steps.py line 7: KeyError; ", "X-Request-Id"]),
-        (BEFORE, "return [1]", 500, ["step before", "[1]", "mapping"]),
+        (BEFORE, "return [1]", 500, ["step before", "list;", "mapping"]),
         (BEFORE, "return {'a': [1, 2]}", 500, ["step before", "'b'"]),
         (BEFORE, "return dict.fromkeys('abc', [1.0])", 500, ["step before", "1 rows for 2 rows"]),
         (BEFORE, "return {**request.inputs, 'a': ['x', 'y']}", 500, ["step before", "'a'"]),
@@ -135,8 +135,11 @@ AFTER = HEAD + "def after(outputs, request):\n    calls.append(1)\n    "
         (BEFORE, "return onnxserve.call('e', request.inputs)", 500,
             ["line 7: InvalidConfig; "]),
         (AFTER, "return outputs['y'][:1]", 500, ["step after", "1 entries for 2 rows"]),
-        (AFTER, "return 3", 500, ["step after", "3 for 2 rows"]),
-        (AFTER, "return [1j, 2j]", 500, ["step after", "encoded"]),
+        (AFTER, "return 3", 500, ["step after", "int for 2 rows"]),
+        (AFTER, "return [1j, 2j]", 500, ["step after", "encoded", "TypeError"]),
+        (BEFORE, "return ['hunter2']", 500, ["list"]),
+        (BEFORE, "return {**request.inputs, 'a': ['hunter2'] * 2}", 500, ["'a'", "X-Request-Id"]),
+        (AFTER, "return 'hunter2'", 500, ["str for 2 rows"]),
     ],
 )  # fmt: skip
 def test_failed_step_fails_only_its_request(stepped, step, code, status, words):
@@ -148,6 +151,7 @@ def test_failed_step_fails_only_its_request(stepped, step, code, status, words):
     assert answer.status == status
     assert all(word in message for word in words), message
     assert "Traceback" not in message
+    assert "hunter2" not in message
     (served,) = server.repository.table["e"].answering
     assert served.steps.module.calls == [1]  # The general path does not repeat the step.
     assert captured(server)[-1].record.status == status
@@ -182,7 +186,9 @@ def test_text_of_an_error_is_only_in_the_log(stepped, caplog, is_planned):
 @pytest.mark.parametrize("is_planned", [True, False])
 def test_steps_receive_no_credentials(stepped, is_planned):
     server = stepped(SECRETS)
-    names = "authorization proxy-authorization cookie x-api-key api-key x-auth-token"
+    names = (
+        "authorization proxy-authorization cookie x-api-key api-key x-auth-token x-amzn-oidc-data"
+    )
     request = post("/invocations", {"inputs": [[1, 2, 3]]})
     plain = {**request.headers, "x-shop": "7"}
     key = "onnxserve_" + "a" * 43
