@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, zip_longest
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -558,10 +559,7 @@ def _model_card(store: Store, name: str, followers: _Followers) -> ModelCard:
         may_act,
         versions=tuple(_version_rows(model, entries, applied, holders, followers)),
         gated=tuple(map(str, gated)),
-        outside=tuple(
-            f"version {version} is in {place}, but did not move there through this server"
-            for place, version, _ in moves.outside_places(store, model)
-        ),
+        outside=tuple(map(attrgetter("why"), moves.outside_changes(store, model))),
         error=error,
         no_gate=error or actions.gate_blocker(applied, bool(access.caller().user)),
     )

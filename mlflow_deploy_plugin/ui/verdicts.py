@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.gate.approvals import version_authors
+from mlflow_deploy_plugin.promote.gate.approvals import ensure_registered
 from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
@@ -75,27 +75,16 @@ def record_verdict(trail: AuditTrail) -> None:
                 f"recorded already; run the gate again"
             )
     actor = who.user or record.actor or who.actor
-    store = trail.store()
-    created = int(entry.creation_timestamp)
-    registrations = store.counted_events(record.model, ("register",))
-    if (record.version, created) not in {
-        (event.version, event.detail.get("created")) for event in registrations
-    }:
-        # It was created without this server, or the server stopped then. Only the
-        # authors that other events name are known.
-        authors = version_authors(store, record.version, created)
-        detail = {"created": created, "authors": authors}
-        subject = {"model": record.model, "version": record.version}
-        store.record("register", detail=detail, actor=actor, **subject)
+    ensure_registered(trail.store(), entry, actor)
     machine = {"machine": record.machine} if record.machine not in ("", actor) else {}
     record.record(
-        store,
+        trail.store(),
         actor,
         is_tagged=True,
         via="mlflow",
         address=who.address,
         account=who.user,
-        created=created,
+        created=int(entry.creation_timestamp),
         **machine,
     )
     for tag in starmap(ModelVersionTag, record.tags_after(entry.tags).items()):
