@@ -64,16 +64,7 @@ def record_verdict(trail: AuditTrail) -> None:
         made |= dict.fromkeys(("report", "run_id", "report_digest", "policy_digest"), "")
     record = record.model_copy(update=made)
     _require_match(record, policy)
-    # A repeated verdict would replace a later failure.
-    recorded = {record.run_id, record.report_digest} - {""}
-    for event in trail.store().events(model=record.model, actions=("gate",)):
-        if event.version != record.version:
-            continue
-        if not recorded.isdisjoint(map(event.detail.get, ("run_id", "report_digest"))):
-            raise GateRefused(
-                f"the verdict on {record.model} version {record.version} with this report is "
-                f"recorded already; run the gate again"
-            )
+    record.require_new(trail.store())
     actor = who.user or record.actor or who.actor
     ensure_registered(trail.store(), entry, actor)
     machine = {"machine": record.machine} if record.machine not in ("", actor) else {}

@@ -202,11 +202,11 @@ class Move:
         and the return of a version with the files that were served; refuse the rest.
         """
         files, unreadable = self._read_files(policy)
-        number = self.change.version
         events = self.trail.store().counted_events(self.model.name, (*VERDICTS, *MOVES))
         status = gate_status(events, self.version, policy)
-        is_there = self.holder == number
-        belongs_there = arrived(events, number, self.place)
+        is_there = self.holder == self.change.version
+        belongs_there = arrived(events, self.change.version, self.place)
+        recorded = served_files(events, self.change.version, self.place)
         if status.passed and unreadable:
             status = tags.GateStatus(False, "", unreadable)
         elif status.passed:
@@ -222,16 +222,15 @@ class Move:
             # A version that has the place already with other recorded files, or without
             # a counted move, is recorded again.
             detail = self._detail(files)
-            is_recorded = belongs_there and served_files(events, number, self.place) == files
-            has_new_files = is_there and not is_recorded
+            has_new_files = is_there and not (belongs_there and recorded == files)
             if has_new_files:
-                detail |= move_detail(detail["moved"]["place"], number, files)
+                detail |= move_detail(detail["moved"]["place"], self.holder, files)
             why = f"gate {status.state}: {status.reason}"
             return self._accepted(why=why, detail=detail, has_new_files=has_new_files)
         if belongs_there and is_there:
             return self._accepted(why="already there")
         if belongs_there or self._is_return(events):
-            changed = unreadable or _changed_files(events, number, self.place, files)
+            changed = unreadable or _changed_files(recorded, files)
             if not changed:
                 return self._accepted(
                     why=f"rollback to the version before version {self.holder}; its gate: "
@@ -302,33 +301,30 @@ def gate_status(
     for event in events:
         if event.action == BROKEN or event.ends_model:
             verdict = None
-        is_of_version = event.version == str(version.version)
-        is_of_version = is_of_version and event.detail.get("created", created) == created
-        if event.action == "gate" and is_of_version and event.detail.get("tagged"):
+        is_of_version = event.detail.get("created", created) == created
+        if event.action != "gate" or event.version != str(version.version) or not is_of_version:
+            continue
+        if event.detail.get("tagged"):
             verdict = event
     if verdict is None:
-        reason = "the audit trail has no verdict on it; run `onnxserve gate`"
-        return tags.GateStatus(False, "", reason)
+        command = f"onnxserve gate models:/{version.name}/{version.version}"
+        return tags.GateStatus(False, "", f"the audit trail has no verdict on it; run `{command}`")
     state = verdict.after
-    reason = ""
-    if state == "forced":
-        if policy.judges and verdict.detail.get("account") not in policy.judges:
-            reason = f"{verdict.actor}, who forced it, is not a judge of the model's current policy"
-    elif state != "failed" and verdict.detail.get("policy_digest") != policy.digest:
+    detail = verdict.detail
+    if state == "forced" and policy.judges and detail.get("account") not in policy.judges:
+        reason = f"{verdict.actor}, who forced it, is not a judge of the model's current policy"
+    elif state not in ("forced", "failed") and detail.get("policy_digest") != policy.digest:
         reason = "it passed a different policy from the model's current policy"
-    if reason:
-        return tags.GateStatus(False, "", reason)
-    files = verdict.detail.get("files", "")
-    return tags.GateStatus(state in tags.PASSED_STATES, state, verdict.why, digest=files)
+    else:
+        passed = state in tags.PASSED_STATES
+        return tags.GateStatus(passed, state, verdict.why, digest=detail.get("files", ""))
+    return tags.GateStatus(False, "", reason)
 
 
-def _changed_files(
-    events: Sequence[AuditEvent], version: str, place: StageOrAlias, files: str
-) -> str:
+def _changed_files(recorded: str, files: str) -> str:
     """Return why `files` are not the files with which the version moved to the place;
     empty if they are.
     """
-    recorded = served_files(events, version, place)
     if files and recorded == files:
         return ""
     if not recorded:
@@ -376,7 +372,7 @@ def uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "Mo
         if is_right:
             changed = ""
         else:
-            changed = _changed_files(events, str(below.version), stage, files)
+            changed = _changed_files(served_files(events, str(below.version), stage), files)
     except NotFound as error:
         changed = error.message
     return changed and (
