@@ -133,7 +133,9 @@ class Mlflow:
         detail = {"files": digest, "policy_digest": policy_digest, "tagged": True}
         detail["created"] = created
         event = {"model": model, "version": version, "after": gate, "why": reason}
-        self.store.record("gate", actor=FIXTURE, detail=detail, **event)
+        with self.app.app_context():
+            store = self.app.extensions["onnxserve"].store()
+        store.record("gate", actor=FIXTURE, detail=detail, **event)
         for key, value in {"": gate, ".reason": reason, ".digest": digest}.items():
             tag = ModelVersionTag(f"onnxserve.gate{key}", value)
             self.registry.set_model_version_tag(model, version, tag)

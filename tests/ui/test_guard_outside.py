@@ -195,8 +195,8 @@ def test_way_back_past_the_app_is_not_counted(model):
 def test_version_before_a_move_past_the_app_returns(model):
     model.passed("1")
     assert model.enter("1", CHAMPION) == 200
-    set_alias(model, "2")
     assert model.set_policy(f"{POLICY}\nseed: 1") == 200
+    set_alias(model, "2")
     assert model.enter("2", CHAMPION) == 403
     assert model.enter("1", CHAMPION) == 200
     assert model.enter("2", CHAMPION) == 403
