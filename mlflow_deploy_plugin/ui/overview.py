@@ -434,8 +434,7 @@ def _endpoint_card(
             # A silent server may later report an earlier version.
             rollback = Rollback(is_possible=bool(silent))
         except InvalidConfig as error:
-            blocker = "" if silent else error.message
-            rollback = Rollback(is_possible=True, blocker=blocker)
+            rollback = Rollback(is_possible=True, blocker="" if silent else error.message)
     reason = (
         observed.observation.reason
         or "; ".join(observed.observation.errors.values())

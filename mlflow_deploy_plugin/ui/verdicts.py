@@ -64,12 +64,13 @@ def record_verdict(trail: AuditTrail) -> None:
         made |= dict.fromkeys(("report", "run_id", "report_digest", "policy_digest"), "")
     record = record.model_copy(update=made)
     _require_match(record, policy)
-    record.require_new(trail.store())
+    store = trail.store()
+    record.require_new(store)
     actor = who.user or record.actor or who.actor
-    ensure_registered(trail.store(), entry, actor)
+    ensure_registered(store, entry, actor)
     machine = {"machine": record.machine} if record.machine not in ("", actor) else {}
     record.record(
-        trail.store(),
+        store,
         actor,
         is_tagged=True,
         via="mlflow",

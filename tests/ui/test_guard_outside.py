@@ -29,13 +29,6 @@ def model(mlflow_app):
     return mlflow_app.model()
 
 
-def forged(model, version="1"):
-    """Return the tags of a passed verdict on the files of the version."""
-    document = verdict(model)
-    tags = {"": "passed", ".reason": "all checks passed", ".digest": document["files"]}
-    return {f"onnxserve.gate{key}": value for key, value in tags.items()}
-
-
 def set_alias(model, version, alias="champion"):
     """Set the alias as by SQL, or by a server without the app."""
     model.mlflow.registry.set_registered_model_alias(model, alias, version)
@@ -52,8 +45,9 @@ def create(model, tags, base=API, encode=lambda body: body, user=""):
 
 
 def test_verdict_tags_in_the_registry_do_not_count(model):
-    for key, value in forged(model).items():
-        model.tag("1", key, value)
+    tags = {"": "passed", ".digest": verdict(model)["files"]}
+    for key, value in tags.items():
+        model.tag("1", f"onnxserve.gate{key}", value)
     assert model.enter("1") == model.enter("1", CHAMPION) == 403
 
 
@@ -200,6 +194,15 @@ def test_version_before_a_move_past_the_app_returns(model):
     assert model.enter("2", CHAMPION) == 403
     assert model.enter("1", CHAMPION) == 200
     assert model.enter("2", CHAMPION) == 403
+
+
+def test_archived_higher_version_is_recorded(model):
+    model.passed("1", "2")
+    for version in ("1", "2"):
+        assert model.enter(version) == 200
+    body = {"version": "1", "stage": "Production", "archive_existing_versions": True}
+    assert model.send("model-versions/transition-stage", **body) == 200
+    assert [event.version for event in model.events] == ["1", "2", "1"]
 
 
 def test_alias_past_the_app_after_its_deletion(model):

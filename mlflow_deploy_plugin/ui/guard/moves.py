@@ -225,8 +225,11 @@ class Move:
             has_new_files = is_there and not (belongs_there and recorded == files)
             if has_new_files:
                 detail |= move_detail(detail["moved"]["place"], self.holder, files)
-            why = f"gate {status.state}: {status.reason}"
-            return self._accepted(why=why, detail=detail, has_new_files=has_new_files)
+            return self._accepted(
+                why=f"gate {status.state}: {status.reason}",
+                detail=detail,
+                has_new_files=has_new_files,
+            )
         if belongs_there and is_there:
             return self._accepted(why="already there")
         if belongs_there or self._is_return(events):

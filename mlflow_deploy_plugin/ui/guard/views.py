@@ -3,8 +3,8 @@ a stage or an alias.
 
 The guard wraps MLflow's view functions, which `/api` and `/ajax-api` share and which
 run after the basic auth. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows
-and its clients do not retry. Direct changes in the database bypass the guard; `require:
-gate=passed` in an endpoint's spec covers them.
+and its clients do not retry. Direct changes in the database bypass the guard; those of
+a gated place are an alert, and an event at the next request that changes the place.
 
 Before a change of a gated place, its intention is stored, and its result afterwards. If
 the intention cannot be stored, the change is refused with 503 (`audit_trail.py`). For
