@@ -3,6 +3,7 @@ endpoints for reviewers.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -234,14 +235,19 @@ def adopt(why: str) -> None:
     MLflow's server does not start if the store lacks events that the server has
     recorded beside its key, or has signatures of a key that it does not know, for
     example after the restore of a backup. Run this command with the settings of the
-    server, as its user. Each card and dossier then shows this event, with your name in
-    MLflow if a server of MLflow at MLFLOW_TRACKING_URI answers.
+    server, as its user. Each card and dossier then shows this event.
+
+    The event has your name in MLflow if a server at MLFLOW_TRACKING_URI answers, or if
+    the accounts of the server's basic auth (MLFLOW_AUTH_CONFIG_PATH) have
+    MLFLOW_TRACKING_USERNAME with MLFLOW_TRACKING_PASSWORD. Otherwise it has
+    user@machine.
 
     \b
       onnxserve audit adopt --why 'backup of 3 November restored'
     """
     from mlflow_deploy_plugin.core.registry.connection import find_login
     from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.core.store.audit import Login
     from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
     from mlflow_deploy_plugin.core.store.database import open_server_store
 
@@ -251,9 +257,32 @@ def adopt(why: str) -> None:
             "this command needs the key of MLflow's server: run it with the server's "
             "ONNXSERVE_AUDIT_KEY_FILE or ONNXSERVE_HOME"
         )
-    with closing(open_server_store(settings, find_login)) as store:
+
+    def known_person() -> Login:
+        """Return the login. The server that checks it does not start, so its accounts
+        are asked.
+        """
+        login = find_login()
+        name = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+        if login.user or not name:
+            return login
+        from mlflow.server.auth.config import read_auth_config
+        from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+
+        accounts = SqlAlchemyStore()
+        accounts.init_db(read_auth_config().database_uri)
+        if not accounts.authenticate_user(name, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")):
+            raise InvalidConfig(
+                f"the accounts of MLflow's server have no {name!r} with MLFLOW_TRACKING_PASSWORD; "
+                "unset MLFLOW_TRACKING_USERNAME if its login is not MLflow's basic auth"
+            )
+        return Login(name)
+
+    with closing(open_server_store(settings, known_person)) as store:
+        person = store.user
         faults = adopt_trail(store, why)
-    show_lines(["accepted: " + fault.text for fault in faults] or ["there was nothing to accept"])
+    accepted = [f"accepted by {person}: {fault.text}" for fault in faults]
+    show_lines(accepted or ["there was nothing to accept"])
 
 
 @audit.command()

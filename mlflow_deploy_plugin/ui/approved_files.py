@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedFiles
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 from mlflow_deploy_plugin.core.settings import active_workspace
+from mlflow_deploy_plugin.core.store.served_files import MOVES, arrived, served_files
 from mlflow_deploy_plugin.promote.gate.approvals import approved_files, earlier_files
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
@@ -100,12 +101,14 @@ def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[Chan
     policy = moves.valid_policy(model)
     if policy is None:
         return
-    for place, version, _ in moves.outside_places(trail.store(), model):
-        yield ChangedFiles(model=model.name, version=version, place=str(place), is_outside=True)
+    events = trail.store().counted_events(model.name, MOVES)
     for place, version in moves.holders(model):
         if not policy.gates(place):
             continue
-        recorded = moves.recorded_files(trail, model.name, version, place)
+        if not arrived(events, version, place):
+            name = str(place)
+            yield ChangedFiles(model=model.name, version=version, place=name, is_outside=True)
+        recorded = served_files(events, version, place)
         if not recorded:
             continue
         try:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, zip_longest
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -433,8 +434,7 @@ def _endpoint_card(
             # A silent server may later report an earlier version.
             rollback = Rollback(is_possible=bool(silent))
         except InvalidConfig as error:
-            blocker = "" if silent else error.message
-            rollback = Rollback(is_possible=True, blocker=blocker)
+            rollback = Rollback(is_possible=True, blocker="" if silent else error.message)
     reason = (
         observed.observation.reason
         or "; ".join(observed.observation.errors.values())
@@ -558,10 +558,7 @@ def _model_card(store: Store, name: str, followers: _Followers) -> ModelCard:
         may_act,
         versions=tuple(_version_rows(model, entries, applied, holders, followers)),
         gated=tuple(map(str, gated)),
-        outside=tuple(
-            f"version {version} is in {place}, but did not move there through this server"
-            for place, version, _ in moves.outside_places(store, model)
-        ),
+        outside=tuple(map(attrgetter("why"), moves.outside_changes(store, model))),
         error=error,
         no_gate=error or actions.gate_blocker(applied, bool(access.caller().user)),
     )

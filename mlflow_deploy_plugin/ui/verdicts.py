@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.gate.approvals import version_authors
+from mlflow_deploy_plugin.promote.gate.approvals import ensure_registered
 from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
@@ -64,29 +64,10 @@ def record_verdict(trail: AuditTrail) -> None:
         made |= dict.fromkeys(("report", "run_id", "report_digest", "policy_digest"), "")
     record = record.model_copy(update=made)
     _require_match(record, policy)
-    # A repeated verdict would replace a later failure.
-    recorded = {record.run_id, record.report_digest} - {""}
-    for event in trail.store().events(model=record.model, actions=("gate",)):
-        if event.version != record.version:
-            continue
-        if not recorded.isdisjoint(map(event.detail.get, ("run_id", "report_digest"))):
-            raise GateRefused(
-                f"the verdict on {record.model} version {record.version} with this report is "
-                f"recorded already; run the gate again"
-            )
-    actor = who.user or record.actor or who.actor
     store = trail.store()
-    created = int(entry.creation_timestamp)
-    registrations = store.counted_events(record.model, ("register",))
-    if (record.version, created) not in {
-        (event.version, event.detail.get("created")) for event in registrations
-    }:
-        # It was created without this server, or the server stopped then. Only the
-        # authors that other events name are known.
-        authors = version_authors(store, record.version, created)
-        detail = {"created": created, "authors": authors}
-        subject = {"model": record.model, "version": record.version}
-        store.record("register", detail=detail, actor=actor, **subject)
+    record.require_new(store)
+    actor = who.user or record.actor or who.actor
+    ensure_registered(store, entry, actor)
     machine = {"machine": record.machine} if record.machine not in ("", actor) else {}
     record.record(
         store,
@@ -95,7 +76,7 @@ def record_verdict(trail: AuditTrail) -> None:
         via="mlflow",
         address=who.address,
         account=who.user,
-        created=created,
+        created=int(entry.creation_timestamp),
         **machine,
     )
     for tag in starmap(ModelVersionTag, record.tags_after(entry.tags).items()):

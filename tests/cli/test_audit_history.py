@@ -6,6 +6,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
@@ -17,6 +18,7 @@ from tests.support.commands import done, onnxserve, said
 from tests.support.refusals import mentions
 from tests.support.stores import own_store
 
+AUTH_OPTIONS = "default_permission = READ\nadmin_username = admin\nadmin_password = password1234"
 OF_VERSION_8 = {"model": "delay", "version": "8", "actor": "ann"}
 
 
@@ -206,12 +208,21 @@ def test_adopt_accepts_removed_events(keys, tmp_path, monkeypatch):
     sealed(keys)
     assert mentions(onnxserve(adopt).stdout, "nothing")
     tamper(tmp_path, DELETE)
+    address = f"sqlite:///{tmp_path}/accounts.db"
+    (tmp_path / "auth.ini").write_text(f"[mlflow]\ndatabase_uri = {address}\n{AUTH_OPTIONS}")
+    accounts = SqlAlchemyStore()
+    accounts.init_db(address)
+    accounts.create_user("eva", "correct-password")
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eva")
+    assert mentions(said(onnxserve(adopt)), "eva", "MLFLOW_TRACKING_PASSWORD")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-password")
 
     accepted = done(adopt)
 
-    assert mentions(accepted, "unrelated")
+    assert mentions(accepted, "by eva", "unrelated")
     assert mentions(onnxserve(adopt).stdout, "nothing")
-    assert "restored" in history("--model unrelated").stdout
+    assert mentions(history("--model unrelated").stdout, "eva", "restored")
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,11 @@ def test_invalid_request_is_refused_before_the_gate(server, options, names):
         refused = onnxserve(f"promote models:/{model}/1 --request {options}")
     assert refused.exit_code in (1, 2)
     assert mentions(refused.stderr.splitlines()[-1], *names)
-    assert [event.action for event in server.store.events(model=model)] == ["tag", "register"]
+    assert [event.action for event in server.store.events(model=model)] == [
+        "tag",
+        "intend",
+        "register",
+    ]
 
 
 @pytest.mark.long

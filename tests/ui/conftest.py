@@ -115,16 +115,11 @@ class Mlflow:
             folder = self.artifacts / f"{name}-{next(_numbers)}"
             folder.mkdir(parents=True)
             (folder / "MLmodel").write_text(f"model_id: {folder.name}")
-            self.registry.create_model_version(name, str(folder))
-        for number in range(1, versions + 1):
-            self.registered(name, str(number))
+            version = self.registry.create_model_version(name, str(folder))
+            event = {"model": name, "version": str(version.version), "actor": FIXTURE}
+            detail = {"created": version.creation_timestamp, "authors": []}
+            self.store.record("register", detail=detail, **event)
         return name
-
-    def registered(self, model, version):
-        """Record the registration of a version that was created without a request."""
-        created = self.registry.get_model_version(model, version).creation_timestamp
-        detail = {"created": created, "authors": []}
-        self.store.record("register", actor=FIXTURE, model=model, version=version, detail=detail)
 
     def files(self, model, version):
         return Path(self.registry.get_model_version_download_uri(model, version))
@@ -134,9 +129,13 @@ class Mlflow:
         digest = combine_hashes(hash_files(self.files(model, version)))
         model_tags = self.registry.get_registered_model(model).tags
         policy_digest = parse_policy(model_tags.get(POLICY_TAG, "{}"), "the test").digest
+        created = self.registry.get_model_version(model, version).creation_timestamp
         detail = {"files": digest, "policy_digest": policy_digest, "tagged": True}
+        detail["created"] = created
         event = {"model": model, "version": version, "after": gate, "why": reason}
-        self.store.record("gate", actor=FIXTURE, detail=detail, **event)
+        with self.app.app_context():
+            store = self.app.extensions["onnxserve"].store()
+        store.record("gate", actor=FIXTURE, detail=detail, **event)
         for key, value in {"": gate, ".reason": reason, ".digest": digest}.items():
             tag = ModelVersionTag(f"onnxserve.gate{key}", value)
             self.registry.set_model_version_tag(model, version, tag)

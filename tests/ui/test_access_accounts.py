@@ -50,7 +50,7 @@ def test_permissions_come_before_the_gate(server, model):
         client.transition_model_version_stage(model, "1", "Production")
     events = [(event.actor, event.action) for event in server.store.events(model=model)]
     # The first event is the policy, which was set at creation.
-    actions = ("tag", "register", "transition", "refused")
+    actions = ("tag", "intend", "register", "transition", "refused")
     assert events == [("alice", action) for action in actions]
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import create_engine, func, select
 
 from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
 from mlflow_deploy_plugin.ui import audit_trail
-from tests.support.console import POLICY
+from tests.support.console import FIXTURE, POLICY
 from tests.support.disk import tiny_disk
 from tests.support.refusals import mentions
 from tests.support.services.postgresql import postgresql_server
@@ -49,12 +49,16 @@ def store(mlflow_app, file, monkeypatch):
     return opened_store(mlflow_app, monkeypatch, f"sqlite:///{file}")
 
 
+def own_events(store, model):
+    return [event for event in store.events(model=model) if event.actor != FIXTURE]
+
+
 def actions(store, model):
-    return [event.action for event in store.events(model=model)]
+    return [event.action for event in own_events(store, model)]
 
 
 @pytest.fixture
-def model(mlflow_app):
+def model(mlflow_app, store):
     """A model whose version 1 has passed the gate."""
     model = mlflow_app.model()
     model.passed("1")
@@ -63,7 +67,7 @@ def model(mlflow_app):
 
 def test_intention_precedes_a_gated_move(model, store):
     assert model.enter("1") == 200
-    intention, moved = store.events(model=model)
+    intention, moved = own_events(store, model)
     assert (intention.action, moved.action) == ("intend", "transition")
     assert intention.detail["intention"] == moved.detail["intention"]
     assert intention.detail["intended"] == "transition"
@@ -111,7 +115,7 @@ def test_refused_intention_is_recorded_as_failed(mlflow_app, store):
     model = mlflow_app.model("gated_aliases: [latest]")  # MLflow reserves this alias.
     model.passed("1")
     assert model.enter("1", "@latest") == 400
-    intention, failed = store.events(model=model)
+    intention, failed = own_events(store, model)
     assert (intention.action, failed.action) == ("intend", "failed")
     assert mentions(failed.why, "400")
     assert store.counted_events(model, ("alias",)) == []
@@ -143,9 +147,9 @@ def test_ungated_moves_survive_an_outage(mlflow_app, store, file, impatient):
 @pytest.mark.postgresql
 def test_locked_chain_stops_no_other_model(mlflow_app, model, monkeypatch):
     other = mlflow_app.model()
-    other.passed("1")
     with postgresql_server() as url:
         store = opened_store(mlflow_app, monkeypatch, url)
+        other.passed("1")
         with closing(store), locked_chain(url, model):
             assert model.enter("1") == 503
             assert other.enter("1") == 200
@@ -156,9 +160,10 @@ def test_locked_chain_stops_no_other_model(mlflow_app, model, monkeypatch):
 def test_approvals_need_a_server_with_a_key(mlflow_app, model, file, monkeypatch):
     policy = f"{POLICY}\napprovals: {{count: 1}}"
     approved = mlflow_app.model(policy)
-    approved.passed("1")
     monkeypatch.setenv("ONNXSERVE_HOME", "/proc/nobody")
-    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{file}")
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{file}.unsigned")
+    for judged in (approved, model):
+        judged.passed("1")
     assert mentions(approved.refusal("1"), "openssl genpkey", "ONNXSERVE_AUDIT_KEY_FILE")
     assert model.set_policy(policy) == 403
     assert model.enter("1") == 200

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
-from mlflow_deploy_plugin.core.store.served_files import served_files
+from mlflow_deploy_plugin.core.store.served_files import MOVES, served_files
 from mlflow_deploy_plugin.promote.gate.approvals import promotion_requests, version_authors
 from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves, readers, views
 from tests.support import approvals
@@ -87,7 +88,7 @@ def files_of(model, version):
 
 
 def recorded_files(model, version="1", place="@champion"):
-    return served_files(model.mlflow.store, model, version, place)
+    return served_files(model.mlflow.store.counted_events(model, MOVES), version, place)
 
 
 def test_version_moves_only_with_approvals(model):
@@ -184,7 +185,7 @@ def test_copies_keep_their_authors(mlflow_app, model, caller, slashes):
     assert other.send("model-versions/create", source=f"models:{slashes}{model}/3") == 200
     for name, version, authors in ((model, "3", ("lea",)), (other, "1", ("max", "lea"))):
         created = mlflow_app.registry.get_model_version(name, version).creation_timestamp
-        assert version_authors(mlflow_app.store, version, created) == authors
+        assert version_authors(mlflow_app.store, name, version, created) == authors
 
 
 def test_renamed_model_loses_its_approvals(model, administrator):
@@ -307,11 +308,12 @@ def test_new_policy_records_served_files(mlflow_app, administrator):
     assert recorded_files(model) == recorded
     new_name = f"{model}-new"
     assert model.send("registered-models/rename", new_name=new_name) == 200
-    assert served_files(mlflow_app.store, new_name, "1", "@champion") == recorded
+    moves_of = partial(mlflow_app.store.counted_events, new_name, MOVES)
+    assert served_files(moves_of(), "1", "@champion") == recorded
     (mlflow_app.files(new_name, "1") / "MLmodel").write_text("model_id: never judged")
     tag = {"name": new_name, "key": POLICY_TAG, "value": POLICY}
     assert mlflow_app.send("registered-models/set-tag", **tag) == 200
-    assert served_files(mlflow_app.store, new_name, "1", "@champion") == recorded
+    assert served_files(moves_of(), "1", "@champion") == recorded
 
 
 def test_repeated_policy_records_served_files(model, administrator):

@@ -29,13 +29,6 @@ def model(mlflow_app):
     return mlflow_app.model()
 
 
-def forged(model, version="1"):
-    """Return the tags of a passed verdict on the files of the version."""
-    document = verdict(model)
-    tags = {"": "passed", ".reason": "all checks passed", ".digest": document["files"]}
-    return {f"onnxserve.gate{key}": value for key, value in tags.items()}
-
-
 def set_alias(model, version, alias="champion"):
     """Set the alias as by SQL, or by a server without the app."""
     model.mlflow.registry.set_registered_model_alias(model, alias, version)
@@ -52,8 +45,9 @@ def create(model, tags, base=API, encode=lambda body: body, user=""):
 
 
 def test_verdict_tags_in_the_registry_do_not_count(model):
-    for key, value in forged(model).items():
-        model.tag("1", key, value)
+    tags = {"": "passed", ".digest": verdict(model)["files"]}
+    for key, value in tags.items():
+        model.tag("1", f"onnxserve.gate{key}", value)
     assert model.enter("1") == model.enter("1", CHAMPION) == 403
 
 
@@ -90,10 +84,9 @@ def test_verdict_tags_win_no_race(tmp_path, new_database):
     assert raced.moves == 0
 
 
-@pytest.mark.parametrize("path", ["model-versions/set-tag", "registered-models/set-tag"])
 @pytest.mark.parametrize("key", ["OnnxServe.Gate.Policy", "onnxserve.gate.pólicy"])
-def test_lookalike_tags_are_refused(model, path, key):
-    assert model.send(path, version="1", key=key, value="passed") == 403
+def test_lookalike_tags_are_refused(model, key):
+    assert model.send("model-versions/set-tag", version="1", key=key, value="passed") == 403
 
 
 def test_unrecorded_registration_moves_nowhere(mlflow_app, model, monkeypatch):
@@ -111,8 +104,7 @@ def test_unrecorded_registration_moves_nowhere(mlflow_app, model, monkeypatch):
         with pytest.raises(SystemExit):
             create(model, [], user="eva")
     created = mlflow_app.registry.get_model_version(model, "3").creation_timestamp
-    assert version_authors(mlflow_app.store, "3", created) == ("eva",)
-    model.passed("3")
+    assert version_authors(mlflow_app.store, model, "3", created) == ("eva",)
     assert model.enter("3", CHAMPION) == 403
     # The server that records a verdict is the witness of the version.
     document = verdict(model) | {"version": "3", "run_id": "a" * 32}
@@ -192,6 +184,25 @@ def test_way_back_past_the_app_is_not_counted(model):
     set_alias(model, "2")  # This version belongs there.
     assert model.enter("2", CHAMPION) == 200
     assert model.enter("1", CHAMPION) == 200
+
+
+def test_version_before_a_move_past_the_app_returns(model):
+    model.passed("1")
+    assert model.enter("1", CHAMPION) == 200
+    assert model.set_policy(f"{POLICY}\nseed: 1") == 200
+    set_alias(model, "2")
+    assert model.enter("2", CHAMPION) == 403
+    assert model.enter("1", CHAMPION) == 200
+    assert model.enter("2", CHAMPION) == 403
+
+
+def test_archived_higher_version_is_recorded(model):
+    model.passed("1", "2")
+    for version in ("1", "2"):
+        assert model.enter(version) == 200
+    body = {"version": "1", "stage": "Production", "archive_existing_versions": True}
+    assert model.send("model-versions/transition-stage", **body) == 200
+    assert [event.version for event in model.events] == ["1", "2", "1"]
 
 
 def test_alias_past_the_app_after_its_deletion(model):

@@ -264,6 +264,8 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
     name = uri.name
     before = _selected(client, uri)
     if uri.kind == "tag":
+        if before.keys() == {version}:
+            return
         client.set_model_version_tag(name, version, *uri.tag)
         for other in _superseded(uri, version, before, _selected(client, uri)):
             client.delete_model_version_tag(name, other, uri.tag[0])

@@ -81,6 +81,11 @@ class AuditEvent:
     why: str = ""
     detail: Json = field(default_factory=dict, hash=False)
 
+    @property
+    def ends_model(self) -> bool:
+        """True if events before this one are about another model of the same name."""
+        return self.action in ("rename", "delete") and not self.endpoint
+
 
 def settle(events: Sequence[AuditEvent]) -> Iterator[AuditEvent]:
     """Yield the events of a model with the result of each intention in the place of the

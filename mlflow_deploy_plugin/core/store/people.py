@@ -67,10 +67,9 @@ def name_key(name: str) -> str:
     """
     letters = ""
     for character in unicodedata.normalize("NFKD", person_key(name)):
-        base, _, mark = unicodedata.name(character, "").partition(" WITH ")
-        if mark:
-            with suppress(KeyError):
-                character = unicodedata.lookup(base)
+        base = unicodedata.name(character, "").partition(" WITH ")[0]
+        with suppress(KeyError):  # Not every character has a name.
+            character = unicodedata.lookup(base)
         if not unicodedata.combining(character):
             letters += character
     return letters

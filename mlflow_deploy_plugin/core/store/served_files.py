@@ -5,8 +5,10 @@ A version may return to a place, and stay there, only with these files. Tags are
 read, because the people who may edit a model can replace its files.
 """
 
+from collections.abc import Sequence
+
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.people import name_key
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 
 SERVED = "served"
@@ -23,55 +25,56 @@ OUTSIDE = "outside"
 """The action of the event that a version has a gated stage or alias without a move by
 MLflow's server.
 """
-UNCOUNTED = ("", OUTSIDE)
-"""The results of `arrival` for a version without a counted move."""
-_ACTIONS = ("transition", "alias", "tag", "rename", "delete")
+MOVES = ("transition", "alias", "tag", "promote", "rename", "delete", OUTSIDE)
+"""The actions of the events that `served_files` and `arrived` read."""
 
 
 def served_entry(version: str, place: str, files: str) -> Json:
     return {"version": version, "place": place, "files": files}
 
 
-def served_files(store: Store, model: str, version: str, place: str) -> str:
+def served_files(events: Sequence[AuditEvent], version: str, place: object) -> str:
     """Return the digest of the files with which the version last moved to the stage or
-    @alias.
+    @alias, from the counted events `MOVES` of its model.
 
     Return an empty text if there is no such move, or if the files could not be read
-    then. Raises StoreUnavailable.
+    then.
     """
-    for event in reversed(store.counted_events(model, _ACTIONS)):
+    for event in reversed(events):
         entries = [*event.detail.get(SERVED, ())]
         moved = event.detail.get("moved", {})
         if "files" in moved:
             entries.append(served_entry(event.version, moved["place"], moved["files"]))
         for entry in entries:
-            if entry["version"] == version and name_key(entry["place"]) == name_key(place):
+            if entry["version"] == version and name_key(entry["place"]) == name_key(str(place)):
                 return str(entry["files"])
-        if event.action in ("rename", "delete") and not event.endpoint:
-            break  # Earlier versions belong to a different model.
-    return ""
-
-
-def arrival(store: Store, model: str, version: str, place: str) -> str:
-    """Return the action of the event since which the version has the stage or @alias:
-    of its counted move, or `OUTSIDE`.
-
-    Empty if the version has left, if another version replaced it, or if there is no
-    such event. Raises StoreUnavailable.
-    """
-    key = name_key(place)
-    for event in reversed(store.counted_events(model, (OUTSIDE, *_ACTIONS))):
-        entries = [entry for entry in event.detail.get(SERVED, ()) if not entry.get(REPLACED)]
-        if moved := event.detail.get("moved"):
-            entries.append(served_entry(event.version, moved["place"], ""))
-        arrived = {entry["version"] for entry in entries if name_key(entry["place"]) == key}
-        if version in arrived:
-            return event.action
-        if event.action == OUTSIDE:
-            continue
-        has_left = name_key(event.detail.get(LEFT, event.before)) == key
-        is_alone = place.startswith("@") or event.detail.get("archived")
-        is_of_other_model = event.action in ("rename", "delete") and not event.endpoint
-        if is_of_other_model or (arrived and is_alone) or (has_left and event.version == version):
+        if event.ends_model:
             break
     return ""
+
+
+def arrived(events: Sequence[AuditEvent], version: str, place: object) -> bool | None:
+    """Return True if the version has the stage or @alias since a counted move, from the
+    counted events `MOVES` of its model.
+
+    False if only an event `OUTSIDE` reports it there. None if it has left, if another
+    version replaced it, or if there is no such event.
+    """
+    key = name_key(str(place))
+    for event in reversed(events):
+        # A renamed model has its versions under the new name only.
+        served = event.detail.get(SERVED, ()) if event.model != event.before else ()
+        entries = [entry for entry in served if not entry.get(REPLACED)]
+        if moved := event.detail.get("moved"):
+            entries.append(served_entry(event.version, moved["place"], ""))
+        versions = {entry["version"] for entry in entries if name_key(entry["place"]) == key}
+        if version in versions:
+            return event.action != OUTSIDE
+        if event.action == OUTSIDE:
+            continue
+        is_alone = key.startswith("@") or event.detail.get("archived")
+        is_left = name_key(event.detail.get(LEFT, event.before)) == key
+        has_left = is_left and event.version == version
+        if event.ends_model or has_left or (versions and is_alone):
+            break
+    return None

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.store.alerts import Alert
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, AuditEvent, settle
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
 from mlflow_deploy_plugin.core.store.people import name_key, name_refusal, person_key
-from mlflow_deploy_plugin.core.store.served_files import served_files
+from mlflow_deploy_plugin.core.store.served_files import MOVES, served_files
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest
@@ -300,7 +300,7 @@ def request_promotion(
     gates = _gate_events(store.counted_events(subject.model, ("gate",)))
     gate = gates.get((subject.version, subject.files, subject.policy))
     _require_evaluation(required, subject, gate.after if gate else "")
-    authors = version_authors(store, subject.version, subject.created)
+    authors = version_authors(store, subject.model, subject.version, subject.created)
 
     def decide(pending: PromotionRequest | None) -> Json | None:
         """Return the detail of a new request; None if the pending request is kept."""
@@ -417,24 +417,38 @@ def require_may_decline(
         _require_approver(required, request.subject, person)
 
 
-def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]:
+def version_authors(store: Store, model: str, version: str, created: int) -> tuple[str, ...]:
     """Return the people who registered the version that was created at this time, under
     any name of its model.
 
     If a server stopped before it recorded the registration, its intention names neither
-    the version nor the time. The authors of an intention at about this time count.
+    the version nor the time. The authors of the model's intentions at about this time
+    count.
     """
     authors: dict[str, None] = {}
     for event in settle([*store.events(actions=("register", INTEND, FAILED))]):
-        if event.action != "register":
-            continue
-        if "created" in event.detail:
-            is_of_version = event.version == version and event.detail["created"] == created
+        if event.version:
+            is_author = (event.version, event.detail.get("created")) == (version, created)
         else:
-            is_of_version = abs(event.at.timestamp() * 1000 - created) < _CREATION_MILLISECONDS
-        if is_of_version:
+            delay = abs(event.at.timestamp() * 1000 - created)
+            is_author = event.model == model and delay < _CREATION_MILLISECONDS
+        if is_author and event.action == "register":
             authors |= dict.fromkeys(event.detail["authors"])
     return tuple(authors)
+
+
+def ensure_registered(store: Store, version: "ModelVersion", actor: str) -> None:
+    """Record the registration of a version that was created without MLflow's server, or
+    while it stopped. Only the authors that other events name are known.
+    """
+    number = str(version.version)
+    created = int(version.creation_timestamp)
+    for event in store.counted_events(version.name, ("register",)):
+        if (event.version, event.detail.get("created")) == (number, created):
+            return
+    authors = version_authors(store, version.name, number, created)
+    detail = {"created": created, "authors": authors}
+    store.record("register", model=version.name, version=number, detail=detail, actor=actor)
 
 
 def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
@@ -592,6 +606,7 @@ def approved_files(
     first, because they are newer. Raises StoreUnavailable.
     """
     requests = promotion_requests(store, version.name)
+    events = store.counted_events(version.name, MOVES)
     approved: list[str] = []
     served: list[str] = []
     for place in policy.gated_places:
@@ -602,7 +617,7 @@ def approved_files(
                 continue
             if approval_status(required, request, subject, store.now()).is_complete:
                 approved.append(subject.files)
-        served.append(served_files(store, version.name, str(version.version), str(place)))
+        served.append(served_files(events, str(version.version), place))
     return tuple(dict.fromkeys(filter(None, [*approved, *served])))
 
 

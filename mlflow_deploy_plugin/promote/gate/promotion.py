@@ -342,10 +342,13 @@ class _Request:
         return tags.GateStatus(True, "not asked", f"the policy does not gate {self.place}")
 
     def stay(self, status: tags.GateStatus) -> Promotion:
-        """Return the promotion of a version that is in `place`. Move it again, so that
-        MLflow's server records newly approved files, or a move that it has not made.
+        """Return the promotion of a version that is in `place`. Move it again if
+        MLflow's server decides about the move, so that it records newly approved files,
+        or a move that it has not made.
         """
-        if not self.missing_approvals(self.verdict.digest):
+        is_decided = self.trail.login.registry and self.policy.gates(self.place)
+        if is_decided and not self.missing_approvals(self.verdict.digest):
+            self.require_same_current_version()
             self.move()
         promotion = self.promotion(status, is_moved=False)
         return replace(promotion, before=self.candidate.version)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mlflow_deploy_plugin.core.errors import GateRefused
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.connection import (
     app_document,
@@ -88,6 +89,19 @@ class VerdictRecord(BaseModel):
         if tags.GATE_TAG in earlier:
             return self.tags
         return {tags.GATE_DIGEST_TAG: self.files} | self.tags
+
+    def require_new(self, store: Store) -> None:
+        """Raise GateRefused if a verdict with this report is recorded, because a
+        repeated verdict would replace a later failure.
+        """
+        reports = {self.run_id, self.report_digest} - {""}
+        for event in store.events(model=self.model, actions=("gate",)):
+            known = map(event.detail.get, ("run_id", "report_digest"))
+            if event.version == self.version and not reports.isdisjoint(known):
+                raise GateRefused(
+                    f"the verdict on {self.model} version {self.version} with this report is "
+                    "recorded already; run the gate again"
+                )
 
     def record(
         self,

@@ -357,7 +357,7 @@ class _Served:
             (event for event in conversions if self.main in event.detail["stages"]), None
         )
         for event in newest_events(self.store, self.reference.name):
-            if not event.endpoint and event.action in ("rename", "delete"):
+            if event.ends_model:
                 break
             moved = event.detail.get("moved")
             if moved is None:

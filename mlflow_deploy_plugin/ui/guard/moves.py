@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from flask import request
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.registry.resolution import all_versions
@@ -24,10 +24,12 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
 from mlflow_deploy_plugin.core.store.people import name_key
 from mlflow_deploy_plugin.core.store.served_files import (
+    MOVES,
     OUTSIDE,
+    REPLACED,
     SERVED,
-    UNCOUNTED,
-    arrival,
+    arrived,
+    served_entry,
     served_files,
 )
 from mlflow_deploy_plugin.core.store.store import Store
@@ -48,9 +50,8 @@ if TYPE_CHECKING:
 _ROLLBACK = "rollback"
 UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
-VERDICTS = ("gate", "register", "rename", "delete")
+VERDICTS = ("gate", "rename", "delete")
 """The actions of the events that `gate_status` reads."""
-_MOVES_OR_ENDS = ("transition", "promote", "alias", "rename", "delete")
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,16 @@ class RegistryChange:
         """Return the registration of the version that MLflow has created, which is a
         document of MLflow's API.
         """
-        return replace(
-            self,
-            version=made["version"],
-            before="",
-            after=f"version {made['version']}",
-            detail=self.detail | {"created": int(made["creation_timestamp"])},
-        )
+        number = made["version"]
+        detail = self.detail | {"created": int(made["creation_timestamp"])}
+        after = f"version {number}"
+        return replace(self, version=number, before="", after=after, detail=detail)
 
     @property
     def is_recorded(self) -> bool:
         """True if something differs after the change."""
-        return self.before != self.after or self.has_new_files or bool(self.detail.get(SERVED))
+        has_moved_others = self.detail.get("archived") or self.detail.get(SERVED)
+        return self.before != self.after or self.has_new_files or bool(has_moved_others)
 
 
 def holders(model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str]]:
@@ -118,15 +117,6 @@ def holders(model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str]]:
         yield StageOrAlias(alias=alias), str(number)
 
 
-def recorded_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias) -> str:
-    """Return the digest of the files with which the version moved to the place; empty
-    if it is not known.
-    """
-    with suppress(OnnxserveError):
-        return served_files(trail.store(), model, version, str(place))
-    return ""
-
-
 def valid_policy(model: "RegisteredModel") -> GatePolicy | None:
     """Return None without a policy, and for an invalid policy."""
     with suppress(InvalidConfig):
@@ -134,30 +124,23 @@ def valid_policy(model: "RegisteredModel") -> GatePolicy | None:
     return None
 
 
-def outside_places(
-    store: Store, model: "RegisteredModel"
-) -> Iterator[tuple[StageOrAlias, str, bool]]:
-    """Yield the gated places whose version did not move there through this server, with
-    the version, and True if an event reports it. Raises StoreUnavailable.
+def outside_changes(store: Store, model: "RegisteredModel") -> Iterator[RegistryChange]:
+    """Yield the versions in gated places that did not move there through this server.
+    The action is empty if an event reports this already. Raises StoreUnavailable.
     """
     policy = valid_policy(model)
+    if policy is None:
+        return
+    events = store.counted_events(model.name, MOVES)
     for place, version in holders(model):
-        if policy is not None and policy.gates(place):
-            action = arrival(store, model.name, version, str(place))
-            if action in UNCOUNTED:
-                yield place, version, action == OUTSIDE
-
-
-def unreported_changes(store: Store, model: "RegisteredModel") -> Iterator[RegistryChange]:
-    """Yield the changes of gated places past this server that no event reports."""
-    for place, version, is_reported in outside_places(store, model):
-        if not is_reported:
+        is_counted = arrived(events, version, place)
+        if policy.gates(place) and not is_counted:
             yield RegistryChange(
-                OUTSIDE,
+                OUTSIDE if is_counted is None else "",
                 model.name,
                 version,
                 after=f"version {version} in {place}",
-                why="it did not move there through this server",
+                why=f"version {version} is in {place}, but did not move there through this server",
                 detail=move_detail(str(place), ""),
             )
 
@@ -195,9 +178,9 @@ class Move:
         - The version is already there by a counted move. No version moves, and the
           recorded files stay the approved ones, unless the files that it has now have
           their own verdict and approvals.
-        - The version returns, because `holder` replaced it. A rollback must not wait
-          for a gate or for people. The version needs the files with which it was
-          served.
+        - The version returns, because `holder` replaced it, by a move or past this
+          server. A rollback must not wait for a gate or for people. The version needs
+          the files with which it was served.
         - The verdict is `forced`. It counts under any policy, because a person answers
           for these files.
         """
@@ -219,10 +202,11 @@ class Move:
         and the return of a version with the files that were served; refuse the rest.
         """
         files, unreadable = self._read_files(policy)
-        store = self.trail.store()
-        number = self.change.version
-        status = gate_status(store.counted_events(self.model.name, VERDICTS), self.version, policy)
-        came = arrival(store, self.model.name, self.holder, str(self.place))
+        events = self.trail.store().counted_events(self.model.name, (*VERDICTS, *MOVES))
+        status = gate_status(events, self.version, policy)
+        is_there = self.holder == self.change.version
+        belongs_there = arrived(events, self.change.version, self.place)
+        recorded = served_files(events, self.change.version, self.place)
         if status.passed and unreadable:
             status = tags.GateStatus(False, "", unreadable)
         elif status.passed:
@@ -238,20 +222,18 @@ class Move:
             # A version that has the place already with other recorded files, or without
             # a counted move, is recorded again.
             detail = self._detail(files)
-            has_new_files = self.holder == number and (
-                came in UNCOUNTED
-                or recorded_files(self.trail, self.model.name, number, self.place) != files
-            )
+            has_new_files = is_there and not (belongs_there and recorded == files)
             if has_new_files:
-                detail |= move_detail(detail["moved"]["place"], number, files)
-            why = f"gate {status.state}: {status.reason}"
-            return self._accepted(why=why, detail=detail, has_new_files=has_new_files)
-        if came not in UNCOUNTED and self.holder == number:
-            return self._accepted(why="already there")
-        if came not in UNCOUNTED and self._is_return():
-            changed = unreadable or _changed_files(
-                self.trail, self.model.name, self.change.version, self.place, files
+                detail |= move_detail(detail["moved"]["place"], self.holder, files)
+            return self._accepted(
+                why=f"gate {status.state}: {status.reason}",
+                detail=detail,
+                has_new_files=has_new_files,
             )
+        if belongs_there and is_there:
+            return self._accepted(why="already there")
+        if belongs_there or self._is_return(events):
+            changed = unreadable or _changed_files(recorded, files)
             if not changed:
                 return self._accepted(
                     why=f"rollback to the version before version {self.holder}; its gate: "
@@ -270,14 +252,14 @@ class Move:
         except NotFound as error:
             return "", error.message
 
-    def _is_return(self) -> bool:
-        """Return True if `holder` has replaced the version, which was not rolled back:
-        it has no such tag, which an editor may delete, and `holder` itself did not come
-        by a rollback.
+    def _is_return(self, events: Sequence[AuditEvent]) -> bool:
+        """Return True if `holder`, which came by a counted move, has replaced the
+        version, which was not rolled back: it has no such tag, which an editor may
+        delete, and `holder` itself did not come by a rollback.
         """
-        if self._is_rolled_back:
+        if self._is_rolled_back or not arrived(events, self.holder, self.place):
             return False
-        moves = moves_to(self.trail, self.model.name, self.holder, self.place)
+        moves = moves_to(events, self.holder, self.place)
         if not moves or moves[0].detail["moved"]["before"] != self.change.version:
             return False
         return not any(event.detail.get(_ROLLBACK) for event in moves)
@@ -307,59 +289,45 @@ class Move:
 
 
 def gate_status(
-    events: Sequence[AuditEvent], version: "ModelVersion", policy: GatePolicy | None
+    events: Sequence[AuditEvent], version: "ModelVersion", policy: GatePolicy
 ) -> tags.GateStatus:
     """Return the verdict on the version by the policy, from the counted events
     `VERDICTS` of its model. The tags of the version are not read, because MLflow's
     database has other writers.
 
     Events of another version of the same number, which was created at another time, and
-    verdicts before a fault of the trail do not count. A version whose registration is
-    not recorded has no verdict.
+    verdicts before a fault of the trail do not count. The registration of a version is
+    recorded before its verdict (`ensure_registered`).
     """
     created = int(version.creation_timestamp)
     verdict = None
-    is_registered = False
     for event in events:
-        if event.action == BROKEN or (event.action in ("rename", "delete") and not event.endpoint):
+        if event.action == BROKEN or event.ends_model:
             verdict = None
-        is_of_version = event.version == str(version.version)
-        if not is_of_version or event.detail.get("created", created) != created:
+        is_of_version = event.detail.get("created", created) == created
+        if event.action != "gate" or event.version != str(version.version) or not is_of_version:
             continue
-        if event.action == "register":
-            is_registered = True
-        elif event.action == "gate" and event.detail.get("tagged"):
+        if event.detail.get("tagged"):
             verdict = event
-    if verdict is None or not is_registered:
-        reason = "the audit trail has no verdict on it; run `onnxserve gate`"
-        return tags.GateStatus(False, "", reason)
+    if verdict is None:
+        command = f"onnxserve gate models:/{version.name}/{version.version}"
+        return tags.GateStatus(False, "", f"the audit trail has no verdict on it; run `{command}`")
+    state = verdict.after
     detail = verdict.detail
-    status = tags.gate_status_of(
-        {
-            tags.GATE_TAG: verdict.after,
-            tags.GATE_REASON_TAG: verdict.why,
-            tags.GATE_REPORT_TAG: detail.get("report", ""),
-            tags.GATE_DIGEST_TAG: detail.get("files", ""),
-        }
-    )
-    reason = ""
-    if policy is None or not status.passed:
-        return status
-    if status.state == "forced":
-        if policy.judges and detail.get("account") not in policy.judges:
-            reason = f"{verdict.actor}, who forced it, is not a judge of the model's current policy"
-    elif detail.get("policy_digest") != policy.digest:
+    if state == "forced" and policy.judges and detail.get("account") not in policy.judges:
+        reason = f"{verdict.actor}, who forced it, is not a judge of the model's current policy"
+    elif state not in ("forced", "failed") and detail.get("policy_digest") != policy.digest:
         reason = "it passed a different policy from the model's current policy"
-    return tags.GateStatus(False, "", reason) if reason else status
+    else:
+        passed = state in tags.PASSED_STATES
+        return tags.GateStatus(passed, state, verdict.why, digest=detail.get("files", ""))
+    return tags.GateStatus(False, "", reason)
 
 
-def _changed_files(
-    trail: AuditTrail, model: str, version: str, place: StageOrAlias, files: str
-) -> str:
+def _changed_files(recorded: str, files: str) -> str:
     """Return why `files` are not the files with which the version moved to the place;
     empty if they are.
     """
-    recorded = served_files(trail.store(), model, version, str(place))
     if files and recorded == files:
         return ""
     if not recorded:
@@ -399,15 +367,15 @@ def uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "Mo
     below = highest[1]
     try:
         files = files_digest(below.name, str(below.version), policy)
+        events = trail.store().counted_events(model.name, (*VERDICTS, *MOVES))
         if policy.approvals is None:
-            events = trail.store().counted_events(model.name, VERDICTS)
             is_right = gate_status(events, below, policy).on_files(files).passed
         else:
             is_right = files in approved_files(trail.store(), policy, below)
         if is_right:
             changed = ""
         else:
-            changed = _changed_files(trail, below.name, str(below.version), stage, files)
+            changed = _changed_files(served_files(events, str(below.version), stage), files)
     except NotFound as error:
         changed = error.message
     return changed and (
@@ -460,25 +428,45 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     return policy, subject_of(entry, place, files_digest(model, str(entry.version), policy), policy)
 
 
-def moves_to(trail: AuditTrail, model: str, holder: str, place: StageOrAlias) -> list[AuditEvent]:
+def moves_to(events: Sequence[AuditEvent], holder: str, place: StageOrAlias) -> list[AuditEvent]:
     """Return the events of the last move of `holder` to the stage or alias, newest
-    first; none if they are not known.
+    first, from the counted events of its model; none if they are not known.
 
     A move may have several events, by MLflow and by a command.
     """
     moves: list[AuditEvent] = []
-    with suppress(OnnxserveError):
-        for event in reversed(trail.store().counted_events(model, _MOVES_OR_ENDS)):
-            if not event.endpoint and event.action in ("rename", "delete"):
-                break  # Earlier versions belong to a different model.
-            moved = event.detail.get("moved")
-            if not moved or name_key(moved["place"]) != name_key(str(place)):
+    for event in reversed(events):
+        if event.ends_model:
+            break  # Earlier versions belong to a different model.
+        moved = event.detail.get("moved")
+        if not moved or name_key(moved["place"]) != name_key(str(place)):
+            continue
+        if event.action == OUTSIDE or event.version == moved["before"]:
+            continue  # The version was already there.
+        if event.version == holder:
+            moves.append(event)
+        elif moves:
+            break
+    return moves
+
+
+def adopted_entries(trail: AuditTrail, model: "RegisteredModel", policy: GatePolicy) -> list[Json]:
+    """Return the `served_entry` of the versions in the places that a new policy gates,
+    and of the versions that they replaced, unless their files are recorded already.
+
+    These versions moved there without this server, or before the policy. They stay
+    served, and may return. Raises StoreUnavailable.
+    """
+    adopted: list[Json] = []
+    events = trail.store().counted_events(model.name, MOVES)
+    for place, number in holders(model):
+        if not policy.gates(place):
+            continue
+        replaced = [event.detail["moved"]["before"] for event in moves_to(events, number, place)]
+        for version in filter(None, [number, *replaced[:1]]):
+            if served_files(events, version, place):
                 continue
-            if event.version == moved["before"]:
-                continue  # The version was already there, and its files were approved again.
-            if event.version == holder:
-                moves.append(event)
-            elif moves:
-                break
-        return moves
-    return []
+            with suppress(NotFound):
+                entry = served_entry(version, str(place), files_digest(model.name, version, policy))
+                adopted.append(entry | {REPLACED: version != number})
+    return adopted

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from mlflow_deploy_plugin.core import mlflow_private
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 from mlflow_deploy_plugin.core.registry.resolution import newest
@@ -24,18 +24,17 @@ from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.people import name_key
 from mlflow_deploy_plugin.core.store.served_files import (
     LEFT,
-    REPLACED,
+    MOVES,
     SERVED,
-    UNCOUNTED,
-    arrival,
+    arrived,
     served_entry,
+    served_files,
 )
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approvals import version_authors
 from mlflow_deploy_plugin.ui.access import caller, is_administrator
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard.mlflow_stores import (
-    files_digest,
     gated_models,
     model_and_version,
     registered_model,
@@ -45,9 +44,8 @@ from mlflow_deploy_plugin.ui.guard.moves import (
     UNSERVED_STAGES,
     Move,
     RegistryChange,
+    adopted_entries,
     holders,
-    moves_to,
-    recorded_files,
     uncovering_refusal,
     unsigned_refusal,
     valid_policy,
@@ -68,15 +66,12 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     model, version = model_and_version(message.name, message.version)
     stage = get_canonical_stage(message.stage)
     number = str(version.version)
-    served = []
-    if stage not in UNSERVED_STAGES:
-        served = registry().get_latest_versions(message.name, [stage])
-    holder = str(served[0].version) if served else ""
+    place = StageOrAlias(stage=stage)
+    holder = dict(holders(model)).get(place, "")
     replaced = "" if holder == number else holder
     detail = move_detail(stage, replaced)
     if replaced:
         detail |= {"stood_there": holder, "archived": bool(message.archive_existing_versions)}
-    place = StageOrAlias(stage=stage)
     change = RegistryChange(
         action="transition",
         model=message.name,
@@ -107,20 +102,18 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
         detail={LEFT: str(place)},
         is_gated=_is_gated(model, place),
     )
-    version = None
-    if hasattr(message, "version"):
-        version = registry().get_model_version(message.name, message.version)
-        number = str(version.version)
-        after = f"version {number} in {place}"
-        detail = move_detail(str(place), holder)
-        change = replace(change, version=number, after=after, detail=detail)
+    if not hasattr(message, "version"):
+        return change
+    version = registry().get_model_version(message.name, message.version)
+    number = str(version.version)
+    after = f"version {number} in {place}"
+    detail = move_detail(str(place), holder)
+    change = replace(change, version=number, after=after, detail=detail)
     policy = valid_policy(model)
     if policy is not None and not holder:
         aliases = (*policy.gated_aliases, *model.aliases)
         if refusal := _lookalike_refusal("alias", message.alias, aliases):
             return change.with_refusal(refusal)
-    if version is None:
-        return change
     return Move(trail, change, model, version, place, holder).decide()
 
 
@@ -152,7 +145,8 @@ def _version_creation(trail: AuditTrail, message: Any) -> RegistryChange:
         if len(source) == 2:  # A logged model has only an id.
             original = registry().get_model_version(*source)
             created = int(original.creation_timestamp)
-            authors += version_authors(trail.store(), str(original.version), created)
+            number = str(original.version)
+            authors += version_authors(trail.store(), original.name, number, created)
     except OnnxserveError:
         if is_gated:
             raise
@@ -223,9 +217,10 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
         return change
     entries = []
     with suppress(OnnxserveError):  # The rename of a gated model is refused then.
+        events = trail.store().counted_events(model.name, MOVES)
         for place, number in holders(model):
-            if arrival(trail.store(), model.name, number, str(place)) not in UNCOUNTED:
-                files = recorded_files(trail, model.name, number, place)
+            if arrived(events, number, place):
+                files = served_files(events, number, place)
                 entries.append(served_entry(number, str(place), files))
     return replace(change, detail={SERVED: entries})
 
@@ -266,32 +261,13 @@ def _model_tag(trail: AuditTrail, message: Any) -> RegistryChange | None:
     model = registered_model(message.name)
     policy = getattr(message, "value", "")
     refusal = _policy_refusal(model, f"change its tag {message.key}")
-    refusal = refusal or _lookalike_refusal("tag", message.key, [tags.GATE_POLICY_TAG])
     refusal = refusal or unsigned_refusal(trail, needs_approvals="approvals" in policy)
     detail: Json = {"tag": message.key}
     if policy and not refusal:
-        # Record the files of the versions in the places that the new policy gates, and
-        # of the versions that they replaced, unless they are recorded already. These
-        # versions moved there without this server, or before the policy. They stay
-        # served, and may return.
-        gates = None
         with suppress(InvalidConfig):
             gates = policy_from_tags(model.name, {tags.GATE_POLICY_TAG: policy})
-        adopted: list[Json] = []
-        for place, number in holders(model):
-            if gates is None or not gates.gates(place):
-                continue
-            moves = moves_to(trail, model.name, number, place)
-            replaced = (event.detail["moved"]["before"] for event in moves[:1])
-            for version in filter(None, [number, *replaced]):
-                if recorded_files(trail, model.name, version, place):
-                    continue
-                with suppress(NotFound):
-                    files = files_digest(model.name, version, gates)
-                    entry = served_entry(version, str(place), files)
-                    adopted.append(entry | {REPLACED: version != number})
-        if adopted:
-            detail[SERVED] = adopted
+            if gates and (adopted := adopted_entries(trail, model, gates)):
+                detail[SERVED] = adopted
     return RegistryChange(
         action="tag",
         model=message.name,
@@ -352,19 +328,21 @@ def _name_refusal(name: str, own_name: str = "") -> str:
     """Return why a model may not receive this name; empty if it may, or for an empty
     name.
     """
-    names = (model.name for model in gated_models() if name and model.name != own_name)
+    if not name:
+        return ""
+    names = {model.name for model in gated_models()} - {own_name}
     return _lookalike_refusal("model", name, names)
 
 
 def _lookalike_refusal(kind: str, name: str, others: Iterable[str]) -> str:
-    """Return why a name is refused: a gated one is different but has the same
-    `name_key`; empty if there is none.
+    """Return why a name is refused: another one has the same `name_key`; empty if there
+    is none.
     """
     for other in others:
         if other != name and name_key(other) == name_key(name):
             return (
-                f"{name!r} is written like the {kind} {other!r}, which is gated, and a database "
-                "may take both for one: use another name"
+                f"{name!r} is written like the {kind} {other!r}, and a database may take both for "
+                "one: use another name"
             )
     return ""
 

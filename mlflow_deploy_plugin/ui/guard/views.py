@@ -3,8 +3,8 @@ a stage or an alias.
 
 The guard wraps MLflow's view functions, which `/api` and `/ajax-api` share and which
 run after the basic auth. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows
-and its clients do not retry. Direct changes in the database bypass the guard; `require:
-gate=passed` in an endpoint's spec covers them.
+and its clients do not retry. Direct changes in the database bypass the guard; those of
+a gated place are an alert, and an event at the next request that changes the place.
 
 Before a change of a gated place, its intention is stored, and its result afterwards. If
 the intention cannot be stored, the change is refused with 503 (`audit_trail.py`). For
@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.ui.access import caller, refusal
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard.mlflow_stores import registry
-from mlflow_deploy_plugin.ui.guard.moves import RegistryChange, unreported_changes
+from mlflow_deploy_plugin.ui.guard.moves import RegistryChange, outside_changes
 from mlflow_deploy_plugin.ui.guard.readers import READERS, Reader, read_message
 
 if TYPE_CHECKING:
@@ -100,8 +100,9 @@ def _guarded(
             change = read(trail, requested) or RegistryChange("", requested.name)
             if change.is_gated:
                 model = registry().get_registered_model(change.model)
-                for found in unreported_changes(trail.store(), model):
-                    _record(trail.record_now, found, found.action)
+                for found in outside_changes(trail.store(), model):
+                    if found.action:
+                        _record(trail.record_now, found, found.action)
             if change.is_refused:
                 record = trail.record_now if change.is_gated else trail.record
                 _record(record, change, "refused")
@@ -112,8 +113,11 @@ def _guarded(
                 detail = {**intention, INTENDED: change.action}
                 _record(trail.record_now, change, INTEND, detail)
         except OnnxserveError as error:
-            text = f"nothing was changed, because the audit trail is away: {error.message}"
-            refused = refusal(StoreUnavailable.error_code, text, 503)
+            refused = refusal(
+                StoreUnavailable.error_code,
+                f"nothing was changed, because the audit trail is away: {error.message}",
+                503,
+            )
             refused.headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
             return refused
         response = make_response(view(**arguments))

@@ -6,7 +6,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry, served_files
+from mlflow_deploy_plugin.core.store.served_files import MOVES, SERVED, served_entry, served_files
 
 OLD = "a" * 64
 NEW = "b" * 64
@@ -19,6 +19,10 @@ def store(tmp_path):
     opened.close()
 
 
+def served(store, version, place="@champion"):
+    return served_files(store.counted_events("credit", MOVES), version, place)
+
+
 def moved(store, version, files, place="@champion", action="alias"):
     store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
 
@@ -28,10 +32,10 @@ def test_last_server_move_has_files(store):
     moved(store, "1", NEW)
     moved(store, "1", None, action="promote")  # The event of a command has no files.
     moved(store, "2", OLD, "Production", "transition")
-    assert served_files(store, "credit", "1", "@Champion") == NEW
-    assert served_files(store, "credit", "2", "@champion") == ""
+    assert served(store, "1", "@Champion") == NEW
+    assert served(store, "2") == ""
     moved(store, "1", "")
-    assert served_files(store, "credit", "1", "@champion") == ""  # The files could not be read.
+    assert served(store, "1") == ""  # The files could not be read.
 
 
 @pytest.mark.parametrize(
@@ -40,9 +44,9 @@ def test_last_server_move_has_files(store):
 def test_rename_keeps_only_recorded_files(kept, files, store):
     moved(store, "1", NEW)
     store.record("rename", model="credit", after="credit", detail={SERVED: kept})
-    assert served_files(store, "credit", "1", "@champion") == files
+    assert served(store, "1") == files
 
 
 def test_policy_event_records_served_files(store):
     store.record("tag", model="credit", detail={SERVED: [served_entry("3", "Production", OLD)]})
-    assert served_files(store, "credit", "3", "Production") == OLD
+    assert served(store, "3", "Production") == OLD

@@ -375,6 +375,5 @@ def test_author_is_known_under_every_model_name(store):
     for created, author in ((2000, "max"), (1500, "old")):
         detail = {"created": created, "authors": [author]}
         store.record("register", model="a former name", version="3", detail=detail)
-    assert version_authors(store, "3", 2000) == ("max",)
-    assert version_authors(store, "4", 2000) == ()
-    assert version_authors(store, "3", 9999) == ()
+    for version, created, authors in (("3", 2000, ("max",)), ("4", 2000, ()), ("3", 9999, ())):
+        assert version_authors(store, "credit", version, created) == authors
