@@ -176,13 +176,8 @@ def _verify(
         if checkpoint_file:
             text = read_text(checkpoint_file, "the file of --checkpoint")
         checkpoint = None
-        try:
-            if text:
-                checkpoint = load_checkpoint(text, keys, str(checkpoint_file or "in MLflow"))
-        except InvalidConfig as error:
-            if checkpoint_file:
-                raise
-            reported.append(error.message)
+        if text:
+            checkpoint = load_checkpoint(text, keys, str(checkpoint_file or "in MLflow"))
         state = verify_trail(store, model, keys, checkpoint)
         late = lateness(checkpoint, store) if state.signed else ""
     checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"

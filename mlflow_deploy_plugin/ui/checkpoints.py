@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import cache, lru_cache, wraps
 from inspect import signature
@@ -55,11 +56,12 @@ _PURPOSE = "checkpoint run"
 _MOST_READ = 10
 """The maximum number of checkpoints that are read to find an intact one."""
 _CHANGES = re.compile(
-    r"(?!_|(batch_)?get_|search|list_|find_|filter_|query_|calculate_|sum_|resolve_|sanitize_)"
+    "(abort|complete|create|delete|link|log|record|register|rename|restore|set|unlink|update|"
+    "upload|upsert)_"
 )
-"""The pattern of the methods of MLflow's tracking stores that may change something."""
-_WRITES = re.compile(r"(log|delete|create|complete|abort|upload)_")
-"""The pattern of the methods of MLflow's artifact stores that change files."""
+"""The pattern of the methods of MLflow's tracking and artifact stores that change
+something.
+"""
 _is_server = ContextVar("_is_server", default=False)
 """True in the context of the thread that writes checkpoints."""
 
@@ -141,20 +143,19 @@ def refuse_changes() -> None:
     The stores check, because a change has several routes in MLflow's Flask and FastAPI
     apps, and only the stores know the place to which a path leads.
     """
-    for registry, opener, methods, is_own in (
-        (TrackingStoreRegistry, "get_store", _CHANGES, _is_own_run),
-        (ArtifactRepositoryRegistry, "get_artifact_repository", _WRITES, _is_own_file),
+    for registry, opener, is_own in (
+        (TrackingStoreRegistry, "get_store", _is_own_run),
+        (ArtifactRepositoryRegistry, "get_artifact_repository", _is_own_file),
     ):
-        setattr(registry, opener, checked_opener(getattr(registry, opener), methods, is_own))
+        setattr(registry, opener, checked_opener(getattr(registry, opener), is_own))
 
 
 def checked_opener(
     open_store: Callable[..., Any],
-    methods: re.Pattern[str],
     is_own: Callable[[Any, Mapping[str, Any]], bool],
 ) -> Callable[..., Any]:
-    """Return a function that opens a store whose `methods` refuse a call if `is_own` is
-    True for the store and the arguments.
+    """Return a function that opens a store which refuses a change if `is_own` is True
+    for the store and the arguments.
     """
 
     def checked(store: Any, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,33 +173,32 @@ def checked_opener(
     def opened(*arguments: Any, **options: Any) -> Any:
         store = open_store(*arguments, **options)
         # MLflow opens a tracking store only once.
-        for name in filter(methods.match, set(dir(type(store))) - vars(store).keys()):
-            if callable(method := getattr(store, name)):
-                setattr(store, name, checked(store, method))
+        for name in filter(_CHANGES.match, set(dir(store)) - vars(store).keys()):
+            setattr(store, name, checked(store, getattr(store, name)))
         return store
 
     return opened
 
 
 def _is_own_run(tracking: Any, arguments: Mapping[str, Any]) -> bool:
-    ids = [(name, arguments.get(name)) for name in ("run_id", "experiment_id", "location")]
-    ids += [("experiment_id", id) for id in arguments.get("experiment_ids") or ()]
-    ids.append(("trace_info", getattr(arguments.get("trace_info"), "experiment_id", None)))
-    names = {_experiment_name(tracking, name, str(id)) for name, id in ids if id}
-    return EXPERIMENT in {*names, arguments.get("name"), arguments.get("new_name")}
+    names = {arguments.get("name"), arguments.get("new_name")}
+    for field in ("run_id", "experiment_id"):
+        if arguments.get(field):
+            names.add(_experiment_name(tracking, field, str(arguments[field])))
+    return EXPERIMENT in names
 
 
 @lru_cache(maxsize=10_000)
 def _experiment_name(tracking: Any, field: str, id: str) -> str:
     """Return the name of the experiment of a run or an experiment."""
-    if field.startswith("run"):
+    if field == "run_id":
         id = tracking.get_run(id).info.experiment_id
     return str(tracking.get_experiment(id).name)
 
 
 def _is_own_file(repository: Any, arguments: Mapping[str, Any]) -> bool:
-    """Return True if the file or folder of a change is below the location of the
-    experiment, or contains it.
+    """Return True if a file or folder below the location of the experiment is changed,
+    or a folder that contains the location is deleted.
     """
     if os.environ.get(ARTIFACTS_ONLY_ENV_VAR):
         return False
@@ -206,16 +206,15 @@ def _is_own_file(repository: Any, arguments: Mapping[str, Any]) -> bool:
     experiment = tracking.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return False
-    own, root = mlflow_stores.artifact_store(experiment.artifact_location)
-    name = Path(arguments.get("local_file") or arguments.get("artifact_file_name") or "").name
-    changed = _real_path(repository, arguments.get("artifact_path") or "", name)
-    folder = _real_path(own, root)
-    return changed.is_relative_to(folder) or folder.is_relative_to(changed)
+    folder = _real_path(*mlflow_stores.artifact_store(experiment.artifact_location))
+    changed = _real_path(repository, arguments.get("artifact_path") or "")
+    is_deletion = arguments.keys() <= {"artifact_path"}
+    return changed.is_relative_to(folder) or (is_deletion and folder.is_relative_to(changed))
 
 
-def _real_path(repository: Any, *names: str) -> Path:
+def _real_path(repository: Any, name: str) -> Path:
     """Return the path in lower case, because a file system may ignore the case."""
-    path = Path(local_file_uri_to_path(repository.artifact_uri), *names)
+    path = Path(local_file_uri_to_path(repository.artifact_uri), name)
     return Path(os.path.realpath(path).lower())
 
 
@@ -239,19 +238,16 @@ def newest_checkpoint(keys: Keys) -> tuple[str, str]:
             order_by=["attributes.start_time DESC"],
         )
         for run in runs or ():
+            content = b""
+            with suppress(NotFound), tempfile.TemporaryDirectory() as folder:
+                file = mlflow_stores.fetch_file(
+                    run.info.artifact_uri, Path(folder), CHECKPOINT_FILE
+                )
+                content = file.read_bytes()
             signed = run.data.tags[_TAG].partition(" ")[::2]
-            try:
-                with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
-                    content = mlflow_stores.fetch_file(
-                        run.info.artifact_uri, Path(folder), CHECKPOINT_FILE
-                    ).read_bytes()
-            except NotFound as error:
-                reason = error.message
-            else:
-                if keys.is_signed(_PURPOSE, _signed_text(run, content), *signed):
-                    return content.decode(), fault
-                reason = "it was replaced"
-            fault = fault or f"the checkpoint of run {run.info.run_id} is not intact: {reason}"
+            if keys.is_signed(_PURPOSE, _signed_text(run, content), *signed):
+                return content.decode(), fault
+            fault = fault or f"the checkpoint of run {run.info.run_id} was removed or replaced"
     except Exception:  # noqa: BLE001 - The keys are published without a checkpoint.
         _log.exception("MLflow cannot read the checkpoints of the audit trail")
         fault = "MLflow cannot read the checkpoints of the audit trail (see the server's log)"

@@ -166,16 +166,11 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
     return Dossier(endpoint, period.start, period.end, store.now(), **groups)
 
 
-def computed_statements(store: Store, endpoint: str, period: Window) -> dict[str, list[str]]:
-    """Return the texts of the sections that follow from the store, for the server that
-    signs a dossier. Raises StoreUnavailable.
-    """
+def computed_statements(store: Store, endpoint: str, period: Window) -> list[str]:
+    """Return the texts of the sections `COMPUTED`. Raises StoreUnavailable."""
     trail = Trail(frozenset(), None, (), (), frozenset())
     facts = _Facts(store, endpoint, period, trail, _Requests(), {"": ""})
-    computed = {}
-    for name in COMPUTED:
-        computed[name] = [made.text for made in facts.statements(name)]
-    return computed
+    return [made.text for name in COMPUTED for made in facts.statements(name)]
 
 
 @dataclass(frozen=True)
