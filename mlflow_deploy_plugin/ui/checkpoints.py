@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
-from functools import cache, lru_cache, wraps
+from functools import cache, lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ _SETTING = "ONNXSERVE_AUDIT_CHECKPOINTS"
 _TAG = "onnxserve.signed_checkpoint"
 """The tag with the id of the key and the signature of the run's id and the file's
 digest.
+"""
+_EARLIER_TAG = "onnxserve.signed_run_id"
+"""The tag of an earlier version, which signed only the id. Its newest checkpoint counts
+until the first one after an upgrade.
 """
 _PURPOSE = "checkpoint run"
 _MOST_READ = 10
@@ -159,7 +163,6 @@ def checked_opener(
     """
 
     def checked(store: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
         def call(*arguments: Any, **options: Any) -> Any:
             named = signature(method).bind(*arguments, **options).arguments
             if not _is_server.get() and is_own(store, named):
@@ -169,7 +172,6 @@ def checked_opener(
 
         return call
 
-    @wraps(open_store)
     def opened(*arguments: Any, **options: Any) -> Any:
         store = open_store(*arguments, **options)
         # MLflow opens a tracking store only once.
@@ -231,8 +233,7 @@ def newest_checkpoint(keys: Keys) -> tuple[str, str]:
         experiment = tracking.get_experiment_by_name(EXPERIMENT)
         runs = experiment and tracking.search_runs(
             [experiment.experiment_id],
-            f"tags.{_TAG} LIKE '%' AND status = 'FINISHED' AND attributes.start_time <= "
-            f"{get_current_time_millis()}",
+            f"status = 'FINISHED' AND attributes.start_time <= {get_current_time_millis()}",
             ViewType.ACTIVE_ONLY,
             max_results=_MOST_READ,
             order_by=["attributes.start_time DESC"],
@@ -244,8 +245,12 @@ def newest_checkpoint(keys: Keys) -> tuple[str, str]:
                     run.info.artifact_uri, Path(folder), CHECKPOINT_FILE
                 )
                 content = file.read_bytes()
-            signed = run.data.tags[_TAG].partition(" ")[::2]
-            if keys.is_signed(_PURPOSE, _signed_text(run, content), *signed):
+            signed = run.data.tags.get(_TAG)
+            text = _signed_text(run, content)
+            if signed is None:
+                signed = run.data.tags.get(_EARLIER_TAG, "")
+                text = run.info.run_id
+            if content and keys.is_signed(_PURPOSE, text, *signed.partition(" ")[::2]):
                 return content.decode(), fault
             fault = fault or f"the checkpoint of run {run.info.run_id} was removed or replaced"
     except Exception:  # noqa: BLE001 - The keys are published without a checkpoint.

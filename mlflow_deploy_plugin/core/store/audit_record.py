@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -132,7 +132,7 @@ class TrailRecord:
                 for file, head in prepared.items():
                     _write(file, head, is_durable=is_durable)
             yield
-            with self._reporting(is_required), self._writing():
+            with self._reporting(is_required), locked(self.folder / "record.lock"):
                 for file, head in prepared.items():
                     recorded = self.head(head.model)
                     if recorded is None or recorded.event < head.event:
@@ -170,7 +170,7 @@ class TrailRecord:
         be written.
         """
         try:
-            with self._writing():
+            with locked(self.folder / "record.lock"):
                 shutil.rmtree(self.folder / "heads", ignore_errors=True)
                 for head in heads:
                     _write(self._head_file(head.model), head)
@@ -215,9 +215,6 @@ class TrailRecord:
 
     def _head_file(self, model: str) -> Path:
         return self.folder / "heads" / f"{chain_id(model)}.json"
-
-    def _writing(self) -> AbstractContextManager[None]:
-        return locked(self.folder / "record.lock")
 
 
 def _write(path: Path, state: State, *, is_durable: bool = True) -> None:

@@ -46,8 +46,8 @@ from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
 _SECONDS = 60
 _PURPOSE = "audit dossier"
-_FACTS = ("versions", "requests", "signatures", "verdicts", "alarms", "trail_state")
-"""The sections with statements that are not about single audit events."""
+_SENT = ("versions", "requests", "signatures", "trail_state")
+"""The sections with statements that only the caller knows."""
 _STATEMENTS = TypeAdapter(dict[str, list[Statement]])
 
 
@@ -93,6 +93,10 @@ class Proof(BaseModel):
         signed = [entry for entry in self.events if entry.event.signature]
         return f"{len(self.events)} events, {len(signed)} of them signed"
 
+    @property
+    def not_compared(self) -> tuple[str, ...]:
+        return (*_SENT, *COMPUTED) if self.computed is None else _SENT
+
     def event_faults(
         self, keys: Keys, sections: Mapping[str, Sequence[Statement]]
     ) -> Iterator[str]:
@@ -102,15 +106,13 @@ class Proof(BaseModel):
             yield from entry.event.faults(keys)
             if entry.is_in_period and entry.statement not in stated:
                 yield f"{entry.event.name} has no statement"
-        proven = {entry.statement for entry in self.events}
-        for name in sections.keys() - _FACTS:
+        computed = self.computed or []
+        yield from (f"the server states: {text}" for text in computed if text not in stated)
+        proven = {*computed, *(entry.statement for entry in self.events)}
+        for name in sections.keys() - self.not_compared:
             for made in sections[name]:
                 if made.text not in proven:
-                    yield f"no event has this statement: {made.text}"
-        if self.computed is not None:
-            made_texts = {made.text for name in COMPUTED for made in sections.get(name, ())}
-            for text in made_texts.symmetric_difference(self.computed):
-                yield f"the dossier and the server differ in this statement: {text}"
+                    yield f"the server has not stated: {made.text}"
 
     def changes_since(self, checkpoint: Checkpoint) -> Iterator[str]:
         """Yield the faults after a checkpoint, which may be newer than the dossier."""
@@ -214,10 +216,8 @@ def check_dossier(
         checkpoint = load_checkpoint(text, keys, str(checkpoint_file))
         compared = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z"
         faults += proof.changes_since(checkpoint)
-    compared_sections = COMPUTED if proof.computed is not None else ()
-    unknown = [name for name in _FACTS if name in sections and name not in compared_sections]
     origin = keys_file or "in the dossier, whose maker can exchange them (--keys FILE)"
     return faults, (
         f"{proof.counted}; keys: {origin}; checkpoint: {compared}; statements by {proof.made_by}, "
-        f"not compared: {join_names([*unknown, 'links'])}"
+        f"not compared: {join_names([*proof.not_compared, 'links'])}"
     )
