@@ -60,8 +60,8 @@ _PURPOSE = "checkpoint run"
 _MOST_READ = 10
 """The maximum number of checkpoints that are read to find an intact one."""
 _CHANGES = re.compile(
-    "(abort|complete|create|delete|link|log|record|register|rename|restore|set|unlink|update|"
-    "upload|upsert)_"
+    "(abort|complete|create|delete|deprecated|link|log|record|register|rename|restore|set|unlink|"
+    "update|upload|upsert)_"
 )
 """The pattern of the methods of MLflow's tracking and artifact stores that change
 something.
@@ -152,6 +152,11 @@ def refuse_changes() -> None:
         (ArtifactRepositoryRegistry, "get_artifact_repository", _is_own_file),
     ):
         setattr(registry, opener, checked_opener(getattr(registry, opener), is_own))
+    # MLflow opens stores again that it has opened before.
+    if mlflow_private._tracking_store is not None:
+        mlflow_private.replace("_tracking_store", None)
+    if mlflow_private._artifact_repo is not None:
+        mlflow_private.replace("_artifact_repo", None)
 
 
 def checked_opener(
@@ -163,8 +168,10 @@ def checked_opener(
     """
 
     def checked(store: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+        bind = signature(method).bind
+
         def call(*arguments: Any, **options: Any) -> Any:
-            named = signature(method).bind(*arguments, **options).arguments
+            named = bind(*arguments, **options).arguments
             if not _is_server.get() and is_own(store, named):
                 message = f"only this server changes the experiment {EXPERIMENT} and its files"
                 raise MlflowException(message, PERMISSION_DENIED)

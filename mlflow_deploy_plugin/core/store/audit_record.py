@@ -169,6 +169,12 @@ class TrailRecord:
         """Record the seal, and only these heads. Raises InvalidConfig if a file cannot
         be written.
         """
+        if self.seal() is None and any(self._root.glob("*/seal.json")):
+            _log.warning(
+                "%s is a new record, although this key has the record of another store; if this "
+                "store has been in use before, its audit trail was removed",
+                self.folder,
+            )
         try:
             with locked(self.folder / "record.lock"):
                 shutil.rmtree(self.folder / "heads", ignore_errors=True)
