@@ -147,11 +147,8 @@ def refuse_changes() -> None:
     The stores check, because a change has several routes in MLflow's Flask and FastAPI
     apps, and only the stores know the place to which a path leads.
     """
-    for registry, opener, is_own in (
-        (TrackingStoreRegistry, "get_store", _is_own_run),
-        (ArtifactRepositoryRegistry, "get_artifact_repository", _is_own_file),
-    ):
-        setattr(registry, opener, checked_opener(getattr(registry, opener), is_own))
+    _protect(TrackingStoreRegistry, "get_store", _is_own_run)
+    _protect(ArtifactRepositoryRegistry, "get_artifact_repository", _is_own_file)
     # MLflow opens stores again that it has opened before.
     if mlflow_private._tracking_store is not None:
         mlflow_private.replace("_tracking_store", None)
@@ -159,13 +156,11 @@ def refuse_changes() -> None:
         mlflow_private.replace("_artifact_repo", None)
 
 
-def checked_opener(
-    open_store: Callable[..., Any],
-    is_own: Callable[[Any, Mapping[str, Any]], bool],
-) -> Callable[..., Any]:
-    """Return a function that opens a store which refuses a change if `is_own` is True
-    for the store and the arguments.
+def _protect(registry: type, opener: str, is_own: Callable[[Any, Mapping[str, Any]], bool]) -> None:
+    """Let the stores that this method of a registry opens refuse a change if `is_own`
+    is True for the store and the arguments.
     """
+    open_store = getattr(registry, opener)
 
     def checked(store: Any, method: Callable[..., Any]) -> Callable[..., Any]:
         bind = signature(method).bind
@@ -186,7 +181,7 @@ def checked_opener(
             setattr(store, name, checked(store, getattr(store, name)))
         return store
 
-    return opened
+    setattr(registry, opener, opened)
 
 
 def _is_own_run(tracking: Any, arguments: Mapping[str, Any]) -> bool:

@@ -136,14 +136,12 @@ def checkpoint_file(run):
     return Path(run.info.artifact_uri, "checkpoint.json")
 
 
-def state_of_experiment():
-    """Return what callers may not change: the experiment, its runs and their files."""
-    found = runs()
+def state_of(run):
+    """Return what callers may not change: the experiment, the run and the files."""
     tracking = handlers._get_tracking_store()
-    experiment = tracking.get_experiment(found[0].info.experiment_id)
-    files = sorted(Path(experiment.artifact_location).rglob("*"))
-    content = {file: file.read_bytes() for file in files if file.is_file()}
-    return dict(experiment), [run.to_dictionary() for run in found], content
+    experiment = tracking.get_experiment(run.info.experiment_id)
+    files = {file: file.read_bytes() for file in Path(experiment.artifact_location).rglob("*.*")}
+    return dict(experiment), tracking.get_run(run.info.run_id).to_dictionary(), files
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +197,11 @@ def test_checkpoint_file_has_no_other_way(mlflow_app, send, logged, method, path
     for name, value in {**values, "NUMBER": number, "RUN": logged.info.run_id}.items():
         path = path.replace(name, value)
         body = body.replace(name, value)
-    before = state_of_experiment()
+    before = state_of(logged)
     for url in (path, path.replace("%", "%25")):
         answer = send(method, f"/{prefix}/2.0/mlflow{url}", json=json.loads(body))
         assert answer.status_code in (400, 403, 404)
-        assert state_of_experiment() == before
+        assert state_of(logged) == before
 
 
 def test_other_experiments_may_be_changed(send, logged):

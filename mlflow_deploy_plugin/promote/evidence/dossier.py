@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def computed_statements(store: Store, endpoint: str, period: Window) -> list[str
     """Return the texts of the sections `COMPUTED`. Raises StoreUnavailable."""
     trail = Trail(frozenset(), None, (), (), frozenset())
     facts = _Facts(store, endpoint, period, trail, _Requests(), {"": ""})
-    return [made.text for name in COMPUTED for made in facts.statements(name)]
+    return [made.text for made in chain.from_iterable(map(facts.statements, COMPUTED))]
 
 
 @dataclass(frozen=True)

@@ -299,10 +299,12 @@ def test_unrecorded_head_is_found_at_another_url(server, keys, store_url, model,
     other = store_url.replace("/store.db", "/./store.db")
     with closing(open_store(other, keys=keys)) as restarted:
         restarted.record("approve", model=model, actor="bob")
-        assert restarted.trail_record.spool(AuditEvent(START, "eva", "alias", model=model))
+        again = restarted.trail_record
+        assert again
+        assert again.spool(AuditEvent(START, "eva", "alias", model=model))
         for store in (server, restarted):
             seal(store)
-        assert restarted.trail_record.folder == record.folder
+        assert again.folder == record.folder
         assert not record.is_spool_empty()
         tamper(store_url, model, lambda connection, ids: remove(connection, ids[-1]))
         for store in (server, restarted):
