@@ -40,7 +40,7 @@ class TrustedKeys(NamedTuple):
         origin: where the keys come from, in words.
         checkpoint: the newest checkpoint of MLflow's server that one of them has
             signed, if it is known.
-        faults: what the server reports.
+        faults: the faults that the server reports.
     """
 
     keys: Keys
