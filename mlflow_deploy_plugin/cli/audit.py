@@ -155,52 +155,46 @@ def _verify(
     checkpoint_file: Path | None,
 ) -> None:
     """Show whether the trail was changed, and exit with 1 if it was."""
-    from mlflow_deploy_plugin.core.registry.audit_trail import published_trail
+    from mlflow_deploy_plugin.core.registry.audit_trail import (
+        TrustedKeys,
+        published_trail,
+        stored_keys,
+    )
     from mlflow_deploy_plugin.core.settings import read_text
     from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
-    from mlflow_deploy_plugin.core.store.audit_seal import published_keys, verify_trail
+    from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
     from mlflow_deploy_plugin.core.store.checkpoints import lateness, load_checkpoint
 
-    published = None if keys_file and checkpoint_file else published_trail()
-    reported = [*published.faults] if published else []
+    trusted = None if keys_file and checkpoint_file else published_trail()
     with opened_store() as store:
         if keys_file:
             keys = parse_keys(read_text(keys_file, "the file of --keys"), str(keys_file))
-            origin = str(keys_file)
-        elif published:
-            keys = published.keys
-            origin = "MLflow's server"
-        else:
-            keys = published_keys(store)
-            origin = "the store itself, which its users can change (--keys FILE)"
-        text = published.checkpoint if published else ""
+            trusted = (trusted or TrustedKeys(keys, ""))._replace(keys=keys, origin=str(keys_file))
+        trusted = trusted or stored_keys(store)
+        checkpoint = trusted.checkpoint
+        text = checkpoint.model_dump_json() if checkpoint else ""
         if checkpoint_file:
             text = read_text(checkpoint_file, "the file of --checkpoint")
-        checkpoint = None
-        try:
-            if text:
-                checkpoint = load_checkpoint(text, keys, str(checkpoint_file or "in MLflow"))
-        except InvalidConfig as error:
-            if checkpoint_file:
-                raise
-            reported.append(error.message)
-        state = verify_trail(store, model, keys, checkpoint)
+        if text:
+            origin = str(checkpoint_file or "in MLflow")
+            checkpoint = load_checkpoint(text, trusted.keys, origin)
+        state = verify_trail(store, model, trusted.keys, checkpoint)
         late = lateness(checkpoint, store) if state.signed else ""
     checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
     lines = [
         *(fault.text for fault in state.faults),
         *(f"the key {key} has signed no event" for key in state.unused_keys),
-        *filter(None, [late, *reported]),
-        f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; keys: {origin}; "
-        f"checkpoint: {checked_at}",
+        *filter(None, [late, *trusted.faults]),
+        f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; "
+        f"keys: {trusted.origin}; checkpoint: {checked_at}",
     ]
-    document = asdict(state) | {"late": late, "reported": reported}
+    document = asdict(state) | {"late": late, "reported": trusted.faults}
     show_result("text" if output == "text" else "json", document, lines)
     if state.faults:
         show_progress(f"the audit trail was changed: {len(state.faults)} faults")
     elif state.state == "unsigned":
         show_progress("no event is signed, so everybody with the store could have written them")
-    if state.state != "intact" or state.unused_keys or late or reported:
+    if state.state != "intact" or state.unused_keys or late or trusted.faults:
         sys.exit(1)
 
 

@@ -13,8 +13,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
-from functools import cache, lru_cache, wraps
+from functools import cache, lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,20 @@ _TAG = "onnxserve.signed_checkpoint"
 """The tag with the id of the key and the signature of the run's id and the file's
 digest.
 """
+_EARLIER_TAG = "onnxserve.signed_run_id"
+"""The tag of an earlier version, which signed only the id. Its newest checkpoint counts
+until the first one after an upgrade.
+"""
 _PURPOSE = "checkpoint run"
 _MOST_READ = 10
 """The maximum number of checkpoints that are read to find an intact one."""
 _CHANGES = re.compile(
-    r"(?!_|(batch_)?get_|search|list_|find_|filter_|query_|calculate_|sum_|resolve_|sanitize_)"
+    "(abort|complete|create|delete|deprecated|link|log|record|register|rename|restore|set|unlink|"
+    "update|upload|upsert)_"
 )
-"""The pattern of the methods of MLflow's tracking stores that may change something."""
-_WRITES = re.compile(r"(log|delete|create|complete|abort|upload)_")
-"""The pattern of the methods of MLflow's artifact stores that change files."""
+"""The pattern of the methods of MLflow's tracking and artifact stores that change
+something.
+"""
 _is_server = ContextVar("_is_server", default=False)
 """True in the context of the thread that writes checkpoints."""
 
@@ -141,26 +147,26 @@ def refuse_changes() -> None:
     The stores check, because a change has several routes in MLflow's Flask and FastAPI
     apps, and only the stores know the place to which a path leads.
     """
-    for registry, opener, methods, is_own in (
-        (TrackingStoreRegistry, "get_store", _CHANGES, _is_own_run),
-        (ArtifactRepositoryRegistry, "get_artifact_repository", _WRITES, _is_own_file),
-    ):
-        setattr(registry, opener, checked_opener(getattr(registry, opener), methods, is_own))
+    _protect(TrackingStoreRegistry, "get_store", _is_own_run)
+    _protect(ArtifactRepositoryRegistry, "get_artifact_repository", _is_own_file)
+    # MLflow opens stores again that it has opened before.
+    if mlflow_private._tracking_store is not None:
+        mlflow_private.replace("_tracking_store", None)
+    if mlflow_private._artifact_repo is not None:
+        mlflow_private.replace("_artifact_repo", None)
 
 
-def checked_opener(
-    open_store: Callable[..., Any],
-    methods: re.Pattern[str],
-    is_own: Callable[[Any, Mapping[str, Any]], bool],
-) -> Callable[..., Any]:
-    """Return a function that opens a store whose `methods` refuse a call if `is_own` is
-    True for the store and the arguments.
+def _protect(registry: type, opener: str, is_own: Callable[[Any, Mapping[str, Any]], bool]) -> None:
+    """Let the stores that this method of a registry opens refuse a change if `is_own`
+    is True for the store and the arguments.
     """
+    open_store = getattr(registry, opener)
 
     def checked(store: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
+        bind = signature(method).bind
+
         def call(*arguments: Any, **options: Any) -> Any:
-            named = signature(method).bind(*arguments, **options).arguments
+            named = bind(*arguments, **options).arguments
             if not _is_server.get() and is_own(store, named):
                 message = f"only this server changes the experiment {EXPERIMENT} and its files"
                 raise MlflowException(message, PERMISSION_DENIED)
@@ -168,37 +174,35 @@ def checked_opener(
 
         return call
 
-    @wraps(open_store)
     def opened(*arguments: Any, **options: Any) -> Any:
         store = open_store(*arguments, **options)
         # MLflow opens a tracking store only once.
-        for name in filter(methods.match, set(dir(type(store))) - vars(store).keys()):
-            if callable(method := getattr(store, name)):
-                setattr(store, name, checked(store, method))
+        for name in filter(_CHANGES.match, set(dir(store)) - vars(store).keys()):
+            setattr(store, name, checked(store, getattr(store, name)))
         return store
 
-    return opened
+    setattr(registry, opener, opened)
 
 
 def _is_own_run(tracking: Any, arguments: Mapping[str, Any]) -> bool:
-    ids = [(name, arguments.get(name)) for name in ("run_id", "experiment_id", "location")]
-    ids += [("experiment_id", id) for id in arguments.get("experiment_ids") or ()]
-    ids.append(("trace_info", getattr(arguments.get("trace_info"), "experiment_id", None)))
-    names = {_experiment_name(tracking, name, str(id)) for name, id in ids if id}
-    return EXPERIMENT in {*names, arguments.get("name"), arguments.get("new_name")}
+    names = {arguments.get("name"), arguments.get("new_name")}
+    for field in ("run_id", "experiment_id"):
+        if arguments.get(field):
+            names.add(_experiment_name(tracking, field, str(arguments[field])))
+    return EXPERIMENT in names
 
 
 @lru_cache(maxsize=10_000)
 def _experiment_name(tracking: Any, field: str, id: str) -> str:
     """Return the name of the experiment of a run or an experiment."""
-    if field.startswith("run"):
+    if field == "run_id":
         id = tracking.get_run(id).info.experiment_id
     return str(tracking.get_experiment(id).name)
 
 
 def _is_own_file(repository: Any, arguments: Mapping[str, Any]) -> bool:
-    """Return True if the file or folder of a change is below the location of the
-    experiment, or contains it.
+    """Return True if a file or folder below the location of the experiment is changed,
+    or a folder that contains the location is deleted.
     """
     if os.environ.get(ARTIFACTS_ONLY_ENV_VAR):
         return False
@@ -206,16 +210,15 @@ def _is_own_file(repository: Any, arguments: Mapping[str, Any]) -> bool:
     experiment = tracking.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return False
-    own, root = mlflow_stores.artifact_store(experiment.artifact_location)
-    name = Path(arguments.get("local_file") or arguments.get("artifact_file_name") or "").name
-    changed = _real_path(repository, arguments.get("artifact_path") or "", name)
-    folder = _real_path(own, root)
-    return changed.is_relative_to(folder) or folder.is_relative_to(changed)
+    folder = _real_path(*mlflow_stores.artifact_store(experiment.artifact_location))
+    changed = _real_path(repository, arguments.get("artifact_path") or "")
+    is_deletion = arguments.keys() <= {"artifact_path"}
+    return changed.is_relative_to(folder) or (is_deletion and folder.is_relative_to(changed))
 
 
-def _real_path(repository: Any, *names: str) -> Path:
+def _real_path(repository: Any, name: str) -> Path:
     """Return the path in lower case, because a file system may ignore the case."""
-    path = Path(local_file_uri_to_path(repository.artifact_uri), *names)
+    path = Path(local_file_uri_to_path(repository.artifact_uri), name)
     return Path(os.path.realpath(path).lower())
 
 
@@ -232,26 +235,26 @@ def newest_checkpoint(keys: Keys) -> tuple[str, str]:
         experiment = tracking.get_experiment_by_name(EXPERIMENT)
         runs = experiment and tracking.search_runs(
             [experiment.experiment_id],
-            f"tags.{_TAG} LIKE '%' AND status = 'FINISHED' AND attributes.start_time <= "
-            f"{get_current_time_millis()}",
+            f"status = 'FINISHED' AND attributes.start_time <= {get_current_time_millis()}",
             ViewType.ACTIVE_ONLY,
             max_results=_MOST_READ,
             order_by=["attributes.start_time DESC"],
         )
         for run in runs or ():
-            signed = run.data.tags[_TAG].partition(" ")[::2]
-            try:
-                with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
-                    content = mlflow_stores.fetch_file(
-                        run.info.artifact_uri, Path(folder), CHECKPOINT_FILE
-                    ).read_bytes()
-            except NotFound as error:
-                reason = error.message
-            else:
-                if keys.is_signed(_PURPOSE, _signed_text(run, content), *signed):
-                    return content.decode(), fault
-                reason = "it was replaced"
-            fault = fault or f"the checkpoint of run {run.info.run_id} is not intact: {reason}"
+            content = b""
+            with suppress(NotFound), tempfile.TemporaryDirectory() as folder:
+                file = mlflow_stores.fetch_file(
+                    run.info.artifact_uri, Path(folder), CHECKPOINT_FILE
+                )
+                content = file.read_bytes()
+            signed = run.data.tags.get(_TAG)
+            text = _signed_text(run, content)
+            if signed is None:
+                signed = run.data.tags.get(_EARLIER_TAG, "")
+                text = run.info.run_id
+            if content and keys.is_signed(_PURPOSE, text, *signed.partition(" ")[::2]):
+                return content.decode(), fault
+            fault = fault or f"the checkpoint of run {run.info.run_id} was removed or replaced"
     except Exception:  # noqa: BLE001 - The keys are published without a checkpoint.
         _log.exception("MLflow cannot read the checkpoints of the audit trail")
         fault = "MLflow cannot read the checkpoints of the audit trail (see the server's log)"

@@ -2,21 +2,20 @@
 directly into the store.
 """
 
+import inspect
 import json
 import os
-import re
 import time
 from contextlib import closing
 from contextvars import copy_context
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 
 import pytest
-from fastapi.testclient import TestClient
+import requests
 from mlflow.entities import RunStatus, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.server import handlers
-from mlflow.server.fastapi_app import create_fastapi_app
 
 from mlflow_deploy_plugin.core.store.audit_record import chain_id
 from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
@@ -30,11 +29,12 @@ from mlflow_deploy_plugin.ui.checkpoints import (
     newest_checkpoint,
 )
 from tests.support.approvals import approve_all
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.s3 import s3_server
 from tests.support.waiting import wait_until
 
 POLICY = "gated_stages: [Production]\napprovals: {count: 2, groups: [risk]}"
-ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
+READS = ("_", "get", "list", "search", "find")
 TRAIL = "/onnxserve/audit-trail"
 
 
@@ -117,13 +117,8 @@ def test_only_one_worker_logs_checkpoints(mlflow_app, worm, monkeypatch):
 
 
 @pytest.fixture
-def logged(mlflow_app, monkeypatch):
-    """The run of a checkpoint on a server that proxies artifacts. The paths below
-    `artifacts` are those of its proxy.
-    """
-    monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", os.environ[ROOT])
-    monkeypatch.setattr(handlers, "_artifact_repo", None)
+def logged(mlflow_app):
+    """The run of a checkpoint."""
     with mlflow_app.app.test_request_context():
         log_one(mlflow_app.store)
     return runs()[0]
@@ -141,133 +136,81 @@ def checkpoint_file(run):
     return Path(run.info.artifact_uri, "checkpoint.json")
 
 
-def state_of_experiment():
-    """Return what callers may not change: the experiment, its runs and their files."""
-    found = runs()
+def state_of(run):
+    """Return what callers may not change: the experiment, the run and the files."""
     tracking = handlers._get_tracking_store()
-    experiment = tracking.get_experiment(found[0].info.experiment_id)
-    files = sorted(Path(experiment.artifact_location).rglob("*"))
-    content = {file: file.read_bytes() for file in files if file.is_file()}
-    return dict(experiment), [run.to_dictionary() for run in found], content
+    experiment = tracking.get_experiment(run.info.experiment_id)
+    files = {file: file.read_bytes() for file in Path(experiment.artifact_location).rglob("*.*")}
+    return dict(experiment), tracking.get_run(run.info.run_id).to_dictionary(), files
 
 
-PARAMETER = re.compile(r"[<{](?:path:)?(\w+)(?::path)?[>}]")
+@pytest.fixture(scope="module")
+def send(mlflow_app):
+    """Return a function that sends a request to `mlflow server` on this database."""
+    place = {"backend-store-uri": os.environ["_MLFLOW_SERVER_FILE_STORE"]}
+    place["artifacts-destination"] = os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"]
+    options = tuple(f"--{name}={value}" for name, value in place.items())
+    server = MlflowServer(mlflow_app.artifacts.parent, app="onnxserve", options=options)
+    server.start()
+    yield lambda method, path, **more: requests.request(method, server.url + path, **more)
+    server.kill()
 
 
-def changing_routes(app):
-    """Yield the method and the path of each route of MLflow's two apps that may change
-    something.
-    """
-    native = chain.from_iterable(
-        [(method, f"{router.include_context.prefix}{route.path}") for method in route.methods]
-        for router in create_fastapi_app(app).routes
-        if hasattr(router, "original_router")
-        for route in router.original_router.routes
-    )
-    views = chain.from_iterable(
-        [(method, rule.rule) for method in rule.methods] for rule in app.url_map.iter_rules()
-    )
-    for method, path in sorted({*native, *views}):
-        # `demo/generate` takes a minute, in an experiment of its own.
-        if method in ("POST", "PUT", "PATCH", "DELETE") and not path.endswith("demo/generate"):
-            yield method, path
-
-
-@pytest.fixture
-def served(mlflow_app):
-    """A client of MLflow's FastAPI app, which contains the Flask app."""
-    app = create_fastapi_app(mlflow_app.app)
-    return TestClient(app, "http://localhost", raise_server_exceptions=False)
-
-
-@pytest.mark.long
-def test_no_route_changes_a_checkpoint_file(mlflow_app, served, logged):
-    number = logged.info.experiment_id
-    folder = f"{number}/{logged.info.run_id}/artifacts"
-    ids = {
-        **dict.fromkeys(("experiment_id", "experimentId"), number),
-        **dict.fromkeys(("run_id", "runId", "run_uuid", "runUuid"), logged.info.run_id),
-    }
-    fields = {"key": "k", "value": "v", "new_name": "n", "path": "checkpoint.json", "name": "n"}
-    number_of_log = {"timestamp": 1, "start_time": 1, "step": 0, "status": "FAILED"}
-    before = state_of_experiment()
-    routes = [*changing_routes(mlflow_app.app)]
-    assert len(routes) > 200
-    values = {"artifact_path": f"{folder}/checkpoint.json", **ids}
-    for method, path in routes:
-        url = PARAMETER.sub(lambda match: values.get(match[1], "x"), path)
-        served.request(method, url, params=ids | fields, json=ids | fields | number_of_log)
-        assert state_of_experiment() == before, (method, path)
+def test_no_method_changes_a_checkpoint_file(mlflow_app, logged):
+    tracking = handlers._get_tracking_store()
+    ids = {"run_id": logged.info.run_id, "experiment_id": logged.info.experiment_id}
+    tried = 0
+    for name, method in inspect.getmembers(type(tracking), inspect.isfunction):
+        fields = [*inspect.signature(method).parameters][1:]
+        if ids.keys() & fields and not name.startswith(READS):
+            with pytest.raises(MlflowException, match="only this server"):
+                getattr(tracking, name)(**{field: ids.get(field) for field in fields})
+            tried += 1
+    assert tried > 25
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
+    ("method", "path", "body"),
     [
-        ("PUT", "artifacts/{run}/checkpoint.json"),
-        ("PUT", "artifacts//{run}//checkpoint.json"),
-        ("PUT", "artifacts/./{run}/./checkpoint.json"),
-        ("PUT", "artifacts/%7Brun%7D/checkpoint.json"),
-        ("PUT", "artifacts/{run}/other.json"),
-        ("PUT", "artifacts/link/{run}/checkpoint.json"),
-        ("DELETE", "artifacts/{run}/checkpoint.json"),
-        ("DELETE", "artifacts/{run}"),
-        ("DELETE", "artifacts/{experiment}"),
-        ("DELETE", "artifacts/."),
-        ("POST", "mpu/create/{run}/checkpoint.json"),
-        ("POST", "mpu/complete/{run}/checkpoint.json"),
-        ("POST", "mpu/abort/{run}/checkpoint.json"),
+        ("PUT", "-artifacts/artifacts/FOLDER/checkpoint.json", "{}"),
+        ("PUT", "-artifacts/artifacts//FOLDER//other.json", "{}"),
+        ("PUT", "-artifacts/artifacts/ENCODED/checkpoint.json", "{}"),
+        ("PUT", "-artifacts/artifacts/link/FOLDER/checkpoint.json", "{}"),
+        ("DELETE", "-artifacts/artifacts/FOLDER", "{}"),
+        ("DELETE", "-artifacts/artifacts/NUMBER", "{}"),
+        ("DELETE", "-artifacts/artifacts/%2e", "{}"),
+        ("POST", "/runs/create", '{"experiment_id": "NUMBER"}'),
+        ("POST", "/runs/delete", '{"run_id": "RUN"}'),
+        ("POST", "/experiments/delete", '{"experimentId": "NUMBER"}'),
+        ("POST", "/experiments/update", f'{{"experiment_id": "0", "new_name": "{EXPERIMENT}"}}'),
+        ("POST", "/experiments/create", f'{{"name": "{EXPERIMENT}"}}'),
     ],
 )
 @pytest.mark.parametrize("prefix", ["api", "ajax-api"])
-def test_checkpoint_file_has_no_other_way(served, logged, method, path, prefix):
-    root = Path(os.environ[ROOT])
+def test_checkpoint_file_has_no_other_way(mlflow_app, send, logged, method, path, body, prefix):
+    root = Path(os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"])
     (root / "link").unlink(missing_ok=True)
     (root / "link").symlink_to(root)
     number = logged.info.experiment_id
-    run = f"{number}/{logged.info.run_id}/artifacts"
-    encoded = "".join(f"%{ord(letter):02x}" for letter in run)
-    path = path.format(run=run, experiment=number).replace("%7Brun%7D", encoded)
-    before = state_of_experiment()
-    document = {"path": "checkpoint.json", "num_parts": 1, "upload_id": "u", "parts": []}
+    folder = f"{number}/{logged.info.run_id}/artifacts"
+    values = {"FOLDER": folder, "ENCODED": "".join(f"%{ord(letter):02x}" for letter in folder)}
+    for name, value in {**values, "NUMBER": number, "RUN": logged.info.run_id}.items():
+        path = path.replace(name, value)
+        body = body.replace(name, value)
+    before = state_of(logged)
     for url in (path, path.replace("%", "%25")):
-        answer = served.request(method, f"/{prefix}/2.0/mlflow-artifacts/{url}", json=document)
-        assert answer.status_code != 200
-        assert state_of_experiment() == before
+        answer = send(method, f"/{prefix}/2.0/mlflow{url}", json=json.loads(body))
+        assert answer.status_code in (400, 403, 404)
+        assert state_of(logged) == before
 
 
-@pytest.mark.parametrize(
-    ("path", "document"),
-    [
-        ("runs/create", {"experiment_id": "{experiment}"}),
-        ("runs/set-tag", {"runId": "{run}", "key": "k", "value": "v"}),
-        ("runs/log-batch", {"run_uuid": "{run}"}),
-        ("runs/delete", {"run_id": "{run}"}),
-        ("experiments/delete", {"experimentId": "{experiment}"}),
-        ("experiments/restore", {"experiment_id": "{experiment}"}),
-        ("experiments/update", {"experiment_id": "{experiment}", "new_name": "n"}),
-        ("experiments/update", {"experiment_id": "0", "new_name": EXPERIMENT}),
-        ("experiments/create", {"name": EXPERIMENT}),
-        ("experiments/set-experiment-tag", {"experiment_id": "{experiment}", "key": "k"}),
-        ("logged-models", {"experiment_id": "{experiment}", "name": "m"}),
-    ],
-)
-def test_checkpoint_file_has_an_experiment_of_the_server(served, logged, path, document):
-    info = logged.info
-    text = json.dumps(document).replace("{run}", info.run_id)
-    body = json.loads(text.replace("{experiment}", info.experiment_id))
-    before = state_of_experiment()
-    assert served.post(f"/api/2.0/mlflow/{path}", json=body).status_code in (400, 403)
-    assert state_of_experiment() == before
-
-
-def test_other_experiments_may_be_changed(served, logged):
-    created = served.post("/api/2.0/mlflow/runs/create", json={"experiment_id": "0"})
+def test_other_experiments_may_be_changed(send, logged):
+    created = send("POST", "/api/2.0/mlflow/runs/create", json={"experiment_id": "0"})
     file = f"0/{created.json()['run']['info']['run_id']}/artifacts/checkpoint.json"
-    for prefix in ("api", "ajax-api"):
-        url = f"/{prefix}/2.0/mlflow-artifacts/artifacts/{file}"
-        assert served.put(url, content=b"x").status_code == 200
-        assert served.get(url).content == b"x"
-        assert served.delete(url).status_code == 200
+    url = f"/api/2.0/mlflow-artifacts/artifacts/{file}"
+    assert send("PUT", url, data=b"x").status_code == 200
+    assert send("GET", url).content == b"x"
+    assert send("DELETE", url).status_code == 200
 
 
 def replace_file(run):

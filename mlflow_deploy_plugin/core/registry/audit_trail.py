@@ -30,21 +30,26 @@ from mlflow_deploy_plugin.core.store.tables import AuditRow
 
 AUDIT_TRAIL = "/onnxserve/audit-trail"
 _SECONDS = 30
+_SERVER = "MLflow's server"
 
 
-class PublishedTrail(NamedTuple):
+class TrustedKeys(NamedTuple):
+    """The keys whose signatures count.
+
+    Attributes:
+        origin: where the keys come from, in words.
+        checkpoint: the newest checkpoint of MLflow's server that one of them has
+            signed, if it is known.
+        faults: the faults that the server reports.
+    """
+
     keys: Keys
-    checkpoint: str
+    origin: str
+    checkpoint: Checkpoint | None = None
     faults: tuple[str, ...] = ()
 
-    def valid_checkpoint(self) -> Checkpoint | None:
-        """Return the checkpoint; None if there is none that a key has signed."""
-        with suppress(InvalidConfig):
-            return load_checkpoint(self.checkpoint, self.keys, "in MLflow")
-        return None
 
-
-def published_trail() -> PublishedTrail | None:
+def published_trail() -> TrustedKeys | None:
     """Return what MLflow's server publishes; None if it does not run the app or does
     not sign events.
 
@@ -55,7 +60,10 @@ def published_trail() -> PublishedTrail | None:
     if not document or not document["keys"]:
         return None
     keys = parse_keys(document["keys"], f"{what} of MLflow's server")
-    return PublishedTrail(keys, document["checkpoint"], tuple(document.get("faults", ())))
+    checkpoint = None
+    with suppress(InvalidConfig):
+        checkpoint = load_checkpoint(document["checkpoint"], keys, "in MLflow")
+    return TrustedKeys(keys, _SERVER, checkpoint, tuple(document.get("faults", ())))
 
 
 def require_administrator(store: Store, what: str, holder: str = "") -> None:
@@ -79,19 +87,6 @@ def require_administrator(store: Store, what: str, holder: str = "") -> None:
     )
 
 
-class TrustedKeys(NamedTuple):
-    """The keys whose signatures count.
-
-    Attributes:
-        origin: where the keys come from, in words.
-        checkpoint: the newest checkpoint of MLflow's server, if it is known.
-    """
-
-    keys: Keys
-    origin: str
-    checkpoint: Checkpoint | None = None
-
-
 def trusted_keys(store: Store) -> TrustedKeys | None:
     """Return the keys of the servers that sign the events of this store; None if no
     event is signed.
@@ -99,20 +94,17 @@ def trusted_keys(store: Store) -> TrustedKeys | None:
     They are the keys of this process, of MLflow's server or, if it publishes none, of
     the store itself. Raises the errors of `published_trail`, and StoreUnavailable.
     """
-    keys = store.keys
-    origin = "MLflow's server"
-    checkpoint = None
-    if keys is None:
-        published = published_trail()
-        if published is None:
-            keys = published_keys(store)
-            origin = "the store itself, which its users can change"
-        else:
-            keys = published.keys
-            checkpoint = published.valid_checkpoint()
-    signed = select(AuditRow.id).where(AuditRow.signed_by.in_(keys.public)).limit(1)
+    if store.keys is None:
+        trusted = published_trail() or stored_keys(store)
+    else:
+        trusted = TrustedKeys(store.keys, _SERVER)
+    signed = select(AuditRow.id).where(AuditRow.signed_by.in_(trusted.keys.public)).limit(1)
     with store.reading() as session:
-        return TrustedKeys(keys, origin, checkpoint) if session.scalar(signed) else None
+        return trusted if session.scalar(signed) else None
+
+
+def stored_keys(store: Store) -> TrustedKeys:
+    return TrustedKeys(published_keys(store), "the store itself, which its users can change")
 
 
 def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:

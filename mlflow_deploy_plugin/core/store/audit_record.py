@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -79,39 +79,34 @@ class TrailRecord:
         except FileNotFoundError:
             return self._folder_of_url
 
-    @property
-    def _heads(self) -> Path:
-        return self.folder / "heads"
-
-    @property
-    def _spool(self) -> Path:
-        return self.folder / "spool"
-
     def rename(self, name: str) -> None:
-        """Give the folder the name in the store, unless it has one. A folder of another
-        URL keeps its state. Raises InvalidConfig if the name cannot be written.
+        """Give the folder the name in the store, unless it has one. If another URL has
+        named a folder, move the state of this URL to it. Raises InvalidConfig or
+        StoreUnavailable if the folder cannot be written.
         """
         if self._name_file.exists():
             return
+        named = self._root / name
         try:
             with locked(self._root / "names.lock"):
-                named = self._root / name
-                if self._folder_of_url.exists() and not named.exists():
-                    self._folder_of_url.rename(named)
-                # Events were kept before the store was opened with this URL.
-                for file in (self._folder_of_url / "spool").glob("*.json"):
-                    (named / "spool").mkdir(parents=True, exist_ok=True)
+                if self.folder.exists() and not named.exists():
+                    self.folder.rename(named)
+                (named / "spool").mkdir(parents=True, exist_ok=True)
+                for file in self.folder.glob("spool/*.json"):
                     file.rename(named / "spool" / file.name)
+                heads = self.heads()
                 write_atomically(self._name_file, name.encode(), is_durable=True)
         except OSError as error:
             raise InvalidConfig(self._fault(error)) from None
+        with self.recording(heads, is_durable=True, is_required=True):
+            pass
 
     def seal(self) -> Seal | None:
         """Return None before the first start of a server."""
         return _read(self.folder / "seal.json", Seal)
 
     def heads(self) -> list[Head]:
-        heads = [_read(file, Head) for file in sorted(self._heads.glob("*.json"))]
+        heads = [_read(file, Head) for file in sorted(self.folder.glob("heads/*.json"))]
         return [head for head in heads if head is not None]
 
     def head(self, model: str) -> Head | None:
@@ -137,7 +132,7 @@ class TrailRecord:
                 for file, head in prepared.items():
                     _write(file, head, is_durable=is_durable)
             yield
-            with self._reporting(is_required), self._writing():
+            with self._reporting(is_required), locked(self.folder / "record.lock"):
                 for file, head in prepared.items():
                     recorded = self.head(head.model)
                     if recorded is None or recorded.event < head.event:
@@ -151,16 +146,15 @@ class TrailRecord:
     def _reporting(self, is_required: bool) -> Iterator[None]:
         try:
             yield
-        except (OSError, InvalidConfig) as error:
-            text = self._fault(error) if isinstance(error, OSError) else error.message
+        except OSError as error:
             if is_required:
-                raise StoreUnavailable(text) from None
-            _log.error("%s", text)
+                raise StoreUnavailable(self._fault(error)) from None
+            _log.error("%s", self._fault(error))
 
     def fault(self) -> str:
         """Return why no head can be recorded now; empty if it can."""
         try:
-            write_atomically(self._heads / "probe", b"onnxserve", is_durable=True)
+            write_atomically(self.folder / "heads" / "probe", b"onnxserve")
         except OSError as error:
             return self._fault(error)
         return ""
@@ -175,9 +169,15 @@ class TrailRecord:
         """Record the seal, and only these heads. Raises InvalidConfig if a file cannot
         be written.
         """
+        if self.seal() is None and any(self._root.glob("*/seal.json")):
+            _log.warning(
+                "%s is a new record, although this key has the record of another store; if this "
+                "store has been in use before, its audit trail was removed",
+                self.folder,
+            )
         try:
-            with self._writing():
-                shutil.rmtree(self._heads, ignore_errors=True)
+            with locked(self.folder / "record.lock"):
+                shutil.rmtree(self.folder / "heads", ignore_errors=True)
                 for head in heads:
                     _write(self._head_file(head.model), head)
                 _write(self.folder / "seal.json", seal)
@@ -188,14 +188,14 @@ class TrailRecord:
         """Keep the event until the store is back. Return False if it cannot be kept."""
         name = f"{time.time_ns()}-{os.urandom(4).hex()}.json"
         try:
-            _write(self._spool / name, _Spooled(event=event))
+            _write(self.folder / "spool" / name, _Spooled(event=event))
         except OSError as error:
             _log.error("the spool of the audit trail cannot be written: %s", error)
             return False
         return True
 
     def is_spool_empty(self) -> bool:
-        return not any(self._spool.glob("*.json"))
+        return not any(self.folder.glob("spool/*.json"))
 
     def spooled(self, model: str) -> list[AuditEvent]:
         """Return the events of a model that are not stored yet, oldest first."""
@@ -216,14 +216,11 @@ class TrailRecord:
         """Return the events in the order of their files. A file that another process
         has stored meanwhile is left out.
         """
-        entries = {file: _read(file, _Spooled) for file in sorted(self._spool.glob("*.json"))}
+        entries = {file: _read(file, _Spooled) for file in sorted(self.folder.glob("spool/*.json"))}
         return {file: entry.event for file, entry in entries.items() if entry is not None}
 
     def _head_file(self, model: str) -> Path:
-        return self._heads / f"{chain_id(model)}.json"
-
-    def _writing(self) -> AbstractContextManager[None]:
-        return locked(self.folder / "record.lock")
+        return self.folder / "heads" / f"{chain_id(model)}.json"
 
 
 def _write(path: Path, state: State, *, is_durable: bool = True) -> None:

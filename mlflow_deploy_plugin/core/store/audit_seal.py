@@ -12,14 +12,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor, write_event
-from mlflow_deploy_plugin.core.store.audit_chain import (
-    SEAL,
-    chain_heads,
-    check_chain,
-    event_digest,
-    is_present,
-    is_signed_row,
-)
+from mlflow_deploy_plugin.core.store.audit_chain import SEAL, chain_heads, check_chain, is_present
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_record import Head, Seal, TrailRecord
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
@@ -132,15 +125,15 @@ def store_spooled(store: Store) -> int:
 
 def _signing(store: Store) -> tuple[Keys, TrailRecord]:
     """Return the keys and the record of the store of a server that signs its events.
-    The record is named by the first seal in the store.
+    The record is named by the first seal, which is the first signed event of the chain
+    without a model.
     """
     assert store.keys is not None
     assert store.trail_record is not None
-    seals = select(AuditRow).where(AuditRow.action == SEAL).order_by(AuditRow.id)
     with store.reading() as session:
-        for row in session.scalars(seals):
-            if is_signed_row(row, event_digest(row, row.previous), store.keys):
-                store.trail_record.rename(row.digest[:16])
+        for checked in check_chain(session, "", store.keys):
+            if checked.is_signed:
+                store.trail_record.rename(checked.row.digest[:16])
                 break
     return store.keys, store.trail_record
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
@@ -166,16 +167,11 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
     return Dossier(endpoint, period.start, period.end, store.now(), **groups)
 
 
-def computed_statements(store: Store, endpoint: str, period: Window) -> dict[str, list[str]]:
-    """Return the texts of the sections that follow from the store, for the server that
-    signs a dossier. Raises StoreUnavailable.
-    """
+def computed_statements(store: Store, endpoint: str, period: Window) -> list[str]:
+    """Return the texts of the sections `COMPUTED`. Raises StoreUnavailable."""
     trail = Trail(frozenset(), None, (), (), frozenset())
     facts = _Facts(store, endpoint, period, trail, _Requests(), {"": ""})
-    computed = {}
-    for name in COMPUTED:
-        computed[name] = [made.text for made in facts.statements(name)]
-    return computed
+    return [made.text for made in chain.from_iterable(map(facts.statements, COMPUTED))]
 
 
 @dataclass(frozen=True)

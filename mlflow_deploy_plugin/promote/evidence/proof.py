@@ -5,7 +5,6 @@ check it.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -33,6 +32,7 @@ from mlflow_deploy_plugin.core.store.checkpoints import (
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.evidence.dossier import (
+    COMPUTED,
     Dossier,
     computed_statements,
     read_trail,
@@ -46,8 +46,8 @@ from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
 _SECONDS = 60
 _PURPOSE = "audit dossier"
-_FACTS = ("versions", "requests", "signatures", "verdicts", "alarms", "trail_state")
-"""The sections with statements that are not about single audit events."""
+_SENT = ("versions", "requests", "signatures", "trail_state")
+"""The sections with statements that only the caller knows."""
 _STATEMENTS = TypeAdapter(dict[str, list[Statement]])
 
 
@@ -69,7 +69,8 @@ class Proof(BaseModel):
     Attributes:
         subject: the endpoint and the period.
         document: the SHA-256 of the statements, which `made_by` has sent.
-        computed: the texts of the sections that the server has computed itself.
+        computed: the texts of the sections that the server has computed itself; None in
+            the proof of an older version.
         events: all events of the endpoint and its models until the end of the period,
             oldest first.
         keys: the public keys of the server in PEM.
@@ -80,7 +81,7 @@ class Proof(BaseModel):
     subject: str
     document: str
     made_by: str
-    computed: dict[str, list[str]] = {}
+    computed: list[str] | None = None
     events: tuple[ProvenEvent, ...]
     keys: str
     checkpoint: Checkpoint
@@ -92,6 +93,10 @@ class Proof(BaseModel):
         signed = [entry for entry in self.events if entry.event.signature]
         return f"{len(self.events)} events, {len(signed)} of them signed"
 
+    @property
+    def not_compared(self) -> tuple[str, ...]:
+        return (*_SENT, *COMPUTED) if self.computed is None else _SENT
+
     def event_faults(
         self, keys: Keys, sections: Mapping[str, Sequence[Statement]]
     ) -> Iterator[str]:
@@ -101,19 +106,13 @@ class Proof(BaseModel):
             yield from entry.event.faults(keys)
             if entry.is_in_period and entry.statement not in stated:
                 yield f"{entry.event.name} has no statement"
-        proven = {entry.statement for entry in self.events}
-        for name in sections.keys() - _FACTS:
+        computed = self.computed or []
+        yield from (f"the server states: {text}" for text in computed if text not in stated)
+        proven = {*computed, *(entry.statement for entry in self.events)}
+        for name in sections.keys() - self.not_compared:
             for made in sections[name]:
                 if made.text not in proven:
-                    yield f"no event has this statement: {made.text}"
-        for name, computed in self.computed.items():
-            made_texts = [made.text for made in sections.get(name, ())]
-            for text in {*computed} ^ {*made_texts}:
-                yield f"the statements of {name} and of the server differ: {text}"
-
-    def not_compared(self, sections: Mapping[str, Sequence[Statement]]) -> list[str]:
-        """Return the sections whose statements only `made_by` knows."""
-        return [name for name in _FACTS if name in sections.keys() - self.computed.keys()]
+                    yield f"the server has not stated: {made.text}"
 
     def changes_since(self, checkpoint: Checkpoint) -> Iterator[str]:
         """Yield the faults after a checkpoint, which may be newer than the dossier."""
@@ -198,8 +197,7 @@ def check_dossier(
                 if sections.keys() & group.keys():  # A section of this name would be left out.
                     raise ValueError(group)
                 sections |= _STATEMENTS.validate_python(group)
-        if not document.keys() <= {field.name for field in fields(Dossier)}:
-            raise ValueError(document.keys())
+        Dossier(**document)  # It has no other entries.
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InvalidConfig(f"{file} is not the dossier.json of a dossier") from None
     text = read_text(keys_file, "the file of --keys") if keys_file else proof.keys
@@ -221,5 +219,5 @@ def check_dossier(
     origin = keys_file or "in the dossier, whose maker can exchange them (--keys FILE)"
     return faults, (
         f"{proof.counted}; keys: {origin}; checkpoint: {compared}; statements by {proof.made_by}, "
-        f"not compared: {join_names([*proof.not_compared(sections), 'links'])}"
+        f"not compared: {join_names([*proof.not_compared, 'links'])}"
     )

@@ -135,7 +135,7 @@ def announce_lateness(store: Store) -> None:
     published = published_trail()
     if published is None:
         return
-    for fault in filter(None, (*published.faults, lateness(published.valid_checkpoint(), store))):
+    for fault in filter(None, (*published.faults, lateness(published.checkpoint, store))):
         announce(store, "audit trail", "checkpoint", f"on {store.now():%Y-%m-%d}, {fault}")
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.core.registry.audit_trail import PublishedTrail
+from mlflow_deploy_plugin.core.registry.audit_trail import TrustedKeys
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
@@ -30,8 +30,8 @@ def store(tmp_path, clock):
 def test_late_checkpoint_is_an_alert(store, clock, tmp_path, monkeypatch):
     with store_of_server(str(store._engine.url), tmp_path, clock) as server:
         keys = read_key_file(tmp_path / "audit.key")
-        checkpoint = make_checkpoint(server, keys).model_dump_json()
-    monkeypatch.setattr(service, "published_trail", lambda: PublishedTrail(keys, checkpoint))
+        checkpoint = make_checkpoint(server, keys)
+    monkeypatch.setattr(service, "published_trail", lambda: TrustedKeys(keys, "", checkpoint))
 
     service.announce_lateness(store)
     assert Alerts(store).recent() == []
