@@ -294,8 +294,12 @@ def test_untested_onnxruntime_is_refused():
     import onnxserve_trees
 
     reasons = []
-    status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
-    fail = status(lambda code, reason: reasons.append(reason) or 1)
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+    def fail(code, reason):
+        reasons.append(reason)
+        return 1
+
     table = ctypes.cast((ctypes.c_void_p * 1)(ctypes.cast(fail, ctypes.c_void_p)), ctypes.c_void_p)
     get = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(lambda version: table.value)
     text = ctypes.create_string_buffer(b"1.99.0")
