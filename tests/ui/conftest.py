@@ -148,6 +148,8 @@ def mlflow_app(tmp_path_factory, new_database):
     """
     import mlflow.server
     from mlflow.server import handlers
+    from mlflow.server.handlers import TrackingStoreRegistry
+    from mlflow.store.artifact.artifact_repository_registry import ArtifactRepositoryRegistry
     from mlflow.tracking._model_registry import utils as registry_utils
     from mlflow.tracking._tracking_service import utils as tracking_utils
 
@@ -163,6 +165,13 @@ def mlflow_app(tmp_path_factory, new_database):
         patch.setattr(tracking_utils, "_tracking_uri", None)
         patch.setattr(handlers, "_model_registry_store", None)
         patch.setattr(handlers, "_tracking_store", None)
+        # Later tests of this process are not a server.
+        for registry, opener in (
+            (TrackingStoreRegistry, "get_store"),
+            (ArtifactRepositoryRegistry, "get_artifact_repository"),
+        ):
+            patch.setattr(registry, opener, getattr(registry, opener))
+        checkpoints.refuse_changes.cache_clear()
         # A later checkpoint would write to the store of another test.
         patch.setattr(checkpoints, "_FIRST_SECONDS", 86_400)
         # The app must be new, because each module has its own store.

@@ -71,31 +71,32 @@ class TrailRecord:
 
     @property
     def folder(self) -> Path:
-        """The folder, which has the name in the store once the store has one. Another
-        URL of the store leads to the same folder.
+        """The folder, which has the name of the first URL of the store. The id in the
+        store leads to it from other URLs.
         """
         try:
             return self._root / self._name_file.read_text()
         except FileNotFoundError:
             return self._folder_of_url
 
-    def rename(self, name: str) -> None:
-        """Give the folder the name in the store, unless it has one. If another URL has
-        named a folder, move the state of this URL to it. Raises InvalidConfig or
-        StoreUnavailable if the folder cannot be written.
+    def name(self, id: str) -> None:
+        """Use the folder that a store with this id has already with another URL, and
+        move the state of this URL to it. Raises InvalidConfig or StoreUnavailable if
+        the folder cannot be written.
         """
         if self._name_file.exists():
             return
-        named = self._root / name
+        named = self._root / f"{id}.name"
         try:
             with locked(self._root / "names.lock"):
-                if self.folder.exists() and not named.exists():
-                    self.folder.rename(named)
-                (named / "spool").mkdir(parents=True, exist_ok=True)
+                if not named.exists():
+                    write_atomically(named, self.folder.name.encode(), is_durable=True)
+                spool = self._root / named.read_text() / "spool"
+                spool.mkdir(parents=True, exist_ok=True)
                 for file in self.folder.glob("spool/*.json"):
-                    file.rename(named / "spool" / file.name)
+                    file.rename(spool / file.name)
                 heads = self.heads()
-                write_atomically(self._name_file, name.encode(), is_durable=True)
+                write_atomically(self._name_file, named.read_bytes(), is_durable=True)
         except OSError as error:
             raise InvalidConfig(self._fault(error)) from None
         with self.recording(heads, is_durable=True, is_required=True):

@@ -125,7 +125,7 @@ def store_spooled(store: Store) -> int:
 
 def _signing(store: Store) -> tuple[Keys, TrailRecord]:
     """Return the keys and the record of the store of a server that signs its events.
-    The record is named by the first seal, which is the first signed event of the chain
+    The id of the record is that of the first seal, which is the first signed event
     without a model.
     """
     assert store.keys is not None
@@ -133,7 +133,7 @@ def _signing(store: Store) -> tuple[Keys, TrailRecord]:
     with store.reading() as session:
         for checked in check_chain(session, "", store.keys):
             if checked.is_signed:
-                store.trail_record.rename(checked.row.digest[:16])
+                store.trail_record.name(checked.row.digest[:16])
                 break
     return store.keys, store.trail_record
 
