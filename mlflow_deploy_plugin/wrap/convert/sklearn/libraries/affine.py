@@ -63,9 +63,14 @@ def stand_in(
         weights = (np.array(slopes) - intercept) / _FAR
         if not _is_affine(call, weights, intercept):
             return None
+        # A missing number times a weight of 0 is missing, but columns may be left out.
+        reads: Array = weights != 0
+        with suppress(ValueError):  # The estimator may refuse missing numbers.
+            reads = ~np.isfinite(call(np.where(np.eye(count), np.nan, 0.0)))
+        if not reads[weights != 0].all():
+            return None
         if is_predictor:
-            # Missing numbers in columns with the weight 0 have no effect.
-            reads = (weights != 0).reshape(len(weights), -1).any(axis=1)
+            reads = reads.reshape(len(weights), -1).any(axis=1)
             if not reads.any():
                 return None
             regression = LinearRegression()
@@ -73,7 +78,7 @@ def stand_in(
             regression.intercept_ = intercept
             regression.n_features_in_ = int(reads.sum())
             return Pipeline([("select", Selection(reads)), ("sum", regression)])
-        return _step(weights, intercept, type(part).__name__)
+        return _step(weights, intercept, reads, type(part).__name__)
     return None
 
 
@@ -89,7 +94,7 @@ def _answers(part: Estimator, names: list[str] | None, rows: Array) -> Array:
 
 def _is_affine(call: Callable[[Array], Array], weights: Array, intercept: Array) -> bool:
     """Return True if the outputs for various rows are rows @ weights + intercept, up to
-    rounding, and if a missing number makes each sum that contains it missing.
+    rounding.
     """
     count = len(weights)
     random = np.random.default_rng(0)
@@ -104,18 +109,15 @@ def _is_affine(call: Callable[[Array], Array], weights: Array, intercept: Array)
         errors = np.abs(call(rows) - (rows @ weights + intercept))
         if not (errors <= allowed).all():
             return False
-    with suppress(ValueError):  # The estimator may refuse missing numbers.
-        answers = call(np.where(np.eye(count), np.nan, 0.0))
-        return not np.isfinite(answers)[weights != 0].any()
     return True
 
 
-def _step(weights: Array, intercept: Array, kind: str) -> Computed | Selection:
+def _step(weights: Array, intercept: Array, reads: Array, kind: str) -> Computed | Selection:
     """Return a step that stands for an estimator of the class `kind`. A value of an
-    output column is missing only if one of its input values is missing.
+    output column is missing only if one of its input values, which are those of
+    `reads`, is missing.
     """
     origins = np.abs(weights).argmax(axis=0)
-    reads = weights != 0
     scales = weights[origins, np.arange(len(origins))]
     reads_one = reads.sum(axis=0) == 1
     is_copy = reads_one & (scales == 1) & (intercept == 0)
