@@ -64,7 +64,7 @@ def stand_in(
         if not _is_affine(call, weights, intercept):
             return None
         # A missing number times a weight of 0 is missing, but columns may be left out.
-        reads: Array = weights != 0
+        reads = np.not_equal(weights, 0)
         with suppress(ValueError):  # The estimator may refuse missing numbers.
             reads = ~np.isfinite(call(np.where(np.eye(count), np.nan, 0.0)))
         if not reads[weights != 0].all():
