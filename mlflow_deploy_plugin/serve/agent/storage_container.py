@@ -44,6 +44,8 @@ def fetch_into(model_uri: str, folder: Path, require: str) -> FetchedVersion:
         raise InvalidConfig(f"{folder} has other files than a version's; use an empty folder")
     shutil.rmtree(staging, ignore_errors=True)  # A killed container has left it.
     try:
+        if staging.is_symlink():
+            staging.unlink()
         model = FollowedModel(report_at=NEVER)  # The registry may be read-only here.
         with ThreadPoolExecutor(1) as pool:
             resolver = VersionResolver(
