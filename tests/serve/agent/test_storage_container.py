@@ -3,6 +3,8 @@ a version that was checked.
 """
 
 import shutil
+import subprocess
+import sys
 
 import mlflow.onnx
 import pytest
@@ -86,6 +88,15 @@ def test_storage_container_removes_only_links(store, tmp_path):
     assert adds(folder, 2)
     assert list((tmp_path / "kept").iterdir()) == []
     assert not {"link", ".onnxserve"} & {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.long
+def test_parallel_storage_containers_take_turns(store, tmp_path):
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "fetch", "models:/flights/1"]
+    running = [subprocess.Popen([*command, tmp_path]) for _ in range(3)]
+    assert [process.wait(120) for process in running] == [0, 0, 0]
+    assert adds(tmp_path, 1)
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
