@@ -48,9 +48,8 @@ reason.
 _LATER = (408, 429)
 """The statuses after which a message is sent until it is answered."""
 _DOWN = (None, 502, 503)
-"""The statuses after which a message is sent until it is answered, or until it has
-failed `_TRIES` times at a server that was ready: it may end a process of the server.
-None means that no server has answered.
+"""The statuses after which a message is sent until it is answered, or has failed
+`_TRIES` times at a server that was ready. None means that no server has answered.
 """
 _READY_SECONDS = 5.0
 """The additional pause per failure at a ready server, which may be busy."""
@@ -190,8 +189,8 @@ class TopicRelay:
             pass
         if count := producer.flush(_END_SECONDS):
             raise OnnxserveError(
-                f"Kafka at {self._brokers} has not confirmed {count} answers: the next start "
-                "answers their messages again"
+                f"Kafka at {self._brokers} has not confirmed {count} answers, which the next start "
+                "repeats"
             )
         for message in written:
             with suppress(KafkaException):  # Another member of the group has the partition now.
@@ -225,7 +224,7 @@ class TopicRelay:
                 reason = error.message
                 if error.status in _DOWN:
                     failures += was_ready
-                    is_suspect = True  # It is sent alone, because another one may be the reason.
+                    is_suspect = True  # It may end the server's process, and is sent alone.
                 if (
                     error.status in _UNANSWERABLE
                     or (error.status in _BROKEN and attempt == _TRIES)
