@@ -20,6 +20,7 @@ NAMES = {place.replace(":", ".") for place in mlflow_private.NAMES}
 METHODS = {
     "mlflow.data.dataset.Dataset._to_mlflow_entity",
     "mlflow.entities.model_registry.registered_model.RegisteredModel._is_prompt",
+    "mlflow.store.artifact.artifact_repo.ArtifactRepository._iter_artifacts_recursive",
     "mlflow.store.artifact.runs_artifact_repo.RunsArtifactRepository._get_logged_model_artifact_repo",
 }
 """Private methods of MLflow's classes that the package calls or overrides."""

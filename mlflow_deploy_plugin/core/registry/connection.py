@@ -4,6 +4,7 @@ translation of MLflow's errors.
 
 import errno
 import os
+import posixpath
 import re
 import sys
 import threading
@@ -42,6 +43,8 @@ from mlflow_deploy_plugin.core.spec.types import is_loopback
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import FileInfo
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from requests import Response
 
     from mlflow_deploy_plugin.core.store.audit import Login
@@ -92,6 +95,7 @@ _OWN_DISK = re.compile(  # MLflow's client raises these errors when it writes it
     r"(?:^|##### File \S+ #####)\s*"
     rf"\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)",
 )
+_LOCAL_PATHS = re.compile(r"(\[Errno \d+\] [\w -]+): '[^']*'(?: -> '[^']*')?")
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _REFUSED_BY_KUBERNETES = re.compile(rf"\{{'error': \{{'code': '({'|'.join(_REFUSED)})'")
@@ -400,8 +404,11 @@ def _limit_mlflow_client() -> None:
     credentials only to Azure. Unpatched, MLflow 3.17 sends credentials also to the
     source of a version and the folder of a run. Authors of models choose these
     addresses.
+
+    A folder is listed completely before its files are downloaded.
     """
     from mlflow.store.artifact import (
+        artifact_repo,
         azure_data_lake_artifact_repo,
         http_artifact_repo,
         mlflow_artifacts_repo,
@@ -431,6 +438,20 @@ def _limit_mlflow_client() -> None:
         refuse_foreign_azure(artifact_uri)
         open_lake(self, artifact_uri, *arguments, **options)
 
+    def list_files(repository: "ArtifactRepository", folder: str | None) -> list["FileInfo"]:
+        files = []
+        for entry in repository.list_artifacts(folder):
+            if entry.path in (".", folder):  # Some stores list the folder itself.
+                continue
+            if ".." in posixpath.relpath(entry.path, folder or "").split("/"):
+                # MLflow would follow a folder `..` of S3 for ever.
+                raise InvalidConfig(
+                    f"the folder {folder!r} has the entry {entry.path!r}, which is outside of it; "
+                    "remove it"
+                )
+            files += list_files(repository, entry.path) if entry.is_dir else [entry]
+        return files
+
     send = mlflow_private._get_http_response_with_retries
 
     @wraps(send)
@@ -443,6 +464,7 @@ def _limit_mlflow_client() -> None:
     for module in (http_artifact_repo, mlflow_artifacts_repo):
         module.get_default_host_creds = credentials
     data_lake.__init__ = open_own
+    artifact_repo.ArtifactRepository._iter_artifacts_recursive = list_files
     mlflow_private.replace("_get_http_response_with_retries", send_bounded)
 
 
@@ -759,7 +781,7 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     """Return the error with a one-line message without credentials. An empty `store`
     means MLflow's server.
     """
-    text = redact_credentials(one_line(error))
+    text = _LOCAL_PATHS.sub(r"\1", redact_credentials(one_line(error)))
     code = getattr(error, "error_code", "")
     if full := _OWN_DISK.search(text):
         return RegistryUnavailable(

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ _OWN = {"enable.auto.offset.store": False, "enable.idempotence": True}
 _START_SECONDS = 10.0
 _IDLE_SECONDS = 0.5
 _LINE_SECONDS = 60.0
+_END_SECONDS = 10.0
+"""The time for the last confirmations after the end was requested."""
 _TRIES = 5
 _UNANSWERABLE = (400, 413, 415, 422)
 """The statuses of a message that no repetition would make valid."""
@@ -44,10 +46,14 @@ _BROKEN = (500, 504)
 """The statuses of a message that is sent `_TRIES` times, because it may be the
 reason.
 """
-_LATER = (None, 408, 429, 502, 503)
-"""The statuses after which a message is sent until it is answered. None means that no
-server has answered.
+_LATER = (408, 429)
+"""The statuses after which a message is sent until it is answered."""
+_DOWN = (None, 502, 503)
+"""The statuses after which a message is sent until it is answered, or has failed
+`_TRIES` times at a server that was ready. None means that no server has answered.
 """
+_READY_SECONDS = 5.0
+"""The additional pause per failure at a ready server, which may be busy."""
 _ID = "X-Request-Id"
 _OF_ANSWER = ("X-Prediction-Id", "X-Model-Name", "X-Model-Version")
 _OURS = (_ID, "X-Endpoint", "X-Error", *_OF_ANSWER)
@@ -99,6 +105,7 @@ class TopicRelay:
         self._client = client
         self._ended = ended
         self._in_flight = in_flight
+        self._turn = threading.Lock()
         start, end = map(_TOPIC.fullmatch, (source, destination))
         if not start or not end or start[1] != end[1]:
             # A URI may contain a password.
@@ -186,7 +193,13 @@ class TopicRelay:
                 topic = self._dead_letter
                 producer.produce(topic, None, message.key(), headers=headers, on_delivery=_confirm)
             written.append(message)
-        producer.flush()
+        while not self._ended.is_set() and producer.flush(_IDLE_SECONDS):
+            pass
+        if count := producer.flush(_END_SECONDS):
+            raise OnnxserveError(
+                f"Kafka at {self._brokers} has not confirmed {count} answers, which the next start "
+                "repeats"
+            )
         for message in written:
             with suppress(KafkaException):  # Another member of the group has the partition now.
                 consumer.store_offsets(message)
@@ -204,21 +217,33 @@ class TopicRelay:
             document = orjson.loads(message.value() or b"")
             if isinstance(document, dict | list):
                 body = encode_json(document)
-        attempt = 0
+        client = self._client
+        attempt = failures = 0
+        is_suspect = False
         while body is not None:
             try:
-                response = self._client.invoke(body, {_ID: id_})
+                with self._turn if is_suspect else nullcontext():
+                    was_ready = is_suspect and client.ready()
+                    if is_suspect and self._ended.is_set():
+                        return None
+                    response = client.invoke(body, {_ID: id_})
             except OnnxserveError as error:
                 attempt += 1
                 reason = error.message
-                if error.status in _UNANSWERABLE or (error.status in _BROKEN and attempt == _TRIES):
+                if error.status in _DOWN:
+                    failures += was_ready
+                    is_suspect = True  # It may end the server's process, and is sent alone.
+                if (
+                    error.status in _UNANSWERABLE
+                    or (error.status in _BROKEN and attempt == _TRIES)
+                    or failures == _TRIES
+                ):
                     break
-                if error.status not in (*_LATER, *_BROKEN):
+                if error.status not in (*_LATER, *_DOWN, *_BROKEN):
                     raise
                 _log.warning("%s; the message is sent again", reason)
-                client = self._client
                 pause = client.retries.pause_seconds(attempt, error.retry_after, client.generator)
-                if self._ended.wait(pause):
+                if self._ended.wait(pause + failures * _READY_SECONDS):
                     return None
             else:
                 headers |= {name: response.headers.get(name, "") for name in _OF_ANSWER}

@@ -3,6 +3,8 @@ a version that was checked.
 """
 
 import shutil
+import subprocess
+import sys
 
 import mlflow.onnx
 import pytest
@@ -80,11 +82,35 @@ def test_storage_container_removes_only_links(store, tmp_path):
     folder = tmp_path / "models"
     (tmp_path / "kept").mkdir()
     assert run(f"fetch models:/flights/1 {folder}").exit_code == 0
-    (folder / "link").symlink_to(tmp_path / "kept")
+    for name in ("link", ".onnxserve"):
+        (folder / name).symlink_to(tmp_path / "kept")
     assert run(f"fetch models:/flights/2 {folder}").exit_code == 0
     assert adds(folder, 2)
-    assert (tmp_path / "kept").exists()
-    assert not (folder / "link").exists()
+    assert list((tmp_path / "kept").iterdir()) == []
+    assert not {"link", ".onnxserve"} & {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.long
+def test_parallel_storage_containers_take_turns(store, tmp_path):
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "fetch", "models:/flights/1"]
+    running = [subprocess.Popen([*command, tmp_path]) for _ in range(3)]
+    assert [process.wait(120) for process in running] == [0, 0, 0]
+    assert adds(tmp_path, 1)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "names"), [("a/../../x", ["'m/a'", "'m'"]), ("MLmodel/x", ["m/MLmodel", "directory"])]
+)
+def test_storage_container_refuses_hostile_keys(store, bucket, tmp_path, key, names):
+    (files,) = [path.parent for path in store.glob("artifacts/**/model.sig")]
+    for file in files.iterdir():
+        bucket.objects[f"b/root/m/{file.name}"] = file.read_bytes()
+    bucket.objects[f"b/root/m/{key}"] = b""
+    version = MlflowClient().create_model_version("flights", "s3://b/root/m").version
+    message = refusal(f"models:/flights/{version} {tmp_path / 'models'}")
+    assert mentions(message, *names)
+    assert str(tmp_path) not in message
 
 
 def test_storage_container_keeps_files_from_its_own_name(store, tmp_path):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.serve.client.client import Client, RetryPolicy
+from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import refused
 from tests.support.servers import single_model
 from tests.support.waiting import wait_until
@@ -164,6 +166,42 @@ def test_absent_or_busy_server_is_awaited(topics, serve, free_port, tmp_path):
         options = ["--name", "m", "--port", str(free_port), "-C", "server.rate_limit=5/second"]
         serve(str(single_model(tmp_path / "model")), *options)
         assert len(topics.brokers.read(f"{topics.name}.out", 15)) == 15
+
+
+@pytest.mark.long
+def test_message_that_kills_the_model_is_dead(topics, serve, monkeypatch, tmp_path):
+    monkeypatch.setattr(kafka, "_TRIES", 2)
+    served = serve(str(save_pyfuncs(tmp_path, ["troubled"])["troubled"]), "--name", "m")
+    served.wait_ready()
+    entries = [("0", json.dumps({"do": row})) for row in ("a", "exit", "b", "c")]
+    topics.brokers.send(topics.name, entries)
+    with topics.running(url=served.url, endpoint="m"):
+        answers = topics.brokers.read(f"{topics.name}.out", 3)
+        (letter,) = topics.brokers.read(f"{topics.name}.dead-letter", 1)
+    assert [json.loads(answer.value())["predictions"][0]["do"] for answer in answers] == [*"abc"]
+    assert json.loads(letter.value()) == {"do": "exit"}
+    assert "status 7" in headers(letter)["X-Error"]
+
+
+@pytest.mark.long
+def test_end_does_not_await_absent_brokers(served, monkeypatch, tmp_path):
+    topics = Topics(MockBrokers(), served.get_deployment("sum")["url"], tmp_path)
+    topics.send([0])
+    ended = threading.Event()
+    invoke = Client.invoke
+
+    def answer(*arguments):
+        response = invoke(*arguments)
+        topics.brokers.close()
+        ended.set()
+        return response
+
+    monkeypatch.setattr(Client, "invoke", answer)
+    monkeypatch.setattr(kafka, "_END_SECONDS", 0.5)
+    began = time.monotonic()
+    with refused(OnnxserveError, "1 answers"):
+        topics.relay(ended).run()
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.long

@@ -20,6 +20,10 @@ class MockBrokers:
         (broker,) = self._producer.list_topics(timeout=10).brokers.values()
         self.servers = f"{broker.host}:{broker.port}"
 
+    def close(self):
+        """End the brokers."""
+        del self._producer
+
     def create(self, *topics):
         for topic in topics:
             self._producer.list_topics(topic, 10)

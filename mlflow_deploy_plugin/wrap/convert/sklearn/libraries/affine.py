@@ -122,7 +122,7 @@ def _step(weights: Array, intercept: Array, reads: Array, kind: str) -> Computed
     reads_one = reads.sum(axis=0) == 1
     is_copy = reads_one & (scales == 1) & (intercept == 0)
     if is_copy.all() and (np.diff(origins) > 0).all():
-        return Selection(reads.any(axis=1), kind)
+        return Selection(np.any(reads, axis=1), kind)
 
     def compute(x: TracedArray) -> TracedArray:
         """Return the outputs for rows; NaN only for a sum that contains a NaN."""
