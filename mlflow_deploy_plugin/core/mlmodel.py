@@ -173,6 +173,10 @@ def hash_files(folder: Path) -> dict[Path, str]:
     return hashes
 
 
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def combine_hashes(hashes: Mapping[Path, str]) -> str:
     """Return a SHA-256 over the paths and hashes of all files, which identifies the
     bytes of a version.

@@ -201,19 +201,17 @@ def test_exit_of_a_worker_ends_only_the_worker(tmp_path, bias_folders, status, w
     rows = {"inputs": [[1, 2, 3]]}
     with servers.gunicorn(tmp_path, spec=spec) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2, what="both workers")
-        first, second = [state.pid for state in read_workers(tmp_path)]
+        before = {state.pid for state in read_workers(tmp_path)}
         with pytest.raises(requests.ConnectionError):
             running.post("/endpoints/ends/invocations", json=rows)
         assert running.post(json=rows).ok
-        wait_until(lambda: one_of_two(tmp_path, first, second), what="another worker")
+        kept = before.intersection
+        wait_until(
+            lambda: len(kept(state.pid for state in read_workers(tmp_path))) == 1, what="the end"
+        )
+        wait_until(lambda: len(read_workers(tmp_path)) == 2, what="another worker")
         assert running.process.poll() is None
         assert running.post(json=rows).ok
-
-
-def one_of_two(state_dir, *workers):
-    """Return True if one of the workers was replaced."""
-    now = {state.pid for state in read_workers(state_dir)}
-    return len(now) == 2 and len(now.intersection(workers)) == 1
 
 
 def test_workers_that_cannot_start_end_gunicorn(tmp_path):

@@ -55,7 +55,7 @@ class WantedEndpoint(State):
     may read these texts.
     """
 
-    variants: dict[str, WantedVariant]
+    variants: dict[str, WantedVariant] = Field(default_factory=dict)
     capture: CaptureSpec = CaptureSpec()
     serve: ServeSpec = ServeSpec()
     sticky: StickySpec | None = None

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -311,7 +311,7 @@ class Follower:
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
         """Return the endpoint with the versions that are on this disk."""
-        earlier = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={}))
+        earlier = self._wanted.endpoints.get(spec.name, WantedEndpoint())
         served = earlier.variants
         variants = {}
         errors = {}
@@ -320,16 +320,14 @@ class Follower:
             if model.is_lethal:
                 errors[label] = redact_addresses(model.message(variant.model))
             elif model.version is not None:
+                fetched = vars(model.version)
+                if not spec.requirements:
+                    fetched = {**fetched, "digest": ""}
                 variants[label] = WantedVariant(
                     model_uri=variant.model,
-                    model=model.version.model,
-                    version=model.version.version,
-                    folder=model.version.folder,
                     weight=variant.weight,
                     shadow=variant.shadow,
-                    aspects=model.version.aspects,
-                    digest=model.version.digest if spec.requirements else "",
-                    python=model.version.python,
+                    **fetched,
                 )
             elif label in served:
                 # The model of the spec was changed, and the new model cannot be fetched
@@ -337,14 +335,18 @@ class Follower:
                 variants[label] = served[label]
             elif message := model.message(variant.model):
                 errors[label] = redact_addresses(message)
-        models = _models(variants)
-        used = earlier.serve if served and models <= _models(served) else None
+        models = frozenset(variant.model for variant in variants.values())
+        used = None
+        if served and models.issubset(variant.model for variant in served.values()):
+            used = earlier.serve
         serve = self._permits.permitted(spec, models, used)
         if serve is None:  # Never serve the versions without their steps.
             if served and used is None and spec.name in self._permits.unknown:
                 return earlier
-            reason = self._permits.errors.get(spec.name, "its steps are being checked")
-            return WantedEndpoint(variants={}, errors=dict.fromkeys(spec.variants, reason))
+            errors = dict.fromkeys(
+                spec.variants, self._permits.errors.get(spec.name, "its steps are being checked")
+            )
+            return WantedEndpoint(errors=errors)
         return WantedEndpoint(
             variants=variants,
             capture=spec.capture,
@@ -474,9 +476,9 @@ class Follower:
             model_errors = [self._list.error]
             polls += self._list.count
         steps_errors = self._permits.errors | self._steps_errors
-        causes = [self._spec_error, *steps_errors.values(), *model_errors]
+        errors = [self._spec_error, *steps_errors.values(), *model_errors]
         # Several references may have the same error.
-        errors = list(dict.fromkeys(filter(None, causes)))
+        errors = list(dict.fromkeys(filter(None, errors)))
         before = self._written
         checked_at = self.wall_clock()
         if before is not None and before.looks == polls:
@@ -485,16 +487,11 @@ class Follower:
         for spec, name, variant in self._variants():
             model = self._model(spec, variant)
             wanted = self._wanted.endpoints.get(spec.name)
+            details = vars(model.rejection) if model.rejection is not None else {}
             if model.version and wanted and not wanted.variants and spec.name in steps_errors:
-                details = {
-                    "model": model.version.model,
-                    "version": model.version.version,
-                    "cause": "steps",
-                    "reason": steps_errors[spec.name],
-                }
-                refused.append(RefusedVersion(endpoint=spec.name, variant=name, **details))
-            if model.rejection is not None:
-                details = vars(model.rejection)
+                reason = steps_errors[spec.name]
+                details = {**vars(model.version), "cause": "steps", "reason": reason}
+            if details:
                 refused.append(RefusedVersion(endpoint=spec.name, variant=name, **details))
         state = AgentState(
             pid=os.getpid(),
@@ -515,10 +512,6 @@ class Follower:
         assert_state(self.state_dir / AGENT, state)
         self._written = state
         return state
-
-
-def _models(variants: Mapping[str, WantedVariant]) -> frozenset[str]:
-    return frozenset(want.model for want in variants.values())
 
 
 def _failed_variant(workers: Sequence[WorkerState], endpoint: str, variant: str) -> LoadedVariant:

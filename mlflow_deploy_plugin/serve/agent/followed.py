@@ -202,12 +202,7 @@ class FollowedModel:
         assert failed is not None
         self.unloadable = failed.identity
         self.rejection = Rejection(
-            identity=failed.identity,
-            source=failed.source,
-            model=failed.model,
-            version=failed.version,
-            cause=cause,
-            reason=error,
+            failed.identity, failed.source, failed.model, failed.version, cause, error
         )
         if self.previous is not None:
             self.version = self.previous
@@ -240,12 +235,10 @@ def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> Non
         references=tuple(
             FollowedReference(
                 model_uri=ref.uri,
-                require=ref.require,
-                trusted_file=ref.trusted_file,
-                requires_name=ref.requires_name,
                 version=model.version,
                 previous=model.previous,
                 told=model.reported,
+                **ref._asdict(),
             )
             for ref, model in models.items()
             if model.version is not None
@@ -264,13 +257,7 @@ def restore_checkpoint(
     models = {}
     for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
         for variant in endpoint.variants.values():
-            version = FetchedVersion(
-                model=variant.model,
-                version=variant.version,
-                folder=variant.folder,
-                aspects=variant.aspects,
-                python=variant.python,
-            )
+            version = FetchedVersion(**vars(variant))
             if _is_whole(version, builds_environments):
                 models[ModelRef(variant.model_uri)] = FollowedModel(version)
     for reference in (read_state(state_dir / FOLLOWED, Followed) or Followed()).references:
@@ -287,11 +274,7 @@ def restore_checkpoint(
                 reference.trusted_file,
                 reference.requires_name,
             )
-            models[ref] = FollowedModel(
-                whole_versions[0],
-                previous,
-                reported=reference.told,
-            )
+            models[ref] = FollowedModel(whole_versions[0], previous, reported=reference.told)
     return models
 
 

@@ -201,7 +201,7 @@ class ModelList:
                 if has_steps or want.folder in deaths
             }
             if errors:
-                endpoint = WantedEndpoint(variants={}, errors=errors)
+                endpoint = WantedEndpoint(errors=errors)
                 # The earlier version has the same steps.
                 previous = None if has_steps else served.previous
                 changes = {"endpoint": endpoint, "previous": previous}

@@ -92,8 +92,7 @@ class StepsPermits:
         self.unknown.discard(name)
         now = self.clock()
         for serve in dict.fromkeys((spec.serve, used or spec.serve)):
-            is_lethal = self.deaths[Path(serve.digest)] >= MOST_DEATHS
-            if is_lethal:
+            if self.deaths[Path(serve.digest)] >= MOST_DEATHS:
                 self.errors.setdefault(name, f"endpoint {name}: its steps: {LETHAL}")
                 continue
             if not (serve.steps and spec.requirements):

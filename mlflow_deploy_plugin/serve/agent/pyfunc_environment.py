@@ -35,6 +35,7 @@ IMAGE_ENVIRONMENTS = Path("/opt/ml/environments")
 """The environment that `onnxserve build-docker` has put into an image."""
 _PROGRAM = "bin/python"
 _FILES = ("python_env.yaml", "requirements.txt", "constraints.txt")
+_OVERRIDES = "overrides.txt"
 _WHEELS = "wheels"
 """The subfolder in which MLflow's `add_libraries_to_model` stores wheels."""
 _OF_MACHINE = re.compile(r"(?im)^[^#\n]*(?:file:|\.\./|(?<![\w./:-])/)|^\s*-\w/|\$\{")
@@ -58,35 +59,34 @@ def environment_python(folder: Path, root: Path) -> Path:
         NotInstalled: uv is not installed.
         OnnxserveError: uv cannot build the environment, or `root` cannot be written.
     """
-    texts = []
+    mlflow = installed_version("mlflow-skinny") or installed_version("mlflow")
+    packages = [f"{name}=={mlflow}\n" for name in ("mlflow", "mlflow-skinny", "mlflow-tracing")]
+    # A marker that is never true removes a requirement.
+    inputs = {_OVERRIDES: "".join(packages) + "mlflow-onnxserve; python_version < '0'\n"}
     for name in _FILES:
         try:
-            texts.append((folder / name).read_text("utf-8-sig"))
+            inputs[name] = (folder / name).read_text("utf-8-sig")
         except FileNotFoundError:
-            texts.append("")
+            inputs[name] = ""
         except (OSError, UnicodeDecodeError):
             raise InvalidArtifact(f"its file {name} cannot be read") from None
-        if _OF_MACHINE.search(texts[-1]):
+        if _OF_MACHINE.search(inputs[name]):
             raise InvalidArtifact(
                 f"its file {name} refers to a file or a variable of this machine: log the model "
                 "again with packages of an index, or with wheels"
             )
     try:
-        python = _PYTHON.fullmatch(str(load_yaml(texts[0])["python"]))
+        python = _PYTHON.fullmatch(str(load_yaml(inputs[_FILES[0]])["python"]))
     except (yaml.YAMLError, ValueError, TypeError, KeyError):
         python = None
-    if python is None or not texts[1]:
+    if python is None or not inputs[_FILES[1]]:
         raise InvalidArtifact(
             "uv needs its requirements.txt, and its python_env.yaml with Python 3.11 or newer: log "
             "the model again with such a Python, or set server.pyfunc_env to local"
         )
-    mlflow = installed_version("mlflow-skinny") or installed_version("mlflow")
-    packages = [f"{name}=={mlflow}\n" for name in ("mlflow", "mlflow-skinny", "mlflow-tracing")]
-    # A marker that is never true removes a requirement.
-    overrides = "".join(packages) + "mlflow-onnxserve; python_version < '0'\n"
     # Patch releases of Python are compatible, so any installed one is used.
     wheels = hash_files(folder / _WHEELS)
-    identity = "\0".join([python[1], overrides, *texts, *wheels.values()]).encode()
+    identity = "\0".join([python[1], *inputs.values(), *wheels.values()]).encode()
     environment = root / f"{PYFUNC_PREFIX}{hashlib.sha256(identity).hexdigest()[:32]}"
     in_image = IMAGE_ENVIRONMENTS / environment.name / _PROGRAM
     if in_image.exists():
@@ -97,11 +97,8 @@ def environment_python(folder: Path, root: Path) -> Path:
         raise NotInstalled("server.pyfunc_env is uv, but uv is not installed: pip install uv")
 
     try:
-        command = [str(uv), "--quiet", "--color", "never", "--directory"]
-        inputs = dict(zip(_FILES, texts, strict=True))
         paths = [folder / _WHEELS / name for name in wheels]
-        build = partial(_build, command, python[1], overrides, inputs, paths)
-        build_once(environment, _PROGRAM, build)
+        build_once(environment, _PROGRAM, partial(_build, str(uv), python[1], inputs, paths))
         os.utime(environment)  # The cache keeps environments that were used lately.
     except CommandFailed as error:
         raise OnnxserveError(f"uv cannot build its environment: {error.message}") from None
@@ -113,27 +110,23 @@ def environment_python(folder: Path, root: Path) -> Path:
 
 
 def _build(
-    command: list[str],
-    python: str,
-    overrides: str,
-    texts: Mapping[str, str],
-    wheels: Sequence[Path],
-    environment: Path,
+    uv: str, python: str, inputs: Mapping[str, str], wheels: Sequence[Path], environment: Path
 ) -> None:
+    command = [uv, "--quiet", "--color", "never", "--directory"]
     venv = [str(environment.parent), "venv", "--relocatable", "--python", python, str(environment)]
     run_to_end([*command, *venv], _BUILD_SECONDS, _reason)
     # In the model's folder, uv would read uv.toml, and a build would write files.
-    inputs = environment / "model"
-    (inputs / _WHEELS).mkdir(parents=True)
-    for name, text in {**texts, "overrides.txt": overrides}.items():
-        (inputs / name).write_text(text)
+    model = environment / "model"
+    (model / _WHEELS).mkdir(parents=True)
+    for name, text in inputs.items():
+        (model / name).write_text(text)
     for wheel in wheels:
-        shutil.copy(wheel, inputs / _WHEELS)
-    install = [str(inputs), "pip", "install", "--python", str(environment)]
+        shutil.copy(wheel, model / _WHEELS)
+    install = [str(model), "pip", "install", "--python", str(environment)]
     # The side process writes no byte code.
-    install += ["--overrides", "overrides.txt", "--compile-bytecode"]
+    install += ["--overrides", _OVERRIDES, "--compile-bytecode"]
     run_to_end([*command, *install, "-r", _FILES[1], "mlflow"], _BUILD_SECONDS, _reason)
-    shutil.rmtree(inputs)
+    shutil.rmtree(model)
 
 
 def _reason(output: str) -> str:

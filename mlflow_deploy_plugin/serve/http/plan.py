@@ -217,8 +217,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             id_ = request_id({"x-request-id": given_id}) if given_id else new_id()
             if has_steps:
                 request.headers = {**headers, "x-request-id": id_}  # The log has this id.
-                decoded = feeds, encode
-                feeds, encode = add_steps(server, variant, decoded, headers, id_, math.inf)
+                feeds, encode = add_steps(server, variant, (feeds, encode), headers, id_, math.inf)
             began = time.perf_counter()
             outputs = run(feeds)
             ended = time.perf_counter()

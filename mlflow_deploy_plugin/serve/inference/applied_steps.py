@@ -195,16 +195,19 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
             f"step before: it returned {type(inputs).__name__}; a mapping from the model's inputs "
             "to lists or arrays is expected"
         )
-    if variant.capture.keys:
-        keys = {name: columns[name] for name in variant.capture.keys if name in columns}
-        inputs = {**keys, **inputs}
+    inputs = {name: columns[name] for name in variant.capture.keys if name in columns} | {**inputs}
     try:
         feeds = schema.from_columns(inputs)
     except SchemaMismatch as error:
         if error.column in columns and inputs.get(error.column) is columns[error.column]:
             raise  # The caller has sent these values, and the step has not changed them.
-        reason = f"its inputs do not fit the model: {error.column!r}"
-        raise step_failure("before", running.request, reason, error, error.column) from None
+        raise step_failure(
+            "before",
+            running.request,
+            f"its inputs do not fit the model: {error.column!r}",
+            error,
+            error.column,
+        ) from None
     if not schema.has_rows:
         return add_keys(feeds, {SENT: object_array([text]).reshape(())})
     for array in feeds.values():

@@ -235,7 +235,7 @@ class DataPlane:
         ids: tuple[str, str],
         error: OnnxserveError,
         seconds: float,
-        event_time: int | None = None,
+        event_time: int | None,
     ) -> None:
         """Capture a failed request. The sampling is the same as for all requests, so
         that error rates are correct.

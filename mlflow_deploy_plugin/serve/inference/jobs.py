@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.core.errors import (
     NotReady,
     TooManyRequests,
 )
+from mlflow_deploy_plugin.core.mlmodel import folder_bytes
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import field_problem
 from mlflow_deploy_plugin.core.spec.parts import JobsSpec
@@ -154,9 +155,8 @@ def delete_old_jobs(state_dir: Path, spec: JobsSpec) -> None:
     totals = Counter[str]()
     sizes = {}
     for job in kept:
-        size = sum(path.stat().st_size for path in job.folder.rglob("*"))
         # So that at most `_MOST_KEPT` small jobs are kept.
-        sizes[job.folder] = max(size, spec.max_kept_bytes // _MOST_KEPT)
+        sizes[job.folder] = max(folder_bytes(job.folder), spec.max_kept_bytes // _MOST_KEPT)
         totals[job.request.caller] += sizes[job.folder]
     while totals.total() > spec.max_kept_bytes:
         ((caller, _),) = totals.most_common(1)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
-from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION, folder_bytes
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.statedir.files import (
     LISTED,
@@ -407,10 +407,9 @@ def estimated_bytes(want: WantedVariant) -> int:
     """Return the estimated memory of a version on this disk."""
     if want.aspects.get("flavor") == PYTHON_FUNCTION:
         return _PYFUNC_BYTES
-    size = sum(path.stat().st_size for path in want.folder.rglob("*") if path.is_file())
     factor = _FILE_FACTOR
     for graph in want.folder.rglob("*.onnx"):
         with graph.open("rb") as file:
             if _TREES in file.read(_SEARCHED_BYTES):
                 factor = _TREES_FACTOR
-    return _SESSION_BYTES + factor * size
+    return _SESSION_BYTES + factor * folder_bytes(want.folder)

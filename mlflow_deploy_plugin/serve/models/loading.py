@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.core.mlmodel import (
     INPUT_EXAMPLE,
     PYTHON_FUNCTION,
     combine_hashes,
+    folder_bytes,
     hash_files,
 )
 from mlflow_deploy_plugin.core.statedir.files import mark_loading
@@ -219,14 +220,14 @@ def load_warm(
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
         return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency, python))
-    file_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     def end_worker() -> None:
         logger.error("%s is loaded without end, and the worker starts again", folder)
         must_end.set()
 
     loads = _LOADS if placement == ON_CPU else _LOADS_ON_DEVICE
-    with time_limit(loads * timeout_seconds + file_bytes / _BYTES_PER_SECOND, end_worker):
+    seconds = loads * timeout_seconds + folder_bytes(folder) / _BYTES_PER_SECOND
+    with time_limit(seconds, end_worker):
         # The server's own threads use all cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         model = OnnxModel.load(folder, placement, intra_op_num_threads)
@@ -316,7 +317,7 @@ class MemoryLimit:
             yield
             return
         with self._turn:
-            file_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            file_bytes = folder_bytes(folder)
             used_bytes = self.used()
             needed_bytes = int(file_bytes * self._factor)
             if used_bytes + needed_bytes > self._limit:

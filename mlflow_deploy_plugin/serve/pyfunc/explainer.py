@@ -162,16 +162,15 @@ def explain_rows(
     form = reader.form
     if form.columns.max(initial=0) >= len(features):
         raise InvalidRequest(f"{ADDITIVE_FILE} has other columns than the model")
-    background_features = reader.read(background)
-    exact = exact_explainer(form, background_features.tobytes())
+    exact = exact_explainer(form, reader.read(background).tobytes())
     values = exact.contributions(reader.read(rows), len(features), deadline)
     names, numbers = explained_numbers(model, rows)
     sums = values.sum(axis=1) + exact.base_values
     scale = np.abs(values).sum(axis=(1, 2)) + np.abs(numbers).max(axis=1) + 1
     predicted = form.predictions(sums)
     # Rows without a finite prediction have no finite difference either.
-    is_close = np.abs(predicted - numbers).max(axis=1) <= TOLERANCE * scale
-    is_wrong = np.isfinite(numbers).all(axis=1) & ~is_close
+    is_wrong = ~(np.abs(predicted - numbers).max(axis=1) <= TOLERANCE * scale)
+    is_wrong &= np.isfinite(numbers).all(axis=1)
     if predicted.shape != numbers.shape or is_wrong.any():
         raise InferenceError(
             f"row {is_wrong.argmax()}: the contributions do not add up to the prediction; log the "
@@ -182,7 +181,7 @@ def explain_rows(
         names[-len(form.base) :],  # One sum of two classes is the score of the last class.
         values,
         exact.base_values,
-        len(background_features),
+        len(exact.background),
         method="linear" if form.is_linear else "tree",
         link=form.link,
     )

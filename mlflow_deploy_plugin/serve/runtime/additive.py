@@ -170,12 +170,8 @@ class AdditiveForm:
             or self.link not in LINK_SCALES
         ):
             raise ValueError("its arrays do not fit together")
-        is_inner = self.left >= 0
-        trees = np.nonzero(is_inner)[0]
         # ravel_multi_index raises a ValueError for nodes, features and categories that
-        # do not exist. The root is no child.
-        children = np.stack([self.left[is_inner], self.right[is_inner]]) - 1
-        np.ravel_multi_index((trees, children), self.left[:, 1:].shape)
+        # do not exist.
         compared = (self.feature, self.membership + 1)
         np.ravel_multi_index(compared, (len(self.columns), len(self.members)))
         np.ravel_multi_index((self.slope_features,), (len(self.columns),))
@@ -183,6 +179,7 @@ class AdditiveForm:
         nodes = np.zeros_like(trees)
         conditions = 0
         for level in range(_MOST_LEVELS):
+            np.ravel_multi_index((trees, nodes), self.left.shape)
             tests = np.count_nonzero(self.membership[trees, nodes] >= 0)
             conditions += len(trees) * min(level, len(self.columns))
             conditions += tests * self.members.shape[1] // 32

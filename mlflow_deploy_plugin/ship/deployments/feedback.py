@@ -210,7 +210,7 @@ def import_labels(
 
 
 def check_key_columns(
-    log: InferenceLog, endpoint: str, key: Sequence[str], keys: Collection[str] = ()
+    log: InferenceLog, endpoint: str, key: Sequence[str], keys: Collection[str]
 ) -> frozenset[str]:
     """Return the columns of the key that contain numbers or booleans in the log.
 

@@ -182,7 +182,7 @@ class TopicRelay:
                 # A dead letter that is sent again has headers of its first answer.
                 headers += [pair for pair in _headers(message) or () if pair[0] not in _OURS]
             # A lone surrogate would end the process in confluent-kafka.
-            headers += [(name, text.encode(errors="replace")) for name, text in ours.items()]
+            headers += [(name, ours[name].encode(errors="replace")) for name in ours]
             # A message that fits may be too large with the headers of a dead letter.
             try:
                 producer.produce(topic, value, message.key(), headers=headers, on_delivery=_confirm)

@@ -148,7 +148,7 @@ class LackingApproval:
 
 
 def lacking_approval(
-    model_uri: str, replaced: Iterable[str] = (), store: Store | None = None
+    model_uri: str, replaced: Iterable[str], store: Store | None = None
 ) -> LackingApproval | None:
     """Return the missing approval of a model, or None if it needs none or has it.
 

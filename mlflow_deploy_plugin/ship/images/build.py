@@ -163,9 +163,7 @@ def planned_image(
         )
 
 
-def build_image(
-    plan: ImagePlan, name: str, report: ProgressCallback, pull: bool = False
-) -> BuiltImage:
+def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool) -> BuiltImage:
     """Build the model's image as `name`. The server's image is built first if it is
     missing.
 

@@ -20,7 +20,7 @@ import psutil
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.logs import ProgressCallback
-from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION, folder_bytes
 from mlflow_deploy_plugin.core.processes.child import die_with_parent, read_log_tail
 from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -176,7 +176,7 @@ def measure_pod(
         best,
         load,
         memory,
-        version_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        version_bytes=folder_bytes(folder),
     )
 
 

@@ -213,7 +213,7 @@ def judgeable_columns(
     reference: DriftReference,
     window: Profile,
     columns: Sequence[str],
-    segment: str = "",
+    segment: str,
 ) -> tuple[tuple[str, ...], list[Finding]]:
     """Return the columns whose distributions can be judged, and a finding with the
     reason for each other column. The projections follow if `columns` is empty or

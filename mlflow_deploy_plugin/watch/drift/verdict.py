@@ -104,8 +104,8 @@ def judge_profile(
     window: Profile,
     start_us: int,
     spec: MonitorSpec,
-    segments: Mapping[str, tuple[DriftReference, Profile]] | None = None,
-    history: History = _NO_HISTORY,
+    segments: Mapping[str, tuple[DriftReference, Profile]] | None,
+    history: History,
 ) -> DriftVerdict:
     """Judge the profile of a window, which begins at `start_us`, microseconds since
     1970.

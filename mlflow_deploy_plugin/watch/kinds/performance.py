@@ -578,7 +578,7 @@ def _estimate_window(window: _Window) -> _Estimates | Refused:
 
 def _join_earlier_windows(
     window: _Window,
-    least_share: float = 0.0,
+    least_share: float,
     wait: str = "0s",
 ) -> _JoinedWindows | None:
     """Return the window's rows with the labelled rows of the latest earlier windows

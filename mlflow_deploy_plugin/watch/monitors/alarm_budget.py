@@ -143,8 +143,8 @@ def accept_alarms(
     deployments: Deployments,
     name: str,
     monitor: str,
-    why: str = "",
-    columns: Collection[str] = (),
+    why: str,
+    columns: Collection[str],
 ) -> AcceptedAlarms:
     """Move the baseline of columns with an open alarm in the newest judged window: of
     the `columns`, by default of all columns except the relations between columns.

@@ -323,7 +323,7 @@ def _judge_by_hand(
     monitor: SelectedMonitor,
     window: Window,
     judge: Judge,
-    notes: Sequence[str] = (),
+    notes: Sequence[str],
 ) -> window_runner.Attempt:
     """Judge the unjudged revision of the window that a user requested. If it does not
     exist, add a revision.

@@ -406,7 +406,7 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
 def unsaved_window(
     result: MonitorResult,
     now: datetime,
-    notes: Sequence[str] = (),
+    notes: Sequence[str],
 ) -> MonitorWindow:
     """Return a judged window that is not stored: its result is only in MLflow."""
     unsaved = MonitorWindow(

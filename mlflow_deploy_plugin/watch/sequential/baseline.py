@@ -173,7 +173,7 @@ class RunningBaseline:
         self,
         value: Array,
         chosen: Array | bool,
-        scale: Array | float = 1.0,
+        scale: Array | float,
     ) -> None:
         """Add a window only to the mean of the `chosen` figures, [m] bool."""
         weight = np.where(chosen, 1.0, 0.0).astype(value.dtype)

@@ -139,7 +139,7 @@ class Evidence:
             return cls()
 
 
-def alarm_key(subject: str, segment: str = "") -> str:
+def alarm_key(subject: str, segment: str) -> str:
     """Return the name of a column or criterion for all windows: `delay`, or
     `carrier=AA/delay` in a segment.
     """

@@ -76,7 +76,7 @@ def follow_metrics(
     request: WindowRequest,
     metrics: Mapping[str, float],
     rows: int,
-    labels: Levels = _NO_LABELS,
+    labels: Levels,
 ) -> tuple[Evidence, list[Finding]]:
     """Return the evidence of a window, whose metrics are measured on this number of
     rows, and a finding for each open shift of the labels, and of each metric for the

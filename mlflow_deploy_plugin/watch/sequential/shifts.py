@@ -52,7 +52,7 @@ class ShiftVerdict:
     charts: tuple[LevelSeries, ...] = ()
 
 
-def judge_shifts(course: Course, drifted: Collection[str] = ()) -> ShiftVerdict:
+def judge_shifts(course: Course, drifted: Collection[str]) -> ShiftVerdict:
     """Return the open shifts, and charts of them and of the `drifted` columns
     (`alarm_key`). Without a budget, there are only charts.
     """

@@ -85,7 +85,7 @@ class Predictions:
 def read_predictions(
     table: pa.Table,
     artifact: Artifact | None,
-    masked: Collection[str] = (),
+    masked: Collection[str],
 ) -> Predictions | Refused:
     """Return the predictions and labels from rows of the log with summarised lists.
     Without an artifact, the column types distinguish labels from numbers. `masked`

@@ -71,7 +71,7 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 
 
 def pyfunc_flavor(
-    model: TrainedModel, predict_fn: str = "predict", input_example: ModelData = None
+    model: TrainedModel, predict_fn: str, input_example: ModelData = None
 ) -> tuple[str, dict[str, str]] | None:
     """Return the MLflow flavor that can log the model, and its options; None without
     such a flavor. For unknown libraries that predict the example, the flavor is

@@ -214,7 +214,7 @@ def torch_gradient(
     original: str,
     rows: NamedArrays,
     truth: Array,
-    has_consent: bool = False,
+    has_consent: bool,
 ) -> LossGradient | Refused:
     """Return the gradient of the torch original for the rows and their truth, [N]; a
     Refused if there is no original, or if it cannot compute the rows.

@@ -284,7 +284,7 @@ def measure_robustness(
     strengths: Mapping[str, Sequence[float]] | None,
     seed: int,
     find_gradient: Callable[[NamedArrays, Array], LossGradient | Refused],
-    progress: ProgressCallback = lambda line: None,
+    progress: ProgressCallback,
 ) -> RobustnessReport:
     """Measure the curves of a loaded model. The report does not include the names of
     model, dataset and target.

@@ -274,7 +274,7 @@ def prove_parity(
     converted: ConvertedModel,
     original: OriginalModel,
     answered: Iterable[tuple[RowGroup, Answers | None]],
-    at_least: int = 1,
+    at_least: int,
 ) -> ParityReport:
     """Compare the saved model with the original, up to the first rows that the saved
     model cannot predict.

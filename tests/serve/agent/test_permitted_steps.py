@@ -41,6 +41,8 @@ from tests.support.fake_registry import AtOnce
 from tests.support.keypairs import write_key
 from tests.support.refusals import mentions
 
+OTHER = "def before(request):\n    return {'a': [1]}\n"
+
 
 @pytest.fixture
 def specs(tmp_path):
@@ -62,32 +64,8 @@ def permits():
     return StepsPermits(AtOnce(), Clock(0.0), Counter())
 
 
-def permitted(permits, spec, used):
+def permitted(permits, spec, used=None):
     return permits.permitted(spec, frozenset(registered_model_names(spec)), used)
-
-
-def test_gate_needs_an_approved_digest(approve, specs, permits):
-    spec = specs("gate=passed")
-    assert permitted(permits, spec, None) is None
-    assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of tiny")
-    approve(spec.serve.digest)
-    assert permitted(permits, spec, None) is None
-    permits.clock.now = 60.0
-    assert permitted(permits, spec, None) == spec.serve
-    assert permits.errors == {}
-
-
-def test_signature_covers_the_steps(specs, permits, tmp_path):
-    keys = write_key(tmp_path)
-    require = f"signature={keys.public}"
-    assert permitted(permits, specs(require), None) is None
-    assert mentions(permits.errors["e"], "onnxserve sign steps.py")
-    done(f"sign {tmp_path}/steps.py --key {keys.key}")
-    signed = specs(require)
-    assert permitted(permits, signed, None) == signed.serve
-    (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
-    assert permitted(permits, specs(require), signed.serve) == signed.serve
-    assert mentions(permits.errors["e"], "signature", "is refused")
 
 
 @pytest.fixture
@@ -105,10 +83,14 @@ def approve(new_mlflow):
     return approve
 
 
-def test_steps_are_checked_for_another_model(approve, specs, permits):
+def test_steps_are_checked_for_each_model(approve, specs, permits):
     spec = specs("gate=passed")
+    assert permitted(permits, spec) is None
+    assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of tiny")
     approve(spec.serve.digest)
-    assert permitted(permits, spec, None) == spec.serve
+    assert permitted(permits, spec) is None
+    permits.clock.now = 60.0
+    assert (permitted(permits, spec), permits.errors) == (spec.serve, {})
     assert permitted(permits, specs("gate=passed", "models:/other/1"), spec.serve) is None
     assert mentions(permits.errors["e"], spec.serve.digest, "gate policy of other")
 
@@ -120,15 +102,14 @@ def test_steps_are_checked_for_a_later_requirement(approve, specs, permits, tmp_
     key = str(write_key(tmp_path).public)
     assert permitted(permits, specs(require.replace("KEY", key)), plain.serve) is None
     assert "e" in permits.errors
-    assert permitted(permits, plain, None) == plain.serve
-    assert permits.errors == {}
+    assert (permitted(permits, plain), permits.errors) == (plain.serve, {})
 
 
 def test_steps_are_checked_after_a_policy_changes(approve, specs, permits, tmp_path):
     spec = specs("gate=passed")
     approve(spec.serve.digest)
     assert permitted(permits, spec, spec.serve) == spec.serve
-    (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
+    (tmp_path / "steps.py").write_text(OTHER)
     newer = specs("gate=passed")
     assert permitted(permits, newer, spec.serve) == spec.serve
     approve()
@@ -137,19 +118,25 @@ def test_steps_are_checked_after_a_policy_changes(approve, specs, permits, tmp_p
     assert permitted(permits, newer, spec.serve) is None
     approve(newer.serve.digest)
     permits.clock.now = 60.0
-    assert permitted(permits, newer, None) == newer.serve
+    assert permitted(permits, newer) == newer.serve
 
 
-def test_steps_are_checked_with_a_replaced_key(specs, permits, tmp_path):
-    first = write_key(tmp_path)
-    specs("")
-    done(f"sign {tmp_path}/steps.py --key {first.key}")
-    spec = specs(f"signature={first.public}")
-    assert permitted(permits, spec, spec.serve) == spec.serve
+def test_steps_are_checked_with_the_signing_key(specs, permits, tmp_path):
+    keys = write_key(tmp_path)
+    require = f"signature={keys.public}"
+    assert permitted(permits, specs(require)) is None
+    assert mentions(permits.errors["e"], "onnxserve sign steps.py")
+    done(f"sign {tmp_path}/steps.py --key {keys.key}")
+    signed = specs(require)
+    assert permitted(permits, signed) == signed.serve
+    (tmp_path / "steps.py").write_text(OTHER)
+    assert permitted(permits, specs(require), signed.serve) == signed.serve
+    assert mentions(permits.errors["e"], "signature", "is refused")
+    assert permitted(permits, signed, signed.serve) == signed.serve
     (tmp_path / "new").mkdir()
-    first.public.write_bytes(write_key(tmp_path / "new").public.read_bytes())
+    keys.public.write_bytes(write_key(tmp_path / "new").public.read_bytes())
     permits.clock.now = 60.0
-    assert permitted(permits, spec, spec.serve) is None
+    assert permitted(permits, signed, signed.serve) is None
     assert mentions(permits.errors["e"], "signature", "is refused")
 
 
@@ -157,26 +144,38 @@ def test_steps_are_checked_later_without_a_registry(approve, specs, permits, mon
     spec = specs("gate=passed")
     other = specs("gate=passed", "models:/other/1")
     approve(spec.serve.digest)
-    assert permitted(permits, spec, None) == spec.serve
+    assert permitted(permits, spec) == spec.serve
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "get_registered_model", Mock(side_effect=MlflowException("")))
         permits.clock.now = 60.0
         assert permitted(permits, spec, spec.serve) == spec.serve
         assert permits.errors == {}
-        assert permitted(permits, other, None) is None  # They were never permitted.
+        assert permitted(permits, other) is None  # They were never permitted.
         assert permitted(permits, other, other.serve) == other.serve
         assert "e" in permits.errors
     permits.check_now()
     assert permitted(permits, other, other.serve) is None
 
 
-def test_steps_are_checked_while_they_are_served(approve, case, specs):
-    spec = specs("gate=passed")
+@pytest.fixture
+def follow(case):
+    """Return a function that starts a follower of the specs, whose model has a
+    version.
+    """
     case.world.gates["1"] = "passed"
     case.world.versions["models:/tiny/1"] = "1"
-    (case.state_dir / SPEC).write_text(dump_spec(spec))
+
+    def follow(*specs):
+        (case.state_dir / SPEC).write_text("---\n".join(map(dump_spec, specs)))
+        return case.follower()
+
+    return follow
+
+
+def test_steps_are_checked_while_they_are_served(approve, case, specs, follow):
+    spec = specs("gate=passed")
     approve(spec.serve.digest)
-    follower = case.follower()
+    follower = follow(spec)
     assert follower.round().error == ""
     assert case.wanted.endpoints["e"].serve == spec.serve
     approve()
@@ -187,7 +186,7 @@ def test_steps_are_checked_while_they_are_served(approve, case, specs):
     assert mentions(refused.errors["e"], spec.serve.digest, "gate policy of tiny")
     assert (state.error, state.errors, state.fatal) == (refused.errors["e"], 1, False)
     assert [(version.version, version.cause) for version in state.refused] == [("1", "steps")]
-    again = case.follower()
+    again = follow(spec)
     assert not again.round().fatal
     assert case.wanted.endpoints["e"].variants == {}
     approve(spec.serve.digest)
@@ -196,16 +195,15 @@ def test_steps_are_checked_while_they_are_served(approve, case, specs):
     assert list(case.wanted.endpoints["e"].variants) == ["e"]
 
 
-def test_steps_are_checked_with_the_model_in_use(approve, case, specs, tmp_path, monkeypatch):
-    case.world.gates["1"] = "passed"
-    case.world.versions["models:/tiny/1"] = "1"
+def test_steps_are_checked_with_the_model_in_use(
+    approve, case, specs, follow, tmp_path, monkeypatch
+):
     spec = specs("gate=passed")
     approve(spec.serve.digest)
-    (case.state_dir / SPEC).write_text(dump_spec(spec))
-    follower = case.follower()
+    follower = follow(spec)
     follower.round()
     # The next model, whose policy permits only its own steps, cannot be fetched.
-    (tmp_path / "steps.py").write_text("def before(request):\n    return {'a': [1]}\n")
+    (tmp_path / "steps.py").write_text(OTHER)
     other = specs("gate=passed", "models:/other/1")
     policy = f"steps: [{other.serve.digest}]"
     MlflowClient().set_registered_model_tag("other", GATE_POLICY_TAG, policy)
@@ -226,34 +224,32 @@ def test_steps_are_checked_with_the_model_in_use(approve, case, specs, tmp_path,
     assert (endpoint.serve, endpoint.variants["e"].model_uri) == (other.serve, "models:/other/1")
 
 
-def test_steps_that_end_workers_are_refused(case, specs):
+def die(case, digest, count):
+    """Let a worker die while it imports steps."""
+    loading = LoadingState(pid=2**30, folder=Path(digest))
+    write_state(case.state_dir / LOADING / f"{count}.json", loading)
+
+
+def test_steps_that_end_workers_are_refused(case, specs, follow):
     spec = specs("")
-    case.world.versions["models:/tiny/1"] = "1"
-    (case.state_dir / SPEC).write_text(dump_spec(spec))
-    follower = case.follower()
+    follower = follow(spec)
     follower.round()
     for count in range(2):
         assert case.wanted.endpoints["e"].serve == spec.serve
-        loading = LoadingState(pid=2**30, folder=Path(spec.serve.digest))
-        write_state(case.state_dir / LOADING / f"{count}.json", loading)
+        die(case, spec.serve.digest, count)
         follower.round()
     follower.round()
     assert mentions(case.wanted.endpoints["e"].errors["e"], "steps", "2 workers died")
 
 
-def test_refused_steps_are_never_left_out(new_mlflow, case, specs):
-    MlflowClient().create_registered_model("tiny")
-    case.world.gates["1"] = "passed"
-    case.world.versions["models:/tiny/1"] = "1"
+def test_refused_steps_are_never_left_out(approve, case, specs, follow):
     refused = specs("gate=passed")
-    (case.state_dir / SPEC).write_text(dump_spec(refused))
-    state = case.follower().round()
+    state = follow(refused).round()
     assert state.fatal
     assert refused.serve.digest in state.error
     assert case.wanted.endpoints == {}
     served = apply_config(refused.model_copy(update={"name": "a"}), {"serve.steps": ""})
-    (case.state_dir / SPEC).write_text("---\n".join(map(dump_spec, [refused, served])))
-    follower = case.follower()
+    follower = follow(refused, served)
     follower.round()
     for _ in range(2):
         endpoints = case.wanted.endpoints
@@ -265,11 +261,10 @@ def test_refused_steps_are_never_left_out(new_mlflow, case, specs):
 
 
 @pytest.fixture
-def listing(approve, case, specs):
+def listing(approve, case, specs, follow):
     """Return a function that serves the models of a pattern, and a function that
     fetches the model tiny after a listing and returns its mark and the error.
     """
-    case.world.gates["1"] = "passed"
 
     def start(place):
         client = MlflowClient()
@@ -277,8 +272,7 @@ def listing(approve, case, specs):
         client.set_registered_model_alias("tiny", "champion", "1")
         case.world.versions[f"models:/tiny{place}"] = "1"
         spec = apply_config(specs("gate=passed"), {"variants.e.model": f"models:/*{place}"})
-        (case.state_dir / SPEC).write_text(dump_spec(spec))
-        follower = case.follower()
+        follower = follow(spec)
         numbers = itertools.count()
 
         def fetch(mark=""):
@@ -327,8 +321,7 @@ def test_steps_of_listed_models_that_end_workers(approve, listing, case):
     approve(digest)
     mark, _, _ = fetch()
     for count in range(2):
-        loading = LoadingState(pid=2**30, folder=Path(digest))
-        write_state(case.state_dir / LOADING / f"{count}.json", loading)
+        die(case, digest, count)
     assert "2 workers died" in fetch(mark)[1]
     saved = read_state(served_file(case.state_dir, "tiny"), ServedModel)
     assert saved is not None

@@ -118,7 +118,7 @@ def moment(seconds):
 
 
 def test_watermark_counts_rows_by_outcome(machine):
-    write_state(machine.folder / WANTED, Wanted(endpoints={"idle": WantedEndpoint(variants={})}))
+    write_state(machine.folder / WANTED, Wanted(endpoints={"idle": WantedEndpoint()}))
     machine.answer(3)
     machine.answer(200, max_rows=100)
     machine.answer(7, "f")

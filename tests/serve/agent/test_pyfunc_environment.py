@@ -108,22 +108,18 @@ def test_requirements_outside_the_model_are_refused(build, line):
 
 
 def test_model_files_do_not_configure_or_follow_uv(build, tmp_path):
-    for name, text in {
-        "uv.toml": "{",
-        "pyproject.toml": "{",
-        "setup.py": "import setuptools; setuptools.setup(name='own', version='1')",
-    }.items():
-        (tmp_path / "model").mkdir(exist_ok=True)
-        (tmp_path / "model" / name).write_text(text)
-    files = set((tmp_path / "model").iterdir())
+    setup = "import setuptools; setuptools.setup(name='own', version='1')"
+    model = tmp_path / "model"
+    model.mkdir()
+    for name, text in (("uv.toml", "{"), ("pyproject.toml", "{"), ("setup.py", setup)):
+        (model / name).write_text(text)
+    files = set(model.iterdir())
     assert tiny_version(build("tiny==2.0")) == "2.0"
     for line in ("-e .", ".", "-r more.txt"):
         with refused(OnnxserveError, "uv cannot build its environment"):
             build(line)
-    assert set((tmp_path / "model").rglob("*")) - files == {
-        tmp_path / "model" / "requirements.txt",
-        tmp_path / "model" / "python_env.yaml",
-    }
+    written = {path.name for path in {*model.rglob("*")} - files}
+    assert written == {"requirements.txt", "python_env.yaml"}
 
 
 def test_other_wheels_of_a_model_make_another_environment(build, tmp_path):

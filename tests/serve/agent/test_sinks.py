@@ -295,7 +295,7 @@ def test_new_sink_starts_after_the_log(writer, shipper, tmp_path, start, send, d
 def wanted(tmp_path, destination):
     """Make the sink wanted, as the agent does for the endpoint's spec."""
     capture = CaptureSpec(sinks={"audit": SinkSpec(url=destination.url, batch=2)})
-    endpoint = WantedEndpoint(variants={}, capture=capture)
+    endpoint = WantedEndpoint(capture=capture)
     write_state(tmp_path / WANTED, Wanted(generation=1, endpoints={"flights": endpoint}))
 
 

@@ -133,23 +133,17 @@ def test_name_outside_ascii_is_answered_counted_and_traced(tmp_path, model_folde
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         with calling(tmp_path, endpoints, response_cache_bytes=1_000_000) as called:
-            named = []
-            for endpoint in endpoints:
+            for endpoint, name in zip(endpoints, WITHOUT_SURROGATES, strict=True):
                 call = message(endpoint, raw_input_contents=[IMAGE.tobytes()])
                 with called.stub() as stub:
                     _, answer = stub.ModelInfer.with_call(call)
                 over_http = called.http.post(f"/endpoints/{endpoint}/invocations", json=BODY)
                 headers = told(answer)
                 assert headers["x-model-name"] == over_http.headers["X-Model-Name"]
+                assert unquote(headers["x-model-name"]) == name
                 assert (headers["x-cache"], over_http.headers["X-Cache"]) == ("miss", "hit")
-                named.append(unquote(headers["x-model-name"]))
             page = called.http.get("/metrics").text
-    (requests,) = (
-        family
-        for family in text_string_to_metric_families(page)
-        if family.name == "onnxserve_requests"
-    )
-    counted = {sample.labels["model"] for sample in requests.samples}
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    counted = {sample.labels["model"] for sample in families["onnxserve_requests"].samples}
     traced = {attributes(span).get("onnxserve.model") for span in received.spans} - {None}
-    assert named == [*WITHOUT_SURROGATES]
-    assert counted == traced == {*named}
+    assert counted == traced == {*WITHOUT_SURROGATES}

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.serve.inference.pipeline import infer_lines
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import ask, handle
+from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, one_endpoint, variant, want, write_spec
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
@@ -124,22 +125,19 @@ AFTER = HEAD + "def after(outputs, request):\n    calls.append(1)\n    "
     [
         (BEFORE, "return {'a': request.inputs['zip']}", 500,
             ["step before, steps.py line 7: KeyError; ", "X-Request-Id"]),
-        (BEFORE, "return [1]", 500, ["step before", "list;", "mapping"]),
+        (BEFORE, "return ['hunter2']", 500, ["step before", "list;", "mapping"]),
         (BEFORE, "return {'a': [1, 2]}", 500, ["step before", "'b'"]),
         (BEFORE, "return dict.fromkeys('abc', [1.0])", 500, ["step before", "1 rows for 2 rows"]),
-        (BEFORE, "return {**request.inputs, 'a': ['x', 'y']}", 500, ["step before", "'a'"]),
+        (BEFORE, "return {**request.inputs, 'a': ['hunter2'] * 2}", 500,
+            ["step before", "'a'", "X-Request-Id"]),
         (BEFORE, "raise SystemExit(3)", 500, ["line 7: SystemExit; "]),
         (BEFORE, "raise InvalidRequest('no such shop')", 400, ["step before: no such shop"]),
         (BEFORE, "return onnxserve.call('x', request.inputs)", 500,
             ["line 7: NotFound; "]),
-        (BEFORE, "return onnxserve.call('e', request.inputs)", 500,
-            ["line 7: InvalidConfig; "]),
+        (BEFORE, "return onnxserve.call('e', request.inputs)", 500, ["line 7: InvalidConfig; "]),
         (AFTER, "return outputs['y'][:1]", 500, ["step after", "1 entries for 2 rows"]),
-        (AFTER, "return 3", 500, ["step after", "int for 2 rows"]),
+        (AFTER, "return 'hunter2'", 500, ["step after", "str for 2 rows"]),
         (AFTER, "return [1j, 2j]", 500, ["step after", "encoded", "TypeError"]),
-        (BEFORE, "return ['hunter2']", 500, ["list"]),
-        (BEFORE, "return {**request.inputs, 'a': ['hunter2'] * 2}", 500, ["'a'", "X-Request-Id"]),
-        (AFTER, "return 'hunter2'", 500, ["str for 2 rows"]),
     ],
 )  # fmt: skip
 def test_failed_step_fails_only_its_request(stepped, step, code, status, words):
@@ -175,11 +173,10 @@ def test_text_of_an_error_is_only_in_the_log(stepped, caplog, is_planned):
     if is_planned:
         assert PlanTable(server).answer(request) is None
     answer = handle(server, request)
-    message = json.loads(answer.body)["message"]
-    assert "hunter2" not in message
-    assert answer.headers["X-Request-Id"] in message
-    assert f"X-Request-Id {answer.headers['X-Request-Id']}" in caplog.text
-    assert "hunter2" in caplog.text
+    id_ = f"X-Request-Id {answer.headers['X-Request-Id']}"
+    assert id_ in json.loads(answer.body)["message"]
+    assert mentions(caplog.text, id_, "hunter2")
+    assert "hunter2" not in answer.body.decode()
     assert "hunter2" not in str(captured(server)[-1].outputs)
 
 
@@ -201,10 +198,8 @@ def test_steps_receive_no_credentials(stepped, is_planned):
 def test_steps_are_checked_and_a_refusal_answers_503(stepped):
     server = stepped("def after(outputs, request):\n    return [1]\n")
     state_dir = server.repository.state_dir
-    refused = Wanted(
-        generation=2, endpoints={"e": WantedEndpoint(variants={}, errors={"v": "not approved"})}
-    )
-    write_state(state_dir / WANTED, refused)
+    refused = WantedEndpoint(errors={"v": "not approved"})
+    write_state(state_dir / WANTED, Wanted(generation=2, endpoints={"e": refused}))
     wait_until(lambda: read_workers(state_dir)[0].generation == 2)
     for path in ("/invocations", "/endpoints/e/invocations", "/v2/models/e/infer"):
         answer = ask(server, path)

@@ -60,6 +60,15 @@ def ran_apart(job, **limits):
 
 
 @pytest.fixture
+def callbacks(monkeypatch):
+    """Allow callbacks to this machine, and repeat them at once."""
+    monkeypatch.setenv("ONNXSERVE_CALLBACK_SECRET", "secret")
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http")
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
+    monkeypatch.setattr("mlflow_deploy_plugin.ship.batch.jobs._PAUSE_SECONDS", 0)
+
+
+@pytest.fixture
 def rows(tmp_path):
     return write(flights(3), tmp_path / "rows.csv").read_bytes()
 
@@ -85,24 +94,20 @@ def test_failed_jobs_have_reasons_without_folders(accept, rows):
 
 
 @pytest.mark.long
-def test_cancelled_and_running_jobs_with_callbacks(accept, rows, monkeypatch):
+def test_cancelled_and_running_jobs_with_callbacks(accept, rows, callbacks, monkeypatch):
     calls = []
 
     def answer(request, body):
         calls.append((request.headers, body))
         return 200, "text/plain", ""
 
-    monkeypatch.setenv("ONNXSERVE_CALLBACK_SECRET", "secret")
-    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http")
     with answering(answer) as url:
-        monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
         cancelled = accept(rows, callback=url)
         cancelled.cancel_mark.touch()
         assert ran(cancelled).state == "cancelled"
         assert ran(accept(rows, callback=url)).state == "succeeded"
         refused = accept(rows, callback=url)
         monkeypatch.delenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS")
-        monkeypatch.setattr("mlflow_deploy_plugin.ship.batch.jobs._PAUSE_SECONDS", 0)
         assert ran(refused).calls_left == 0
     states = []
     for headers, body in calls:
@@ -111,14 +116,6 @@ def test_cancelled_and_running_jobs_with_callbacks(accept, rows, monkeypatch):
         assert headers["X-MLflow-Signature"] == f"v1,{base64.b64encode(digest).decode()}"
         states.append(json.loads(body)["data"]["state"])
     assert states == ["cancelled", "succeeded"]
-
-
-def equal_rows(count, path, **columns):
-    """Write a Parquet file of equal rows."""
-    row = {"carrier": "AA", "distance": 1.0, "hour": 1, "late": True, **columns}
-    table = pa.table({name: pa.repeat(pa.scalar(value), count) for name, value in row.items()})
-    pq.write_table(table, path, compression="zstd")
-    return path.read_bytes()
 
 
 @pytest.mark.long
@@ -138,25 +135,21 @@ def test_job_ends_at_its_limit(accept, tmp_path, limits, rows, name):
 
 
 @pytest.mark.long
-def test_files_of_a_job_are_bounded(accept, tmp_path):
-    text = "x" * 10_000
-    bomb = equal_rows(1000, tmp_path / "bomb.parquet", id=text)
+@pytest.mark.parametrize(
+    ("count", "limit"),
+    [(1000, {"max_file_bytes": 2**20}), (2**16, {"max_memory": "512MiB"})],
+)
+def test_files_and_memory_of_a_job_are_bounded(accept, tmp_path, count, limit):
+    row = {"carrier": "AA", "distance": 1.0, "hour": 1, "late": True, "id": "x" * 10_000}
+    table = pa.table({name: pa.repeat(pa.scalar(value), count) for name, value in row.items()})
+    pq.write_table(table, tmp_path / "bomb.parquet", compression="zstd")
+    bomb = (tmp_path / "bomb.parquet").read_bytes()
     assert len(bomb) < 100_000
     job = accept(bomb, input="input.parquet", keep=["id"], format="csv")
-    status, state = ran_apart(job, max_file_bytes=2**20)
+    status, state = ran_apart(job, **limit)
     assert (status, state.state) == (0, "failed")
-    assert mentions(state.error, "server.jobs.max_file_bytes")
+    assert mentions(state.error, *limit)
     assert not [*(job.folder / "output").glob("*input*")]
-
-
-@pytest.mark.long
-def test_memory_of_a_job_is_bounded(accept, tmp_path):
-    bomb = equal_rows(2**16, tmp_path / "bomb.parquet", id="x" * 10_000)
-    assert len(bomb) < 10_000
-    job = accept(bomb, input="input.parquet", keep=["id"])
-    status, state = ran_apart(job, max_memory="512MiB")
-    assert (status, state.state, state.rows) == (0, "failed", 0)
-    assert mentions(state.error, "input.parquet", "server.jobs.max_memory")
 
 
 @pytest.mark.long
@@ -182,11 +175,7 @@ def test_server_restart_uses_no_attempt(accept, rows, tmp_path):
 
 
 @pytest.mark.long
-def test_callback_is_not_redirected(accept, rows, monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_CALLBACK_SECRET", "secret")
-    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http")
-    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
-    monkeypatch.setattr("mlflow_deploy_plugin.ship.batch.jobs._PAUSE_SECONDS", 0)
+def test_callback_is_not_redirected(accept, rows, callbacks):
     paths = []
 
     def answer(request, body):

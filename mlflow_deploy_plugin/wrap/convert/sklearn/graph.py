@@ -164,7 +164,7 @@ class NodeBuilder:
         return Subgraph(self._scope)
 
     def sub_model(
-        self, estimator: Estimator, inputs: list[Variable], raw_scores: bool = False
+        self, estimator: Estimator, inputs: list[Variable], raw_scores: bool
     ) -> list[str]:
         """Add an estimator's graph and return the names of its outputs. `raw_scores`
         are scores instead of probabilities; raises NotImplementedError if skl2onnx does

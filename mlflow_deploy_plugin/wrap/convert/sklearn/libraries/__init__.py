@@ -20,7 +20,7 @@ _CONVERTED = ("sklearn", "xgboost", "lightgbm", "catboost")
 """The packages whose estimators are converted without stand-ins."""
 
 
-def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator:
+def with_stand_ins(fitted: Estimator, columns: list[str] | int) -> Estimator:
     """Return the estimator with stand-ins for estimators of other libraries. Raises
     ConversionError.
 
