@@ -9,13 +9,13 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedFiles
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 from mlflow_deploy_plugin.core.settings import active_workspace
-from mlflow_deploy_plugin.core.store.served_files import MOVES, arrived, served_files
 from mlflow_deploy_plugin.promote.gate.approvals import approved_files, earlier_files
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
@@ -101,25 +101,16 @@ def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[Chan
     policy = moves.valid_policy(model)
     if policy is None:
         return
-    events = trail.store().counted_events(model.name, MOVES)
-    for place, version in moves.holders(model):
+    for place, version, stay in moves.stays(trail.store(), model):
         if not policy.gates(place):
             continue
-        if not arrived(events, version, place):
-            name = str(place)
-            yield ChangedFiles(model=model.name, version=version, place=name, is_outside=True)
-        recorded = served_files(events, version, place)
-        if not recorded:
-            continue
-        try:
-            now = mlflow_stores.files_digest(model.name, version, policy)
-        except NotFound:
-            now = ""
-        if now != recorded:
-            yield ChangedFiles(
-                model=model.name,
-                version=version,
-                place=str(place),
-                recorded=recorded,
-                now=now,
-            )
+        changed = ChangedFiles(
+            model=model.name, version=version, place=str(place), recorded=stay.files
+        )
+        if not stay.is_counted:
+            yield changed.model_copy(update={"recorded": "", "is_outside": True})
+        now = ""
+        with suppress(NotFound):
+            now = stay.files and mlflow_stores.files_digest(model.name, version, policy)
+        if now != stay.files:
+            yield changed.model_copy(update={"now": now})

@@ -22,14 +22,7 @@ from mlflow_deploy_plugin.core.registry.resolution import newest
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.people import name_key
-from mlflow_deploy_plugin.core.store.served_files import (
-    LEFT,
-    MOVES,
-    SERVED,
-    arrived,
-    served_entry,
-    served_files,
-)
+from mlflow_deploy_plugin.core.store.served_files import LEFT, SERVED, served_entry
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approvals import version_authors
 from mlflow_deploy_plugin.ui.access import caller, is_administrator
@@ -46,6 +39,7 @@ from mlflow_deploy_plugin.ui.guard.moves import (
     RegistryChange,
     adopted_entries,
     holders,
+    stays,
     uncovering_refusal,
     unsigned_refusal,
     valid_policy,
@@ -217,11 +211,9 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
         return change
     entries = []
     with suppress(OnnxserveError):  # The rename of a gated model is refused then.
-        events = trail.store().counted_events(model.name, MOVES)
-        for place, number in holders(model):
-            if arrived(events, number, place):
-                files = served_files(events, number, place)
-                entries.append(served_entry(number, str(place), files))
+        for place, number, stay in stays(trail.store(), model):
+            if stay.is_counted:
+                entries.append(served_entry(number, place, stay.files))
     return replace(change, detail={SERVED: entries})
 
 
