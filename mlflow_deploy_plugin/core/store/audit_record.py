@@ -98,7 +98,7 @@ class TrailRecord:
                 write_atomically(self._name_file, name.encode(), is_durable=True)
         except OSError as error:
             raise InvalidConfig(self._fault(error)) from None
-        with self.recording(heads, is_durable=True, is_required=True):
+        with self.recording(heads, is_required=True):
             pass
 
     def seal(self) -> Seal | None:
@@ -114,9 +114,7 @@ class TrailRecord:
         return _read(self._head_file(model), Head)
 
     @contextmanager
-    def recording(
-        self, heads: Iterable[Head], *, is_durable: bool, is_required: bool
-    ) -> Iterator[None]:
+    def recording(self, heads: Iterable[Head], is_required: bool) -> Iterator[None]:
         """Record the heads that are newer than the recorded ones after the block, which
         commits their events. They are written before the block, and only renamed after
         it, so that a full disk is found before the commit.
@@ -130,7 +128,7 @@ class TrailRecord:
         try:
             with self._reporting(is_required):
                 for file, head in prepared.items():
-                    _write(file, head, is_durable=is_durable)
+                    _write(file, head)
             yield
             with self._reporting(is_required), locked(self.folder / "record.lock"):
                 for file, head in prepared.items():
@@ -223,8 +221,8 @@ class TrailRecord:
         return self.folder / "heads" / f"{chain_id(model)}.json"
 
 
-def _write(path: Path, state: State, *, is_durable: bool = True) -> None:
-    write_atomically(path, state.model_dump_json().encode(), is_durable=is_durable)
+def _write(path: Path, state: State) -> None:
+    write_atomically(path, state.model_dump_json().encode(), is_durable=True)
 
 
 def _read(path: Path, kind: type[StateT]) -> StateT | None:

@@ -42,8 +42,8 @@ class Stay:
         is_counted: True if the version is there since a counted move, and False if only
             an event `OUTSIDE` reports it there. None if it has left, if another version
             replaced it, or if there is no such event.
-        replaced: the version that it replaced with its last move.
-        is_rollback: True if the last move was the return of the version.
+        replaced: the version that it replaced with its last move, and that may return.
+        is_rollback: True if its last move was its own return, which replaces none.
     """
 
     files: str = ""
@@ -86,8 +86,8 @@ def stay_of(events: Iterable[AuditEvent], version: str, place: object) -> Stay:
         if moved and holders and event.version != moved["before"]:
             if event.version == version:
                 # A move may have several events, by MLflow and by a command.
-                was_rollback = stay.is_rollback and last_moved == version
-                stay.is_rollback = was_rollback or ROLLBACK in event.detail
-                stay.replaced = moved["before"]
+                stay.is_rollback &= last_moved == version
+                stay.is_rollback |= ROLLBACK in event.detail
+                stay.replaced = "" if stay.is_rollback else moved["before"]
             last_moved = event.version
     return stay

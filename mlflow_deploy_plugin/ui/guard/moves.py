@@ -17,7 +17,7 @@ from flask import request
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.core.registry.resolution import all_versions
+from mlflow_deploy_plugin.core.registry.resolution import all_versions, newest
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
@@ -213,8 +213,9 @@ class Move:
         elif status.passed:
             status = status.on_files(files)
         if status.passed:
-            subject = subject_of(self.version, self.place, files, policy)
-            refusal = _missing_approvals(self.trail, policy, subject)
+            refusal = _missing_approvals(
+                self.trail, policy, subject_of(self.version, self.place, files, policy)
+            )
         else:
             refusal = (
                 f"{self._subject} may not become {self.place}: {status.reason}. {self._remedy}"
@@ -238,8 +239,7 @@ class Move:
         # itself is not there by a rollback.
         holder = stay_of(events, self.holder, self.place)
         is_replaced = holder.is_counted and holder.replaced == self.change.version
-        is_return = is_replaced and not (holder.is_rollback or self._is_rolled_back)
-        if stay.is_counted or is_return:
+        if stay.is_counted or (is_replaced and not self._is_rolled_back):
             changed = unreadable or _changed_files(stay.files, files)
             if not changed:
                 return self._accepted(
@@ -351,12 +351,11 @@ def uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "Mo
     versions = [
         entry
         for entry in all_versions(registry(), model.name)
-        if entry.current_stage == stage.stage
+        if entry.current_stage == stage.stage and entry.version != version.version
     ]
-    highest = sorted(versions, key=lambda entry: int(entry.version), reverse=True)
-    if len(highest) < 2 or int(highest[0].version) != int(version.version):
+    below = newest(versions)
+    if below is None or int(below.version) > int(version.version):
         return ""
-    below = highest[1]
     try:
         files = files_digest(below.name, str(below.version), policy)
         events = trail.store().counted_events(model.name, MOVES)
@@ -364,10 +363,8 @@ def uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "Mo
             is_right = gate_status(events, below, policy).on_files(files).passed
         else:
             is_right = files in approved_files(trail.store(), policy, below)
-        if is_right:
-            changed = ""
-        else:
-            changed = _changed_files(stay_of(events, str(below.version), stage).files, files)
+        recorded = stay_of(events, str(below.version), stage).files
+        changed = "" if is_right else _changed_files(recorded, files)
     except NotFound as error:
         changed = error.message
     return changed and (

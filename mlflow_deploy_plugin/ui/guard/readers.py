@@ -126,8 +126,8 @@ def _version_creation(trail: AuditTrail, message: Any) -> RegistryChange:
     refusal = ""
     if len(kept) < len(message.tags):
         # Flask keeps the document, so MLflow's view reads the same object again.
-        document = request.get_json(force=True, silent=True)
-        if isinstance(document, dict):
+        document: Any = request.get_json(force=True, silent=True)
+        with suppress(TypeError):  # MLflow accepts a document in a JSON string too.
             document["tags"] = kept
         if len(read_message("CreateModelVersion").tags) != len(kept):
             refusal = f"only MLflow's server writes tags such as {tags.GATE_TAG}: leave them out"
@@ -317,11 +317,7 @@ def _policy_refusal(model: "RegisteredModel", change: str) -> str:
 
 
 def _name_refusal(name: str, own_name: str = "") -> str:
-    """Return why a model may not receive this name; empty if it may, or for an empty
-    name.
-    """
-    if not name:
-        return ""
+    """Return why a model may not receive this name; empty if it may."""
     names = {model.name for model in gated_models()} - {own_name}
     return _lookalike_refusal("model", name, names)
 
