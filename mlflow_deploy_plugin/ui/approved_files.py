@@ -8,6 +8,7 @@ store may be unreachable for agents.
 import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,7 +64,7 @@ class ChangedFilesSearch:
     def __init__(self, trail: AuditTrail) -> None:
         self._trail = trail
         self._lock = threading.Lock()
-        self._last: dict[tuple[str, str], _Search] = {}
+        self._last: defaultdict[tuple[str, str], _Search] = defaultdict(_Search)
         """The last search by workspace and model."""
 
     def find(self) -> list[ChangedFiles]:
@@ -77,15 +78,14 @@ class ChangedFilesSearch:
         if self._lock.acquire(blocking=False):
             try:
                 for model in readable:
-                    last = self._last.get(_key(model), _Search())
-                    if time.monotonic() - last.ended_at > _PAUSE_SECONDS:
+                    if time.monotonic() - self._last[_key(model)].ended_at > _PAUSE_SECONDS:
                         found = [*_changed_files(self._trail, model)]
                         self._last[_key(model)] = _Search(time.monotonic(), found)
             finally:
                 self._lock.release()
         changed: list[ChangedFiles] = []
         for model in readable:
-            changed += self._last.get(_key(model), _Search()).changed
+            changed += self._last[_key(model)].changed
         return changed
 
 

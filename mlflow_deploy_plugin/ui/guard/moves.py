@@ -348,12 +348,11 @@ def uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "Mo
     policy = valid_policy(model)  # With an invalid policy, a version must be able to leave.
     if policy is None or not policy.gates(stage):
         return ""
-    versions = [
+    below = newest(
         entry
         for entry in all_versions(registry(), model.name)
         if entry.current_stage == stage.stage and entry.version != version.version
-    ]
-    below = newest(versions)
+    )
     if below is None or int(below.version) > int(version.version):
         return ""
     try:
@@ -378,9 +377,7 @@ def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) 
     """Return why the promotion lacks approvals; empty if it needs none, or has all.
     Raises StoreUnavailable.
     """
-    if policy.approvals is None:
-        return ""
-    refusal = unsigned_refusal(trail, needs_approvals=True)
+    refusal = unsigned_refusal(trail, needs_approvals=policy.approvals is not None)
     if refusal:
         return f"{subject} is refused: {refusal}"
     page = console_page(model=subject.model)
