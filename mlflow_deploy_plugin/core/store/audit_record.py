@@ -6,7 +6,6 @@ store may not write here, so a trail that was replaced or shortened is found.
 import hashlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -71,31 +70,35 @@ class TrailRecord:
 
     @property
     def folder(self) -> Path:
-        """The folder, which has the name in the store once the store has one. Another
-        URL of the store leads to the same folder.
+        """The folder of the store once `join` has found it, also at another URL of the
+        store.
         """
         try:
             return self._root / self._name_file.read_text()
         except FileNotFoundError:
             return self._folder_of_url
 
-    def rename(self, name: str) -> None:
-        """Give the folder the name in the store, unless it has one. If another URL has
-        named a folder, move the state of this URL to it. Raises InvalidConfig or
+    def join(self, store_id: str) -> None:
+        """Use the folder of the store with this id: that of the URL which was the first
+        to join. Move the state of this URL there. Raises InvalidConfig or
         StoreUnavailable if the folder cannot be written.
+
+        No folder is renamed, because other processes write to it.
         """
         if self._name_file.exists():
             return
-        named = self._root / name
+        of_store = self._root / f"{store_id}.name"
         try:
             with locked(self._root / "names.lock"):
-                if self.folder.exists() and not named.exists():
-                    self.folder.rename(named)
-                (named / "spool").mkdir(parents=True, exist_ok=True)
+                if not of_store.exists():
+                    name = self._folder_of_url.name.encode()
+                    write_atomically(of_store, name, is_durable=True)
+                spool = self._root / of_store.read_text() / "spool"
+                spool.mkdir(parents=True, exist_ok=True)
                 for file in self.folder.glob("spool/*.json"):
-                    file.rename(named / "spool" / file.name)
+                    file.rename(spool / file.name)
                 heads = self.heads()
-                write_atomically(self._name_file, name.encode(), is_durable=True)
+                write_atomically(self._name_file, of_store.read_bytes(), is_durable=True)
         except OSError as error:
             raise InvalidConfig(self._fault(error)) from None
         with self.recording(heads, is_required=True):
@@ -175,7 +178,8 @@ class TrailRecord:
             )
         try:
             with locked(self.folder / "record.lock"):
-                shutil.rmtree(self.folder / "heads", ignore_errors=True)
+                for file in self.folder.glob("heads/*.json"):  # Other files are being recorded.
+                    file.unlink()
                 for head in heads:
                     _write(self._head_file(head.model), head)
                 _write(self.folder / "seal.json", seal)

@@ -125,15 +125,15 @@ def store_spooled(store: Store) -> int:
 
 def _signing(store: Store) -> tuple[Keys, TrailRecord]:
     """Return the keys and the record of the store of a server that signs its events.
-    The record is named by the first seal, which is the first signed event of the chain
-    without a model.
+    The id of the store is the hash of the first seal, which is the first signed event
+    of the chain without a model.
     """
     assert store.keys is not None
     assert store.trail_record is not None
     with store.reading() as session:
         for checked in check_chain(session, "", store.keys):
             if checked.is_signed:
-                store.trail_record.rename(checked.row.digest[:16])
+                store.trail_record.join(checked.row.digest[:16])
                 break
     return store.keys, store.trail_record
 
