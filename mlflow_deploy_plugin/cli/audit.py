@@ -176,8 +176,7 @@ def _verify(
         if checkpoint_file:
             text = read_text(checkpoint_file, "the file of --checkpoint")
         if text:
-            origin = str(checkpoint_file or "in MLflow")
-            checkpoint = load_checkpoint(text, trusted.keys, origin)
+            checkpoint = load_checkpoint(text, trusted.keys, str(checkpoint_file or "in MLflow"))
         state = verify_trail(store, model, trusted.keys, checkpoint)
         late = lateness(checkpoint, store) if state.signed else ""
     checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
@@ -188,8 +187,8 @@ def _verify(
         f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; "
         f"keys: {trusted.origin}; checkpoint: {checked_at}",
     ]
-    document = asdict(state) | {"late": late, "reported": trusted.faults}
-    show_result("text" if output == "text" else "json", document, lines)
+    reported = {"late": late, "reported": trusted.faults}
+    show_result("text" if output == "text" else "json", asdict(state) | reported, lines)
     if state.faults:
         show_progress(f"the audit trail was changed: {len(state.faults)} faults")
     elif state.state == "unsigned":

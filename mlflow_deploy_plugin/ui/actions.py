@@ -299,26 +299,14 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
     if job.arguments["action"] == "rollback":
         from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
 
-        name = job.arguments["endpoint"]
         if to := job.arguments["to"]:
             metrics = deployments.server_metrics(observed)
-            require_shown_target(deployments.store, observed, to, metrics)
-        done = rollback(
-            deployments,
-            name,
-            job.arguments["why"],
-            job.actor,
-            to or None,
-        )
+            require_shown_target(store, observed, to, metrics)
+        done = rollback(deployments, endpoint, job.arguments["why"], job.actor, to or None)
         move = f"{done['model']} {done['from']} → {done['to']}"
         return f"{move} in {done['seconds']} s ({done['source']})."
     weights = job.arguments["weights"]
-    deployments.set_traffic(
-        endpoint,
-        weights,
-        why=job.arguments["why"],
-        actor=job.actor,
-    )
+    deployments.set_traffic(endpoint, weights, why=job.arguments["why"], actor=job.actor)
     return f"The traffic of {endpoint} is {_weights_text(weights)}."
 
 
@@ -348,19 +336,10 @@ def _promote_version(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.promote.gate.approval_client import send_decision
     from mlflow_deploy_plugin.promote.gate.promotion import promote
 
-    model = job.arguments["model"]
-    version = job.arguments["version"]
-    to = job.arguments["to"]
-    why = job.arguments["why"]
+    names = ("model", "version", "to", "why")
+    model, version, to, why = (job.arguments[name] for name in names)
     is_request = job.arguments["action"] == "request"
-    moved = promote(
-        model,
-        version,
-        to,
-        why=why,
-        is_request=is_request,
-        **_options(job, store),
-    )
+    moved = promote(model, version, to, why=why, is_request=is_request, **_options(job, store))
     if is_request:
         requested = send_decision("request", model, version, to, why)
         verdict = requested.verdict or "without a report"

@@ -119,8 +119,9 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         static_url_path=base,
     )
     for (path, method), view in console.views().items():
-        pages.add_url_rule(f"{base}{path}", view.__name__, view, methods=[method])
-        adapter.allow_page(f"{base}{path}", method)
+        address = f"{base}{path.removeprefix(_PATH)}"
+        pages.add_url_rule(address, view.__name__, view, methods=[method])
+        adapter.allow_page(address, method)
     for asset in _STATIC.iterdir():
         adapter.allow_page(f"{base}/{asset.name}", "GET")
 
@@ -230,7 +231,9 @@ class _Console:
         self.feed = ChangeFeed()
 
     def views(self) -> dict[tuple[str, str], Callable[[], Response]]:
-        """Return the views by their path below the console, and their method."""
+        """Return the views by their path, with or without the path of the console, and
+        their method.
+        """
         return {
             ("", "GET"): self.page,
             ("", "POST"): self.act,
@@ -241,12 +244,12 @@ class _Console:
             ("/report", "GET"): self.report,
             (_REQUESTS, "GET"): self.requests,
             (_REQUESTS, "POST"): self.decide,
-            (CHANGES.removeprefix(_PATH), "GET"): self.changes,
-            (CALLER.removeprefix(_PATH), "GET"): self.caller,
-            (VERDICTS.removeprefix(_PATH), "POST"): self.record_verdict,
-            (APPROVED.removeprefix(_PATH), "GET"): self.approved,
-            (CHANGED_FILES.removeprefix(_PATH), "GET"): self.changed_files,
-            (AUDIT_TRAIL.removeprefix(_PATH), "GET"): self.audit_trail,
+            (CHANGES, "GET"): self.changes,
+            (CALLER, "GET"): self.caller,
+            (VERDICTS, "POST"): self.record_verdict,
+            (APPROVED, "GET"): self.approved,
+            (CHANGED_FILES, "GET"): self.changed_files,
+            (AUDIT_TRAIL, "GET"): self.audit_trail,
         }
 
     @property

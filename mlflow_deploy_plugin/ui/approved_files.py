@@ -8,14 +8,15 @@ store may be unreachable for agents.
 import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedFiles
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 from mlflow_deploy_plugin.core.settings import active_workspace
-from mlflow_deploy_plugin.core.store.served_files import MOVES, arrived, served_files
 from mlflow_deploy_plugin.promote.gate.approvals import approved_files, earlier_files
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
@@ -63,7 +64,7 @@ class ChangedFilesSearch:
     def __init__(self, trail: AuditTrail) -> None:
         self._trail = trail
         self._lock = threading.Lock()
-        self._last: dict[tuple[str, str], _Search] = {}
+        self._last: defaultdict[tuple[str, str], _Search] = defaultdict(_Search)
         """The last search by workspace and model."""
 
     def find(self) -> list[ChangedFiles]:
@@ -77,15 +78,14 @@ class ChangedFilesSearch:
         if self._lock.acquire(blocking=False):
             try:
                 for model in readable:
-                    last = self._last.get(_key(model), _Search())
-                    if time.monotonic() - last.ended_at > _PAUSE_SECONDS:
+                    if time.monotonic() - self._last[_key(model)].ended_at > _PAUSE_SECONDS:
                         found = [*_changed_files(self._trail, model)]
                         self._last[_key(model)] = _Search(time.monotonic(), found)
             finally:
                 self._lock.release()
         changed: list[ChangedFiles] = []
         for model in readable:
-            changed += self._last.get(_key(model), _Search()).changed
+            changed += self._last[_key(model)].changed
         return changed
 
 
@@ -101,25 +101,16 @@ def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[Chan
     policy = moves.valid_policy(model)
     if policy is None:
         return
-    events = trail.store().counted_events(model.name, MOVES)
-    for place, version in moves.holders(model):
+    for place, version, stay in moves.stays(trail.store(), model):
         if not policy.gates(place):
             continue
-        if not arrived(events, version, place):
-            name = str(place)
-            yield ChangedFiles(model=model.name, version=version, place=name, is_outside=True)
-        recorded = served_files(events, version, place)
-        if not recorded:
-            continue
-        try:
-            now = mlflow_stores.files_digest(model.name, version, policy)
-        except NotFound:
-            now = ""
-        if now != recorded:
-            yield ChangedFiles(
-                model=model.name,
-                version=version,
-                place=str(place),
-                recorded=recorded,
-                now=now,
-            )
+        changed = ChangedFiles(
+            model=model.name, version=version, place=str(place), recorded=stay.files
+        )
+        if not stay.is_counted:
+            yield changed.model_copy(update={"recorded": "", "is_outside": True})
+        now = ""
+        with suppress(NotFound):
+            now = stay.files and mlflow_stores.files_digest(model.name, version, policy)
+        if now != stay.files:
+            yield changed.model_copy(update={"now": now})

@@ -351,13 +351,12 @@ class ChangeFeed:
             if has_answered:
                 subscription.answered_at = begun_at
             changes: dict[str, ResolvedModel | None] = {}
-            selections = subscription.results
             for uri in subscription.models.keys() & results.keys():
                 answer = results[uri]
-                if answer is not None and (uri, answer.selected) not in selections.items():
+                if answer and (uri, answer.selected) not in subscription.results.items():
                     changes[uri] = answer.selected
             if changes:
-                selections |= changes
+                subscription.results |= changes
                 with self._lock:
                     subscription.unsent |= changes
                 subscription.wake()

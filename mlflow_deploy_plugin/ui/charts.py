@@ -210,14 +210,11 @@ class _Plot:
         )
 
 
-def ago_axis(end: datetime, seconds: float, age: float = 0.0) -> TimeAxis:
-    """Return the axis of the `seconds` before `end`, which is `age` seconds ago."""
-    ticks = [duration(age + seconds * (_PARTS - part) / _PARTS) for part in range(_PARTS)]
+def ago_axis(end: datetime, seconds: float) -> TimeAxis:
+    """Return the axis of the `seconds` before `end`, which is now."""
+    ticks = [duration(seconds * (_PARTS - part) / _PARTS) for part in range(_PARTS)]
     begin = end - timedelta(seconds=seconds)
-    last = "now"
-    if age:
-        last = f"{duration(age)} ago"
-    return TimeAxis(begin, end, (f"{ticks[0]} ago", *ticks[1:], last))
+    return TimeAxis(begin, end, (f"{ticks[0]} ago", *ticks[1:], "now"))
 
 
 def axis_seconds(seconds: float) -> int:

@@ -52,10 +52,6 @@ _TAG = "onnxserve.signed_checkpoint"
 """The tag with the id of the key and the signature of the run's id and the file's
 digest.
 """
-_EARLIER_TAG = "onnxserve.signed_run_id"
-"""The tag of an earlier version, which signed only the id. Its newest checkpoint counts
-until the first one after an upgrade.
-"""
 _PURPOSE = "checkpoint run"
 _MOST_READ = 10
 """The maximum number of checkpoints that are read to find an intact one."""
@@ -150,10 +146,8 @@ def refuse_changes() -> None:
     _protect(TrackingStoreRegistry, "get_store", _is_own_run)
     _protect(ArtifactRepositoryRegistry, "get_artifact_repository", _is_own_file)
     # MLflow opens stores again that it has opened before.
-    if mlflow_private._tracking_store is not None:
-        mlflow_private.replace("_tracking_store", None)
-    if mlflow_private._artifact_repo is not None:
-        mlflow_private.replace("_artifact_repo", None)
+    mlflow_private.replace("_tracking_store", None)
+    mlflow_private.replace("_artifact_repo", None)
 
 
 def _protect(registry: type, opener: str, is_own: Callable[[Any, Mapping[str, Any]], bool]) -> None:
@@ -243,16 +237,11 @@ def newest_checkpoint(keys: Keys) -> tuple[str, str]:
         for run in runs or ():
             content = b""
             with suppress(NotFound), tempfile.TemporaryDirectory() as folder:
-                file = mlflow_stores.fetch_file(
-                    run.info.artifact_uri, Path(folder), CHECKPOINT_FILE
-                )
+                address = run.info.artifact_uri
+                file = mlflow_stores.fetch_file(address, Path(folder), CHECKPOINT_FILE)
                 content = file.read_bytes()
-            signed = run.data.tags.get(_TAG)
-            text = _signed_text(run, content)
-            if signed is None:
-                signed = run.data.tags.get(_EARLIER_TAG, "")
-                text = run.info.run_id
-            if content and keys.is_signed(_PURPOSE, text, *signed.partition(" ")[::2]):
+            key_id, _, signed = run.data.tags.get(_TAG, "").partition(" ")
+            if content and keys.is_signed(_PURPOSE, _signed_text(run, content), key_id, signed):
                 return content.decode(), fault
             fault = fault or f"the checkpoint of run {run.info.run_id} was removed or replaced"
     except Exception:  # noqa: BLE001 - The keys are published without a checkpoint.

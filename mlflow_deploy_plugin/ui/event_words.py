@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 
-_VERSION = "version {version} of <bdi>{model}</bdi>"
+_MODEL = "<bdi>{model}</bdi>"
+_VERSION = f"version {{version}} of {_MODEL}"
 _WORDS = {
     "create": "created the endpoint {endpoint}",
     "update": "changed the settings of {endpoint}",
@@ -60,16 +61,6 @@ _WORDS = {
     "key.revoke": "revoked an API key",
 }
 ACTIONS = tuple(sorted(_WORDS))
-_OF_A_MODEL = {
-    "delete": "deleted the model <bdi>{model}</bdi>",
-    "refused": "was refused a change of <bdi>{model}</bdi>",
-    "intend": "was about to change <bdi>{model}</bdi>",
-    "failed": "did not change <bdi>{model}</bdi>",
-    "tag": "changed the tag {tag} of <bdi>{model}</bdi>",
-}
-"""The words for an event of a whole model, whose action may also concern an endpoint or
-a version.
-"""
 _OF_AN_OUTCOME = {
     ("load", "failed"): "failed to load {endpoint} by model control",
     ("unload", "failed"): "failed to unload {endpoint} by model control",
@@ -99,7 +90,9 @@ def event_rows(events: Iterable[AuditEvent]) -> tuple[EventRow, ...]:
         words = _WORDS.get(action, "{action}: {endpoint} <bdi>{model}</bdi> {version}")
         words = _OF_AN_OUTCOME.get((action, event.after), words)
         if event.model and not event.version and not event.endpoint:
-            words = _OF_A_MODEL.get(action, words)
+            # The event is about a whole model.
+            words = words.replace(_VERSION, _MODEL)
+            words = words.replace("endpoint {endpoint}", f"model {_MODEL}")
         # The endpoint may follow nothing, and has a model URI then.
         if action == "rollback" and not event.version.isdigit():
             words = "rolled {endpoint} back to {version}"

@@ -229,10 +229,10 @@ def build_overview(
     store: Store,
     settings: Settings,
     pages: MlflowPages,
-    only: str = "",
-    model: str = "",
-    span: Span = "hour",
-    beginning: str = "",
+    only: str,
+    model: str,
+    span: Span,
+    beginning: str,
 ) -> Overview:
     """Return the content that the caller of the current request may see.
 

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
-from mlflow_deploy_plugin.core.store.served_files import MOVES, served_files
+from mlflow_deploy_plugin.core.store.served_files import MOVES, stay_of
 from mlflow_deploy_plugin.promote.gate.approvals import promotion_requests
 from mlflow_deploy_plugin.promote.rollouts import plan as rollout_plan
 from mlflow_deploy_plugin.promote.rollouts.state_machine import progress_of
@@ -161,7 +161,7 @@ def store_contents(url, now):
             "events": _written("event", store.events()),
             "requests": _requests(store),
             "served_files": {
-                version: served_files(store.counted_events(MODEL, MOVES), version, "@champion")
+                version: stay_of(store.counted_events(MODEL, MOVES), version, "@champion").files
                 for version in ("1", "2", "3")
             },
             "rollouts": _rollouts(store),

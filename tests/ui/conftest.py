@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from mlflow.entities.model_registry import ModelVersionTag, RegisteredModelTag
+from mlflow.store.artifact.artifact_repository_registry import ArtifactRepositoryRegistry
 from werkzeug.serving import make_server
 
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
@@ -149,7 +150,6 @@ def mlflow_app(tmp_path_factory, new_database):
     import mlflow.server
     from mlflow.server import handlers
     from mlflow.server.handlers import TrackingStoreRegistry
-    from mlflow.store.artifact.artifact_repository_registry import ArtifactRepositoryRegistry
     from mlflow.tracking._model_registry import utils as registry_utils
     from mlflow.tracking._tracking_service import utils as tracking_utils
 
@@ -165,13 +165,12 @@ def mlflow_app(tmp_path_factory, new_database):
         patch.setattr(tracking_utils, "_tracking_uri", None)
         patch.setattr(handlers, "_model_registry_store", None)
         patch.setattr(handlers, "_tracking_store", None)
-        # Later tests of this process are not a server.
-        for registry, opener in (
-            (TrackingStoreRegistry, "get_store"),
-            (ArtifactRepositoryRegistry, "get_artifact_repository"),
-        ):
-            patch.setattr(registry, opener, getattr(registry, opener))
+        # The stores of other tests in this process must not ask this module's server.
         checkpoints.refuse_changes.cache_clear()
+        patch.setattr(TrackingStoreRegistry, "get_store", TrackingStoreRegistry.get_store)
+        repositories = ArtifactRepositoryRegistry
+        opener = repositories.get_artifact_repository
+        patch.setattr(repositories, "get_artifact_repository", opener)
         # A later checkpoint would write to the store of another test.
         patch.setattr(checkpoints, "_FIRST_SECONDS", 86_400)
         # The app must be new, because each module has its own store.

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
-from mlflow_deploy_plugin.core.store.served_files import MOVES, served_files
+from mlflow_deploy_plugin.core.store.served_files import MOVES, stay_of
 from mlflow_deploy_plugin.promote.gate.approvals import promotion_requests, version_authors
 from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves, readers, views
 from tests.support import approvals
@@ -88,7 +88,7 @@ def files_of(model, version):
 
 
 def recorded_files(model, version="1", place="@champion"):
-    return served_files(model.mlflow.store.counted_events(model, MOVES), version, place)
+    return stay_of(model.mlflow.store.counted_events(model, MOVES), version, place).files
 
 
 def test_version_moves_only_with_approvals(model):
@@ -309,11 +309,11 @@ def test_new_policy_records_served_files(mlflow_app, administrator):
     new_name = f"{model}-new"
     assert model.send("registered-models/rename", new_name=new_name) == 200
     moves_of = partial(mlflow_app.store.counted_events, new_name, MOVES)
-    assert served_files(moves_of(), "1", "@champion") == recorded
+    assert stay_of(moves_of(), "1", "@champion").files == recorded
     (mlflow_app.files(new_name, "1") / "MLmodel").write_text("model_id: never judged")
     tag = {"name": new_name, "key": POLICY_TAG, "value": POLICY}
     assert mlflow_app.send("registered-models/set-tag", **tag) == 200
-    assert served_files(moves_of(), "1", "@champion") == recorded
+    assert stay_of(moves_of(), "1", "@champion").files == recorded
 
 
 def test_repeated_policy_records_served_files(model, administrator):

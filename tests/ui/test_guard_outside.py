@@ -84,11 +84,6 @@ def test_verdict_tags_win_no_race(tmp_path, new_database):
     assert raced.moves == 0
 
 
-@pytest.mark.parametrize("key", ["OnnxServe.Gate.Policy", "onnxserve.gate.pólicy"])
-def test_lookalike_tags_are_refused(model, key):
-    assert model.send("model-versions/set-tag", version="1", key=key, value="passed") == 403
-
-
 def test_unrecorded_registration_moves_nowhere(mlflow_app, model, monkeypatch):
     """The server is killed after MLflow has created the version."""
     record = views._record
@@ -159,9 +154,9 @@ def test_move_past_the_app_is_reported(mlflow_app, model, place):
     assert f"version 2 is in {place}, but did not move there" in page
     for _ in range(2):
         assert model.enter("1", place) == 403
-    found = [(event.action, event.version, event.after) for event in model.events]
-    assert found[0] == ("outside", "2", f"version 2 in {place}")
-    assert [action for action, _, _ in found] == ["outside", "refused", "refused"]
+    outside, *refusals = model.events
+    assert (outside.action, outside.after) == ("outside", f"version 2 in {place}")
+    assert [event.action for event in refusals] == ["refused", "refused"]
 
 
 def test_alias_past_the_app_is_not_already_there(model):
@@ -209,9 +204,7 @@ def test_alias_past_the_app_after_its_deletion(model):
     model.passed("1")
     assert model.enter("1", CHAMPION) == 200
     body = {"name": model, "alias": "champion"}
-    assert (
-        model.mlflow.client.delete(f"{API}/registered-models/alias", json=body).status_code == 200
-    )
+    assert model.mlflow.client.delete(f"{API}/registered-models/alias", json=body).json == {}
     set_alias(model, "1")
     assert model.set_policy(f"{POLICY}\nseed: 1") == 200
     assert model.enter("1", CHAMPION) == 403

@@ -7,7 +7,7 @@ another call reads the policy of the model.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -239,12 +239,11 @@ def _resolve_registered(model_uri: str, uri: ModelURI, client: "MlflowClient") -
                 "`onnxserve gate` again with a policy that does not skip the evaluation"
             )
             status = tags.GateStatus(False, "", reason, report=status.report)
-    version = str(info.version)
     return ResolvedModel(
         model_uri,
         uri.name,
-        version,
-        f"models:/{uri.name}/{version}",
+        str(info.version),
+        f"models:/{uri.name}/{info.version}",
         uri.followed,
         aspects,
         gate_status=status,
@@ -277,11 +276,10 @@ def selected_models(
     if they are not listed), the mark ends with `REFUSED`. The value grows with each
     page of the registry's answer. Raises the errors of the registry.
     """
-    client = registry_client()
-    search: Callable[..., Any] = client.search_registered_models
+    search: Callable[..., Any] = registry_client().search_registered_models
     if pattern.kind == "tag":
-        key, value = pattern.tag
-        search = partial(client.search_model_versions, f"tags.`{key}` = {_quoted(value)}")
+        query = f"tags.`{pattern.tag[0]}` = {_quoted(pattern.tag[1])}"
+        search = partial(registry_client().search_model_versions, query)
     marks: dict[str, str] = {}
     token = None
     size = _PAGE
@@ -295,25 +293,24 @@ def selected_models(
             size = _SHORT_PAGE
             continue
         for entry in page:
-            created_at = entry.creation_timestamp
+            model_tags = None
             if pattern.kind == "tag":
                 number = entry.version
-                changed_at = created_at
-                created_at = 0  # A search for versions lacks the time of the model.
-            elif pattern.kind == "alias":
-                number = entry.aliases.get(pattern.selector, 0)
-                changed_at = entry.last_updated_timestamp
+                # A search for versions lacks the times of the model.
+                mark = f"{number} {entry.creation_timestamp} 0"
             else:
-                staged = [other for other in entry.latest_versions if selects(pattern, other)]
-                latest = newest(staged)
-                number = latest.version if latest is not None else 0
-                changed_at = entry.last_updated_timestamp
-            newest_number = int(marks.get(entry.name, "0").split()[0])
-            if int(number) > newest_number and fnmatchcase(entry.name, pattern.name):
-                marks[entry.name] = f"{number} {changed_at} {created_at}"
-                model_tags = None if pattern.kind == "tag" else entry.tags
+                number = entry.aliases.get(pattern.selector, 0)
+                if pattern.kind == "stage":
+                    latest = newest(filter(partial(selects, pattern), entry.latest_versions))
+                    number = latest.version if latest is not None else 0
+                mark = f"{number} {entry.last_updated_timestamp} {entry.creation_timestamp}"
+                model_tags = entry.tags
+            if not fnmatchcase(entry.name, pattern.name):
+                continue
+            if int(number) > int(marks.get(entry.name, "0").split()[0]):
                 if refusal and refusal(entry.name, model_tags):
-                    marks[entry.name] += f" {REFUSED}"
+                    mark += f" {REFUSED}"
+                marks[entry.name] = mark
         yield marks
         token = page.token
         if not token:
@@ -341,7 +338,7 @@ def _newest_versions(
     )
 
 
-def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
+def newest(versions: "Iterable[ModelVersion]") -> "ModelVersion | None":
     return max(versions, key=lambda version: int(version.version), default=None)
 
 

@@ -65,16 +65,20 @@ def write_state(path: Path, state: State) -> None:
     write_atomically(path, state.model_dump_json().encode())
 
 
-def write_atomically(path: Path, content: bytes, *, is_durable: bool = False) -> None:
+def write_atomically(
+    path: Path, content: bytes, *, is_durable: bool = False, mode: int = 0o666
+) -> None:
     """Replace the file atomically, and create its folder if needed. On failure, keep
-    the old file and raise OSError. A durable file is on the disk afterwards.
+    the old file and raise OSError. A durable file is on the disk afterwards. The umask
+    of the process limits `mode`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A process id would not be unique: containers that share a volume have the same
     # process ids.
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
-        with temporary.open("wb") as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(descriptor, "wb") as file:
             file.write(content)
             if is_durable:
                 file.flush()
@@ -142,18 +146,7 @@ def read_or_make_secret(path: Path, content: bytes) -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
-                temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-                try:
-                    with os.fdopen(
-                        os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600),
-                        "wb",
-                    ) as file:
-                        file.write(content)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    os.rename(temporary, path)
-                finally:
-                    temporary.unlink(missing_ok=True)
+                write_atomically(path, content, is_durable=True, mode=0o600)
     return path.read_bytes()
 
 

@@ -6,7 +6,6 @@ store may not write here, so a trail that was replaced or shortened is found.
 import hashlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -71,35 +70,38 @@ class TrailRecord:
 
     @property
     def folder(self) -> Path:
-        """The folder, which has the name of the first URL of the store. The id in the
-        store leads to it from other URLs.
+        """The folder of the store once `join` has found it, also at another URL of the
+        store.
         """
         try:
             return self._root / self._name_file.read_text()
         except FileNotFoundError:
             return self._folder_of_url
 
-    def name(self, id: str) -> None:
-        """Use the folder that a store with this id has already with another URL, and
-        move the state of this URL to it. Raises InvalidConfig or StoreUnavailable if
-        the folder cannot be written.
+    def join(self, store_id: str) -> None:
+        """Use the folder of the store with this id: that of the URL which was the first
+        to join. Move the state of this URL there. Raises InvalidConfig or
+        StoreUnavailable if the folder cannot be written.
+
+        No folder is renamed, because other processes write to it.
         """
         if self._name_file.exists():
             return
-        named = self._root / f"{id}.name"
+        of_store = self._root / f"{store_id}.name"
         try:
             with locked(self._root / "names.lock"):
-                if not named.exists():
-                    write_atomically(named, self.folder.name.encode(), is_durable=True)
-                spool = self._root / named.read_text() / "spool"
+                if not of_store.exists():
+                    name = self._folder_of_url.name.encode()
+                    write_atomically(of_store, name, is_durable=True)
+                spool = self._root / of_store.read_text() / "spool"
                 spool.mkdir(parents=True, exist_ok=True)
                 for file in self.folder.glob("spool/*.json"):
                     file.rename(spool / file.name)
                 heads = self.heads()
-                write_atomically(self._name_file, named.read_bytes(), is_durable=True)
+                write_atomically(self._name_file, of_store.read_bytes(), is_durable=True)
         except OSError as error:
             raise InvalidConfig(self._fault(error)) from None
-        with self.recording(heads, is_durable=True, is_required=True):
+        with self.recording(heads, is_required=True):
             pass
 
     def seal(self) -> Seal | None:
@@ -115,9 +117,7 @@ class TrailRecord:
         return _read(self._head_file(model), Head)
 
     @contextmanager
-    def recording(
-        self, heads: Iterable[Head], *, is_durable: bool, is_required: bool
-    ) -> Iterator[None]:
+    def recording(self, heads: Iterable[Head], is_required: bool) -> Iterator[None]:
         """Record the heads that are newer than the recorded ones after the block, which
         commits their events. They are written before the block, and only renamed after
         it, so that a full disk is found before the commit.
@@ -131,7 +131,7 @@ class TrailRecord:
         try:
             with self._reporting(is_required):
                 for file, head in prepared.items():
-                    _write(file, head, is_durable=is_durable)
+                    _write(file, head)
             yield
             with self._reporting(is_required), locked(self.folder / "record.lock"):
                 for file, head in prepared.items():
@@ -178,7 +178,8 @@ class TrailRecord:
             )
         try:
             with locked(self.folder / "record.lock"):
-                shutil.rmtree(self.folder / "heads", ignore_errors=True)
+                for file in self.folder.glob("heads/*.json"):  # Other files are being recorded.
+                    file.unlink()
                 for head in heads:
                     _write(self._head_file(head.model), head)
                 _write(self.folder / "seal.json", seal)
@@ -224,8 +225,8 @@ class TrailRecord:
         return self.folder / "heads" / f"{chain_id(model)}.json"
 
 
-def _write(path: Path, state: State, *, is_durable: bool = True) -> None:
-    write_atomically(path, state.model_dump_json().encode(), is_durable=is_durable)
+def _write(path: Path, state: State) -> None:
+    write_atomically(path, state.model_dump_json().encode(), is_durable=True)
 
 
 def _read(path: Path, kind: type[StateT]) -> StateT | None:

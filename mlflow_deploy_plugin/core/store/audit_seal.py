@@ -125,15 +125,15 @@ def store_spooled(store: Store) -> int:
 
 def _signing(store: Store) -> tuple[Keys, TrailRecord]:
     """Return the keys and the record of the store of a server that signs its events.
-    The id of the record is that of the first seal, which is the first signed event
-    without a model.
+    The id of the store is the hash of the first seal, which is the first signed event
+    of the chain without a model.
     """
     assert store.keys is not None
     assert store.trail_record is not None
     with store.reading() as session:
         for checked in check_chain(session, "", store.keys):
             if checked.is_signed:
-                store.trail_record.name(checked.row.digest[:16])
+                store.trail_record.join(checked.row.digest[:16])
                 break
     return store.keys, store.trail_record
 
@@ -157,11 +157,13 @@ def record_faults(store: Store) -> list[Fault]:
     return faults
 
 
-def _lost_ends(session: Session, heads: Iterable[Head]) -> list[Fault]:
-    """Return a fault for each of these ends of chains that the store lacks."""
+def _lost_ends(session: Session, heads: Iterable[Head], model: str | None = None) -> list[Fault]:
+    """Return a fault for each of these ends of chains, or of the model's chain, that
+    the store lacks.
+    """
     faults = []
     for head in heads:
-        if not is_present(session, head):
+        if model in (None, head.model) and not is_present(session, head):
             place = f"the chain of {head.model}" if head.model else "its chain"
             text = f"event {head.event} was removed or changed: the end of {place} is missing"
             faults.append(Fault(head.model, head.event, text))
@@ -234,12 +236,12 @@ def verify_trail(
             for checked in check_chain(session, name, keys):
                 signers[checked.row.signed_by] += 1
                 signed += checked.is_signed
-                lines = filter(None, (*checked.faults, checked.signature_fault))
-                faults += [Fault(name, checked.row.id, line) for line in lines]
-        ends = store.trail_record.heads() if store.trail_record else []
+                for line in filter(None, (*checked.faults, checked.signature_fault)):
+                    faults.append(Fault(name, checked.row.id, line))
+        heads = store.trail_record.heads() if store.trail_record else []
         if checkpoint is not None:
-            ends += checkpoint.heads_of(models)
-        faults += _lost_ends(session, (head for head in ends if model in (None, head.model)))
+            heads += checkpoint.heads_of(models)
+        faults += _lost_ends(session, heads, model)
     state: Literal["intact", "changed", "unsigned"] = "intact" if signed else "unsigned"
     if faults:
         state = "changed"

@@ -5,7 +5,8 @@ A version may return to a place, and stay there, only with these files. Tags are
 read, because the people who may edit a model can replace its files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.people import name_key
@@ -25,56 +26,68 @@ OUTSIDE = "outside"
 """The action of the event that a version has a gated stage or alias without a move by
 MLflow's server.
 """
-MOVES = ("transition", "alias", "tag", "promote", "rename", "delete", OUTSIDE)
-"""The actions of the events that `served_files` and `arrived` read."""
+ROLLBACK = "rollback"
+"""The key that is True in the detail of a move that is the return of a version."""
+MOVES = ("gate", "transition", "alias", "tag", "promote", "rename", "delete", OUTSIDE)
+"""The actions of the events that decide which version may be in a place."""
 
 
-def served_entry(version: str, place: str, files: str) -> Json:
-    return {"version": version, "place": place, "files": files}
+@dataclass
+class Stay:
+    """A version at a stage or @alias, by the counted events `MOVES` of its model.
 
-
-def served_files(events: Sequence[AuditEvent], version: str, place: object) -> str:
-    """Return the digest of the files with which the version last moved to the stage or
-    @alias, from the counted events `MOVES` of its model.
-
-    Return an empty text if there is no such move, or if the files could not be read
-    then.
+    Attributes:
+        files: the digest of the files with which the version last moved there; empty if
+            there is no such move, or if the files could not be read then.
+        is_counted: True if the version is there since a counted move, and False if only
+            an event `OUTSIDE` reports it there. None if it has left, if another version
+            replaced it, or if there is no such event.
+        replaced: the version that it replaced with its last move, and that may return.
+        is_rollback: True if its last move was its own return, which replaces none.
     """
-    for event in reversed(events):
-        entries = [*event.detail.get(SERVED, ())]
-        moved = event.detail.get("moved", {})
-        if "files" in moved:
-            entries.append(served_entry(event.version, moved["place"], moved["files"]))
-        for entry in entries:
-            if entry["version"] == version and name_key(entry["place"]) == name_key(str(place)):
-                return str(entry["files"])
-        if event.ends_model:
-            break
-    return ""
+
+    files: str = ""
+    is_counted: bool | None = None
+    replaced: str = ""
+    is_rollback: bool = False
 
 
-def arrived(events: Sequence[AuditEvent], version: str, place: object) -> bool | None:
-    """Return True if the version has the stage or @alias since a counted move, from the
-    counted events `MOVES` of its model.
+def served_entry(version: str, place: object, files: str) -> Json:
+    return {"version": version, "place": str(place), "files": files}
 
-    False if only an event `OUTSIDE` reports it there. None if it has left, if another
-    version replaced it, or if there is no such event.
-    """
+
+def stay_of(events: Iterable[AuditEvent], version: str, place: object) -> Stay:
+    """Return the stay of the version after these events, oldest first."""
     key = name_key(str(place))
-    for event in reversed(events):
+    stay = Stay()
+    last_moved = ""
+    for event in events:
+        if event.ends_model:
+            stay = Stay()
+        moved = event.detail.get("moved")
         # A renamed model has its versions under the new name only.
-        served = event.detail.get(SERVED, ()) if event.model != event.before else ()
-        entries = [entry for entry in served if not entry.get(REPLACED)]
-        if moved := event.detail.get("moved"):
-            entries.append(served_entry(event.version, moved["place"], ""))
-        versions = {entry["version"] for entry in entries if name_key(entry["place"]) == key}
-        if version in versions:
-            return event.action != OUTSIDE
+        entries = [*event.detail.get(SERVED, ())] if event.model != event.before else []
+        if moved:
+            entries.append({"version": event.version, **moved})
+        here = {entry["version"]: entry for entry in entries if name_key(entry["place"]) == key}
+        stay.files = here.get(version, {}).get("files", stay.files)
+        holders = [number for number, entry in here.items() if not entry.get(REPLACED)]
         if event.action == OUTSIDE:
+            if version in holders:
+                stay.is_counted = False
             continue
+        left = name_key(event.detail.get(LEFT, event.before)), event.version
         is_alone = key.startswith("@") or event.detail.get("archived")
-        is_left = name_key(event.detail.get(LEFT, event.before)) == key
-        has_left = is_left and event.version == version
-        if event.ends_model or has_left or (versions and is_alone):
-            break
-    return None
+        if version in holders:
+            stay.is_counted = True
+        elif left == (key, version) or (holders and is_alone):
+            stay.is_counted = None
+        # A move of the version that was already there replaces none.
+        if moved and holders and event.version != moved["before"]:
+            if event.version == version:
+                # A move may have several events, by MLflow and by a command.
+                stay.is_rollback &= last_moved == version
+                stay.is_rollback |= ROLLBACK in event.detail
+                stay.replaced = "" if stay.is_rollback else moved["before"]
+            last_moved = event.version
+    return stay

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.core.errors import StoreUnavailable
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.store import audit
-from mlflow_deploy_plugin.core.store.audit import INTEND, AuditEvent, Login
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login
 from mlflow_deploy_plugin.core.store.audit_chain import append_events, lock_in_postgresql
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
@@ -108,13 +108,7 @@ class Transactions:
             events = session.info.pop(audit.PENDING, ())
             heads = append_events(session, events, self.keys, self.trail_record)
             if heads and self.trail_record is not None:
-                # The result of an intention follows, and contains its hash.
-                is_durable = any(event.action != INTEND for event in events)
-                recording.enter_context(
-                    self.trail_record.recording(
-                        heads, is_durable=is_durable, is_required=must_record
-                    )
-                )
+                recording.enter_context(self.trail_record.recording(heads, must_record))
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -77,8 +77,6 @@ _SECTIONS = {
 """The sections of each group. Each section is a method of `_Facts`, or has the events
 of `_SECTION_BY_ACTION`. `unsigned_events` has those that no server has signed.
 """
-COMPUTED = ("verdicts", "alarms")
-"""The sections that the server computes too when it signs a dossier."""
 _MOVES = ("promote", "transition", "alias")
 _SERVING = (*_MOVES, "rollback", "rollout.start", "rollout.end")
 _DECISIONS = ("gate", "request", "approve", "decline", "refused", "sign", *_MOVES)
@@ -168,10 +166,12 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
 
 
 def computed_statements(store: Store, endpoint: str, period: Window) -> list[str]:
-    """Return the texts of the sections `COMPUTED`. Raises StoreUnavailable."""
+    """Return the texts of the verdicts and alarms, which the server computes too when
+    it signs a dossier. Raises StoreUnavailable.
+    """
     trail = Trail(frozenset(), None, (), (), frozenset())
     facts = _Facts(store, endpoint, period, trail, _Requests(), {"": ""})
-    return [made.text for made in chain.from_iterable(map(facts.statements, COMPUTED))]
+    return [made.text for made in chain(facts.verdicts(), facts.alarms())]
 
 
 @dataclass(frozen=True)

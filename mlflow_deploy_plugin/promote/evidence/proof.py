@@ -32,7 +32,6 @@ from mlflow_deploy_plugin.core.store.checkpoints import (
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.evidence.dossier import (
-    COMPUTED,
     Dossier,
     computed_statements,
     read_trail,
@@ -69,8 +68,7 @@ class Proof(BaseModel):
     Attributes:
         subject: the endpoint and the period.
         document: the SHA-256 of the statements, which `made_by` has sent.
-        computed: the texts of the sections that the server has computed itself; None in
-            the proof of an older version.
+        computed: the texts of the sections that the server has computed itself.
         events: all events of the endpoint and its models until the end of the period,
             oldest first.
         keys: the public keys of the server in PEM.
@@ -81,7 +79,7 @@ class Proof(BaseModel):
     subject: str
     document: str
     made_by: str
-    computed: list[str] | None = None
+    computed: list[str]
     events: tuple[ProvenEvent, ...]
     keys: str
     checkpoint: Checkpoint
@@ -93,10 +91,6 @@ class Proof(BaseModel):
         signed = [entry for entry in self.events if entry.event.signature]
         return f"{len(self.events)} events, {len(signed)} of them signed"
 
-    @property
-    def not_compared(self) -> tuple[str, ...]:
-        return (*_SENT, *COMPUTED) if self.computed is None else _SENT
-
     def event_faults(
         self, keys: Keys, sections: Mapping[str, Sequence[Statement]]
     ) -> Iterator[str]:
@@ -106,10 +100,9 @@ class Proof(BaseModel):
             yield from entry.event.faults(keys)
             if entry.is_in_period and entry.statement not in stated:
                 yield f"{entry.event.name} has no statement"
-        computed = self.computed or []
-        yield from (f"the server states: {text}" for text in computed if text not in stated)
-        proven = {*computed, *(entry.statement for entry in self.events)}
-        for name in sections.keys() - self.not_compared:
+        yield from (f"the server states: {text}" for text in self.computed if text not in stated)
+        proven = {*self.computed, *(entry.statement for entry in self.events)}
+        for name in sections.keys() - _SENT:
             for made in sections[name]:
                 if made.text not in proven:
                     yield f"the server has not stated: {made.text}"
@@ -219,5 +212,5 @@ def check_dossier(
     origin = keys_file or "in the dossier, whose maker can exchange them (--keys FILE)"
     return faults, (
         f"{proof.counted}; keys: {origin}; checkpoint: {compared}; statements by {proof.made_by}, "
-        f"not compared: {join_names([*proof.not_compared, 'links'])}"
+        f"not compared: {join_names([*_SENT, 'links'])}"
     )

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.store.alerts import Alert
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, AuditEvent, settle
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
 from mlflow_deploy_plugin.core.store.people import name_key, name_refusal, person_key
-from mlflow_deploy_plugin.core.store.served_files import MOVES, served_files
+from mlflow_deploy_plugin.core.store.served_files import MOVES, stay_of
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest
@@ -617,7 +617,7 @@ def approved_files(
                 continue
             if approval_status(required, request, subject, store.now()).is_complete:
                 approved.append(subject.files)
-        served.append(served_files(events, str(version.version), place))
+        served.append(stay_of(events, str(version.version), place).files)
     return tuple(dict.fromkeys(filter(None, [*approved, *served])))
 
 

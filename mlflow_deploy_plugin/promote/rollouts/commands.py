@@ -141,8 +141,10 @@ def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: st
     snapshot = take_snapshot(observed)
     before = snapshot.versions.get(main)
     if snapshot.state != "running" or before is None:
-        reason = snapshot.reason or "the workers serve different versions"
-        raise NotReady(f"{spec.name}: {snapshot.state}; {reason}")
+        raise NotReady(
+            f"{spec.name}: {snapshot.state}; "
+            f"{snapshot.reason or 'the workers serve different versions'}"
+        )
     reference = parse_model_uri(spec.variants[main].model)
     if request.to.isdecimal() and reference.kind in ("path", "remote", "run", "logged_model"):
         raise InvalidConfig(
@@ -172,14 +174,12 @@ def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: st
     limit = require_rollout(resolved.source, steps, request.seconds, registered_model_names(spec))
     criteria = parse_criteria(request.abort_on)
     candidate = _free_name(CANDIDATE, spec.variants)
-    shadow = ""
-    if any(criterion.is_of_shadow for criterion in criteria):
-        shadow = _free_name(f"{candidate}-shadow", spec.variants)
+    has_shadow = any(criterion.is_of_shadow for criterion in criteria)
     return RolloutPlan(
         endpoint=spec.name,
         main=main,
         candidate=candidate,
-        shadow=shadow,
+        shadow=_free_name(f"{candidate}-shadow", spec.variants) if has_shadow else "",
         to_uri=resolved.source,
         model=resolved.name,
         version=resolved.version,

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, regist
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
-from mlflow_deploy_plugin.core.store.served_files import MOVES, served_files
+from mlflow_deploy_plugin.core.store.served_files import MOVES, stay_of
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.ship.deployments.config import traffic_shares, traffic_weights
@@ -334,7 +334,7 @@ def current_answers(store: Store, stored: Endpoint) -> list[UnapprovedAnswer]:
 def is_promoted(store: Store, answer: UnapprovedAnswer) -> bool:
     """Return True if the audit trail has a move of the version to a gated place."""
     events = store.counted_events(answer.model, MOVES)
-    return any(served_files(events, answer.version, place) for place in answer.places)
+    return any(stay_of(events, answer.version, place).files for place in answer.places)
 
 
 def as_json(answers: Iterable[UnapprovedAnswer]) -> list[Json]:

@@ -17,20 +17,20 @@ from flask import request
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.core.registry.resolution import all_versions
+from mlflow_deploy_plugin.core.registry.resolution import all_versions, newest
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
-from mlflow_deploy_plugin.core.store.people import name_key
 from mlflow_deploy_plugin.core.store.served_files import (
     MOVES,
     OUTSIDE,
     REPLACED,
+    ROLLBACK,
     SERVED,
-    arrived,
+    Stay,
     served_entry,
-    served_files,
+    stay_of,
 )
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -47,11 +47,8 @@ from mlflow_deploy_plugin.ui.guard.mlflow_stores import files_digest, model_and_
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
-_ROLLBACK = "rollback"
 UNSERVED_STAGES = ("None", "Archived")
 """The stages that no endpoint serves."""
-VERDICTS = ("gate", "rename", "delete")
-"""The actions of the events that `gate_status` reads."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +121,13 @@ def valid_policy(model: "RegisteredModel") -> GatePolicy | None:
     return None
 
 
+def stays(store: Store, model: "RegisteredModel") -> Iterator[tuple[StageOrAlias, str, Stay]]:
+    """Yield the `holders`, each with its stay. Raises StoreUnavailable."""
+    events = store.counted_events(model.name, MOVES)
+    for place, version in holders(model):
+        yield place, version, stay_of(events, version, place)
+
+
 def outside_changes(store: Store, model: "RegisteredModel") -> Iterator[RegistryChange]:
     """Yield the versions in gated places that did not move there through this server.
     The action is empty if an event reports this already. Raises StoreUnavailable.
@@ -131,12 +135,10 @@ def outside_changes(store: Store, model: "RegisteredModel") -> Iterator[Registry
     policy = valid_policy(model)
     if policy is None:
         return
-    events = store.counted_events(model.name, MOVES)
-    for place, version in holders(model):
-        is_counted = arrived(events, version, place)
-        if policy.gates(place) and not is_counted:
+    for place, version, stay in stays(store, model):
+        if policy.gates(place) and not stay.is_counted:
             yield RegistryChange(
-                OUTSIDE if is_counted is None else "",
+                OUTSIDE if stay.is_counted is None else "",
                 model.name,
                 version,
                 after=f"version {version} in {place}",
@@ -202,18 +204,18 @@ class Move:
         and the return of a version with the files that were served; refuse the rest.
         """
         files, unreadable = self._read_files(policy)
-        events = self.trail.store().counted_events(self.model.name, (*VERDICTS, *MOVES))
+        events = self.trail.store().counted_events(self.model.name, MOVES)
         status = gate_status(events, self.version, policy)
         is_there = self.holder == self.change.version
-        belongs_there = arrived(events, self.change.version, self.place)
-        recorded = served_files(events, self.change.version, self.place)
+        stay = stay_of(events, self.change.version, self.place)
         if status.passed and unreadable:
             status = tags.GateStatus(False, "", unreadable)
         elif status.passed:
             status = status.on_files(files)
         if status.passed:
-            subject = subject_of(self.version, self.place, files, policy)
-            refusal = _missing_approvals(self.trail, policy, subject)
+            refusal = _missing_approvals(
+                self.trail, policy, subject_of(self.version, self.place, files, policy)
+            )
         else:
             refusal = (
                 f"{self._subject} may not become {self.place}: {status.reason}. {self._remedy}"
@@ -222,7 +224,7 @@ class Move:
             # A version that has the place already with other recorded files, or without
             # a counted move, is recorded again.
             detail = self._detail(files)
-            has_new_files = is_there and not (belongs_there and recorded == files)
+            has_new_files = is_there and not (stay.is_counted and stay.files == files)
             if has_new_files:
                 detail |= move_detail(detail["moved"]["place"], self.holder, files)
             return self._accepted(
@@ -230,15 +232,20 @@ class Move:
                 detail=detail,
                 has_new_files=has_new_files,
             )
-        if belongs_there and is_there:
+        if stay.is_counted and is_there:
             return self._accepted(why="already there")
-        if belongs_there or self._is_return(events):
-            changed = unreadable or _changed_files(recorded, files)
+        # A version returns that `holder` has replaced by a counted move. It was not
+        # rolled back: it has no such tag, which an editor may delete, and `holder`
+        # itself is not there by a rollback.
+        holder = stay_of(events, self.holder, self.place)
+        is_replaced = holder.is_counted and holder.replaced == self.change.version
+        if stay.is_counted or (is_replaced and not self._is_rolled_back):
+            changed = unreadable or _changed_files(stay.files, files)
             if not changed:
                 return self._accepted(
                     why=f"rollback to the version before version {self.holder}; its gate: "
                     f"{status.reason}",
-                    detail=self._detail(files) | {_ROLLBACK: True},
+                    detail=self._detail(files) | {ROLLBACK: True},
                 )
             refusal = f"{self._subject} may not return to {self.place}: {changed}. {self._remedy}"
         return self.change.with_refusal(refusal)
@@ -251,18 +258,6 @@ class Move:
             return files_digest(self.model.name, self.change.version, policy), ""
         except NotFound as error:
             return "", error.message
-
-    def _is_return(self, events: Sequence[AuditEvent]) -> bool:
-        """Return True if `holder`, which came by a counted move, has replaced the
-        version, which was not rolled back: it has no such tag, which an editor may
-        delete, and `holder` itself did not come by a rollback.
-        """
-        if self._is_rolled_back or not arrived(events, self.holder, self.place):
-            return False
-        moves = moves_to(events, self.holder, self.place)
-        if not moves or moves[0].detail["moved"]["before"] != self.change.version:
-            return False
-        return not any(event.detail.get(_ROLLBACK) for event in moves)
 
     @property
     def _is_rolled_back(self) -> bool:
@@ -292,7 +287,7 @@ def gate_status(
     events: Sequence[AuditEvent], version: "ModelVersion", policy: GatePolicy
 ) -> tags.GateStatus:
     """Return the verdict on the version by the policy, from the counted events
-    `VERDICTS` of its model. The tags of the version are not read, because MLflow's
+    `MOVES` of its model. The tags of the version are not read, because MLflow's
     database has other writers.
 
     Events of another version of the same number, which was created at another time, and
@@ -350,32 +345,25 @@ def uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "Mo
     files.
     """
     stage = StageOrAlias(stage=version.current_stage)
-    try:
-        policy = policy_from_tags(model.name, model.tags)
-    except InvalidConfig:  # A version must be able to leave.
-        return ""
+    policy = valid_policy(model)  # With an invalid policy, a version must be able to leave.
     if policy is None or not policy.gates(stage):
         return ""
-    versions = [
+    below = newest(
         entry
         for entry in all_versions(registry(), model.name)
-        if entry.current_stage == stage.stage
-    ]
-    highest = sorted(versions, key=lambda entry: int(entry.version), reverse=True)
-    if len(highest) < 2 or int(highest[0].version) != int(version.version):
+        if entry.current_stage == stage.stage and entry.version != version.version
+    )
+    if below is None or int(below.version) > int(version.version):
         return ""
-    below = highest[1]
     try:
         files = files_digest(below.name, str(below.version), policy)
-        events = trail.store().counted_events(model.name, (*VERDICTS, *MOVES))
+        events = trail.store().counted_events(model.name, MOVES)
         if policy.approvals is None:
             is_right = gate_status(events, below, policy).on_files(files).passed
         else:
             is_right = files in approved_files(trail.store(), policy, below)
-        if is_right:
-            changed = ""
-        else:
-            changed = _changed_files(served_files(events, str(below.version), stage), files)
+        recorded = stay_of(events, str(below.version), stage).files
+        changed = "" if is_right else _changed_files(recorded, files)
     except NotFound as error:
         changed = error.message
     return changed and (
@@ -389,9 +377,7 @@ def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) 
     """Return why the promotion lacks approvals; empty if it needs none, or has all.
     Raises StoreUnavailable.
     """
-    if policy.approvals is None:
-        return ""
-    refusal = unsigned_refusal(trail, needs_approvals=True)
+    refusal = unsigned_refusal(trail, needs_approvals=policy.approvals is not None)
     if refusal:
         return f"{subject} is refused: {refusal}"
     page = console_page(model=subject.model)
@@ -428,28 +414,6 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     return policy, subject_of(entry, place, files_digest(model, str(entry.version), policy), policy)
 
 
-def moves_to(events: Sequence[AuditEvent], holder: str, place: StageOrAlias) -> list[AuditEvent]:
-    """Return the events of the last move of `holder` to the stage or alias, newest
-    first, from the counted events of its model; none if they are not known.
-
-    A move may have several events, by MLflow and by a command.
-    """
-    moves: list[AuditEvent] = []
-    for event in reversed(events):
-        if event.ends_model:
-            break  # Earlier versions belong to a different model.
-        moved = event.detail.get("moved")
-        if not moved or name_key(moved["place"]) != name_key(str(place)):
-            continue
-        if event.action == OUTSIDE or event.version == moved["before"]:
-            continue  # The version was already there.
-        if event.version == holder:
-            moves.append(event)
-        elif moves:
-            break
-    return moves
-
-
 def adopted_entries(trail: AuditTrail, model: "RegisteredModel", policy: GatePolicy) -> list[Json]:
     """Return the `served_entry` of the versions in the places that a new policy gates,
     and of the versions that they replaced, unless their files are recorded already.
@@ -462,11 +426,10 @@ def adopted_entries(trail: AuditTrail, model: "RegisteredModel", policy: GatePol
     for place, number in holders(model):
         if not policy.gates(place):
             continue
-        replaced = [event.detail["moved"]["before"] for event in moves_to(events, number, place)]
-        for version in filter(None, [number, *replaced[:1]]):
-            if served_files(events, version, place):
+        for version in filter(None, (number, stay_of(events, number, place).replaced)):
+            if stay_of(events, version, place).files:
                 continue
             with suppress(NotFound):
-                entry = served_entry(version, str(place), files_digest(model.name, version, policy))
+                entry = served_entry(version, place, files_digest(model.name, version, policy))
                 adopted.append(entry | {REPLACED: version != number})
     return adopted

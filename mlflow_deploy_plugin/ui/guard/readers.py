@@ -22,14 +22,7 @@ from mlflow_deploy_plugin.core.registry.resolution import newest
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.people import name_key
-from mlflow_deploy_plugin.core.store.served_files import (
-    LEFT,
-    MOVES,
-    SERVED,
-    arrived,
-    served_entry,
-    served_files,
-)
+from mlflow_deploy_plugin.core.store.served_files import LEFT, SERVED, served_entry
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approvals import version_authors
 from mlflow_deploy_plugin.ui.access import caller, is_administrator
@@ -46,6 +39,7 @@ from mlflow_deploy_plugin.ui.guard.moves import (
     RegistryChange,
     adopted_entries,
     holders,
+    stays,
     uncovering_refusal,
     unsigned_refusal,
     valid_policy,
@@ -132,8 +126,8 @@ def _version_creation(trail: AuditTrail, message: Any) -> RegistryChange:
     refusal = ""
     if len(kept) < len(message.tags):
         # Flask keeps the document, so MLflow's view reads the same object again.
-        document = request.get_json(force=True, silent=True)
-        if isinstance(document, dict):
+        document: Any = request.get_json(force=True, silent=True)
+        with suppress(TypeError):  # MLflow accepts a document in a JSON string too.
             document["tags"] = kept
         if len(read_message("CreateModelVersion").tags) != len(kept):
             refusal = f"only MLflow's server writes tags such as {tags.GATE_TAG}: leave them out"
@@ -217,11 +211,9 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
         return change
     entries = []
     with suppress(OnnxserveError):  # The rename of a gated model is refused then.
-        events = trail.store().counted_events(model.name, MOVES)
-        for place, number in holders(model):
-            if arrived(events, number, place):
-                files = served_files(events, number, place)
-                entries.append(served_entry(number, str(place), files))
+        for place, number, stay in stays(trail.store(), model):
+            if stay.is_counted:
+                entries.append(served_entry(number, place, stay.files))
     return replace(change, detail={SERVED: entries})
 
 
@@ -325,11 +317,7 @@ def _policy_refusal(model: "RegisteredModel", change: str) -> str:
 
 
 def _name_refusal(name: str, own_name: str = "") -> str:
-    """Return why a model may not receive this name; empty if it may, or for an empty
-    name.
-    """
-    if not name:
-        return ""
+    """Return why a model may not receive this name; empty if it may."""
     names = {model.name for model in gated_models()} - {own_name}
     return _lookalike_refusal("model", name, names)
 

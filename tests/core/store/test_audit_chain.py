@@ -292,9 +292,8 @@ def test_unrecorded_head_is_found_at_another_url(server, keys, store_url, model,
     if not store_url.startswith("sqlite"):
         pytest.skip("only a file has several URLs here")
     record = server.trail_record
-    if not is_named:  # An earlier version named the folder by the URL.
-        for file in record._root.glob("*.name"):
-            file.unlink()
+    if not is_named:  # The server stopped before it had joined.
+        record._name_file.unlink()
     other = store_url.replace("/store.db", "/./store.db")
     with closing(open_store(other, keys=keys)) as restarted:
         restarted.record("approve", model=model, actor="bob")

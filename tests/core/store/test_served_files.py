@@ -6,7 +6,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.served_files import MOVES, SERVED, served_entry, served_files
+from mlflow_deploy_plugin.core.store.served_files import MOVES, SERVED, served_entry, stay_of
 
 OLD = "a" * 64
 NEW = "b" * 64
@@ -20,7 +20,7 @@ def store(tmp_path):
 
 
 def served(store, version, place="@champion"):
-    return served_files(store.counted_events("credit", MOVES), version, place)
+    return stay_of(store.counted_events("credit", MOVES), version, place).files
 
 
 def moved(store, version, files, place="@champion", action="alias"):

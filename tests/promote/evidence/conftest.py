@@ -48,15 +48,6 @@ def registry_folder(tmp_path_factory, new_database):
     return prepared
 
 
-@pytest.fixture
-def registry(registry_folder):
-    """The client of a registry and a store in the current folder, which the test may
-    change.
-    """
-    with registry_folder.restored() as client:
-        yield client
-
-
 def log_run(client, number):
     """Log a run with a parameter, a metric and a dataset."""
     run_id = str(

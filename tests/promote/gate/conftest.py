@@ -56,12 +56,3 @@ def registry_folder(folders, tmp_path_factory, new_database):
         client.transition_model_version_stage("toy", "1", "Production")
     prepared.keep()
     return prepared
-
-
-@pytest.fixture
-def registry(registry_folder):
-    """The client of a registry and a store in the current folder, which the test may
-    change.
-    """
-    with registry_folder.restored() as client:
-        yield client
