@@ -5,7 +5,8 @@ and a tracking store for each test.
 import pytest
 from mlflow import MlflowClient
 
-from tests.promote.gate.conftest import folders, registry, registry_folder
+from tests.promote.conftest import registry
+from tests.promote.gate.conftest import folders, registry_folder
 
 __all__ = ["folders", "new_tracking", "registry", "registry_folder"]
 
