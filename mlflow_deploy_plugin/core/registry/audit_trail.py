@@ -63,7 +63,7 @@ def published_trail() -> TrustedKeys | None:
     checkpoint = None
     with suppress(InvalidConfig):
         checkpoint = load_checkpoint(document["checkpoint"], keys, "in MLflow")
-    return TrustedKeys(keys, _SERVER, checkpoint, tuple(document["faults"]))
+    return TrustedKeys(keys, _SERVER, checkpoint, tuple(document.get("faults", ())))
 
 
 def require_administrator(store: Store, what: str, holder: str = "") -> None:
