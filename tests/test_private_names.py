@@ -47,8 +47,8 @@ PRIVATE = re.compile(r"mlflow\.(.*\.)?_(?!_)|mlflow_deploy_plugin\.core\.mlflow_
 
 
 def used_names(text):
-    """Return the names that a module imports from `mlflow_private`, and the private
-    names that it imports from MLflow.
+    """Return the names that a module imports from `mlflow_private` or replaces there,
+    and the private names that it imports from MLflow.
     """
     tree = ast.parse(text)
     imported = {}
@@ -62,6 +62,8 @@ def used_names(text):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             names.add(f"{imported.get(node.value.id)}.{node.attr}")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "mlflow_private.replace":
+            names.add(f"{mlflow_private.__name__}.{ast.literal_eval(node.args[0])}")
     return {name for name in names if PRIVATE.match(name)}
 
 
