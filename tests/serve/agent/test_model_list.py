@@ -1,4 +1,6 @@
 import itertools
+import os
+import time
 
 import pytest
 from mlflow import MlflowClient
@@ -16,6 +18,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WantedVariant,
 )
 from mlflow_deploy_plugin.serve.agent import model_list
+from mlflow_deploy_plugin.serve.agent.fetch import ModelCache
 from mlflow_deploy_plugin.serve.agent.model_list import ModelList
 from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy
 from tests.support.fake_registry import AtOnce
@@ -121,6 +124,23 @@ def test_list_of_other_requirements_is_not_used(tmp_path):
     with refused(NotFound, "team-a"):
         models.spec("team-a")
     assert not (tmp_path / LISTED).exists()
+
+
+def test_unused_models_leave_a_full_disk(tmp_path):
+    cache = ModelCache(tmp_path / "cache", tmp_path)
+    models = make_list(tmp_path, {}, **{"server.model_disk": "2MiB"})
+    folders = {}
+    for name in "abc":
+        folders[name] = tmp_path / "cache" / "models" / name
+        folders[name].mkdir()
+        (folders[name] / "model.onnx").write_bytes(bytes(1024 * 1024 - 1))
+        want = WantedVariant(model_uri="", model=name, version="1", folder=folders[name])
+        if name == "c":
+            os.utime(served_file(tmp_path, "a"))  # A worker has used it.
+        models.write(name, "1 5", WantedEndpoint(variants={"registry": want}))
+        cache.prune(time.time())
+    assert {name for name in folders if folders[name].exists()} == {"a", "c"}
+    assert {name for name in folders if served_file(tmp_path, name).exists()} == {"a", "c"}
 
 
 def test_recreated_model_has_no_previous_version(client, tmp_path):
