@@ -15,7 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    NotFound,
+    OnnxserveError,
+    RegistryRefused,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import folder_bytes
 from mlflow_deploy_plugin.core.registry.connection import registry_address
@@ -43,6 +48,10 @@ from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy
 
 _log = logging.getLogger(__name__)
 
+_BUSY_SECONDS = 2.0
+"""A registry that fails after this time is busy. One that is down fails earlier."""
+_START_SECONDS = 60.0
+"""The time in which the start of a server waits for a busy registry."""
 _RELEASE_SECONDS = 10.0
 """The pause between two looks for models whose files exceed `server.model_disk`."""
 _COVERED_SECONDS = 300.0
@@ -151,7 +160,8 @@ class ModelList:
 
     def _select(self) -> Listed:
         """Return the list of the registry. The first list is written after each page,
-        because 9,000 models may take half a minute. Runs in a thread of `pool`.
+        because 9,000 models may take half a minute. It is repeated while the registry
+        is busy. Runs in a thread of `pool`.
         """
         is_first = self.listed is None
 
@@ -166,11 +176,22 @@ class ModelList:
             return error
 
         marks: dict[str, str] = {}
-        for marks in selected_models(self.pattern, refusal if self._checks_steps else None):
-            if is_first:
-                self.listed = listed(marks, is_complete=False)
-                assert_state(self.state_dir / LISTED, self.listed)
-        return listed(marks, is_complete=True)
+        clock = self.polling.clock
+        began_at = clock()
+        while True:
+            asked_at = clock()
+            try:
+                for marks in selected_models(self.pattern, refusal if self._checks_steps else None):
+                    if is_first:
+                        self.listed = listed(marks, is_complete=False)
+                        assert_state(self.state_dir / LISTED, self.listed)
+                return listed(marks, is_complete=True)
+            except RegistryUnavailable as error:
+                is_busy = clock() - asked_at >= _BUSY_SECONDS
+                is_over = clock() - began_at >= _START_SECONDS
+                if not (is_first and is_busy) or is_over or isinstance(error, RegistryRefused):
+                    raise
+                _log.warning("%s: trying again", error.message)
 
     def spec(self, model: str) -> EndpointSpec:
         """Return the endpoint of a listed model, or raise NotFound."""
@@ -207,9 +228,9 @@ class ModelList:
             served = read_state(file, ServedModel)
             if served is None:
                 continue
-            endpoints = filter(None, (served.endpoint, served.previous))
-            versions = [want for each in endpoints for want in each.variants.values()]
-            folders = {want.folder for want in versions}
+            folders = {want.folder for want in served.endpoint.variants.values()}
+            if served.previous is not None:
+                folders |= {want.folder for want in served.previous.variants.values()}
             size -= sum(map(folder_bytes, folders))
             if size < 0:
                 _log.info("the files of %s leave the disk (server.model_disk)", served.name)

@@ -5,7 +5,7 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import NotFound, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry import resolution
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import selected_models
@@ -178,6 +178,34 @@ def test_failed_listing_is_repeated_soon(tmp_path, clock, monkeypatch):
         clock.now += 40
     assert models.listed is not None
     assert models.listed.models["team-a"].startswith("2 6")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "count"),
+    [
+        (5, RegistryUnavailable("no answer in time"), 2),
+        (0, RegistryUnavailable("connection refused"), 1),
+        (5, RegistryRefused("no permission"), 1),
+        (61, RegistryUnavailable("no answer in time"), 1),
+    ],
+)
+def test_start_waits_for_a_busy_registry(tmp_path, clock, monkeypatch, seconds, error, count):
+    listings = []
+
+    def select(pattern, refusal):
+        listings.append(pattern)
+        if len(listings) == 1:
+            clock.now += seconds
+            raise error
+        return iter([{"team-a": "1 5"}])
+
+    monkeypatch.setattr(model_list, "selected_models", select)
+    policy = PollPolicy(30.0, True, clock)
+    spec = new_endpoint("registry", CHAMPIONS)
+    models = ModelList(tmp_path, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS))
+    models.round(is_covered=False)
+    assert len(listings) == count
+    assert (models.listed is not None) == (count == 2)
 
 
 def test_previous_version_of_a_model_is_kept(tmp_path):
