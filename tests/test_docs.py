@@ -60,7 +60,7 @@ def test_pages_stay_few_and_short():
     sizes = {page.name: page.stat().st_size for page in DOCS.glob("*.md")}
     longer = {"architecture.md", "errors.md", "glossary.md", "reference.md"}
     assert len(sizes) <= 45
-    assert sum(sizes.values()) <= 473_100
+    assert sum(sizes.values()) <= 476_000
     assert {name for name, size in sizes.items() if size >= 12_000} - longer == set()
     assert (ROOT / "benchmarks" / "RESULTS.md").stat().st_size <= 20_000
 
@@ -81,6 +81,25 @@ def test_readme_is_short_and_lists_versions():
 def test_guides_list_every_page():
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", GUIDES))
     assert {path.name for path in DOCS.glob("*.md")} - linked == {"guides.md"}
+
+
+def test_coming_from_page_agrees_with_the_pages_it_names():
+    """A company decides by this page, so it names every guide for serving, and each
+    name in a row is on the pages of the row or in the reference.
+    """
+    page = (DOCS / "coming-from.md").read_text()
+    (serving,) = re.findall(r"\*\*Serve\*\* \|(.+)", GUIDES)
+    guides = set(re.findall(r"\]\(([\w-]+\.md)", serving))
+    assert guides - set(re.findall(r"\]\(([\w-]+\.md)", page)) == {"coming-from.md"}
+    vocabulary = page.partition("## Vocabulary")[2]
+    unknown = {}
+    for theirs, ours in re.findall(r"^\| (.+?) \| (.+) \|$", vocabulary, re.MULTILINE):
+        pages = {*re.findall(r"\]\(([\w-]+\.md)", ours), "reference.md"}
+        known = " ".join((DOCS / name).read_text() for name in pages)
+        words = re.findall(r"[\w.-]{3,}", " ".join(re.findall(r"`([^`]+)`", ours)))
+        if len(pages) > 1 and any(word not in known for word in words):
+            unknown[theirs] = [word for word in words if word not in known]
+    assert unknown == {}
 
 
 @pytest.mark.parametrize("name", sorted(set(onnxserve.__all__) - {"__version__"}))

@@ -99,3 +99,18 @@ def test_question_is_answered_in_three_pages(browser, site, question, answer):
 
     assert page in first_pages
     assert f"{page}#{section}" in [link for link in found if link.startswith(f"{page}#")][:4]
+
+
+def test_site_follows_the_system_after_the_first_visit(browser, site):
+    context = browser.new_context(color_scheme="light", viewport={"width": 1400, "height": 900})
+    page = context.new_page()
+    for system, scheme in (("light", "default"), ("dark", "slate"), ("light", "default")):
+        page.emulate_media(color_scheme=system)
+        page.goto(f"{site}/index.html")
+        expect(page.locator("body")).to_have_attribute("data-md-color-scheme", scheme)
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll(".language-sh code")]
+        .filter((code) => code.scrollWidth > code.clientWidth).map((code) => code.innerText)"""
+    )
+    assert cut == []
+    context.close()

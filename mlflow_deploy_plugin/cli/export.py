@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, ne
 from mlflow_deploy_plugin.core.spec.parts import Device, EndpointSpec, PyfuncEnv
 from mlflow_deploy_plugin.core.spec.types import parse_latency
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
-from mlflow_deploy_plugin.ship.manifests.served import Place, lacks_mlflow_address
+from mlflow_deploy_plugin.ship.manifests.served import Place, missing_settings
 from mlflow_deploy_plugin.ship.sizing.plan import (
     CPU_HOUR_PRICE,
     GB_HOUR_PRICE,
@@ -285,11 +285,9 @@ def render(
         except OSError as error:
             raise InvalidConfig(f"{folder / path} cannot be written: {error.strerror}") from None
         show_progress(f"written: {folder / path}")
-    if format_name != "helm" and lacks_mlflow_address(spec):
-        show_progress(
-            f"note: the server of {spec.name} needs the address of MLflow, which is not set: "
-            "-C container.environment.MLFLOW_TRACKING_URI=http://…"
-        )
+    if format_name != "helm":  # The chart's values may have the rest.
+        for sentence in missing_settings(spec):
+            show_progress(f"note: the server of {spec.name} {sentence}")
 
 
 @click.command()

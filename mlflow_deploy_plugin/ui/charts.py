@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Literal
 
 WIDTH = 1000
@@ -163,6 +164,9 @@ def line_chart(
 class _Plot:
     """A series in a chart, with gaps instead of implausible values. With `is_growing`,
     the last number is the last known one.
+
+    A series of which most values stand alone, as of an endpoint with a request in some
+    minutes, is connected across the gaps.
     """
 
     def __init__(self, series: Series, unit: Unit, is_growing: bool) -> None:
@@ -176,12 +180,17 @@ class _Plot:
                 self.values.append(max(value, 0.0))
         self.numbers = [value for value in self.values if value is not None]
         self.highest = max(self.numbers, default=0.0)
-        values: Values = self.numbers if is_growing else self.values
+        begins = [
+            after is not None and before is None for before, after in pairwise((None, *self.values))
+        ]
+        self.is_sparse = 3 * sum(begins) > 2 * len(self.numbers) > 2
+        values: Values = self.numbers if is_growing or self.is_sparse else self.values
         self.last = shown(next(reversed(values), None), unit)
 
     @property
     def summary(self) -> str:
-        return f"{self.series.name}: now {self.last}, highest {shown(self.highest, self.unit)}"
+        when = "last" if self.is_sparse else "now"
+        return f"{self.series.name}: {when} {self.last}, highest {shown(self.highest, self.unit)}"
 
     def line(self, top: float) -> Line:
         series = self.series
@@ -189,7 +198,7 @@ class _Plot:
         has_line = False
         for index, value in enumerate(self.values):
             if value is None:
-                has_line = False
+                has_line = has_line and self.is_sparse
                 continue
             x = WIDTH * index / max(len(self.values) - 1, 1)
             command = "L" if has_line else "M"

@@ -50,7 +50,7 @@ _WORDS = {
     "monitor.accept": "accepted an alarm of the monitor {monitor} of {endpoint}",
     "silence": "silenced the alerts of {endpoint}",
     "silence.end": "ended the silence of {endpoint}",
-    "seal": "sealed the audit trail",
+    "seal": "began to sign the audit trail with the key {after}",
     "gap": "stored events again that were kept while the store was away",
     "intend": f"was about to change {_VERSION}",
     "failed": f"did not change {_VERSION}",
@@ -67,7 +67,9 @@ _OF_AN_OUTCOME = {
     ("transition", "deleted"): f"deleted {_VERSION}",
 }
 """The words for an action with this value after it."""
-_WITHOUT_CHANGE = ("load", "unload", "register", "gate", "request", "approve", "decline")
+_WITHOUT_CHANGE = (
+    *("load", "unload", "register", "gate", "request", "approve", "decline", "seal"),
+)
 """The actions whose words contain the values of the event."""
 
 

@@ -155,6 +155,11 @@ def traffic_charts(
     end, notice = _newest_figures(histories, span, now)
     slots = _Slots(endpoint, readable, _time_axis(endpoint, readable, span, end.timestamp()))
     empty = f"no requests in the {SPANS[span]}" if any(readable.values()) else "no figures yet"
+    total = VersionCounters()
+    for interval in chain.from_iterable(readable.values()):
+        for _, counters in interval.of_endpoint(endpoint):
+            total = total.plus(counters)
+    failures = f"Failures, {total.failures:,.0f} of {total.requests:,.0f} requests"
     draw = partial(line_chart, axis=ago_axis(end, slots.axis.seconds), empty=empty)
     latencies = slots.lines(_LATENCIES)
     seconds = chain.from_iterable(line.values for line in latencies)
@@ -165,7 +170,7 @@ def traffic_charts(
     return (
         draw(f"{endpoint}-requests", "Requests", "/s", series=slots.requests()),
         draw(f"{endpoint}-latency", "Latency", unit, series=latencies),
-        draw(f"{endpoint}-errors", "Failures", "%", series=slots.lines(_FAILURES)),
+        draw(f"{endpoint}-errors", failures, "%", series=slots.lines(_FAILURES)),
         draw(f"{endpoint}-rows", "Rows and labels", "/min", series=slots.rows_and_labels()),
     ), notice
 

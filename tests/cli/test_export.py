@@ -103,6 +103,22 @@ def test_missing_address_of_mlflow_is_noted(arguments, is_missing):
     assert mentions(done.stderr, "note", "MLflow") is is_missing
 
 
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("", "AWS_ACCESS_KEY_ID"),
+        ("-C container.environment.AWS_ACCESS_KEY_ID=a", ""),
+        ("-C kubernetes.service_monitor=true -C server.api_keys=true", "service_monitor_key"),
+    ],
+)
+def test_missing_credentials_are_noted(monkeypatch, config, name):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "secret-id")
+    done = onnxserve(f"render --for kubernetes /srv/model {config}")
+    assert done.exit_code == 0
+    assert "secret-id" not in done.output + done.stderr
+    assert mentions(done.stderr, "note", name) is bool(name)
+
+
 def test_image_dry_run_prints_both_contexts(images):
     shown = done(f"build-docker {images} --dry-run")
     for part in (

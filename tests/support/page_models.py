@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from tests.support.models import graph_tensor, labels_section, tensor_column, write_model
+from tests.support.models import columns, graph_tensor, labels_section, tensor_column, write_model
 
 DIGITS = """
 digits (float[N,1,8,8] image) => (int64[N] label, float[N,3] probabilities)
@@ -63,6 +63,22 @@ def digits_model(folder):
     section = labels_section(graph_tensor("image", "float32", -1, 1, 8, 8), classes=[0, 1, 2])
     picture = [[[[row / 8] * 8 for row in range(8)]]]
     return with_example(write_model(folder, DIGITS, signature, section), {"inputs": picture})
+
+
+def wide_model(folder):
+    """Write a model of 30 columns, which answers the number of the largest one."""
+    graph = """
+wide (double[N,30] X) => (int64[N] largest) {
+  largest = ArgMax<axis=1, keepdims=0>(X)
+}"""
+    names = [f"measure {number}" for number in range(30)]
+    section = {
+        "inputs": [graph_tensor("X", "float64", -1, 30, columns=names)],
+        "outputs": [graph_tensor("largest", "int64", -1, role="values")],
+        "prediction": ["largest"],
+    }
+    signature = columns(**dict.fromkeys(names, "double"))
+    return write_model(folder, graph, signature, section)
 
 
 def hostile_model(folder):

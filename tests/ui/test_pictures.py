@@ -58,6 +58,10 @@ def charts(*history, now=NOW):
     return {chart.title: chart for chart in pictures}, notice
 
 
+def failures(pictures):
+    return next(chart for title, chart in pictures.items() if title.startswith("Failures"))
+
+
 def last(chart):
     return {line.name: line.last for line in chart.lines}
 
@@ -68,7 +72,7 @@ def test_charts_have_a_line_per_version():
     assert last(pictures["Requests"]) == {"version 9": "5 /s", "version 10": "0.5 /s"}
     assert last(pictures["Latency"])["version 9 p99"] == "3.98 ms"
     assert last(pictures["Latency"])["version 10 median"] == "3 ms"
-    assert last(pictures["Failures"]) == {
+    assert last(failures(pictures)) == {
         "version 9": "6 %",
         "version 9 refused": "4 %",
         "version 10": "6 %",
@@ -78,7 +82,7 @@ def test_charts_have_a_line_per_version():
         "rows answered": "330 /min",
         "labels received": "36 /min",
     }
-    assert [line.colour for line in pictures["Failures"].lines] == [0, 0, 1, 1]
+    assert [line.colour for line in failures(pictures).lines] == [0, 0, 1, 1]
     assert notice == ""
     assert pictures["Requests"].axis.ticks[0] == "60 min ago"
 
@@ -92,6 +96,16 @@ def test_long_latency_is_in_seconds():
     assert last(pictures["Latency"]) == {"version 1 p99": "9.5 s", "version 1 median": "3.67 ms"}
 
 
+def test_sparse_traffic_is_a_line_with_its_count():
+    busy = [interval(at, v1=2) for at in HOUR[::12]]
+    pictures, _ = charts(*busy, *(interval(at) for at in HOUR if at not in HOUR[::12]))
+    assert failures(pictures).title == "Failures, 4 of 60 requests"
+    errors = failures(pictures).lines[0]
+    assert errors.path.count("M") == 1
+    assert errors.path.count("L") == len(busy) - 1
+    assert errors.last == "6 %"
+
+
 def test_missing_interval_is_a_gap():
     busy = [interval(at, v1=20) for at in HOUR[:60]]
     idle = [interval(at) for at in HOUR[60:120] + HOUR[240:]]
@@ -100,7 +114,7 @@ def test_missing_interval_is_a_gap():
     (line,) = pictures["Requests"].lines
     assert line.path.count("M") == 2
     assert line.last == "0 /s"
-    for errors in pictures["Failures"].lines:
+    for errors in failures(pictures).lines:
         assert errors.path.count("M") == 1  # Without requests, the share is unknown.
         assert errors.last == "–"
 

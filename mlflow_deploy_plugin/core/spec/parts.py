@@ -45,6 +45,7 @@ from mlflow_deploy_plugin.core.spec.types import (
     Share,
     SpecPart,
     length_of,
+    memory_bytes,
     split_list,
     split_providers,
 )
@@ -56,7 +57,9 @@ HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}$", t
 VariableName = Annotated[str, StringConstraints(pattern=VARIABLE)]
 VariableValue = Annotated[str, StringConstraints(pattern=VARIABLE_VALUE)]
 DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME)]
-NodeLabel = Annotated[str, StringConstraints(pattern=NODE_LABEL)]
+NodeLabels = Annotated[
+    tuple[Annotated[str, StringConstraints(pattern=NODE_LABEL)], ...], BeforeValidator(split_list)
+]
 Taint = Annotated[str, StringConstraints(pattern=TAINT)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda"]
@@ -73,6 +76,8 @@ ModelControlMode = Literal["none", "explicit"]
 PyfuncEnv = Literal["local", "uv"]
 WorkerClass = Literal["fast", "gthread"]
 _SHIP_SECONDS = 40
+_PROCESS_BYTES = 256 * 1024 * 1024
+"""The memory of a process of the server, without models."""
 
 
 class VariantSpec(SpecPart):
@@ -229,6 +234,10 @@ class ServerSpec(SpecPart):
     model_memory: Memory | None = None
     """Memory of the loaded models of a server of all registered models, e.g. 4GiB. Each
     worker has an equal share. The least recently used models leave. Default: no limit.
+    """
+    model_disk: Memory | None = None
+    """Disk space of the models of a server of all registered models, e.g. 20GiB. The
+    files of the least recently used models are deleted. Default: no limit.
     """
     max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     """Maximum size of a request body, and (at least 16777216) of the values of a
@@ -603,13 +612,17 @@ class KubernetesSpec(SpecPart):
     """API key with scope `read` for Prometheus, if the server requires keys:
     SECRET/KEY.
     """
+    service_monitor_labels: NodeLabels = ()
+    """Labels of the ServiceMonitor, by which a Prometheus selects it:
+    release=monitoring.
+    """
     service_account: DnsName | None = None
     """ServiceAccount of the pods. Default: a separate ServiceAccount without
     permissions.
     """
     image_pull_secrets: TextList = ()
     """Secrets to pull the image with: a,b."""
-    node_selector: Annotated[tuple[NodeLabel, ...], BeforeValidator(split_list)] = ()
+    node_selector: NodeLabels = ()
     """Labels of the nodes for the pods: pool=gpu,a=b."""
     tolerations: Annotated[tuple[Taint, ...], BeforeValidator(split_list)] = ()
     """Taints that the pods tolerate, in kubectl's syntax: dedicated=ml:NoSchedule."""
@@ -632,8 +645,9 @@ class KubernetesSpec(SpecPart):
                 f"max_replicas {self.max_replicas} must exceed replicas {self.replicas}, which "
                 "must be at least 1",
             )
-        if self.service_monitor_key is not None and not self.service_monitor:
-            raise ValueError("service_monitor_key requires `service_monitor`, which is not set")
+        for name in ("service_monitor_key", "service_monitor_labels"):
+            if getattr(self, name) and not self.service_monitor:
+                raise ValueError(f"{name} requires `service_monitor`, which is not set")
         for name in ("ingress_class", "tls_secret", "gateway"):
             if getattr(self, name) is not None and self.host is None:
                 raise ValueError(f"{name} requires `host`, which is not set")
@@ -706,6 +720,16 @@ class EndpointSpec(SpecPart):
                 "no variant receives traffic: a weight above 0 and shadow: false are expected",
             )
         return self
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Memory limit of the container in bytes. By default it follows
+        `server.model_memory`, with room for the workers, the agent and the supervisor.
+        """
+        if self.container.memory_bytes is None and self.server.model_memory is not None:
+            processes = self.server.workers + 2
+            return memory_bytes(self.server.model_memory) + processes * _PROCESS_BYTES
+        return self.container.memory_bytes
 
     @property
     def requirements(self) -> frozenset[str]:

@@ -182,11 +182,12 @@ def save_row(
 
 
 def describe_traffic(spec: EndpointSpec) -> str:
-    """Return an endpoint's variants in one line: `champion models:/X/3 95, candidate
-    models:/X/4 5`.
+    """Return an endpoint's variants in one line: `champion: models:/X/3 (95 %),
+    candidate: models:/X/4 (shadow)`.
     """
     return ", ".join(
-        f"{name} {variant.model} {_share(variant)}" for name, variant in spec.variants.items()
+        f"{name}: {variant.model} ({'shadow' if variant.shadow else f'{variant.weight} %'})"
+        for name, variant in spec.variants.items()
     )
 
 

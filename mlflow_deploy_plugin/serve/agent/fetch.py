@@ -86,6 +86,8 @@ _KEPT_LATEST = 5
 _HOUR = 3600
 _DAY = 24 * _HOUR
 _PRUNE_SECONDS = 60.0
+RELEASED = 0
+"""The time of the last use of a model that should leave the disk."""
 _FIRST_PAUSE = 50
 """The seconds until refused files are downloaded again. The resolver tries a refused
 version again after a minute.
@@ -229,8 +231,10 @@ class ModelCache:
                     used |= {version.folder.name, Path(version.python).parent.parent.name}
         for cached in (self._models.iterdir(), self.environments.glob(f"{PYFUNC_PREFIX}*/")):
             newest_first = sorted(cached, key=lambda folder: _status(folder).st_mtime, reverse=True)
-            for folder in newest_first[_KEPT_LATEST:]:
-                if folder.name not in used and now - _status(folder).st_mtime > _HOUR:
+            for place, folder in enumerate(newest_first):
+                used_at = _status(folder).st_mtime
+                is_kept = now - used_at < _HOUR or (place < _KEPT_LATEST and used_at > RELEASED)
+                if folder.name not in used and not is_kept:
                     _log.info("deleting %s from the cache", folder.name)
                     shutil.rmtree(folder, ignore_errors=True)
         for left_over in self._root.glob("fetching-*"):

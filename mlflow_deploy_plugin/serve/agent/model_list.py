@@ -8,17 +8,26 @@ and fetched.
 import hashlib
 import logging
 import math
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    NotFound,
+    OnnxserveError,
+    RegistryRefused,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.mlmodel import folder_bytes
 from mlflow_deploy_plugin.core.registry.connection import registry_address
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI
 from mlflow_deploy_plugin.core.registry.resolution import REFUSED, selected_models
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.types import memory_bytes
 from mlflow_deploy_plugin.core.statedir.files import (
     LISTED,
     SERVED,
@@ -33,11 +42,18 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WantedEndpoint,
     is_same_model,
 )
+from mlflow_deploy_plugin.serve.agent.fetch import RELEASED
 from mlflow_deploy_plugin.serve.agent.permitted_steps import steps_refusal
 from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy
 
 _log = logging.getLogger(__name__)
 
+_BUSY_SECONDS = 2.0
+"""A registry that fails after this time is busy. One that is down fails earlier."""
+_START_SECONDS = 60.0
+"""The time in which the start of a server waits for a busy registry."""
+_RELEASE_SECONDS = 10.0
+"""The pause between two looks for models whose files exceed `server.model_disk`."""
 _COVERED_SECONDS = 300.0
 """The pause between two listings while the change feed is followed, which lacks changes
 that were made without MLflow's server with onnxserve.
@@ -89,6 +105,7 @@ class ModelList:
         else:
             (self.state_dir / LISTED).unlink(missing_ok=True)
         self._listing: Future[Listed] | None = None
+        self._release_at = 0.0
         self._began_at = self.polling.clock()
         self._ended_at = self._began_at
         self._checks_steps = bool(self.template.serve.steps and self.template.requirements)
@@ -143,7 +160,8 @@ class ModelList:
 
     def _select(self) -> Listed:
         """Return the list of the registry. The first list is written after each page,
-        because 9,000 models may take half a minute. Runs in a thread of `pool`.
+        because 9,000 models may take half a minute. It is repeated while the registry
+        is busy. Runs in a thread of `pool`.
         """
         is_first = self.listed is None
 
@@ -158,11 +176,22 @@ class ModelList:
             return error
 
         marks: dict[str, str] = {}
-        for marks in selected_models(self.pattern, refusal if self._checks_steps else None):
-            if is_first:
-                self.listed = listed(marks, is_complete=False)
-                assert_state(self.state_dir / LISTED, self.listed)
-        return listed(marks, is_complete=True)
+        clock = self.polling.clock
+        began_at = clock()
+        while True:
+            asked_at = clock()
+            try:
+                for marks in selected_models(self.pattern, refusal if self._checks_steps else None):
+                    if is_first:
+                        self.listed = listed(marks, is_complete=False)
+                        assert_state(self.state_dir / LISTED, self.listed)
+                return listed(marks, is_complete=True)
+            except RegistryUnavailable as error:
+                is_busy = clock() - asked_at >= _BUSY_SECONDS
+                is_over = clock() - began_at >= _START_SECONDS
+                if not (is_first and is_busy) or is_over or isinstance(error, RegistryRefused):
+                    raise
+                _log.warning("%s: trying again", error.message)
 
     def spec(self, model: str) -> EndpointSpec:
         """Return the endpoint of a listed model, or raise NotFound."""
@@ -184,12 +213,40 @@ class ModelList:
             is_same = before.endpoint.variants == endpoint.variants
             previous = before.previous if is_same else before.endpoint
         write_state(file, ServedModel(name=model, mark=mark, endpoint=endpoint, previous=previous))
+        now = self.polling.clock()
+        if self.template.server.model_disk is not None and now >= self._release_at:
+            self._release_at = now + _RELEASE_SECONDS
+            self.release(memory_bytes(self.template.server.model_disk))
+
+    def release(self, size: int) -> None:
+        """Forget the least recently used models if the files of all models have more
+        than `size` bytes. The cache deletes their files, unless another server uses
+        them. A forgotten model is fetched again at its next request.
+        """
+        files = [(file.stat().st_mtime, file) for file in self._served_files()]
+        for _, file in sorted(files, reverse=True):
+            served = read_state(file, ServedModel)
+            if served is None:
+                continue
+            folders = {want.folder for want in served.endpoint.variants.values()}
+            if served.previous is not None:
+                folders |= {want.folder for want in served.previous.variants.values()}
+            size -= sum(map(folder_bytes, folders))
+            if size < 0:
+                _log.info("the files of %s leave the disk (server.model_disk)", served.name)
+                file.unlink(missing_ok=True)
+                for folder in folders:
+                    with suppress(OSError):
+                        os.utime(folder, (RELEASED, RELEASED))
+
+    def _served_files(self) -> Iterator[Path]:
+        return (self.state_dir / SERVED).glob("[!.]*.json")
 
     def refuse(self, deaths: Collection[Path], reason: str) -> None:
         """Serve the versions in these folders, and the steps with these digests, no
         longer.
         """
-        for file in (self.state_dir / SERVED).glob("[!.]*.json"):
+        for file in self._served_files():
             served = read_state(file, ServedModel)
             if served is None:
                 continue

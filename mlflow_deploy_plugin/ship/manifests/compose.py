@@ -85,8 +85,8 @@ def _service(spec: EndpointSpec, place: Place, host: str) -> Document:
     resources: Document = {"limits": {"pids": container.pids}}
     if container.cpus is not None:
         resources["limits"]["cpus"] = str(container.cpus)
-    if container.memory_bytes is not None:
-        resources["limits"]["memory"] = str(container.memory_bytes)
+    if spec.memory_limit is not None:
+        resources["limits"]["memory"] = str(spec.memory_limit)
     if server.is_on_nvidia:
         device: Document = {"driver": "nvidia", "capabilities": ["gpu"]}
         if server.device_ids:

@@ -32,6 +32,7 @@ _SCHEMES = ("gs://", "s3://", "pvc://", "hdfs://", "webhdfs://", "hf://", "oci:/
 stores do not support all of them.
 """
 _FORMAT = "onnxserve"
+_SERVING_CONTAINER = "kserve-container"
 _CANARY = "canary"
 _CANARY_FILE = f"{_CANARY}.yaml"
 _NOT_TAKEN = ("name", "startupProbe", "livenessProbe", "lifecycle", "ports")
@@ -85,7 +86,7 @@ def _serving_runtime(
         "protocolVersions": ["v2"],
         "containers": [
             {
-                "name": "kserve-container",
+                "name": _SERVING_CONTAINER,
                 **{name: value for name, value in container.items() if name not in _NOT_TAKEN},
                 "ports": [{"containerPort": port, "protocol": "TCP"}],
                 "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
@@ -107,9 +108,9 @@ def _inference_service(spec: EndpointSpec, place: Place, models: "_Models") -> D
     if spec.server.is_open:
         visibility = {"networking.kserve.io/visibility": "cluster-local"}
     kubernetes = spec.kubernetes
-    predictor: Document = {}
+    predictor: Document = {"minReplicas": kubernetes.replicas}
     if kubernetes.replicas:
-        predictor = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
+        predictor["maxReplicas"] = kubernetes.replicas
     model = {"modelFormat": {"name": _FORMAT}, "runtime": spec.name, "protocolVersion": "v2"}
     predictor["model"] = {**model, **models.storage}
     if kubernetes.max_replicas is not None:
@@ -129,8 +130,12 @@ def _inference_service(spec: EndpointSpec, place: Place, models: "_Models") -> D
         spec={"predictor": predictor},
     )
     if models.canary:
-        # The canary has the other fields of the predictor.
-        canary = {"name": _CANARY, "model": {**model, **models.canary}}
+        # The canary has the other fields of the predictor. Its schema requires the name
+        # of the container.
+        canary = {
+            "name": _CANARY,
+            "model": {"name": _SERVING_CONTAINER, **model, **models.canary},
+        }
         share = {"predictor": canary, "trafficPercent": models.canary_percent}
         service["spec"]["canary"] = [share]
         mode = {"serving.kserve.io/deploymentMode": "Standard"}

@@ -9,13 +9,13 @@ of `server`, `container` or `kubernetes` rolls the Deployment.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, spec_document
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.core.spec.types import SECRET_KEY
+from mlflow_deploy_plugin.core.spec.types import SECRET_KEY, memory_bytes
 from mlflow_deploy_plugin.ship.manifests.served import (
     HOME_FOLDER,
     SERVE,
@@ -140,7 +140,10 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         documents.append(document("networking.k8s.io/v1", "Ingress", spec=_ingress(spec)))
     if kubernetes.service_monitor:
         monitor = {"selector": {"matchLabels": selector}, "endpoints": [_scraped_port(spec)]}
-        documents.append(document("monitoring.coreos.com/v1", "ServiceMonitor", spec=monitor))
+        own_labels = {**labels_of(kubernetes.service_monitor_labels), **labels}
+        documents.append(
+            document("monitoring.coreos.com/v1", "ServiceMonitor", labels=own_labels, spec=monitor)
+        )
     return documents
 
 
@@ -213,11 +216,16 @@ def endpoint_labels(name: str) -> dict[str, str]:
     return {"app.kubernetes.io/name": "onnxserve", _INSTANCE: name}
 
 
+def labels_of(pairs: Iterable[str]) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
 def check_name(spec: EndpointSpec) -> None:
     if not SERVICE_NAME.fullmatch(spec.name):
         raise InvalidConfig(
             f"{spec.name!r} is not a valid name of a Kubernetes Service: it needs at most 63 "
-            "lowercase letters, digits and -, and must begin with a letter"
+            "lowercase letters, digits and -, and must begin with a letter; give the endpoint "
+            "such a name (-n)"
         )
 
 
@@ -251,9 +259,14 @@ def _tls_keys(spec: EndpointSpec) -> dict[str, str]:
 
 def _volumes(spec: EndpointSpec) -> dict[str, tuple[str, Document]]:
     """Return volume → its path in the pod and its source."""
+    home = {}
+    if spec.server.model_disk is not None:
+        # The agent deletes files of models only after others have been fetched.
+        size = 2 * memory_bytes(spec.server.model_disk) + spec.server.max_spool_bytes
+        home = {"sizeLimit": str(size)}
     volumes: dict[str, tuple[str, Document]] = {
         "spec": (SPEC_FOLDER, {"configMap": {"name": spec.name}}),
-        "home": (HOME_FOLDER, {"emptyDir": {}}),
+        "home": (HOME_FOLDER, {"emptyDir": home}),
         "tmp": ("/tmp", {"emptyDir": {}}),
     }
     files = {
@@ -308,7 +321,7 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
     if kubernetes.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in kubernetes.image_pull_secrets]
     if kubernetes.node_selector:
-        pod["nodeSelector"] = dict(label.split("=", 1) for label in kubernetes.node_selector)
+        pod["nodeSelector"] = labels_of(kubernetes.node_selector)
     if kubernetes.tolerations:
         pod["tolerations"] = []
         for taint in kubernetes.tolerations:
@@ -365,8 +378,8 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
     limits: dict[str, str] = {}
     if container.cpus is not None:  # The server uses as many threads as CPUs.
         limits["cpu"] = f"{round(container.cpus * 1000)}m"
-    if container.memory_bytes is not None:
-        limits["memory"] = str(container.memory_bytes)
+    if spec.memory_limit is not None:
+        limits["memory"] = str(spec.memory_limit)
     gpus = spec.kubernetes.gpus
     if gpus is None and spec.server.is_on_nvidia:
         gpus = max(1, len(spec.server.device_ids))

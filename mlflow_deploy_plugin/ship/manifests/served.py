@@ -2,8 +2,9 @@
 YAML.
 """
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,16 @@ OWNER = "onnxserve/owner"
 """The annotation with the store that owns the endpoint of an object."""
 NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 """The pattern of a valid Kubernetes namespace."""
+_CREDENTIALS = (
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AZURE_STORAGE_CONNECTION_STRING",
+    "AZURE_STORAGE_ACCESS_KEY",
+    "DATABRICKS_TOKEN",
+)
 _NOT_SERVED = ("monitors", "alarms", "container", "kubernetes")
 
 
@@ -161,6 +172,29 @@ def lacks_mlflow_address(spec: EndpointSpec) -> bool:
     """
     variables = {**spec.container.environment, **spec.container.secrets}
     return "MLFLOW_TRACKING_URI" not in variables and asks_mlflow(spec)
+
+
+def missing_settings(spec: EndpointSpec) -> Iterator[str]:
+    """Yield what the server of the spec lacks: the address of MLflow, credentials that
+    this machine has, and the key of Prometheus.
+    """
+    container = spec.container
+    variables = {**container.environment, **container.secrets, **container.secret_files}
+    if lacks_mlflow_address(spec):
+        yield (
+            "needs the address of MLflow, which is not set: "
+            "-C container.environment.MLFLOW_TRACKING_URI=http://…"
+        )
+    for name in _CREDENTIALS:
+        if name in os.environ and name not in variables:
+            yield f"does not have this machine's {name}: -C container.secrets.{name}=SECRET/KEY"
+    kubernetes = spec.kubernetes
+    needs_key = spec.server.authenticates and spec.server.metrics_port is None
+    if kubernetes.service_monitor and needs_key and not kubernetes.service_monitor_key:
+        yield (
+            "refuses Prometheus without a key: -C "
+            "kubernetes.service_monitor_key=SECRET/KEY, or -C server.metrics_port=9100"
+        )
 
 
 def machine_name(spec: EndpointSpec, place: Place) -> str:

@@ -138,7 +138,7 @@ def made(quarter, tmp_path):
 
 def test_dossier_of_decisions(made):
     dossier = made()
-    assert mentions(texts(dossier, "versions"), "models:/toy@champion 100", "toy was version 1")
+    assert mentions(texts(dossier, "versions"), "models:/toy@champion (100 %)", "toy was version 1")
     promotions = texts(dossier, "promotions").splitlines()
     earlier, request, approval, promotion = promotions
     assert mentions(earlier, "ada", "alias", "2013-09-01")

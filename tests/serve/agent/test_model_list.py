@@ -1,9 +1,11 @@
 import itertools
+import os
+import time
 
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import NotFound, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry import resolution
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import selected_models
@@ -16,6 +18,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WantedVariant,
 )
 from mlflow_deploy_plugin.serve.agent import model_list
+from mlflow_deploy_plugin.serve.agent.fetch import ModelCache
 from mlflow_deploy_plugin.serve.agent.model_list import ModelList
 from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy
 from tests.support.fake_registry import AtOnce
@@ -123,6 +126,23 @@ def test_list_of_other_requirements_is_not_used(tmp_path):
     assert not (tmp_path / LISTED).exists()
 
 
+def test_unused_models_leave_a_full_disk(tmp_path):
+    cache = ModelCache(tmp_path / "cache", tmp_path)
+    models = make_list(tmp_path, {}, **{"server.model_disk": "2MiB"})
+    folders = {}
+    for name in "abc":
+        folders[name] = tmp_path / "cache" / "models" / name
+        folders[name].mkdir()
+        (folders[name] / "model.onnx").write_bytes(bytes(1024 * 1024 - 1))
+        want = WantedVariant(model_uri="", model=name, version="1", folder=folders[name])
+        if name == "c":
+            os.utime(served_file(tmp_path, "a"))  # A worker has used it.
+        models.write(name, "1 5", WantedEndpoint(variants={"registry": want}))
+        cache.prune(time.time())
+    assert {name for name in folders if folders[name].exists()} == {"a", "c"}
+    assert {name for name in folders if served_file(tmp_path, name).exists()} == {"a", "c"}
+
+
 def test_recreated_model_has_no_previous_version(client, tmp_path):
     models = make_list(tmp_path, {})
     for version in ("1", "2"):
@@ -158,6 +178,34 @@ def test_failed_listing_is_repeated_soon(tmp_path, clock, monkeypatch):
         clock.now += 40
     assert models.listed is not None
     assert models.listed.models["team-a"].startswith("2 6")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "count"),
+    [
+        (5, RegistryUnavailable("no answer in time"), 2),
+        (0, RegistryUnavailable("connection refused"), 1),
+        (5, RegistryRefused("no permission"), 1),
+        (61, RegistryUnavailable("no answer in time"), 1),
+    ],
+)
+def test_start_waits_for_a_busy_registry(tmp_path, clock, monkeypatch, seconds, error, count):
+    listings = []
+
+    def select(pattern, refusal):
+        listings.append(pattern)
+        if len(listings) == 1:
+            clock.now += seconds
+            raise error
+        return iter([{"team-a": "1 5"}])
+
+    monkeypatch.setattr(model_list, "selected_models", select)
+    policy = PollPolicy(30.0, True, clock)
+    spec = new_endpoint("registry", CHAMPIONS)
+    models = ModelList(tmp_path, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS))
+    models.round(is_covered=False)
+    assert len(listings) == count
+    assert (models.listed is not None) == (count == 2)
 
 
 def test_previous_version_of_a_model_is_kept(tmp_path):

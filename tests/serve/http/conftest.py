@@ -19,7 +19,7 @@ FLIGHTS = {
 @pytest.fixture(scope="session")
 def pages_server(tmp_path_factory, model_folders):
     """flights (a table, classes), digits (pictures, classes), hostile (HTML in names),
-    tensor, stock, airlines.
+    tensor, stock, wide (30 columns), airlines.
     """
     root = tmp_path_factory.mktemp("pages")
     state_dir = root / "state"
@@ -32,6 +32,7 @@ def pages_server(tmp_path_factory, model_folders):
         "hostile": page_models.hostile_model(root / "hostile"),
         "tensor": model_folders["tensor"],
         "stock": model_folders["stock"],
+        "wide": page_models.wide_model(root / "wide"),
         "airlines": page_models.with_categories(
             mixed_model(root / "airlines"), carrier=["AA", "UA", "W&N"]
         ),

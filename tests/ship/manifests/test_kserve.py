@@ -113,8 +113,10 @@ def test_followed_stage_is_in_the_served_spec():
 
 def test_second_stored_model_is_a_canary():
     champion = {"model": "s3://b/flights/3", "weight": 90}
-    _, _, service = rendered(spec({"champion": champion}))
+    _, _, service = rendered(spec({"champion": champion}, kubernetes={"replicas": 0}))
     assert service["spec"].keys() == {"predictor"}
+    assert "maxReplicas" not in service["spec"]["predictor"]
+    assert service["spec"]["predictor"]["minReplicas"] == 0  # Knative scales to zero.
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/flights/3"
 
     both = {"candidate": {"model": "s3://b/flights/4", "weight": 10}, "champion": champion}
@@ -125,7 +127,8 @@ def test_second_stored_model_is_a_canary():
     assert canary["trafficPercent"] == 10
     assert canary["predictor"].keys() == {"name", "model"}
     model = canary["predictor"]["model"]
-    assert model.keys() == MODEL | {"args"}
+    assert model.keys() == MODEL | {"name", "args"}
+    assert model["name"] == "kserve-container"
     assert model["storageUri"] == "s3://b/flights/4"
     assert model["args"] == ["--spec", "/etc/onnxserve/canary.yaml"]
     for key, name in (("spec.yaml", "champion"), ("canary.yaml", "candidate")):

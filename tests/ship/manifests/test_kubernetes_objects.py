@@ -83,7 +83,7 @@ KUBERNETES = st.fixed_dictionaries(
         "max_replicas": st.integers(10, 99),
         "target_cpu_percent": st.integers(1, 100),
         "gpus": st.integers(0, 8),
-        "service_monitor": st.booleans(),
+        "service_monitor": st.just(True),
         "requests_per_second": st.floats(0.1, 1000),
         "service_account": names("[a-z][a-z0-9-]{0,20}[a-z]"),
         "image_pull_secrets": st.lists(names("[a-z]{1,9}"), max_size=2),
@@ -94,6 +94,9 @@ KUBERNETES = st.fixed_dictionaries(
         ),
     },
 )
+
+
+MONITOR_LABELS = st.lists(names("[a-z]{1,9}=[a-z]{0,9}"), max_size=2)
 
 
 def by_autoscaler_of_theirs(kubernetes):
@@ -130,6 +133,9 @@ SERVER = st.fixed_dictionaries(
         "metrics_port": st.integers(50001, 65535),
         "device": st.sampled_from(["cpu", "cuda"]),
         "graceful_timeout_seconds": st.integers(1, 3600),
+        "workers": st.integers(1, 4),
+        "model_memory": names("[1-9][0-9]?[KMGT]iB"),
+        "model_disk": names("[1-9][0-9]?[KMGT]iB"),
     },
 )
 
@@ -148,6 +154,8 @@ def specs(draw):
         "container": draw(CONTAINER),
         "server": {**draw(SERVER), **draw(TLS)},
     }
+    if "service_monitor" in parts["kubernetes"]:
+        parts["kubernetes"]["service_monitor_labels"] = draw(MONITOR_LABELS)
     return EndpointSpec.model_validate(
         {"name": draw(NAMES), "variants": {"a": {"model": draw(MODELS)}}, **parts}
     )
@@ -447,6 +455,8 @@ def test_prometheus_has_key_and_tls_settings():
     plain = {"port": "http", "path": "/metrics", "honorLabels": True}
     monitored = {"kubernetes.service_monitor": "true"}
     assert scraped(monitored) == plain
+    labelled = rendered({**monitored, "kubernetes.service_monitor_labels": "release=prom"})
+    assert labelled["ServiceMonitor"]["metadata"]["labels"]["release"] == "prom"
     keyed = {
         **monitored,
         "server.api_keys": "true",
@@ -465,6 +475,17 @@ def test_prometheus_has_key_and_tls_settings():
         rendered({"kubernetes.service_monitor_key": "prometheus/key"})
     with refused(InvalidConfig, "kubernetes.service_monitor_key", "SECRET/KEY"):
         rendered({**monitored, "kubernetes.service_monitor_key": "key"})
+
+
+def test_memory_and_disk_follow_the_models():
+    gib = 1024**3
+    documents = rendered(
+        {"server.model_memory": "4GiB", "server.model_disk": "20GiB", "server.workers": "2"}
+    )
+    resources = container_of(documents)["resources"]
+    assert resources["requests"]["memory"] == resources["limits"]["memory"] == str(5 * gib)
+    volumes = documents["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "home", "emptyDir": {"sizeLimit": str(41 * gib)}} in volumes
 
 
 def test_invalid_namespace_is_refused():

@@ -34,10 +34,16 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
-{{/* The only places that containers write. */}}
+{{/* The only places that containers write. Called with the source of the home's volume. */}}
 {{- define "onnxserve.writable" -}}
-- {name: home, emptyDir: {}}
+- {name: home, emptyDir: {{ toJson . }}}
 - {name: tmp, emptyDir: {}}
+{{- end -}}
+
+{{/* Bytes of a size such as 4GiB. */}}
+{{- define "onnxserve.bytes" -}}
+{{- $units := dict "KiB" 1024 "MiB" 1048576 "GiB" 1073741824 "TiB" 1099511627776 }}
+{{- mul (regexFind "^[0-9]+" . | int64) (get $units (regexFind "[A-Z].+" .) | int64) }}
 {{- end -}}
 
 {{- define "onnxserve.writableMounts" -}}
@@ -87,5 +93,5 @@ imagePullSecrets:
   {{- end }}
 {{- end }}
 volumes:
-  {{- include "onnxserve.writable" . | nindent 2 }}
+  {{- include "onnxserve.writable" dict | nindent 2 }}
 {{- end -}}

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -150,6 +151,10 @@ def _try_values(
         output.role == "probabilities" for output in artifact.outputs
     )
     route = "predict/batch" if has_probabilities else "invocations"
+    meanings = Counter(field.meaning for field in fields if field.kind != "tensor")
+    shared_meaning = next(
+        (meaning for meaning, count in meanings.most_common(1) if count >= _MANY_FIELDS), ""
+    )
     page_data = {
         "predictionPath": f"{_root(request)}{subject.path}/{route}",
         "isTable": bool(schema.columns),
@@ -160,7 +165,13 @@ def _try_values(
         pasted = csv_example(schema, example)
     else:
         pasted = _json_text(invocations_example(schema, example))
-    return {"fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
+    return {
+        "fields": fields,
+        "shared_meaning": shared_meaning,
+        "page_data": page_data,
+        "pasted": pasted,
+        "example": example,
+    }
 
 
 def _docs_values(
@@ -439,6 +450,8 @@ _KIND_WORDS = {
 }
 """The words for a single value and for several values, by numpy kind, `str` or `date`.
 """
+_MANY_FIELDS = 8
+"""Number of fields of the same kind from which the page states the kind only once."""
 _LEAST_SIDE = 8
 _MOST_SIDE = 4096
 """Limits of an image's sides in pixels. Smaller tensors are rarely images; larger
@@ -487,6 +500,10 @@ class FormField:
     choices: tuple[str, ...] = ()
     picture: ImageInput | None = None
     is_key: bool = False
+
+    @property
+    def meaning(self) -> str:
+        return f"{self.words}, may be empty" if self.is_nullable else self.words
 
 
 def form_fields(
@@ -639,7 +656,10 @@ def snippets(
     if not body:
         return {}
     scheme, _, host = base.partition("://")
-    tensors = v2_example(schema, example)
+    # The data of the tensors by datatype and name: a loop for each datatype is short.
+    tensors = defaultdict[str, dict[str, Any]](dict)
+    for tensor in v2_example(schema, example).get("inputs", ()):
+        tensors[tensor["datatype"]][tensor["name"]] = tensor["data"]
     code_by_tool = {}
     for tool in ("curl", "Python, requests", "Python, tritonclient"):
         if tool != "Python, tritonclient" or tensors:
@@ -652,7 +672,7 @@ def snippets(
                 body=body,
                 json=json.dumps(body, ensure_ascii=False),
                 has_predictions=bool(BODY_FORMS & body.keys()),
-                tensors=tensors.get("inputs"),
+                tensors=tensors,
                 takes_keys=takes_keys,
                 headers=", headers={'Authorization': 'Bearer KEY'}" if takes_keys else "",
                 dtype_of=dtype_of,

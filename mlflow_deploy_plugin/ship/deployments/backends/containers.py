@@ -171,8 +171,8 @@ def _fixed_options(spec: EndpointSpec, settings: Settings) -> Document:
     }
     if container.cpus is not None:
         options["nano_cpus"] = int(container.cpus * 1e9)
-    if container.memory_bytes is not None:
-        options |= {"mem_limit": container.memory_bytes, "memswap_limit": container.memory_bytes}
+    if spec.memory_limit is not None:
+        options |= {"mem_limit": spec.memory_limit, "memswap_limit": spec.memory_limit}
     if spec.server.is_on_nvidia:
         options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
     return options

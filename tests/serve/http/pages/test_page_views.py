@@ -202,6 +202,48 @@ def test_pasted_json_is_answered(page, body):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("text", "distance"),
+    [
+        (
+            '{"carrier": "W, N", "distance": 12345678901234567890, "hour": 9}',
+            "12345678901234567890",
+        ),
+        ('[["W, N", -0.5, 9, true]]', "-0.5"),
+        ('hour,carrier,distance\r\n9,"W, N",', ""),
+        ("W, N\t7.0\t9\tfalse", "7.0"),
+    ],
+)
+def test_pasted_row_fills_the_form(page, text, distance):
+    page.goto("/endpoints/flights")
+    paste = """(field, text) => {
+        const clipboardData = new DataTransfer();
+        clipboardData.setData("text", text);
+        field.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+    }"""
+    page.get_by_label("hour").evaluate(paste, text)
+    assert page.get_by_label("carrier").input_value() == "W, N"
+    assert page.get_by_label("distance").input_value() == distance
+    assert page.get_by_label("hour").input_value() == "9"
+    expect(page.locator("#filled")).to_contain_text("of 4 fields")
+    page.get_by_label("hour").evaluate(paste, "1, 2, 3")  # not a row
+    assert page.get_by_label("hour").input_value() == "9"
+
+
+@pytest.mark.long
+def test_thirty_fields_fit_on_a_screen(page):
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto("/endpoints/wide")
+    assert page.locator("#by-form .field").count() == 30
+    assert page.locator("#filled").inner_text().count("number, may be empty") == 1
+    assert page.locator(".meaning:not(.unseen)").count() == 1  # of the pasted text
+    assert page.locator("#by-form").bounding_box()["height"] < 800
+    page.goto("/endpoints/wide/docs")
+    triton = page.locator(".snippet code").nth(2).inner_text()
+    assert len(triton.splitlines()) < 20
+
+
+@pytest.mark.long
 def test_picture_is_resized_and_scaled(page, tmp_path):
     picture = tmp_path / "half.png"
     Image.frombytes("L", (20, 20), b"\xff" * 200 + b"\x00" * 200).save(picture)

@@ -25,7 +25,8 @@ def run(*command):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("endpoint", "answer"), [("flights", "yes"), ("digits", "1"), ("hostile", "script")]
+    ("endpoint", "answer"),
+    [("flights", "yes"), ("digits", "1"), ("hostile", "script"), ("wide", "0")],
 )
 def test_snippets_run_unchanged(pages_server, endpoint, answer):
     page = pages_server.get(f"/endpoints/{endpoint}/docs").text

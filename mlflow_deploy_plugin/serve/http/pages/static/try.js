@@ -95,6 +95,44 @@ async function answerOf(response) {
   return parts;
 }
 
+// ---- a pasted row ------------------------------------------------------------------------------------------------
+
+/** Returns the texts of a pasted row by column, or null if the text is not a row of at least two of the form's columns. */
+function pastedRow(text) {
+  const columns = page.fields.filter((field) => field.kind !== "tensor").map((field) => field.name);
+  let row;
+  try {
+    // The source of a number keeps digits that the browser would round.
+    const typed = (_, value, context) => (typeof value === "number" ? context?.source ?? String(value) : value);
+    row = JSON.parse(text, typed);
+    if (Array.isArray(row) && row.length === 1) [row] = row;
+  } catch {
+    const lines = text.trim().split(/\r?\n/).map(csvCells);
+    if (lines.length > 2) return null;
+    row = lines.length === 2 ? Object.fromEntries(lines[0].map((name, index) => [name, lines[1][index]])) : lines[0];
+  }
+  if (row === null || typeof row !== "object") return null;
+  if (Array.isArray(row)) row = row.length === columns.length ? Object.fromEntries(columns.map((name, index) => [name, row[index]])) : {};
+  const known = columns.filter((name) => Object.hasOwn(row, name));
+  if (known.length < 2) return null;
+  return new Map(known.map((name) => [name, row[name] === null || row[name] === undefined ? "" : String(row[name])]));
+}
+
+function csvCells(line) {
+  if (line.includes("\t")) return line.split("\t").map((cell) => cell.trim()); // from a spreadsheet
+  const cells = `,${line}`.matchAll(/,(?:"((?:[^"]|"")*)"|([^,]*))/g);
+  return [...cells].map(([, quoted, plain]) => (quoted === undefined ? plain.trim() : quoted.replaceAll('""', '"')));
+}
+
+function fill(event) {
+  const row = isByForm() ? pastedRow(event.clipboardData.getData("text")) : null;
+  if (row === null) return;
+  event.preventDefault();
+  clear();
+  for (const field of page.fields) if (row.has(field.name)) element(field.id).value = row.get(field.name);
+  element("filled").textContent = `${row.size} of ${page.fields.length} fields have values of the pasted row.`;
+}
+
 // ---- the response ------------------------------------------------------------------------------------------------
 
 function clear() {
@@ -203,6 +241,7 @@ question.addEventListener("submit", (event) => {
 question.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.tagName === "TEXTAREA") question.requestSubmit();
 });
+question.addEventListener("paste", fill);
 element("file").addEventListener("change", (event) => takeFile(event.target.files[0]));
 for (const field of page.fields.filter((entry) => entry.picture)) {
   element(`${field.id}-picture`).addEventListener("change", (event) => takePicture(field, event.target.files[0]));
