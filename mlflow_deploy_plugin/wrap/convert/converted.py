@@ -5,6 +5,7 @@ Converters of other distributions import from this module (docs/extend.md).
 """
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -124,6 +125,8 @@ class ConvertedModel:
         files: the contents of additional files by name.
         additive: a function for the parts from which exact explanations are computed;
             it returns None for a model that is not a sum.
+        least_probability: the size below which the original's own probabilities are
+            not exact, because it computes differences of 32-bit floats, or iterates.
         repair: the change that prevents rounding errors of 32-bit floats; empty if none
             was needed.
         cause: the probable cause if the predictions differ, with the correction, as a
@@ -146,6 +149,7 @@ class ConvertedModel:
     tokenizer: TokenizerSpec | None = None
     files: Mapping[str, str | bytes] = field(default_factory=dict)
     additive: Callable[[], AdditiveParts | None] | None = None
+    least_probability: float = 0.0
     repair: str = ""
     cause: str = ""
     unread: tuple[str, ...] = ()
@@ -189,6 +193,8 @@ def bind_graph(
                 "a name for each free size (onnx.helper.make_tensor_value_info)"
             )
     _refuse_empty_sequences(proto.graph)
+    if original is not None:
+        write_logistics(proto.graph)
     try:
         check_graph(proto)
     except Exception as error:  # noqa: BLE001 - protobuf and the checker raise errors of many classes.
@@ -266,6 +272,59 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
             reshape = helper.make_node("Reshape", [node.input[0], shape.name], [name], name)
             node.input[0] = name
             graph.node.insert(index, reshape)
+
+
+def write_logistics(graph: GraphProto) -> None:
+    """Replace logistic(x) by exp(min(x, 0)) * logistic(|x|), except between the layers
+    of a network, and 1 - logistic(x) by the same of -x.
+
+    ONNX Runtime's logistic functions compute small probabilities as differences from 1,
+    so that those below 1e-7 (in 64 bits, 1e-16) are 0
+    (https://github.com/microsoft/onnxruntime/issues/26281).
+    """
+    readers = defaultdict(set)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].add(node.op_type)
+    ones = {
+        constant.name
+        for constant in graph.initializer
+        if list(constant.dims) in ([], [1]) and (numpy_helper.to_array(constant) == 1).all()
+    }
+    scores: dict[str, str] = {}
+    nodes: list[NodeProto] = []
+
+    def add(operator: str, inputs: list[str], output: str = "") -> str:
+        output = output or f"logistic_{operator}_{len(nodes)}"
+        nodes.append(helper.make_node(operator, inputs, [output], f"{output}_{operator}"))
+        return output
+
+    for node in graph.node:
+        link = next((entry for entry in node.attribute if entry.name == "post_transform"), None)
+        if link is not None and link.s == b"LOGISTIC":
+            link.s = b"NONE"
+            result = node.output[1]
+            score = f"{result}_score"
+            node.output[1] = score
+            nodes.append(node)
+        elif node.op_type == "Sigmoid" and not readers[node.output[0]] & _LAYERS:
+            score = node.input[0]
+            result = node.output[0]
+            scores[result] = score
+        elif node.op_type == "Sub" and node.input[0] in ones and node.input[1] in scores:
+            score = add("Neg", [scores[node.input[1]]])
+            result = node.output[0]
+        else:
+            nodes.append(node)
+            continue
+        below_zero = add("Neg", [add("Relu", [add("Neg", [score])])])
+        likely = add("Sigmoid", [add("Abs", [score])])
+        add("Mul", [add("Exp", [below_zero]), likely], result)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+_LAYERS = {"Conv", "Gemm", "MatMul", "Mul"}
 
 
 def makers_of(graph: GraphProto) -> dict[str, NodeProto]:
