@@ -41,9 +41,7 @@ from mlflow_deploy_plugin.wrap.convert.batch import Batch, column_values
 TIE_MARGIN = 1e-4
 ABSOLUTE = 1e-4
 OF_PROBABILITY = 1e-3
-"""The relative tolerance of small probabilities, which decide a log loss or a ranking of
-rare events.
-"""
+"""The relative tolerance of small probabilities, on which a log loss depends."""
 RELATIVE = 1e-4
 SHORT_RELATIVE = 1e-2
 """The relative tolerance for 16-bit floats, which have three digits."""
@@ -82,11 +80,10 @@ def parity_tolerance(
     if role == "label":
         return LABELS
     if role == "probabilities":
-        # Originals subtract one of two probabilities from 1, in their own floats.
-        kinds = [want.dtype if want.dtype.kind == "f" else np.dtype(float)]
-        if want.shape[1:] == (2,):
-            kinds.append(np.dtype(float))
-        rounding = 4 * np.array([np.finfo(kind).eps for kind in kinds], float)
+        # Originals subtract the second probability from 1, in their own floats.
+        rounding = np.full(want.shape[1:], 4 * np.finfo(np.float64).eps)
+        if want.shape[1:] == (2,) and want.dtype == np.float32:
+            rounding[0] = 4 * np.finfo(np.float32).eps
         return Tolerance(rounding + least_probability, OF_PROBABILITY, most=ABSOLUTE, numbers="fiu")
     relative = SHORT_RELATIVE if want.dtype == np.float16 else RELATIVE
     return Tolerance(absolute=relative * spread + _TINY, relative=relative, numbers="fiu")

@@ -5,10 +5,10 @@ Converters of other distributions import from this module (docs/extend.md).
 """
 
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -276,50 +276,37 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
 
 def write_logistics(graph: GraphProto) -> None:
     """Replace logistic(x) by exp(min(x, 0)) * logistic(|x|), except between the layers
-    of a network, and 1 - logistic(x) by the same of -x.
+    of a network.
 
     ONNX Runtime's logistic functions compute small probabilities as differences from 1,
     so that those below 1e-7 (in 64 bits, 1e-16) are 0
     (https://github.com/microsoft/onnxruntime/issues/26281).
     """
-    readers = defaultdict(set)
-    for node in graph.node:
-        for name in node.input:
-            readers[name].add(node.op_type)
-    ones = {
-        constant.name
-        for constant in graph.initializer
-        if list(constant.dims) in ([], [1]) and (numpy_helper.to_array(constant) == 1).all()
-    }
-    scores: dict[str, str] = {}
+    layers = [node.input for node in graph.node if node.op_type in _LAYERS]
+    read_by_layers = {*chain.from_iterable(layers)}
     nodes: list[NodeProto] = []
 
-    def add(operator: str, inputs: list[str], output: str = "") -> str:
-        output = output or f"logistic_{operator}_{len(nodes)}"
-        nodes.append(helper.make_node(operator, inputs, [output], f"{output}_{operator}"))
+    def add(operator: str, *inputs: str) -> str:
+        output = f"logistic_{operator}_{len(nodes)}"
+        nodes.append(helper.make_node(operator, inputs, [output], output))
         return output
 
     for node in graph.node:
-        link = next((entry for entry in node.attribute if entry.name == "post_transform"), None)
-        if link is not None and link.s == b"LOGISTIC":
-            link.s = b"NONE"
-            result = node.output[1]
-            score = f"{result}_score"
-            node.output[1] = score
-            nodes.append(node)
-        elif node.op_type == "Sigmoid" and not readers[node.output[0]] & _LAYERS:
+        result = node.output[-1] if node.output else ""
+        if node.op_type == "Sigmoid" and result not in read_by_layers:
             score = node.input[0]
-            result = node.output[0]
-            scores[result] = score
-        elif node.op_type == "Sub" and node.input[0] in ones and node.input[1] in scores:
-            score = add("Neg", [scores[node.input[1]]])
-            result = node.output[0]
         else:
             nodes.append(node)
-            continue
-        below_zero = add("Neg", [add("Relu", [add("Neg", [score])])])
-        likely = add("Sigmoid", [add("Abs", [score])])
-        add("Mul", [add("Exp", [below_zero]), likely], result)
+            score = ""
+            for option in node.attribute:
+                if option.name == "post_transform" and option.s == b"LOGISTIC":
+                    option.s = b"NONE"
+                    score = f"{result}_score"
+                    node.output[-1] = score
+        if score:
+            low = add("Exp", add("Neg", add("Relu", add("Neg", score))))
+            add("Mul", low, add("Sigmoid", add("Abs", score)))
+            nodes[-1].output[0] = result
     del graph.node[:]
     graph.node.extend(nodes)
 

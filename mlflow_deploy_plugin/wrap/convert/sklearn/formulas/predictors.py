@@ -196,8 +196,5 @@ FORMULAS: dict[type, Formula] = {
     PLSRegression: partial_least_squares,
     GaussianProcessClassifier: process_classes,
     LinearDiscriminantAnalysis: by_gradient,
+    SGDClassifier: by_gradient,
 }
-PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
-"""Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is
-used.
-"""

@@ -82,8 +82,10 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
         return np.argmax(scores, axis=1), likely, scores
     flat = scores.reshape(-1)
     if boosting.is_single:  # XGBoost subtracts the rounded probability from 1.
-        likely = likely.astype(float)
-    return (flat > 0).astype(np.int64), both_classes(likely).astype(np.float32), flat
+        likely = both_classes(likely)
+    else:
+        likely = _LINKS[boosting.link](np.hstack([-scores, scores]))
+    return (flat > 0).astype(np.int64), likely, flat
 
 
 def tree_features(model: TreeFeatures, rows: Rows) -> TracedArray:
@@ -124,9 +126,9 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     else:
         x = rows.own if boosting.has_single_rows else rows.matrix
         x = x.astype(dtype)
-        tested = {tree.feature[node] for tree in boosting.trees for node in tree.members}
+        tested = [tree.feature[[*tree.members]] for tree in boosting.trees if tree.members]
         if tested:  # LightGBM and XGBoost truncate numbers to codes.
-            is_code = np.isin(np.arange(x.sample.shape[1]), [*tested])
+            is_code = np.isin(np.arange(x.sample.shape[1]), np.concatenate(tested))
             x = np.where(is_code, np.trunc(x), x)
     if np.isnan(boosting.missing):
         return x
