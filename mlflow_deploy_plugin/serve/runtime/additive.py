@@ -118,7 +118,7 @@ class AdditiveForm:
             nodes = np.zeros(len(trees), np.int64)
             while (is_inner := self.left[trees, nodes] >= 0).any():
                 compared = values[self.feature[trees, nodes]]
-                codes = np.clip(np.nan_to_num(compared), 0, self.members.shape[1] - 1)
+                codes = np.clip(np.nan_to_num(compared), -1, self.members.shape[1] - 1)
                 is_member = self.members[self.membership[trees, nodes], codes.astype(np.int64)]
                 goes_left = np.where(
                     np.isnan(compared),

@@ -18,13 +18,14 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, as_table
 @dataclass(frozen=True, eq=False)
 class Tolerance:
     """The largest allowed difference of two numbers is the sum of `absolute`,
-    `relative` and `of_row`.
+    `relative` and `of_row`, but not more than `most`.
 
     Attributes:
         absolute: a number, or one number per value of a row, […].
         relative: a share of the expected number.
         of_row: a share of the largest expected number of the row, because small numbers
             may be sums of large ones.
+        most: the largest allowed difference.
         is_symmetric: True if `relative` is a share of the larger of both numbers.
         has_signed_zeros: True if 0.0 and -0.0 differ.
         numbers: the kinds of numpy dtypes whose values are numbers. Other values are
@@ -35,6 +36,7 @@ class Tolerance:
     absolute: float | Array = 0.0
     relative: float = 0.0
     of_row: float = 0.0
+    most: float = np.inf
     is_symmetric: bool = False
     has_signed_zeros: bool = False
     numbers: str = "f"
@@ -134,7 +136,7 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
             largest = largest_of_rows(np.where(np.isfinite(sizes), sizes, 0.0))
             largest = largest.reshape(len(want), *[1] * (want.ndim - 1))
             allowed = allowed + tolerance.of_row * largest
-        excess = differences / allowed
+        excess = differences / np.minimum(allowed, tolerance.most)
     for errors in (differences, excess):
         # One value is NaN or infinite, or the tolerance is 0.
         np.copyto(errors, np.inf, where=np.isnan(errors))

@@ -4,7 +4,7 @@ those of the ONNX form.
 | output        | tolerance                                                         |
 |---------------|-------------------------------------------------------------------|
 | label         | equal, except for ties                                            |
-| probabilities | 1e-4 absolute                                                     |
+| probabilities | 1e-3 of the probability, and at most 1e-4                         |
 | values        | 1e-4 of the value plus 1e-4 of the standard deviation of the      |
 |               | original's predictions for the target                             |
 | 16-bit values | 1e-2 instead of 1e-4, if the original predicts 16-bit floats      |
@@ -40,6 +40,8 @@ from mlflow_deploy_plugin.wrap.convert.batch import Batch, column_values
 
 TIE_MARGIN = 1e-4
 ABSOLUTE = 1e-4
+OF_PROBABILITY = 1e-3
+"""The relative tolerance of small probabilities, on which a log loss depends."""
 RELATIVE = 1e-4
 SHORT_RELATIVE = 1e-2
 """The relative tolerance for 16-bit floats, which have three digits."""
@@ -69,14 +71,20 @@ copies.
 """
 
 
-def parity_tolerance(role: Role, want: Array, spread: Array | float) -> Tolerance:
+def parity_tolerance(
+    role: Role, want: Array, spread: Array | float, least_probability: float = 0.0
+) -> Tolerance:
     """Return the tolerance for an output of the original. `spread` is one number, or
-    one per value of a row.
+    one per value of a row. Probabilities below `least_probability` need not agree.
     """
     if role == "label":
         return LABELS
     if role == "probabilities":
-        return Tolerance(absolute=ABSOLUTE, numbers="fiu")
+        # Originals subtract the second probability from 1, in their own floats.
+        rounding = np.full(want.shape[1:], 4 * np.finfo(np.float64).eps)
+        if want.shape[1:] == (2,) and want.dtype == np.float32:
+            rounding[0] = 4 * np.finfo(np.float32).eps
+        return Tolerance(rounding + least_probability, OF_PROBABILITY, most=ABSOLUTE, numbers="fiu")
     relative = SHORT_RELATIVE if want.dtype == np.float16 else RELATIVE
     return Tolerance(absolute=relative * spread + _TINY, relative=relative, numbers="fiu")
 

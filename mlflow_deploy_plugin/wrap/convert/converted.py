@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -124,6 +125,8 @@ class ConvertedModel:
         files: the contents of additional files by name.
         additive: a function for the parts from which exact explanations are computed;
             it returns None for a model that is not a sum.
+        least_probability: the size below which the original's own probabilities are
+            not exact, because it computes differences of 32-bit floats, or iterates.
         repair: the change that prevents rounding errors of 32-bit floats; empty if none
             was needed.
         cause: the probable cause if the predictions differ, with the correction, as a
@@ -146,6 +149,7 @@ class ConvertedModel:
     tokenizer: TokenizerSpec | None = None
     files: Mapping[str, str | bytes] = field(default_factory=dict)
     additive: Callable[[], AdditiveParts | None] | None = None
+    least_probability: float = 0.0
     repair: str = ""
     cause: str = ""
     unread: tuple[str, ...] = ()
@@ -189,6 +193,8 @@ def bind_graph(
                 "a name for each free size (onnx.helper.make_tensor_value_info)"
             )
     _refuse_empty_sequences(proto.graph)
+    if original is not None:
+        write_logistics(proto.graph)
     try:
         check_graph(proto)
     except Exception as error:  # noqa: BLE001 - protobuf and the checker raise errors of many classes.
@@ -266,6 +272,46 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
             reshape = helper.make_node("Reshape", [node.input[0], shape.name], [name], name)
             node.input[0] = name
             graph.node.insert(index, reshape)
+
+
+def write_logistics(graph: GraphProto) -> None:
+    """Replace logistic(x) by exp(min(x, 0)) * logistic(|x|), except between the layers
+    of a network.
+
+    ONNX Runtime's logistic functions compute small probabilities as differences from 1,
+    so that those below 1e-7 (in 64 bits, 1e-16) are 0
+    (https://github.com/microsoft/onnxruntime/issues/26281).
+    """
+    layers = [node.input for node in graph.node if node.op_type in _LAYERS]
+    read_by_layers = {*chain.from_iterable(layers)}
+    nodes: list[NodeProto] = []
+
+    def add(operator: str, *inputs: str) -> str:
+        output = f"logistic_{operator}_{len(nodes)}"
+        nodes.append(helper.make_node(operator, inputs, [output], output))
+        return output
+
+    for node in graph.node:
+        result = node.output[-1] if node.output else ""
+        if node.op_type == "Sigmoid" and result not in read_by_layers:
+            score = node.input[0]
+        else:
+            nodes.append(node)
+            score = ""
+            for option in node.attribute:
+                if option.name == "post_transform" and option.s == b"LOGISTIC":
+                    option.s = b"NONE"
+                    score = f"{result}_score"
+                    node.output[-1] = score
+        if score:
+            low = add("Exp", add("Neg", add("Relu", add("Neg", score))))
+            add("Mul", low, add("Sigmoid", add("Abs", score)))
+            nodes[-1].output[0] = result
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+_LAYERS = {"Conv", "Gemm", "MatMul", "Mul"}
 
 
 def makers_of(graph: GraphProto) -> dict[str, NodeProto]:

@@ -27,7 +27,12 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, concatenate_feeds, s
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert import comparison
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
-from mlflow_deploy_plugin.wrap.convert.comparison import ABSOLUTE, RELATIVE, TIE_MARGIN
+from mlflow_deploy_plugin.wrap.convert.comparison import (
+    ABSOLUTE,
+    OF_PROBABILITY,
+    RELATIVE,
+    TIE_MARGIN,
+)
 from mlflow_deploy_plugin.wrap.convert.converted import (
     MAX_VALUES,
     BoundaryValues,
@@ -51,7 +56,9 @@ tolerance.
 
 _TOLERANCES = {
     "label": f"equal; rows with a margin below {TIE_MARGIN:g} are ties",
-    "probabilities": f"{ABSOLUTE:g} absolute, for sums in 32-bit floats",
+    "probabilities": (
+        f"{OF_PROBABILITY:g} of the probability, at most {ABSOLUTE:g}, for sums in 32-bit floats"
+    ),
     "values": (
         f"{RELATIVE:g} of the value + {RELATIVE:g} of the spread of the predictions, for sums in "
         "32-bit floats"
@@ -452,7 +459,9 @@ class _ParityProof:
             spread = comparison.answer_spread(want)
             if len(want) >= comparison.ENOUGH_ROWS:
                 self._spreads[output.name] = spread
-        tolerance = comparison.parity_tolerance(output.role, want, spread)
+        tolerance = comparison.parity_tolerance(
+            output.role, want, spread, self._converted.least_probability
+        )
         agreement = compare(want, got, tolerance)
         by_row = agreement.by_row()
         # A row ties if its output changes within one rounding step of its inputs or of

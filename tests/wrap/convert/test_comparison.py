@@ -20,6 +20,13 @@ CASES = {
     "labels that are floats": ("label", [1.0, 2.0], [1.0, 2.00001], [0, np.inf]),
     "probabilities within": ("probabilities", [[0.5, 0.5]], [[0.50005, 0.49995]], [0.5]),
     "probabilities beyond": ("probabilities", [[0.5, 0.5]], [[0.5003, 0.4997]], [3]),
+    "small_probabilities": ("probabilities", [[0.0, 4e-10, 1.0]], [[0.0, 0.0, 1.0]], [997.78447]),
+    "small_probabilities that 32 bits round": (
+        "probabilities",
+        np.array([[0.0, 1.0]], np.float32),
+        [[2.0**-22, 1.0]],
+        [0.5],
+    ),
     "values by their size": ("values", [1000.0], [1000.05], [0.5]),
     "values that are integers": ("values", [1000, 1000], [1000, 1001], [0, 10]),
     "16-bit floats": (
@@ -38,7 +45,7 @@ def test_error_is_measured_in_tolerances(role, want, got, excess):
         np.array(want), np.array(got), parity_tolerance(role, np.array(want), spread=0.0)
     )
 
-    np.testing.assert_allclose(agreement.by_row().excess, excess, rtol=1e-6)
+    np.testing.assert_allclose(agreement.by_row().excess, excess, rtol=1e-5)
 
 
 def test_small_values_are_measured_by_spread():

@@ -299,8 +299,14 @@ def _convert(
     classes: tuple[Any, ...] = ()
     if outputs[0].role == "label" and isinstance(getattr(model, "classes_", None), np.ndarray):
         classes = tuple(model.classes_.tolist())
+    last = last_step(fitted)
+    # libsvm iterates, and an ensemble of XGBoost's models returns 64-bit floats.
+    has_rough_part = any(
+        len(getattr(part, "probA_", ())) or (library_of(part) == "xgboost" and part is not last)
+        for part in sub_estimators(fitted)
+    )
     cause = ""
-    if isinstance(fitted, Pipeline) and library_of(fitted.steps[-1][1]) == "xgboost":
+    if isinstance(fitted, Pipeline) and library_of(last) == "xgboost":
         with suppress(Exception):  # A stand-in of another library may have no `transform`.
             rows = estimator_input(fitted, Batch(batch).take(_HEAD).data)
             if hasattr(fitted[:-1].transform(rows), "tocsr"):
@@ -322,7 +328,8 @@ def _convert(
         margin=margin,
         many_rows=many_rows,
         additive=partial(_additive_parts, fitted, inputs, precision),
-        repair=_REPAIRS[precision].format(step=type(last_step(fitted)).__name__),
+        least_probability=1e-6 if has_rough_part else 0.0,
+        repair=_REPAIRS[precision].format(step=type(last).__name__),
         cause=cause,
     )
 
@@ -458,6 +465,7 @@ def _converted_graph(
                 )
         proto, topology = _call_skl2onnx(copy, inputs, precision)
         refusal = mark_refused_rows(proto.graph, topology)
+        converted.write_logistics(proto.graph)
         proto = onnx_remove_node_identity(proto)
         properties = {REFUSED_ROWS: refusal} if refusal else {}
         helper.set_model_props(proto, properties)

@@ -92,6 +92,11 @@ PROVEN = {
         ACCENTS,
         OF_KINDS,
     ),
+    "lightgbm, codes with fractions": (
+        lgbm(categorical_feature=[0], max_cat_to_onehot=1, min_data_per_group=2, cat_smooth=0.1),
+        FULL.assign(a=THREE - 1.0),
+        OF_KINDS,
+    ),
     "catboost, texts": (cat(), GAPS, TEXT),
     "catboost, several targets": (cat("Regressor", loss_function="MultiRMSE"), FULL, TARGETS),
     "lines of columns with names in a vote": (
@@ -105,6 +110,11 @@ SELDOM = {
     "xgboost, a base score": (xgb("Regressor", base_score=7.5), GAPS, SCORE),
     "xgboost, another missing value": (xgb(missing=-999), GAPS.fillna(-999), TWO),
     "xgboost, a forest": (xgb("RFClassifier"), FULL, TWO),
+    "xgboost, codes with fractions": (
+        xgb(**CATEGORICAL, feature_types=["c", "q", "q"], max_cat_to_onehot=1),
+        FULL.assign(a=THREE * 1.0).to_numpy(),
+        OF_KINDS,
+    ),
     "lightgbm, one against all": (lgbm(objective="multiclassova"), GAPS, TEXT),
     "lightgbm, counts": (lgbm("Regressor", objective="poisson"), FULL, COUNTS),
     "lightgbm, a forest": (

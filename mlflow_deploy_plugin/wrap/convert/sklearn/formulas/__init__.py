@@ -85,7 +85,7 @@ def convert_formula(
     rows = Rows.of(graph, operator)
     if is_double and not rows.is_single:
         rows.is_double = True  # scikit-learn computes 64-bit floats from texts and integers too.
-    formula = (FORMULAS | _PRECISE)[type(estimator)]
+    formula = (FORMULAS | neighbours.PRECISE)[type(estimator)]
     answer = formula(estimator, rows)
     output = operator.outputs[0]
     if isinstance(answer, tuple):
@@ -102,15 +102,12 @@ def convert_formula(
     graph.node("Identity", [answer.name], output.full_name)
 
 
-_PRECISE = neighbours.PRECISE | predictors.PRECISE
-
-
 def converters_in_64_bits(is_throughout: bool) -> dict[type, ConvertsOperator]:
     """Return converters that compute in 64 bits: of transformers, or of all estimators
     if `is_throughout`. The latter include replacements for skl2onnx's converters with
     32-bit operators.
     """
-    kinds = {*FORMULAS, *_PRECISE}
+    kinds = {*FORMULAS, *neighbours.PRECISE}
     if not is_throughout:
         kinds = {kind for kind in FORMULAS if not hasattr(kind, "predict")}
     return dict.fromkeys(kinds, partial(convert_formula, True))

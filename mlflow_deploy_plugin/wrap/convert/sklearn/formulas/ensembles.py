@@ -225,9 +225,10 @@ def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
         if is_single:
             scores = np.hstack([-scores, scores])
         return position, scores
-    likely = _scores(model.estimators_, rows, "predict_proba")
-    if is_single:
-        likely = both_classes(likely)
+    if is_single:  # 1 - p would lose small probabilities of the first class.
+        likely = rows.ask(model.estimators_[0], "predict_proba")
+    else:
+        likely = _scores(model.estimators_, rows, "predict_proba")
     if not model.multilabel_:
         likely = divided(likely, likely.sum(axis=1, keepdims=True))
     return position, likely

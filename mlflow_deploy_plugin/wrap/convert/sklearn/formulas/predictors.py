@@ -8,6 +8,7 @@ import numpy as np
 from scipy import special
 from sklearn.covariance import EllipticEnvelope
 from sklearn.cross_decomposition import CCA, PLSCanonical, PLSRegression
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.gaussian_process._gpc import COEFS, LAMBDAS
@@ -194,8 +195,6 @@ FORMULAS: dict[type, Formula] = {
     PLSCanonical: partial_least_squares,
     PLSRegression: partial_least_squares,
     GaussianProcessClassifier: process_classes,
+    LinearDiscriminantAnalysis: by_gradient,
+    SGDClassifier: by_gradient,
 }
-PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
-"""Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is
-used.
-"""

@@ -285,11 +285,12 @@ class Rows:
         raw_scores = method == "decision_function"
         # The converter of an estimator is called once.
         key = id(estimator), raw_scores
-        if raw_scores and len(getattr(estimator, "probA_", ())):
-            # With `_probA`, skl2onnx returns probabilities instead of scores.
-            estimator = copy(estimator)
-            estimator._probB = np.empty(0)
-            estimator._probA = estimator._probB
+        if raw_scores:
+            estimator = copy(estimator)  # skl2onnx's options belong to an estimator.
+            if len(getattr(estimator, "probA_", ())):
+                # With `_probA`, skl2onnx returns probabilities instead of scores.
+                estimator._probB = np.empty(0)
+                estimator._probA = estimator._probB
         if key not in self._outputs:
             inputs = self._variables(estimator)
             self._outputs[key] = self._graph.sub_model(estimator, inputs, raw_scores)

@@ -81,7 +81,11 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     if scores.sample.shape[1] > 1:
         return np.argmax(scores, axis=1), likely, scores
     flat = scores.reshape(-1)
-    return (flat > 0).astype(np.int64), both_classes(likely), flat
+    if boosting.is_single:  # XGBoost subtracts the rounded probability from 1.
+        likely = both_classes(likely)
+    else:
+        likely = _LINKS[boosting.link](np.hstack([-scores, scores]))
+    return (flat > 0).astype(np.int64), likely, flat
 
 
 def tree_features(model: TreeFeatures, rows: Rows) -> TracedArray:
@@ -122,6 +126,10 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     else:
         x = rows.own if boosting.has_single_rows else rows.matrix
         x = x.astype(dtype)
+        tested = [tree.feature[[*tree.members]] for tree in boosting.trees if tree.members]
+        if tested:  # LightGBM and XGBoost truncate numbers to codes.
+            is_code = np.isin(np.arange(x.sample.shape[1]), np.concatenate(tested))
+            x = np.where(is_code, np.trunc(x), x)
     if np.isnan(boosting.missing):
         return x
     return np.where(x == boosting.missing, dtype(np.nan), x)
