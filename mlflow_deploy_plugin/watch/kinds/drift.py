@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -54,6 +55,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
     merge,
     sketch_groups,
 )
+from mlflow_deploy_plugin.watch.drift.value_changes import describe_repeats, describe_values
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.watch.history import NO_ROWS, usual_rows, with_history
 from mlflow_deploy_plugin.watch.result import (
@@ -242,10 +244,7 @@ class WindowComparison:
             self.version,
             sample,
             self._in_segment,
-            [
-                self._with_correlation(item, sample)
-                for item in (*shifts.findings, *verdict.findings)
-            ],
+            [self._with_values(item, sample) for item in (*shifts.findings, *verdict.findings)],
         )
         verdict = replace(verdict, findings=tuple(findings[len(shifts.findings) :]))
         findings = [*required, *findings]
@@ -301,23 +300,40 @@ class WindowComparison:
             levels.append(self.request.accuracy)
         return ReportData(pairs, {SKETCHES: profile_to_parquet(profile)}, tuple(levels))
 
-    def _with_correlation(
+    def _with_values(
         self,
         finding: Finding,
         sample: tuple[pa.Table, pa.Table] | None,
     ) -> Finding:
-        """Return the finding. The change of an alarm about relations is the correlation
-        that changed most between the reference and the window of the `sample`.
+        """Return the finding. The change of an alarm begins with that of the values or
+        rows between the reference and the window of the `sample`, if it is simple. For
+        relations, it is the correlation that changed most.
         """
-        is_relation_alarm = finding.subject == RELATIONS and finding.is_alarm
-        if not is_relation_alarm or self.reference is None or sample is None:
+        is_accepted = finding.key in self.request.baseline
+        if not finding.is_alarm or is_accepted or self.reference is None or sample is None:
             return finding
         rows = self._in_segment(sample, finding.segment)
-        before, now = (encode_columns(self.reference.bins, table) for table in rows)
-        return replace(
-            finding,
-            change=correlation_change(self.reference.bins, before, now) or finding.change,
-        )
+        if finding.subject == RELATIONS:
+            codes = (encode_columns(self.reference.bins, table) for table in rows)
+            change = correlation_change(self.reference.bins, *codes)
+            return replace(finding, change=change or finding.change)
+        change = ""
+        if finding.subject == ROWS:
+            features = (read_columns(table)[0].values() for table in rows)
+            change = describe_repeats(
+                *(pd.DataFrame({each.name: each.values for each in part}) for part in features)
+            )
+        else:
+            # A list has several subjects, such as `image.mean`.
+            names = [
+                name
+                for name in rows[1].column_names
+                if f"{finding.subject}.".startswith(f"{name}.") and name in rows[0].column_names
+            ]
+            columns = [read_columns(table.select(names))[0] for table in rows]
+            if all(finding.subject in part for part in columns):
+                change = describe_values(*(part[finding.subject] for part in columns))
+        return replace(finding, change="; ".join(filter(None, (change, finding.change))))
 
     def _in_segment(
         self,
