@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,6 +29,7 @@ from mlflow_deploy_plugin.watch.drift.references.load import load_reference, loa
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.columns import (
+    ColumnValues,
     pair_columns,
     read_columns,
     select_columns,
@@ -239,12 +239,16 @@ class WindowComparison:
         shifts = self.shifts(verdict)
         is_judged = verdict.state != "not judged" or shifts.findings or required
         sample = self._report_rows() if is_judged else None
+        features: dict[str, Sequence[Mapping[str, ColumnValues]]] = {}
         findings, effect_notes = with_effects(
             self.request,
             self.version,
             sample,
             self._in_segment,
-            [self._with_values(item, sample) for item in (*shifts.findings, *verdict.findings)],
+            [
+                self._with_values(item, sample, features)
+                for item in (*shifts.findings, *verdict.findings)
+            ],
         )
         verdict = replace(verdict, findings=tuple(findings[len(shifts.findings) :]))
         findings = [*required, *findings]
@@ -304,10 +308,13 @@ class WindowComparison:
         self,
         finding: Finding,
         sample: tuple[pa.Table, pa.Table] | None,
+        features: dict[str, Sequence[Mapping[str, ColumnValues]]],
     ) -> Finding:
         """Return the finding. The change of an alarm begins with that of the values or
         rows between the reference and the window of the `sample`, if it is simple. For
         relations, it is the correlation that changed most.
+
+        `features` keeps the columns of the sample by segment, for the next findings.
         """
         is_accepted = finding.key in self.request.baseline
         if not finding.is_alarm or is_accepted or self.reference is None or sample is None:
@@ -317,22 +324,14 @@ class WindowComparison:
             codes = (encode_columns(self.reference.bins, table) for table in rows)
             change = correlation_change(self.reference.bins, *codes)
             return replace(finding, change=change or finding.change)
+        if finding.segment not in features:
+            features[finding.segment] = [read_columns(table)[0] for table in rows]
+        before, now = features[finding.segment]
         change = ""
         if finding.subject == ROWS:
-            features = (read_columns(table)[0].values() for table in rows)
-            change = describe_repeats(
-                *(pd.DataFrame({each.name: each.values for each in part}) for part in features)
-            )
-        else:
-            # A list has several subjects, such as `image.mean`.
-            names = [
-                name
-                for name in rows[1].column_names
-                if f"{finding.subject}.".startswith(f"{name}.") and name in rows[0].column_names
-            ]
-            columns = [read_columns(table.select(names))[0] for table in rows]
-            if all(finding.subject in part for part in columns):
-                change = describe_values(*(part[finding.subject] for part in columns))
+            change = describe_repeats(before, now)
+        elif finding.subject in before.keys() & now.keys():
+            change = describe_values(before[finding.subject], now[finding.subject])
         return replace(finding, change="; ".join(filter(None, (change, finding.change))))
 
     def _in_segment(

@@ -3,7 +3,6 @@ rows.
 """
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
@@ -32,7 +31,7 @@ COUNTS = RNG.poisson(3, 5_000).astype(float)
         ),
         (np.full(5_000, 4.0), COUNTS[:300], "constant 4.0 until now, varies since"),
         (TEMPERATURE, TODAY * 1.8 + 32, "each value × 1.8 + 32"),
-        (TEMPERATURE * 1.8 + 32, TODAY, "each value × 0.555556 - 17.7778"),
+        (TEMPERATURE * 1.8 + 32, TODAY, "each value ÷ 1.8 - 17.78"),
         (TEMPERATURE, TODAY + 273.15, "each value + 273.15"),
         (np.exp(TEMPERATURE / 6), np.exp(TODAY / 6) * 100, "each value × 100"),
         (PLANS, RNG.choice(PLANS, 300), ""),
@@ -56,10 +55,15 @@ def test_values_that_are_rounded_or_otherwise_changed_are_described(before, now,
 
 
 def test_repeated_rows_are_described():
-    before = pd.DataFrame({"temp": TEMPERATURE, "plan": PLANS})
-    now = before[:300].reset_index(drop=True)
-    now.loc[0, "temp"] = np.nan
+    def columns(places):
+        return {
+            "temp": ColumnValues("temp", "number", np.where(places, TEMPERATURE[places], np.nan)),
+            "plan": ColumnValues("plan", "category", PLANS[places]),
+        }
 
-    assert describe_repeats(before, now) == ""
-    assert describe_repeats(before, pd.concat([now, now[5:80]])) == "25% of the rows twice or more"
-    assert describe_repeats(before[["plan"]], now[["plan"]]) == ""
+    before = columns(np.arange(5_000))
+    now = columns(np.arange(300) % 240)
+    plans = {"plan": before["plan"]}
+
+    assert describe_repeats(before, before) == describe_repeats(plans, plans) == ""
+    assert describe_repeats(before, now) == "25% of the rows twice or more"
