@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, RELATIONS, shown_name
+from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, RELATIONS
 from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.detector import (
     Tracking,
@@ -232,9 +232,7 @@ def _restarts(
     count = len(starts)
     restarts = np.full(len(levels.series), count)
     for index, series in enumerate(levels.series):
-        # A column that is accepted in all rows is accepted in its segments.
-        names = {series.key, shown_name(series.column)} & baseline.keys()
-        accepted = [baseline[name] for name in names]
+        accepted = [baseline[series.key]] if series.key in baseline else []
         if series.column in PROJECTIONS:
             # The `alarm_key` of a column in a segment begins with the segment.
             for key, since in baseline.items():

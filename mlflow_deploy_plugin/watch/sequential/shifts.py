@@ -139,18 +139,18 @@ def _unusual_windows(course: Course) -> Mapping[str, tuple[int, int]]:
 
 
 def shown_shifts(course: Course) -> Sequence[Shift]:
-    """Return the largest shift of each column in all rows and segments, preferably of a
-    telling figure, and of the mean if the mean and the deviation have shifted; the
-    oldest shift of the relations if no column has a shift.
+    """Return the largest shift of each column, preferably of a telling figure, of all
+    rows rather than a segment, and of the mean if the mean and the deviation have
+    shifted; the oldest shift of the relations if no column has a shift.
     """
     shifts = course.tracking.shifts
     shifted = {course.series[shift.series] for shift in shifts}
 
-    def order(shift: Shift) -> tuple[bool, bool, float]:
+    def order(shift: Shift) -> tuple[bool, bool, bool, float]:
         series = course.series[shift.series]
         is_of_mean = series.figure == SPREAD and series._replace(figure=LEVEL) in shifted
         deviations, _ = _change_since(course, series, shift.onset)
-        return series.figure in VAGUE, is_of_mean, -abs(deviations)
+        return series.figure in VAGUE, bool(series.segment), is_of_mean, -abs(deviations)
 
     by_column: dict[str, Shift] = {}
     for shift in sorted(shifts, key=order):
