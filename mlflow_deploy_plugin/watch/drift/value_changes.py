@@ -11,7 +11,6 @@ import pandas as pd
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
 
-_FEWEST = 30
 _FEW = 5
 """The number of different numbers that are named like categories."""
 _FREQUENT = 0.05
@@ -39,10 +38,8 @@ def describe_values(before: ColumnValues, now: ColumnValues) -> str:
     simple change explains them.
     """
     old, new = (pd.Series(column.values).dropna() for column in (before, now))
-    if before.kind != now.kind or min(len(old), len(new)) < _FEWEST:
-        return ""
     usual, shares = (values.value_counts(normalize=True) for values in (old, new))
-    if len(shares) == 1:
+    if before.kind != now.kind or usual.empty or len(shares) < 2:
         return ""
     if len(usual) == 1:
         return f"constant {usual.index[0]} until now, varies since"

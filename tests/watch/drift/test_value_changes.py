@@ -19,7 +19,6 @@ COUNTS = RNG.poisson(3, 5_000).astype(float)
     ("before", "now", "words"),
     [
         (TEMPERATURE, TODAY, ""),
-        (TEMPERATURE, TODAY + 3, ""),
         (TEMPERATURE, np.rint(TODAY), "rounded to integers"),
         (TEMPERATURE, TODAY.astype(np.float32).round(1), "rounded to multiples of 0.1"),
         (COUNTS * 7, COUNTS[:300] * 100, "rounded to multiples of 100"),
@@ -42,14 +41,14 @@ COUNTS = RNG.poisson(3, 5_000).astype(float)
         ),
         (PLANS, np.full(300, "plus"), ""),
         (PLANS == "pro", np.arange(300) % 4 == 0, "1 9.8% → 25.0%, more often"),
-        (TEMPERATURE, TODAY[:20] * 1.8 + 32, ""),
         (TEMPERATURE, PLANS, ""),
+        (TEMPERATURE, [], ""),
     ],
 )
 def test_values_that_are_rounded_or_otherwise_changed_are_described(before, now, words):
     columns = [
         ColumnValues("x", "category" if values.dtype.kind in "UO" else "number", values)
-        for values in map(np.asarray, (before, now))
+        for values in map(np.array, (before, now))
     ]
     assert describe_values(*columns) == words
 
