@@ -93,11 +93,11 @@ def describe_repeats(before: Mapping[str, ColumnValues], now: Mapping[str, Colum
     """Return the share of different rows that occur again; empty if they are few, or if
     rows of the reference also do.
     """
-    tables = (
-        pd.DataFrame({name: column.values for name, column in columns.items()})
-        for columns in (before, now)
-    )
-    usual, repeated = (float((rows.value_counts(dropna=False) > 1).mean()) for rows in tables)
+    shares = []
+    for columns in (before, now):
+        rows = pd.DataFrame({name: column.values for name, column in columns.items()})
+        shares.append(float((rows.value_counts(dropna=False) > 1).mean()))
+    usual, repeated = shares
     if repeated < _FREQUENT or usual > _FREQUENT / 2:
         return ""
     return f"{repeated:.0%} of the rows twice or more"
