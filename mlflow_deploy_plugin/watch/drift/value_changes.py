@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
 
 _FEW = 5
 """The number of different numbers that are named like categories."""
+_LONGEST = 80
 _FREQUENT = 0.05
 _RARE = 0.01
 _ERRORS = 4
@@ -33,6 +34,7 @@ without a change of unit must be ten times larger.
 """
 
 
+@np.errstate(all="ignore")
 def describe_values(before: ColumnValues, now: ColumnValues) -> str:
     """Return how the values have changed, such as `rounded to integers`; empty if no
     simple change explains them.
@@ -42,7 +44,7 @@ def describe_values(before: ColumnValues, now: ColumnValues) -> str:
     if before.kind != now.kind or usual.empty or len(shares) < 2:
         return ""
     if len(usual) == 1:
-        return f"constant {usual.index[0]} until now, varies since"
+        return f"constant {str(usual.index[0])[:_LONGEST]} until now, varies since"
     earlier = usual.reindex(shares.index, fill_value=0.0).to_numpy()
     if now.kind == "category" or len(usual) <= _FEW:
         rises = shares.to_numpy() - earlier
@@ -51,7 +53,7 @@ def describe_values(before: ColumnValues, now: ColumnValues) -> str:
         index = int(np.where((earlier > 0) & (rises >= least), rises, 0).argmax())
         if rises[index] >= least[index] > 0:
             value = shares.index[index]
-            name = f"{value:g}" if now.kind == "number" else repr(value)
+            name = f"{value:g}" if now.kind == "number" else repr(value[:_LONGEST])
             return f"{name} {earlier[index]:.1%} → {shares.iloc[index]:.1%}, more often"
     if now.kind == "category":
         return ""

@@ -43,6 +43,8 @@ COUNTS = RNG.poisson(3, 5_000).astype(float)
         (PLANS == "pro", np.arange(300) % 4 == 0, "1 9.8% → 25.0%, more often"),
         (TEMPERATURE, PLANS, ""),
         (TEMPERATURE, [], ""),
+        (TEMPERATURE, [np.inf, -np.inf, np.nan, 1e308] * 50, ""),
+        (["x" * 10_000], PLANS, f"constant {'x' * 80} until now, varies since"),
     ],
 )
 def test_values_that_are_rounded_or_otherwise_changed_are_described(before, now, words):
