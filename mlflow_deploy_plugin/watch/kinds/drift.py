@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.watch.drift.references.load import load_reference, loa
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.columns import (
+    ColumnValues,
     pair_columns,
     read_columns,
     select_columns,
@@ -54,6 +55,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
     merge,
     sketch_groups,
 )
+from mlflow_deploy_plugin.watch.drift.value_changes import describe_repeats, describe_values
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.watch.history import NO_ROWS, usual_rows, with_history
 from mlflow_deploy_plugin.watch.result import (
@@ -237,13 +239,14 @@ class WindowComparison:
         shifts = self.shifts(verdict)
         is_judged = verdict.state != "not judged" or shifts.findings or required
         sample = self._report_rows() if is_judged else None
+        features: dict[str, Sequence[Mapping[str, ColumnValues]]] = {}
         findings, effect_notes = with_effects(
             self.request,
             self.version,
             sample,
             self._in_segment,
             [
-                self._with_correlation(item, sample)
+                self._with_values(item, sample, features)
                 for item in (*shifts.findings, *verdict.findings)
             ],
         )
@@ -301,23 +304,35 @@ class WindowComparison:
             levels.append(self.request.accuracy)
         return ReportData(pairs, {SKETCHES: profile_to_parquet(profile)}, tuple(levels))
 
-    def _with_correlation(
+    def _with_values(
         self,
         finding: Finding,
         sample: tuple[pa.Table, pa.Table] | None,
+        features: dict[str, Sequence[Mapping[str, ColumnValues]]],
     ) -> Finding:
-        """Return the finding. The change of an alarm about relations is the correlation
-        that changed most between the reference and the window of the `sample`.
+        """Return the finding. The change of an alarm begins with that of the values or
+        rows between the reference and the window of the `sample`, if it is simple. For
+        relations, it is the correlation that changed most.
+
+        `features` keeps the columns of the sample by segment, for the next findings.
         """
-        is_relation_alarm = finding.subject == RELATIONS and finding.is_alarm
-        if not is_relation_alarm or self.reference is None or sample is None:
+        is_accepted = finding.key in self.request.baseline
+        if not finding.is_alarm or is_accepted or self.reference is None or sample is None:
             return finding
         rows = self._in_segment(sample, finding.segment)
-        before, now = (encode_columns(self.reference.bins, table) for table in rows)
-        return replace(
-            finding,
-            change=correlation_change(self.reference.bins, before, now) or finding.change,
-        )
+        if finding.subject == RELATIONS:
+            codes = (encode_columns(self.reference.bins, table) for table in rows)
+            change = correlation_change(self.reference.bins, *codes)
+            return replace(finding, change=change or finding.change)
+        if finding.segment not in features:
+            features[finding.segment] = [read_columns(table)[0] for table in rows]
+        before, now = features[finding.segment]
+        change = ""
+        if finding.subject == ROWS:
+            change = describe_repeats(before, now)
+        elif finding.subject in before.keys() & now.keys():
+            change = describe_values(before[finding.subject], now[finding.subject])
+        return replace(finding, change="; ".join(filter(None, (change, finding.change))))
 
     def _in_segment(
         self,

@@ -25,10 +25,9 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
     track,
 )
 from mlflow_deploy_plugin.watch.sequential.levels import (
-    DISTANCE,
     MODE,
     NEARLY_NORMAL,
-    ROWS,
+    ROWS_FIGURE,
     UPWARD,
     ReferenceLevels,
     reference_levels,
@@ -69,9 +68,9 @@ _SHORTER = (
 )
 """The lengths of windows in seconds that a message proposes, the longest first."""
 _UNLIKELY = 0.05
-_LEAST_ROWS = math.log(1.2)
-"""The change of the number of rows below which a lasting shift is no alarm: a growth of
-25 % per year is a trend.
+_LEAST = {ROWS_FIGURE: math.log(1.2), MODE: math.log(1.5)}
+"""The change of a figure below which a lasting shift is no alarm: 25 % more rows per
+year are a trend, and the largest share of an interval depends on the level.
 """
 OPEN_WINDOWS = 10
 """The windows for which a false alarm is open on average, by simulation."""
@@ -204,10 +203,8 @@ def detector_windows(
         restarts=np.full(len(levels.series), len(starts)),
         scales=relative_deviations(residuals, all_rows, of_rows, levels.rows),
         is_upward=np.array([series.figure in UPWARD for series in levels.series], bool),
-        is_followed=np.array(
-            [series.figure not in (MODE, DISTANCE) for series in levels.series], bool
-        ),
-        least=np.array([series.column == ROWS for series in levels.series]) * _LEAST_ROWS,
+        is_followed=~levels.is_distance,
+        least=np.array([_LEAST.get(series.figure, 0.0) for series in levels.series]),
     )
 
 

@@ -221,7 +221,10 @@ class Tracking:
         innovation = self._innovation(now, is_known)
         # The windows of a shift that was not confirmed become a part of the baseline.
         for shift in [*self.shifts]:
-            if is_known[shift.series] and shift.add_window(float(innovation[shift.series])):
+            if not is_known[shift.series]:
+                continue
+            is_over = shift.add_window(float(innovation[shift.series]))
+            if is_over or not self._is_lasting(shift, now):
                 self.shifts.remove(shift)
                 if not shift.is_confirmed:
                     self._is_left_out[shift.onset : now, shift.series] = False
@@ -267,14 +270,12 @@ class Tracking:
 
     def _raise_alarm(self, now: int) -> None:
         """Open the shifts that the evidence shows, and begin to collect evidence anew.
-        The evidence of a shift that is too small is forgotten.
+        The evidence of a shift that is too small or not lasting is forgotten.
         """
         innovations = self.innovations[self._first : now + 1].clip(-_LARGEST, _LARGEST)
-        least = np.broadcast_to(self._windows.least, self.baseline.mean.shape)
         opened = []
         for shift in _find_shifts(self._mass, innovations, self._first, self._limit):
-            levels = self.levels[shift.onset : now + 1, shift.series]
-            if abs(levels.mean() - self.baseline.mean[shift.series]) < least[shift.series]:
+            if not self._is_lasting(shift, now):
                 self._mass[:, shift.series] = 0
                 continue
             opened.append(shift)
@@ -284,6 +285,16 @@ class Tracking:
             self.alarms.append(now)
             self._mass[:] = 0
             self._first = now + 1
+
+    def _is_lasting(self, shift: Shift, now: int) -> bool:
+        """Return True if at least half of the known windows since the onset are on the
+        side of the shift: a few extreme windows are not a shift.
+        """
+        since = slice(shift.onset, now + 1)
+        is_known = np.isfinite(self._windows.values[since, shift.series])
+        above = self.levels[since, shift.series] - self.baseline.mean[shift.series]
+        least = np.maximum(self._windows.least, _LEAST_SIZE / 2 * self.baseline.deviation)
+        return bool(np.median(shift.sign * above[is_known]) >= least[shift.series])
 
     def _learn(self, now: int) -> None:
         """Add the usual levels: at once since a restart, otherwise after `JOINS_AFTER`

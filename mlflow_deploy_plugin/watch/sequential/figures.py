@@ -30,7 +30,7 @@ _NAMES: Mapping[str, str] = {
     "level": "mean",
     MEAN: "mean of all values",
     SPREAD: "deviation",
-    MODE: "share of the most frequent interval, as a multiple of that in the reference",
+    MODE: "share of the most frequent interval, relative to the reference",
     MISSING: "share of missing values",
     NEW: "share of new values",
     OUTSIDE: "share out of range",

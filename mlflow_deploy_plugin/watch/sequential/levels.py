@@ -15,7 +15,8 @@
 
 The usual two are the two values that are most frequent in the reference. Distances and
 modes depend on the level of the figure in a way that is not linear: after a reference
-with correlated windows they increase by chance, so their lasting shifts are not sought.
+with correlated windows they increase by chance. Lasting shifts of distances are not
+sought, and only large ones of modes.
 
 A projection (`relations.py`) has only a spread, because its level depends only on the
 levels of the columns. With a `rolling:` reference, each figure except the rows and the

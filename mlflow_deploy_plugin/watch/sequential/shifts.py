@@ -25,9 +25,11 @@ from mlflow_deploy_plugin.watch.sequential.figures import (
 from mlflow_deploy_plugin.watch.sequential.levels import (
     DISTANCE,
     LEVEL,
+    MEAN,
     MISSING,
     OUTSIDE,
     ROWS_FIGURE,
+    SPREAD,
     FigureSeries,
 )
 
@@ -39,6 +41,11 @@ _SHARE_OF_TIME = 0.5
 """By chance, single windows of one column have so many alarms in this share of the time
 between two alarms of the budget in less than one of 1,000 monitors.
 """
+_EXPLAINED_BY = {OUTSIDE: LEVEL, LEVEL: MEAN}
+"""With a season of the year, the mean moves, and values leave the range. A mean far
+outside of the bins is known only from all values.
+"""
+_CLIPPED = 1.5
 
 
 @dataclass(frozen=True)
@@ -132,52 +139,61 @@ def _unusual_windows(course: Course) -> Mapping[str, tuple[int, int]]:
 
 
 def shown_shifts(course: Course) -> Sequence[Shift]:
-    """Return the shifts of columns, for each column the first of its most telling
-    figures; the oldest shift of the relations if no column has a shift.
+    """Return the largest shift of each column, preferably of a telling figure, of all
+    rows rather than a segment, and of the mean if the mean and the deviation have
+    shifted; the oldest shift of the relations if no column has a shift.
     """
-    by_column: dict[str, Shift] = {}
-    for shift in course.tracking.shifts:
+    shifts = course.tracking.shifts
+    shifted = {course.series[shift.series] for shift in shifts}
+
+    def order(shift: Shift) -> tuple[bool, bool, bool, float]:
         series = course.series[shift.series]
-        if series.column in PROJECTIONS:
-            continue
-        shown = by_column.setdefault(series.key, shift)
-        if course.series[shown.series].figure in VAGUE and series.figure not in VAGUE:
-            by_column[series.key] = shift
-    return [*by_column.values()] or course.tracking.shifts[:1]
+        is_of_mean = series.figure == SPREAD and series._replace(figure=LEVEL) in shifted
+        deviations, _ = _change_since(course, series, shift.onset)
+        return series.figure in VAGUE, bool(series.segment), is_of_mean, -abs(deviations)
+
+    by_column: dict[str, Shift] = {}
+    for shift in sorted(shifts, key=order):
+        column = course.series[shift.series].column
+        if column not in PROJECTIONS:
+            by_column.setdefault(column, shift)
+    return [*by_column.values()] or shifts[:1]
+
+
+def _change_since(course: Course, series: FigureSeries, onset: int) -> tuple[float, str]:
+    """Return the median of a figure since the onset, above its usual mean and in
+    standard deviations of the reference's windows, and its change in words.
+    """
+    index = course.series.index(series)
+    baseline = course.tracking.baseline
+    values = course.windows.values[onset:, index]
+    levels = course.tracking.levels[onset:, index]
+    above = float(np.median(levels[np.isfinite(values)])) - float(baseline.mean[index])
+    now = float(np.nanmedian(values))
+    deviations = above / float(baseline.deviation[index])
+    return deviations, _describe_change(course, series, now - above, now)
 
 
 def _make_finding(course: Course, shift: Shift) -> Finding:
-    """Return the finding about a shift: its mean size since it began, in standard
-    deviations of the reference's windows, and the interval in which it began.
+    """Return the finding about a shift: its median size since it began, and the
+    interval in which it began.
     """
     series = course.series[shift.series]
-    baseline = course.tracking.baseline
-    values = course.windows.values[shift.onset :, shift.series]
-    is_known = np.isfinite(values)
-    above = course.tracking.levels[shift.onset :, shift.series][is_known]
-    above = above - baseline.mean[shift.series]
-    now = float(values[is_known].mean())
-    deviations = float(above.mean()) / float(baseline.deviation[shift.series])
-    change = _describe_change(course, series, now - float(above.mean()), now)
-    if series.figure == OUTSIDE:
-        # With a season of the year, the mean moves, and values leave the range.
-        mean = series._replace(figure=LEVEL)
-        if mean in course.series:
-            means = course.windows.values[:, course.series.index(mean)]
-            moved = _describe_change(
-                course,
-                mean,
-                float(np.nanmean(means[: course.windows.reference])),
-                float(np.nanmean(means[shift.onset :])),
-            )
+    deviations, change = _change_since(course, series, shift.onset)
+    other = series._replace(figure=_EXPLAINED_BY.get(series.figure, ""))
+    if other in course.series:
+        size, moved = _change_since(course, other, shift.onset)
+        if series.figure == OUTSIDE:
             change = f"{moved}; {change}"
+        elif abs(size) > _CLIPPED * abs(deviations):
+            change = moved
     onset = _onset(course, shift)
     return Finding(
         subject=shown_name(series.column),
         check="shift",
         state="drift",
         reason=(
-            f"{deviations:+.1f} standard deviations of the reference's windows, on average since "
+            f"{deviations:+.1f} standard deviations of the reference's windows, the median since "
             "then"
         ),
         value=deviations,
@@ -185,7 +201,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         change=change,
         since=onset.start.isoformat(),
         since_end=onset.end.isoformat(),
-        in_a_row=len(values),
+        in_a_row=len(course.starts) - shift.onset,
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
         measure=figure_name(series, course.reference.bins).text,
         unit="SD",

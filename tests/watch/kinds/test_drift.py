@@ -94,6 +94,21 @@ def test_shifted_day_is_drift(ask):
     assert profile_from_parquet(shifted.report.artifacts[SKETCHES]).rows == 2 * ROWS
 
 
+def test_rounded_and_repeated_rows_are_described(ask, endpoint):
+    rows = day(101)
+    rows["temp"] = rows["temp"].round()
+    basis = ask(rows).evidence.basis
+    usual = Evidence(basis, {ROWS_KEY: math.log(ROWS)})
+    past = [JudgedWindow(DAY - timedelta(days=day), "no drift", usual) for day in range(8, 0, -1)]
+    endpoint.answer(rows)
+
+    judged = drift.judge(replace(endpoint.ask(min_rows=100), past=past))
+
+    changes = [alarm.change for alarm in judged.findings if alarm.is_alarm]
+    assert "100% of the rows twice or more; rows 240 → 480, more" in changes
+    assert any(change.startswith("rounded to integers; ") for change in changes)
+
+
 def test_vector_column_is_selected_with_its_parts(ask, endpoint, reference):
     embeddings = normal_rows(len(reference), 16)
     endpoint.serve(CLASSIFIER, reference.append_column("embedding", pa.array(embeddings.tolist())))

@@ -167,6 +167,17 @@ def test_windows_with_few_rows_keep_the_budget():
     assert alarms <= 4
 
 
+def test_column_that_is_normal_again_is_not_shifted():
+    windows = days(11, 30)
+    windows.values[REFERENCE + 6 :, 3] = 50 + 2 * np.resize([0, 0, 1.5], 24)
+    windows.values[REFERENCE + 6, 3] += 60
+    windows.values[REFERENCE + 16 :, 4] += 8
+
+    shifts = track(windows, limit=4.0).shifts
+
+    assert [(shift.series, shift.onset) for shift in shifts] == [(4, REFERENCE + 16)]
+
+
 def test_brief_shift_is_not_confirmed():
     brief = shifted(days(11, 60), since=10, by=3.0, until=15)
     tracking = followed(brief)

@@ -95,14 +95,33 @@ def test_interval_includes_a_gap_before_the_shift(stream):
             "share of missing values",
         ),
         (lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)}, "temp", "wider", "deviation"),
+        (lambda rows: {**rows, "temp": 1.8 * rows["temp"] + 32}, "temp", "49.72", "mean"),
+        (
+            lambda rows: {**rows, "temp": np.rint(rows["temp"])},
+            "temp",
+            "more often",
+            "share of the most frequent interval, relative to the reference",
+        ),
     ],
 )
-def test_shares_and_spreads_are_followed(stream, change, subject, words, measure):
+def test_shares_spreads_and_rounded_values_are_followed(stream, change, subject, words, measure):
     stream.follow(range(10))
     finding = stream.judge(range(10, 35), change).findings[0]
     assert finding.subject == subject
     assert mentions(finding.change, words)
     assert finding.measure == measure
+
+
+def test_column_that_is_normal_again_has_no_line(stream):
+    stream.follow(range(6))
+    stream.follow([6], lambda rows: {**rows, "temp": 100 * rows["temp"]})
+    stream.follow(range(7, 14))
+
+    verdict = stream.judge(range(14, 22), lambda rows: {**rows, "delay": rows["delay"] + 1.5})
+
+    assert {(finding.subject, finding.measure) for finding in verdict.findings} == {
+        ("delay", "mean")
+    }
 
 
 def test_windows_without_a_budget_have_only_evidence(stream):
