@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import islice
 
 import numpy as np
@@ -15,7 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX
-from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, Refused
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    Refused,
+)
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
@@ -24,7 +31,7 @@ from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst, not_judged_findings
-from mlflow_deploy_plugin.watch.drift.effects import with_effects
+from mlflow_deploy_plugin.watch.drift.effects import with_effects, without_harm
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference, load_segment_references
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
@@ -56,6 +63,12 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
 )
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.watch.history import NO_ROWS, usual_rows, with_history
+from mlflow_deploy_plugin.watch.kinds.performance import (
+    AccuracyChange,
+    accuracy_changes,
+    describe_accuracy,
+    unharmed_segments,
+)
 from mlflow_deploy_plugin.watch.result import (
     UNDECIDED,
     Finding,
@@ -249,9 +262,21 @@ class WindowComparison:
         )
         verdict = replace(verdict, findings=tuple(findings[len(shifts.findings) :]))
         findings = [*required, *findings]
+        accuracy = self._accuracy_changes(findings)
+        if isinstance(accuracy, Refused):
+            effect_notes = (*effect_notes, f"the accuracy is not estimated: {accuracy.reason}")
+            accuracy = {}
+        estimate = describe_accuracy(accuracy)
+        if not self.request.spec.alerts_on_change:
+            findings = without_harm(findings, unharmed_segments(accuracy))
         state, reason = _conclude(required, verdict, findings)
+        if estimate:
+            reason = f"{estimate}; {reason}"
         figures = {**verdict.figures, **shifts.figures}
-        if state == "no drift" and "is_drift" in figures:
+        if "" in accuracy:
+            numbers = {**accuracy[""].now.figures, "accuracy_before": accuracy[""].before}
+            figures |= {f"estimated/{name}": number for name, number in numbers.items()}
+        if state in ("no drift", "changed") and "is_drift" in figures:
             figures["is_drift"] = 0.0
         outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
         notes = [*self.notes]
@@ -267,9 +292,25 @@ class WindowComparison:
             findings=findings,
             figures=figures,
             notes=(*dict.fromkeys(notes), *effect_notes),
+            estimate=estimate,
             report=self._report_data(findings, shifts.charts, sample),
             evidence=replace(verdict.evidence, shifts=shifts.starts, outcomes=outcomes),
         )
+
+    def _accuracy_changes(
+        self,
+        findings: Sequence[Finding],
+    ) -> Mapping[str, AccuracyChange] | Refused:
+        """Return the change of the accuracy since the first alarm began; empty without
+        an alarm.
+        """
+        starts = [item.since for item in findings if item.is_alarm and item.check != "criterion"]
+        if not starts:
+            return {}
+        try:
+            return accuracy_changes(self.request, datetime.fromisoformat(min(starts)))
+        except OnnxserveError as error:
+            return Refused(error.message)
 
     def _report_data(
         self,
@@ -585,11 +626,11 @@ def _conclude(
     verdict: DriftVerdict,
     findings: Sequence[Finding],
 ) -> tuple[State, str]:
-    """Return the state and the reason of the result: of the alarm with the largest
-    effect among all `findings`, otherwise of a requirement that cannot be judged,
-    otherwise of the verdict.
+    """Return the state and the reason of the result: of the worst of the open
+    `findings`, otherwise of a requirement that cannot be judged, otherwise of the
+    verdict.
     """
-    alarms = sorted((item for item in findings if item.is_alarm), key=shown_order)
+    alarms = sorted((item for item in findings if item.is_open), key=shown_order)
     if alarms:
         return alarms[0].state, describe_alarms(alarms)
     state: State = verdict.state

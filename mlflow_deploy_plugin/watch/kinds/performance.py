@@ -5,7 +5,7 @@ are known.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.core.spec.monitors import REGRESSION
+from mlflow_deploy_plugin.core.spec.monitors import MIN_LABELLED_WINDOWS, REGRESSION
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.serve.inference_log.log_reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
@@ -60,6 +60,11 @@ _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
 _KEPT_CLASSES = 10
 _TICK = timedelta(microseconds=1)
+_WIDEST = 0.2
+"""The width of an interval of the accuracy above which a fall cannot be excluded."""
+_CONFIDENCE = 0.95
+_OTHER_ROWS = "the rows of earlier windows do not match this window"
+_UNSEEN = "an estimate, which cannot see a changed relation between inputs and label"
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
 _ASK = (
     "set `labels: sampled` (a random sample of the rows gets labels), `labels: reported` (mostly "
@@ -108,6 +113,19 @@ class _JoinedWindows:
         numbers = range(1, int(self.number.max()) + 1)
         windows = [self._labelled(window, rows) for window in numbers]
         return [window for window in windows if len(window.truth) >= least]
+
+    def accuracy_before(self, chosen: Array, least: int) -> float | Refused:
+        """Return the mean accuracy of the windows of `earlier`; Refused if they are too
+        few.
+        """
+        windows = self.earlier(chosen, least)
+        if len(windows) < MIN_LABELLED_WINDOWS:
+            return Refused(
+                f"{len(windows)} windows with labels before the change are too few to compare "
+                f"with; {MIN_LABELLED_WINDOWS} are needed"
+            )
+        shares = [(window.truth == window.answers.predicted).mean() for window in windows]
+        return float(np.mean(shares))
 
     def _labelled(self, window: int, rows: Array) -> LabelledWindow:
         indices = np.flatnonzero(rows & (self.number == window))
@@ -167,30 +185,127 @@ def judge(request: WindowRequest) -> MonitorResult:
     )
     if rows is None:
         return request.result("not judged", "the window has no rows")
-    artifact = version_artifact(request, rows.model, rows.version)
-    predictions = read_predictions(rows.table, artifact, request.capture.mask)
-    notes = tuple(row_notes(rows, request.log))
-    if isinstance(predictions, Refused):
+    window = _read_window(request, rows)
+    if isinstance(window, Refused):
         version = rows.model, rows.version
-        return request.result("not judged", predictions.reason, version, rows.rows, notes=notes)
+        notes = row_notes(rows, request.log)
+        return request.result("not judged", window.reason, version, rows.rows, notes=notes)
     spec = request.spec
-    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.window_rate)
-    window = _Window(
-        request,
-        rows,
-        artifact,
-        predictions,
-        labelled,
-        (*notes, *predictions.notes()),
-    )
     is_bounded = (
         spec.labels == "reported" and window.labels > 0 and len(rows.table) >= spec.min_rows
     )
     if window.labels < spec.min_rows and not is_bounded:
         return _judge_by_estimate(window)
-    if predictions.label_mismatch:
-        return _not_judged(window, predictions.label_mismatch)
+    if window.predictions.label_mismatch:
+        return _not_judged(window, window.predictions.label_mismatch)
     return _judge_by_labels(window)
+
+
+def _read_window(request: WindowRequest, rows: WindowRows) -> _Window | Refused:
+    """Return the window with the predictions of its rows; Refused if they cannot be
+    read.
+    """
+    spec = request.spec
+    artifact = version_artifact(request, rows.model, rows.version)
+    predictions = read_predictions(rows.table, artifact, request.capture.mask)
+    if isinstance(predictions, Refused):
+        return predictions
+    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.window_rate)
+    notes = (*row_notes(rows, request.log), *predictions.notes())
+    return _Window(request, rows, artifact, predictions, labelled, notes)
+
+
+@dataclass(frozen=True)
+class AccuracyChange:
+    """The estimated accuracy of a window, and the mean accuracy of the labelled windows
+    before a change.
+    """
+
+    before: float
+    now: intervals.MetricInterval
+
+    @property
+    def has_fallen(self) -> bool:
+        return self.now.high < self.before
+
+    @property
+    def is_known(self) -> bool:
+        return self.now.high - self.now.low < _WIDEST
+
+    def describe(self) -> str:
+        """Return the change in words, such as `accuracy probably fell from 0.83 to 0.70
+        (0.68 to 0.73)`.
+        """
+        now = f"{self.now.value:.3f} ({self.now.low:.3f} to {self.now.high:.3f})"
+        if self.has_fallen:
+            return f"accuracy probably fell from {self.before:.3f} to {now}"
+        if self.now.low > self.before:
+            return f"accuracy probably rose from {self.before:.3f} to {now}"
+        if self.is_known:
+            return f"accuracy is probably unchanged: {now}, {self.before:.3f} before"
+        return f"accuracy may have changed: {now}, {self.before:.3f} before"
+
+
+def accuracy_changes(
+    request: WindowRequest,
+    since: datetime,
+) -> Mapping[str, AccuracyChange] | Refused:
+    """Return the change of the accuracy since this time, for all rows (segment "") and
+    for the segments in which it is known. The request may be for another kind of
+    monitor. Labels since the change correct the estimate.
+    """
+    request = request.of_accuracy
+    if not request.labels.count:
+        return Refused("the log has no labels")
+    most_rows = affordable_rows(request)
+    rows = request.log.labelled(request.endpoint, request.window, most_rows, request.labels)
+    if rows is None:
+        return Refused("the window has no rows")
+    window = _read_window(request, rows)
+    if isinstance(window, Refused):
+        return window
+    estimates = _estimate_window(window)
+    if isinstance(estimates, Refused):
+        return estimates
+    least_share = COMPLETE if request.spec.labels in ("reported", "late") else 0.0
+    joined = _join_earlier_windows(window, least_share, since=since)
+    if joined is None:
+        return Refused(_OTHER_ROWS)
+    members = {"": np.ones(len(joined.table), bool)}
+    members |= dict(find_segments(joined.table, request.spec, joined.number == 0)[0])
+    changes: dict[str, AccuracyChange] = {}
+    for segment, judged_rows, estimated in estimates.parts:
+        now = estimated.measure("accuracy", judged_rows, _CONFIDENCE)
+        before = joined.accuracy_before(members[segment], request.spec.min_rows)
+        for missing in (now, before):
+            if isinstance(missing, Refused) and not segment:
+                return missing
+        if isinstance(now, intervals.MetricInterval) and isinstance(before, float):
+            changes[segment] = AccuracyChange(before, now)
+    return changes
+
+
+def describe_accuracy(changes: Mapping[str, AccuracyChange]) -> str:
+    """Return the change for all rows, then for segments with a fall; empty if it is
+    unknown.
+    """
+    texts = [
+        f"{change.describe()} in {segment}" if segment else change.describe()
+        for segment, change in changes.items()
+        if change.has_fallen or not segment
+    ]
+    if not texts:
+        return ""
+    return f"{', '.join(texts)} ({_UNSEEN})"
+
+
+def unharmed_segments(changes: Mapping[str, AccuracyChange]) -> set[str]:
+    """Return the segments whose accuracy has not fallen; all rows (segment "") only if
+    the accuracy has fallen in no segment.
+    """
+    fallen = [segment for segment, change in changes.items() if change.has_fallen]
+    known = {segment for segment, change in changes.items() if change.is_known}
+    return known.difference(fallen, [""] if fallen else [])
 
 
 def affordable_rows(request: WindowRequest) -> int:
@@ -560,7 +675,7 @@ def _estimate_window(window: _Window) -> _Estimates | Refused:
         spec.labels_within or "0s",
     )
     if joined is None:
-        return Refused("the rows of earlier windows do not match this window")
+        return Refused(_OTHER_ROWS)
     is_judged = joined.number == 0
     segments, notes = find_segments(joined.table, spec, is_judged)
     estimates = _Estimates([], [*joined.notes, *notes])
@@ -580,6 +695,7 @@ def _join_earlier_windows(
     window: _Window,
     least_share: float,
     wait: str = "0s",
+    since: datetime | None = None,
 ) -> _JoinedWindows | None:
     """Return the window's rows with the labelled rows of the latest earlier windows
     that have enough labels and that the same version has answered. Windows in which
@@ -590,12 +706,15 @@ def _join_earlier_windows(
     Args:
         least_share: the smallest share of labelled rows in an earlier window.
         wait: the time until labels are available.
+        since: the start of the first window that is not earlier; by default the
+            start of the judged window.
     """
     request = window.request
     spec = request.spec
     tables = [window.rows.table]
     skipped = 0
-    for past in islice(_earlier_windows(request, wait), _LOOKED_AT):
+    start = since or request.window.start
+    for past in islice(_earlier_windows(request, wait, start), _LOOKED_AT):
         rows = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if rows is None:
             continue
@@ -628,12 +747,11 @@ def _join_earlier_windows(
     return _JoinedWindows(together, predictions, predictions.classified, number, notes)
 
 
-def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:
-    """Yield the earlier windows with rows for which labels should be available, the
-    latest window first.
+def _earlier_windows(request: WindowRequest, wait: str, start: datetime) -> Iterator[Window]:
+    """Yield the windows with rows before `start` for which labels should be available,
+    the latest window first.
     """
     length = request.window.length
-    start = request.window.start
     # The number of windows between the judged window and the next yielded window:
     number = max(math.ceil(length_of(wait) / length) - 1, 0)
     until = Window(EPOCH, start - number * length)

@@ -70,6 +70,8 @@ DISTANCE = "distance"
 UPWARD = (NEW, OUTSIDE, MODE, DISTANCE)
 """The figures of which only an increase is a change."""
 SHARES = ("frequent", "second", MISSING, NEW, OUTSIDE)
+QUALITY = (MISSING, NEW, OUTSIDE, ROWS_FIGURE)
+"""The figures whose shift is a sign of harm."""
 _IN_ROWS = (LEVEL, MEAN)
 """The figures in the unit of the column."""
 FLOORS: Mapping[str, float] = {

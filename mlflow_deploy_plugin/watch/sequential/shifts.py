@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     LEVEL,
     MISSING,
     OUTSIDE,
+    QUALITY,
     ROWS_FIGURE,
     FigureSeries,
 )
@@ -172,6 +173,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
             )
             change = f"{moved}; {change}"
     onset = _onset(course, shift)
+    shifted = [course.series[other.series] for other in course.tracking.shifts]
     return Finding(
         subject=shown_name(series.column),
         check="shift",
@@ -189,6 +191,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
         measure=figure_name(series, course.reference.bins).text,
         unit="SD",
+        is_quality=any(other.figure in QUALITY for other in shifted if other.key == series.key),
     )
 
 
