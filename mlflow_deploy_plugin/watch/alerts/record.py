@@ -327,17 +327,21 @@ def fire(
         last_at=now,
         count=before.count + is_new_window,
     )
-    is_news = event == "changed" and not {*content.changes} <= {*before.detail.get("changes", ())}
-    if updated.state != before.state or is_news:
-        return replace(updated, detail=content.event_detail(event, now, before))
-    if event == "changed":
-        return replace(updated, detail={**before.detail, **content.detail()})
-    if content.weight >= _WORSE * before.detail.get("told_weight", 0.0):
-        return replace(updated, detail=content.event_detail("worse", now, before))
+    told = {*before.detail.get("changes", ())}
+    news: AlertEvent | None = None
+    if updated.state != before.state:
+        news = event
+    elif event == "changed":
+        news = None if told.issuperset(content.changes) else event
+    elif content.weight >= _WORSE * before.detail.get("told_weight", 0.0):
+        news = "worse"
     # A message from the future was sent under a wrong clock.
-    if before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
-        return replace(updated, detail=content.event_detail("still", now, before))
-    return replace(updated, detail={**before.detail, **content.detail()})
+    elif before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
+        news = "still"
+    detail = {**before.detail, **content.detail()}
+    if news is not None:
+        detail = content.event_detail(news, now, before)
+    return replace(updated, detail=detail)
 
 
 def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert | None:
@@ -368,9 +372,8 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
         answered = f"{result.model} version {result.version}"
     else:
         answered = "no version"
-    lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
-    if result.estimate:
-        lines.append(result.estimate)
+    head = f"{result.endpoint}, {answered}, {result.window}: {result.state}"
+    lines = [*filter(None, [head, _short(result.estimate)])]
     if result.reason and not alarms:  # The reason repeats the first alarm, if any.
         lines.append(_short(result.reason))
     told = [alarm for alarm in alarms if not alarm.has_no_effect]

@@ -63,6 +63,10 @@ _TICK = timedelta(microseconds=1)
 _WIDEST = 0.2
 """The width of an interval of the accuracy above which a fall cannot be excluded."""
 _CONFIDENCE = 0.95
+_FEW_WINDOWS = (
+    f"fewer than {MIN_LABELLED_WINDOWS} windows before the change have labels, or fewer windows of "
+    "the version that show the error of an estimate"
+)
 _OTHER_ROWS = "the rows of earlier windows do not match this window"
 _UNSEEN = "an estimate, which cannot see a changed relation between inputs and label"
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
@@ -114,18 +118,10 @@ class _JoinedWindows:
         windows = [self._labelled(window, rows) for window in numbers]
         return [window for window in windows if len(window.truth) >= least]
 
-    def accuracy_before(self, chosen: Array, least: int) -> float | Refused:
-        """Return the mean accuracy of the windows of `earlier`; Refused if they are too
-        few.
-        """
+    def accuracies(self, chosen: Array, least: int) -> list[float]:
+        """Return the share of correct answers in each window of `earlier`."""
         windows = self.earlier(chosen, least)
-        if len(windows) < MIN_LABELLED_WINDOWS:
-            return Refused(
-                f"{len(windows)} windows with labels before the change are too few to compare "
-                f"with; {MIN_LABELLED_WINDOWS} are needed"
-            )
-        shares = [(window.truth == window.answers.predicted).mean() for window in windows]
-        return float(np.mean(shares))
+        return [float((window.truth == window.answers.predicted).mean()) for window in windows]
 
     def _labelled(self, window: int, rows: Array) -> LabelledWindow:
         indices = np.flatnonzero(rows & (self.number == window))
@@ -233,17 +229,17 @@ class AccuracyChange:
         return self.now.high - self.now.low < _WIDEST
 
     def describe(self) -> str:
-        """Return the change in words, such as `accuracy probably fell from 0.83 to 0.70
-        (0.68 to 0.73)`.
+        """Return the change in words, such as `accuracy probably fell to 0.701 (0.680
+        to 0.730), 0.834 before`.
         """
-        now = f"{self.now.value:.3f} ({self.now.low:.3f} to {self.now.high:.3f})"
         if self.has_fallen:
-            return f"accuracy probably fell from {self.before:.3f} to {now}"
-        if self.now.low > self.before:
-            return f"accuracy probably rose from {self.before:.3f} to {now}"
-        if self.is_known:
-            return f"accuracy is probably unchanged: {now}, {self.before:.3f} before"
-        return f"accuracy may have changed: {now}, {self.before:.3f} before"
+            verb = "probably fell to"
+        elif self.now.low > self.before:
+            verb = "probably rose to"
+        else:
+            verb = "is probably unchanged:" if self.is_known else "is uncertain:"
+        now = f"{self.now.value:.3f} ({self.now.low:.3f} to {self.now.high:.3f})"
+        return f"accuracy {verb} {now}, {self.before:.3f} before"
 
 
 def accuracy_changes(
@@ -276,13 +272,10 @@ def accuracy_changes(
     changes: dict[str, AccuracyChange] = {}
     for segment, judged_rows, estimated in estimates.parts:
         now = estimated.measure("accuracy", judged_rows, _CONFIDENCE)
-        before = joined.accuracy_before(members[segment], request.spec.min_rows)
-        for missing in (now, before):
-            if isinstance(missing, Refused) and not segment:
-                return missing
-        if isinstance(now, intervals.MetricInterval) and isinstance(before, float):
-            changes[segment] = AccuracyChange(before, now)
-    return changes
+        before = joined.accuracies(members[segment], request.spec.min_rows)
+        if isinstance(now, intervals.MetricInterval) and len(before) >= MIN_LABELLED_WINDOWS:
+            changes[segment] = AccuracyChange(float(np.mean(before)), now)
+    return changes or Refused(_FEW_WINDOWS)
 
 
 def describe_accuracy(changes: Mapping[str, AccuracyChange]) -> str:
