@@ -125,8 +125,8 @@ class Finding:
         effect_unit: the changed number, such as `prediction` or `probability of 1`.
         changed_classes: the share of rows whose class changes; None without classes.
         window_effect: the effect in this window, for a shift with earlier windows.
-        is_quality: True for a shift of a column whose missing, new or distant values,
-            or number of rows, have shifted.
+        is_quality: True if missing, new or mostly distant values of the column, or the
+            number of rows, have drifted.
     """
 
     subject: str

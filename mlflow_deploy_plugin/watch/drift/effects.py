@@ -154,12 +154,13 @@ def without_harm(
 ) -> list[Finding]:
     """Return the findings. A drift without a sign of harm becomes `changed`: the column
     changes no prediction, or its segment is `unharmed`. Findings about types, rows,
-    requirements, and missing, new or distant values are themselves signs of harm.
+    requirements, and missing, new or mostly distant values are themselves signs of
+    harm.
     """
     return [
         replace(item, state="changed")
         if item.state == "drift"
-        and item.check in ("distribution", "shift")
+        and item.check in ("distribution", "range", "shift")
         and not item.is_quality
         and (item.has_no_effect or item.segment in unharmed)
         else item

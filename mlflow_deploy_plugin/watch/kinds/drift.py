@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_both_names
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
-from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst, not_judged_findings
+from mlflow_deploy_plugin.watch.drift.column_findings import not_judged_findings
 from mlflow_deploy_plugin.watch.drift.effects import with_effects, without_harm
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference, load_segment_references
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED
@@ -67,7 +67,6 @@ from mlflow_deploy_plugin.watch.kinds.performance import (
     AccuracyChange,
     accuracy_changes,
     describe_accuracy,
-    unharmed_segments,
 )
 from mlflow_deploy_plugin.watch.result import (
     UNDECIDED,
@@ -79,6 +78,7 @@ from mlflow_deploy_plugin.watch.result import (
     WindowRequest,
     describe_alarms,
     describe_change,
+    other_alarms,
     shown_order,
 )
 from mlflow_deploy_plugin.watch.segments import (
@@ -268,7 +268,8 @@ class WindowComparison:
             accuracy = {}
         estimate = describe_accuracy(accuracy)
         if not self.request.spec.alerts_on_change:
-            findings = without_harm(findings, unharmed_segments(accuracy))
+            has_fallen = any(change.has_fallen for change in accuracy.values())
+            findings = without_harm(findings, () if has_fallen else accuracy)
         state, reason = _conclude(required, verdict, findings)
         if estimate:
             reason = f"{estimate}; {reason}"
@@ -647,7 +648,7 @@ def _conclude(
         reason = f"{required[0].subject}: {required[0].reason}"
     quiet = [item for item in findings if item.effect is not None]
     if quiet:
-        reason = describe_worst([item.title for item in quiet], quiet[0].reason)
+        reason = "; ".join([f"{quiet[0].title}: {quiet[0].reason}", *other_alarms(quiet)])
     return state, reason
 
 

@@ -60,14 +60,13 @@ _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
 _KEPT_CLASSES = 10
 _TICK = timedelta(microseconds=1)
-_WIDEST = 0.2
-"""The width of an interval of the accuracy above which a fall cannot be excluded."""
+_HARMLESS_FALL = 0.1
+"""The accuracy is unchanged if the interval of its estimate excludes a larger fall."""
 _CONFIDENCE = 0.95
 _FEW_WINDOWS = (
-    f"fewer than {MIN_LABELLED_WINDOWS} windows before the change have labels, or fewer windows of "
-    "the version that show the error of an estimate"
+    f"{MIN_LABELLED_WINDOWS} windows with labels before the change, and as many that show a small "
+    "error of the estimate, are needed"
 )
-_OTHER_ROWS = "the rows of earlier windows do not match this window"
 _UNSEEN = "an estimate, which cannot see a changed relation between inputs and label"
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
 _ASK = (
@@ -117,11 +116,6 @@ class _JoinedWindows:
         numbers = range(1, int(self.number.max()) + 1)
         windows = [self._labelled(window, rows) for window in numbers]
         return [window for window in windows if len(window.truth) >= least]
-
-    def accuracies(self, chosen: Array, least: int) -> list[float]:
-        """Return the share of correct answers in each window of `earlier`."""
-        windows = self.earlier(chosen, least)
-        return [float((window.truth == window.answers.predicted).mean()) for window in windows]
 
     def _labelled(self, window: int, rows: Array) -> LabelledWindow:
         indices = np.flatnonzero(rows & (self.number == window))
@@ -224,22 +218,17 @@ class AccuracyChange:
     def has_fallen(self) -> bool:
         return self.now.high < self.before
 
-    @property
-    def is_known(self) -> bool:
-        return self.now.high - self.now.low < _WIDEST
-
-    def describe(self) -> str:
+    def describe(self, segment: str) -> str:
         """Return the change in words, such as `accuracy probably fell to 0.701 (0.680
         to 0.730), 0.834 before`.
         """
+        verb = "is probably unchanged:"
         if self.has_fallen:
             verb = "probably fell to"
         elif self.now.low > self.before:
             verb = "probably rose to"
-        else:
-            verb = "is probably unchanged:" if self.is_known else "is uncertain:"
         now = f"{self.now.value:.3f} ({self.now.low:.3f} to {self.now.high:.3f})"
-        return f"accuracy {verb} {now}, {self.before:.3f} before"
+        return f"accuracy {segment} {verb} {now}, {self.before:.3f} before".replace("  ", " ")
 
 
 def accuracy_changes(
@@ -263,18 +252,19 @@ def accuracy_changes(
     estimates = _estimate_window(window)
     if isinstance(estimates, Refused):
         return estimates
-    least_share = COMPLETE if request.spec.labels in ("reported", "late") else 0.0
-    joined = _join_earlier_windows(window, least_share, since=since)
-    if joined is None:
-        return Refused(_OTHER_ROWS)
-    members = {"": np.ones(len(joined.table), bool)}
-    members |= dict(find_segments(joined.table, request.spec, joined.number == 0)[0])
+    before = _estimate_window(window, since)
+    if isinstance(before, Refused):
+        return before
     changes: dict[str, AccuracyChange] = {}
-    for segment, judged_rows, estimated in estimates.parts:
+    for (segment, judged_rows, estimated), (_, _, earlier) in zip(
+        estimates.parts, before.parts, strict=True
+    ):
         now = estimated.measure("accuracy", judged_rows, _CONFIDENCE)
-        before = joined.accuracies(members[segment], request.spec.min_rows)
-        if isinstance(now, intervals.MetricInterval) and len(before) >= MIN_LABELLED_WINDOWS:
-            changes[segment] = AccuracyChange(float(np.mean(before)), now)
+        if isinstance(now, Refused) or len(earlier.accuracies) < MIN_LABELLED_WINDOWS:
+            continue
+        change = AccuracyChange(float(np.mean(earlier.accuracies)), now)
+        if change.has_fallen or change.before - now.low < _HARMLESS_FALL:
+            changes[segment] = change
     return changes or Refused(_FEW_WINDOWS)
 
 
@@ -283,22 +273,11 @@ def describe_accuracy(changes: Mapping[str, AccuracyChange]) -> str:
     unknown.
     """
     texts = [
-        f"{change.describe()} in {segment}" if segment else change.describe()
+        change.describe(segment)
         for segment, change in changes.items()
         if change.has_fallen or not segment
     ]
-    if not texts:
-        return ""
-    return f"{', '.join(texts)} ({_UNSEEN})"
-
-
-def unharmed_segments(changes: Mapping[str, AccuracyChange]) -> set[str]:
-    """Return the segments whose accuracy has not fallen; all rows (segment "") only if
-    the accuracy has fallen in no segment.
-    """
-    fallen = [segment for segment, change in changes.items() if change.has_fallen]
-    known = {segment for segment, change in changes.items() if change.is_known}
-    return known.difference(fallen, [""] if fallen else [])
+    return f"{', '.join(texts)} ({_UNSEEN})" if texts else ""
 
 
 def affordable_rows(request: WindowRequest) -> int:
@@ -642,9 +621,9 @@ def _label_levels(window: _Window) -> Levels:
     return levels
 
 
-def _estimate_window(window: _Window) -> _Estimates | Refused:
+def _estimate_window(window: _Window, since: datetime | None = None) -> _Estimates | Refused:
     """Return the estimates for all rows and for each segment, validated on the same
-    segment of earlier windows of the version.
+    segment of windows of the version before `since`, by default before this window.
     """
     classified = window.predictions.classified
     if classified is None:
@@ -666,9 +645,10 @@ def _estimate_window(window: _Window) -> _Estimates | Refused:
         window,
         COMPLETE if spec.labels == "reported" else 0.0,
         spec.labels_within or "0s",
+        since,
     )
     if joined is None:
-        return Refused(_OTHER_ROWS)
+        return Refused("the rows of earlier windows do not match this window")
     is_judged = joined.number == 0
     segments, notes = find_segments(joined.table, spec, is_judged)
     estimates = _Estimates([], [*joined.notes, *notes])

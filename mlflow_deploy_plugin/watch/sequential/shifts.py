@@ -173,7 +173,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
             )
             change = f"{moved}; {change}"
     onset = _onset(course, shift)
-    shifted = [course.series[other.series] for other in course.tracking.shifts]
+    newest = [(course.series[each.series], each.series) for each in course.tracking.shifts]
     return Finding(
         subject=shown_name(series.column),
         check="shift",
@@ -191,7 +191,11 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
         measure=figure_name(series, course.reference.bins).text,
         unit="SD",
-        is_quality=any(other.figure in QUALITY for other in shifted if other.key == series.key),
+        is_quality=any(
+            course.windows.values[-1, index] > QUALITY.get(other.figure, math.inf)
+            for other, index in newest
+            if other.key == series.key
+        ),
     )
 
 

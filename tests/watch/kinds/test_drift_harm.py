@@ -83,8 +83,17 @@ def ask(endpoint):
         (HARD, {}, "drift", "accuracy probably fell to 0.723"),
         ({"missing": 0.5}, {}, "drift", "accuracy is probably unchanged"),
         ({"b": 99.0}, {}, "drift", "accuracy is probably unchanged"),
+        ({"b": 3.0}, {}, "changed", "accuracy is probably unchanged"),
     ],
-    ids=["harmless", "alert on change", "retrain", "harder rows", "missing", "out of range"],
+    ids=[
+        "harmless",
+        "alert on change",
+        "retrain",
+        "harder rows",
+        "missing",
+        "other unit",
+        "season",
+    ],
 )
 def test_drift_without_harm_is_a_change(ask, changes, spec, state, words):
     judged = ask(changes, **spec)
@@ -96,3 +105,19 @@ def test_drift_without_harm_is_a_change(ask, changes, spec, state, words):
     assert low < judged.figures["estimated/accuracy"] < high
     assert (high < judged.figures["estimated/accuracy_before"]) == (changes == HARD)
     assert to_document(judged)["estimate"] == judged.estimate
+
+
+def test_harm_is_measured_from_before_the_shift(ask):
+    """A shift without harm is `changed` for weeks. After the labels contradict the
+    model, the estimate follows them, and is compared with the days before the shift.
+    """
+    judged = ask(*[UNUSED] * 3, labelled=True, false_per_year=1.0)
+    assert (judged.state, judged.evidence.alarms) == ("changed", ("b",))
+    assert "onnxserve monitor accept" in judged.accept_command
+
+    judged = ask(*[UNUSED | {"flipped": 0.5}] * 9, labelled=True, false_per_year=1.0)
+
+    assert judged.state == "drift"
+    assert mentions(judged.estimate, "probably fell to")
+    assert judged.figures["estimated/accuracy_before"] > 0.85
+    assert finding(judged, "b", "shift").state == "drift"
