@@ -367,13 +367,13 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     """Return the content of an alert about a judged window. Its weight is the sum of
     the weights of the alarms.
     """
-    alarms = [finding for finding in result.findings if finding.is_open]
+    alarms = [alarm for alarm in result.findings if alarm.is_open]
     if result.model:
         answered = f"{result.model} version {result.version}"
     else:
         answered = "no version"
-    head = f"{result.endpoint}, {answered}, {result.window}: {result.state}"
-    lines = [*filter(None, [head, _short(result.estimate)])]
+    lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
+    lines += filter(None, [_short(result.estimate)])
     if result.reason and not alarms:  # The reason repeats the first alarm, if any.
         lines.append(_short(result.reason))
     told = [alarm for alarm in alarms if not alarm.has_no_effect]

@@ -64,7 +64,6 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.watch.history import NO_ROWS, usual_rows, with_history
 from mlflow_deploy_plugin.watch.kinds.performance import (
-    AccuracyChange,
     accuracy_changes,
     describe_accuracy,
 )
@@ -262,21 +261,9 @@ class WindowComparison:
         )
         verdict = replace(verdict, findings=tuple(findings[len(shifts.findings) :]))
         findings = [*required, *findings]
-        accuracy = self._accuracy_changes(findings)
-        if isinstance(accuracy, Refused):
-            effect_notes = (*effect_notes, f"the accuracy is not estimated: {accuracy.reason}")
-            accuracy = {}
-        estimate = describe_accuracy(accuracy)
-        if not self.request.spec.alerts_on_change:
-            has_fallen = any(change.has_fallen for change in accuracy.values())
-            findings = without_harm(findings, () if has_fallen else accuracy)
+        findings, estimate, estimated, harm_notes = self._with_harm(findings)
         state, reason = _conclude(required, verdict, findings)
-        if estimate:
-            reason = f"{estimate}; {reason}"
-        figures = {**verdict.figures, **shifts.figures}
-        if "" in accuracy:
-            numbers = {**accuracy[""].now.figures, "accuracy_before": accuracy[""].before}
-            figures |= {f"estimated/{name}": number for name, number in numbers.items()}
+        figures = {**verdict.figures, **shifts.figures, **estimated}
         if state in ("no drift", "changed") and "is_drift" in figures:
             figures["is_drift"] = 0.0
         outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
@@ -286,32 +273,42 @@ class WindowComparison:
         notes += (*verdict.notes, *shifts.notes, *unreadable_notes(self.request.log))
         return self.request.result(
             state,
-            reason,
+            "; ".join(filter(None, [estimate, reason])),
             self.version,
             self.profile.rows,
             model_id=self.reference.model_id if self.reference else "",
             findings=findings,
             figures=figures,
-            notes=(*dict.fromkeys(notes), *effect_notes),
+            notes=(*dict.fromkeys(notes), *effect_notes, *harm_notes),
             estimate=estimate,
             report=self._report_data(findings, shifts.charts, sample),
             evidence=replace(verdict.evidence, shifts=shifts.starts, outcomes=outcomes),
         )
 
-    def _accuracy_changes(
+    def _with_harm(
         self,
         findings: Sequence[Finding],
-    ) -> Mapping[str, AccuracyChange] | Refused:
-        """Return the change of the accuracy since the first alarm began; empty without
-        an alarm.
+    ) -> tuple[Sequence[Finding], str, Mapping[str, float], Sequence[str]]:
+        """Return the findings, of which those without a sign of harm are `changed`; the
+        change of the accuracy since the first alarm began in words and as figures, and
+        a note if it is unknown.
         """
         starts = [item.since for item in findings if item.is_alarm and item.check != "criterion"]
         if not starts:
-            return {}
+            return findings, "", {}, ()
+        notes: tuple[str, ...] = ()
         try:
-            return accuracy_changes(self.request, datetime.fromisoformat(min(starts)))
+            accuracy = accuracy_changes(self.request, datetime.fromisoformat(min(starts)))
         except OnnxserveError as error:
-            return Refused(error.message)
+            accuracy = Refused(error.message)
+        if isinstance(accuracy, Refused):
+            notes = (f"the accuracy is not estimated: {accuracy.reason}",)
+            accuracy = {}
+        if not self.request.spec.alerts_on_change:
+            has_fallen = any(change.has_fallen for change in accuracy.values())
+            findings = without_harm(findings, () if has_fallen else accuracy)
+        figures = accuracy[""].figures if "" in accuracy else {}
+        return findings, describe_accuracy(accuracy), figures, notes
 
     def _report_data(
         self,

@@ -218,6 +218,11 @@ class AccuracyChange:
     def has_fallen(self) -> bool:
         return self.now.high < self.before
 
+    @property
+    def figures(self) -> dict[str, float]:
+        numbers = {**self.now.figures, "accuracy_before": self.before}
+        return {f"estimated/{name}": number for name, number in numbers.items()}
+
     def describe(self, segment: str) -> str:
         """Return the change in words, such as `accuracy probably fell to 0.701 (0.680
         to 0.730), 0.834 before`.
@@ -242,8 +247,9 @@ def accuracy_changes(
     request = request.of_accuracy
     if not request.labels.count:
         return Refused("the log has no labels")
-    most_rows = affordable_rows(request)
-    rows = request.log.labelled(request.endpoint, request.window, most_rows, request.labels)
+    rows = request.log.labelled(
+        request.endpoint, request.window, affordable_rows(request), request.labels
+    )
     if rows is None:
         return Refused("the window has no rows")
     window = _read_window(request, rows)
@@ -686,8 +692,8 @@ def _join_earlier_windows(
     spec = request.spec
     tables = [window.rows.table]
     skipped = 0
-    start = since or request.window.start
-    for past in islice(_earlier_windows(request, wait, start), _LOOKED_AT):
+    earlier = _earlier_windows(request, wait, since or request.window.start)
+    for past in islice(earlier, _LOOKED_AT):
         rows = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if rows is None:
             continue

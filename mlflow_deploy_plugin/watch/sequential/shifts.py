@@ -147,6 +147,17 @@ def shown_shifts(course: Course) -> Sequence[Shift]:
     return [*by_column.values()] or course.tracking.shifts[:1]
 
 
+def has_quality_shift(course: Course, key: str) -> bool:
+    """Return True if a shift of the column (`alarm_key`) is itself a sign of harm."""
+    newest = course.windows.values[-1]
+    of_column = [
+        shift.series for shift in course.tracking.shifts if course.series[shift.series].key == key
+    ]
+    return any(
+        newest[index] > QUALITY.get(course.series[index].figure, math.inf) for index in of_column
+    )
+
+
 def _make_finding(course: Course, shift: Shift) -> Finding:
     """Return the finding about a shift: its mean size since it began, in standard
     deviations of the reference's windows, and the interval in which it began.
@@ -173,7 +184,6 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
             )
             change = f"{moved}; {change}"
     onset = _onset(course, shift)
-    newest = [(course.series[each.series], each.series) for each in course.tracking.shifts]
     return Finding(
         subject=shown_name(series.column),
         check="shift",
@@ -191,11 +201,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
         measure=figure_name(series, course.reference.bins).text,
         unit="SD",
-        is_quality=any(
-            course.windows.values[-1, index] > QUALITY.get(other.figure, math.inf)
-            for other, index in newest
-            if other.key == series.key
-        ),
+        is_quality=has_quality_shift(course, series.key),
     )
 
 

@@ -36,7 +36,7 @@ def test_alarm_repeats_if_worse_or_old(see, receiver, clock):
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse", "Still"]
 
 
-def test_change_without_harm_is_told_once(see, receiver, store, clock):
+def test_change_without_harm_is_sent_once(see, receiver, store, clock):
     wind = Finding("wind", "distribution", "changed", "far", 6.0, 3.0)
     both = (wind, replace(wind, subject="humid"))
     estimate = "accuracy is probably unchanged: 0.830"
