@@ -89,7 +89,7 @@ _exit_code_flag = flag(
     "Exit with the verdict: 0 without an alarm, 1 for `drift` or `violated`, 3 if there is no "
     "verdict (`cannot tell`, `not judged`, such as for too few rows).",
 )
-_EXIT_CODES = {"fine": 0, "alarm": 1, "undecided": 3}
+_EXIT_CODES = {"fine": 0, "changed": 0, "alarm": 1, "undecided": 3}
 
 
 @click.group(cls=Commands)

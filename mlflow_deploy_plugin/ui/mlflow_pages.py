@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _NAMED = 3
 """The most columns and criteria of an alarm that a sentence names."""
-Mark = Literal["alarm", "undecided", "fine", "failed", "waiting"]
+Mark = Literal["alarm", "changed", "undecided", "fine", "failed", "waiting"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class MonitorVerdict:
             return "there is no alarm"
         if self.stored.verdict == "cannot tell":
             return "the rows do not decide the requirement"
-        if not alarms or not (is_accepted or self.mark == "alarm"):
+        if not alarms or not (is_accepted or self.mark in ("alarm", "changed")):
             return self.stored.reason
         listed = ", ".join(alarms[:_NAMED])
         surplus = len(alarms) - _NAMED

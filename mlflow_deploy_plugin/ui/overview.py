@@ -485,7 +485,7 @@ def _data_state(
     if alarms:
         return EndpointState("alarm", "; ".join(alarms))
     latest = [timeline.latest for timeline in monitors if timeline.latest is not None]
-    for mark in ("alarm", "failed", "undecided", "fine"):
+    for mark in ("alarm", "failed", "changed", "undecided", "fine"):
         words = {verdict.state for verdict in latest if verdict.mark == mark}
         if words:
             return EndpointState(", ".join(sorted(words)), mark=mark)

@@ -31,9 +31,9 @@ from mlflow_deploy_plugin.watch.sequential.evidence import (
 )
 
 Engine = Literal["local", "spark"]
-State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""`drift` uses all states, `performance` all but `no drift`, and the other kinds all
-but the first two.
+State = Literal["drift", "changed", "no drift", "violated", "kept", "cannot tell", "not judged"]
+"""`drift` uses all states, `performance` all but `changed` and `no drift`, and the
+other kinds all but the first three. `changed` is a drift without a sign of harm.
 """
 ModelVersion = tuple[str, str]
 """A model name and a version."""
@@ -62,6 +62,7 @@ _NOT_IN_DOCUMENT = ("report", "evidence", "log_rows", "run")
 _SHOWN_ORDER: tuple[State, ...] = (
     "violated",
     "drift",
+    "changed",
     "cannot tell",
     "kept",
     "no drift",
@@ -75,16 +76,20 @@ _WEEK_US = 7 * 86_400_000_000
 _FEWEST_IN_PHASE = 3
 NOT_LOGGED = LoggedRun("", "", "")
 ALARMS = ("drift", "violated")
+OPEN = (*ALARMS, "changed")
+"""The states of findings that a user can accept, and that begin and end."""
 UNDECIDED: tuple[State, ...] = ("cannot tell", "not judged")
 """The states that neither raise nor end an alarm, and that are skipped when consecutive
 alarms are counted.
 """
 
 
-def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
+def mark_of(state: str) -> Literal["alarm", "changed", "undecided", "fine"]:
     """Return the group of the state, which reports show by colour."""
     if state in ALARMS:
         return "alarm"
+    if state == "changed":
+        return "changed"
     if state in UNDECIDED:
         return "undecided"
     return "fine"
@@ -120,6 +125,8 @@ class Finding:
         effect_unit: the changed number, such as `prediction` or `probability of 1`.
         changed_classes: the share of rows whose class changes; None without classes.
         window_effect: the effect in this window, for a shift with earlier windows.
+        is_quality: True if missing, new or mostly distant values of the column, or the
+            number of rows, have drifted.
     """
 
     subject: str
@@ -141,17 +148,22 @@ class Finding:
     effect_unit: str = ""
     changed_classes: float | None = None
     window_effect: float | None = None
+    is_quality: bool = False
 
     @property
     def is_alarm(self) -> bool:
         return self.state in ALARMS
 
     @property
+    def is_open(self) -> bool:
+        return self.state in OPEN
+
+    @property
     def has_no_effect(self) -> bool:
-        """True for an alarm of a column that does not change the predictions."""
-        return (
-            self.is_alarm and self.effect_size is not None and self.effect_size < _SMALLEST_EFFECT
-        )
+        """True for an open finding about a column that does not change the
+        predictions.
+        """
+        return self.is_open and self.effect_size is not None and self.effect_size < _SMALLEST_EFFECT
 
     @property
     def key(self) -> str:
@@ -199,8 +211,8 @@ class Finding:
         """Return the reason; for an alarm or an undecided check, the history precedes
         the reason.
         """
-        is_open = self.state in (*ALARMS, *UNDECIDED)
-        if is_open and self.history and self.reason:
+        is_shown = self.is_open or self.state in UNDECIDED
+        if is_shown and self.history and self.reason:
             return f"{self.history}; {self.reason}"
         return self.reason
 
@@ -318,7 +330,7 @@ def shown_order(finding: Finding) -> tuple[int, bool, float, float]:
     alarms the largest effect on the predictions.
     """
     order = _SHOWN_ORDER.index(finding.state)
-    if not finding.is_alarm:
+    if not finding.is_open:
         return order, False, 0.0, 0.0
     return order, finding.has_no_effect, -(finding.effect_size or 0.0), -finding.weight
 
@@ -403,6 +415,8 @@ class MonitorResult:
         revision: 1 for the first result; late rows lead to the next revision.
         findings: the worst finding first. Every column has a finding; for an unjudged
             column, it has the reason.
+        estimate: the accuracy compared with that before the change, in words; empty if
+            unknown.
         tried: settings overridden for one run, such as `min_rows=50`; such a result is
             not a verdict of the monitor.
         endpoint_created: the creation time, because an earlier endpoint may have the
@@ -427,6 +441,7 @@ class MonitorResult:
     findings: tuple[Finding, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    estimate: str = ""
     tried: str = ""
     endpoint_created: str = ""
     report: ReportData = field(default_factory=ReportData, compare=False, repr=False)
@@ -440,14 +455,14 @@ class MonitorResult:
 
     @property
     def accept_command(self) -> str:
-        """The command that accepts the first column with an alarm; empty without a
-        budget of alarms, or if no such column can have a baseline.
+        """The command that accepts the first column with an open finding; empty without
+        a budget of alarms, or if no such column can have a baseline.
         """
         if self.kind != "drift" or "false_alarms_per_year" not in self.figures:
             return ""
         with_levels = {series.column for series in self.evidence.levels}
         for finding in self.findings:
-            if finding.is_alarm and finding.key in with_levels:
+            if finding.is_open and finding.key in with_levels:
                 names = map(shlex.quote, (self.endpoint, self.monitor, finding.key))
                 return "onnxserve monitor accept {} {} --column {}".format(*names)
         return ""
@@ -504,6 +519,8 @@ class WindowRequest:
             the start of the new baseline.
         accuracy: a metric of the model over the same windows, from a monitor of kind
             performance; None if unknown.
+        performance: the spec of the endpoint's first monitor of kind performance; None
+            without one.
         follows_levels: False for a window outside the monitor's schedule with a budget.
             The levels of such a window are not compared with those of the past windows,
             because that would raise more alarms than the budget permits.
@@ -530,6 +547,7 @@ class WindowRequest:
     past: Sequence[JudgedWindow] = field(default=(), repr=False)
     baseline: Mapping[str, datetime] = field(default_factory=dict)
     accuracy: LevelSeries | None = field(default=None, repr=False)
+    performance: MonitorSpec | None = None
     follows_levels: bool = True
 
     @cached_property
@@ -542,6 +560,16 @@ class WindowRequest:
     @cached_property
     def labels(self) -> EndpointLabels:
         return self.log.labels(self.endpoint)
+
+    @property
+    def of_accuracy(self) -> "WindowRequest":
+        """The request for the accuracy of the window, whose labels are those of the
+        endpoint's performance monitor.
+        """
+        fields = self.spec.model_dump(include={"every", "min_rows", "segment_by"})
+        fields["require"] = ("accuracy>=0",)
+        spec = self.performance or MonitorSpec(kind="performance", require=("accuracy>=0",))
+        return replace(self, spec=spec.model_copy(update=fields))
 
     @property
     def requirement_rate(self) -> float:
@@ -564,6 +592,7 @@ class WindowRequest:
         findings: Iterable[Finding] = (),
         figures: Mapping[str, float] = MappingProxyType({}),
         notes: Iterable[str] = (),
+        estimate: str = "",
         report: ReportData | None = None,
         evidence: Evidence | None = None,
     ) -> MonitorResult:
@@ -586,6 +615,7 @@ class WindowRequest:
             findings=ordered,
             figures={"rows": float(rows), **figures},
             notes=tuple(map(one_line, (*self.notes, *notes))),
+            estimate=estimate,
             tried=self.tried,
             endpoint_created=self.endpoint_created,
             report=report or ReportData(),
@@ -594,14 +624,14 @@ class WindowRequest:
 
 
 def with_outcomes(evidence: Evidence, findings: Iterable[Finding]) -> Evidence:
-    """Return the evidence with the alarms and effects of the findings, and with the
+    """Return the evidence with the open findings and the effects, and with the
     first outcome of each column and criterion. Shifts have their own evidence.
     """
     alarms: dict[str, None] = {}
     effects: dict[str, float] = {}
     outcomes: dict[str, Outcome] = {}
     for finding in findings:
-        if finding.is_alarm:
+        if finding.is_open:
             alarms[finding.key] = None
         effect = finding.effect if finding.window_effect is None else finding.window_effect
         if effect is not None:

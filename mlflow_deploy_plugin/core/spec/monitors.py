@@ -239,6 +239,7 @@ _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
     "reference": ("drift",),
     "columns": ("drift",),
     "season": ("drift",),
+    "alert_on": ("drift",),
     "labels": ("performance",),
     "labels_within": ("performance",),
     "estimate": ("performance",),
@@ -366,6 +367,10 @@ class MonitorSpec(SpecPart):
     """Columns for segments. Each value of such a column is judged separately, in
     addition to all rows.
     """
+    alert_on: Literal["harm", "change"] | None = None
+    """drift: which drift is an alarm. harm: without a sign of harm, it is `changed`;
+    change: every drift. Default: harm, and change for a monitor with `retrain`.
+    """
     consecutive: int = Field(default=1, ge=1, le=100)
     """Number of consecutive windows for an alarm."""
     require: TextList = ()
@@ -489,6 +494,11 @@ class MonitorSpec(SpecPart):
     def window_rate(self) -> float:
         """The rate of false alarms of a window without a budget."""
         return self.false_alarm_rate or _DEFAULT_RATE
+
+    @property
+    def alerts_on_change(self) -> bool:
+        """True if every drift is an alarm, with or without a sign of harm."""
+        return (self.alert_on or ("change" if self.retrain else "harm")) == "change"
 
     @property
     def has_own_rate(self) -> bool:

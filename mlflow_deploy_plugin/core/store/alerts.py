@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.core.store.tables import (
 )
 
 FIRING = "firing"
+OPEN = (FIRING, "changed")
 _REMEMBERED = timedelta(days=7)
 """The time during which a resolved alert can still be sent, from the last change of the
 alert.
@@ -33,8 +34,9 @@ class Alert:
 
     Attributes:
         fingerprint: the identifier of the alert's subject; at most one alert per
-            fingerprint is firing.
-        state: `said` is an announcement, which is never resolved.
+            fingerprint is firing or changed.
+        state: `changed` is a change without a sign of harm; `said` is an announcement,
+            which is never resolved.
         first_at / last_at / told_at: the times of the first and last observation and of
             the last notification (None if never sent), by the store's clock.
         detail: the content and the recipients (`watch/alerts`).
@@ -43,7 +45,7 @@ class Alert:
     fingerprint: str
     endpoint: str
     monitor: str
-    state: Literal["firing", "resolved", "said"]
+    state: Literal["firing", "changed", "resolved", "said"]
     first_at: datetime
     last_at: datetime
     told_at: datetime | None = None
@@ -74,13 +76,14 @@ class Silence:
 class Alerts:
     store: Store
 
-    def firing(self, endpoint: str | None = None) -> list[Alert]:
-        query = (
-            select(AlertRow)
-            .filter_by(state=FIRING, **given(endpoint=endpoint))
-            .order_by(AlertRow.id)
-        )
+    def open(self, endpoint: str | None = None) -> list[Alert]:
+        """Return the alerts that are firing or changed, oldest first."""
+        query = select(AlertRow).where(AlertRow.state.in_(OPEN))
+        query = query.filter_by(**given(endpoint=endpoint)).order_by(AlertRow.id)
         return self.store.read(query, Alert)
+
+    def firing(self, endpoint: str | None = None) -> list[Alert]:
+        return [alert for alert in self.open(endpoint) if alert.state == FIRING]
 
     def recent(self) -> list[Alert]:
         """Return the alerts that are firing or changed within the last 7 days, oldest
@@ -107,11 +110,11 @@ class Alerts:
         fingerprint: str,
         change: "Callable[[Alert | None], Alert | None]",
     ) -> Alert | None:
-        """Write the alert that `change` makes of the firing alert (or of None), unless
-        `change` returns None.
+        """Write the alert that `change` makes of the firing or changed alert (or of
+        None), unless `change` returns None.
         """
         stored = storable_text(fingerprint, 255)
-        query = select(AlertRow).filter_by(fingerprint=stored, state=FIRING)
+        query = select(AlertRow).filter_by(fingerprint=stored).where(AlertRow.state.in_(OPEN))
         newest = query.order_by(AlertRow.id.desc()).limit(1).with_for_update()
         with self.store.transaction(alone_with=f"alert/{stored}") as session:
             row = session.scalars(newest).one_or_none()

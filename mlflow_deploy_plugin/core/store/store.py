@@ -592,8 +592,8 @@ def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:
     """Delete states and windows, resolve alerts and end silences, so that they do not
     affect a new endpoint.
     """
-    firing = (AlertRow.endpoint == endpoint, AlertRow.state == "firing")
-    session.execute(update(AlertRow).where(*firing).values(state="resolved"))
+    alerts = (AlertRow.endpoint == endpoint, AlertRow.state.in_(("firing", "changed")))
+    session.execute(update(AlertRow).where(*alerts).values(state="resolved"))
     silences = update(SilenceRow).where(SilenceRow.endpoint == endpoint, SilenceRow.until > now)
     session.execute(silences.values(until=now))
     # `expire` locks the tables in this order too, so that the two transactions do not

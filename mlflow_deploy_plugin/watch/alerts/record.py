@@ -1,5 +1,6 @@
 """Alerts in the store. A message is due when an alert begins, becomes 1.5 times as bad,
-lasts for the repeat interval, or ends.
+lasts for the repeat interval, or ends. A change without a sign of harm is an alert
+whose beginning, new columns and end are told.
 """
 
 import hashlib
@@ -20,9 +21,9 @@ from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.watch.alerts.send import without_markup
-from mlflow_deploy_plugin.watch.result import NO_EFFECT, UNDECIDED, MonitorResult
+from mlflow_deploy_plugin.watch.result import NO_EFFECT, OPEN, UNDECIDED, MonitorResult
 
-AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
+AlertEvent = Literal["firing", "changed", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
 _MOST_FINDINGS = 5
 _LONGEST_TEXT = 400
@@ -43,9 +44,10 @@ def record_result(
     endpoint = result.endpoint
     monitor = result.monitor
     content = _result_content(result, spec)
-    if result.is_alarm:
+    if result.state in OPEN:
         repeat = timedelta(seconds=settings.alert_repeat_seconds)
-        alerts.change(content.fingerprint, lambda before: fire(before, content, now, repeat))
+        event: AlertEvent = "firing" if result.is_alarm else "changed"
+        alerts.change(content.fingerprint, lambda before: fire(before, content, now, repeat, event))
     elif result.state not in UNDECIDED:
         alerts.change(content.fingerprint, lambda before: resolve(before, content, now))
     recovered = AlertContent(
@@ -88,12 +90,12 @@ def record_failure(
 
 def resolve_orphaned(store: Store) -> None:
     """End alerts of monitors or endpoints that no longer exist."""
-    firing = Alerts(store).firing()
-    if not firing:
+    open_alerts = Alerts(store).open()
+    if not open_alerts:
         return
     monitors = {entry.name: entry.spec.monitors for entry in store.endpoints()}
     unreadable = {endpoint.name for endpoint in store.unreadable()}
-    for alert in firing:
+    for alert in open_alerts:
         is_known = alert.monitor in monitors.get(alert.endpoint, {})
         if not is_known and alert.endpoint not in unreadable:
             end_alert(store, alert, "the monitor was removed")
@@ -241,6 +243,7 @@ class AlertContent:
             alert's last content has no effect.
         weight: the severity; a larger weight is worse.
         tags: the tags of the channels that receive the alert; empty for all channels.
+        changes: the columns with an alarm or a change, as `alarm_key`.
     """
 
     fingerprint: str
@@ -252,6 +255,7 @@ class AlertContent:
     link: str = ""
     next: str = ""
     tags: Sequence[str] = ()
+    changes: Sequence[str] = ()
 
     def event_detail(
         self,
@@ -270,6 +274,7 @@ class AlertContent:
             "number": detail.get("number", 0) + 1,
             "since": now.isoformat(),
             "told_weight": self.weight,
+            "changes": sorted({*detail.get("changes", ()), *self.changes}),
             "is_told": False,
         }
 
@@ -288,7 +293,7 @@ class AlertContent:
             self.fingerprint,
             self.endpoint,
             self.monitor,
-            state="said" if event == "said" else "firing",
+            state=event if event in ("changed", "said") else "firing",
             first_at=now,
             last_at=now,
             detail=self.event_detail(event, now, None),
@@ -305,9 +310,10 @@ def fire(
     """Return the alert after an alarm; None if the alarm is older than the alert's last
     window.
 
-    A new alert has the `event`. A firing alert has an event if it is 1.5 times as bad
-    as in its last message ("worse"), or if its last message is older than `repeat`
-    ("still").
+    A new alert has the `event`, and so has an alert that was firing and is "changed",
+    or the reverse. A firing alert has an event if it is 1.5 times as bad as in its last
+    message ("worse"), or if its last message is older than `repeat` ("still"). A
+    changed alert has an event if another column has changed.
     """
     if before is None:
         return content.new_alert(event, now)
@@ -317,15 +323,25 @@ def fire(
     is_new_window = content.order > last or not content.order
     updated = replace(
         before,
+        state="changed" if event == "changed" else "firing",
         last_at=now,
         count=before.count + is_new_window,
     )
-    if content.weight >= _WORSE * before.detail.get("told_weight", 0.0):
-        return replace(updated, detail=content.event_detail("worse", now, before))
+    told = {*before.detail.get("changes", ())}
+    news: AlertEvent | None = None
+    if updated.state != before.state:
+        news = event
+    elif event == "changed":
+        news = None if told.issuperset(content.changes) else event
+    elif content.weight >= _WORSE * before.detail.get("told_weight", 0.0):
+        news = "worse"
     # A message from the future was sent under a wrong clock.
-    if before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
-        return replace(updated, detail=content.event_detail("still", now, before))
-    return replace(updated, detail={**before.detail, **content.detail()})
+    elif before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
+        news = "still"
+    detail = {**before.detail, **content.detail()}
+    if news is not None:
+        detail = content.event_detail(news, now, before)
+    return replace(updated, detail=detail)
 
 
 def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert | None:
@@ -351,12 +367,13 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     """Return the content of an alert about a judged window. Its weight is the sum of
     the weights of the alarms.
     """
-    alarms = [alarm for alarm in result.findings if alarm.is_alarm]
+    alarms = [alarm for alarm in result.findings if alarm.is_open]
     if result.model:
         answered = f"{result.model} version {result.version}"
     else:
         answered = "no version"
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
+    lines += filter(None, [_short(result.estimate)])
     if result.reason and not alarms:  # The reason repeats the first alarm, if any.
         lines.append(_short(result.reason))
     told = [alarm for alarm in alarms if not alarm.has_no_effect]
@@ -382,7 +399,7 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     if alarms and budget:
         lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")
     step = ""
-    if result.is_alarm:
+    if result.state in OPEN:
         monitor = f"{result.endpoint} --monitor {result.monitor}"
         step = f"onnxserve monitor list {result.endpoint}"
         if spec.retrain:
@@ -400,6 +417,7 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
         link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
         next=step,
         tags=spec.alert,
+        changes=result.evidence.alarms,
     )
 
 

@@ -46,6 +46,7 @@ _SECONDS = 20.0
 MessageKind = Literal["info", "success", "warning", "failure"]
 _EVENTS: Mapping[str, tuple[str, MessageKind]] = {
     "firing": ("Alarm", "failure"),
+    "changed": ("Changed", "info"),
     "worse": ("Worse", "failure"),
     "still": ("Still", "failure"),
     "failing": ("Failing", "warning"),

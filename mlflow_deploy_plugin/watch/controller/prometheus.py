@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-STATES = ("ok", "alarm", *UNDECIDED, "failing", "paused", "waiting")
+STATES = ("ok", "changed", "alarm", *UNDECIDED, "failing", "paused", "waiting")
 _SHARE = "share_of_drifted_columns"
 _LOOKED_BACK = 20
 """The number of windows that are searched for the newest drift share: a window without
@@ -200,8 +200,8 @@ def _read_metrics(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
             state = "waiting"
         elif judged.outcome in ALARMS:
             state = "alarm"
-        elif judged.verdict in UNDECIDED:
-            state = judged.verdict
+        elif judged.outcome in ("changed", *UNDECIDED):
+            state = judged.outcome
         else:
             state = "ok"
         for possible in STATES:

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.watch.sequential.figures import (
     shown_deviation,
     shown_figure,
 )
-from mlflow_deploy_plugin.watch.sequential.levels import MEAN, MODE, ROWS
+from mlflow_deploy_plugin.watch.sequential.levels import MEAN, MODE, QUALITY, ROWS
 
 MIN_COMPARED_ROWS = 30
 _OF_SINGLE_NUMBERS = (MEAN, MODE, "frequent", "second")
@@ -468,6 +468,7 @@ class _ScoredColumn:
                 change=change,
                 measure=test.name.text,
                 unit="SD",
+                is_quality=test.value > QUALITY.get(test.series.figure, test.value),
             )
 
 
@@ -680,11 +681,3 @@ def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
         return order, -value, finding.segment, finding.subject
 
     return tuple(sorted(findings, key=sort_key))
-
-
-def describe_worst(subjects: Sequence[str], reason: str) -> str:
-    """Return the first subject with its reason, and the names of the next subjects."""
-    worst, *others = dict.fromkeys(subjects)
-    more = f" and {len(others) - _SHOWN + 1} more" if len(others) > _SHOWN - 1 else ""
-    also = f"; also {', '.join(others[: _SHOWN - 1])}{more}" if others else ""
-    return f"{worst}: {reason}{also}"

@@ -8,7 +8,7 @@ any prediction changes.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -146,6 +146,26 @@ def with_effect(finding: Finding, effect: Effect | None, min_effect: float | Non
         since_range=None,
         in_a_row=0,
     )
+
+
+def without_harm(
+    findings: Sequence[Finding],
+    unharmed: Collection[str],
+) -> list[Finding]:
+    """Return the findings. A drift without a sign of harm becomes `changed`: the column
+    changes no prediction, or its segment is `unharmed`. Findings about types, rows,
+    requirements, and missing, new or mostly distant values are themselves signs of
+    harm.
+    """
+    return [
+        replace(item, state="changed")
+        if item.state == "drift"
+        and item.check in ("distribution", "range", "shift")
+        and not item.is_quality
+        and (item.has_no_effect or item.segment in unharmed)
+        else item
+        for item in findings
+    ]
 
 
 def check_unit(artifact: Artifact, min_effect: float | None) -> None:

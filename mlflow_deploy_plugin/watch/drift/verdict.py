@@ -67,8 +67,7 @@ class DriftVerdict:
     """The verdict on one window.
 
     Attributes:
-        summary: the reason of a verdict without alarms.
-        remark: the text after the worst alarm in the reason.
+        reason: the reason of a verdict without alarms.
         findings: the outcome of every column, or the reason why the column was not
             judged; the worst finding is first.
         figures: metrics by name; metrics of columns are sorted by decreasing score.
@@ -79,24 +78,13 @@ class DriftVerdict:
     """
 
     state: State
-    summary: str
+    reason: str
     findings: tuple[Finding, ...]
     figures: Mapping[str, float]
-    remark: str = ""
     notes: tuple[str, ...] = ()
     largest: Outcome | None = None
     course: Course | None = None
     evidence: Evidence = field(default_factory=Evidence)
-
-    @property
-    def reason(self) -> str:
-        alarms = [finding for finding in self.findings if finding.is_alarm]
-        if not alarms:
-            return self.summary
-        return (
-            column_findings.describe_worst([alarm.title for alarm in alarms], alarms[0].account)
-            + self.remark
-        )
 
 
 def judge_profile(
@@ -210,8 +198,7 @@ def _unjudged(whole: _Prepared, schema: Sequence[Finding]) -> DriftVerdict:
     figures = whole.group.figures
     if not any(finding.is_alarm for finding in schema):
         return DriftVerdict("not judged", whole.reason, findings, figures)
-    remark = f"; distributions are not judged: {whole.reason}"
-    return DriftVerdict("drift", whole.reason, findings, {**figures, "is_drift": 1.0}, remark)
+    return DriftVerdict("drift", whole.reason, findings, {**figures, "is_drift": 1.0})
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,16 +310,12 @@ def _conclude(
         1_000_000 * duration_seconds(spec.season or _WEEK),
     )
     count, compared = test.compared
-    evidence = f"p = {test.p_value:.3g} compared with {count} {compared}"
-    summary = f"no column differs from the reference more than its own windows do ({evidence})"
-    if not test.is_drifted:  # All alarms are schema findings, which have no p-value.
-        evidence = f"all other checks: {evidence}"
     is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
     state: State = "drift" if is_drift else "no drift"
     return DriftVerdict(
         state=state,
-        summary=summary,
-        remark=f" ({evidence})",
+        reason="no column differs from the reference more than its own windows do "
+        f"(p = {test.p_value:.3g} compared with {count} {compared})",
         findings=column_findings.sort_findings([*others, *checked]),
         figures={
             **groups[0].figures,

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import islice
 
 import numpy as np
@@ -15,7 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX
-from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, Refused
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    Refused,
+)
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
@@ -23,8 +30,8 @@ from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_both_names
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
-from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst, not_judged_findings
-from mlflow_deploy_plugin.watch.drift.effects import with_effects
+from mlflow_deploy_plugin.watch.drift.column_findings import not_judged_findings
+from mlflow_deploy_plugin.watch.drift.effects import with_effects, without_harm
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference, load_segment_references
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
@@ -58,6 +65,10 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
 from mlflow_deploy_plugin.watch.drift.value_changes import describe_repeats, describe_values
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.watch.history import NO_ROWS, usual_rows, with_history
+from mlflow_deploy_plugin.watch.kinds.performance import (
+    accuracy_changes,
+    describe_accuracy,
+)
 from mlflow_deploy_plugin.watch.result import (
     UNDECIDED,
     Finding,
@@ -68,6 +79,7 @@ from mlflow_deploy_plugin.watch.result import (
     WindowRequest,
     describe_alarms,
     describe_change,
+    other_alarms,
     shown_order,
 )
 from mlflow_deploy_plugin.watch.segments import (
@@ -252,9 +264,10 @@ class WindowComparison:
         )
         verdict = replace(verdict, findings=tuple(findings[len(shifts.findings) :]))
         findings = [*required, *findings]
+        findings, estimate, estimated, harm_notes = self._with_harm(findings)
         state, reason = _conclude(required, verdict, findings)
-        figures = {**verdict.figures, **shifts.figures}
-        if state == "no drift" and "is_drift" in figures:
+        figures = {**verdict.figures, **shifts.figures, **estimated}
+        if state in ("no drift", "changed") and "is_drift" in figures:
             figures["is_drift"] = 0.0
         outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
         notes = [*self.notes]
@@ -263,16 +276,42 @@ class WindowComparison:
         notes += (*verdict.notes, *shifts.notes, *unreadable_notes(self.request.log))
         return self.request.result(
             state,
-            reason,
+            "; ".join(filter(None, [estimate, reason])),
             self.version,
             self.profile.rows,
             model_id=self.reference.model_id if self.reference else "",
             findings=findings,
             figures=figures,
-            notes=(*dict.fromkeys(notes), *effect_notes),
+            notes=(*dict.fromkeys(notes), *effect_notes, *harm_notes),
+            estimate=estimate,
             report=self._report_data(findings, shifts.charts, sample),
             evidence=replace(verdict.evidence, shifts=shifts.starts, outcomes=outcomes),
         )
+
+    def _with_harm(
+        self,
+        findings: Sequence[Finding],
+    ) -> tuple[Sequence[Finding], str, Mapping[str, float], Sequence[str]]:
+        """Return the findings, of which those without a sign of harm are `changed`; the
+        change of the accuracy since the first alarm began in words and as figures, and
+        a note if it is unknown.
+        """
+        starts = [item.since for item in findings if item.is_alarm and item.check != "criterion"]
+        if not starts:
+            return findings, "", {}, ()
+        notes: tuple[str, ...] = ()
+        try:
+            accuracy = accuracy_changes(self.request, datetime.fromisoformat(min(starts)))
+        except OnnxserveError as error:
+            accuracy = Refused(error.message)
+        if isinstance(accuracy, Refused):
+            notes = (f"the accuracy is not estimated: {accuracy.reason}",)
+            accuracy = {}
+        if not self.request.spec.alerts_on_change:
+            has_fallen = any(change.has_fallen for change in accuracy.values())
+            findings = without_harm(findings, () if has_fallen else accuracy)
+        figures = accuracy[""].figures if "" in accuracy else {}
+        return findings, describe_accuracy(accuracy), figures, notes
 
     def _report_data(
         self,
@@ -600,11 +639,11 @@ def _conclude(
     verdict: DriftVerdict,
     findings: Sequence[Finding],
 ) -> tuple[State, str]:
-    """Return the state and the reason of the result: of the alarm with the largest
-    effect among all `findings`, otherwise of a requirement that cannot be judged,
-    otherwise of the verdict.
+    """Return the state and the reason of the result: of the worst of the open
+    `findings`, otherwise of a requirement that cannot be judged, otherwise of the
+    verdict.
     """
-    alarms = sorted((item for item in findings if item.is_alarm), key=shown_order)
+    alarms = sorted((item for item in findings if item.is_open), key=shown_order)
     if alarms:
         return alarms[0].state, describe_alarms(alarms)
     state: State = verdict.state
@@ -621,7 +660,7 @@ def _conclude(
         reason = f"{required[0].subject}: {required[0].reason}"
     quiet = [item for item in findings if item.effect is not None]
     if quiet:
-        reason = describe_worst([item.title for item in quiet], quiet[0].reason)
+        reason = "; ".join([f"{quiet[0].title}: {quiet[0].reason}", *other_alarms(quiet)])
     return state, reason
 
 

@@ -5,7 +5,7 @@ are known.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 from types import MappingProxyType
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.core.errors import Refused
-from mlflow_deploy_plugin.core.spec.monitors import REGRESSION
+from mlflow_deploy_plugin.core.spec.monitors import MIN_LABELLED_WINDOWS, REGRESSION
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.serve.inference_log.log_reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
@@ -60,6 +60,14 @@ _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
 _KEPT_CLASSES = 10
 _TICK = timedelta(microseconds=1)
+_HARMLESS_FALL = 0.1
+"""The accuracy is unchanged if the interval of its estimate excludes a larger fall."""
+_CONFIDENCE = 0.95
+_FEW_WINDOWS = (
+    f"{MIN_LABELLED_WINDOWS} windows with labels before the change, and as many that show a small "
+    "error of the estimate, are needed"
+)
+_UNSEEN = "an estimate, which cannot see a changed relation between inputs and label"
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
 _ASK = (
     "set `labels: sampled` (a random sample of the rows gets labels), `labels: reported` (mostly "
@@ -167,30 +175,115 @@ def judge(request: WindowRequest) -> MonitorResult:
     )
     if rows is None:
         return request.result("not judged", "the window has no rows")
-    artifact = version_artifact(request, rows.model, rows.version)
-    predictions = read_predictions(rows.table, artifact, request.capture.mask)
-    notes = tuple(row_notes(rows, request.log))
-    if isinstance(predictions, Refused):
+    window = _read_window(request, rows)
+    if isinstance(window, Refused):
         version = rows.model, rows.version
-        return request.result("not judged", predictions.reason, version, rows.rows, notes=notes)
+        notes = row_notes(rows, request.log)
+        return request.result("not judged", window.reason, version, rows.rows, notes=notes)
     spec = request.spec
-    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.window_rate)
-    window = _Window(
-        request,
-        rows,
-        artifact,
-        predictions,
-        labelled,
-        (*notes, *predictions.notes()),
-    )
     is_bounded = (
         spec.labels == "reported" and window.labels > 0 and len(rows.table) >= spec.min_rows
     )
     if window.labels < spec.min_rows and not is_bounded:
         return _judge_by_estimate(window)
-    if predictions.label_mismatch:
-        return _not_judged(window, predictions.label_mismatch)
+    if window.predictions.label_mismatch:
+        return _not_judged(window, window.predictions.label_mismatch)
     return _judge_by_labels(window)
+
+
+def _read_window(request: WindowRequest, rows: WindowRows) -> _Window | Refused:
+    """Return the window with the predictions of its rows; Refused if they cannot be
+    read.
+    """
+    spec = request.spec
+    artifact = version_artifact(request, rows.model, rows.version)
+    predictions = read_predictions(rows.table, artifact, request.capture.mask)
+    if isinstance(predictions, Refused):
+        return predictions
+    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.window_rate)
+    notes = (*row_notes(rows, request.log), *predictions.notes())
+    return _Window(request, rows, artifact, predictions, labelled, notes)
+
+
+@dataclass(frozen=True)
+class AccuracyChange:
+    """The estimated accuracy of a window, and the mean accuracy of the labelled windows
+    before a change.
+    """
+
+    before: float
+    now: intervals.MetricInterval
+
+    @property
+    def has_fallen(self) -> bool:
+        return self.now.high < self.before
+
+    @property
+    def figures(self) -> dict[str, float]:
+        numbers = {**self.now.figures, "accuracy_before": self.before}
+        return {f"estimated/{name}": number for name, number in numbers.items()}
+
+    def describe(self, segment: str) -> str:
+        """Return the change in words, such as `accuracy probably fell to 0.701 (0.680
+        to 0.730), 0.834 before`.
+        """
+        verb = "is probably unchanged:"
+        if self.has_fallen:
+            verb = "probably fell to"
+        elif self.now.low > self.before:
+            verb = "probably rose to"
+        now = f"{self.now.value:.3f} ({self.now.low:.3f} to {self.now.high:.3f})"
+        return f"accuracy {segment} {verb} {now}, {self.before:.3f} before".replace("  ", " ")
+
+
+def accuracy_changes(
+    request: WindowRequest,
+    since: datetime,
+) -> Mapping[str, AccuracyChange] | Refused:
+    """Return the change of the accuracy since this time, for all rows (segment "") and
+    for the segments in which it is known. The request may be for another kind of
+    monitor. Labels since the change correct the estimate.
+    """
+    request = request.of_accuracy
+    if not request.labels.count:
+        return Refused("the log has no labels")
+    rows = request.log.labelled(
+        request.endpoint, request.window, affordable_rows(request), request.labels
+    )
+    if rows is None:
+        return Refused("the window has no rows")
+    window = _read_window(request, rows)
+    if isinstance(window, Refused):
+        return window
+    estimates = _estimate_window(window)
+    if isinstance(estimates, Refused):
+        return estimates
+    before = _estimate_window(window, since)
+    if isinstance(before, Refused):
+        return before
+    changes: dict[str, AccuracyChange] = {}
+    for (segment, judged_rows, estimated), (_, _, earlier) in zip(
+        estimates.parts, before.parts, strict=True
+    ):
+        now = estimated.measure("accuracy", judged_rows, _CONFIDENCE)
+        if isinstance(now, Refused) or len(earlier.accuracies) < MIN_LABELLED_WINDOWS:
+            continue
+        change = AccuracyChange(float(np.mean(earlier.accuracies)), now)
+        if change.has_fallen or change.before - now.low < _HARMLESS_FALL:
+            changes[segment] = change
+    return changes or Refused(_FEW_WINDOWS)
+
+
+def describe_accuracy(changes: Mapping[str, AccuracyChange]) -> str:
+    """Return the change for all rows, then for segments with a fall; empty if it is
+    unknown.
+    """
+    texts = [
+        change.describe(segment)
+        for segment, change in changes.items()
+        if change.has_fallen or not segment
+    ]
+    return f"{', '.join(texts)} ({_UNSEEN})" if texts else ""
 
 
 def affordable_rows(request: WindowRequest) -> int:
@@ -534,9 +627,9 @@ def _label_levels(window: _Window) -> Levels:
     return levels
 
 
-def _estimate_window(window: _Window) -> _Estimates | Refused:
+def _estimate_window(window: _Window, since: datetime | None = None) -> _Estimates | Refused:
     """Return the estimates for all rows and for each segment, validated on the same
-    segment of earlier windows of the version.
+    segment of windows of the version before `since`, by default before this window.
     """
     classified = window.predictions.classified
     if classified is None:
@@ -558,6 +651,7 @@ def _estimate_window(window: _Window) -> _Estimates | Refused:
         window,
         COMPLETE if spec.labels == "reported" else 0.0,
         spec.labels_within or "0s",
+        since,
     )
     if joined is None:
         return Refused("the rows of earlier windows do not match this window")
@@ -580,6 +674,7 @@ def _join_earlier_windows(
     window: _Window,
     least_share: float,
     wait: str = "0s",
+    since: datetime | None = None,
 ) -> _JoinedWindows | None:
     """Return the window's rows with the labelled rows of the latest earlier windows
     that have enough labels and that the same version has answered. Windows in which
@@ -590,12 +685,15 @@ def _join_earlier_windows(
     Args:
         least_share: the smallest share of labelled rows in an earlier window.
         wait: the time until labels are available.
+        since: the start of the first window that is not earlier; by default the
+            start of the judged window.
     """
     request = window.request
     spec = request.spec
     tables = [window.rows.table]
     skipped = 0
-    for past in islice(_earlier_windows(request, wait), _LOOKED_AT):
+    earlier = _earlier_windows(request, wait, since or request.window.start)
+    for past in islice(earlier, _LOOKED_AT):
         rows = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if rows is None:
             continue
@@ -628,12 +726,11 @@ def _join_earlier_windows(
     return _JoinedWindows(together, predictions, predictions.classified, number, notes)
 
 
-def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:
-    """Yield the earlier windows with rows for which labels should be available, the
-    latest window first.
+def _earlier_windows(request: WindowRequest, wait: str, start: datetime) -> Iterator[Window]:
+    """Yield the windows with rows before `start` for which labels should be available,
+    the latest window first.
     """
     length = request.window.length
-    start = request.window.start
     # The number of windows between the judged window and the next yielded window:
     number = max(math.ceil(length_of(wait) / length) - 1, 0)
     until = Window(EPOCH, start - number * length)

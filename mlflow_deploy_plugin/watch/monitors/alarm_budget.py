@@ -192,7 +192,7 @@ def accept_alarms(
             line = f"{actor} accepted the alarms: {', '.join(accepted.describe())}"
             if why:
                 line += f": {why}"
-            for alert in Alerts(deployments.store).firing(name):
+            for alert in Alerts(deployments.store).open(name):
                 if alert.fingerprint == f"{name}/{monitor}":
                     end_alert(deployments.store, alert, line)
     return accepted

@@ -124,6 +124,7 @@ def window_request(
     """Return the request for a window without its past. The endpoint is None if the
     store does not have it.
     """
+    monitors = endpoint.spec.monitors.values() if endpoint is not None else ()
     return WindowRequest(
         endpoint=monitor.endpoint,
         monitor=monitor.name,
@@ -139,6 +140,7 @@ def window_request(
         columns=monitor.columns,
         exclude=monitor.exclude,
         rows_since=endpoint.rows_since if endpoint is not None else None,
+        performance=next((spec for spec in monitors if spec.kind == "performance"), None),
     )
 
 

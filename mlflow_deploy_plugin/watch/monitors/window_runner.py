@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.watch.monitors import evaluation, schedule
 from mlflow_deploy_plugin.watch.monitors.evaluation import SelectedMonitor
 from mlflow_deploy_plugin.watch.monitors.maintenance import add_revisions, files_digests
 from mlflow_deploy_plugin.watch.monitors.schedule import Readiness
-from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED, MonitorResult
+from mlflow_deploy_plugin.watch.result import OPEN, UNDECIDED, MonitorResult
 from mlflow_deploy_plugin.watch.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 
@@ -304,8 +304,8 @@ class WindowRunner:
         if any(row.start > window.start for row in of_same_schedule):
             return
         consecutive = consecutive_alarms([*of_same_schedule, as_judged(window, result, ())])
-        self.monitors.update_state(*key, consecutive=consecutive)
-        if result.is_alarm and consecutive < spec.consecutive:
+        self.monitors.update_state(*key, consecutive=consecutive if result.is_alarm else 0)
+        if result.state in OPEN and consecutive < spec.consecutive:
             self.say(
                 f"{window_summary(window)}: {consecutive} of {spec.consecutive} consecutive "
                 "windows needed for an alarm",
@@ -379,8 +379,8 @@ def log_readiness(
 
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
-    """Return the number of consecutive windows, up to the newest, with an alarm of the
-    same column or criterion.
+    """Return the number of consecutive windows, up to the newest, with an alarm or a
+    change of the same column or criterion.
 
     Windows that were stored without their alarms count by their verdict, and accepted
     alarms do not count. Use newest revisions of decided windows.
@@ -390,7 +390,7 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
         for row in sorted(windows, key=lambda window: (window.start, window.revision))
     }
     decided = [row for row in reversed(newest.values()) if row.verdict not in UNDECIDED]
-    in_a_row = takewhile(lambda row: row.outcome in ALARMS, decided)
+    in_a_row = takewhile(lambda row: row.outcome in OPEN, decided)
     alarms = [Evidence.from_json(row.evidence).open_alarms for row in in_a_row]
     lasting = {*chain.from_iterable(alarms)}
     count = 0

@@ -86,6 +86,11 @@ _REPORT = "/report"
 _MOST_REPORTS = 10
 _LONGEST_NAME = 200  # MLflow's limit is 250.
 _NO_PATH = "\0"
+_VERBS: Mapping[State, str] = {
+    "drift": "has drifted",
+    "changed": "has changed",
+    "violated": "has violated its requirement",
+}
 _STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1.0}
 _MOST_METRICS = 300  # This number is enough for the UI, and needs one API call per window.
 
@@ -134,7 +139,7 @@ def _render_page(
     )
     pages.filters |= {"number": format_number, "class": mark_of, "quote": shlex.quote}
     pages.filters["base64"] = lambda png: base64.b64encode(png).decode()
-    alarms = [finding for finding in result.findings if finding.is_alarm]
+    alarms = [finding for finding in result.findings if finding.is_open]
     shown = [finding for finding in result.findings if not finding.has_no_effect]
     # A shift and its window have different means of a column.
     first = {finding.key: finding for finding in reversed(shown)}
@@ -144,13 +149,15 @@ def _render_page(
     sentence = result.reason
     if alarms:
         worst = alarms[0]
-        verb = "has drifted" if worst.state == "drift" else "has violated its requirement"
+        verb = _VERBS[worst.state]
         since = f" since the window of {worst.since_text}" if worst.since else ""
         size = worst.value_text
         if worst.threshold_text:
             size += f" (threshold {worst.threshold_text})"
         parts = [worst.change, worst.effect_text, size or worst.reason, *other_alarms(alarms)]
         sentence = f"{worst.title} {verb}{since}: {'; '.join(filter(None, parts))}"
+        if result.estimate:
+            sentence = f"{result.estimate}; {sentence}"
     main = pages.get_template("report.html").render(
         title=title,
         result=result,
@@ -244,7 +251,7 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
             pairs.append((f"{finding.check}_score/{subject}", finding.value))
         # The detector restarts, so its score does not show a lasting alarm.
         if finding.check == "shift":
-            pairs.append((f"shift_state/{subject}", float(finding.is_alarm)))
+            pairs.append((f"shift_state/{subject}", float(finding.is_open)))
     values: dict[str, float] = {}
     for name, value in pairs:
         if value is not None and math.isfinite(value):

@@ -49,15 +49,17 @@ LABEL_POINTS = 12
 _EDGE = 0.3
 """The distance of a cut mark from the other values, in ranges of these values."""
 _ALARM = "#cf222e"
+_CHANGED = "#9a6700"
 _FINE = "#1a7f37"
 _LINE = "#57606a"
 _SOFT = "#9a9a9a"
 _BAND = "#b9d3f2"
-_COLOURS = {"alarm": _ALARM, "undecided": _SOFT, "fine": _FINE}
+_COLOURS = {"alarm": _ALARM, "changed": _CHANGED, "undecided": _SOFT, "fine": _FINE}
 # Markers show the state without colour.
 _MARKERS = {
     _FINE: "o",
     _ALARM: "X",
+    _CHANGED: "^",
     _SOFT: "D",
     _LINE: ".",
 }
@@ -238,7 +240,7 @@ class LevelLine:
 
 def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[LevelLine]:
     """Return the levels of the report, each over the last `MOST_WINDOWS` windows."""
-    alarms = {finding.key: finding for finding in reversed(result.findings) if finding.is_alarm}
+    alarms = {finding.key: finding for finding in reversed(result.findings) if finding.is_open}
     lines: list[LevelLine] = []
     last = slice(-MOST_WINDOWS, None)
     for series in result.report.levels:
@@ -271,7 +273,7 @@ def trend_lines(
         drawn[""] = _make_line("largest score of a column, in SD", windows, "", "distribution")
     with_level = [line.key for line in levels if line.key]
     alarms = [
-        finding for finding in result.findings if finding.is_alarm and finding.key not in with_level
+        finding for finding in result.findings if finding.is_open and finding.key not in with_level
     ]
     required = [
         finding

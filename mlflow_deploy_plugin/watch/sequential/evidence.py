@@ -64,7 +64,7 @@ class Evidence:
         basis: identifies the bins and the reference. Figures with another basis are not
             comparable.
         levels: the signed figures of the window. A figure is omitted if it is unknown.
-        alarms: the columns and criteria that raised an alarm, as `alarm_key`.
+        alarms: the columns and criteria with an alarm or a change, as `alarm_key`.
         accepted: the alarms that a user has accepted since then.
         shifts: the series with an open alarm of the detector, each with the start of
             the shift in ISO 8601.

@@ -71,6 +71,10 @@ DISTANCE = "distance"
 UPWARD = (NEW, OUTSIDE, MODE, DISTANCE)
 """The figures of which only an increase is a change."""
 SHARES = ("frequent", "second", MISSING, NEW, OUTSIDE)
+QUALITY: Mapping[str, float] = {MISSING: 0.0, NEW: 0.0, ROWS_FIGURE: 0.0, OUTSIDE: 0.5}
+"""The figures of which a drift to a value above this one is a sign of harm. A season
+moves some values out of range, and another unit most of them.
+"""
 _IN_ROWS = (LEVEL, MEAN)
 """The figures in the unit of the column."""
 FLOORS: Mapping[str, float] = {

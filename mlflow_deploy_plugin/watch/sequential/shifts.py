@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     MEAN,
     MISSING,
     OUTSIDE,
+    QUALITY,
     ROWS_FIGURE,
     SPREAD,
     FigureSeries,
@@ -174,6 +175,17 @@ def _change_since(course: Course, series: FigureSeries, onset: int) -> tuple[flo
     return deviations, _describe_change(course, series, now - above, now)
 
 
+def has_quality_shift(course: Course, key: str) -> bool:
+    """Return True if a shift of the column (`alarm_key`) is itself a sign of harm."""
+    newest = course.windows.values[-1]
+    of_column = [
+        shift.series for shift in course.tracking.shifts if course.series[shift.series].key == key
+    ]
+    return any(
+        newest[index] > QUALITY.get(course.series[index].figure, math.inf) for index in of_column
+    )
+
+
 def _make_finding(course: Course, shift: Shift) -> Finding:
     """Return the finding about a shift: its median size since it began, and the
     interval in which it began.
@@ -205,6 +217,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
         measure=figure_name(series, course.reference.bins).text,
         unit="SD",
+        is_quality=has_quality_shift(course, series.key),
     )
 
 

@@ -88,6 +88,7 @@ class CbpeEstimate:
         calibration_error: the mean difference between probability and actual share on
             earlier windows, over ten bins of equal size; None without earlier windows.
         is_corrected: True if the probabilities were calibrated by isotonic regression.
+        accuracies: the accuracy of each earlier window.
     """
 
     values: Mapping[str, "float | Refused"]
@@ -95,6 +96,7 @@ class CbpeEstimate:
     windows: int
     calibration_error: float | None
     is_corrected: bool
+    accuracies: Sequence[float]
 
     def measure(self, name: str, rows: int, confidence: float) -> MetricInterval | Refused:
         """Return the estimate of a figure with its interval; Refused if the figure is
@@ -141,7 +143,9 @@ def estimate(
         errors = dict(_estimate_errors(answers, chances, fitted, names, rng))
     values = expected_metrics(answers, chances)
     error = fitted.calibration_error if windows else None
-    return CbpeEstimate(values, errors, windows, error, fitted.is_corrected)
+    hits = [window.truth == window.answers.predicted for window in fitted.windows]
+    accuracies = [float(hit.mean()) for hit in hits]
+    return CbpeEstimate(values, errors, windows, error, fitted.is_corrected, accuracies)
 
 
 def labels_fit(

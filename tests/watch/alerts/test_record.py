@@ -36,6 +36,26 @@ def test_alarm_repeats_if_worse_or_old(see, receiver, clock):
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse", "Still"]
 
 
+def test_change_without_harm_is_sent_once(see, receiver, store, clock):
+    wind = Finding("wind", "distribution", "changed", "far", 6.0, 3.0)
+    both = (wind, replace(wind, subject="humid"))
+    estimate = "accuracy is probably unchanged: 0.830"
+    for number, findings in enumerate([(wind,), (replace(wind, value=60.0),), both, (wind,)]):
+        see(result_of(number, state="changed", findings=findings, estimate=estimate))
+        clock.pass_by(days=8)
+    assert (len(Alerts(store).open()), Alerts(store).firing()) == (1, [])
+
+    see(result_of(4, findings=(replace(wind, state="drift"),)))
+    see(result_of(5, state="changed", findings=(wind,)))
+    see(result_of(6, state="no drift"))
+
+    titles = [title.split(": ")[2] for title in receiver.titles("ops")]
+    assert titles == ["Changed", "Changed", "Alarm", "Changed", "Over"]
+    message = receiver.got["/ops"][0]["message"]
+    assert message.index(estimate) < message.index("- wind")
+    assert Alerts(store).open() == []
+
+
 @pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
 def test_undecided_window_changes_no_alarm(see, receiver, store, undecided):
     see(result_of(0, state=undecided, reason="accuracy: 0.79"))

@@ -121,7 +121,6 @@ def test_shift_is_found_for_any_row_count(days, rows):
     assert verdict.state == "drift"
     assert verdict.findings[0].subject == "temperature"
     assert {finding.subject for finding in verdict.findings if finding.is_alarm} == {"temperature"}
-    assert verdict.reason.startswith("temperature: ")
     assert verdict.figures["p_value"] <= 0.05
 
 
@@ -153,20 +152,6 @@ def test_findings_have_a_measure_and_unit(days, name, values, subject, check, me
     assert finding.unit == "SD"
     assert finding.value_text.endswith(" SD")
     assert finding.threshold_text == f"{finding.threshold:.4g} SD"
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "said"),
-    [
-        ("carrier", np.arange(ROWS), "(all other checks: p = "),
-        ("temperature", np.full(ROWS, 9.0), "(p = "),
-    ],
-)
-def test_p_value_excludes_exact_checks(days, name, values, said):
-    verdict = verdict_on(replaced(window(), name, values), days)
-
-    assert verdict.state == "drift"
-    assert said in verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -344,7 +329,6 @@ def test_new_and_missing_columns_are_drift(days):
     assert verdict.state == "drift"
     for name in ("carrier", "extra"):
         assert found(verdict, name, "presence").state == "drift"
-    assert mentions(verdict.reason, "carrier", "extra")
     assert found(verdict, "carrier").state == "not judged"
     assert selected.state == "no drift"
     assert {finding.subject for finding in selected.findings} == {"temperature", "noise"}
