@@ -226,6 +226,28 @@ class _Course:
         excuse: Array = shift.sign * np.minimum(figures - _figures(key, best), most).clip(0)
         return excuse
 
+    def causes(self, shift: Shift) -> Sequence[str]:
+        """Return what the labels and the predictions say about a shift's cause."""
+        answers = {
+            each.column: self.moves_since(each, shift.onset, _FAR)
+            for each in self.keys
+            if each.figure == PREDICTED
+            and not self.moves_since(replace(each, figure=LABEL), shift.onset)
+        }
+        answered = [f"{name!r} {_OFTEN[sign]}" for name, sign in answers.items() if sign]
+        causes = []
+        if shift is self.late.get(shift.series):
+            causes.append(_LATE)
+        elif self.moves_since(LABELLED, shift.onset):
+            causes.append(_PARTLY_LATE)
+        if any(self.keys[other.series].figure == LABEL for other in self.shown_shifts()):
+            causes.append(_NEW_LABELS)
+        elif answered:
+            causes.append(
+                f"the labels have not changed, and the model answers {', '.join(answered)}"
+            )
+        return causes
+
     def finding(self, shift: Shift, length: timedelta) -> Finding:
         """Return the finding about a shift: its mean size since it began, in standard
         deviations, and the interval in which it began.
@@ -244,29 +266,14 @@ class _Course:
         shown = _losses(shown, worse)
         direction = "higher" if shown[1] > shown[0] else "lower"
         start = self.windows[shift.onset].start
-        reason = (
+        size = (
             f"{deviations:+.1f} standard deviations of the earlier windows, on average since then"
         )
-        answers = {
-            each.column: self.moves_since(each, shift.onset, _FAR)
-            for each in self.keys
-            if each.figure == PREDICTED
-            and not self.moves_since(replace(each, figure=LABEL), shift.onset)
-        }
-        answered = [f"{name!r} {_OFTEN[sign]}" for name, sign in answers.items() if sign]
-        if is_late:
-            reason += f"; {_LATE}"
-        elif self.moves_since(LABELLED, shift.onset):
-            reason += f"; {_PARTLY_LATE}"
-        if any(self.keys[other.series].figure == LABEL for other in self.shown_shifts()):
-            reason += f"; {_NEW_LABELS}"
-        elif answered:
-            reason += f"; the labels have not changed, and the model answers {', '.join(answered)}"
         return Finding(
             subject=f"label {key.column}" if key.figure == LABEL else key.column,
             check="shift",
             state="cannot tell" if is_late else "drift",
-            reason=reason,
+            reason="; ".join([size, *self.causes(shift)]),
             value=float(deviations),
             change=f"{shown[0]:.4g} → {shown[1]:.4g}, {direction}",
             since=start.isoformat(),
@@ -311,17 +318,7 @@ def _follow(
     excuses = np.zeros_like(followed.values)
     renewals = np.zeros(excuses.shape, bool)
     while True:
-        restarts = followed.restarts.copy()
-        tracking = Tracking(replace(followed, restarts=restarts), limit, math.inf)
-        levels = tracking.levels.copy()
-        for now in range(followed.reference, len(windows)):
-            # A shift that is open does not end because more labels are late.
-            is_open = np.zeros(len(keys), bool)
-            is_open[[shift.series for shift in tracking.shifts]] = True
-            restarts[renewals[now] & ~is_open] = now
-            tracking.levels[now] -= np.where(is_open, 0, excuses[now])
-            tracking.add(now)
-        tracking.levels = levels
+        tracking = track_excused(followed, limit, excuses, renewals)
         course = _Course(keys, windows, tracking, late, excuses)
         excused = [
             shift
@@ -339,6 +336,24 @@ def _follow(
             since = slice(shift.onset, shift.onset + FEWEST_WINDOWS)
             excuses[since, shift.series] = course.excuse(shift)
             renewals[since.stop :][:1, shift.series] = True
+
+
+def track_excused(windows: Windows, limit: float, excuses: Array, renewals: Array) -> Tracking:
+    """Follow all windows like `track`, without the `excuses`, [N, m], of the figures. A
+    figure without an open shift begins a new baseline at its `renewals`, [N, m] bool.
+    """
+    windows = replace(windows, restarts=windows.restarts.copy())
+    tracking = Tracking(windows, limit, math.inf)
+    levels = tracking.levels.copy()
+    for now in range(windows.reference, len(levels)):
+        # A shift that is open does not end because more labels are late.
+        is_open = np.zeros(levels.shape[1], bool)
+        is_open[[shift.series for shift in tracking.shifts]] = True
+        windows.restarts[renewals[now] & ~is_open] = now
+        tracking.levels[now] -= np.where(is_open, 0, excuses[now])
+        tracking.add(now)
+    tracking.levels = levels
+    return tracking
 
 
 def _losses(values: Array, worse_sign: int) -> Array:
