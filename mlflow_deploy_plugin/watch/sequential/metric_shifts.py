@@ -1,9 +1,9 @@
 """The required metrics, or the complaints, of labelled windows over time, and their
 labels: a lasting shift for the worse, or of the labels, is a finding.
 
-Labels that are late or missing change a metric as well. If a shift comes with a change
-of the share of labelled rows, each figure is therefore replaced by the best one that
-the rows without their usual label permit (Manski, American Economic Review 80, 1990).
+Labels that are late or missing change a metric as well. If the share of labelled rows
+changes with a shift, the best value that the lost labels permit replaces each figure
+(Manski, American Economic Review 80, 1990).
 If these figures have shifted too, the shift is drift. Otherwise the cause is unknown,
 and the level becomes usual after `FEWEST_WINDOWS` windows. A shift of the labels that
 comes with one of the predictions is a change of the data, which monitors of kind
@@ -56,7 +56,7 @@ _MOVED = 2.5
 it has changed too.
 """
 _FAR = 4.0
-"""The standard errors by which one of many classes differs, if it has changed."""
+"""The same, if many classes are compared."""
 _LATE = (
     "the share of labelled rows has changed too, and labels that are late or missing can explain "
     "all of it"
@@ -227,7 +227,7 @@ class _Course:
         return excuse
 
     def causes(self, shift: Shift) -> Sequence[str]:
-        """Return what the labels and the predictions say about a shift's cause."""
+        """Return the possible causes of a shift in the labels and predictions."""
         answers = {
             each.column: self.moves_since(each, shift.onset, _FAR)
             for each in self.keys
