@@ -299,9 +299,9 @@ def _follow(
     required: Sequence[SeriesKey],
     false_per_year: float,
 ) -> _Course:
-    """Follow the windows, the last of which is the judged window. Shifts of labels that
-    come with one of the predictions begin a new baseline, and after 20 windows also
-    those that labels can explain.
+    """Follow the windows, the last of which is the judged window. A shift of labels
+    that comes with one of the predictions begins a new baseline. A shift that labels
+    can explain does so after 20 windows.
     """
     totals: Counter[SeriesKey] = Counter()
     for window in windows:
