@@ -326,7 +326,7 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
                     reason=f"{finding.reason}; labelled rows may be complaints",
                 )
     followed = measured
-    if usable.is_assumed and usable.labelled is not window.labelled:
+    if usable.labelled.unknown.any():  # The metrics are bounds.
         followed = measure(window.labelled, everyone, window.required)
     notes = [*usable.notes, *notes]
     if window.labels != len(window.rows.table):
@@ -386,14 +386,11 @@ class _UsableLabels:
     may not represent.
 
     Attributes:
-        is_assumed: True if the monitor does not set why rows have no label. The
-            labelled rows are then followed, even if the metrics are bounds.
         may_be_complaints: True if the labels could also not be tested.
     """
 
     labelled: LabelWeights
     notes: list[str]
-    is_assumed: bool = False
     may_be_complaints: bool = False
 
 
@@ -449,7 +446,7 @@ def _usable_labels(window: _Window) -> _UsableLabels:
     if labels is not None:
         return _UsableLabels(labelled, notes)
     ask = f"the monitor does not set `labels`, and assumes {assumed}: {_ASK}"
-    return _UsableLabels(labelled, [*notes, ask], is_assumed=True, may_be_complaints=fits is None)
+    return _UsableLabels(labelled, [*notes, ask], may_be_complaints=fits is None)
 
 
 def _bounds(window: _Window) -> str:

@@ -219,7 +219,9 @@ def require_windows(
     kept.
     """
     what = "alarms.false_per_year" if fewest == FEWEST_WINDOWS else "a verdict"
-    needs = f"{what} needs at least {fewest} windows of {spec.every} in the reference"
+    seconds = levels.length_us // 1_000_000
+    length = duration_text(seconds)
+    needs = f"{what} needs at least {fewest} windows of {length} in the reference"
     if reference.pieces.total.rows and not reference.pieces.grid.windows:
         remedy = (
             "log the model with event_time= (the column or the values with the time of each row)"
@@ -231,9 +233,11 @@ def require_windows(
             f"{remedy}",
         )
     windows = len(levels.starts_us)
-    seconds = int(length_of(spec.every).total_seconds())
     if windows < fewest:
-        remedy = _more_windows(seconds, windows, fewest)
+        is_scheduled = length_of(spec.every).total_seconds() == seconds
+        remedy = _more_windows(
+            seconds, windows, fewest, "every=" if is_scheduled else "judge windows of "
+        )
         raise InvalidConfig(f"{needs} {spec.reference}, and it has {windows}: {remedy}")
     grid = reference.pieces.grid
     is_cut = grid.windows > grid.max_windows and not levels.is_complete
@@ -246,14 +250,14 @@ def require_windows(
         )
 
 
-def _more_windows(seconds: int, windows: int, fewest: int) -> str:
+def _more_windows(seconds: int, windows: int, fewest: int, shorten: str = "every=") -> str:
     """Return how a reference with this number of windows of this length gets the
     `fewest` windows.
     """
     remedy = f"use a reference of at least {duration_text(seconds * fewest)}"
     shorter = next((length for length in _SHORTER if length * fewest <= seconds * windows), 0)
     if shorter:
-        remedy += f", or every={duration_text(shorter)}"
+        remedy += f", or {shorten}{duration_text(shorter)}"
     return remedy
 
 

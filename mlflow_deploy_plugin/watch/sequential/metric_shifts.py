@@ -1,12 +1,16 @@
 """The required metrics, or the complaints, of labelled windows over time, and their
 labels: a lasting shift for the worse, or of the labels, is a finding.
 
-Labels that are late or missing change a metric as well. Therefore a shift that comes
-with a change of the share of labelled rows is no drift, and its new level becomes
-usual. A shift of the labels that comes with one of the predictions is a change of the
-data, which monitors of kind `drift` judge.
+Labels that are late or missing change a metric as well. If the share of labelled rows
+changes with a shift, the best value that the lost labels permit replaces each figure
+(Manski, American Economic Review 80, 1990).
+If these figures have shifted too, the shift is drift. Otherwise the cause is unknown,
+and the level becomes usual after `FEWEST_WINDOWS` windows. A shift of the labels that
+comes with one of the predictions is a change of the data, which monitors of kind
+`drift` judge.
 """
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,7 +34,6 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
     Tracking,
     Windows,
     limit_for,
-    track,
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import (
     Evidence,
@@ -52,14 +55,29 @@ _MOVED = 2.5
 """The standard errors by which a figure differs from the 20 windows before a shift, if
 it has changed too.
 """
+_FAR = 4.0
+"""The same, if many classes are compared."""
 _LATE = (
-    "the share of labelled rows has changed too, so labels that are late or missing may be the "
-    "cause"
+    "the share of labelled rows has changed too, and labels that are late or missing can explain "
+    "all of it"
 )
+_PARTLY_LATE = (
+    "the share of labelled rows has changed too, but labels that are late or missing cannot "
+    "explain all of it"
+)
+_OFTEN = {1: "more often", -1: "less often"}
 _NEW_LABELS = (
     "the labels have changed and the predictions have not: labels are defined or collected "
     "differently, or the model misses a change"
 )
+_ERRORS = {SeriesKey(name, _METRIC) for name in ("mae", "rmse", "mape", "log_loss", "r2")}
+"""The metrics that a single row can change without limit. Their root is followed, and
+only up to `_FARTHEST` times the distance of the reference's ninth decile from its
+median: neither a row nor a window must decide.
+"""
+_ROOT = 0.25
+_FARTHEST = 2.0
+_OF_CLASSES = ("f1", "precision", "recall", "roc_auc")
 _ROWS = SeriesKey("", "rows")
 """The number of rows that the metrics of a window are measured on."""
 _MOST_WINDOWS = 90
@@ -118,13 +136,16 @@ class _Course:
 
     Attributes:
         late: the last shift of each series that came with a change of the share of
-            labelled rows.
+            labelled rows, or of the predictions.
+        excuses: the part of each figure that late or missing labels can explain, [N,
+            m].
     """
 
     keys: Sequence[SeriesKey]
     windows: Sequence[JudgedWindow]
     tracking: Tracking
     late: Mapping[int, Shift]
+    excuses: Array
 
     def shown_shifts(self) -> Sequence[Shift]:
         """Return the open shifts, those of labels first, and the metrics' recent shifts
@@ -136,13 +157,19 @@ class _Course:
             for shift in self.late.values()
             if shift.onset >= newest and self.keys[shift.series].figure == _METRIC
         ]
-        drifts = [shift for shift in self.tracking.shifts if not self.is_excused(shift)]
+        drifts = []
+        for shift in self.tracking.shifts:
+            key = self.keys[shift.series]
+            # An alarm also opens the shifts of other series, with less evidence.
+            is_sure = shift.is_confirmed or self.moves_since(key, shift.onset, _FAR) != 0
+            if not self.is_excused(shift) and (is_sure or key.figure != LABEL):
+                drifts.append(shift)
         found = {shift.series: shift for shift in (*late, *drifts)}
         return sorted(found.values(), key=lambda shift: self.keys[shift.series].figure != LABEL)
 
-    def moves_since(self, key: SeriesKey, onset: int) -> int:
+    def moves_since(self, key: SeriesKey, onset: int, least: float = _MOVED) -> int:
         """Return the sign of the figure's change from the 20 windows before the onset;
-        0 if it has hardly changed.
+        0 if it has changed by less than this number of standard errors.
         """
         if key not in self.keys:
             return 0
@@ -151,19 +178,75 @@ class _Course:
         since = innovations[onset:]
         change = since.mean() - before.mean()
         error = np.sqrt(1 / len(since) + 1 / len(before))
-        return int(np.sign(change)) if abs(change) > _MOVED * error else 0
+        return int(np.sign(change)) if abs(change) > least * error else 0
 
-    def predicted_since(self, key: SeriesKey, onset: int) -> int:
-        return self.moves_since(replace(key, figure=PREDICTED), onset)
+    def is_of_data(self, shift: Shift) -> bool:
+        """Return True if the predictions have changed with the shift of a label."""
+        key = self.keys[shift.series]
+        predicted = replace(key, figure=PREDICTED)
+        return key.figure == LABEL and self.moves_since(predicted, shift.onset) == shift.sign
 
     def is_excused(self, shift: Shift) -> bool:
-        """Return True if the share of labelled rows has changed with the shift, or the
-        predictions with the shift of a label.
+        """Return True if the predictions have changed with the shift of a label, or the
+        share of labelled rows with a shift whose excuse is unknown.
         """
-        if self.moves_since(LABELLED, shift.onset):
-            return True
+        if self.excuses[shift.onset :, shift.series].any():
+            return self.is_of_data(shift)
+        return self.moves_since(LABELLED, shift.onset) != 0 or self.is_of_data(shift)
+
+    def excuse(self, shift: Shift) -> Array:
+        """Return the part of the figure that labels can explain in the first 20 windows
+        of the shift, [20]: rows that have lost their label may have the best values,
+        and rows that have a label now the worst values.
+        """
         key = self.keys[shift.series]
-        return key.figure == LABEL and self.predicted_since(key, shift.onset) == shift.sign
+        sign = _worse_sign(key) * shift.sign
+        before = self.windows[shift.onset - FEWEST_WINDOWS : shift.onset]
+        since = self.windows[shift.onset : shift.onset + FEWEST_WINDOWS]
+        share = _levels(since, LABELLED)
+        lost = _levels(before, LABELLED).mean() - share
+        counted = share
+        if key.column in _OF_CLASSES and key.figure == _METRIC:
+            # A row counts most in the rarest class.
+            for label in self.keys:
+                if label.figure == LABEL:
+                    counted = np.minimum(counted, share * _levels(since, label))
+        loss = _losses(_levels(since, key), sign)
+        if lost.mean() > 0:
+            best = loss * counted / np.maximum(counted + lost.clip(0), _SMALLEST)
+        elif key in _ERRORS:
+            best = np.zeros_like(loss)
+        else:
+            rest = np.maximum(counted + lost.clip(max=0), _SMALLEST)
+            best = (loss * counted + lost.clip(max=0)).clip(0) / rest
+        usual = _figures(key, _losses(_levels(before, key), sign))
+        figures = _figures(key, loss)
+        # The figure without its excuse stays close to the usual ones.
+        most = figures - usual.mean() + 2 * usual.std()
+        excuse: Array = shift.sign * np.minimum(figures - _figures(key, best), most).clip(0)
+        return excuse
+
+    def causes(self, shift: Shift) -> Sequence[str]:
+        """Return the possible causes of a shift in the labels and predictions."""
+        answers = {
+            each.column: self.moves_since(each, shift.onset, _FAR)
+            for each in self.keys
+            if each.figure == PREDICTED
+            and not self.moves_since(replace(each, figure=LABEL), shift.onset)
+        }
+        answered = [f"{name!r} {_OFTEN[sign]}" for name, sign in answers.items() if sign]
+        causes = []
+        if shift is self.late.get(shift.series):
+            causes.append(_LATE)
+        elif self.moves_since(LABELLED, shift.onset):
+            causes.append(_PARTLY_LATE)
+        if any(self.keys[other.series].figure == LABEL for other in self.shown_shifts()):
+            causes.append(_NEW_LABELS)
+        elif answered:
+            causes.append(
+                f"the labels have not changed, and the model answers {', '.join(answered)}"
+            )
+        return causes
 
     def finding(self, shift: Shift, length: timedelta) -> Finding:
         """Return the finding about a shift: its mean size since it began, in standard
@@ -173,33 +256,26 @@ class _Course:
         is_late = shift is self.late.get(shift.series)
         baseline = self.tracking.baseline
         levels = self.tracking.levels[:, shift.series]
-        usual = baseline.mean[shift.series]
-        if is_late:  # The baseline begins with the shift.
-            usual = levels[shift.onset - FEWEST_WINDOWS : shift.onset].mean()
-        change = _worse_sign(key) * (levels[shift.onset :].mean() - usual)
-        deviations = change / baseline.deviation[shift.series]
-        now = _levels(self.windows[shift.onset :], key).mean()
-        direction = "higher" if change > 0 else "lower"
+        change = levels[shift.onset :].mean() - baseline.mean[shift.series]
+        worse = _worse_sign(key)
+        deviations = worse * change / baseline.deviation[shift.series]
+        now = _figures(key, _losses(_levels(self.windows[shift.onset :], key), worse)).mean()
+        shown = np.array([now - change, now])
+        if key in _ERRORS:
+            shown = shown ** (1 / _ROOT)
+        shown = _losses(shown, worse)
+        direction = "higher" if shown[1] > shown[0] else "lower"
         start = self.windows[shift.onset].start
-        reason = (
+        size = (
             f"{deviations:+.1f} standard deviations of the earlier windows, on average since then"
         )
-        if is_late:
-            reason += f"; {_LATE}"
-        elif any(
-            key.figure == LABEL
-            and self.moves_since(key, shift.onset)
-            not in (0, self.predicted_since(key, shift.onset))
-            for key in self.keys
-        ):
-            reason += f"; {_NEW_LABELS}"
         return Finding(
             subject=f"label {key.column}" if key.figure == LABEL else key.column,
             check="shift",
             state="cannot tell" if is_late else "drift",
-            reason=reason,
+            reason="; ".join([size, *self.causes(shift)]),
             value=float(deviations),
-            change=f"{now - change:.4g} → {now:.4g}, {direction}",
+            change=f"{shown[0]:.4g} → {shown[1]:.4g}, {direction}",
             since=start.isoformat(),
             since_end=(start + length).isoformat(),
             in_a_row=len(levels) - shift.onset,
@@ -223,25 +299,30 @@ def _follow(
     required: Sequence[SeriesKey],
     false_per_year: float,
 ) -> _Course:
-    """Follow the windows, the last of which is the judged window. Shifts that come with
-    a change of the share of labelled rows, or of labels with one of the predictions,
-    begin a new baseline.
+    """Follow the windows, the last of which is the judged window. A shift of labels
+    that comes with one of the predictions begins a new baseline. A shift that labels
+    can explain does so after 20 windows.
     """
     totals: Counter[SeriesKey] = Counter()
     for window in windows:
-        levels = window.evidence.levels
-        totals.update({key: levels[key] for key in levels if key.figure == LABEL})
-    # The shares of all classes add up to 1.
-    labels = [*dict(totals.most_common(1 + _MOST_CLASSES))][1:]
+        shares = window.evidence.levels
+        totals.update({key: shares[key] for key in shares if key.figure == LABEL})
+    labels = [key for key, _ in totals.most_common()]
     keys = [*required, *labels, *(replace(key, figure=PREDICTED) for key in labels)]
+    # The shares of all classes add up to 1.
+    sought = {*required, *labels[1 : 1 + _MOST_CLASSES]} - {LABELLED}
     followed = _detector_windows(request, windows, keys)
+    followed = replace(followed, is_followed=np.array([key in sought for key in keys]))
     limit = limit_for(followed, lasting_rate(request.spec, false_per_year))
     late: dict[int, Shift] = {}
+    excuses = np.zeros_like(followed.values)
+    renewals = np.zeros(excuses.shape, bool)
     while True:
-        course = _Course(keys, windows, track(followed, limit), late)
+        tracking = track_excused(followed, limit, excuses, renewals)
+        course = _Course(keys, windows, tracking, late, excuses)
         excused = [
             shift
-            for shift in course.tracking.shifts
+            for shift in tracking.shifts
             if course.is_excused(shift)
             and (shift.series not in late or shift.onset > late[shift.series].onset)
         ]
@@ -249,7 +330,42 @@ def _follow(
             return course
         for shift in excused:
             late[shift.series] = shift
-            followed.restarts[shift.series] = shift.onset
+            if course.is_of_data(shift):
+                renewals[shift.onset, shift.series] = True
+                continue
+            since = slice(shift.onset, shift.onset + FEWEST_WINDOWS)
+            excuses[since, shift.series] = course.excuse(shift)
+            renewals[since.stop :][:1, shift.series] = True
+
+
+def track_excused(windows: Windows, limit: float, excuses: Array, renewals: Array) -> Tracking:
+    """Follow all windows like `track`, without the `excuses`, [N, m], of the figures. A
+    figure without an open shift begins a new baseline at its `renewals`, [N, m] bool.
+    """
+    windows = replace(windows, restarts=windows.restarts.copy())
+    tracking = Tracking(windows, limit, math.inf)
+    levels = tracking.levels.copy()
+    for now in range(windows.reference, len(levels)):
+        # A shift that is open does not end because more labels are late.
+        is_open = np.zeros(levels.shape[1], bool)
+        is_open[[shift.series for shift in tracking.shifts]] = True
+        windows.restarts[renewals[now] & ~is_open] = now
+        tracking.levels[now] -= np.where(is_open, 0, excuses[now])
+        tracking.add(now)
+    tracking.levels = levels
+    return tracking
+
+
+def _losses(values: Array, worse_sign: int) -> Array:
+    """Return the distances from the best value, which is 1 if lower values are worse,
+    and otherwise 0; or the values at these distances.
+    """
+    return 1 - values if worse_sign < 0 else values
+
+
+def _figures(key: SeriesKey, losses: Array) -> Array:
+    """Return the figures that are followed."""
+    return np.maximum(losses, 0) ** _ROOT if key in _ERRORS else losses
 
 
 def _levels(windows: Sequence[JudgedWindow], key: SeriesKey) -> Array:
@@ -280,7 +396,17 @@ def _detector_windows(
     length = request.window.length
     numbers = np.array([(start - EPOCH) // length for start in starts])
     season = season_windows(request.spec, first, length // timedelta(microseconds=1))
-    values = np.stack([_levels(windows, key) for key in keys], axis=1)
+    levels = [_levels(windows, key) for key in keys]
+    figures = [
+        _figures(key, _losses(values, _worse_sign(key)))
+        for key, values in zip(keys, levels, strict=True)
+    ]
+    values = np.stack(figures, axis=1)
+    is_error = [key in _ERRORS for key in keys]
+    usual = np.abs(levels)[:, :first].mean(axis=1)
+    usual[is_error] = _ROOT * values[:first, is_error].mean(axis=0)
+    middle, high = np.quantile(values[:first, is_error], [0.5, 0.9], axis=0)
+    values[:, is_error] = np.minimum(values[:, is_error], middle + _FARTHEST * (high - middle))
     rows = _levels(windows, _ROWS)
     usual_rows = np.median(rows[:first])
     is_metric = np.array([key.figure == _METRIC for key in keys])
@@ -288,12 +414,12 @@ def _detector_windows(
     smallest = np.where(is_metric, _SMALLEST, 1 / usual_rows)
     smallest[[key.column == COMPLAINTS for key in keys]] = 1_000 / usual_rows
     return Windows(
-        values=np.array([*map(_worse_sign, keys)]) * values,
+        values=values,
         reference=first,
         phases=numbers % season,
         season=season,
         gaps=np.diff(numbers, prepend=numbers[0] - 1),
-        floors=np.maximum(_FLOOR * np.abs(values[:first].mean(axis=0)), smallest),
+        floors=np.maximum(_FLOOR * usual, smallest),
         restarts=np.array(
             [bisect_left(starts, request.baseline.get(key.column, _NEVER)) for key in keys]
         ),
@@ -301,5 +427,5 @@ def _detector_windows(
             np.sqrt(usual_rows / np.minimum(rows, usual_rows))[:, None], values.shape
         ),
         is_upward=is_metric,
-        is_followed=is_metric | np.array([key.figure == LABEL for key in keys]),
+        is_followed=is_metric,
     )

@@ -105,7 +105,7 @@ def _moving_notes(course: Course) -> Iterator[str]:
     if columns and len(judged) >= budget.FEW_WINDOWS and len(red) > most:
         # A step explains all red windows; a column that moves has several shifts.
         is_step = min(shift.onset for shift in course.tracking.shifts) <= red[0]
-        remedy = "accept the new level if it is normal" if is_step else moves
+        remedy = "repair the data, or accept a level that is right" if is_step else moves
         yield (
             f"{len(red) / len(judged):.0%} of the last {len(judged)} windows have an open shift, "
             f"now of {', '.join(columns)}: {remedy}"

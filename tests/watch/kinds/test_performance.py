@@ -161,7 +161,7 @@ def half_right(tmp_path_factory):
     ("labels", "state", "is_followed"),
     [
         (None, "cannot tell", True),
-        ("late", "cannot tell", False),
+        ("late", "cannot tell", True),
         ("sampled", "kept", True),
         ("reported", "cannot tell", False),
     ],

@@ -53,6 +53,15 @@ def test_reference_of_ten_days_is_refused():
         budget.check_budget(reference_of(10), MonitorSpec(), 1.0)
 
 
+def test_refusal_names_the_judged_length(reference):
+    births = np.repeat(np.arange(61) * DAY_US, 15)
+    rows = reference.sample.slice(0, len(births))
+    pieces = cut_pieces(reference.bins, rows, births, 0, 9 * DAY_US)
+
+    with refused(InvalidConfig, "20 windows of 9d", "has 7", "180d", "judge windows of 2d"):
+        budget.check_budget(replace(reference, pieces=pieces), MonitorSpec(every="1d"), 1.0)
+
+
 def test_windows_of_two_rows_are_refused(reference):
     births = np.repeat(np.arange(500) * DAY_US, 2)
     rows = reference.sample.slice(0, len(births))

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.watch.sequential.metric_shifts import (
 FIRST = datetime(2026, 4, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 ROWS = 460
+REDEFINED = {("label 1", "drift"), ("accuracy", "drift")}
 
 
 class Days:
@@ -165,26 +166,34 @@ def test_metric_of_few_rows_is_uncertain():
     assert not any(found)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    ("late", "redefined", "worse", "found"),
+    ("change", "late", "found", "words"),
     [
-        (0.05, 0.0, 0.0, {("accuracy", "cannot tell")}),
-        (0.0, 0.3, 0.0, {("label 1", "drift"), ("accuracy", "drift")}),
-        (0.0, 0.0, 0.15, {("accuracy", "drift")}),
+        ({}, {1: 0.05}, {("accuracy", "cannot tell")}, "can explain all"),
+        ({"worse": 0.25}, {0: 0.02, 1: 0.02}, {("accuracy", "drift")}, "cannot explain all"),
+        ({"redefined": 0.3}, {}, REDEFINED, "differently"),
+        ({"redefined": 0.4}, {0: 0.02, 1: 0.02}, REDEFINED, "differently"),
+        ({"worse": 0.15}, {}, {("accuracy", "drift")}, ""),
+        ({"missed": 0.5}, {}, {("accuracy", "drift")}, "labels have not changed, and the model"),
     ],
 )
-def test_changed_labels_are_distinguished(late, redefined, worse, found):
-    """Labels of 1 come later each day; some labels of 1 become 0; answers are worse."""
+def test_late_labels_excuse_only_their_share(change, late, found, words):
+    """Labels come later each day; labels of 1 become 0; answers are worse or miss 1."""
     rng = np.random.default_rng(0)
     days = Days()
     outcomes = set()
+    reasons = ""
     for day in range(-30, 15):
+        now = change if day >= 0 else {}
         truth = rng.random(2_000) < 0.3
-        right = rng.random(2_000) < np.where(truth, 0.95, 0.8) - worse * (day >= 0)
+        right = rng.random(2_000) < np.where(truth, 0.95, 0.8) - now.get("worse", 0)
+        right &= ~truth | (rng.random(2_000) >= now.get("missed", 0))
         predicted = np.where(right, truth, ~truth)
-        label = truth & (rng.random(2_000) >= redefined * (day >= 0))
-        has_label = ~label | (rng.random(2_000) >= late * max(day, 0))
+        label = truth & (rng.random(2_000) >= now.get("redefined", 0))
+        lost = np.where(label, late.get(1, 0), late.get(0, 0)) * max(day, 0)
+        has_label = rng.random(2_000) >= lost
         levels = {
             LABELLED: has_label.mean(),
             SeriesKey("1", LABEL): label[has_label].mean(),
@@ -200,5 +209,22 @@ def test_changed_labels_are_distinguished(late, redefined, worse, found):
             labels=levels,
         )
         outcomes |= {(finding.subject, finding.state) for finding in findings}
+        reasons += "".join(finding.reason for finding in findings)
 
     assert outcomes == found
+    assert words in reasons
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["mae", "rmse"])
+def test_heavy_errors_keep_the_budget(name):
+    rng = np.random.default_rng(0)
+    days = Days()
+    found = []
+    for day in range(60):
+        errors = np.abs(rng.standard_t(1.5, 300)) * (1 + (day >= 50))
+        figure = errors.mean() if name == "mae" else np.sqrt(np.square(errors).mean())
+        found.append(bool(days.judge({name: float(figure)}, false_per_year=0.5 * (day > 30))[1]))
+
+    assert not any(found[:50])
+    assert any(found[50:])

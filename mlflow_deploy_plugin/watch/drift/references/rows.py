@@ -51,7 +51,7 @@ _KEPT = 50
 `_SUCCESS`.
 """
 _NO_TIMES = (
-    "the model's reference has no event times, so there are no windows to compare with; "
+    "the model's reference has no event times, so it has no windows of its own; "
     "log the model with event_time= (the column or the values with the time of each row)"
 )
 
