@@ -14,7 +14,7 @@ import click
 
 from mlflow_deploy_plugin.cli.options import Commands, printable
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.core.messages import did_you_mean, one_line
+from mlflow_deploy_plugin.core.messages import closest_match, did_you_mean, one_line
 from mlflow_deploy_plugin.core.packages import NEEDED, check_fit, own_requirements
 from mlflow_deploy_plugin.core.registry.connection import own_process, set_service_timeouts
 from mlflow_deploy_plugin.core.settings import load_secrets
@@ -83,6 +83,26 @@ _MLFLOW_COMMANDS = {name: name for name in ("create", "get", "help", "update")} 
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that
 users need instead.
 """
+_OTHER_WORDS = {
+    **dict.fromkeys(("undeploy", "rm"), "delete"),
+    **dict.fromkeys(("ls", "ps"), "list"),
+    **dict.fromkeys(("models", "run-local", "up"), "serve"),
+    **dict.fromkeys(("convert", "register"), "wrap"),
+    "score": "predict",
+    "compare": "diff",
+    "build": "build-docker",
+    "down": "stop",
+    "quantize": "optimize",
+}
+"""A command of another tool → the name of our command."""
+_SAME_OPTIONS = (
+    {"-m", "--model-uri", "--model", "model_uri", "model"},
+    {"-n", "--name", "--endpoint", "name"},
+    {"-o", "--output", "--output-path", "--folder", "folder"},
+    {"-i", "-f", "--input", "--input-path", "--file", "--data"},
+    {"--no-conda", "--env-manager"},
+)
+"""The options and arguments that a user may confuse, of all commands and of MLflow's."""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -127,7 +147,16 @@ class _LazyCommands(Commands):
                 f"; use MLflow's command: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t "
                 "onnxserve --name NAME`"
             )
-        return did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
+        paths = {command: [command] for command in _COMMANDS}
+        for group_name in _COMMANDS:
+            group = self.get_command(ctx, group_name)
+            for command in group.list_commands(ctx) if isinstance(group, click.Group) else ():
+                if command not in _COMMANDS:
+                    paths.setdefault(command, []).append(f"{group_name} {command}")
+        near = closest_match(_OTHER_WORDS.get(name, name), paths)
+        if near is None:
+            return "; `onnxserve --help` lists the commands"
+        return f"; did you mean {' or '.join(f'`onnxserve {path}`' for path in paths[near])}?"
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for group, commands in _GROUPS.items():
@@ -157,6 +186,10 @@ class _LazyCommands(Commands):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            assert error.ctx is not None
+            hint = option_hint(error.option_name, error.ctx)
+            raise click.UsageError(f"no option {error.option_name!r}; {hint}", error.ctx) from None
         except KeyboardInterrupt:
             raise _Interrupted from None
         except OnnxserveError as error:
@@ -195,6 +228,24 @@ def _fail(message: str) -> None:
     lines = f"Error: {message}".split("\n")
     click.echo("\n".join(map(printable, lines)), err=True)
     sys.exit(1)
+
+
+def option_hint(name: str, ctx: click.Context) -> str:
+    """Return the argument or option that a user of the option `name`, which the command
+    does not have, probably means.
+    """
+    command = ctx.command
+    same = next((options for options in _SAME_OPTIONS if name in options), set[str]())
+    for parameter in command.params:
+        if not same.intersection(parameter.opts):
+            continue
+        if isinstance(parameter, click.Argument):
+            usage = " ".join([ctx.command_path, parameter.make_metavar(ctx)])
+            return f"{parameter.make_metavar(ctx).strip('[]')} is an argument: `{usage}`"
+        return f"did you mean {parameter.opts[-1]!r}?"
+    options = chain.from_iterable(parameter.opts for parameter in command.params)
+    otherwise = f"`{ctx.command_path} --help` lists them"
+    return did_you_mean(name, options, otherwise).removeprefix("; ")
 
 
 @click.group(cls=_LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
