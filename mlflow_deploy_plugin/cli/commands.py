@@ -102,7 +102,7 @@ _SAME_OPTIONS = (
     {"-i", "-f", "--input", "--input-path", "--file", "--data"},
     {"--no-conda", "--env-manager"},
 )
-"""The options and arguments that a user may confuse, of all commands and of MLflow's."""
+"""The options and arguments that users of commands here and of MLflow may confuse."""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -187,9 +187,9 @@ class _LazyCommands(Commands):
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:
-            assert error.ctx is not None
-            hint = option_hint(error.option_name, error.ctx)
-            raise click.UsageError(f"no option {error.option_name!r}; {hint}", error.ctx) from None
+            context = error.ctx or ctx
+            hint = option_hint(error.option_name, context)
+            raise click.UsageError(f"no option {error.option_name!r}; {hint}", context) from None
         except KeyboardInterrupt:
             raise _Interrupted from None
         except OnnxserveError as error:

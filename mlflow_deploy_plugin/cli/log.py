@@ -594,7 +594,7 @@ def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
 def _cell(widest: int, value: object) -> str:
     """Return a value as the text of a cell, shortened to `widest` characters."""
     if value is None:
-        return ""
+        return "NULL"
     if isinstance(value, float):
         text = f"{value:.6g}"
     elif isinstance(value, bool):
