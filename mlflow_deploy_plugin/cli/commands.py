@@ -77,21 +77,17 @@ _GROUPS = {
 its help line.
 """
 _COMMANDS = dict(chain.from_iterable(group.items() for group in _GROUPS.values()))
-_MLFLOW_COMMANDS = {name: name for name in ("create", "get", "help", "update")} | {
-    "deploy": "create",
-}
+_MLFLOW_COMMANDS = {"create": "create", "deploy": "create", "get": "get", "update": "update"}
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that
 users need instead.
 """
 _OTHER_WORDS = {
-    **dict.fromkeys(("undeploy", "rm"), "delete"),
-    **dict.fromkeys(("ls", "ps"), "list"),
-    **dict.fromkeys(("models", "run-local", "up"), "serve"),
-    **dict.fromkeys(("convert", "register"), "wrap"),
+    "undeploy": "delete",
+    "ps": "list",
+    "models": "serve",
+    "convert": "wrap",
     "score": "predict",
     "compare": "diff",
-    "build": "build-docker",
-    "down": "stop",
     "quantize": "optimize",
 }
 """A command of another tool → the name of our command."""
@@ -101,6 +97,7 @@ _SAME_OPTIONS = (
     {"-o", "--output", "--output-path", "--folder", "folder"},
     {"-i", "-f", "--input", "--input-path", "--file", "--data"},
     {"--no-conda", "--env-manager"},
+    {"--tail", "--lines"},
 )
 """The options and arguments that users of commands here and of MLflow may confuse."""
 _NO_TELEMETRY = {
@@ -147,16 +144,17 @@ class _LazyCommands(Commands):
                 f"; use MLflow's command: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t "
                 "onnxserve --name NAME`"
             )
-        paths = {command: [command] for command in _COMMANDS}
+        paths = {command: f"`onnxserve {command}`" for command in _COMMANDS}
         for group_name in _COMMANDS:
             group = self.get_command(ctx, group_name)
-            for command in group.list_commands(ctx) if isinstance(group, click.Group) else ():
-                if command not in _COMMANDS:
-                    paths.setdefault(command, []).append(f"{group_name} {command}")
+            if isinstance(group, click.Group):
+                for command in group.commands.keys() - _COMMANDS:
+                    others = f"{paths[command]} or " if command in paths else ""
+                    paths[command] = f"{others}`onnxserve {group_name} {command}`"
         near = closest_match(_OTHER_WORDS.get(name, name), paths)
         if near is None:
             return "; `onnxserve --help` lists the commands"
-        return f"; did you mean {' or '.join(f'`onnxserve {path}`' for path in paths[near])}?"
+        return f"; did you mean {paths[near]}?"
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for group, commands in _GROUPS.items():
@@ -189,7 +187,9 @@ class _LazyCommands(Commands):
         except click.NoSuchOption as error:
             context = error.ctx or ctx
             hint = option_hint(error.option_name, context)
-            raise click.UsageError(f"no option {error.option_name!r}; {hint}", context) from None
+            raise click.UsageError(
+                f"there is no option {error.option_name!r}{hint}", context
+            ) from None
         except KeyboardInterrupt:
             raise _Interrupted from None
         except OnnxserveError as error:
@@ -234,18 +234,15 @@ def option_hint(name: str, ctx: click.Context) -> str:
     """Return the argument or option that a user of the option `name`, which the command
     does not have, probably means.
     """
-    command = ctx.command
     same = next((options for options in _SAME_OPTIONS if name in options), set[str]())
-    for parameter in command.params:
-        if not same.intersection(parameter.opts):
-            continue
-        if isinstance(parameter, click.Argument):
-            usage = " ".join([ctx.command_path, parameter.make_metavar(ctx)])
-            return f"{parameter.make_metavar(ctx).strip('[]')} is an argument: `{usage}`"
-        return f"did you mean {parameter.opts[-1]!r}?"
-    options = chain.from_iterable(parameter.opts for parameter in command.params)
-    otherwise = f"`{ctx.command_path} --help` lists them"
-    return did_you_mean(name, options, otherwise).removeprefix("; ")
+    for parameter in ctx.command.params:
+        if same.intersection(parameter.opts):
+            if isinstance(parameter, click.Option):
+                return f"; did you mean {parameter.opts[-1]!r}?"
+            shown = parameter.make_metavar(ctx)
+            return f"; {shown.strip('[]')} is an argument: `{ctx.command_path} {shown}`"
+    options = chain.from_iterable(parameter.opts for parameter in ctx.command.params)
+    return did_you_mean(name, options, f"`{ctx.command_path} --help` lists the options")
 
 
 @click.group(cls=_LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -72,6 +72,8 @@ def here(home, monkeypatch):
         ("serve --registry champion", ["'champion'", "'@champion'"]),
         ("serve models:/churn/champion", ["'champion'", "models:/churn@champion"]),
         ("fetch cancer f", ["cancer does not exist", "models:/cancer@ALIAS"]),
+        ("serve endpoints.yaml", ["--spec endpoints.yaml"]),
+        ("render --for compose cancer", ["'cancer'", "models:/NAME@ALIAS"]),
         ("serve --spec .", ["spec .", "Is a directory"]),
         ("render --for compose --spec none.yaml", ["spec none.yaml"]),
         ("render --for compose models:/x/1 --folder /proc", ["/proc"]),
@@ -155,6 +157,10 @@ retrainings → `onnxserve retrain`
 undeploy → `onnxserve delete`
 models serve -m m → `onnxserve serve`
 convert m → `onnxserve wrap`
+endpoint creat x → `onnxserve endpoint create`
+drift flights → `onnxserve drift run flights`
+log flights → `onnxserve log query flights`
+logs e --tail 5 → did you mean '--lines'?
 histroy → `onnxserve audit history`
 create → `mlflow deployments create -t onnxserve --name NAME`
 xyzzy → `onnxserve --help`

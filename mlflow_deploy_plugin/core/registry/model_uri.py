@@ -176,6 +176,8 @@ def missing_folder_message(text: str) -> str:
     user probably meant.
     """
     path = absolute_path(text)
+    if path.suffix in (".yaml", ".yml"):
+        return f"{path} is not a folder with a model; a spec is served with `--spec {text}`"
     if path.is_file():
         return (
             f"{path} is a file; a model is a folder with an MLmodel file "

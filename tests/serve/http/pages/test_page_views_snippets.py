@@ -99,7 +99,7 @@ def test_front_page_lists_registered_models(serve_here, model_folders):
     assert "Not ready yet" in starting
     assert len(rows) == 500
     assert '<a href="/m/endpoints/%3Cb%3E">' in rows[1]
-    assert mentions(texts[0], "a", "3", "in memory")
+    assert mentions(texts[0], "a", "1", "in memory")
     assert mentions(texts[1], html.escape("<b>"), "7", "not in memory")
     assert mentions(page, "models:/*@x", "602 models", "102 more", "2.0 MiB")
 
