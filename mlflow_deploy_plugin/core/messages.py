@@ -64,7 +64,7 @@ def close_matches(
             by_form[form] = text
     short = name[:_MOST_CHARACTERS].lower()
     forms = difflib.get_close_matches(short, by_form, n=most, cutoff=_LEAST_LIKENESS)
-    return [*dict.fromkeys(by_form[form] for form in forms)]
+    return [by_form[form] for form in forms]
 
 
 def closest_match(name: str, names: Iterable[str]) -> str | None:

@@ -176,16 +176,14 @@ def missing_folder_message(text: str) -> str:
     user probably meant.
     """
     path = absolute_path(text)
-    if path.suffix in (".yaml", ".yml"):
-        return f"{path} is not a folder with a model; a spec is served with `--spec {text}`"
     if path.is_file():
         return (
             f"{path} is a file; a model is a folder with an MLmodel file "
-            "(mlflow_deploy_plugin.save_model writes it)"
+            "(mlflow_deploy_plugin.save_model writes it); a file of endpoints needs --spec"
         )
     message = f"the folder {path} does not exist"
-    here = f"{absolute_path('.')}/"  # Undo the absolute path of a deployment.
-    text = text.removeprefix(here)
+    # Undo the absolute path of a deployment.
+    text = text.removeprefix(f"{absolute_path('.')}/")
     if _WINDOWS.match(text):
         return (
             f"{text} is a path of Windows, which this machine does not have: copy the folder to "

@@ -170,9 +170,8 @@ def validate_spec(document: object) -> EndpointSpec:
     try:
         return EndpointSpec.model_validate(document)
     except ValidationError as error:
-        fields = [*EndpointSpec.model_fields, *_NOT_BY_NAME]
-        fields += [dotted for dotted, *_ in _fields()]
-        raise InvalidConfig(field_problem(error, fields)) from None
+        known = [*EndpointSpec.model_fields, *_NOT_BY_NAME, *(name for name, *_ in _fields())]
+        raise InvalidConfig(field_problem(error, known)) from None
 
 
 def field_problem(error: ValidationError, fields: Iterable[str]) -> str:
@@ -180,7 +179,7 @@ def field_problem(error: ValidationError, fields: Iterable[str]) -> str:
     unknown field is the first problem, because it may be a missing field that is
     misspelt. `fields` are the names to suggest for it.
     """
-    first, *_ = sorted(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+    first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
         return f"unknown field {where!r}{did_you_mean(where, fields)}"
@@ -271,8 +270,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
         for parent in parents:
             target = target.setdefault(parent, {})
         if dotted == STEPS:
-            target.pop("signature", None)
-            target.pop("file", None)
+            target.clear()
         if value == "":
             target.pop(leaf, None)
         elif dotted == STEPS and is_steps_path(value):
@@ -293,10 +291,7 @@ def _field_path(dotted: str, value: object, spec: EndpointSpec) -> list[str]:
     part, _, rest = dotted.partition(".")
     if part == "monitors" and _RETRAIN in rest:
         name, _, option = rest.rpartition(_RETRAIN)
-        table, _, key = option.partition(".")
-        path = [part, name, "retrain", table]
-        if key:
-            path.append(key)
+        path = [part, name, "retrain", *option.split(".", 1)]
     elif part in ("variants", "monitors"):
         name, _, option = rest.rpartition(".")
         if name:
@@ -307,19 +302,17 @@ def _field_path(dotted: str, value: object, spec: EndpointSpec) -> list[str]:
         field = ".".join([path[0], "NAME", *path[2:]])
     elif path[:2] == ["capture", "sinks"]:
         field = ".".join(["capture.sinks.NAME", *path[3:]])
-    elif len(path) == 3 and ".".join(path[:2]) in _TABLES:
-        field = ".".join(path[:2]) + _OF_TABLE
+    elif dotted.rpartition(".")[0] in _TABLES:
+        field = dotted.rpartition(".")[0] + _OF_TABLE
     is_model = field == "variants.NAME.model" and path[1] in spec.variants
     is_parameter_of_project = len(path) == 5 and path[2:4] == ["retrain", "parameters"]
     is_removed = value == "" and f"{field}." in _PARTS and field not in _NOT_REMOVED
     field_names = [name for name, *_ in _fields()]
     if not (field in field_names or is_model or is_parameter_of_project or is_removed):
         listed = "`mlflow deployments help -t onnxserve` lists the fields"
-        of_part = [name for name in field_names if name.startswith(f"{field}.")]
-        if of_part:
-            hint = f"; its fields are {join_names(of_part)}"
-        else:
-            hint = did_you_mean(field, field_names, listed)
+        if of_part := [name for name in field_names if name.startswith(f"{field}.")]:
+            raise InvalidConfig(f"the fields of {dotted!r} are {join_names(of_part)}")
+        hint = did_you_mean(field, field_names, listed)
         raise InvalidConfig(f"unknown config key {dotted!r}{hint}")
     return path
 
