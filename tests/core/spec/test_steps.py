@@ -68,7 +68,7 @@ def test_steps_are_called_by_the_name_of_their_file(tmp_path, source, error):
     (tmp_path / "clean.py").write_text(f"{source}\ndef before(request): ...\n")
     with refused(error, "clean.py line 1"):
         (spec,) = load_specs(SPEC.replace("steps.py", "clean.py"), tmp_path)
-        load_steps(spec.serve.steps, load_stored_specs(dump_spec(spec))[0].serve.file)
+        load_steps(spec.serve.steps or "", load_stored_specs(dump_spec(spec))[0].serve.file)
 
 
 def test_path_is_refused_without_a_folder():
