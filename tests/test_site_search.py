@@ -82,6 +82,10 @@ batch predictions on a csv file → deployments.html#batches
 accepting and rejecting transition requests → console.html#requests-and-approvals
 retrain automatically when drift is detected → retrain.html#what-starts-a-retraining
 how to deploy an mlflow model to kubernetes → kubernetes.html
+reject weird values → observe.html#guards
+all models of mlflow in a single process → registry-server.html
+who signed off a version → gate.html#approvals
+umlauts in column names → serve.html#bad-input
 """
 """Questions in the words of issues of MLflow, KServe, Seldon, BentoML and sklearn-onnx,
 each with a page or a section that answers it.

@@ -14,7 +14,7 @@ import click
 
 from mlflow_deploy_plugin.cli.options import Commands, printable
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.core.messages import did_you_mean, one_line
+from mlflow_deploy_plugin.core.messages import closest_match, did_you_mean, one_line
 from mlflow_deploy_plugin.core.packages import NEEDED, check_fit, own_requirements
 from mlflow_deploy_plugin.core.registry.connection import own_process, set_service_timeouts
 from mlflow_deploy_plugin.core.settings import load_secrets
@@ -77,12 +77,29 @@ _GROUPS = {
 its help line.
 """
 _COMMANDS = dict(chain.from_iterable(group.items() for group in _GROUPS.values()))
-_MLFLOW_COMMANDS = {name: name for name in ("create", "get", "help", "update")} | {
-    "deploy": "create",
-}
+_MLFLOW_COMMANDS = {"create": "create", "deploy": "create", "get": "get", "update": "update"}
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that
 users need instead.
 """
+_OTHER_WORDS = {
+    "undeploy": "delete",
+    "ps": "list",
+    "models": "serve",
+    "convert": "wrap",
+    "score": "predict",
+    "compare": "diff",
+    "quantize": "optimize",
+}
+"""A command of another tool → the name of our command."""
+_SAME_OPTIONS = (
+    {"-m", "--model-uri", "--model", "model_uri", "model"},
+    {"-n", "--name", "--endpoint", "name"},
+    {"-o", "--output", "--output-path", "--folder", "folder"},
+    {"-i", "-f", "--input", "--input-path", "--file", "--data"},
+    {"--no-conda", "--env-manager"},
+    {"--tail", "--lines"},
+)
+"""The options and arguments that users of commands here and of MLflow may confuse."""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -127,7 +144,17 @@ class _LazyCommands(Commands):
                 f"; use MLflow's command: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t "
                 "onnxserve --name NAME`"
             )
-        return did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
+        paths = {command: f"`onnxserve {command}`" for command in _COMMANDS}
+        for group_name in _COMMANDS:
+            group = self.get_command(ctx, group_name)
+            if isinstance(group, click.Group):
+                for command in group.commands.keys() - _COMMANDS:
+                    others = f"{paths[command]} or " if command in paths else ""
+                    paths[command] = f"{others}`onnxserve {group_name} {command}`"
+        near = closest_match(_OTHER_WORDS.get(name, name), paths)
+        if near is None:
+            return "; `onnxserve --help` lists the commands"
+        return f"; did you mean {paths[near]}?"
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for group, commands in _GROUPS.items():
@@ -157,6 +184,12 @@ class _LazyCommands(Commands):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            context = error.ctx or ctx
+            hint = option_hint(error.option_name, context)
+            raise click.UsageError(
+                f"there is no option {error.option_name!r}{hint}", context
+            ) from None
         except KeyboardInterrupt:
             raise _Interrupted from None
         except OnnxserveError as error:
@@ -195,6 +228,21 @@ def _fail(message: str) -> None:
     lines = f"Error: {message}".split("\n")
     click.echo("\n".join(map(printable, lines)), err=True)
     sys.exit(1)
+
+
+def option_hint(name: str, ctx: click.Context) -> str:
+    """Return the argument or option that a user of the option `name`, which the command
+    does not have, probably means.
+    """
+    same = next((options for options in _SAME_OPTIONS if name in options), set[str]())
+    for parameter in ctx.command.params:
+        if same.intersection(parameter.opts):
+            if isinstance(parameter, click.Option):
+                return f"; did you mean {parameter.opts[-1]!r}?"
+            shown = parameter.make_metavar(ctx)
+            return f"; {shown.strip('[]')} is an argument: `{ctx.command_path} {shown}`"
+    options = chain.from_iterable(parameter.opts for parameter in ctx.command.params)
+    return did_you_mean(name, options, f"`{ctx.command_path} --help` lists the options")
 
 
 @click.group(cls=_LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})

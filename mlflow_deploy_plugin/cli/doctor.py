@@ -47,6 +47,13 @@ def doctor(output: str) -> None:
             rows.append(("FAILED", name, f"{redact_credentials(one_line(error))} {remedy}"))
         else:
             rows.append(("ok", name, found) if found else ("--", name, remedy))
+    missing = {
+        extra for extra, package in own_requirements() if not installed_version(package.name)
+    }
+    extras = {extra for extra, _ in own_requirements()} - _COLLECTIONS
+    rows.append(("ok", "extras", ", ".join(sorted(extras - missing))))
+    absent = ", ".join(sorted(extras & missing))
+    rows.append(("--", "other extras", f"not installed: {absent}"))
     document = [{"state": state, "check": name, "text": text} for state, name, text in rows]
     show_result(output, document, align_columns(rows))
     if any(state == "FAILED" for state, _, _ in rows):
@@ -95,14 +102,6 @@ def _log() -> list[str]:
         return storage.list_endpoints(location)
 
 
-def _extras(are_installed: bool) -> list[str]:
-    missing = {
-        extra for extra, package in own_requirements() if not installed_version(package.name)
-    }
-    extras = {extra for extra, _ in own_requirements()} - _COLLECTIONS
-    return sorted(extras - missing if are_installed else extras & missing)
-
-
 _CHECKS: dict[str, tuple[Callable[[], list[str]], str]] = {
     "Python": (lambda: [platform.python_version()], ""),
     "MLflow": (lambda: check_fit("mlflow", "mlflow-skinny"), ""),
@@ -115,7 +114,5 @@ _CHECKS: dict[str, tuple[Callable[[], list[str]], str]] = {
     "home": (_home, "(set ONNXSERVE_HOME to a folder that you can write)"),
     "store": (_store, "(set ONNXSERVE_STORE_URI to a database)"),
     "log": (_log, "no rows are captured: set capture.fraction of an endpoint"),
-    "extras": (lambda: _extras(True), ""),
-    "other extras": (lambda: _extras(False), ""),
 }
 """A check → its function, which returns nothing if it is not set up, and the remedy."""

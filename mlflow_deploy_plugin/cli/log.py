@@ -106,7 +106,7 @@ cause, and their replacements.
 """
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, example="query")
 def log() -> None:
     """Query, count, compact and expire captured rows, and group failures by cause."""
 
@@ -115,26 +115,20 @@ _row_options = combine_options(
     click.argument("file", default="-"),
     since_option,
     until_option,
+    option("--labels/--no-labels", "Include the columns _label and _label_number.", default=True),
+    flag("--shadows", "Include the answers of shadows and of the page Try."),
+    flag("--failed", "Show only the requests that failed, with the reason."),
     option(
-        "--labels/--no-labels",
-        default=True,
-        help="Include the columns _label and _label_number.",
-    ),
-    flag("--shadows", help="Include the answers of shadows and of the page Try."),
-    flag("--failed", help="Show only the requests that failed, with the reason."),
-    option(
-        "--limit",
+        "--limit ROWS",
+        "Maximum number of rows.",
         type=click.IntRange(min=0),
-        metavar="ROWS",
         show_default=f"{_TABLE_ROWS} in a table",
-        help="Maximum number of rows.",
     ),
     option(
-        "-o",
-        "--output",
+        "-o --output",
+        "Format of the rows.",
         type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
         show_default="from the name of FILE, otherwise table",
-        help="Format of the rows.",
     ),
 )
 """The options that select the captured rows, and that write the result."""
@@ -143,21 +137,9 @@ _row_options = combine_options(
 @log.command()
 @name_argument
 @_row_options
-@option("--where", metavar="SQL", default="", help="WHERE condition.")
-@option(
-    "--select",
-    metavar="SQL",
-    default="",
-    show_default="all columns",
-    help="Columns and expressions.",
-)
-@option(
-    "--order-by",
-    metavar="SQL",
-    default="",
-    show_default="by hour",
-    help="Order, e.g. _event_time DESC.",
-)
+@option("--where SQL", "WHERE condition.", default="")
+@option("--select SQL", "Columns and expressions.", default="", show_default="all columns")
+@option("--order-by SQL", "Order, e.g. _event_time DESC.", default="", show_default="by hour")
 def query(
     name: str,
     where: str,
@@ -324,13 +306,8 @@ def stats(
 
 @log.command()
 @name_argument
-@option(
-    "--keep",
-    required=True,
-    metavar="DURATION",
-    help="Maximum age of rows and labels: 90d, 12h.",
-)
-@flag("--dry-run", help="Show the number and size of files that would be deleted.")
+@option("--keep DURATION", "Maximum age of rows and labels: 90d, 12h.", required=True)
+@flag("--dry-run", "Show the number and size of files that would be deleted.")
 def expire(name: str, keep: str, dry_run: bool) -> None:
     """Delete old rows and labels of the endpoint NAME.
 
@@ -375,12 +352,7 @@ def compact(name: str) -> None:
 
 @log.command()
 @name_argument
-@option(
-    "--last",
-    default="24h",
-    metavar="DURATION",
-    help="Maximum age by the time of receipt: 90s, 1h, 7d.",
-)
+@option("--last DURATION", "Maximum age by the time of receipt: 90s, 1h, 7d.", default="24h")
 @output_option
 def errors(name: str, last: str, output: str) -> None:
     """Group the failed requests of the endpoint NAME by cause.
@@ -594,7 +566,7 @@ def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
 def _cell(widest: int, value: object) -> str:
     """Return a value as the text of a cell, shortened to `widest` characters."""
     if value is None:
-        return ""
+        return "NULL"
     if isinstance(value, float):
         text = f"{value:.6g}"
     elif isinstance(value, bool):

@@ -445,7 +445,7 @@ def remove(name: str, monitor_name: str, why: str) -> None:
     click.echo(f"{name} no longer has the monitor {monitor_name}")
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, example="run")
 def drift() -> None:
     """Judge captured traffic against the model's reference."""
 

@@ -20,6 +20,7 @@ import click
 import orjson
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.messages import closest_match
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Commands(click.Group):
         self._example = example
 
     def hint(self, name: str, ctx: click.Context) -> str:
+        if near := closest_match(name, self.list_commands(ctx)):
+            return f"; did you mean `{ctx.command_path} {near}`?"
         names = f"; there are {', '.join(self.list_commands(ctx))}"
         if not self._example:
             return names

@@ -61,44 +61,33 @@ _STREAMED = click.Choice(["csv", "jsonl", "parquet"])
 
 @click.command()
 @name_argument
-@option("-f", "--file", required=True, metavar="FILE", help="File of labels; - is standard input.")
+@option("-f --file FILE", "File of labels; - is standard input.", required=True)
 @option(
-    "-t",
-    "--content-type",
-    type=_STREAMED,
-    show_default="from the name of FILE",
-    help="Format of the file.",
+    "-t --content-type", "Format of the file.", type=_STREAMED, show_default="from the name of FILE"
 )
 @option(
-    "--key",
-    metavar="COLUMNS",
+    "--key COLUMNS",
+    "Columns that identify a row, e.g. flight,day.",
     callback=to_names,
     show_default="the id column and the row column",
-    help="Columns that identify a row, e.g. flight,day.",
 )
-@option("--label-column", "label", default="label", metavar="COLUMN", help="Label column.")
+@option("--label-column COLUMN", "label", "Label column.", default="label")
 @option(
-    "--id-column",
-    "prediction_id",
-    default="prediction_id",
-    metavar="COLUMN",
-    help="Column of X-Prediction-Id.",
+    "--id-column COLUMN", "prediction_id", "Column of X-Prediction-Id.", default="prediction_id"
 )
 @option(
-    "--row-column",
+    "--row-column COLUMN",
     "row",
+    "Column of the index of the row in its request, from 0. The column may be missing.",
     default="row",
-    metavar="COLUMN",
-    help="Column of the index of the row in its request, from 0. The column may be missing.",
 )
 @option(
-    "--url",
-    metavar="URL",
+    "--url URL",
+    "Address of the server: http://host:8080.",
     show_default="the server of NAME on this machine, otherwise the inference log",
-    help="Address of the server: http://host:8080.",
 )
-@option("--rejects", metavar="FILE", help="File for bad rows, as JSON Lines.")
-@option("--match/--no-match", default=True, help="Count the labels whose rows are in the log.")
+@option("--rejects FILE", "File for bad rows, as JSON Lines.")
+@option("--match/--no-match", "Count the labels whose rows are in the log.", default=True)
 def feedback(
     name: str,
     file: str,
@@ -192,38 +181,27 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
 
 @click.command()
 @optional_model_argument
+@option("-n --name NAME", "Deployment or endpoint whose server predicts instead.")
+@option("-i --input-path FILE", "Input rows; - is standard input.", default="-")
+@option("-o --output-path FILE", "Predictions; - is standard output.", default="-")
 @option(
-    "-n", "--name", metavar="NAME", help="Deployment or endpoint whose server predicts instead."
-)
-@option("-i", "--input-path", default="-", metavar="FILE", help="Input rows; - is standard input.")
-@option(
-    "-o", "--output-path", default="-", metavar="FILE", help="Predictions; - is standard output."
-)
-@option(
-    "-t",
-    "--content-type",
+    "-t --content-type",
+    "Format of the input.",
     type=_KINDS,
     show_default="from the name, otherwise json",
-    help="Format of the input.",
 )
 @option(
-    "-O",
-    "--output-type",
+    "-O --output-type",
+    "Format of the output.",
     type=_KINDS,
     show_default="from the file name, otherwise the input format",
-    help="Format of the output.",
 )
+@option("--batch-rows ROWS", "Number of rows per request.", type=POSITIVE, default=1000)
 @option(
-    "--batch-rows", type=POSITIVE, default=1000, metavar="ROWS", help="Number of rows per request."
-)
-@option(
-    "--event-time",
-    metavar="COLUMN",
+    "--event-time COLUMN",
+    "Column with the time of each row's event, for the inference log and monitors. Times "
+    "without an offset are in UTC. Rows with equal consecutive times share a request.",
     default="",
-    help=(
-        "Column with the time of each row's event, for the inference log and monitors. Times "
-        "without an offset are in UTC. Rows with equal consecutive times share a request."
-    ),
 )
 def predict(
     model_uri: str | None,
@@ -330,56 +308,35 @@ def _opened_batches(
 
 @click.command()
 @model_argument
-@option(
-    "-i", "--input", required=True, metavar="FILES", help="File or folder of rows, also s3://…."
-)
-@option(
-    "--folder",
-    "output",
-    required=True,
-    metavar="FOLDER",
-    help="Folder of the predictions, also s3://….",
-)
-@option(
-    "--keep",
-    metavar="COLUMNS",
-    callback=to_names,
-    help="Input columns to copy to the output, e.g. id,ts.",
-)
+@option("-i --input FILES", "File or folder of rows, also s3://….", required=True)
+@option("--folder FOLDER", "output", "Folder of the predictions, also s3://….", required=True)
+@option("--keep COLUMNS", "Input columns to copy to the output, e.g. id,ts.", callback=to_names)
 @option(
     "--format",
     "output_format",
+    "Format of the output.",
     type=_STREAMED,
     show_default="the part's format",
-    help="Format of the output.",
 )
 @option(
-    "--input-format",
-    type=_STREAMED,
-    show_default="from the file names",
-    help="Format of the input.",
+    "--input-format", "Format of the input.", type=_STREAMED, show_default="from the file names"
 )
 @option(
     "--on-error",
+    "Action for a bad row: end the batch, skip the row and write it to _rejected/, or skip its "
+    "file.",
     type=click.Choice(["fail", "skip-row", "skip-part"]),
     default="fail",
-    help=(
-        "Action for a bad row: end the batch, skip the row and write it to _rejected/, or skip its "
-        "file."
-    ),
 )
-@option(
-    "--workers", type=POSITIVE, metavar="CORES", show_default="all", help="Number of cores to use."
-)
-@option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device.")
+@option("--workers CORES", "Number of cores to use.", type=POSITIVE, show_default="all")
+@option("--device", "Device.", type=click.Choice(["cpu", "cuda"]), default="cpu")
 @engine_option(help="Engine: this machine, or the cluster from the Spark configuration.")
-@flag("--restart", help="Delete the output of an earlier batch, and start from the beginning.")
+@flag("--restart", "Delete the output of an earlier batch, and start from the beginning.")
 @option(
-    "--run",
+    "--run EXPERIMENT",
     "experiment",
-    metavar="EXPERIMENT",
+    "Record the batch as an MLflow run in this experiment.",
     default="",
-    help="Record the batch as an MLflow run in this experiment.",
 )
 def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     """Predict files of any size with a model, without a server.

@@ -149,7 +149,9 @@ def serve(
             specs = load_specs(read_text(file, "the spec"), file.parent)
         case _:
             raise click.UsageError(
-                "specify one of MODEL, --spec FILE and --registry SELECTOR, whose --only has a *"
+                "specify either MODEL (models:/NAME@champion, models:/NAME/3 or a folder), --spec "
+                "FILE, or --registry @ALIAS, which serves all models with the alias that match "
+                "--only, a pattern with a *"
             )
     first, *others = specs
     model_pattern(specs)

@@ -7,9 +7,9 @@ import re
 from collections.abc import Container, Iterable
 from itertools import islice
 
-_LEAST_LIKENESS = 0.5
-"""The lowest `difflib.SequenceMatcher.ratio` of a suggestion; `port` is just similar
-enough to `server.port`.
+_LEAST_LIKENESS = 0.7
+"""The lowest `difflib.SequenceMatcher.ratio` of a suggestion. That of `lsit` and `list`
+is 0.75, that of `silence` and `size` 0.55.
 """
 _MOST_COMPARED = 2000
 _MOST_CHARACTERS = 100
@@ -52,11 +52,19 @@ def close_matches(
     names: Iterable[str],
     most: int,
 ) -> list[str]:
-    """Return the most similar of the `names`, the best match first. Only the first
-    2,000 names are compared.
+    """Return the most similar of the `names`, the best match first. Upper and lower
+    case are equal, and `port` is similar to `server.port`. Only the first 2,000 names
+    are compared.
     """
-    short = [text for text in islice(names, _MOST_COMPARED) if len(text) <= _MOST_CHARACTERS]
-    return difflib.get_close_matches(name[:_MOST_CHARACTERS], short, n=most, cutoff=_LEAST_LIKENESS)
+    by_form: dict[str, str] = {}
+    for text in islice(names, _MOST_COMPARED):
+        if len(text) <= _MOST_CHARACTERS:
+            form = text.lower()
+            by_form.setdefault(form.rpartition(".")[2], text)
+            by_form[form] = text
+    short = name[:_MOST_CHARACTERS].lower()
+    forms = difflib.get_close_matches(short, by_form, n=most, cutoff=_LEAST_LIKENESS)
+    return [by_form[form] for form in forms]
 
 
 def closest_match(name: str, names: Iterable[str]) -> str | None:

@@ -247,14 +247,14 @@ def test_memory_limit_refuses_a_large_text(writer, monkeypatch):
 def test_table_shortens_long_and_missing_values():
     exact = datetime(2013, 7, 1, 0, 0, 0, 250_000, tzinfo=UTC)
     batch = pa.RecordBatch.from_pydict(
-        {"count": [1, 10, None], "text": ["x" * 60, "a\nb", None], "at": [DAY, exact, None]}
+        {"count": [1, None, 10], "text": ["x" * 60, "a\nb", None], "at": [DAY, exact, None]}
     )
 
     lines = list(table_lines(QueryResult(batch.schema, iter([batch])), 2))
 
     assert lines[0].split() == ["count", "text", "at"]
     assert lines[1].split() == ["1", f"{'x' * 39}…", "2013-07-01", "00:00:00"]
-    assert lines[2].split() == ["10", "a", "b", "2013-07-01", "00:00:00.25"]
+    assert lines[2].split() == ["NULL", "a", "b", "2013-07-01", "00:00:00.25"]
     assert mentions(lines[3], "--limit", "2")
 
 

@@ -69,6 +69,11 @@ def here(home, monkeypatch):
         (r"wrap '\\files\churn' --register x", [r"\\files\churn", "Windows", "s3://"]),
         (r"serve 'C:\models\churn'", [r"C:\models\churn", "Windows", "s3://"]),
         ("serve models:/x/1 -C server.prot=1", ["'server.port'"]),
+        ("serve --registry champion", ["'champion'", "'@champion'"]),
+        ("serve models:/churn/champion", ["'champion'", "models:/churn@champion"]),
+        ("fetch cancer f", ["cancer does not exist", "models:/cancer@ALIAS"]),
+        ("serve pair.joblib", ["is a file", "--spec"]),
+        ("render --for compose cancer", ["'cancer'", "models:/NAME@ALIAS"]),
         ("serve --spec .", ["spec .", "Is a directory"]),
         ("render --for compose --spec none.yaml", ["spec none.yaml"]),
         ("render --for compose models:/x/1 --folder /proc", ["/proc"]),
@@ -87,14 +92,15 @@ def test_impossible_command_is_refused_in_one_line(line, names):
 @pytest.mark.parametrize(
     ("line", "names"),
     [
-        ("lsit", ["'lsit'", "'list'"]),
+        ("lsit", ["'lsit'", "`onnxserve list`"]),
         ("deploy", ["'deploy'", "`mlflow deployments create -t onnxserve --name NAME`"]),
         ("zzz", ["'zzz'", "`onnxserve --help`"]),
         (
             "monitor create flights",
             ["'create'", "add, backfill, expire, list, pause, remove, resume, run"],
         ),
-        ("serve", ["MODEL", "--spec FILE"]),
+        ("serve", ["MODEL", "models:/NAME@champion", "--spec FILE", "--registry @ALIAS"]),
+        ("serve --registry @champion --only churn", ["--only", "pattern"]),
         ("serve --spec s.yaml --name x", ["--name", "MODEL"]),
         ("predict", ["MODEL", "-n DEPLOYMENT"]),
         ("predict x -n y", ["MODEL", "-n DEPLOYMENT"]),
@@ -138,6 +144,47 @@ def test_wrong_usage_is_refused(line, names):
     last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: ")
     assert mentions(last, *names)
+
+
+MOVED = """\
+history → `onnxserve audit history`
+card → `onnxserve audit card`
+silence → `onnxserve alert silence`
+errors → `onnxserve log errors`
+status → `onnxserve rollout status`
+pause → `onnxserve rollout pause` or `onnxserve monitor pause`
+retrainings → `onnxserve retrain`
+undeploy → `onnxserve delete`
+models serve -m m → `onnxserve serve`
+convert m → `onnxserve wrap`
+endpoint creat x → `onnxserve endpoint create`
+drift flights → `onnxserve drift run flights`
+log flights → `onnxserve log query flights`
+logs e --tail 5 → did you mean '--lines'?
+histroy → `onnxserve audit history`
+create → `mlflow deployments create -t onnxserve --name NAME`
+xyzzy → `onnxserve --help`
+serve -m models:/x/1 → MODEL is an argument: `onnxserve serve [MODEL]`
+predict --model-uri m → MODEL is an argument: `onnxserve predict [MODEL]`
+build-docker -m m -n x → MODEL is an argument: `onnxserve build-docker MODEL`
+render --model m → MODEL is an argument: `onnxserve render [MODEL]`
+delete --name flights → NAME is an argument: `onnxserve delete NAME`
+monitor run -n flights → NAME is an argument: `onnxserve monitor run NAME`
+batch m -i a --output b → did you mean '--folder'?
+batch m --input-path a → did you mean '--input'?
+predict m --folder b → did you mean '--output-path'?
+serve m --no-conda → did you mean '--env-manager'?
+serve m --wrokers 2 → did you mean '--workers'?
+serve m --zzz → `onnxserve serve --help`
+"""
+"""Commands and options of earlier commits, of MLflow and of habit, and their place."""
+
+
+@pytest.mark.parametrize(("line", "place"), [row.split(" → ") for row in MOVED.splitlines()])
+def test_moved_commands_name_their_place(line, place):
+    result = onnxserve(line)
+    assert result.exit_code == 2
+    assert place in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

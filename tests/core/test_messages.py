@@ -15,9 +15,21 @@ from mlflow_deploy_plugin.core.messages import (
 from tests.support.refusals import mentions
 
 
+@pytest.mark.parametrize(
+    ("name", "names", "closest"),
+    [
+        ("dep_tme", ["arr_time", "dep_time", "carrier"], "dep_time"),
+        ("DEP_TIME", ["arr_time", "dep_time"], "dep_time"),
+        ("Prot", ["server.port", "sort"], "server.port"),
+        ("xyz", ["dep_time"], None),
+        ("silence", ["size"], None),
+    ],
+)
+def test_only_near_name_is_suggested(name, names, closest):
+    assert closest_match(name, names) == closest
+
+
 def test_closest_name_is_suggested():
-    assert closest_match("dep_tme", ["arr_time", "dep_time", "carrier"]) == "dep_time"
-    assert closest_match("xyz", ["dep_time"]) is None
     assert (
         close_matches("/invocation", ["/invocations", "/endpoints/NAME/invocations", "/ping"], 3)[0]
         == "/invocations"

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.cli.commands import main
 def onnxserve(line, *more, given=None):
     """Run a command. A line is split like by a shell; `more` are further arguments."""
     arguments = [*shlex.split(line), *map(str, more)]
-    return CliRunner().invoke(main, arguments, input=given)
+    return CliRunner().invoke(main, arguments, input=given, prog_name="onnxserve")
 
 
 def done(line, *more):

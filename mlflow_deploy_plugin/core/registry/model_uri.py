@@ -34,6 +34,7 @@ _FORMS = (
     "(runs:/RUN_ID/PATH), an artifact store's URI (s3://…) or a folder"
 )
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
+STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 _TAG = "tag:"
 _PROXIED = "/mlflow-artifacts/artifacts/"
 _PAGE = re.compile(r"/models/(?P<name>[^/?]+)(?:/versions/(?P<version>\d+))?")
@@ -178,11 +179,11 @@ def missing_folder_message(text: str) -> str:
     if path.is_file():
         return (
             f"{path} is a file; a model is a folder with an MLmodel file "
-            "(mlflow_deploy_plugin.save_model writes it)"
+            "(mlflow_deploy_plugin.save_model writes it); a file of endpoints needs --spec"
         )
     message = f"the folder {path} does not exist"
-    here = f"{absolute_path('.')}/"  # Undo the absolute path of a deployment.
-    text = text.removeprefix(here)
+    # Undo the absolute path of a deployment.
+    text = text.removeprefix(f"{absolute_path('.')}/")
     if _WINDOWS.match(text):
         return (
             f"{text} is a path of Windows, which this machine does not have: copy the folder to "
@@ -277,6 +278,12 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
             return ModelURI("version", name, selector.lstrip("0") or "0")
         if selector.lower() == "latest":
             return ModelURI("latest", name)
+        if selector.lower() not in STAGES:
+            raise InvalidConfig(
+                f"models:/{name}/{selector}: {selector!r} is neither a version, `latest` nor a "
+                f"stage ({', '.join(STAGES.values())}); for the alias, specify '@{selector}', as "
+                f"in models:/{name}@{selector}"
+            )
         return ModelURI("stage", name, selector)
     model, at, alias = name.rpartition("@")
     if model and alias:

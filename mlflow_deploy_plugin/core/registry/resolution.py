@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_errors,
 )
 from mlflow_deploy_plugin.core.registry.model_uri import (
+    STAGES,
     ModelURI,
     missing_folder_message,
     model_name,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
-STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 REFUSED = "refused"
 """The end of the mark of a model for which the steps are refused."""
 _SHOWN_VERSIONS = 10
@@ -202,13 +202,6 @@ def _resolve_registered(model_uri: str, uri: ModelURI, client: "MlflowClient") -
             case "alias":
                 info = client.get_model_version_by_alias(uri.name, uri.selector)
             case "stage":
-                if uri.selector.lower() not in STAGES:
-                    raise InvalidConfig(
-                        f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a "
-                        f"version, `latest` nor a stage ({', '.join(STAGES.values())}); for an "
-                        f"alias use models:/{uri.name}@{uri.selector}, for a tag "
-                        f"models:/{uri.name}/tag:KEY=VALUE",
-                    )
                 latest = client.get_registered_model(uri.name).latest_versions
                 # Of several versions, the highest is selected, as in MLflow.
                 info = newest([version for version in latest if selects(uri, version)])

@@ -24,12 +24,12 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_errors,
 )
 from mlflow_deploy_plugin.core.registry.model_uri import (
+    STAGES,
     ModelURI,
     parse_model_uri,
     registered_model_names,
 )
 from mlflow_deploy_plugin.core.registry.resolution import (
-    STAGES,
     ResolvedModel,
     all_versions,
     newest,

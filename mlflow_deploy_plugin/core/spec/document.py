@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
-from mlflow_deploy_plugin.core.messages import did_you_mean, one_line
+from mlflow_deploy_plugin.core.messages import did_you_mean, join_names, one_line
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, RetrainSpec, SampleSpec
 from mlflow_deploy_plugin.core.spec.parts import (
     AlarmsSpec,
@@ -35,6 +35,7 @@ _EXPECTED = {
     **dict.fromkeys(("float_parsing", "float_type"), "a number is expected"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false is expected"),
     "string_type": "a text is expected",
+    **dict.fromkeys(("dict_type", "model_type"), "fields with values are expected"),
     "greater_than_equal": "at least {ge} is expected",
     "greater_than": "more than {gt} is expected",
     "less_than_equal": "at most {le} is expected",
@@ -48,6 +49,7 @@ _NOT_BY_NAME = {
     "name",
     "variants.NAME.model",  # `-m` sets the model.
     "serve.signature",  # The file next to the steps contains it.
+    "serve.file",
     "monitors.NAME.retrain.parameters",  # Only a spec file can contain a mapping.
 }
 """The fields that `-C` does not accept."""
@@ -76,8 +78,8 @@ _PARTS: Mapping[str, type[BaseModel]] = {
 has no dotted name.
 """
 _RETRAIN = ".retrain."
-_REMOVED = ("monitors.NAME.retrain.sample", "capture.sinks.NAME")
-"""The parts that `-C` removes if the value is empty."""
+_NOT_REMOVED = ("variants.NAME", "monitors.NAME")
+"""The parts that `-C` does not remove if the value is empty, because commands do."""
 
 
 def load_specs(text: str, folder: Path | None = None) -> list[EndpointSpec]:
@@ -168,15 +170,16 @@ def validate_spec(document: object) -> EndpointSpec:
     try:
         return EndpointSpec.model_validate(document)
     except ValidationError as error:
-        fields = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
-        raise InvalidConfig(field_problem(error, fields)) from None
+        known = [*EndpointSpec.model_fields, *_NOT_BY_NAME, *(name for name, *_ in _fields())]
+        raise InvalidConfig(field_problem(error, known)) from None
 
 
 def field_problem(error: ValidationError, fields: Iterable[str]) -> str:
-    """Return the first problem of an invalid document, with the field and its value.
-    `fields` are the names to suggest for an unknown field.
+    """Return the first problem of an invalid document, with the field and its value. An
+    unknown field is the first problem, because it may be a missing field that is
+    misspelt. `fields` are the names to suggest for it.
     """
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
         return f"unknown field {where!r}{did_you_mean(where, fields)}"
@@ -267,7 +270,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
         for parent in parents:
             target = target.setdefault(parent, {})
         if dotted == STEPS:
-            target.pop("signature", None)
+            target.clear()
         if value == "":
             target.pop(leaf, None)
         elif dotted == STEPS and is_steps_path(value):
@@ -288,10 +291,7 @@ def _field_path(dotted: str, value: object, spec: EndpointSpec) -> list[str]:
     part, _, rest = dotted.partition(".")
     if part == "monitors" and _RETRAIN in rest:
         name, _, option = rest.rpartition(_RETRAIN)
-        table, _, key = option.partition(".")
-        path = [part, name, "retrain", table]
-        if key:
-            path.append(key)
+        path = [part, name, "retrain", *option.split(".", 1)]
     elif part in ("variants", "monitors"):
         name, _, option = rest.rpartition(".")
         if name:
@@ -302,14 +302,16 @@ def _field_path(dotted: str, value: object, spec: EndpointSpec) -> list[str]:
         field = ".".join([path[0], "NAME", *path[2:]])
     elif path[:2] == ["capture", "sinks"]:
         field = ".".join(["capture.sinks.NAME", *path[3:]])
-    elif len(path) == 3 and ".".join(path[:2]) in _TABLES:
-        field = ".".join(path[:2]) + _OF_TABLE
+    elif dotted.rpartition(".")[0] in _TABLES:
+        field = dotted.rpartition(".")[0] + _OF_TABLE
     is_model = field == "variants.NAME.model" and path[1] in spec.variants
     is_parameter_of_project = len(path) == 5 and path[2:4] == ["retrain", "parameters"]
-    is_removed = field in _REMOVED and value == ""
+    is_removed = value == "" and f"{field}." in _PARTS and field not in _NOT_REMOVED
     field_names = [name for name, *_ in _fields()]
     if not (field in field_names or is_model or is_parameter_of_project or is_removed):
         listed = "`mlflow deployments help -t onnxserve` lists the fields"
+        if of_part := [name for name in field_names if name.startswith(f"{field}.")]:
+            raise InvalidConfig(f"the fields of {dotted!r} are {join_names(of_part)}")
         hint = did_you_mean(field, field_names, listed)
         raise InvalidConfig(f"unknown config key {dotted!r}{hint}")
     return path

@@ -20,7 +20,7 @@ from pydantic import (
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.monitors import Length, MonitorSpec, TextList
-from mlflow_deploy_plugin.core.spec.steps import check_steps, steps_digest
+from mlflow_deploy_plugin.core.spec.steps import STEPS_FILE, check_steps, steps_digest
 from mlflow_deploy_plugin.core.spec.types import (
     BUCKET_URI,
     DNS_NAME,
@@ -523,6 +523,8 @@ class ServeSpec(SpecPart):
     request), or one of them. The spec then contains the source of the file.
     """
 
+    file: str = Field(default=STEPS_FILE, pattern=r"^[^/\x00-\x1f\x7f]{1,255}$")
+    """The name of the file of the steps in messages."""
     signature: str | None = Field(default=None, max_length=65536)
     """The signature of the steps, which is read from the file FILE.sig."""
 

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 STEPS = "serve.steps"
 """The dotted name of the field."""
 STEPS_FILE = "steps.py"
-"""The name of the file in messages and tracebacks."""
+"""The name of the file in signatures, and its default name in messages."""
 SIGNATURE_SUFFIX = ".sig"
 MOST_STEPS_BYTES = 64 * 1024
 _ARGUMENTS = {"before": ("request",), "after": ("outputs", "request")}
@@ -25,12 +25,13 @@ def is_steps_path(value: object) -> bool:
 
 
 def read_steps(path: Path) -> dict[str, str]:
-    """Return the source of a file on this machine as the field `steps`, and the content
-    of FILE.sig, if there is one, as the field `signature`.
+    """Return the source of a file on this machine as the field `steps`, its name as the
+    field `file`, and the content of FILE.sig, if there is one, as the field
+    `signature`.
 
     Raises InvalidConfig if a file cannot be read, or is not a file of steps.
     """
-    fields = {}
+    fields = {"file": path.name}
     signature = path.with_name(path.name + SIGNATURE_SUFFIX)
     try:
         source = path.read_bytes().decode()  # The digest is that of the file.
@@ -41,10 +42,10 @@ def read_steps(path: Path) -> dict[str, str]:
         raise InvalidConfig(f"serve.steps: the file {path} cannot be read: {why}") from None
     if "\n" not in source:
         source += "\n"
-    return {**fields, "steps": check_steps(source)}
+    return {**fields, "steps": check_steps(source, path.name)}
 
 
-def check_steps(source: str) -> str:
+def check_steps(source: str, file: str = STEPS_FILE) -> str:
     """Return the source unchanged. Raises InvalidConfig if it is too large, is not
     Python, or does not define `before(request)` or `after(outputs, request)`.
     """
@@ -59,12 +60,12 @@ def check_steps(source: str) -> str:
             "code into a package that is installed with the server"
         )
     try:
-        body = ast.parse(source, STEPS_FILE).body
-        compile(source, STEPS_FILE, "exec")
+        body = ast.parse(source, file).body
+        compile(source, file, "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
         reason = getattr(error, "msg", None) or type(error).__name__
-        raise InvalidConfig(f"serve.steps: {STEPS_FILE} line {line}: {reason}") from None
+        raise InvalidConfig(f"serve.steps: {file} line {line}: {reason}") from None
     functions = [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     steps = [function for function in functions if function.name in _ARGUMENTS]
     for step in steps:
@@ -72,7 +73,7 @@ def check_steps(source: str) -> str:
         positional = len(step.args.posonlyargs) + len(step.args.args)
         if isinstance(step, ast.AsyncFunctionDef) or positional != len(expected):
             raise InvalidConfig(
-                f"serve.steps: {STEPS_FILE} line {step.lineno}: "
+                f"serve.steps: {file} line {step.lineno}: "
                 f"`def {step.name}({', '.join(expected)})` is expected"
             )
     if not steps:

@@ -141,7 +141,7 @@ def steps_refusal(
             if serve.signature is None:
                 raise SignatureRefused(
                     "its steps have no signature; sign the file with `onnxserve sign "
-                    f"{STEPS_FILE} --key KEY` and serve it again"
+                    f"{serve.file} --key KEY` and serve it again"
                 )
             key = trust_file(Path(spec.trusted_file))
             signature = Signature(serve.signature.encode(), key)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL
-from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.model_uri import missing_folder_message, parse_model_uri
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import locked
 from mlflow_deploy_plugin.core.statedir.models import FetchedVersion
@@ -37,6 +37,8 @@ def fetch_into(model_uri: str, folder: Path, require: str) -> FetchedVersion:
         OnnxserveError: the version or its files cannot be fetched.
     """
     if parse_model_uri(model_uri).kind == "path":
+        if not Path(model_uri).is_dir():
+            raise InvalidConfig(missing_folder_message(model_uri))
         raise InvalidConfig(f"{model_uri} is a folder; the URI of a model is expected")
     config = {"require": require, "variants.fetched.allow_pyfunc": True}
     spec = new_endpoint("fetched", model_uri, config)

@@ -323,7 +323,8 @@ def job_result(server: Server, request: RawRequest, endpoint: str, job: str) -> 
     pattern = "output/_rejected/*" if request.query == "rejected=true" else "output/input.*"
     path = next(found.folder.glob(pattern), None)
     if path is None or found.state.state != "succeeded":
-        raise NotFound(f"job {job} has no such file: its state is {found.state.state}")
+        reason = f": {found.state.error}" if found.state.error else ""
+        raise NotFound(f"job {job} has no such file: its state is {found.state.state}{reason}")
     media = next(name for name, kind in JOB_FORMATS.items() if path.suffix == f".{kind}")
     response = RawResponse(200, b"", media)
     if request.method != "HEAD":

@@ -108,6 +108,10 @@ class _Model:
 class LazyModels:
     """The registered models of a worker, within `memory_bytes`.
 
+    Attributes:
+        uri: the pattern that selects the models; empty until they are listed.
+        limit: the memory of this worker's models.
+
     Args:
         fetch: asks the agent for a model with a mark. Raises OnnxserveError.
         timeout_seconds: the longest wait of a request for a model.
@@ -122,8 +126,9 @@ class LazyModels:
     ) -> None:
         self._repository = repository
         self._fetch = fetch
-        self._limit = memory_bytes
+        self.limit = memory_bytes
         self._timeout = timeout_seconds
+        self.uri = ""
         self._models: dict[str, _Model] = {}
         self._is_complete = False
         self._named: set[str] = set()
@@ -211,6 +216,12 @@ class LazyModels:
                 reason = reason or "not in memory; the next request loads it"
             yield {"name": name, "version": version, "state": state, "reason": reason}
 
+    def sizes(self) -> dict[str, int]:
+        """Return the reserved memory of each model in bytes; 0 for a model that is not
+        in memory.
+        """
+        return {name: model.size for name, model in self._models.items()}
+
     def poll(self) -> bool:
         """Follow the list of the agent, and return True once there is a list. Load
         models whose version has changed, and retry at once the models that failed.
@@ -238,6 +249,7 @@ class LazyModels:
                 gone = [name for name in table if models.get(name) is not before.get(name)]
                 self._repository.exchange({}, gone)
                 self._is_complete = listed.is_complete
+                self.uri = listed.uri
                 if is_first:
                     threading.Thread(
                         target=self._load_recent, name="onnxserve-recent", daemon=True
@@ -322,7 +334,7 @@ class LazyModels:
         if not self._make_room(model, size):
             return (
                 f"it needs about {size:,} bytes of memory; server.model_memory allows a worker "
-                f"{self._limit:,}, and the models in memory are answering requests"
+                f"{self.limit:,}, and the models in memory are answering requests"
             )
         before = model.size - size
         reason = self._repository.serve(name, endpoint)
@@ -340,7 +352,7 @@ class LazyModels:
         while True:
             with self._lock:
                 models = self._models
-                room = self._limit - sum(each.size for each in models.values())
+                room = self.limit - sum(each.size for each in models.values())
                 loaded = [(models[name], name) for name in self._in_memory()]
                 loaded.sort(key=lambda entry: (entry[0] is model, entry[0].used_at))
                 evicted = []
@@ -358,7 +370,7 @@ class LazyModels:
                         self._has_evicted = True
                         self._repository.exchange({}, [name for _, name in evicted])
                     return True
-            if size > self._limit or time.monotonic() >= until:
+            if size > self.limit or time.monotonic() >= until:
                 return False
             time.sleep(_ROOM_POLL_SECONDS)
 
@@ -373,7 +385,7 @@ class LazyModels:
             if saved is None or saved.name not in self._models:
                 continue
             size = sum(map(estimated_bytes, saved.endpoint.variants.values()))
-            if sum(each.size for each in self._models.values()) + size > self._limit:
+            if sum(each.size for each in self._models.values()) + size > self.limit:
                 return
             wait([self._start(saved.name, self._models[saved.name])])
 

@@ -474,7 +474,7 @@ class Repository:
             return None, {}
         try:
             with mark_loading(self.state_dir, Path(wanted.serve.digest)):
-                return load_steps(wanted.serve.steps), {}
+                return load_steps(wanted.serve.steps, wanted.serve.file), {}
         except OnnxserveError as error:
             self._lacks_steps.add(endpoint)
             logger.error("%s: %s; the earlier steps remain in use", endpoint, error.message)

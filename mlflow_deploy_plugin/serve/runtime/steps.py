@@ -158,7 +158,7 @@ class Steps:
             raise StepRefused(f"step {name}: {error.message}", column=error.column) from None
         except _Late:
             raise StepTimeout(
-                f"step {name}, {STEPS_FILE}: it did not return within the request's time"
+                f"step {name}, {self.module.__file__}: it did not return within the request's time"
             ) from None
         except BaseException as error:  # noqa: BLE001 - it fails only its request, and is logged
             reason = _describe_error(error, self.module)
@@ -200,21 +200,21 @@ def _describe_error(error: BaseException, module: ModuleType) -> str:
         if traceback.tb_frame.f_globals is module.__dict__:
             line = traceback.tb_lineno
         traceback = traceback.tb_next
-    place = f"{STEPS_FILE} line {line}" if line else STEPS_FILE
+    place = f"{module.__file__} line {line}" if line else module.__file__
     return f"{place}: {type(error).__name__}"
 
 
-def load_steps(source: str) -> Steps:
+def load_steps(source: str, file: str = STEPS_FILE) -> Steps:
     """Import the source of steps in this process. Raises CodeRefused if code is not
     allowed, and InvalidArtifact if it does not import.
     """
     require_model_code("serve.steps")
     digest = steps_digest(source)
     module = ModuleType(f"onnxserve_steps_{digest[:12]}")
-    module.__file__ = STEPS_FILE
+    module.__file__ = file
     sys.modules[module.__name__] = module  # Dataclasses look up their module.
     try:
-        exec(compile(source, STEPS_FILE, "exec"), module.__dict__)
+        exec(compile(source, file, "exec"), module.__dict__)
     except BaseException as error:
         logger.error("the steps do not import", exc_info=error)
         reason = _describe_error(error, module)

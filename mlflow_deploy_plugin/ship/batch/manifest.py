@@ -63,17 +63,17 @@ def list_parts(
     the same name, and OnnxserveError if the files cannot be reached.
     """
     parts: dict[str, Part] = {}
-    location = locate_log(input, "--input")
+    location = locate_log(input, "input")
     try:
         (root,) = location.filesystem.get_file_info([location.root])
         if root.type == fs.FileType.NotFound:
-            raise InvalidConfig(f"--input {input}: the file or folder does not exist")
+            raise InvalidConfig(f"input {input}: the file or folder does not exist")
         files = {root.base_name: root}
         if root.type != fs.FileType.File:
             _refuse_loops(location, input)
             files = _list_files(location)
     except (OSError, pa.ArrowException) as error:
-        raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
+        raise OnnxserveError(f"input {input} cannot be reached: {one_line(error, 300)}") from None
     inputs = [(input, root.base_name, root)]
     if root.type != fs.FileType.File:
         inputs = [
@@ -82,7 +82,7 @@ def list_parts(
             if not re.search(r"(^|/)[_.]", name)
         ]
         if not inputs:
-            raise InvalidConfig(f"--input {input}: the folder has no files")
+            raise InvalidConfig(f"input {input}: the folder has no files")
     for uri, name, entry in inputs:
         plain = name
         if compression_of(name):
@@ -90,14 +90,14 @@ def list_parts(
         kind = input_format or format_of(plain)
         if kind not in _SUFFIXES:
             raise InvalidConfig(
-                f"--input {input}: the name of {name} does not have one of the formats "
+                f"input {input}: the name of {name} does not have one of the formats "
                 f"{', '.join(_SUFFIXES)}; set --input-format"
             )
         stem = _without_suffix(plain) if format_of(plain) else plain
         output = stem + _SUFFIXES[output_format or kind]
         if output in parts:
             raise InvalidConfig(
-                f"--input {input}: {parts[output].name} and {name} would both become {output}"
+                f"input {input}: {parts[output].name} and {name} would both become {output}"
             )
         parts[output] = Part(
             name=name,
@@ -143,7 +143,7 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
             if any(parent.resolve().is_relative_to(target) for parent in path.parents):
                 relative = path.relative_to(location.root)
                 raise InvalidConfig(
-                    f"--input {input}: {relative} is a link to one of its parent folders; remove "
+                    f"input {input}: {relative} is a link to one of its parent folders; remove "
                     "the link"
                 )
 
@@ -152,15 +152,15 @@ class BatchOutput:
     def __init__(self, uri: str) -> None:
         if format_of(uri):
             raise InvalidConfig(
-                f"--output {uri} is a file name, but the output is a folder with one file per "
+                f"output {uri} is a file name, but the output is a folder with one file per "
                 "part: specify a folder, or use `onnxserve predict`, which writes a single file"
             )
         self.uri = uri
-        self._location: LogLocation = locate_log(uri, "--output")
+        self._location: LogLocation = locate_log(uri, "output")
 
     def refuse_overlap(self, input: str) -> None:
         """Raise InvalidConfig if the input and the output folder overlap."""
-        read = locate_log(input, "--input")
+        read = locate_log(input, "input")
         if read.is_local != self._location.is_local:
             return
         roots = [read.root, self._location.root]
@@ -168,7 +168,7 @@ class BatchOutput:
             roots = [os.path.realpath(root) for root in roots]
         if any(f"{inner}/".startswith(f"{outer}/") for inner, outer in (roots, reversed(roots))):
             raise InvalidConfig(
-                f"--output {self.uri} and --input {input} overlap: specify another folder"
+                f"output {self.uri} and input {input} overlap: specify another folder"
             )
 
     @contextmanager
@@ -184,12 +184,10 @@ class BatchOutput:
             try:
                 stack.enter_context(locked(Path(self._location.root, _LOCK), seconds=0))
             except BlockingIOError:
-                raise AlreadyExists(
-                    f"--output {self.uri}: another batch is writing to it"
-                ) from None
+                raise AlreadyExists(f"output {self.uri}: another batch is writing to it") from None
             except OSError as error:
                 raise OnnxserveError(
-                    f"--output {self.uri} cannot be written: {error.strerror}"
+                    f"output {self.uri} cannot be written: {error.strerror}"
                 ) from None
             yield
 
@@ -224,7 +222,7 @@ class BatchOutput:
                 strange = {name for name in files if not name.rpartition("/")[2].startswith(".")}
                 if strange:
                     raise AlreadyExists(
-                        f"--output {self.uri} contains {min(strange)}, which is not from a batch: "
+                        f"output {self.uri} contains {min(strange)}, not from a batch: "
                         "specify another folder"
                     )
             else:
@@ -233,7 +231,7 @@ class BatchOutput:
                 ) or _input_difference(previous, manifest, files)
                 if difference:
                     raise AlreadyExists(
-                        f"--output {self.uri} was begun with {difference}; specify another "
+                        f"output {self.uri} was begun with {difference}; specify another "
                         "folder, or use --restart to delete its files and start again"
                     )
             outputs = _outputs(manifest)
@@ -251,16 +249,16 @@ class BatchOutput:
                 )
         except FileExistsError:
             raise AlreadyExists(
-                f"--output {self.uri}: another batch has just started to write to it; specify "
+                f"output {self.uri}: another batch has just started to write to it; specify "
                 "another folder, or retry when that batch has ended"
             ) from None
         except (OSError, pa.ArrowException) as error:
             raise OnnxserveError(
-                f"--output {self.uri} cannot be used: {one_line(error, 300)}"
+                f"output {self.uri} cannot be used: {one_line(error, 300)}"
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise OnnxserveError(
-                f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder"
+                f"output {self.uri}: its {MANIFEST} is damaged; specify another folder"
             ) from None
         return files
 
@@ -268,7 +266,7 @@ class BatchOutput:
         try:
             write_file(self._location, SUCCESS, orjson.dumps(summary, option=orjson.OPT_INDENT_2))
         except OSError as error:
-            raise OnnxserveError(f"--output {self.uri} cannot be written: {error}") from None
+            raise OnnxserveError(f"output {self.uri} cannot be written: {error}") from None
 
     def _remove(self, names: set[str]) -> None:
         # Delete the manifest last, because it shows which files are from a batch.

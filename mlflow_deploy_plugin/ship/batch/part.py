@@ -117,7 +117,7 @@ def predict_part(job: PartJob) -> PartResult:
     """
     try:
         model = load_table_model(job.model, job.device)
-        source = locate_log(job.part.uri, "--input")
+        source = locate_log(job.part.uri, "input")
         with (
             source.filesystem.open_input_file(source.root) as packed,
             _unpacked(packed, source.root) as file,
@@ -353,7 +353,7 @@ def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
     """Open a file that becomes `name` in a folder or bucket when it is complete. Raises
     OnnxserveError on failure.
     """
-    location = locate_log(output, "--output")
+    location = locate_log(output, "output")
     try:
         if location.is_local:
             path = Path(location.root, name)

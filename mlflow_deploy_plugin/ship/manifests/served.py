@@ -239,5 +239,6 @@ def local_files(spec: EndpointSpec) -> list[str]:
         paths["require"] = spec.trusted_file
     for name, path in paths.items():
         if not path.startswith("/"):
-            raise InvalidConfig(f"{name}: an absolute path is expected, not {path!r}")
+            hint = "; a registered model is models:/NAME@ALIAS" if name in models else ""
+            raise InvalidConfig(f"{name}: an absolute path is expected, not {path!r}{hint}")
     return list(paths.values())

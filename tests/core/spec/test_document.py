@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.core.spec.document import (
 )
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ProviderOptions
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from tests.support.refusals import refused
 from tests.support.specs import flights
 
 
@@ -63,6 +64,8 @@ def test_first_document_describes_the_server():
         ("- a", "a spec is a mapping with `name` and `variants`, not list"),
         ("name: x", "variants: Field required"),
         ("name: x\nvariants: {}", "variants: "),
+        ("name: x\nvariants: m", "variants: fields with values are expected (got 'm')"),
+        ("name: x\nvariants: {x: m}", "variants.x: fields with values are expected (got 'm')"),
         (
             "name: ../x\nvariants: {x: {model: m}}",
             "name: at most 63 letters, digits, . _ - are expected, starting with a",
@@ -75,7 +78,6 @@ def test_first_document_describes_the_server():
             "name: x\nvariants: {x: {model: m, weight: much}}",
             "variants.x.weight: a whole number is expected (got 'much')",
         ),
-        ("name: x\nvariants: {x: {model: m}}\nmontiors: {}", "did you mean 'monitors'?"),
         (
             "name: x\nvariants: {x: {model: m, weight: 101}}",
             "variants.x.weight: at most 100 is expected (got 101)",
@@ -237,6 +239,37 @@ def test_provider_options_are_set_by_dotted_name():
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "unknown", "near"),
+    [
+        ("name: x\nvariants: {x: {modell: m}}", "variants.x.modell", "variants.NAME.model"),
+        ("name: x\nmodel: m", "model", "variants.NAME.model"),
+        ("name: x\nmodell: m", "modell", "variants.NAME.model"),
+        ("nam: x\nvariants: {x: {model: m}}", "nam", "name"),
+        ("name: x\nvariants: {x: {model: m}}\nport: 8080", "port", "server.port"),
+        ("name: x\nvariants: {x: {model: m}}\nguard: {than: flag}", "guard.than", "guard.then"),
+        ("name: x\nvariants: {x: {model: m}}\nmontiors: {}", "montiors", "monitors"),
+    ],
+)
+def test_unknown_field_is_named_before_missing_ones(text, unknown, near):
+    with refused(InvalidConfig, f"unknown field '{unknown}'", f"'{near}'"):
+        load_specs(text)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("guard", "guard.then", "flag"),
+        ("sticky", "sticky.header", "X-User-Id"),
+        ("kubernetes", "kubernetes.replicas", "2"),
+        ("monitors.daily.retrain", "monitors.daily.retrain.project", "p"),
+    ],
+)
+def test_part_is_removed_by_empty_value(part, field, value):
+    before = apply_config(flights(), {"monitors.daily.kind": "drift"})
+    assert apply_config(apply_config(before, {field: value}), {part: ""}) == before
+
+
 def test_sink_is_set_and_removed():
     changed = apply_config(flights(), {"capture.sinks.audit.url": "http://audit:8080/in?a=b"})
     assert changed.capture.sinks["audit"].batch == 100
@@ -265,6 +298,8 @@ def test_names_may_contain_dots():
         ("server.prot", "1", "unknown config key 'server.prot'; did you mean 'server.port'"),
         ("variants.champion.wieght", "1", "did you mean 'variants.NAME.weight'"),
         ("variants.nobody.model", "m", "unknown config key 'variants.nobody.model'"),
+        ("guard", "refuse", "the fields of 'guard' are guard.then"),
+        ("monitors.daily", "", "the fields of 'monitors.daily' are monitors.NAME"),
         ("zzz", "1", "'zzz'; `mlflow deployments help -t onnxserve` lists the fields"),
         ("name", "x", "unknown config key 'name'"),
         ("", "x", "unknown config key ''"),

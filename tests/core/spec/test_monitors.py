@@ -57,7 +57,7 @@ def test_sample_is_set_and_removed():
     assert (
         apply_config(spec, {"monitors.daily.retrain.sample": ""}).monitors["daily"].sample is None
     )
-    with refused(InvalidConfig, "'monitors.daily.retrain.sample'", "'monitors.NAME.retrain.sample"):
+    with refused(InvalidConfig, "'monitors.daily.retrain.sample'", "monitors.NAME.retrain.sample"):
         apply_config(spec, {"monitors.daily.retrain.sample": "30d"})
 
 

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import (
     apply_config,
     dump_spec,
@@ -13,8 +13,10 @@ from mlflow_deploy_plugin.core.spec.document import (
     new_endpoint,
     steps_files,
 )
+from mlflow_deploy_plugin.core.spec.parts import ServeSpec
 from mlflow_deploy_plugin.core.store.audit import describe_change
-from tests.support.refusals import mentions
+from mlflow_deploy_plugin.serve.runtime.steps import load_steps
+from tests.support.refusals import mentions, refused
 
 SOURCE = "def before(request):\r\n    return request.inputs  # é\n"
 SPEC = "{name: e, variants: {v: {model: x}}, serve: {steps: steps.py}}"
@@ -31,7 +33,7 @@ def test_spec_contains_the_source(tmp_path):
     assert spec.serve.digest == hashlib.sha256(file.read_bytes()).hexdigest()
     assert load_stored_specs(dump_spec(spec)) == [spec]
     without = apply_config(spec, {"serve.steps": ""})
-    assert without.serve.model_dump(exclude_none=True) == {}
+    assert without.serve == ServeSpec()
     digest = f"serve.steps sha256 {spec.serve.digest[:12]}"
     assert describe_change(without, spec) == ("serve.steps not set", digest)
 
@@ -57,6 +59,16 @@ def test_unusable_file_is_refused(tmp_path, source, words):
     with pytest.raises(InvalidConfig) as refusal:
         load_specs(SPEC, tmp_path)
     assert mentions(refusal.value.message, "serve.steps", *words)
+
+
+@pytest.mark.parametrize(
+    ("source", "error"), [("(", InvalidConfig), ("import gone", InvalidArtifact)]
+)
+def test_steps_are_called_by_the_name_of_their_file(tmp_path, source, error):
+    (tmp_path / "clean.py").write_text(f"{source}\ndef before(request): ...\n")
+    with refused(error, "clean.py line 1"):
+        (spec,) = load_specs(SPEC.replace("steps.py", "clean.py"), tmp_path)
+        load_steps(spec.serve.steps or "", load_stored_specs(dump_spec(spec))[0].serve.file)
 
 
 def test_path_is_refused_without_a_folder():

@@ -5,6 +5,7 @@ import signal
 import pytest
 import requests
 
+from tests.support.refusals import mentions
 from tests.support.servers import single_model
 from tests.support.waiting import wait_until
 
@@ -48,6 +49,9 @@ def test_uploads_are_predicted_refused_or_cancelled(start):
     assert result.text.splitlines()[:2] == ['"a","prediction"', '"1",6.5']
     assert '"row":300' in requests.get(f"{job}/result?rejected=true", timeout=30).text
     assert requests.head(f"{job}/result", timeout=30).ok
+    failed = served.url + post(served).headers["Location"]
+    wait_until(lambda: state_of(failed) == "failed", what="the job")
+    assert mentions(requests.get(f"{failed}/result", timeout=30).json()["message"], "'x'", "302")
     for status, response in [
         (404, requests.get(f"{cancelled}/result", timeout=30)),
         (404, requests.get(f"{job[:-1]}x", timeout=30)),

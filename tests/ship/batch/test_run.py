@@ -152,7 +152,7 @@ def test_changed_model_or_input_needs_a_restart(model, tmp_path):
         assert "--restart" in refused.value.message
         return refused.value.message
 
-    assert mentions(refusal(model_uri=str(other)), f"--output {out}", "mixed", str(other))
+    assert mentions(refusal(model_uri=str(other)), f"output {out}", "mixed", str(other))
     assert mentions(refusal(keep=("id",)), "keep []", "['id']")
     write(flights(20), source / "day=0" / "0.parquet")
     assert mentions(refusal(), str(source), "day=0/0.parquet has changed")
@@ -272,18 +272,18 @@ def test_bad_file_is_left_out_until_it_is_mended(model, tmp_path):
 @pytest.mark.parametrize(
     ("input", "output", "message"),
     [
-        ("double", "out", "--input .*double: a.csv and a.jsonl would both become a.parquet"),
-        ("loop", "out", "--input .*loop: loop/again is a link to one of its parent folders"),
-        ("pair", "out", "--input .*pair: (a/b/a|b/a/b) is a link to one of its parent folders"),
+        ("double", "out", "input .*double: a.csv and a.jsonl would both become a.parquet"),
+        ("loop", "out", "input .*loop: loop/again is a link to one of its parent folders"),
+        ("pair", "out", "input .*pair: (a/b/a|b/a/b) is a link to one of its parent folders"),
         ("in", "in/below", "overlap: specify another folder"),
-        ("in", "out.parquet", "--output .*out.parquet is a file name"),
-        ("s3://bucket/x", "out", "--input s3://bucket/x cannot be reached: .*127.0.0.1"),
-        ("ftp://host/x", "out", "--input: 'ftp://host/x'"),
-        ("gone", "out", "--input .*gone: .* does not exist"),
-        ("empty", "out", "--input .*empty: .* no files"),
-        ("other/rows", "out", "--input .*other/rows: .*--input-format"),
-        ("in", "other/rows", "--output .*other/rows cannot be written"),
-        ("in", "other", "--output .*other contains rows, "),
+        ("in", "out.parquet", "output .*out.parquet is a file name"),
+        ("s3://bucket/x", "out", "input s3://bucket/x cannot be reached: .*127.0.0.1"),
+        ("ftp://host/x", "out", "input: 'ftp://host/x'"),
+        ("gone", "out", "input .*gone: .* does not exist"),
+        ("empty", "out", "input .*empty: .* no files"),
+        ("other/rows", "out", "input .*other/rows: .*--input-format"),
+        ("in", "other/rows", "output .*other/rows cannot be written"),
+        ("in", "other", "output .*other contains rows, "),
     ],
 )
 def test_invalid_input_or_output_is_refused(model, tmp_path, monkeypatch, input, output, message):

@@ -226,6 +226,17 @@ def _page(
         template_values = {"message": error.message, "is_starting": status != 404}
     key = server.auth.known(request)
     allowed = key.endpoints if key is not None else ()
+    lazy = server.repository.lazy
+    if lazy is not None and lazy.uri and endpoint is None:
+        template = "registry.html"
+        entries = [entry for entry in lazy.index() if not allowed or entry["name"] in allowed]
+        entries.sort(key=lambda entry: (entry["state"] != "READY", entry["name"]))
+        template_values = {
+            "models": entries[:_MOST_ENDPOINTS],
+            "count": len(entries),
+            "sizes": lazy.sizes(),
+            "lazy": lazy,
+        }
     endpoints = [name for name in server.repository.table if not allowed or name in allowed]
     response = _render(
         template,

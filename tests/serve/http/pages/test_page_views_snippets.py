@@ -9,11 +9,15 @@ import sys
 
 import pytest
 
+from mlflow_deploy_plugin.core.statedir.files import LISTED, write_state
+from mlflow_deploy_plugin.core.statedir.models import Listed
 from mlflow_deploy_plugin.serve.http.pages.page_views import snippets
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.models.lazy_models import LazyModels
 from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import UndescribedSchema
 from tests.support.handling import ask, handle
+from tests.support.refusals import mentions
 from tests.support.servers import opened, variant
 
 
@@ -77,6 +81,28 @@ def ask_from(server, path, client, **headers):
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     request = RawRequest("GET", path, {"host": "models:1", **fields}, b"", client)
     return handle(server, request).body.decode()
+
+
+def test_front_page_lists_registered_models(serve_here, model_folders):
+    server = serve_here({"a": {"v": variant(model_folders["mixed"])}})
+    repository = server.repository
+    loaded = dict(repository.table)
+    repository.lazy = lazy = LazyModels(repository, lambda *_: None, 2**21, 1.0)
+    starting = ask_from(server, "/", "127.0.0.1", x_forwarded_prefix="/m")
+    models = {"<b>": "7 x", "a": "3 x"} | {f"m{number}": "1 x" for number in range(600)}
+    write_state(repository.state_dir / LISTED, Listed(uri="models:/*@x", models=models))
+    lazy.poll()
+    repository.exchange(loaded)
+    page = ask_from(server, "/", "127.0.0.1", x_forwarded_prefix="/m")
+    rows = re.findall(r"<tr>\s*<th scope=\"row\">(.*?)</tr>", page, re.DOTALL)
+    texts = [re.sub(r"\s+", " ", re.sub("<.*?>", "", row)).strip() for row in rows]
+
+    assert "Not ready yet" in starting
+    assert len(rows) == 500
+    assert '<a href="/m/endpoints/%3Cb%3E">' in rows[1]
+    assert mentions(texts[0], "a", "1", "in memory")
+    assert mentions(texts[1], html.escape("<b>"), "7", "not in memory")
+    assert mentions(page, "models:/*@x", "602 models", "102 more", "2.0 MiB")
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/nope", "/pages/try.js"])
