@@ -43,6 +43,8 @@ _LARGEST = 4.0
 enough.
 """
 _SIMULATIONS = 200
+_BLOCK_CELLS = 8_000
+"""The number of series, over all simulations, that are simulated together."""
 _HORIZON = 365
 _LIMITS = np.linspace(1.0, 14.0, 53)
 _FEWEST_ALARMS = 8
@@ -386,16 +388,21 @@ def _simulated_limit(windows: Windows, rate: float) -> float:
     levels, baseline = _reference_baseline(windows)
     levels = levels / windows.scales[:first]
     correlation = baseline.correlation
-    innovations = levels[1:] - correlation * levels[:-1]
-    # The simulated levels, [simulations, windows, m], have drawn innovations.
+    innovations = (levels[1:] - correlation * levels[:-1]).astype(np.float32)
     rng = np.random.default_rng(0)
     positions = rng.integers(0, len(innovations), (_SIMULATIONS, len(phases)))
-    drawn: Array = innovations.astype(np.float32)[positions]
-    drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
-    for window in range(1, len(phases)):
-        drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
-    levels = remove_cycle(drawn, first, phases, season)
-    return _limit_at(rate, _statistics(levels, first, season, windows))
+    # The simulations of a block share memory. Only their statistics are kept.
+    size = max(_BLOCK_CELLS // innovations.shape[1], 1)
+    statistics = []
+    for block in range(0, _SIMULATIONS, size):
+        # The simulated levels, [simulations, windows, m], have drawn innovations.
+        drawn = innovations[positions[block : block + size]]
+        drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
+        for window in range(1, len(phases)):
+            drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
+        drawn = remove_cycle(drawn, first, phases, season)
+        statistics.append(_statistics(drawn, first, season, windows))
+    return _limit_at(rate, np.concatenate(statistics, axis=1))
 
 
 def reference_innovations(windows: Windows) -> tuple[Array, Array]:
