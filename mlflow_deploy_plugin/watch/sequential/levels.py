@@ -27,12 +27,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import (
     DriftReference,
+    ReferencePieces,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name
@@ -96,6 +98,7 @@ _FARTHEST = 1e9
 """The limit of a mean of all values, in standard deviations of the rows beyond the
 bins: the square of a larger mean may be infinite.
 """
+_KEPT_SERIES = 8
 _LEAST_MODE = -0.3
 _WIDE = 3
 _LEAST_FREQUENT = 0.1
@@ -181,10 +184,11 @@ class ReferenceLevels:
 
 
 def _table(keys: Sequence[SeriesKey], windows: Iterable[Levels]) -> Array:
-    rows = []
-    for levels in windows:
-        rows.append([levels.get(key, math.nan) for key in keys])
-    return np.array(rows).reshape(-1, len(keys))
+    # The series of a segment share its number of rows.
+    positions = {key: position for position, key in enumerate(dict.fromkeys(keys))}
+    rows = [[*map(levels.get, positions)] for levels in windows]
+    table = np.array(rows, np.float64).reshape(-1, len(positions))
+    return table[:, [positions[key] for key in keys]]
 
 
 def reference_levels(
@@ -214,9 +218,15 @@ def reference_levels(
             None if earlier is None else [part_profiles[index] for index in earlier],
             is_reference=True,
         )
+        kept = _known_series.setdefault(part.pieces, {})
+        key = (part.bins_key, segment, times[later].tobytes(), *columns)
+        if key not in kept:
+            if len(kept) >= _KEPT_SERIES:
+                kept.clear()
+            kept[key] = [*windows.series(columns, segment)]
         known += (
             each
-            for each in windows.series(columns, segment)
+            for each in kept[key]
             if each.series.column in columns
             and np.isfinite(each.values).sum() >= _MOSTLY * max(len(each.values), 1)
         )
@@ -273,6 +283,10 @@ class _KnownSeries(NamedTuple):
     rows: Array
     row_variance: float
     floor: float
+
+
+_known_series = WeakKeyDictionary[ReferencePieces, dict[tuple[object, ...], list[_KnownSeries]]]()
+"""The figures of the references in memory, by bins, segment, windows and columns."""
 
 
 @dataclass(frozen=True, eq=False)
