@@ -98,7 +98,6 @@ _FARTHEST = 1e9
 """The limit of a mean of all values, in standard deviations of the rows beyond the
 bins: the square of a larger mean may be infinite.
 """
-_KEPT_SERIES = 8
 _LEAST_MODE = -0.3
 _WIDE = 3
 _LEAST_FREQUENT = 0.1
@@ -218,15 +217,14 @@ def reference_levels(
             None if earlier is None else [part_profiles[index] for index in earlier],
             is_reference=True,
         )
-        kept = _known_series.setdefault(part.pieces, {})
         key = (part.bins_key, segment, times[later].tobytes(), *columns)
-        if key not in kept:
-            if len(kept) >= _KEPT_SERIES:
-                kept.clear()
-            kept[key] = [*windows.series(columns, segment)]
+        kept_key, kept = _known_series.get(part.pieces, ((), []))
+        if kept_key != key:
+            kept = [*windows.series(columns, segment)]
+            _known_series[part.pieces] = key, kept
         known += (
             each
-            for each in kept[key]
+            for each in kept
             if each.series.column in columns
             and np.isfinite(each.values).sum() >= _MOSTLY * max(len(each.values), 1)
         )
@@ -285,8 +283,10 @@ class _KnownSeries(NamedTuple):
     floor: float
 
 
-_known_series = WeakKeyDictionary[ReferencePieces, dict[tuple[object, ...], list[_KnownSeries]]]()
-"""The figures of the references in memory, by bins, segment, windows and columns."""
+_known_series = WeakKeyDictionary[ReferencePieces, tuple[tuple[object, ...], list[_KnownSeries]]]()
+"""The last figures of each reference in memory, with their bins, segment, windows and
+columns.
+"""
 
 
 @dataclass(frozen=True, eq=False)
