@@ -444,7 +444,7 @@ def _simulated_limit(windows: Windows, rate: float) -> float:
     rng = np.random.default_rng(0)
     positions = rng.integers(0, len(innovations), (_SIMULATIONS, len(phases)))
     # The simulations of a block share memory. Only their statistics are kept.
-    size = max(_BLOCK_CELLS // innovations.shape[1], 1)
+    size = max(_BLOCK_CELLS // max(innovations.shape[1], 1), 1)
     statistics = []
     for block in range(0, _SIMULATIONS, size):
         # The simulated levels, [simulations, windows, m], have drawn innovations.
