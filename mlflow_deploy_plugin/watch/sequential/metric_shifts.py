@@ -154,7 +154,7 @@ class _Course:
         return int(np.sign(change)) if abs(change) > _MOVED * error else 0
 
     def predicted_since(self, key: SeriesKey, onset: int) -> int:
-        return self.moves_since(replace(key, figure=PREDICTED), onset)
+        return self.moves_since(key._replace(figure=PREDICTED), onset)
 
     def is_excused(self, shift: Shift) -> bool:
         """Return True if the share of labelled rows has changed with the shift, or the
@@ -233,7 +233,7 @@ def _follow(
         totals.update({key: levels[key] for key in levels if key.figure == LABEL})
     # The shares of all classes add up to 1.
     labels = [*dict(totals.most_common(1 + _MOST_CLASSES))][1:]
-    keys = [*required, *labels, *(replace(key, figure=PREDICTED) for key in labels)]
+    keys = [*required, *labels, *(key._replace(figure=PREDICTED) for key in labels)]
     followed = _detector_windows(request, windows, keys)
     limit = limit_for(followed, lasting_rate(request.spec, false_per_year))
     late: dict[int, Shift] = {}
