@@ -243,7 +243,8 @@ class Tracking:
             restarts = np.minimum(windows["restarts"], count)
             part = {**windows, **cut, "restarts": restarts, "limit": each._limit}
             parts.append([*part.values(), each._unusual])
-        return all(np.array_equal(*pair, equal_nan=True) for pair in zip(*parts, strict=True))
+        pairs = zip(*parts, strict=True)
+        return all(np.array_equal(mine, others, equal_nan=True) for mine, others in pairs)
 
     def extended(self, other: "Tracking") -> "Tracking":
         """Return a copy of this course, which continues with the windows of the
