@@ -91,6 +91,7 @@ from mlflow_deploy_plugin.watch.segments import (
 )
 from mlflow_deploy_plugin.watch.sequential.budget import single_window_rate
 from mlflow_deploy_plugin.watch.sequential.course import History
+from mlflow_deploy_plugin.watch.sequential.detector import known_limits
 from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, Evidence, LevelSeries
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS
 from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
@@ -107,6 +108,7 @@ READ_ROWS = 100_000
 """The number of rows above which the report shows only some hours of the window."""
 _MOST_COLUMNS = 20
 _MOST_CHARTS = 5
+_STORED_LIMITS = 8
 _SHOWN_ROWS = 5_000
 _DROPPED = "capture.drop excludes it from the log"
 _MASKED = "capture.mask replaces its values in the log with hashes"
@@ -204,6 +206,8 @@ class WindowComparison:
         if not columns and ROWS not in self.excluded:
             selected += (ROWS,)
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
+        stored = (window.evidence.limits for window in reversed(request.past))
+        known_limits.update(next(filter(None, stored), {}))
         history = History(
             request.past if request.follows_levels else (),
             request.baseline,
@@ -285,7 +289,12 @@ class WindowComparison:
             notes=(*dict.fromkeys(notes), *effect_notes, *harm_notes),
             estimate=estimate,
             report=self._report_data(findings, shifts.charts, sample),
-            evidence=replace(verdict.evidence, shifts=shifts.starts, outcomes=outcomes),
+            evidence=replace(
+                verdict.evidence,
+                shifts=shifts.starts,
+                outcomes=outcomes,
+                limits=dict([*known_limits.items()][-_STORED_LIMITS:]),
+            ),
         )
 
     def _with_harm(

@@ -22,8 +22,10 @@ simulations, monitors with a budget of 4 alarms per year were red on 8 % to 12 %
 days without a shift.
 """
 
+import copy
 import hashlib
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -42,12 +44,23 @@ _LARGEST = 4.0
 """The limit of an innovation in the evidence of a shift: a single window must not be
 enough.
 """
+_SIMULATION = 1
+"""The version of the simulation: a change of the simulated limits increases it, so that
+stored limits are not used.
+"""
 _SIMULATIONS = 200
+_BLOCK_CELLS = 8_000
+"""The number of series, over all simulations, that are simulated together."""
 _HORIZON = 365
 _LIMITS = np.linspace(1.0, 14.0, 53)
 _FEWEST_ALARMS = 8
 _KEPT_LIMITS = 64
-_known_limits: dict[bytes, float] = {}
+_MOST_KEPT_FIGURES = 3_000_000
+"""The number of figures above which a course is not kept, 33 bytes each."""
+known_limits: dict[str, float] = {}
+"""The limits by a digest of all that they depend on, the last used at the end. They are
+derived data, which may be lost.
+"""
 CONFIRMED_IN = 14
 _CONFIRMED = math.log(100)
 _REFUTED = math.log(12)
@@ -148,8 +161,13 @@ class Shift:
         return odds < 0 and bool(is_refuted)
 
 
+_last_tracked: "deque[Tracking]" = deque(maxlen=2)
+"""The last courses in this process: that of the windows, and that of the reference."""
+
+
 def track(windows: Windows, limit: float, unusual: Array | float = math.inf) -> "Tracking":
-    """Follow all windows after the reference.
+    """Follow all windows after the reference. A course of the same figures until an
+    earlier window is continued.
 
     Args:
         limit: the logarithm of the statistic above which an alarm begins.
@@ -157,8 +175,16 @@ def track(windows: Windows, limit: float, unusual: Array | float = math.inf) -> 
             unusual.
     """
     tracking = Tracking(windows, limit, unusual)
-    for now in range(windows.reference, len(windows.values)):
-        tracking.add(now)
+    now = windows.reference
+    for kept in [*_last_tracked]:
+        if kept.is_part_of(tracking):
+            now = len(kept.levels)
+            tracking = kept.extended(tracking)
+            break
+    for window in range(now, len(windows.values)):
+        tracking.add(window)
+    if windows.values.size <= _MOST_KEPT_FIGURES:
+        _last_tracked.append(tracking)
     return tracking
 
 
@@ -203,6 +229,33 @@ class Tracking:
         self.alarms: list[int] = []
         self.red: list[int] = []
         self.statistic = -math.inf
+
+    def is_part_of(self, other: "Tracking") -> bool:
+        """Return True if the windows of this course are the first ones of the other,
+        with the same figures, settings and accepted baselines.
+        """
+        count = len(self.levels)
+        parts = []
+        for each in (self, other):
+            windows = vars(each._windows)
+            cut = {name: windows[name][:count] for name in ("values", "phases", "gaps", "scales")}
+            # A later window begins no baseline yet.
+            restarts = np.minimum(windows["restarts"], count)
+            part = {**windows, **cut, "restarts": restarts, "limit": each._limit}
+            parts.append([*part.values(), each._unusual])
+        pairs = zip(*parts, strict=True)
+        return all(np.array_equal(mine, others, equal_nan=True) for mine, others in pairs)
+
+    def extended(self, other: "Tracking") -> "Tracking":
+        """Return a copy of this course, which continues with the windows of the
+        other.
+        """
+        count = len(self.levels)
+        copied = copy.deepcopy(self, {id(self._windows): other._windows})
+        copied.levels = np.concatenate([self.levels, other.levels[count:]])
+        copied.innovations = np.concatenate([self.innovations, other.innovations[count:]])
+        copied._is_left_out = np.concatenate([self._is_left_out, other._is_left_out[count:]])
+        return copied
 
     def add(self, now: int) -> None:
         """Add the window with this index: restart accepted baselines, end shifts that
@@ -376,16 +429,18 @@ def limit_for(windows: Windows, rate: float) -> float:
         scales=windows.scales[:, followed][:first],
         is_upward=windows.is_upward[followed],
     )
-    digest = hashlib.blake2b(repr((rate, reference.season)).encode())
+    digest = hashlib.sha256(repr((_SIMULATION, rate, reference.season)).encode())
     for part in (reference.values, reference.phases, reference.scales, reference.floors):
         digest.update(np.ascontiguousarray(part).tobytes())
     digest.update(reference.is_upward.tobytes())
-    key = digest.digest()
-    if key not in _known_limits:
-        if len(_known_limits) >= _KEPT_LIMITS:
-            _known_limits.clear()
-        _known_limits[key] = _simulated_limit(reference, rate)
-    return _known_limits[key]
+    key = digest.hexdigest()
+    limit = known_limits.pop(key, math.nan)
+    if not math.isfinite(limit):
+        limit = _simulated_limit(reference, rate)
+    if len(known_limits) >= _KEPT_LIMITS:
+        known_limits.clear()
+    known_limits[key] = limit
+    return limit
 
 
 def _simulated_limit(windows: Windows, rate: float) -> float:
@@ -397,16 +452,21 @@ def _simulated_limit(windows: Windows, rate: float) -> float:
     levels, baseline = _reference_baseline(windows)
     levels = levels / windows.scales[:first]
     correlation = baseline.correlation
-    innovations = levels[1:] - correlation * levels[:-1]
-    # The simulated levels, [simulations, windows, m], have drawn innovations.
+    innovations = (levels[1:] - correlation * levels[:-1]).astype(np.float32)
     rng = np.random.default_rng(0)
     positions = rng.integers(0, len(innovations), (_SIMULATIONS, len(phases)))
-    drawn: Array = innovations.astype(np.float32)[positions]
-    drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
-    for window in range(1, len(phases)):
-        drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
-    levels = remove_cycle(drawn, first, phases, season)
-    return _limit_at(rate, _statistics(levels, first, season, windows))
+    # The simulations of a block share memory. Only their statistics are kept.
+    size = max(_BLOCK_CELLS // max(innovations.shape[1], 1), 1)
+    statistics = []
+    for block in range(0, _SIMULATIONS, size):
+        # The simulated levels, [simulations, windows, m], have drawn innovations.
+        drawn = innovations[positions[block : block + size]]
+        drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
+        for window in range(1, len(phases)):
+            drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
+        drawn = remove_cycle(drawn, first, phases, season)
+        statistics.append(_statistics(drawn, first, season, windows))
+    return _limit_at(rate, np.concatenate(statistics, axis=1))
 
 
 def reference_innovations(windows: Windows) -> tuple[Array, Array]:

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class SeriesKey:
+class SeriesKey(NamedTuple):
     """The identity of a figure of a column in all windows.
 
     Attributes:
@@ -71,6 +70,8 @@ class Evidence:
         outcomes: the worst outcome of each judged column and criterion, by `alarm_key`.
             The key of the largest score of all columns is empty.
         effects: the effects of drifted columns on the predictions, by `alarm_key`.
+        limits: the last of the detector's `known_limits`, so that other processes need
+            not simulate them.
     """
 
     basis: str = ""
@@ -80,6 +81,7 @@ class Evidence:
     accepted: tuple[str, ...] = ()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     effects: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def open_alarms(self) -> tuple[str, ...]:
@@ -107,13 +109,14 @@ class Evidence:
             "shifts": {str(series): since for series, since in self.shifts.items()},
             "outcomes": outcomes,
             "effects": dict(self.effects),
+            "limits": dict(self.limits),
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evidence":
         """Return the stored evidence. A document of another form, such as of a window
         without evidence, is empty. Windows that were stored by earlier releases have no
-        outcomes and no effects.
+        outcomes, no effects and no limits.
         """
         try:
             outcomes = {}
@@ -134,6 +137,7 @@ class Evidence:
                 accepted=tuple(map(str, document.get("accepted", ()))),
                 outcomes=outcomes,
                 effects={key: float(effect) for key, effect in document.get("effects", {}).items()},
+                limits={key: float(limit) for key, limit in document.get("limits", {}).items()},
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             return cls()

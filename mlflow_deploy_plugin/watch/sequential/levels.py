@@ -28,12 +28,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import (
     DriftReference,
+    ReferencePieces,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name
@@ -186,10 +188,11 @@ class ReferenceLevels:
 
 
 def _table(keys: Sequence[SeriesKey], windows: Iterable[Levels]) -> Array:
-    rows = []
-    for levels in windows:
-        rows.append([levels.get(key, math.nan) for key in keys])
-    return np.array(rows).reshape(-1, len(keys))
+    # The series of a segment share its number of rows.
+    positions = {key: position for position, key in enumerate(dict.fromkeys(keys))}
+    rows = [[*map(levels.get, positions)] for levels in windows]
+    table = np.array(rows, np.float64).reshape(-1, len(positions))
+    return table[:, [positions[key] for key in keys]]
 
 
 def reference_levels(
@@ -219,9 +222,14 @@ def reference_levels(
             None if earlier is None else [part_profiles[index] for index in earlier],
             is_reference=True,
         )
+        key = (part.bins_key, segment, times[later].tobytes(), *columns)
+        kept_key, kept = _known_series.get(part.pieces, ((), []))
+        if kept_key != key:
+            kept = [*windows.series(columns, segment)]
+            _known_series[part.pieces] = key, kept
         known += (
             each
-            for each in windows.series(columns, segment)
+            for each in kept
             if each.series.column in columns
             and np.isfinite(each.values).sum() >= _MOSTLY * max(len(each.values), 1)
         )
@@ -278,6 +286,12 @@ class _KnownSeries(NamedTuple):
     rows: Array
     row_variance: float
     floor: float
+
+
+_known_series = WeakKeyDictionary[ReferencePieces, tuple[tuple[object, ...], list[_KnownSeries]]]()
+"""The last figures of each reference in memory, with their bins, segment, windows and
+columns.
+"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -183,7 +183,7 @@ class _Course:
     def is_of_data(self, shift: Shift) -> bool:
         """Return True if the predictions have changed with the shift of a label."""
         key = self.keys[shift.series]
-        predicted = replace(key, figure=PREDICTED)
+        predicted = key._replace(figure=PREDICTED)
         return key.figure == LABEL and self.moves_since(predicted, shift.onset) == shift.sign
 
     def is_excused(self, shift: Shift) -> bool:
@@ -232,7 +232,7 @@ class _Course:
             each.column: self.moves_since(each, shift.onset, _FAR)
             for each in self.keys
             if each.figure == PREDICTED
-            and not self.moves_since(replace(each, figure=LABEL), shift.onset)
+            and not self.moves_since(each._replace(figure=LABEL), shift.onset)
         }
         answered = [f"{name!r} {_OFTEN[sign]}" for name, sign in answers.items() if sign]
         causes = []
@@ -308,7 +308,7 @@ def _follow(
         shares = window.evidence.levels
         totals.update({key: shares[key] for key in shares if key.figure == LABEL})
     labels = [key for key, _ in totals.most_common()]
-    keys = [*required, *labels, *(replace(key, figure=PREDICTED) for key in labels)]
+    keys = [*required, *labels, *(key._replace(figure=PREDICTED) for key in labels)]
     # The shares of all classes add up to 1.
     sought = {*required, *labels[1 : 1 + _MOST_CLASSES]} - {LABELLED}
     followed = _detector_windows(request, windows, keys)

@@ -98,10 +98,19 @@ class Tails:
         """Return the innovation of each figure, [m], that has the probability of the
         figure, [m].
         """
-        figures = self._scales.shape[1]
-        logs = np.log(self.p_values(np.repeat(_GRID[:, None], figures, axis=1)))
         targets = np.log(p_values)
-        limits = [np.interp(-targets[each], -logs[:, each], _GRID) for each in range(figures)]
+        columns = np.arange(self._scales.shape[1])
+        # The grid has decreasing probabilities, so two neighbours contain the target.
+        low = np.zeros_like(columns)
+        high = np.full_like(columns, len(_GRID) - 1)
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            is_above = np.log(self.p_values(_GRID[middle])) > targets
+            low = np.where(is_above, middle, low)
+            high = np.where(is_above, high, middle)
+        ends = _GRID[np.stack([low, high])]
+        logs = np.log(self.p_values(ends))
+        limits = [np.interp(-targets[each], -logs[:, each], ends[:, each]) for each in columns]
         return np.maximum(limits, self._smallest_limits)
 
 

@@ -2,11 +2,13 @@
 and columns with an accepted baseline.
 """
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.watch.sequential.detector import known_limits
 from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS as NUMBER_OF_ROWS
 from tests.watch.sequential.conftest import FIRST, REFERENCE_DAYS, ROWS, Stream
@@ -105,3 +107,19 @@ def test_accepted_column_is_still_checked(stream):
     assert not usual.findings
     assert not alarms(usual)
     assert ("temp", "missing") in alarms(empty)
+
+
+def test_limit_of_the_window_before_is_used(stream):
+    def warmer(rows):
+        return {**rows, "temp": rows["temp"] + 3}
+
+    found = stream.judge(range(12), warmer).findings
+    limits = dict.fromkeys(known_limits, 99.0)
+    stream.past[-1] = replace(
+        stream.past[-1], evidence=replace(stream.past[-1].evidence, limits=limits)
+    )
+    silenced = stream.judge([12], warmer).findings
+    known_limits.clear()
+
+    assert [finding.subject for finding in found] == ["temp"]
+    assert not silenced

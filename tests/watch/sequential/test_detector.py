@@ -2,11 +2,14 @@
 shifts, and accepted baselines.
 """
 
+import tracemalloc
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.watch.sequential import detector
 from mlflow_deploy_plugin.watch.sequential.detector import Shift, Windows, limit_for, track
 from tests.support.cases import long_case
 
@@ -121,6 +124,71 @@ def test_accepted_baseline_ignores_unknown_windows():
     assert np.abs(track(windows, np.inf).innovations[:, 3]).max() < 4
 
 
+def first_windows(windows, count):
+    """Return the first windows, in arrays of their own."""
+    names = ("values", "phases", "gaps", "scales")
+    cut = {name: getattr(windows, name)[:count].copy() for name in names}
+    return replace(windows, **cut, restarts=np.minimum(windows.restarts, count))
+
+
+def state_of(tracking):
+    shifts = [repr(vars(shift)) for shift in tracking.shifts]
+    whole = {**vars(tracking), **vars(tracking.baseline), "shifts": shifts}
+    return {name: value for name, value in whole.items() if name not in ("_windows", "baseline")}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_continued_course_equals_a_new_one(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    windows = shifted(days(seed, 60, weekend=seed), 10 * seed, by=2.0, until=45)
+    windows.values[rng.random(windows.values.shape) < 0.05] = np.nan
+    windows.scales[:] = rng.uniform(0.8, 2, windows.scales.shape)
+    windows.gaps[REFERENCE + 30] = 3
+    windows.restarts[1] = REFERENCE + 40
+    continued = []
+    monkeypatch.setattr(detector, "_last_tracked", deque(maxlen=2))
+    for count in [*range(REFERENCE + 1, REFERENCE + 50), REFERENCE + 60]:
+        continued.append(track(first_windows(windows, count), 4.0, 3.5))
+        track(replace(first_windows(windows, REFERENCE), reference=40), 4.0)
+        if count == REFERENCE + 20:  # An earlier window is judged again, with other rows.
+            windows.values[REFERENCE + 15] += 0.5
+
+    for tracking in continued[-30:]:
+        monkeypatch.setattr(detector, "_last_tracked", deque(maxlen=2))
+        anew = track(first_windows(windows, len(tracking.levels)), 4.0, 3.5)
+        np.testing.assert_equal(state_of(tracking), state_of(anew))
+    assert any(tracking.alarms for tracking in continued)
+
+
+@pytest.mark.parametrize("cells", [1, 7 * COLUMNS, 1_000_000])
+def test_limit_is_the_same_in_blocks(monkeypatch, cells):
+    windows = days(12, 0, weekend=2.0)
+    expected = limit_for(windows, YEARLY)
+    monkeypatch.setattr(detector, "known_limits", dict.fromkeys(detector.known_limits, np.nan))
+    monkeypatch.setattr(detector, "_BLOCK_CELLS", cells)
+
+    assert limit_for(windows, YEARLY) == expected
+
+
+@pytest.mark.long
+def test_limit_of_wide_tables_takes_little_memory():
+    narrow = days(13, 0)
+    wide = replace(
+        narrow,
+        values=np.tile(narrow.values, 100),
+        scales=np.tile(narrow.scales, 100),
+        floors=np.tile(narrow.floors, 100),
+        is_upward=np.tile(narrow.is_upward, 100),
+        is_followed=np.tile(narrow.is_followed, 100),
+    )
+    tracemalloc.start()
+    limit_for(wide, YEARLY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 150e6  # All simulations together take 1,200 MB.
+
+
 def test_smaller_budget_has_a_higher_limit():
     windows = days(7, 0)
     assert limit_for(windows, 1 / 36500) > limit_for(windows, 1 / 30) + 1
@@ -138,8 +206,9 @@ def test_constant_figure_has_a_floor():
     values[:, 3] = 0.0
     constant = replace(windows, values=values)
     assert not followed(constant).shifts
+    values = values.copy()
     values[REFERENCE + 20 :, 3] = 0.05
-    assert [shift.series for shift in followed(constant).shifts] == [3]
+    assert [shift.series for shift in followed(replace(windows, values=values)).shifts] == [3]
 
 
 def test_single_unusual_window_is_not_a_shift():

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ EVIDENCE = Evidence(
         "x": Outcome("distribution", "drift", 5.0, 3.0),
         "y": Outcome("distribution", "no drift"),
     },
+    limits={"digest": 7.25},
 )
 
 
@@ -41,6 +43,8 @@ def test_evidence_round_trips_without_unknown_levels():
         {"outcomes": {"x": ["distribution", "drift", "high", None]}},
         {"outcomes": {"x": 1}},
         {"shifts": {"x/level": "last week"}},
+        {"limits": {"digest": "high"}},
+        {"limits": [7.25]},
     ],
 )
 def test_unreadable_evidence_is_empty(wrong):
@@ -48,7 +52,9 @@ def test_unreadable_evidence_is_empty(wrong):
     assert Evidence.from_json(EVIDENCE.to_json() | wrong) == Evidence()
 
 
-def test_evidence_without_outcomes_is_read():
-    stored = {name: part for name, part in EVIDENCE.to_json().items() if name != "outcomes"}
+@pytest.mark.parametrize("missing", ["outcomes", "limits"])
+def test_evidence_of_earlier_releases_is_read(missing):
+    stored = {name: part for name, part in EVIDENCE.to_json().items() if name != missing}
 
-    assert Evidence.from_json(stored) == replace(EVIDENCE, outcomes={})
+    empty: dict[str, Any] = {missing: {}}
+    assert Evidence.from_json(stored) == replace(EVIDENCE, **empty)

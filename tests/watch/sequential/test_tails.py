@@ -51,10 +51,12 @@ def test_constant_figure_has_a_limit():
 @pytest.mark.parametrize("p_value", [1e-2, 1e-4, 1e-6])
 def test_limit_has_the_stated_probability(p_value):
     tails = Tails(innovations(5), 7, KINDS)
+    found = tails.limits(np.full(FIGURES, p_value))
 
-    at_limit = tails.p_values(tails.limits(np.full(FIGURES, p_value)))
-
-    assert at_limit == pytest.approx(np.full(FIGURES, p_value), rel=0.1)
+    assert tails.p_values(found) == pytest.approx(np.full(FIGURES, p_value), rel=0.1)
+    grid = np.geomspace(2.0, 500.0, 400)
+    logs = np.log(tails.p_values(np.repeat(grid[:, None], FIGURES, axis=1)))
+    assert found.tolist() == [np.interp(-np.log(p_value), -each, grid) for each in logs.T]
 
 
 def test_limits_ignore_tails_of_other_kinds():
