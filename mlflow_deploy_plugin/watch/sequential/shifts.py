@@ -82,9 +82,21 @@ def judge_shifts(course: Course, drifted: Collection[str]) -> ShiftVerdict:
 
 
 def _moving_notes(course: Course) -> Iterator[str]:
-    """Yield a note if many of the last windows are red, or if single windows of a
-    column have several alarms: the columns move, or a shift is usual by now.
+    """Yield a note if the reference has a trend. Yield a note if many of the last
+    windows are red, or if single windows of a column have several alarms: the columns
+    move, or a shift is usual by now.
     """
+    slopes = np.broadcast_to(course.levels.slopes, len(course.series))
+    trends = [
+        f"{course.series[index].series_key} {slopes[index]:+.3g}"
+        for index in np.flatnonzero(slopes).tolist()
+    ]
+    if trends:
+        yield (
+            f"the reference has a trend per {course.spec.every}: {', '.join(trends)}; windows are "
+            "compared with its line, and other figures of these columns, except missing and new "
+            "values, and relations are not judged"
+        )
     moves = (
         "if this column moves all the time, the budget cannot be kept; accept the new level, "
         "exclude the column, or use reference rolling:7d"
@@ -152,7 +164,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
     """
     series = course.series[shift.series]
     baseline = course.tracking.baseline
-    values = course.windows.values[shift.onset :, shift.series]
+    values = course.values[shift.onset :, shift.series]
     is_known = np.isfinite(values)
     above = course.tracking.levels[shift.onset :, shift.series][is_known]
     above = above - baseline.mean[shift.series]
@@ -163,7 +175,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         # With a season of the year, the mean moves, and values leave the range.
         mean = series._replace(figure=LEVEL)
         if mean in course.series:
-            means = course.windows.values[:, course.series.index(mean)]
+            means = course.values[:, course.series.index(mean)]
             moved = _describe_change(
                 course,
                 mean,
@@ -171,6 +183,11 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
                 float(np.nanmean(means[shift.onset :])),
             )
             change = f"{moved}; {change}"
+    slope = np.broadcast_to(course.levels.slopes, len(course.series))[shift.series]
+    if slope and len(above) > 1:
+        slope = slope + np.diff(course.tracking.lines[-2:, shift.series])[0]
+        new = slope + np.polyfit(np.flatnonzero(is_known), above, 1)[0]
+        change += f"; trend per {course.spec.every} {slope:+.3g} → {new:+.3g}"
     onset = _onset(course, shift)
     return Finding(
         subject=shown_name(series.column),
@@ -238,7 +255,7 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
             charted[first_figures[key]] = None
     for index, shift in charted.items():
         series = course.series[index]
-        values = course.windows.values[:, index]
+        values = course.values[:, index]
         usual = values - course.tracking.levels[:, index] + course.tracking.baseline.mean[index]
         yield LevelSeries(
             title=f"{series.key}, {figure_name(series, course.reference.bins).text}",
