@@ -4,7 +4,7 @@ limits of a reference.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
     ROWS,
     ROWS_FIGURE,
     UPWARD,
+    FigureSeries,
     ReferenceLevels,
     reference_levels,
 )
@@ -202,21 +203,10 @@ def follow_trends(levels: ReferenceLevels, spec: MonitorSpec) -> ReferenceLevels
     errors = around.deviation * np.sqrt((1 + correlation) / (1 - correlation) / squares)
     slopes[[series.figure not in (MEAN, ROWS_FIGURE) for series in levels.series]] = 0
     slopes[np.abs(slopes) < (math.inf if spec.is_rolling else _CLEAR) * errors] = 0
-    trending = {
-        (series.segment, series.column) for series in itertools.compress(levels.series, slopes)
-    }
-    segments = {segment for segment, column in trending if column != ROWS}
-    kept = np.array(
-        [
-            series.figure in (MEAN, MISSING, NEW, ROWS_FIGURE)
-            or (
-                (series.segment, series.column) not in trending
-                and not (series.column in PROJECTIONS and series.segment in segments)
-            )
-            for series in levels.series
-        ],
-        bool,
-    )
+    least = np.where(slopes, _LINE_ERRORS * count * errors, 0)
+    is_rows = [series.figure == ROWS_FIGURE for series in levels.series]
+    least[is_rows] = np.maximum(least[is_rows], _LEAST_ROWS)
+    kept = _are_judged(levels.series, slopes)
     return replace(
         levels,
         series=tuple(itertools.compress(levels.series, kept)),
@@ -225,8 +215,28 @@ def follow_trends(levels: ReferenceLevels, spec: MonitorSpec) -> ReferenceLevels
         row_variances=levels.row_variances[kept],
         floors=levels.floors[kept],
         slopes=slopes[kept],
-        slope_errors=errors[kept],
+        least=least[kept],
     )
+
+
+def _are_judged(all_series: Sequence[FigureSeries], slopes: Array) -> Array:
+    """Return the series whose figures a trend does not distort, [m] bool."""
+    trending = {
+        (series.segment, series.column) for series in itertools.compress(all_series, slopes)
+    }
+    segments = {segment for segment, column in trending if column != ROWS}
+    judged: Array = np.array(
+        [
+            series.figure in (MEAN, MISSING, NEW, ROWS_FIGURE)
+            or (
+                (series.segment, series.column) not in trending
+                and not (series.column in PROJECTIONS and series.segment in segments)
+            )
+            for series in all_series
+        ],
+        bool,
+    )
+    return judged
 
 
 def detector_windows(
@@ -270,10 +280,7 @@ def detector_windows(
         is_followed=np.array(
             [series.figure not in (MODE, DISTANCE) for series in levels.series], bool
         ),
-        least=np.maximum(
-            np.array([series.column == ROWS for series in levels.series]) * _LEAST_ROWS,
-            _LINE_ERRORS * count * levels.slope_errors * (levels.slopes != 0),
-        ),
+        least=levels.least,
         trends=trends,
     )
 

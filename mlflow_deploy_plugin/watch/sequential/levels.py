@@ -142,7 +142,7 @@ class ReferenceLevels:
         floors: the smallest standard deviation of each series, [m] float64.
         is_complete: True if no window was left out because there are many.
         slopes: the trend of each series per window, [m] float64; 0 without a trend.
-        slope_errors: the standard errors of these trends, [m] float64.
+        least: the smallest size of a lasting shift that is an alarm, [m] float64.
     """
 
     starts_us: Array
@@ -154,7 +154,7 @@ class ReferenceLevels:
     floors: Array
     is_complete: bool = True
     slopes: Array | float = 0.0
-    slope_errors: Array | float = 0.0
+    least: Array | float = 0.0
 
     def since(self, windows: Array) -> "ReferenceLevels":
         """Return only the chosen `windows`, [R] bool."""

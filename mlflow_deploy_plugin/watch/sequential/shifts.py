@@ -183,11 +183,7 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
                 float(np.nanmean(means[shift.onset :])),
             )
             change = f"{moved}; {change}"
-    slope = np.broadcast_to(course.levels.slopes, len(course.series))[shift.series]
-    if slope and len(above) > 1:
-        slope = slope + np.diff(course.tracking.lines[-2:, shift.series])[0]
-        new = slope + np.polyfit(np.flatnonzero(is_known), above, 1)[0]
-        change += f"; trend per {course.spec.every} {slope:+.3g} → {new:+.3g}"
+    change += _describe_slope(course, shift.series, above)
     onset = _onset(course, shift)
     return Finding(
         subject=shown_name(series.column),
@@ -207,6 +203,20 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         measure=figure_name(series, course.reference.bins).text,
         unit="SD",
     )
+
+
+def _describe_slope(course: Course, index: int, above: Array) -> str:
+    """Return the change of a series' slope in words; empty without a trend.
+
+    Args:
+        above: the figure above its line in the windows since the shift, [N].
+    """
+    slope = np.broadcast_to(course.levels.slopes, len(course.series))[index]
+    if not slope or len(above) < 2:
+        return ""
+    slope = slope + np.diff(course.tracking.lines[-2:, index])[0]
+    new = slope + np.polyfit(np.arange(len(above)), above, 1)[0]
+    return f"; trend per {course.spec.every} {slope:+.3g} → {new:+.3g}"
 
 
 def _onset(course: Course, shift: Shift) -> Onset:

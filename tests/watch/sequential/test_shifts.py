@@ -180,6 +180,7 @@ def test_slope_change_of_a_trend_is_found(warming_reference, slope, shifts):
     assert not [finding for finding in judged.alone if finding.is_alarm and not shifts]
     assert any(mentions(note, "trend", "temp", "temp/mean +0.305") for note in judged.notes)
     for finding in judged.findings:
-        assert finding.since_range[0] <= (FIRST + timedelta(days=CHANGED)).isoformat()
+        # A gradual change is dated by the days on which it shows.
+        assert finding.since_range[0] <= (FIRST + timedelta(days=CHANGED + 3)).isoformat()
         before, after = map(float, finding.change.split("1d ")[1].split(" → "))
         assert (before, after) == pytest.approx((0.3, slope), abs=0.1)
