@@ -182,9 +182,9 @@ class RunningBaseline:
         self._level_sum = kept * self._level_sum + weight * value / np.square(scale)
 
     def restart_level(self, chosen: Array, weights: Array | float = 0.0) -> None:
-        """Set the mean of the `chosen` figures, [m] bool, to 0, which is as precise as
-        that of this number of windows. By default, the mean is forgotten: later windows
-        are usual.
+        """Set the mean of the `chosen` figures, [m] bool, to 0, as if it were the mean
+        of this number of windows. By default, the mean is forgotten: later windows are
+        usual.
         """
         self._level_weights[..., chosen] = weights
         self._level_sum[..., chosen] = 0

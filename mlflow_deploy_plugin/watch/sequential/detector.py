@@ -175,7 +175,7 @@ class Tracking:
         red: the windows in which a shift is open.
         statistic: the logarithm of the statistic after the last window.
         levels: the figures without their cycle and trend, [N, m].
-        lines: the lines of the figures with a trend, relative to that of the reference,
+        lines: the lines of the figures with a trend, minus the trend of the reference,
             [N, m]; 0 without a trend.
         innovations: the innovations of the figures, [N, m]; 0 in the reference.
         baseline: the usual figures.
