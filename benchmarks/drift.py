@@ -139,9 +139,9 @@ def _batches(seed: int) -> Stream:
     return stream_of(columns, np.add.reduceat(sizes, np.cumsum(customers) - customers))
 
 
-def _bursts(seed: int) -> Stream:
+def _bursts(usual: float, seed: int) -> Stream:
     """Return a stream in which one column lacks 10 to 40 % of its values on a tenth of
-    the days.
+    the days, and every column always lacks the `usual` share.
     """
     rng = np.random.default_rng([seed, 72])
     counts = np.full(REFERENCE + _YEAR, _SIX.rows)
@@ -150,6 +150,9 @@ def _bursts(seed: int) -> Stream:
         is_missing = rng.random(_SIX.rows) < rng.uniform(0.1, 0.4)
         column = columns[f"x{rng.integers(_SIX.columns)}"]
         column[day * _SIX.rows + np.flatnonzero(is_missing)] = np.nan
+    if usual:
+        for column in columns.values():
+            column[rng.random(len(column)) < usual] = np.nan
     return stream_of(columns, counts)
 
 
@@ -178,7 +181,8 @@ def _growing(seed: int) -> Stream:
 _YEARS: dict[str, Callable[[int], Stream]] = {
     **{what: partial(_calm, world) for what, world in _WORLDS.items()},
     "batches of 1 to 60 rows alike": _batches,
-    "bursts of missing values": _bursts,
+    "bursts of missing values": partial(_bursts, 0.0),
+    "bursts of missing values, 2 % usually": partial(_bursts, 0.02),
     "very heavy tails: log-normal (2), Pareto (1.3), t (1.5)": _heavy,
     "25 % more rows per year": _growing,
 }

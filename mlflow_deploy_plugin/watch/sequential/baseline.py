@@ -181,9 +181,48 @@ class RunningBaseline:
         self._level_weights = kept * self._level_weights + weight / np.square(scale)
         self._level_sum = kept * self._level_sum + weight * value / np.square(scale)
 
-    def restart_level(self, chosen: Array) -> None:
-        """Forget the mean of the `chosen` figures, [m] bool: later windows are
+    def restart_level(self, chosen: Array, weights: Array | float = 0.0) -> None:
+        """Set the mean of the `chosen` figures, [m] bool, to 0, as if it were the mean
+        of this number of windows. By default, the mean is forgotten: later windows are
         usual.
         """
-        self._level_weights[..., chosen] = 0
+        self._level_weights[..., chosen] = weights
         self._level_sum[..., chosen] = 0
+
+
+class Lines:
+    """The lines of m figures: regressions on the number of the window, which forget
+    older windows as `RunningBaseline` does.
+    """
+
+    def __init__(self, reference: Array) -> None:
+        """`reference` are the figures without their cycle, [R, m]."""
+        self._kept = 1 - 1 / len(reference)
+        numbers = np.arange(len(reference))[:, None]
+        self._sums = _moments(numbers, reference).sum(axis=1)
+
+    def at(self, number: int) -> tuple[Array, Array]:
+        """Return the lines in a window, [m], and the number of windows whose mean is as
+        precise, [m].
+        """
+        weights, numbers, squares, values, products = self._sums
+        weights = np.maximum(weights, 1e-9)
+        spread = np.maximum(squares - np.square(numbers) / weights, 1e-9)
+        ahead = number - numbers / weights
+        slopes = (products - numbers * values / weights) / spread
+        precision = 1 / (1 / weights + np.square(ahead) / spread)
+        line: Array = values / weights + slopes * ahead
+        return line, precision
+
+    def add(self, number: int, values: Array, chosen: Array) -> None:
+        """Add a window to the lines of the `chosen` figures, [m] bool."""
+        sums = self._kept * self._sums + _moments(number, values)
+        self._sums = np.where(chosen, sums, self._sums)
+
+    def restart(self, chosen: Array) -> None:
+        self._sums[:, chosen] = 0
+
+
+def _moments(numbers: Array | int, values: Array) -> Array:
+    ones = np.ones_like(values)
+    return np.stack([ones, ones * numbers, ones * numbers**2, values, values * numbers])

@@ -2,8 +2,9 @@
 limits of a reference.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -17,7 +18,8 @@ from mlflow_deploy_plugin.core.spec.types import duration_text, length_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.column_findings import MIN_COMPARED_ROWS
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, ReferencePieces
-from mlflow_deploy_plugin.watch.sequential.baseline import remove_cycle
+from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS
+from mlflow_deploy_plugin.watch.sequential.baseline import RunningBaseline, remove_cycle
 from mlflow_deploy_plugin.watch.sequential.detector import (
     Windows,
     limit_for,
@@ -25,10 +27,15 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
     track,
 )
 from mlflow_deploy_plugin.watch.sequential.levels import (
+    MEAN,
+    MISSING,
     MODE,
     NEARLY_NORMAL,
+    NEW,
+    ROWS,
     ROWS_FIGURE,
     UPWARD,
+    FigureSeries,
     ReferenceLevels,
     reference_levels,
 )
@@ -68,6 +75,14 @@ _SHORTER = (
 )
 """The lengths of windows in seconds that a message proposes, the longest first."""
 _UNLIKELY = 0.05
+_CLEAR = 5.0
+"""The standard errors by which a trend differs from none: many slow figures rise by
+chance.
+"""
+_LINE_ERRORS = 2.0
+"""The least shift from a line in standard errors of its rise in as many windows as the
+reference has.
+"""
 _LEAST = {ROWS_FIGURE: math.log(1.2), MODE: math.log(1.5)}
 """The change of a figure below which a lasting shift is no alarm: 25 % more rows per
 year are a trend, and the largest share of an interval depends on the level.
@@ -166,6 +181,62 @@ def sampling_factor(
     return np.nan_to_num(factors, nan=1.0)
 
 
+def follow_trends(levels: ReferenceLevels, spec: MonitorSpec) -> ReferenceLevels:
+    """Return the levels with the trends of means and of numbers of rows. A mean with a
+    trend leaves the range of the reference, so the column's other figures of its values
+    and the relations are omitted.
+
+    Raises InvalidConfig if the reference does not contain the season twice.
+    """
+    count = len(levels.values)
+    numbers = levels.starts_us // levels.length_us
+    season = season_windows(spec, count, levels.length_us)
+    known = np.isfinite(levels.values)
+    times = np.where(known, numbers[:, None] - numbers[:1], np.nan)
+    times = remove_cycle(times, count, numbers % season, season)
+    residuals = remove_cycle(levels.values, count, numbers % season, season)
+    squares = np.maximum(np.square(times).sum(axis=0), 1)
+    slopes = (times * residuals).sum(axis=0) / squares
+    around = RunningBaseline(residuals - times * slopes, season, levels.floors)
+    correlation = around.correlation
+    errors = around.deviation * np.sqrt((1 + correlation) / (1 - correlation) / squares)
+    slopes[[series.figure not in (MEAN, ROWS_FIGURE) for series in levels.series]] = 0
+    slopes[np.abs(slopes) < (math.inf if spec.is_rolling else _CLEAR) * errors] = 0
+    of_figures = [_LEAST.get(series.figure, 0.0) for series in levels.series]
+    least = np.maximum(of_figures, np.where(slopes, _LINE_ERRORS * count * errors, 0))
+    kept = _are_judged(levels.series, slopes)
+    return replace(
+        levels,
+        series=tuple(itertools.compress(levels.series, kept)),
+        values=levels.values[:, kept],
+        rows=levels.rows[:, kept],
+        row_variances=levels.row_variances[kept],
+        floors=levels.floors[kept],
+        slopes=slopes[kept],
+        least=least[kept],
+    )
+
+
+def _are_judged(all_series: Sequence[FigureSeries], slopes: Array) -> Array:
+    """Return the series whose figures a trend does not distort, [m] bool."""
+    trending = {
+        (series.segment, series.column) for series in itertools.compress(all_series, slopes)
+    }
+    segments = {segment for segment, column in trending if column != ROWS}
+    judged: Array = np.array(
+        [
+            series.figure in (MEAN, MISSING, NEW, ROWS_FIGURE)
+            or (
+                (series.segment, series.column) not in trending
+                and not (series.column in PROJECTIONS and series.segment in segments)
+            )
+            for series in all_series
+        ],
+        bool,
+    )
+    return judged
+
+
 def detector_windows(
     levels: ReferenceLevels,
     spec: MonitorSpec,
@@ -182,7 +253,8 @@ def detector_windows(
     gaps = np.diff(starts, prepend=starts[:1] - 1)
     all_rows = np.concatenate([levels.rows, rows])
     # Distances are those of windows with the usual number of rows.
-    values = np.concatenate([levels.values, values])
+    trends = (starts - starts[:1])[:, None] * levels.slopes
+    values = np.concatenate([levels.values, values]) - trends
     for index in np.flatnonzero(levels.is_distance).tolist():
         values[:, index] /= sampling_factor(
             levels.values[:, index],
@@ -204,7 +276,8 @@ def detector_windows(
         scales=relative_deviations(residuals, all_rows, of_rows, levels.rows),
         is_upward=np.array([series.figure in UPWARD for series in levels.series], bool),
         is_followed=~levels.is_distance,
-        least=np.array([_LEAST.get(series.figure, 0.0) for series in levels.series]),
+        least=levels.least,
+        trends=trends,
     )
 
 
@@ -294,7 +367,7 @@ def check_budget(
     require_windows(reference, levels, spec, FEWEST_WINDOWS)
     if reason := few_rows(reference.pieces):
         raise InvalidConfig(reason)
-    season_windows(spec, len(levels.starts_us), levels.length_us)
+    levels = follow_trends(levels, spec)
     lines = [*unkept(levels, spec, false_per_year)]
     red = open_share(spec, false_per_year)
     if red > _MOST_OPEN:

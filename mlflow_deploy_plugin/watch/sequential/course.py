@@ -94,10 +94,16 @@ class Course:
     def series(self) -> Sequence[FigureSeries]:
         return self.levels.series
 
+    @property
+    def values(self) -> Array:
+        """The figures of the windows with their trend, [N, m]."""
+        values: Array = self.windows.values + self.windows.trends
+        return values
+
     def tests(self) -> Iterator[FigureTest]:
         """Yield the test of each figure that is known in the judged window."""
         tracking = self.tracking
-        values = self.windows.values[-1]
+        values = self.values[-1]
         usual = values - tracking.levels[-1] + tracking.baseline.mean
         deviation = tracking.baseline.deviation * self.windows.scales[-1]
         scores = tracking.innovations[-1]
@@ -158,6 +164,7 @@ def follow(
         budget.require_windows(reference, levels, spec, budget.FEWEST_OF_ONE)
         outside = ~np.isin(judged, levels.starts_us)
         judged = judged[outside]
+        levels = budget.follow_trends(levels, spec)
         by_window = [*(window.evidence.levels for window in past), evidence.levels]
         windows = budget.detector_windows(
             levels,

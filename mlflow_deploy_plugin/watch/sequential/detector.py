@@ -34,6 +34,7 @@ import numpy as np
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.sequential.baseline import (
     JOINS_AFTER,
+    Lines,
     RunningBaseline,
     remove_cycle,
 )
@@ -56,7 +57,7 @@ _LIMITS = np.linspace(1.0, 14.0, 53)
 _FEWEST_ALARMS = 8
 _KEPT_LIMITS = 64
 _MOST_KEPT_FIGURES = 3_000_000
-"""The number of figures above which a course is not kept, 33 bytes each."""
+"""The number of figures above which a course is not kept, 41 bytes each."""
 known_limits: dict[str, float] = {}
 """The limits by a digest of all that they depend on, the last used at the end. They are
 derived data, which may be lost.
@@ -98,6 +99,8 @@ class Windows:
             series, only single windows are unusual.
         least: the size below which a lasting shift of a series is no alarm and becomes
             usual, [m] float64.
+        trends: the trend of the reference, which the values do not contain, [N, m]; 0
+            without one.
     """
 
     values: Array
@@ -111,6 +114,7 @@ class Windows:
     is_upward: Array
     is_followed: Array
     least: Array | float = 0.0
+    trends: Array | float = 0.0
 
 
 @dataclass
@@ -196,7 +200,9 @@ class Tracking:
         alarms: the windows at which an alarm began.
         red: the windows in which a shift is open.
         statistic: the logarithm of the statistic after the last window.
-        levels: the figures without their cycle, [N, m].
+        levels: the figures without their cycle and trend, [N, m].
+        lines: the lines of the figures with a trend, minus the trend of the reference,
+            [N, m]; 0 without a trend.
         innovations: the innovations of the figures, [N, m]; 0 in the reference.
         baseline: the usual figures.
     """
@@ -212,6 +218,9 @@ class Tracking:
         )
         self.baseline = _reference_baseline(windows)[1]
         self.innovations = np.zeros_like(self.levels)
+        self.lines = np.zeros_like(self.levels)
+        self._line = Lines(self.levels[:first])
+        self._has_trend = np.broadcast_to(windows.trends, self.levels.shape)[first - 1] != 0
         self._windows = windows
         self._limit = limit
         self._unusual = unusual
@@ -239,6 +248,7 @@ class Tracking:
         for each in (self, other):
             windows = vars(each._windows)
             cut = {name: windows[name][:count] for name in ("values", "phases", "gaps", "scales")}
+            cut["trends"] = np.broadcast_to(windows["trends"], each._windows.values.shape)[:count]
             # A later window begins no baseline yet.
             restarts = np.minimum(windows["restarts"], count)
             part = {**windows, **cut, "restarts": restarts, "limit": each._limit}
@@ -253,6 +263,7 @@ class Tracking:
         count = len(self.levels)
         copied = copy.deepcopy(self, {id(self._windows): other._windows})
         copied.levels = np.concatenate([self.levels, other.levels[count:]])
+        copied.lines = np.concatenate([self.lines, other.lines[count:]])
         copied.innovations = np.concatenate([self.innovations, other.innovations[count:]])
         copied._is_left_out = np.concatenate([self._is_left_out, other._is_left_out[count:]])
         return copied
@@ -266,10 +277,15 @@ class Tracking:
         accepted = windows.restarts == now
         if accepted.any():
             self.baseline.restart_level(accepted)
+            self._line.restart(accepted)
             self._mass[:, accepted] = 0
             self._previous[accepted] = 0
             self.shifts = [shift for shift in self.shifts if not accepted[shift.series]]
         is_known = np.isfinite(windows.values[now])
+        line, precision = self._line.at(now)
+        self.lines[now] = np.where(self._has_trend, line, 0)
+        self.levels[now] -= self.lines[now]
+        self.baseline.restart_level(self._has_trend, precision[self._has_trend])
         self.levels[now] = np.where(is_known, self.levels[now], self.baseline.mean)
         innovation = self._innovation(now, is_known)
         # The windows of a shift that was not confirmed become a part of the baseline.
@@ -355,17 +371,17 @@ class Tracking:
         """
         scales = self._windows.scales
         has_restarted = self._windows.restarts <= now
-        self.baseline.add_level(
-            self.levels[now],
-            has_restarted & ~self._is_left_out[now],
-            scales[now],
-        )
+        is_new = has_restarted & ~self._is_left_out[now]
+        self.baseline.add_level(self.levels[now], is_new, scales[now])
+        self._line.add(now, self.levels[now] + self.lines[now], is_new)
         joining = now - JOINS_AFTER
         if joining >= self._windows.reference:
+            joins = ~self._is_left_out[joining] & ~has_restarted
+            self._line.add(joining, self.levels[joining] + self.lines[joining], joins)
             self.baseline.add(
                 self.levels[joining],
                 self.levels[joining - 1],
-                ~self._is_left_out[joining] & ~has_restarted,
+                joins,
                 scales[joining],
                 scales[joining - 1],
             )

@@ -148,6 +148,8 @@ class ReferenceLevels:
             by the number of rows, [m] float64.
         floors: the smallest standard deviation of each series, [m] float64.
         is_complete: True if no window was left out because there are many.
+        slopes: the trend of each series per window, [m] float64; 0 without a trend.
+        least: the smallest size of a lasting shift that is an alarm, [m] float64.
     """
 
     starts_us: Array
@@ -158,6 +160,8 @@ class ReferenceLevels:
     row_variances: Array
     floors: Array
     is_complete: bool = True
+    slopes: Array | float = 0.0
+    least: Array | float = 0.0
 
     def since(self, windows: Array) -> "ReferenceLevels":
         """Return only the chosen `windows`, [R] bool."""

@@ -90,9 +90,21 @@ def judge_shifts(course: Course, drifted: Collection[str]) -> ShiftVerdict:
 
 
 def _moving_notes(course: Course) -> Iterator[str]:
-    """Yield a note if many of the last windows are red, or if single windows of a
-    column have several alarms: the columns move, or a shift is usual by now.
+    """Yield a note if the reference has a trend. Yield a note if many of the last
+    windows are red, or if single windows of a column have several alarms: the columns
+    move, or a shift is usual by now.
     """
+    slopes = np.broadcast_to(course.levels.slopes, len(course.series))
+    trends = [
+        f"{course.series[index].series_key} {slopes[index]:+.3g}"
+        for index in np.flatnonzero(slopes).tolist()
+    ]
+    if trends:
+        yield (
+            f"the reference has a trend per {course.spec.every}: {', '.join(trends)}; windows are "
+            "compared with its line, and other figures of these columns, except missing and new "
+            "values, and relations are not judged"
+        )
     moves = (
         "if this column moves all the time, the budget cannot be kept; accept the new level, "
         "exclude the column, or use reference rolling:7d"
@@ -167,7 +179,7 @@ def _change_since(course: Course, series: FigureSeries, onset: int) -> tuple[flo
     """
     index = course.series.index(series)
     baseline = course.tracking.baseline
-    values = course.windows.values[onset:, index]
+    values = course.values[onset:, index]
     levels = course.tracking.levels[onset:, index]
     above = float(np.median(levels[np.isfinite(values)])) - float(baseline.mean[index])
     now = float(np.nanmedian(values))
@@ -199,6 +211,11 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
             change = f"{moved}; {change}"
         elif abs(size) > _CLIPPED * abs(deviations):
             change = moved
+    baseline = course.tracking.baseline
+    levels = course.tracking.levels[shift.onset :, shift.series]
+    is_known = np.isfinite(course.values[shift.onset :, shift.series])
+    above = levels[is_known] - baseline.mean[shift.series]
+    change += _describe_slope(course, shift.series, above)
     onset = _onset(course, shift)
     return Finding(
         subject=shown_name(series.column),
@@ -219,6 +236,20 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         unit="SD",
         is_quality=has_quality_shift(course, series.key),
     )
+
+
+def _describe_slope(course: Course, index: int, above: Array) -> str:
+    """Return the change of a series' slope in words; empty without a trend.
+
+    Args:
+        above: the figure above its line in the windows since the shift, [N].
+    """
+    slope = np.broadcast_to(course.levels.slopes, len(course.series))[index]
+    if not slope or len(above) < 2:
+        return ""
+    slope = slope + np.diff(course.tracking.lines[-2:, index])[0]
+    new = slope + np.polyfit(np.arange(len(above)), above, 1)[0]
+    return f"; trend per {course.spec.every} {slope:+.3g} → {new:+.3g}"
 
 
 def _onset(course: Course, shift: Shift) -> Onset:
@@ -267,7 +298,7 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
             charted[first_figures[key]] = None
     for index, shift in charted.items():
         series = course.series[index]
-        values = course.windows.values[:, index]
+        values = course.values[:, index]
         usual = values - course.tracking.levels[:, index] + course.tracking.baseline.mean[index]
         yield LevelSeries(
             title=f"{series.key}, {figure_name(series, course.reference.bins).text}",

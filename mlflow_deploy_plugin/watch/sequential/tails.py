@@ -7,10 +7,10 @@ so the proportions of light and heavy tails are estimated from all figures of a 
 together (an empirical Bayes estimate by expectation maximisation: Efron, Large-Scale
 Inference, 2010, chapter 1), and each figure's limit is that of its own mixture.
 
-A share that hardly varies has shown nothing of its tail. A day on which one customer
-sends many rows that are alike, or on which a part of the values is missing, may be seen
-only in other columns. Therefore its limit is beyond all that the shares of missing, new
-or distant values, which hardly vary on most days, have reached in the reference.
+A day on which one customer sends many rows that are alike, or on which a part of the
+values is missing, is rare, and the reference may show it only in other columns.
+Therefore the limit of a share of missing, new or distant values is beyond all bursts of
+such shares in the reference.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ _PRIOR = 0.3 * np.array([[0.02], [0.03], [0.05], [0.1], [0.3], [0.5]])
 and nearly normal.
 """
 _QUIET = 0.25
-_STILL = 0.4
-"""The largest median of the absolute innovations of a share that varies only on a few
-days.
+_BURST = 12
+"""The largest innovation of a share with bursts, as a multiple of the median. It is
+about 4 if the innovations are normal.
 """
 _BEYOND = 1.5
 _MOST = 0.75
-"""The limit of a share that hardly varies, relative to the largest deviation of such
-shares in the reference, and the largest limit.
+"""The limit of a share, relative to the largest burst of such shares in the reference,
+and the largest of these limits.
 """
 _SMALLEST = 0.8
 """The smallest variance of the innovations, which have a variance of 1."""
@@ -66,8 +66,12 @@ class Tails:
         # The windows of figures that hardly vary do not show the weight of their tails.
         is_quiet = np.square(innovations).mean(axis=0) < _QUIET
         sizes = np.abs(innovations)
-        largest = sizes.max(axis=0) * deviations * (np.median(sizes, axis=0) < _STILL)
+        bursts = sizes.max(axis=0) * deviations
+        bursts[sizes.max(axis=0) < _BURST * np.median(sizes, axis=0)] = 0
         self._smallest_limits = np.zeros(len(kind_of))
+        for kind in (MISSING, NEW, OUTSIDE):
+            largest = bursts[kind_of == kind].max(initial=0)
+            self._smallest_limits[kind_of == kind] = min(_BEYOND * largest, _MOST)
         for kind in {*kind_of[is_quiet]}:
             is_kind = kind_of == kind
             # Rows are out of range on days with a distant level.
@@ -79,10 +83,6 @@ class Tails:
             if not known.any():  # Nearly normal.
                 of_others = np.eye(len(_FREEDOMS))[:, -1:]
             self._shares[:, is_kind & is_quiet] = of_others.mean(axis=1, keepdims=True)
-            if kind in (MISSING, NEW, OUTSIDE):
-                self._smallest_limits[is_kind & is_quiet] = min(
-                    _BEYOND * largest[is_kind].max(), _MOST
-                )
         self._smallest_limits /= deviations
 
     def p_values(self, innovations: Array) -> Array:

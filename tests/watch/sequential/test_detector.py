@@ -128,13 +128,15 @@ def first_windows(windows, count):
     """Return the first windows, in arrays of their own."""
     names = ("values", "phases", "gaps", "scales")
     cut = {name: getattr(windows, name)[:count].copy() for name in names}
-    return replace(windows, **cut, restarts=np.minimum(windows.restarts, count))
+    trends = np.broadcast_to(windows.trends, windows.values.shape)[:count]
+    return replace(windows, **cut, trends=trends, restarts=np.minimum(windows.restarts, count))
 
 
 def state_of(tracking):
     shifts = [repr(vars(shift)) for shift in tracking.shifts]
-    whole = {**vars(tracking), **vars(tracking.baseline), "shifts": shifts}
-    return {name: value for name, value in whole.items() if name not in ("_windows", "baseline")}
+    whole = {**vars(tracking), **vars(tracking.baseline), **vars(tracking._line), "shifts": shifts}
+    objects = ("_windows", "baseline", "_line")
+    return {name: value for name, value in whole.items() if name not in objects}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -145,6 +147,9 @@ def test_continued_course_equals_a_new_one(seed, monkeypatch):
     windows.scales[:] = rng.uniform(0.8, 2, windows.scales.shape)
     windows.gaps[REFERENCE + 30] = 3
     windows.restarts[1] = REFERENCE + 40
+    trends = np.zeros_like(windows.values)
+    trends[:, 0] = np.arange(len(trends))
+    windows = replace(windows, trends=trends)
     continued = []
     monkeypatch.setattr(detector, "_last_tracked", deque(maxlen=2))
     for count in [*range(REFERENCE + 1, REFERENCE + 50), REFERENCE + 60]:

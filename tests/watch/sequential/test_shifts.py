@@ -4,6 +4,7 @@ store and the report receive.
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -172,3 +173,33 @@ def test_long_open_shifts_are_noted(stream, windows, is_named):
 
     assert any(mentions(note, "open shift", "temp", "accept") for note in verdict.notes) is is_named
     assert not any(mentions(note, "open shift", "all the time") for note in verdict.notes)
+
+
+@pytest.fixture(scope="module")
+def warming_reference():
+    return reference_of(change=warming)
+
+
+def warming(rows, day, slope=0.3):
+    return {**rows, "temp": rows["temp"] + 0.3 * min(day, CHANGED) + slope * max(day - CHANGED, 0)}
+
+
+CHANGED = REFERENCE_DAYS + 20
+
+
+@pytest.mark.parametrize(("slope", "shifts"), [(0.3, []), (0.0, ["temp"]), (0.9, ["temp"])])
+def test_slope_change_of_a_trend_is_found(warming_reference, slope, shifts):
+    stream = Stream(warming_reference)
+    for day in range(44):
+        stream.follow([day], partial(warming, day=REFERENCE_DAYS + day, slope=slope))
+
+    judged = stream.judge([44], partial(warming, day=REFERENCE_DAYS + 44, slope=slope))
+
+    assert [finding.subject for finding in judged.findings] == shifts
+    assert not [finding for finding in judged.alone if finding.is_alarm and not shifts]
+    assert any(mentions(note, "trend", "temp", "temp/mean +0.305") for note in judged.notes)
+    for finding in judged.findings:
+        # A gradual change is dated by the days on which it shows.
+        assert finding.since_range[0] <= (FIRST + timedelta(days=CHANGED + 3)).isoformat()
+        before, after = map(float, finding.change.split("1d ")[1].split(" → "))
+        assert (before, after) == pytest.approx((0.3, slope), abs=0.1)

@@ -81,14 +81,15 @@ def test_quiet_outside_shares_use_level_tails(freedom, limit):
     assert of_outside == pytest.approx(np.full(15, limit), rel=0.3)
 
 
+@pytest.mark.parametrize("usual", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("share", "is_regular", "limit"), [(0.4, False, 0.6), (0.8, False, 0.75), (0.4, True, 0.05)]
 )
-def test_quiet_shares_exceed_bursts_of_others(share, is_regular, limit):
-    values = innovations() if is_regular else np.zeros((90, FIGURES))
+def test_shares_exceed_bursts_of_others(usual, share, is_regular, limit):
+    values = innovations() * np.where(np.arange(FIGURES), usual, 1)
     if not is_regular:
+        values[:, 0] /= 5
         values[::30, 0] = 5
-    values[:, 1:] = 0
     deviations = np.full(FIGURES, 0.005)
     deviations[0] = share / 5
 
