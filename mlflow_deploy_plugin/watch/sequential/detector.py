@@ -365,7 +365,7 @@ def limit_for(windows: Windows, rate: float) -> float:
         scales=windows.scales[:, followed][:first],
         is_upward=windows.is_upward[followed],
     )
-    digest = hashlib.blake2b(repr((rate, reference.season)).encode())
+    digest = hashlib.sha256(repr((rate, reference.season)).encode())
     for part in (reference.values, reference.phases, reference.scales, reference.floors):
         digest.update(np.ascontiguousarray(part).tobytes())
     digest.update(reference.is_upward.tobytes())
