@@ -21,8 +21,7 @@ _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound",
 
 @contextmanager
 def bounded_answers(
-    most_bytes: int = _ANSWER_BYTES,
-    seconds: float = _ANSWER_SECONDS,
+    most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SECONDS
 ) -> Iterator[None]:
     """Limit each answer that this context reads in the block. A longer answer closes
     the connection.
@@ -98,9 +97,7 @@ def _extend_urllib3() -> None:
         most_bytes: int
 
         def stream(
-            self,
-            amt: int | None = 2**16,
-            decode_content: bool | None = None,
+            self, amt: int | None = 2**16, decode_content: bool | None = None
         ) -> Generator[bytes, None, None]:
             size = 0
             try:
@@ -112,7 +109,7 @@ def _extend_urllib3() -> None:
                             # response.
                             self.close()
                             raise ProtocolError(
-                                f"the answer is larger than {self.most_bytes:,} bytes",
+                                f"the answer is larger than {self.most_bytes:,} bytes"
                             )
                         yield piece
             finally:
@@ -194,18 +191,16 @@ def limit_databricks_retries() -> None:
     failure is not an error. This function replaces a function of the client, so it must
     not be called in a process of a user.
     """
-    from databricks.sdk import _base_client  # Only users of Databricks have this package.
-    from databricks.sdk.clock import RealClock
+    # Only users of Databricks have this package.
+    from databricks.sdk._base_client import RealClock, _BaseClient
 
-    class Clock(RealClock):
-        def sleep(self, seconds: float) -> None:
-            super().sleep(min(seconds, 1.0))
-
-    start = _base_client._BaseClient.__init__
+    start = _BaseClient.__init__
 
     def start_limited(client: Any, **options: Any) -> None:
-        options["http_timeout_seconds"] = options.get("http_timeout_seconds") or _DATABRICKS_SECONDS
-        start(client, **{**options, "retry_timeout_seconds": _DATABRICKS_SECONDS, "clock": Clock()})
+        start(client, **options)
+        client._retry_timeout_seconds = _DATABRICKS_SECONDS
+        client._http_timeout_seconds = options.get("http_timeout_seconds") or _DATABRICKS_SECONDS
 
-    _base_client._BaseClient.__init__ = start_limited
+    _BaseClient.__init__ = start_limited
+    RealClock.sleep = lambda _, seconds: time.sleep(min(seconds, 1.0))
     logging.getLogger("databricks.sdk").setLevel(logging.ERROR)

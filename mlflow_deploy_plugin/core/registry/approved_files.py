@@ -110,11 +110,7 @@ def changed_files() -> list[ChangedFiles]:
     return TypeAdapter(list[ChangedFiles]).validate_python(document or [])
 
 
-def _read(
-    path: str,
-    query: dict[str, str],
-    seconds: float,
-) -> Any:
+def _read(path: str, query: dict[str, str], seconds: float) -> Any:
     """Return the answer of MLflow's server, or None without the app. Any failure of the
     app is RegistryUnavailable.
     """

@@ -116,11 +116,7 @@ def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
     yield from _counted_events(store, model, trusted_keys(store))
 
 
-def _counted_events(
-    store: Store,
-    model: str,
-    trusted: TrustedKeys | None,
-) -> Iterator[AuditEvent]:
+def _counted_events(store: Store, model: str, trusted: TrustedKeys | None) -> Iterator[AuditEvent]:
     if trusted is None:
         yield from store.events(model=model, newest_first=True)
         return

@@ -57,17 +57,12 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
     with (
         registry_errors("the change feed"),
         app_answer(
-            CHANGES,
-            "text/event-stream",
-            "GET",
-            {"uri": uris},
-            timeout=_HEAD_SECONDS,
-            stream=True,
+            CHANGES, "text/event-stream", "GET", {"uri": uris}, timeout=_HEAD_SECONDS, stream=True
         ) as answer,
     ):
         if not answer.ok:
             raise RegistryUnavailable(
-                f"the change feed answers with the status {answer.status_code}",
+                f"the change feed answers with the status {answer.status_code}"
             )
         # Replace the time limit for the head by the limit for the pauses of the stream.
         connection = answer.raw.connection
@@ -79,7 +74,7 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
             *events, buffer = (buffer + piece).split(b"\n\n")
             if len(buffer) > _MAX_EVENT_BYTES:
                 raise RegistryUnavailable(
-                    f"an event of the change feed has more than {_MAX_EVENT_BYTES:,} bytes",
+                    f"an event of the change feed has more than {_MAX_EVENT_BYTES:,} bytes"
                 )
             for event in events:
                 selected: Selected = {}

@@ -74,7 +74,7 @@ _WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
 _MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
 _HTTP_FAILURE = re.compile(
-    r"API request to endpoint (\S+) failed with error code (\d{3})\b(?:.{,20}Response body: '(<))?",
+    r"API request to endpoint (\S+) failed with error code (\d{3})\b(?:.{,20}Response body: '(<))?"
 )
 """The message of MLflow's client about a web page instead of JSON: the route, the
 status, and the page's beginning.
@@ -85,19 +85,19 @@ is the proxy.
 """
 _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(
-    r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$",
+    r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$"
 )
 _WITHOUT_SCHEME = re.compile(r"([\w.-]+|\[[\da-f:]+\]):\d{2,5}(/.*)?")
 _WITHOUT_TLS = re.compile(
     r"HTTPSConnectionPool\(host='(.+?)', port=(\d+)\)"
-    r".*(?:WRONG_VERSION_NUMBER|record layer failure)",
+    r".*(?:WRONG_VERSION_NUMBER|record layer failure)"
 )
 _UNREACHED = re.compile(
-    r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)",
+    r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)"
 )
 _OWN_DISK = re.compile(  # MLflow's client raises these errors when it writes its downloads.
     r"(?:^|##### File \S+ #####)\s*"
-    rf"\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)",
+    rf"\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)"
 )
 _LOCAL_PATHS = re.compile(r"(\[Errno \d+\] [\w -]+): '[^']*'(?: -> '[^']*')?")
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
@@ -105,17 +105,17 @@ _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _REFUSED_BY_KUBERNETES = re.compile(rf"\{{'error': \{{'code': '({'|'.join(_REFUSED)})'")
 """The message of MLflow's client about a refusal of mlflow-kubernetes-plugins."""
 _STORE_LIBRARIES = frozenset(
-    {"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"},
+    {"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"}
 )
 _TELL_ANSWERS = ("ftplib", "paramiko")
 """The libraries whose error messages contain the server's answer."""
 _STORE_LACKS = re.compile(
-    r"\((?:404|NoSuchBucket|NoSuchKey)\)|\b404 (?:Client|GET|HEAD)\b|BlobNotFound",
+    r"\((?:404|NoSuchBucket|NoSuchKey)\)|\b404 (?:Client|GET|HEAD)\b|BlobNotFound"
 )
 _STORE_REFUSES = re.compile(
     r"\((?:40[13]|AccessDenied|ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch)\)"
     r"|token has expired|credentials|\b40[13] (?:Client|GET|HEAD|POST|PUT)\b"
-    r"|AuthorizationFailure|AuthenticationFailed",
+    r"|AuthorizationFailure|AuthenticationFailed"
 )
 _SQL = re.compile(r"\(raised as a result of [^)]*\) | \[SQL: .*")
 _AZURE = re.compile(
@@ -356,7 +356,7 @@ def registry_client() -> "MlflowClient":
             except ImportError:
                 raise NotInstalled(
                     f"MLflow at {address} needs a package that is not installed: pip install "
-                    f"{service.package}",
+                    f"{service.package}"
                 ) from None
             if _process.is_own and address.startswith("databricks"):
                 limit_databricks_retries()
@@ -376,16 +376,16 @@ def registry_client() -> "MlflowClient":
         if not mlflow.is_tracking_uri_set():
             raise InvalidConfig(
                 "MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow server, such "
-                "as http://mlflow:5000",
+                "as http://mlflow:5000"
             ) from None
         # MLflow takes 127.0.0.1:5000 for a folder, and localhost:5000 for a scheme.
         address = mlflow_addresses()[0]
         if _WITHOUT_SCHEME.fullmatch(address):
             raise InvalidConfig(
-                f"the address of MLflow, {address}, has no scheme: write http://{address}",
+                f"the address of MLflow, {address}, has no scheme: write http://{address}"
             ) from None
         raise InvalidConfig(
-            f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}",
+            f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}"
         ) from None
 
 
@@ -436,12 +436,7 @@ def _limit_mlflow_client() -> None:
     open_lake = data_lake.__init__
 
     @wraps(open_lake)
-    def open_own(
-        self: object,
-        artifact_uri: str,
-        *arguments: object,
-        **options: object,
-    ) -> None:
+    def open_own(self: object, artifact_uri: str, *arguments: object, **options: object) -> None:
         refuse_foreign_azure(artifact_uri)
         open_lake(self, artifact_uri, *arguments, **options)
 
@@ -476,11 +471,7 @@ def _limit_mlflow_client() -> None:
 
 
 def app_answer(
-    path: str,
-    content_type: str,
-    method: str,
-    query: Mapping[str, object],
-    **options: Any,
+    path: str, content_type: str, method: str, query: Mapping[str, object], **options: Any
 ) -> "Response":
     """Return the answer of onnxserve's app in MLflow's server, with any status. The
     query contains the workspace.
@@ -591,7 +582,7 @@ def check_address(address: str, is_of_server: bool) -> None:
     host = urlsplit(address).netloc.rpartition("@")[2]
     raise InvalidConfig(
         f"the files are at {host}, which is not the address of MLflow, and MLflow's client would "
-        "send the credentials of MLflow to it; only a command of onnxserve can read them",
+        "send the credentials of MLflow to it; only a command of onnxserve can read them"
     )
 
 
@@ -602,7 +593,7 @@ def refuse_foreign_azure(address: str) -> None:
     if urlsplit(address).scheme == "abfss" and not _AZURE.match(address):
         host = urlsplit(address).netloc.rpartition("@")[2]
         raise InvalidConfig(
-            f"{host} is not Azure storage (abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…)",
+            f"{host} is not Azure storage (abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…)"
         )
 
 
@@ -626,7 +617,7 @@ def refuse_folder(location: str) -> None:
     except ValueError as error:
         redacted = redact_credentials(location)
         raise InvalidConfig(
-            f"MLflow at {registry_address()} names the invalid address {redacted!r}: {error}",
+            f"MLflow at {registry_address()} names the invalid address {redacted!r}: {error}"
         ) from None
     allowed = load_settings().artifact_paths
     is_local = all(is_loopback(server.hostname or "") for server in servers)
@@ -644,7 +635,7 @@ def refuse_folder(location: str) -> None:
         "set MLFLOW_TRACKING_URI to the database of MLflow, log the model again in an experiment "
         "whose artifacts the server serves (`mlflow server --artifacts-destination FOLDER`, "
         "without --no-serve-artifacts), or set ONNXSERVE_ARTIFACT_FOLDERS to the server's "
-        "artifact folder",
+        "artifact folder"
     )
 
 
@@ -774,7 +765,7 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
             reason = f" ({_reason(error)})"
         return RegistryRefused(
             f"{what}: {where} refuses the credentials: {names} are missing, wrong or expired"
-            f"{reason}",
+            f"{reason}"
         )
     if code in ("403", "PERMISSION_DENIED") and not (failure and failure[3]):
         reason = "the account does not have permission, or the object does not exist"
@@ -792,7 +783,7 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     code = getattr(error, "error_code", "")
     if full := _OWN_DISK.search(text):
         return RegistryUnavailable(
-            f"{what}: the disk of this machine cannot be written: {full[1].strip()}",
+            f"{what}: the disk of this machine cannot be written: {full[1].strip()}"
         )
     account = "the credentials"
     # Name the host that answered, because a run's files may be on any host.

@@ -74,9 +74,7 @@ def download(source: str, destination: Path) -> Path:
         except OSError as error:
             # `shutil.Error` has a list of errors, of which the first has the cause.
             reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
-            raise RegistryUnavailable(
-                f"the files in {folder} cannot be copied: {reason}",
-            ) from None
+            raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
     else:
         what = f"the files of {connection.redact_credentials(source)}"
         copied = fetch(location, destination, what)
@@ -160,7 +158,7 @@ def add_file(source: str, file: Path) -> None:
         if location.startswith("models:"):
             raise InvalidConfig(
                 f"{what}: Unity Catalog does not change the files of a version; add the file to "
-                "the logged model (models:/m-…) and register the model again",
+                "the logged model (models:/m-…) and register the model again"
             )
         repository, path = open_repository(location)
         repository.log_artifact(str(file), path)
@@ -171,10 +169,7 @@ def version_digest(source: str) -> str:
     errors of `download`.
     """
     # PyYAML is not needed by most commands.
-    from mlflow_deploy_plugin.core.mlmodel import (
-        combine_hashes,
-        hash_files,
-    )
+    from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-digest-") as temporary:
         return combine_hashes(hash_files(download(source, Path(temporary))))
@@ -203,7 +198,7 @@ def fetch_mlmodel(source: str) -> "Model":
             model = Model.load(str(local))
         except MALFORMED as error:
             raise InvalidArtifact(
-                f"{what}: the MLmodel file cannot be understood: {error}",
+                f"{what}: the MLmodel file cannot be understood: {error}"
             ) from None
         model.flavors = dict(document.get("flavors", {}))
         return model
@@ -219,14 +214,13 @@ def _location(source: str) -> str:
         with connection.registry_errors(f"model {reference.name} version {reference.selector}"):
             location = str(
                 connection.registry_client().get_model_version_download_uri(
-                    reference.name,
-                    reference.selector,
-                ),
+                    reference.name, reference.selector
+                )
             )
     elif reference.kind == "logged_model":
         with connection.registry_errors(f"logged model {reference.name}"):
             location = str(
-                connection.registry_client().get_logged_model(reference.name).artifact_location,
+                connection.registry_client().get_logged_model(reference.name).artifact_location
             )
     if location != source:
         connection.refuse_folder(location)
@@ -244,11 +238,11 @@ def refuse_links(folder: Path) -> None:
             relative = path.relative_to(folder)
             if path.is_symlink() or (path.is_file() and status.st_nlink > 1):
                 raise InvalidArtifact(
-                    f"the model's {str(relative)!r} is a link; only plain files are allowed",
+                    f"the model's {str(relative)!r} is a link; only plain files are allowed"
                 )
             if not (path.is_file() or path.is_dir()):
                 raise InvalidArtifact(
-                    f"the model's {str(relative)!r} is neither a file nor a folder",
+                    f"the model's {str(relative)!r} is neither a file nor a folder"
                 )
 
 
@@ -264,7 +258,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     if scheme != "file" and ".." in unquote(location).split("/"):
         raise InvalidConfig(
             f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; "
-            "remove it",
+            "remove it"
         )
     if (client := connection.rest_client()) is not None and client.serves(location):
         with connection.registry_errors(what), connection.no_request_timeout:
@@ -291,7 +285,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     except ImportError as error:
         needed = _PACKAGES.get(scheme, error.name or "another package")
         raise NotInstalled(
-            f"{what} need a package that is not installed ({error.name}): pip install {needed}",
+            f"{what} need a package that is not installed ({error.name}): pip install {needed}"
         ) from None
     except Exception as error:  # noqa: BLE001 - each artifact store (boto3, GCS, Azure, …) has its own error classes
         raise connection.store_failure(what, store, error) from None
@@ -311,9 +305,7 @@ def open_repository(location: str) -> tuple["ArtifactRepository", str]:
         """The files of a run, whose logged models may be at other addresses."""
 
         def _get_logged_model_artifact_repo(
-            self,
-            run_id: str,
-            name: str,
+            self, run_id: str, name: str
         ) -> "ArtifactRepository | None":
             model = super()._get_logged_model_artifact_repo(run_id, name)
             if model is not None:

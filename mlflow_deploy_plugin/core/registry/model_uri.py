@@ -17,15 +17,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 
 URIKind = Literal[
-    "path",
-    "remote",
-    "stage",
-    "alias",
-    "tag",
-    "version",
-    "latest",
-    "logged_model",
-    "run",
+    "path", "remote", "stage", "alias", "tag", "version", "latest", "logged_model", "run"
 ]
 
 _FORMS = (
@@ -149,7 +141,7 @@ def parse_model_uri(model_uri: str) -> ModelURI:
             run_id, _, path = _path_of(model_uri).partition("/")
             if not run_id or not path:
                 raise InvalidConfig(
-                    f"{model_uri!r} is not the URI of a run's model; runs:/RUN_ID/PATH is expected",
+                    f"{model_uri!r} is not the URI of a run's model; runs:/RUN_ID/PATH is expected"
                 )
             return ModelURI("run", run_id, path)
         case "file":
@@ -165,7 +157,7 @@ def parse_model_uri(model_uri: str) -> ModelURI:
                 raise InvalidConfig(
                     f"a model cannot be fetched from the web address {server}{address.path}: if "
                     f"MLflow runs there, set MLFLOW_TRACKING_URI={server} and use "
-                    f"models:/{name}/{version or 'VERSION'}; otherwise use a folder or s3://…",
+                    f"models:/{name}/{version or 'VERSION'}; otherwise use a folder or s3://…"
                 )
     return ModelURI("remote", model_uri)
 
@@ -205,11 +197,7 @@ def default_endpoint_name(model_uri: str) -> str:
     """Return an endpoint name: models:/flight-delay/Production → flight-delay. Raises
     like `parse_model_uri`.
     """
-    name = re.sub(
-        r"[^A-Za-z0-9._-]+",
-        "-",
-        model_name(parse_model_uri(model_uri)),
-    ).strip("-._")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(parse_model_uri(model_uri))).strip("-._")
     return name[:63] or "model"
 
 
@@ -256,7 +244,7 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
     path = _path_of(model_uri)
     if path.startswith((".", "~")):
         raise InvalidConfig(
-            f"{model_uri!r} is a folder, not a registered model; use the path {path}",
+            f"{model_uri!r} is a folder, not a registered model; use the path {path}"
         )
     name, slash, selector = path.partition("/")
     is_valid = name.strip() and (selector.strip() or not slash) and not urlparse(model_uri).netloc
@@ -264,7 +252,7 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
         key, _, value = selector.removeprefix(_TAG).partition("=")
         if not (is_valid and key.strip() and value):
             raise InvalidConfig(
-                f"{model_uri!r} is not a valid tag URI; models:/NAME/tag:KEY=VALUE is expected",
+                f"{model_uri!r} is not a valid tag URI; models:/NAME/tag:KEY=VALUE is expected"
             )
         # MLflow's filters cannot escape quotes.
         if {"`", '"'} & set(key) or {"'", '"'} <= set(value):
@@ -300,5 +288,5 @@ def served_version_uri(model: str, version: str) -> str:
         return f"models:/{version}"
     raise NotFound(
         f"model {model} version {version} is neither served nor in the registry: serve "
-        "models:/NAME/VERSION",
+        "models:/NAME/VERSION"
     )

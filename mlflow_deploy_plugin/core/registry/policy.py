@@ -124,7 +124,7 @@ class RobustnessPolicy(SpecPart):
         if not isinstance(strengths, Mapping):
             raise ValueError(
                 "a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: "
-                "[0.1, 0.2]}",
+                "[0.1, 0.2]}"
             )
         # A disturbance without a value has no strengths.
         lists = {str(name): value for name, value in strengths.items()}
@@ -300,7 +300,7 @@ class GatePolicy(SpecPart):
         ):
             raise ValueError(
                 "robustness.disturbances need labelled rows: set robustness.dataset or "
-                "evaluation.dataset",
+                "evaluation.dataset"
             )
         return self
 
@@ -375,7 +375,7 @@ def parse_policy(text: str, where: str) -> GatePolicy:
     if not isinstance(document, dict):
         raise InvalidConfig(
             f"{where} is not a mapping; a policy has the fields "
-            f"{', '.join(GatePolicy.model_fields)}",
+            f"{', '.join(GatePolicy.model_fields)}"
         )
     try:
         return GatePolicy.model_validate(document)
@@ -417,7 +417,7 @@ def require_mlflow_data(policy: GatePolicy) -> None:
         raise InvalidConfig(
             f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of "
             "MLflow (runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH) and `reference`. `onnxserve "
-            "gate MODEL` reads any data",
+            "gate MODEL` reads any data"
         )
 
 

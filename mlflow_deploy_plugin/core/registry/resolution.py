@@ -92,7 +92,7 @@ class ResolvedModel:
             if _CONTROL.search(text):
                 raise InvalidConfig(
                     f"the {what} {text[:200]!r} of a model has control characters, which is not "
-                    "allowed",
+                    "allowed"
                 )
 
     @property
@@ -128,15 +128,10 @@ def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedM
             with registry_errors(f"run {uri.name}"):
                 run = registry_client().get_run(uri.name)
             aspects = _non_empty(
-                run_id=run.info.run_id,
-                git_commit=run.data.tags.get(GIT_COMMIT_TAG),
+                run_id=run.info.run_id, git_commit=run.data.tags.get(GIT_COMMIT_TAG)
             )
             return ResolvedModel(
-                model_uri,
-                model_name(uri),
-                version="",
-                source=model_uri,
-                aspects=aspects,
+                model_uri, model_name(uri), version="", source=model_uri, aspects=aspects
             )
         case "logged_model":
             with registry_errors(f"logged model {uri.name}"):
@@ -148,11 +143,7 @@ def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedM
                 git_commit=model.tags.get(GIT_COMMIT_TAG),
             )
             return ResolvedModel(
-                model_uri,
-                model.name,
-                model.model_id,
-                f"models:/{model.model_id}",
-                aspects=aspects,
+                model_uri, model.name, model.model_id, f"models:/{model.model_id}", aspects=aspects
             )
         case _:
             return _resolve_registered(model_uri, uri, registry or registry_client())
@@ -162,7 +153,7 @@ def check_new_name(model: str) -> None:
     """Raise InvalidConfig if MLflow does not accept the name for a registered model."""
     if "/" in model or ":" in model:
         raise InvalidConfig(
-            f"{model!r} is not a valid name for a registered model: / and : are not allowed",
+            f"{model!r} is not a valid name for a registered model: / and : are not allowed"
         )
     if model and is_unity_catalog():
         # Few registries need this module, which imports MLflow.
@@ -207,7 +198,7 @@ def _resolve_registered(model_uri: str, uri: ModelURI, client: "MlflowClient") -
                         f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a "
                         f"version, `latest` nor a stage ({', '.join(STAGES.values())}); for an "
                         f"alias use models:/{uri.name}@{uri.selector}, for a tag "
-                        f"models:/{uri.name}/tag:KEY=VALUE",
+                        f"models:/{uri.name}/tag:KEY=VALUE"
                     )
                 latest = client.get_registered_model(uri.name).latest_versions
                 # Of several versions, the highest is selected, as in MLflow.
@@ -322,10 +313,7 @@ def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
 
 
 def _newest_versions(
-    client: "MlflowClient",
-    name: str,
-    most: int,
-    tag: tuple[str, str] | None = None,
+    client: "MlflowClient", name: str, most: int, tag: tuple[str, str] | None = None
 ) -> "list[ModelVersion]":
     """Return the versions with the highest numbers in descending order; with `tag`,
     only versions with this tag.
@@ -334,7 +322,7 @@ def _newest_versions(
     if tag:
         query += f" and tags.`{tag[0]}` = {_quoted(tag[1])}"
     return list(
-        client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]),
+        client.search_model_versions(query, max_results=most, order_by=["version_number DESC"])
     )
 
 
@@ -349,7 +337,7 @@ def _quoted(text: str) -> str:
     if {"'", '"'} <= set(text):
         raise InvalidConfig(
             f"{text!r} has both kinds of quotes: MLflow cannot search for the versions of such a "
-            "name",
+            "name"
         )
     quote = '"' if "'" in text else "'"
     return f"{quote}{text}{quote}"
@@ -391,9 +379,7 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
 
 
 def _describe_versions(
-    uri: ModelURI,
-    versions: "Sequence[ModelVersion]",
-    aliases: Mapping[str, str],
+    uri: ModelURI, versions: "Sequence[ModelVersion]", aliases: Mapping[str, str]
 ) -> str:
     """Return the versions with their stages, aliases and the tag of the URI, and a hint
     if MLflow has removed the stages.

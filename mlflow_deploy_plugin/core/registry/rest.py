@@ -64,7 +64,7 @@ def _header_text(text: str) -> str:
     """
     if not (text.isascii() and text.isprintable()):
         raise ValueError(
-            "only printable ASCII characters are expected, without a line break at the end",
+            "only printable ASCII characters are expected, without a line break at the end"
         )
     return text
 
@@ -123,7 +123,7 @@ def http_settings() -> HttpSettings:
     settings = read_environment(HttpSettings, "MLFLOW_")
     if settings.tracking_insecure_tls and settings.tracking_server_cert_path:
         raise InvalidConfig(
-            "MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one",
+            "MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one"
         )
     return settings
 
@@ -153,7 +153,7 @@ def checked_json(answer: "Response", path: str) -> Any:
         body = f"Response body: '{answer.text}'"
         raise RestError(
             f"API request to endpoint {path} failed with error code {answer.status_code} != 200. "
-            f"{body}",
+            f"{body}"
         )
     if document is None:
         raise _invalid(answer.text)
@@ -249,10 +249,7 @@ def _parsed(kind: type[_ModelT], document: Any) -> _ModelT:
 
 @cache
 def _session(
-    retries: int | None,
-    backoff_factor: int,
-    jitter: float,
-    respects_retry_after: bool,
+    retries: int | None, backoff_factor: int, jitter: float, respects_retry_after: bool
 ) -> "Session":
     """Return the session of all threads for requests with these retries. Without
     retries, any status is an answer.
@@ -359,24 +356,19 @@ class MlflowRest:
 
     def get_model_version(self, name: str, version: str) -> _Version:
         return _parsed(
-            _Version,
-            self._read("model-versions/get", "model_version", name=name, version=version),
+            _Version, self._read("model-versions/get", "model_version", name=name, version=version)
         )
 
     def get_model_version_by_alias(self, name: str, alias: str) -> _Version:
         return _parsed(
-            _Version,
-            self._read("registered-models/alias", "model_version", name=name, alias=alias),
+            _Version, self._read("registered-models/alias", "model_version", name=name, alias=alias)
         )
 
     def get_model_version_download_uri(self, name: str, version: str) -> str:
         return str(
             self._read(
-                "model-versions/get-download-uri",
-                "artifact_uri",
-                name=name,
-                version=version,
-            ),
+                "model-versions/get-download-uri", "artifact_uri", name=name, version=version
+            )
         )
 
     def search_model_versions(
@@ -418,13 +410,7 @@ class MlflowRest:
         document = self._call(self.tracking_uri, "GET", f"logged-models/{quote(model_id, safe='')}")
         return _parsed(_LoggedModel, (document.get("model") or {}).get("info"))
 
-    def set_model_version_tag(
-        self,
-        name: str,
-        version: str,
-        key: str,
-        value: str,
-    ) -> None:
+    def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
         document = {"name": name, "version": version, "key": key, "value": value}
         self._call(self.registry_uri, "POST", "model-versions/set-tag", json=document)
 
@@ -464,7 +450,7 @@ class MlflowRest:
             if entry.path in ("", ".", "..") or any(mark in entry.path for mark in "/\\\0"):
                 raise RestError(
                     f"MLflow's server lists a file with the name {entry.path!r}, which is not "
-                    "allowed",
+                    "allowed"
                 )
             if not entry.is_dir:
                 yield entry.path
@@ -480,13 +466,7 @@ class MlflowRest:
                 for chunk in answer.iter_content(_CHUNK_BYTES):
                     file.write(chunk)
 
-    def _read(
-        self,
-        route: str,
-        field: str,
-        default: Any = None,
-        **query: Any,
-    ) -> Any:
+    def _read(self, route: str, field: str, default: Any = None, **query: Any) -> Any:
         """Return a field of the registry's answer to a GET request. Raises RestError if
         it is missing.
         """
@@ -496,13 +476,7 @@ class MlflowRest:
             raise _invalid(document)
         return value
 
-    def _call(
-        self,
-        address: str,
-        method: str,
-        route: str,
-        **options: Any,
-    ) -> dict[str, Any]:
+    def _call(self, address: str, method: str, route: str, **options: Any) -> dict[str, Any]:
         """Return the JSON object with which a server answers a request. Raises
         RestError for an error or another content.
         """
@@ -527,7 +501,7 @@ def _check_workspace(address: str, workspace: str) -> None:
         raise RestError(
             f"Active workspace '{workspace}' cannot be used because the remote server does not "
             "support workspaces. Restart the server with --enable-workspaces or unset the active "
-            "workspace.",
+            "workspace."
         )
 
 
@@ -539,7 +513,5 @@ def _check_file(answer: "Response") -> None:
         answer.raise_for_status()
     except HTTPError as error:
         raise HTTPError(
-            f"{error}. Response text: {answer.text}",
-            request=error.request,
-            response=answer,
+            f"{error}. Response text: {answer.text}", request=error.request, response=answer
         ) from None

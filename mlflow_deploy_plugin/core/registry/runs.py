@@ -115,10 +115,7 @@ class ModelRun:
     model_id: str
 
     def log(
-        self,
-        folder: Path,
-        under: str,
-        figures: Iterable[tuple[str, float, int]] = (),
+        self, folder: Path, under: str, figures: Iterable[tuple[str, float, int]] = ()
     ) -> LoggedRun:
         """Log the files of a folder as artifacts below `under`, and metrics (name,
         value, step).
@@ -148,7 +145,7 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
     model_id = model.aspects.get("model_id") or model_id
     if not run_id and not model_id:
         raise InvalidConfig(
-            f"{model.model_uri} was never logged to MLflow, so it has no run to log to",
+            f"{model.model_uri} was never logged to MLflow, so it has no run to log to"
         )
     client = registry_client()
     if run_id:
@@ -161,9 +158,7 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
         model_id = str(logged_model.model_id)
         experiment_id = str(logged_model.experiment_id)
         runs = client.search_runs(
-            [experiment_id],
-            f"tags.`{EVALUATED_TAG}` = '{model_id}'",
-            max_results=1,
+            [experiment_id], f"tags.`{EVALUATED_TAG}` = '{model_id}'", max_results=1
         )
     run_id = str(runs[0].info.run_id) if runs else ""
     return ModelRun(run_id, experiment_id, model_id)
@@ -221,9 +216,7 @@ def log_flavor(
             # `Model.log` would register the keys of the logged model, which Unity
             # Catalog refuses.
             info.registered_model_version = mlflow.register_model(
-                info.model_uri,
-                registered_model_name,
-                tags=stored_tags(tags or {}),
+                info.model_uri, registered_model_name, tags=stored_tags(tags or {})
             ).version
         return info
     options = {key: value for key, value in options.items() if key not in _OF_LOGGED_MODELS}
@@ -234,19 +227,12 @@ def log_flavor(
         if path.partition("/")[0] in {file.path for file in client.list_artifacts(run_id)}:
             path += f"-{uuid4().hex[:8]}"
         info = mlflow_private._log_v2(
-            path,
-            flavor,
-            registered_model_name=registered_model_name,
-            run_id=run_id,
-            **options,
+            path, flavor, registered_model_name=registered_model_name, run_id=run_id, **options
         )
     if registered_model_name:
         for key, value in (tags or {}).items():
             client.set_model_version_tag(
-                registered_model_name,
-                str(info.registered_model_version),
-                key,
-                value,
+                registered_model_name, str(info.registered_model_version), key, value
             )
     return info
 
@@ -320,36 +306,20 @@ def log_metrics(
             logged_id = str(client.get_logged_model(model_id).model_id)
     if at_ms is None:
         at_ms = get_current_time_millis()
-    metrics = [
-        Metric(
-            key,
-            value,
-            at_ms,
-            step,
-            model_id=logged_id,
-        )
-        for key, value in figures
-    ]
+    metrics = [Metric(key, value, at_ms, step, model_id=logged_id) for key, value in figures]
     for start in range(0, len(metrics), _MAX_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
     if logged_id is not None:
         client.log_inputs(run_id, models=[LoggedModelInput(logged_id)])
 
 
-def tag_run(
-    client: "MlflowClient",
-    run_id: str,
-    tags: Mapping[str, str],
-) -> None:
+def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
     """Set tags of a run. MLflow 3.17's `set_tag` would fail if two processes set the
     same tag at the same time.
     """
     from mlflow.entities import RunTag
 
-    client.log_batch(
-        run_id,
-        tags=[RunTag(key, value) for key, value in tags.items()],
-    )
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def project_run_id() -> str | None:
@@ -367,12 +337,7 @@ class IdempotentRun:
     identity: Mapping[str, str]
     done: tuple[str, str]
 
-    def log(
-        self,
-        name: str,
-        tags: Mapping[str, str],
-        log_content: "LogContent",
-    ) -> LoggedRun:
+    def log(self, name: str, tags: Mapping[str, str], log_content: "LogContent") -> LoggedRun:
         """Log to the run of the MLflow project of this process, to the existing run, or
         to a new run.
 
@@ -418,10 +383,7 @@ class IdempotentRun:
             raise RegistryUnavailable(f"{self.what}: other processes keep deleting its run")
 
     def _find_or_create(
-        self,
-        client: "MlflowClient",
-        name: str,
-        tags: Mapping[str, str],
+        self, client: "MlflowClient", name: str, tags: Mapping[str, str]
     ) -> "tuple[Run, bool]":
         """Return the run of the MLflow project, the primary run of this subject or a
         new run, and True if the run is new.

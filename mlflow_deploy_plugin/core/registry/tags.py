@@ -94,10 +94,7 @@ _TABLE = r"(?:\n(?:\|[^\n]*)?(?=\n|\Z))*"
 _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_TABLE}\n*(?:{re.escape(_END)})?\n*")
 
 
-def kept_tags(
-    tags: Mapping[str, str],
-    *kept: str,
-) -> dict[str, str]:
+def kept_tags(tags: Mapping[str, str], *kept: str) -> dict[str, str]:
     """Return the tags that a copy keeps. Of MLflow and onnxserve, these are the tags of
     the training and `kept`.
     """

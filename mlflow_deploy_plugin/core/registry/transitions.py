@@ -120,9 +120,7 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
 
 def event_as_json(event: "AuditEvent") -> str:
     return json.dumps(
-        {**asdict(event), "at": event.at.isoformat()},
-        ensure_ascii=False,
-        default=str,
+        {**asdict(event), "at": event.at.isoformat()}, ensure_ascii=False, default=str
     )
 
 
@@ -180,13 +178,13 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
     if stage := STAGES.get(text.lower()):
         if is_unity_catalog():
             raise InvalidConfig(
-                f"Unity Catalog has no stages such as {stage}: specify an alias, such as @champion",
+                f"Unity Catalog has no stages such as {stage}: specify an alias, such as @champion"
             )
         return StageOrAlias(stage=stage)
     alias = text or "champion"
     hint = did_you_mean(text, STAGES.values(), f"for the alias, specify '@{alias}'")
     raise InvalidConfig(
-        f"{text!r} is neither a stage ({', '.join(STAGES.values())}) nor an alias{hint}",
+        f"{text!r} is neither a stage ({', '.join(STAGES.values())}) nor an alias{hint}"
     )
 
 
@@ -203,9 +201,7 @@ def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedMo
 
 
 def current_version(
-    uri: ModelURI,
-    registry: "MlflowClient | None" = None,
-    exclude: str = "",
+    uri: ModelURI, registry: "MlflowClient | None" = None, exclude: str = ""
 ) -> str:
     """Return the version that the URI's stage, alias or tag selects (the highest number
     if several match), or "".
@@ -216,7 +212,7 @@ def current_version(
             version = str(client.get_registered_model(uri.name).aliases.get(uri.selector, ""))
             return "" if version == exclude else version
         selected = newest(
-            [item for number, item in _selected(client, uri).items() if number != exclude],
+            [item for number, item in _selected(client, uri).items() if number != exclude]
         )
     if selected is None:
         return ""
@@ -247,13 +243,13 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             if uri.kind == "stage" and code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
                 raise InvalidConfig(
                     f"{name} version {version} cannot be moved to {uri.place}, because MLflow at "
-                    f"{registry_address()} has no stages: use an alias, such as @champion",
+                    f"{registry_address()} has no stages: use an alias, such as @champion"
                 ) from None
             if code not in ("PERMISSION_DENIED", "INVALID_PARAMETER_VALUE"):
                 raise
             reason = str(error).removeprefix(f"{code}: ")
             raise InvalidConfig(
-                f"MLflow refuses {uri.place} for {name} version {version}: {reason}",
+                f"MLflow refuses {uri.place} for {name} version {version}: {reason}"
             ) from None
 
 
@@ -330,9 +326,7 @@ class PreviousVersion:
 
 
 def previous_in_registry(
-    uri: ModelURI,
-    version: str,
-    registry: "MlflowClient | None" = None,
+    uri: ModelURI, version: str, registry: "MlflowClient | None" = None
 ) -> PreviousVersion | None:
     """Return the version that had the stage before `version`. Skip rolled-back
     versions. Aliases have no history.
@@ -350,10 +344,7 @@ def previous_in_registry(
         source = f"it is the next highest version in {uri.selector}"
         return PreviousVersion(str(lower.version), source)
     if archived := [item for item in candidates if item.current_stage == "Archived"]:
-        last = max(
-            archived,
-            key=lambda item: (item.last_updated_timestamp or 0, int(item.version)),
-        )
+        last = max(archived, key=lambda item: (item.last_updated_timestamp or 0, int(item.version)))
         return PreviousVersion(str(last.version), "it was archived last")
     return None
 
@@ -368,10 +359,7 @@ def was_rolled_back(name: str, version: str, registry: "MlflowClient | None" = N
 
 
 def rolled_back_refusal(
-    model: str,
-    version: str,
-    place: StageOrAlias,
-    tags: Mapping[str, str],
+    model: str, version: str, place: StageOrAlias, tags: Mapping[str, str]
 ) -> str:
     """Return why a rolled-back version is not promoted to a served stage or alias;
     empty if the move is allowed.

@@ -30,7 +30,7 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidConfig(
             f"{name!r} is not the name of a model in Unity Catalog: CATALOG.SCHEMA.MODEL is "
-            "expected, without spaces, slashes and quotes",
+            "expected, without spaces, slashes and quotes"
         )
 
 
@@ -81,16 +81,13 @@ class UnityCatalogClient(MlflowClient):  # type: ignore[misc]  # MLflow has no t
         return _with_keys(super().get_model_version_by_alias(name, alias))
 
     def search_model_versions(
-        self,
-        filter_string: str,
-        max_results: int | None = None,
-        order_by: object = None,
+        self, filter_string: str, max_results: int | None = None, order_by: object = None
     ) -> "list[ModelVersion]":
         """Return all versions with their tags, or the `max_results` highest numbers."""
         if " and tags." in filter_string:
             raise InvalidConfig(
                 "Unity Catalog cannot search for the tag of a version: use an alias, as in "
-                "models:/CATALOG.SCHEMA.MODEL@champion",
+                "models:/CATALOG.SCHEMA.MODEL@champion"
             )
         if filter_string.startswith("name = "):
             check_name(filter_string.removeprefix("name = ")[1:-1])
@@ -104,12 +101,7 @@ class UnityCatalogClient(MlflowClient):  # type: ignore[misc]  # MLflow has no t
         return [self.get_model_version(row.name, row.version) for row in found[:max_results]]
 
     def create_model_version(
-        self,
-        name: str,
-        source: str,
-        run_id: str | None,
-        tags: "Mapping[str, str]",
-        **options: Any,
+        self, name: str, source: str, run_id: str | None, tags: "Mapping[str, str]", **options: Any
     ) -> "ModelVersion":
         return super().create_model_version(name, source, run_id, stored_tags(tags), **options)
 

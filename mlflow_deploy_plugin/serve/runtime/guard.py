@@ -77,8 +77,8 @@ class Guard:
 
 def _number_check(entry: Input, columns: _Columns, complete: Sequence[str]) -> _Check:
     """Return the check of an array of numbers."""
-    # A number is compared in its own type: 0.1 in 32 bits is above 0.1, and float64 rounds
-    # whole numbers beyond 2^53.
+    # A number is compared in its own type: 0.1 in 32 bits is above 0.1, and float64
+    # rounds whole numbers beyond 2^53.
     dtype = np.dtype(entry.dtype)
     unbounded: tuple[float, float] = (-inf, inf)
     if dtype.kind in "iu":

@@ -181,8 +181,10 @@ def test_retry_after_is_limited_and_named(busy, pause, is_agent, retries, named,
 
 @pytest.mark.long
 def test_absent_databricks_workspace_fails_soon(monkeypatch, free_port):
-    client = pytest.importorskip("databricks.sdk._base_client")._BaseClient
+    module = pytest.importorskip("databricks.sdk._base_client")
+    client = module._BaseClient
     monkeypatch.setattr(client, "__init__", client.__init__)
+    monkeypatch.setattr(module.RealClock, "sleep", module.RealClock.sleep)
     answers.limit_databricks_retries.__wrapped__()
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match="0:00:02"):
