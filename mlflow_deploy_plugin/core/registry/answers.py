@@ -170,7 +170,7 @@ def limit_retries(waits_after_last: bool = False) -> None:
         if response is not None and self.respect_retry_after_header:
             pause = self.get_retry_after(response) or 0.0
         try:
-            if pause > _PAUSE_SECONDS:
+            if response is not None and pause > _PAUSE_SECONDS:
                 refusal = f"too many {response.status} error responses, Retry-After {pause:.0f}"
                 raise MaxRetryError(options["_pool"], arguments[1], ResponseError(refusal))
             return count(self, *arguments, **options)
@@ -192,7 +192,8 @@ def limit_databricks_retries() -> None:
     not be called in a process of a user.
     """
     # Only users of Databricks have this package.
-    from databricks.sdk._base_client import RealClock, _BaseClient
+    from databricks.sdk._base_client import _BaseClient
+    from databricks.sdk.clock import RealClock
 
     start = _BaseClient.__init__
 
@@ -201,6 +202,6 @@ def limit_databricks_retries() -> None:
         client._retry_timeout_seconds = _DATABRICKS_SECONDS
         client._http_timeout_seconds = options.get("http_timeout_seconds") or _DATABRICKS_SECONDS
 
-    _BaseClient.__init__ = start_limited
-    RealClock.sleep = lambda _, seconds: time.sleep(min(seconds, 1.0))
+    _BaseClient.__init__ = start_limited  # type: ignore[method-assign, assignment]
+    RealClock.sleep = lambda _, seconds: time.sleep(min(seconds, 1.0))  # type: ignore
     logging.getLogger("databricks.sdk").setLevel(logging.ERROR)

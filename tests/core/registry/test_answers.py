@@ -181,10 +181,10 @@ def test_retry_after_is_limited_and_named(busy, pause, is_agent, retries, named,
 
 @pytest.mark.long
 def test_absent_databricks_workspace_fails_soon(monkeypatch, free_port):
-    module = pytest.importorskip("databricks.sdk._base_client")
-    client = module._BaseClient
+    client = pytest.importorskip("databricks.sdk._base_client")._BaseClient
+    clock = pytest.importorskip("databricks.sdk.clock").RealClock
     monkeypatch.setattr(client, "__init__", client.__init__)
-    monkeypatch.setattr(module.RealClock, "sleep", module.RealClock.sleep)
+    monkeypatch.setattr(clock, "sleep", clock.sleep)
     answers.limit_databricks_retries.__wrapped__()
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match="0:00:02"):
