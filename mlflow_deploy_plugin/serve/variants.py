@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import cast
 
@@ -270,13 +270,7 @@ def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -
     def waiting_time(variant: ServedVariant) -> float:
         text = f"{endpoint}\0{variant.name}\0{key}".encode(errors="surrogatepass")
         # 53 bits, a float's precision
-        number = (
-            int.from_bytes(
-                blake2b(text, digest_size=8).digest(),
-                "big",
-            )
-            >> 11
-        )
+        number = int.from_bytes(sha256(text).digest()[:8]) >> 11
         return -math.log((number + 0.5) / 2**53) / variant.weight
 
     return min(variants, key=waiting_time)

@@ -2,8 +2,10 @@
 of onnxserve.
 """
 
+import logging
 import socket
 import threading
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -12,13 +14,14 @@ from typing import Any
 
 _ANSWER_BYTES = 1_000_000
 _ANSWER_SECONDS = 10.0
+_PAUSE_SECONDS = 10.0
+_DATABRICKS_SECONDS = 2.0
 _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
 
 
 @contextmanager
 def bounded_answers(
-    most_bytes: int = _ANSWER_BYTES,
-    seconds: float = _ANSWER_SECONDS,
+    most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SECONDS
 ) -> Iterator[None]:
     """Limit each answer that this context reads in the block. A longer answer closes
     the connection.
@@ -94,9 +97,7 @@ def _extend_urllib3() -> None:
         most_bytes: int
 
         def stream(
-            self,
-            amt: int | None = 2**16,
-            decode_content: bool | None = None,
+            self, amt: int | None = 2**16, decode_content: bool | None = None
         ) -> Generator[bytes, None, None]:
             size = 0
             try:
@@ -108,7 +109,7 @@ def _extend_urllib3() -> None:
                             # response.
                             self.close()
                             raise ProtocolError(
-                                f"the answer is larger than {self.most_bytes:,} bytes",
+                                f"the answer is larger than {self.most_bytes:,} bytes"
                             )
                         yield piece
             finally:
@@ -147,26 +148,60 @@ def _extend_urllib3() -> None:
 
 
 @cache
-def wait_after_refusals() -> None:
-    """Let a call whose last attempt is refused with the header Retry-After wait for
-    this time before it fails, so that the next call is not too early.
+def limit_retries(waits_after_last: bool = False) -> None:
+    """Let a call fail at once if the server asks for a pause of more than
+    `_PAUSE_SECONDS` (Retry-After). The text of the error has the pause.
+
+    With `waits_after_last`, a refused call waits for at most this time before it fails,
+    so that the next call is not too early.
 
     This function replaces a function of urllib3, so it must not be called in a process
     of a user.
     """
     # The import takes 27 ms, which each command would pay.
     from urllib3 import Retry
-    from urllib3.exceptions import MaxRetryError
+    from urllib3.exceptions import MaxRetryError, ResponseError
 
     count = Retry.increment
 
     def increment(self: Retry, *arguments: Any, **options: Any) -> Retry:
+        response = options.get("response")
+        pause = 0.0
+        if response is not None and self.respect_retry_after_header:
+            pause = self.get_retry_after(response) or 0.0
         try:
+            if response is not None and pause > _PAUSE_SECONDS:
+                refusal = f"too many {response.status} error responses, Retry-After {pause:.0f}"
+                raise MaxRetryError(options["_pool"], arguments[1], ResponseError(refusal))
             return count(self, *arguments, **options)
         except MaxRetryError:
-            response = options.get("response")
-            if response is not None and self.respect_retry_after_header:
-                self.sleep_for_retry(response)
+            if waits_after_last:
+                time.sleep(min(pause, _PAUSE_SECONDS))
             raise
 
     Retry.increment = increment  # type: ignore[method-assign, assignment]
+
+
+@cache
+def limit_databricks_retries() -> None:
+    """Let a call of Databricks' client fail within about `_PAUSE_SECONDS`, instead of
+    five minutes, if the workspace does not answer.
+
+    MLflow calls the client three times: twice for the settings of the workspace, whose
+    failure is not an error. This function replaces a function of the client, so it must
+    not be called in a process of a user.
+    """
+    # Only users of Databricks have this package.
+    from databricks.sdk._base_client import _BaseClient
+    from databricks.sdk.clock import RealClock
+
+    start = _BaseClient.__init__
+
+    def start_limited(client: Any, **options: Any) -> None:
+        start(client, **options)
+        client._retry_timeout_seconds = _DATABRICKS_SECONDS
+        client._http_timeout_seconds = options.get("http_timeout_seconds") or _DATABRICKS_SECONDS
+
+    _BaseClient.__init__ = start_limited  # type: ignore[method-assign, assignment]
+    RealClock.sleep = lambda _, seconds: time.sleep(min(seconds, 1.0))  # type: ignore
+    logging.getLogger("databricks.sdk").setLevel(logging.ERROR)

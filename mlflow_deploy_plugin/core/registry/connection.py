@@ -30,7 +30,11 @@ from mlflow_deploy_plugin.core.errors import (
     error_of_status,
 )
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.registry.answers import bounded_answers, wait_after_refusals
+from mlflow_deploy_plugin.core.registry.answers import (
+    bounded_answers,
+    limit_databricks_retries,
+    limit_retries,
+)
 from mlflow_deploy_plugin.core.registry.rest import (
     MOST_JSON,
     MlflowRest,
@@ -332,7 +336,7 @@ def rest_client() -> MlflowRest | None:
     """
     if _process.imports_mlflow:
         return None
-    wait_after_refusals()
+    limit_retries(waits_after_last=True)
     return MlflowRest.at(*mlflow_addresses())
 
 
@@ -354,6 +358,8 @@ def registry_client() -> "MlflowClient":
                     f"MLflow at {address} needs a package that is not installed: pip install "
                     f"{service.package}",
                 ) from None
+            if _process.is_own and address.startswith("databricks"):
+                limit_databricks_retries()
     import mlflow  # The import takes a second, and a model in a local folder does not need it.
     from mlflow.exceptions import MlflowException
 
@@ -391,6 +397,7 @@ def is_unity_catalog() -> bool:
 def harden_mlflow_client() -> None:
     """Limit MLflow's client if this is a process of onnxserve, and not of a user."""
     if _process.is_own:
+        limit_retries()
         _limit_mlflow_client()
 
 
@@ -832,8 +839,9 @@ def _reason(error: object) -> str:
             return "connection refused"
         if match := _WITHOUT_TLS.search(text):
             return f"it answers without TLS: write http://{match[1]}:{match[2]}"
-        if match := re.search(r"too many (\d+) error responses", text):
-            return f"it returns the status {match[1]}"
+        if match := re.search(r"too many (\d+) error responses(?:, Retry-After (\d+))?", text):
+            pause = f" and asks for a pause of {match[2]} s" if match[2] else ""
+            return f"it returns the status {match[1]}{pause}"
         if match := re.search(r"certificate verify failed: ([^(]+?) \(", text):
             if "expired" in match[1] or "not yet valid" in match[1]:
                 return f"{match[1]} according to the clock of this machine"

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.serve.protocols.protocol import EncodedResponse, Infer
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, columns_of
+from mlflow_deploy_plugin.serve.runtime.schemas.sent_schema import SentColumns
 from mlflow_deploy_plugin.serve.runtime.steps import (
     SENT,
     Request,
@@ -37,6 +38,7 @@ from mlflow_deploy_plugin.serve.runtime.steps import (
     running_step,
     step_failure,
 )
+from mlflow_deploy_plugin.serve.runtime.values import convert_column
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
@@ -93,7 +95,7 @@ def add_steps(
     assert steps is not None
     seconds = _LOOP_SHARE * server.spec.request_timeout_seconds
     request = Request(
-        feeds if steps.before else _LazyColumns(variant.schema, feeds),
+        SentColumns(feeds) if steps.before else _LazyColumns(variant.schema, feeds),
         MappingProxyType(
             {
                 name: without_keys(value)
@@ -189,7 +191,12 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
     except TypeError:  # Arrow has values without a JSON form.
         text = None
     sent_rows = len(next(iter(columns.values()))) if schema.has_rows else 1
-    inputs = variant.steps.run("before", running, running.request)
+    try:
+        inputs = variant.steps.run("before", running, running.request)
+    except StepFailed as failure:
+        if type(failure) is StepFailed and (unfit := _unfit_column(schema, columns)):
+            raise unfit from None
+        raise
     if not isinstance(inputs, Mapping):
         raise StepFailed(
             f"step before: it returned {type(inputs).__name__}; a mapping from the model's inputs "
@@ -199,8 +206,11 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
     try:
         feeds = schema.from_columns(inputs)
     except SchemaMismatch as error:
-        if error.column in columns and inputs.get(error.column) is columns[error.column]:
+        sent_values = {name: columns[name] for name in (error.column,) if name in columns}
+        if sent_values and inputs.get(error.column) is columns[error.column]:
             raise  # The caller has sent these values, and the step has not changed them.
+        if unfit := _unfit_column(schema, sent_values):
+            raise unfit from None  # The step has only converted them, such as to an array.
         raise step_failure(
             "before",
             running.request,
@@ -214,6 +224,19 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
         if len(array) != sent_rows:
             raise StepFailed(f"step before: it returned {len(array)} rows for {sent_rows} rows")
     return add_keys(feeds, {SENT: object_array([text] + [None] * (sent_rows - 1))})
+
+
+def _unfit_column(schema: Schema, sent: Mapping[str, Any]) -> SchemaMismatch | None:
+    """Return the error about a sent column that does not fit the column of this name in
+    the signature; None if all fit. Then a failure is the step's.
+    """
+    for column in schema.columns:
+        if column.name in sent:
+            try:
+                convert_column(column, sent[column.name], None)
+            except SchemaMismatch as error:
+                return error
+    return None
 
 
 def _named(

@@ -194,7 +194,7 @@ def _digest(source: str) -> bytes:
     """Return a hash of the text that identifies a client, because Redis must not store
     API keys in plain text.
     """
-    return hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return hashlib.sha256(source.encode("utf-8", "surrogateescape")).digest()
 
 
 @dataclass(eq=False)

@@ -49,7 +49,7 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
         return None
     layout, contents = packed
     layout = orjson.dumps(version) + layout
-    digest = hashlib.blake2b(len(layout).to_bytes(8, "little") + layout, digest_size=32)
+    digest = hashlib.sha256(len(layout).to_bytes(8, "little") + layout)
     for content in contents:
         digest.update(content)
     return digest.digest()

@@ -431,10 +431,7 @@ def hash_texts(column: pa.ChunkedArray) -> Array:
     a separate hash.
     """
     texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
-    digests = [
-        hashlib.blake2b(text.encode(), digest_size=8).digest()
-        for text in texts.dictionary.to_pylist()
-    ]
+    digests = [hashlib.sha256(text.encode()).digest()[:8] for text in texts.dictionary.to_pylist()]
     distinct_hashes = np.frombuffer(b"".join(digests), dtype=np.uint64)
     hashes: Array = distinct_hashes[np.asarray(texts.indices)]
     return hashes

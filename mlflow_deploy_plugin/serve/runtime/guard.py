@@ -77,9 +77,15 @@ class Guard:
 
 def _number_check(entry: Input, columns: _Columns, complete: Sequence[str]) -> _Check:
     """Return the check of an array of numbers."""
-    # A float is compared in its own type: 0.1 in 32 bits is above 0.1.
-    dtype = np.result_type(entry.dtype, np.float16)
-    bounds = np.array([columns.get(name, (-inf, inf)) for name in entry.columns], dtype)
+    # A number is compared in its own type: 0.1 in 32 bits is above 0.1, and float64
+    # rounds whole numbers beyond 2^53.
+    dtype = np.dtype(entry.dtype)
+    unbounded: tuple[float, float] = (-inf, inf)
+    if dtype.kind in "iu":
+        unbounded = (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    else:
+        dtype = np.result_type(dtype, np.float16)
+    bounds = np.array([columns.get(name, unbounded) for name in entry.columns], dtype)
     lows, highs = bounds.T
     is_complete = np.array([name in complete for name in entry.columns])
     limits = [*zip(lows.tolist(), highs.tolist(), is_complete.tolist(), strict=True)]

@@ -1,12 +1,12 @@
 """The model of a captured request: it binds arrays to the columns of the log and
 selects the captured columns.
 
-A masked column contains keyed BLAKE2b hashes (RFC 7693; 128 bits of the value as text,
-hexadecimal), both in the spool and in the log. With the same key, equal values have
-equal hashes. Without the key, values cannot be found by guessing.
+A masked column contains the first 128 bits of the HMAC-SHA-256 (FIPS 198-1) of the
+value as text, in hexadecimal, both in the spool and in the log. With the same key,
+equal values have equal hashes. Without the key, values cannot be found by guessing.
 """
 
-import hashlib
+import hmac
 import secrets
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -40,7 +40,7 @@ Value = str | int | float | bool | None
 NamedArrays = Mapping[str, Array]
 _KEY_BYTES = 32
 _MAX_KEY_BYTES = 64
-_DIGEST_BYTES = 16
+_DIGEST_DIGITS = 32
 
 
 class ColumnMask:
@@ -50,8 +50,8 @@ class ColumnMask:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Copying this keyed hash takes half the time of creating a hash.
-        self._keyed: hashlib.blake2b | None = None
+        # Copying this keyed hash takes a third of the time of creating one.
+        self._keyed: hmac.HMAC | None = None
 
     def ensure_key(self) -> None:
         """Raise InvalidConfig if there is no key and a key cannot be created."""
@@ -99,10 +99,10 @@ class ColumnMask:
         if text is None:
             return None
         if self._keyed is None:
-            self._keyed = hashlib.blake2b(key=_read_key(self._path), digest_size=_DIGEST_BYTES)
+            self._keyed = hmac.new(_read_key(self._path), digestmod="sha256")
         digest = self._keyed.copy()
         digest.update(text.encode())
-        return str(digest.hexdigest())
+        return digest.hexdigest()[:_DIGEST_DIGITS]
 
 
 def _read_key(path: Path) -> bytes:

@@ -31,7 +31,13 @@ from mlflow_deploy_plugin.serve.client.client import Client
 from mlflow_deploy_plugin.serve.client.rows import encode_json
 
 _TOPIC = re.compile(r"kafka://([\w.:,\[\]-]+)/([\w.-]{1,249})", re.ASCII)
-_DEFAULTS = {"auto.offset.reset": "earliest", "auto.commit.interval.ms": 1000, "log_level": 0}
+_DEFAULTS = {
+    "auto.offset.reset": "earliest",
+    "auto.commit.interval.ms": 1000,
+    "log_level": 0,
+    # Java's clients write a key to this partition; librdkafka's default is another one.
+    "partitioner": "murmur2_random",
+}
 _OWN = {"enable.auto.offset.store": False, "enable.idempotence": True}
 """The properties on which the guarantees depend."""
 _START_SECONDS = 10.0

@@ -361,7 +361,7 @@ def files_digest(log: InferenceLog, endpoint: str, window: Window, kind: Monitor
 
 def digest(value: object) -> str:
     """Return a 128-bit hash of the value's `repr` in hexadecimal."""
-    return hashlib.blake2b(repr(value).encode(), digest_size=16).hexdigest()
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:32]
 
 
 def count_labels(requests: Sequence[WindowRequest]) -> list[int]:

@@ -141,9 +141,7 @@ def jitter(endpoint: str, monitor: str, spec: MonitorSpec) -> timedelta:
     s and 1/100 of the window.
     """
     most = min(_MAX_JITTER, length_of(spec.every) / 100)
-    number = int.from_bytes(
-        hashlib.blake2b(f"{endpoint}\n{monitor}".encode(), digest_size=4).digest(),
-    )
+    number = int.from_bytes(hashlib.sha256(f"{endpoint}\n{monitor}".encode()).digest()[:4])
     return most * (number / 2**32)
 
 

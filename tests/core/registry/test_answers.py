@@ -10,7 +10,10 @@ import pytest
 import requests
 from urllib3 import Retry
 
-from mlflow_deploy_plugin.core.registry.answers import bounded_answers, wait_after_refusals
+from mlflow_deploy_plugin.core.errors import RegistryUnavailable
+from mlflow_deploy_plugin.core.registry import answers
+from mlflow_deploy_plugin.core.registry.answers import bounded_answers
+from mlflow_deploy_plugin.core.registry.connection import registry_errors
 from mlflow_deploy_plugin.core.registry.rest import MlflowRest
 from tests.support.refusals import refused
 from tests.support.services.listener import answering
@@ -138,12 +141,52 @@ def test_complete_answer_cancels_deadline(serve):
         )
 
 
-def test_refused_call_waits_for_retry_after(monkeypatch):
-    monkeypatch.setattr(Retry, "increment", Retry.increment)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    wait_after_refusals.__wrapped__()
+@pytest.fixture
+def busy(monkeypatch):
+    """Return a function that calls a server which asks for a pause, with the limits of
+    a command or the agent, and returns the error and the seconds.
+    """
+
+    def call(pause, is_agent, retries="0"):
+        monkeypatch.setattr(Retry, "increment", Retry.increment)
+        monkeypatch.setattr(answers, "_PAUSE_SECONDS", 1.5)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
+        answers.limit_retries.__wrapped__(is_agent)
+        begun = time.monotonic()
+        answer = 429, "application/json", "{}", ("Retry-After", pause)
+        with answering(lambda *_: answer) as url:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+            with pytest.raises(RegistryUnavailable) as raised, registry_errors("run a"):
+                MlflowRest(url, url).get_run("a")
+        return raised.value.message, time.monotonic() - begun
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("pause", "is_agent", "retries", "named", "least", "most"),
+    [
+        ("1", True, "0", "the status 429", 1, 30),
+        ("3600", False, "2", "the status 429 and asks for a pause of 3600 s", 0, 30),
+        ("3600", True, "2", "the status 429 and asks for a pause of 3600 s", 1.5, 30),
+        ("Wed, 21 Oct 2099 07:28:00 GMT", False, "2", "asks for a pause of", 0, 30),
+        ("soon", False, "2", "Invalid Retry-After header: soon", 0, 30),
+    ],
+)
+def test_retry_after_is_limited_and_named(busy, pause, is_agent, retries, named, least, most):
+    message, seconds = busy(pause, is_agent, retries)
+    assert named in message
+    assert least <= seconds < most
+
+
+@pytest.mark.long
+def test_absent_databricks_workspace_fails_soon(monkeypatch, free_port):
+    client = pytest.importorskip("databricks.sdk._base_client")._BaseClient
+    clock = pytest.importorskip("databricks.sdk.clock").RealClock
+    monkeypatch.setattr(client, "__init__", client.__init__)
+    monkeypatch.setattr(clock, "sleep", clock.sleep)
+    answers.limit_databricks_retries.__wrapped__()
     begun = time.monotonic()
-    busy = 429, "application/json", "{}", ("Retry-After", "1")
-    with answering(lambda *_: busy) as url, pytest.raises(requests.RequestException):
-        MlflowRest(url, url).get_run("a")
-    assert time.monotonic() - begun >= 1
+    with pytest.raises(TimeoutError, match="0:00:02"):
+        client().do("GET", f"https://127.0.0.1:{free_port}/")
+    assert time.monotonic() - begun < 60

@@ -123,8 +123,12 @@ AFTER = HEAD + "def after(outputs, request):\n    calls.append(1)\n    "
 @pytest.mark.parametrize(
     ("step", "code", "status", "words"),
     [
-        (BEFORE, "return {'a': request.inputs['zip']}", 500,
+        (BEFORE, "return {'a': {}['zip']}", 500,
             ["step before, steps.py line 7: KeyError; ", "X-Request-Id"]),
+        (BEFORE, "return {'a': request.inputs['zip']}", 400,
+            ["step before: column 'zip' is missing"]),
+        (BEFORE, "return {**request.inputs, 'a': request.inputs.get('zip') or 1 / 0}", 500,
+            ["line 7: ZeroDivisionError; "]),
         (BEFORE, "return ['hunter2']", 500, ["step before", "list;", "mapping"]),
         (BEFORE, "return {'a': [1, 2]}", 500, ["step before", "'b'"]),
         (BEFORE, "return dict.fromkeys('abc', [1.0])", 500, ["step before", "1 rows for 2 rows"]),
@@ -227,6 +231,24 @@ def test_unusable_values_are_the_callers_fault(stepped, content, words):
     answer = ask(stepped("def before(request):\n    return request.inputs\n"), body=content)
     assert answer.status == 400
     assert words in json.loads(answer.body)["message"]
+
+
+CONVERSIONS = [
+    "{**request.inputs, 'a': [float(x) for x in request.inputs['a']]}",
+    "{**request.inputs, 'a': np.array(request.inputs['a'])}",
+    "{**request.inputs, 'a': [x + 1 for x in request.inputs['a']]}",
+]
+
+
+@pytest.mark.parametrize("code", CONVERSIONS)
+def test_converted_value_is_the_callers_fault(stepped, code):
+    server = stepped(f"import numpy as np\n\ndef before(request):\n    return {code}\n")
+    statuses = []
+    for value in ("x", 1, [1]):
+        answer = ask(server, body={"inputs": {"a": [value], "b": [1], "c": [2]}})
+        statuses.append(answer.status)
+        assert answer.status == 200 or b"column 'a'" in answer.body
+    assert statuses == [400, 200, 400]
 
 
 def test_tensor_without_rows_is_the_callers_fault(stepped):

@@ -10,6 +10,10 @@ from tests.support.refusals import refused
 from tests.support.servers import single
 
 ROW = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
+WHOLE = """
+whole (int64[N,2] X) => (int64[N,2] y) {
+  y = Identity(X)
+}"""
 
 
 def check(folder, records, refuses=False):
@@ -40,6 +44,18 @@ def test_stacked_numbers_of_two_types(tmp_path):
     rows = [(0.1, None, None), (0.7, 1.0, 9e9), (None, 3.0, 0.0)]
     records = [dict(zip("abc", row, strict=True)) for row in rows]
     assert check(tmp_path, records) == ["", "", "a,b"]
+
+
+@pytest.mark.parametrize(
+    ("number", "outside"),
+    [(2**60, None), (2**60 + 9, None), (2**60 + 10, ["id"]), (2**60 - 1, ["id"]), (-7, ["id"])],
+)
+def test_whole_numbers_beyond_float64_are_compared_exactly(tmp_path, number, outside):
+    stacked = models.graph_tensor("X", "int64", -1, 2, columns=["id", "free"])
+    types = models.columns(id="long", free="long")
+    models.write_model(tmp_path, WHOLE, types, models.numbers_section(stacked))
+    models.with_ranges(tmp_path, {"columns": {"id": [2**60, 2**60 + 9]}, "complete": ["id"]})
+    assert check(tmp_path, [{"id": number, "free": -(2**63)}]) == outside
 
 
 def test_refusal_names_column_value_and_range(tmp_path):

@@ -113,10 +113,14 @@ def test_answers_are_in_order_and_not_repeated(topics):
         topics.send(numbers, headers={"trace": "t"})
         with topics.running():
             answers = topics.answers(numbers.stop)
-    message = topics.brokers.read(f"{topics.name}.out", 30)[0]
+    messages = topics.brokers.read(f"{topics.name}.out", 30)
+    message = messages[0]
 
     assert len(answers) == 30
     assert_answered(answers, 30)
+    # The partitions of these keys in Java's clients: murmur2 modulo 4.
+    partitions = {message.key(): message.partition() for message in messages}
+    assert partitions == {b"0": 0, b"1": 3, b"2": 0}
     assert message.key() == b"%d" % (total(message) % 3)
     sent = headers(message)
     assert re.fullmatch(rf"{topics.name}-\d-\d+", sent["X-Request-Id"])

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, check_records, columns_of
-from mlflow_deploy_plugin.serve.runtime.values import LISTS
+from mlflow_deploy_plugin.serve.runtime.values import LISTS, short_repr
 
 _SEQUENCES = LISTS | {np.ndarray}
 
@@ -26,6 +26,17 @@ class _AnyName(tuple[str, ...]):
 
     def __bool__(self) -> bool:
         return True
+
+
+class MissingColumn(SchemaMismatch, KeyError):
+    """A step reads a column that the caller has not sent."""
+
+
+class SentColumns(dict[str, Any]):
+    """The columns that the caller sent, by name."""
+
+    def __missing__(self, name: object) -> Any:
+        raise MissingColumn(f"column {short_repr(name)} is missing", column=str(name))
 
 
 class SentSchema(Schema):

@@ -70,6 +70,7 @@ _RETRIES = Retry(
     status_forcelist=(429, 500, 502, 503, 504),
     allowed_methods=None,
     raise_on_status=False,
+    respect_retry_after_header=False,
 )
 _CONNECT_SECONDS = 5
 _GET_SECONDS = 6

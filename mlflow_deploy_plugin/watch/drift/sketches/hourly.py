@@ -63,7 +63,7 @@ Files = list[tuple[str, int]]
 _RESULT = "number long, profile binary, failure string"
 
 _META = b"onnxserve"
-_FORMAT = 3
+_FORMAT = 4
 _UNREADABLE = ("", -1)  # No log file has this name, so an hour with this entry is always stale.
 _log = logging.getLogger(__name__)
 _ARROW_TYPES = {
