@@ -73,11 +73,13 @@ print(replaced(before))
 """
 
 REPLACED = [
+    "mlflow.store.artifact.artifact_repo.ArtifactRepository._iter_artifacts_recursive",
     "mlflow.store.artifact.azure_data_lake_artifact_repo.AzureDataLakeArtifactRepository.__init__",
     "mlflow.store.artifact.http_artifact_repo.get_default_host_creds",
     "mlflow.store.artifact.mlflow_artifacts_repo.get_default_host_creds",
     "mlflow.utils.rest_utils._get_http_response_with_retries",
     "urllib3.connection.HTTPConnection.getresponse",
+    "urllib3.util.retry.Retry.increment",
 ]
 
 
