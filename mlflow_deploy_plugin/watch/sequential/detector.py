@@ -22,10 +22,8 @@ simulations, monitors with a budget of 4 alarms per year were red on 8 % to 12 %
 days without a shift.
 """
 
-import copy
 import hashlib
 import math
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -55,8 +53,6 @@ _HORIZON = 365
 _LIMITS = np.linspace(1.0, 14.0, 53)
 _FEWEST_ALARMS = 8
 _KEPT_LIMITS = 64
-_MOST_KEPT_FIGURES = 3_000_000
-"""The number of figures above which a course is not kept, 33 bytes each."""
 known_limits: dict[str, float] = {}
 """The limits by a digest of all that they depend on, the last used at the end. They are
 derived data, which may be lost.
@@ -161,13 +157,8 @@ class Shift:
         return odds < 0 and bool(is_refuted)
 
 
-_last_tracked: "deque[Tracking]" = deque(maxlen=2)
-"""The last courses in this process: that of the windows, and that of the reference."""
-
-
 def track(windows: Windows, limit: float, unusual: Array | float = math.inf) -> "Tracking":
-    """Follow all windows after the reference. A course of the same figures until an
-    earlier window is continued.
+    """Follow all windows after the reference.
 
     Args:
         limit: the logarithm of the statistic above which an alarm begins.
@@ -175,16 +166,8 @@ def track(windows: Windows, limit: float, unusual: Array | float = math.inf) -> 
             unusual.
     """
     tracking = Tracking(windows, limit, unusual)
-    now = windows.reference
-    for kept in [*_last_tracked]:
-        if kept.is_part_of(tracking):
-            now = len(kept.levels)
-            tracking = kept.extended(tracking)
-            break
-    for window in range(now, len(windows.values)):
+    for window in range(windows.reference, len(windows.values)):
         tracking.add(window)
-    if windows.values.size <= _MOST_KEPT_FIGURES:
-        _last_tracked.append(tracking)
     return tracking
 
 
@@ -229,33 +212,6 @@ class Tracking:
         self.alarms: list[int] = []
         self.red: list[int] = []
         self.statistic = -math.inf
-
-    def is_part_of(self, other: "Tracking") -> bool:
-        """Return True if the windows of this course are the first ones of the other,
-        with the same figures, settings and accepted baselines.
-        """
-        count = len(self.levels)
-        parts = []
-        for each in (self, other):
-            windows = vars(each._windows)
-            cut = {name: windows[name][:count] for name in ("values", "phases", "gaps", "scales")}
-            # A later window begins no baseline yet.
-            restarts = np.minimum(windows["restarts"], count)
-            part = {**windows, **cut, "restarts": restarts, "limit": each._limit}
-            parts.append([*part.values(), each._unusual])
-        pairs = zip(*parts, strict=True)
-        return all(np.array_equal(mine, others, equal_nan=True) for mine, others in pairs)
-
-    def extended(self, other: "Tracking") -> "Tracking":
-        """Return a copy of this course, which continues with the windows of the
-        other.
-        """
-        count = len(self.levels)
-        copied = copy.deepcopy(self, {id(self._windows): other._windows})
-        copied.levels = np.concatenate([self.levels, other.levels[count:]])
-        copied.innovations = np.concatenate([self.innovations, other.innovations[count:]])
-        copied._is_left_out = np.concatenate([self._is_left_out, other._is_left_out[count:]])
-        return copied
 
     def add(self, now: int) -> None:
         """Add the window with this index: restart accepted baselines, end shifts that

@@ -28,6 +28,16 @@ COUNTS = RNG.poisson(3, 5_000).astype(float)
             np.where(np.arange(300) % 4, TODAY, 21.37),
             "frozen at 21.37 in 25% of the rows",
         ),
+        (
+            np.where(np.arange(5_000) % 5 < 2, 0.0, TEMPERATURE),
+            np.where(np.arange(300) % 4 == 1, 21.37, np.where(np.arange(300) % 5 < 2, 0.0, TODAY)),
+            "frozen at 21.37 in 25% of the rows",
+        ),
+        (
+            np.where(np.arange(5_000) % 5 < 1, 0.0, TEMPERATURE),
+            np.where(np.arange(300) % 5 < 3, 0.0, TODAY),
+            "0 20.0% → 60.0%, more often",
+        ),
         (np.full(5_000, 4.0), COUNTS[:300], "constant 4.0 until now, varies since"),
         (TEMPERATURE, TODAY * 1.8 + 32, "each value × 1.8 + 32"),
         (TEMPERATURE * 1.8 + 32, TODAY, "each value ÷ 1.8 - 17.78"),

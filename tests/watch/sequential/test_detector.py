@@ -3,7 +3,6 @@ shifts, and accepted baselines.
 """
 
 import tracemalloc
-from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -122,42 +121,6 @@ def test_accepted_baseline_ignores_unknown_windows():
     windows.restarts[3] = REFERENCE
 
     assert np.abs(track(windows, np.inf).innovations[:, 3]).max() < 4
-
-
-def first_windows(windows, count):
-    """Return the first windows, in arrays of their own."""
-    names = ("values", "phases", "gaps", "scales")
-    cut = {name: getattr(windows, name)[:count].copy() for name in names}
-    return replace(windows, **cut, restarts=np.minimum(windows.restarts, count))
-
-
-def state_of(tracking):
-    shifts = [repr(vars(shift)) for shift in tracking.shifts]
-    whole = {**vars(tracking), **vars(tracking.baseline), "shifts": shifts}
-    return {name: value for name, value in whole.items() if name not in ("_windows", "baseline")}
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_continued_course_equals_a_new_one(seed, monkeypatch):
-    rng = np.random.default_rng(seed)
-    windows = shifted(days(seed, 60, weekend=seed), 10 * seed, by=2.0, until=45)
-    windows.values[rng.random(windows.values.shape) < 0.05] = np.nan
-    windows.scales[:] = rng.uniform(0.8, 2, windows.scales.shape)
-    windows.gaps[REFERENCE + 30] = 3
-    windows.restarts[1] = REFERENCE + 40
-    continued = []
-    monkeypatch.setattr(detector, "_last_tracked", deque(maxlen=2))
-    for count in [*range(REFERENCE + 1, REFERENCE + 50), REFERENCE + 60]:
-        continued.append(track(first_windows(windows, count), 4.0, 3.5))
-        track(replace(first_windows(windows, REFERENCE), reference=40), 4.0)
-        if count == REFERENCE + 20:  # An earlier window is judged again, with other rows.
-            windows.values[REFERENCE + 15] += 0.5
-
-    for tracking in continued[-30:]:
-        monkeypatch.setattr(detector, "_last_tracked", deque(maxlen=2))
-        anew = track(first_windows(windows, len(tracking.levels)), 4.0, 3.5)
-        np.testing.assert_equal(state_of(tracking), state_of(anew))
-    assert any(tracking.alarms for tracking in continued)
 
 
 @pytest.mark.parametrize("cells", [1, 7 * COLUMNS, 1_000_000])
