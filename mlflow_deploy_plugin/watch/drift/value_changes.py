@@ -50,8 +50,9 @@ def describe_values(before: ColumnValues, now: ColumnValues) -> str:
     has_few = now.kind == "category" or len(usual) <= _FEW
     earlier = usual.reindex(shares.index, fill_value=0.0)
     # New values have a check of their own, except those between other numbers.
-    is_named = (shares - earlier >= _ERRORS * np.sqrt(earlier / len(new))) & (shares >= 2 * earlier)
-    rises = (shares - earlier)[is_named & ((earlier > 0) | (not has_few))].nlargest(2)
+    rises = (shares - earlier)[(earlier > 0) | (not has_few)]
+    least = np.maximum(earlier, _ERRORS * np.sqrt(earlier / len(new)))
+    rises = rises[rises >= least[rises.index]].nlargest(2)
     named = ""
     if len(rises) and (has_few or rises.iloc[0] > max(_FREQUENT, 3 * rises.iloc[1:].sum())):
         value = rises.index[0]
@@ -64,8 +65,9 @@ def describe_values(before: ColumnValues, now: ColumnValues) -> str:
         return named
     decimals = _decimals(new.to_numpy())
     if decimals < _decimals(old.to_numpy()):
-        unit = f"multiples of {10.0**-decimals:,g}" if decimals else "integers"
-        return f"rounded to {unit}"
+        if decimals == 0:
+            return "rounded to integers"
+        return f"rounded to multiples of {10.0**-decimals:,g}"
     return named or describe_unit(old.to_numpy(), new.to_numpy())
 
 

@@ -263,11 +263,11 @@ def accuracy_changes(
             return estimates
         parts.append(estimates.parts)
     changes: dict[str, AccuracyChange] = {}
-    for (segment, size, estimated), (*_, before) in zip(*parts, strict=True):
+    for (segment, size, estimated), before in zip(*parts, strict=True):
         now = estimated.measure("accuracy", size, 1 - _RATE / len(parts[0]))
-        if isinstance(now, Refused) or len(before.accuracies) < MIN_LABELLED_WINDOWS:
+        if isinstance(now, Refused) or before[2].windows < MIN_LABELLED_WINDOWS:
             continue
-        change = AccuracyChange(float(np.mean(before.accuracies)), now)
+        change = AccuracyChange(float(np.mean(before[2].accuracies)), now)
         if change.has_fallen or change.before - now.low < _HARMLESS_FALL:
             changes[segment] = change
     return changes or Refused(_FEW_WINDOWS)
@@ -687,8 +687,7 @@ def _join_earlier_windows(
     spec = request.spec
     tables = [window.rows.table]
     skipped = 0
-    earlier = _earlier_windows(request, wait, since)
-    for past in islice(earlier, _LOOKED_AT):
+    for past in islice(_earlier_windows(request, wait, since), _LOOKED_AT):
         rows = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if rows is None:
             continue

@@ -53,9 +53,10 @@ _HORIZON = 365
 _LIMITS = np.linspace(1.0, 14.0, 53)
 _FEWEST_ALARMS = 8
 _KEPT_LIMITS = 64
+_LARGEST_LIMIT = 100.0
 known_limits: dict[str, float] = {}
 """The limits by a digest of all that they depend on, the last used at the end. They are
-derived data, which may be lost.
+derived data, which may be lost, or come from the store.
 """
 CONFIRMED_IN = 14
 _CONFIRMED = math.log(100)
@@ -343,12 +344,7 @@ def _find_shifts(
         limit: the logarithm of the evidence above which a series is an alarm.
     """
     half = len(_SIZES)
-    by_sign = np.stack(
-        [
-            mass[:half].mean(axis=0),
-            mass[half:].mean(axis=0),
-        ]
-    )
+    by_sign = np.stack([mass[:half].mean(axis=0), mass[half:].mean(axis=0)])
     strongest = by_sign.max(axis=0)
     for series in np.argsort(-strongest, kind="stable").tolist():
         if strongest[series] < min(strongest.max(), math.exp(limit)):
@@ -391,7 +387,7 @@ def limit_for(windows: Windows, rate: float) -> float:
     digest.update(reference.is_upward.tobytes())
     key = digest.hexdigest()
     limit = known_limits.pop(key, math.nan)
-    if not math.isfinite(limit):
+    if not 0 < limit < _LARGEST_LIMIT:
         limit = _simulated_limit(reference, rate)
     if len(known_limits) >= _KEPT_LIMITS:
         known_limits.clear()
@@ -402,15 +398,14 @@ def limit_for(windows: Windows, rate: float) -> float:
 def _simulated_limit(windows: Windows, rate: float) -> float:
     """Return the limit by simulations of a reference and of the windows after it."""
     first = windows.reference
-    season = windows.season
-    later = (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season
-    phases = np.concatenate([windows.phases[:first], later])
+    later = windows.phases[first - 1] + 1 + np.arange(_HORIZON)
+    phases = np.concatenate([windows.phases[:first], later % windows.season])
     levels, baseline = _reference_baseline(windows)
     levels = levels / windows.scales[:first]
     correlation = baseline.correlation
     innovations = (levels[1:] - correlation * levels[:-1]).astype(np.float32)
-    rng = np.random.default_rng(0)
-    positions = rng.integers(0, len(innovations), (_SIMULATIONS, len(phases)))
+    shape = (_SIMULATIONS, len(phases))
+    positions = np.random.default_rng(0).integers(0, len(innovations), shape)
     # The simulations of a block share memory. Only their statistics are kept.
     size = max(_BLOCK_CELLS // max(innovations.shape[1], 1), 1)
     statistics = []
@@ -420,8 +415,8 @@ def _simulated_limit(windows: Windows, rate: float) -> float:
         drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
         for window in range(1, len(phases)):
             drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
-        drawn = remove_cycle(drawn, first, phases, season)
-        statistics.append(_statistics(drawn, first, season, windows))
+        drawn = remove_cycle(drawn, first, phases, windows.season)
+        statistics.append(_statistics(drawn, windows))
     return _limit_at(rate, np.concatenate(statistics, axis=1))
 
 
@@ -477,15 +472,13 @@ def _limit_at(rate: float, statistics: Array) -> float:
     return float(_LIMITS[count - 1] + (target - logs[-1]) / min(slope, -0.2))
 
 
-def _statistics(levels: Array, first: int, season: int, windows: Windows) -> Array:
+def _statistics(levels: Array, windows: Windows) -> Array:
     """Return the logarithm of the statistic without restarts, [windows, simulations];
     `levels` is [simulations, N, m].
     """
-    baseline = RunningBaseline(
-        levels[:, :first],
-        season,
-        windows.floors.astype(np.float32),
-    )
+    first = windows.reference
+    floors = windows.floors.astype(np.float32)
+    baseline = RunningBaseline(levels[:, :first], windows.season, floors)
     theta = _THETA.astype(np.float32)
     mass = np.zeros((len(levels), len(theta), levels.shape[2]), np.float32)
     statistics = []

@@ -175,17 +175,6 @@ def _change_since(course: Course, series: FigureSeries, onset: int) -> tuple[flo
     return deviations, _describe_change(course, series, now - above, now)
 
 
-def has_quality_shift(course: Course, key: str) -> bool:
-    """Return True if a shift of the column (`alarm_key`) is itself a sign of harm."""
-    newest = course.windows.values[-1]
-    of_column = [
-        shift.series for shift in course.tracking.shifts if course.series[shift.series].key == key
-    ]
-    return any(
-        newest[index] > QUALITY.get(course.series[index].figure, math.inf) for index in of_column
-    )
-
-
 def _make_finding(course: Course, shift: Shift) -> Finding:
     """Return the finding about a shift: its median size since it began, and the
     interval in which it began.
@@ -199,6 +188,8 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
             change = f"{moved}; {change}"
         elif abs(size) > _CLIPPED * abs(deviations):
             change = moved
+    newest = course.windows.values[-1]
+    shifted = [(each.series, course.series[each.series]) for each in course.tracking.shifts]
     onset = _onset(course, shift)
     return Finding(
         subject=shown_name(series.column),
@@ -217,7 +208,11 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
         measure=figure_name(series, course.reference.bins).text,
         unit="SD",
-        is_quality=has_quality_shift(course, series.key),
+        is_quality=any(
+            newest[index] > QUALITY.get(of_column.figure, math.inf)
+            for index, of_column in shifted
+            if of_column.key == series.key
+        ),
     )
 
 

@@ -50,7 +50,11 @@ COUNTS = RNG.poisson(3, 5_000).astype(float)
             "'pro' 9.8% → 27.6%, more often",
         ),
         (PLANS, np.full(300, "plus"), ""),
-        (PLANS == "pro", np.arange(300) % 4 == 0, "1 9.8% → 25.0%, more often"),
+        (
+            (PLANS == "pro").astype(float),
+            1.0 * (np.arange(300) % 4 == 0),
+            "1 9.8% → 25.0%, more often",
+        ),
         (TEMPERATURE, PLANS, ""),
         (TEMPERATURE, [], ""),
         (TEMPERATURE, [np.inf, -np.inf, np.nan, 1e308] * 50, ""),

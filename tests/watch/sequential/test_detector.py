@@ -123,11 +123,12 @@ def test_accepted_baseline_ignores_unknown_windows():
     assert np.abs(track(windows, np.inf).innovations[:, 3]).max() < 4
 
 
-@pytest.mark.parametrize("cells", [1, 7 * COLUMNS, 1_000_000])
-def test_limit_is_the_same_in_blocks(monkeypatch, cells):
+@pytest.mark.parametrize(("cells", "stored"), [(1, np.nan), (7 * COLUMNS, 1e9), (1_000_000, -1.0)])
+def test_limit_is_the_same_in_blocks(monkeypatch, cells, stored):
+    """A stored limit that no simulation returns is not used."""
     windows = days(12, 0, weekend=2.0)
     expected = limit_for(windows, YEARLY)
-    monkeypatch.setattr(detector, "known_limits", dict.fromkeys(detector.known_limits, np.nan))
+    monkeypatch.setattr(detector, "known_limits", dict.fromkeys(detector.known_limits, stored))
     monkeypatch.setattr(detector, "_BLOCK_CELLS", cells)
 
     assert limit_for(windows, YEARLY) == expected
