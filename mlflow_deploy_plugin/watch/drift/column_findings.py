@@ -303,11 +303,13 @@ def judge_columns(
     columns: dict[tuple[str, str | bool], _ScoredColumn] = {}
     for column in sorted(scored, key=lambda column: -column.ratio):
         columns.setdefault((column.group.segment, column.is_relation or column.name), column)
-    drifted = [each for each in columns.values() if each.is_drifted and not each.is_relation]
+    drifted = [
+        column for column in columns.values() if column.is_drifted and not column.is_relation
+    ]
     causes = {column.group.segment: column.name for column in reversed(drifted)}
-    of_all_rows = sum(not column.group.segment for column in drifted)
-    count = sum(1 for _ in without_projections(groups[0].columns))
-    figures = {"share_of_drifted_columns": of_all_rows / max(count, 1)}
+    share: float = sum(not column.group.segment for column in drifted)
+    share /= max(len([*without_projections(groups[0].columns)]), 1)
+    figures = {"share_of_drifted_columns": share}
     findings: list[Finding] = []
     for column in columns.values():
         comparison = column.comparison(start_us, season_us)

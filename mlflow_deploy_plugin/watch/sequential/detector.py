@@ -398,23 +398,23 @@ def limit_for(windows: Windows, rate: float) -> float:
 def _simulated_limit(windows: Windows, rate: float) -> float:
     """Return the limit by simulations of a reference and of the windows after it."""
     first = windows.reference
-    later = windows.phases[first - 1] + 1 + np.arange(_HORIZON)
-    phases = np.concatenate([windows.phases[:first], later % windows.season])
+    phases = windows.phases[first - 1] + 1 + np.arange(_HORIZON)
+    phases = np.concatenate([windows.phases[:first], phases % windows.season])
     levels, baseline = _reference_baseline(windows)
     levels = levels / windows.scales[:first]
-    correlation = baseline.correlation
-    innovations = (levels[1:] - correlation * levels[:-1]).astype(np.float32)
-    shape = (_SIMULATIONS, len(phases))
-    positions = np.random.default_rng(0).integers(0, len(innovations), shape)
+    correlation = baseline.correlation.astype(np.float32)
+    innovations = (levels[1:] - baseline.correlation * levels[:-1]).astype(np.float32)
+    rng = np.random.default_rng(0)
+    positions = rng.integers(0, len(innovations), (_SIMULATIONS, len(phases)))
     # The simulations of a block share memory. Only their statistics are kept.
     size = max(_BLOCK_CELLS // max(innovations.shape[1], 1), 1)
     statistics = []
     for block in range(0, _SIMULATIONS, size):
         # The simulated levels, [simulations, windows, m], have drawn innovations.
         drawn = innovations[positions[block : block + size]]
-        drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
+        drawn[:, 0] /= np.sqrt(1 - np.square(baseline.correlation))
         for window in range(1, len(phases)):
-            drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
+            drawn[:, window] += correlation * drawn[:, window - 1]
         drawn = remove_cycle(drawn, first, phases, windows.season)
         statistics.append(_statistics(drawn, windows))
     return _limit_at(rate, np.concatenate(statistics, axis=1))

@@ -207,17 +207,17 @@ class _Course:
         counted = share
         if key.column in _OF_CLASSES and key.figure == _METRIC:
             # A row counts most in the rarest class.
-            labels = [_levels(since, label) for label in self.keys if label.figure == LABEL]
-            counted = share * np.min(labels, axis=0, initial=1)
+            for label in self.keys:
+                if label.figure == LABEL:
+                    counted = np.minimum(counted, share * _levels(since, label))
         loss = _losses(_levels(since, key), sign)
         best = (loss * counted + lost.clip(max=0)).clip(0) / np.maximum(counted + lost, _SMALLEST)
         if key in _ERRORS and lost.max() <= 0:
             best = np.zeros_like(loss)
         usual = _figures(key, _losses(_levels(before, key), sign))
-        figures = _figures(key, loss)
         # The figure without its excuse stays close to the usual ones.
-        most = figures - usual.mean() + 2 * usual.std()
-        excuse: Array = shift.sign * np.minimum(figures - _figures(key, best), most).clip(0)
+        best = np.maximum(_figures(key, best), usual.mean() - 2 * usual.std())
+        excuse: Array = shift.sign * (_figures(key, loss) - best).clip(0)
         return excuse
 
     def causes(self, shift: Shift) -> Sequence[str]:
