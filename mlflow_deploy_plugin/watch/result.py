@@ -615,7 +615,7 @@ class WindowRequest:
             findings=ordered,
             figures={"rows": float(rows), **figures},
             notes=tuple(map(one_line, (*self.notes, *notes))),
-            estimate=estimate,
+            estimate=one_line(estimate),
             tried=self.tried,
             endpoint_created=self.endpoint_created,
             report=report or ReportData(),

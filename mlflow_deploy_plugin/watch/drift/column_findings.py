@@ -300,23 +300,18 @@ def judge_columns(
         for group in groups
         for name in group.columns
     ]
-    columns = []
-    segments_of_relations: set[str] = set()
+    columns: dict[tuple[str, str | bool], _ScoredColumn] = {}
     for column in sorted(scored, key=lambda column: -column.ratio):
-        if column.is_relation:
-            if column.group.segment in segments_of_relations:
-                continue
-            segments_of_relations.add(column.group.segment)
-        columns.append(column)
-    drifted = [column for column in columns if column.is_drifted and not column.is_relation]
-    causes: dict[str, str] = {}
-    for column in drifted:
-        causes.setdefault(column.group.segment, column.name)
-    own = list(without_projections(groups[0].columns))
-    of_all_rows = sum(not column.group.segment for column in drifted)
-    figures = {"share_of_drifted_columns": of_all_rows / max(len(own), 1)}
+        columns.setdefault((column.group.segment, column.is_relation or column.name), column)
+    drifted = [
+        column for column in columns.values() if column.is_drifted and not column.is_relation
+    ]
+    causes = {column.group.segment: column.name for column in reversed(drifted)}
+    share: float = sum(not column.group.segment for column in drifted)
+    share /= max(len([*without_projections(groups[0].columns)]), 1)
+    figures = {"share_of_drifted_columns": share}
     findings: list[Finding] = []
-    for column in columns:
+    for column in columns.values():
         comparison = column.comparison(start_us, season_us)
         figures |= column.metrics(comparison)
         for finding in column.findings(comparison):
@@ -454,7 +449,7 @@ class _ScoredColumn:
                 # otherwise of the figure.
                 needs_distribution = test.is_change or self.is_relation
                 if needs_distribution or comparison.explains(test.series.figure):
-                    change = comparison.change(test.check, test.value, test.usual)
+                    change = comparison.change(test.check, test.usual)
                 if not change and not needs_distribution:
                     change = _figure_change(test)
             yield Finding(
@@ -530,9 +525,9 @@ class _Comparison:
         share = _share(current.below + current.above, current)
         return f"{share} of rows are outside of {ranges} ({self.side}), {usual}"
 
-    def change(self, check: Check, value: float, usual: float) -> str:
-        """Return the change of the column; empty if unknown. `value` is the figure of
-        the check, and `usual` its mean in the reference's own windows.
+    def change(self, check: Check, usual: float) -> str:
+        """Return the change of the column; empty if unknown. `usual` is the mean of the
+        check's figure in the reference's own windows.
         """
         current = self.current
         if check == "distribution":

@@ -16,6 +16,7 @@ _FEW = 5
 _LONGEST = 80
 _FREQUENT = 0.05
 _RARE = 0.01
+"""The share in the reference up to which a frequent number is frozen."""
 _ERRORS = 4
 """The standard errors by which a share must exceed that in the reference."""
 _FACTORS = (0.001, 0.01, 0.1, 10, 100, 1_000, 60, 3_600, 1.609344, 2.54, 0.45359237, 0.3048)
@@ -40,30 +41,34 @@ def describe_values(before: ColumnValues, now: ColumnValues) -> str:
     simple change explains them.
     """
     old, new = (pd.Series(column.values).dropna() for column in (before, now))
-    usual, shares = (values.value_counts(normalize=True) for values in (old, new))
+    usual = old.value_counts(normalize=True)
+    shares = new.value_counts(normalize=True)
     if before.kind != now.kind or usual.empty or len(shares) < 2:
         return ""
     if len(usual) == 1:
         return f"constant {str(usual.index[0])[:_LONGEST]} until now, varies since"
-    earlier = usual.reindex(shares.index, fill_value=0.0).to_numpy()
-    if now.kind == "category" or len(usual) <= _FEW:
-        rises = shares.to_numpy() - earlier
-        least = np.maximum(earlier, _ERRORS * np.sqrt(earlier / len(new)))
-        # New values have a check of their own.
-        index = int(np.where((earlier > 0) & (rises >= least), rises, 0).argmax())
-        if rises[index] >= least[index] > 0:
-            value = shares.index[index]
-            name = f"{value:g}" if now.kind == "number" else repr(value[:_LONGEST])
-            return f"{name} {earlier[index]:.1%} → {shares.iloc[index]:.1%}, more often"
-    if now.kind == "category":
-        return ""
+    has_few = now.kind == "category" or len(usual) <= _FEW
+    earlier = usual.reindex(shares.index, fill_value=0.0)
+    # New values have a check of their own, except those between other numbers.
+    rises = (shares - earlier)[(earlier > 0) | (not has_few)]
+    least = np.maximum(earlier, _ERRORS * np.sqrt(earlier / len(new)))
+    rises = rises[rises >= least[rises.index]].nlargest(2)
+    named = ""
+    if len(rises) and (has_few or rises.iloc[0] > max(_FREQUENT, 3 * rises.iloc[1:].sum())):
+        value = rises.index[0]
+        named = repr(value[:_LONGEST]) if now.kind == "category" else f"{value:.6g}"
+        if has_few or earlier[value] > _RARE:
+            named += f" {earlier[value]:.1%} → {shares[value]:.1%}, more often"
+        else:
+            named = f"frozen at {named} in {shares[value]:.0%} of the rows"
+    if now.kind == "category" or (named and has_few):
+        return named
     decimals = _decimals(new.to_numpy())
     if decimals < _decimals(old.to_numpy()):
-        unit = f"multiples of {10.0**-decimals:,g}" if decimals else "integers"
-        return f"rounded to {unit}"
-    if shares.iloc[0] > max(_FREQUENT, 3 * shares.iloc[1]) and earlier[0] < _RARE:
-        return f"frozen at {shares.index[0]:.6g} in {shares.iloc[0]:.0%} of the rows"
-    return describe_unit(old.to_numpy(), new.to_numpy())
+        if decimals == 0:
+            return "rounded to integers"
+        return f"rounded to multiples of {10.0**-decimals:,g}"
+    return named or describe_unit(old.to_numpy(), new.to_numpy())
 
 
 def _decimals(values: Array) -> int:

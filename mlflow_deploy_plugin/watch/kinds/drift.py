@@ -65,10 +65,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
 from mlflow_deploy_plugin.watch.drift.value_changes import describe_repeats, describe_values
 from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.watch.history import NO_ROWS, usual_rows, with_history
-from mlflow_deploy_plugin.watch.kinds.performance import (
-    accuracy_changes,
-    describe_accuracy,
-)
+from mlflow_deploy_plugin.watch.kinds.performance import accuracy_changes, describe_accuracy
 from mlflow_deploy_plugin.watch.result import (
     UNDECIDED,
     Finding,
@@ -310,7 +307,8 @@ class WindowComparison:
             return findings, "", {}, ()
         notes: tuple[str, ...] = ()
         try:
-            accuracy = accuracy_changes(self.request, datetime.fromisoformat(min(starts)))
+            since = datetime.fromisoformat(min(starts))
+            accuracy = accuracy_changes(self.request.of_accuracy, since)
         except OnnxserveError as error:
             accuracy = Refused(error.message)
         if isinstance(accuracy, Refused):

@@ -62,7 +62,9 @@ _KEPT_CLASSES = 10
 _TICK = timedelta(microseconds=1)
 _HARMLESS_FALL = 0.1
 """The accuracy is unchanged if the interval of its estimate excludes a larger fall."""
-_CONFIDENCE = 0.95
+_RATE = 0.05
+"""The chance that any of the intervals of a window is wrong."""
+_MOST_DESCRIBED = 3
 _FEW_WINDOWS = (
     f"{MIN_LABELLED_WINDOWS} windows with labels before the change, and as many that show a small "
     "error of the estimate, are needed"
@@ -227,13 +229,14 @@ class AccuracyChange:
         """Return the change in words, such as `accuracy probably fell to 0.701 (0.680
         to 0.730), 0.834 before`.
         """
+        subject = f"accuracy {segment}" if segment else "accuracy"
         verb = "is probably unchanged:"
         if self.has_fallen:
             verb = "probably fell to"
         elif self.now.low > self.before:
             verb = "probably rose to"
         now = f"{self.now.value:.3f} ({self.now.low:.3f} to {self.now.high:.3f})"
-        return f"accuracy {segment} {verb} {now}, {self.before:.3f} before".replace("  ", " ")
+        return f"{subject} {verb} {now}, {self.before:.3f} before"
 
 
 def accuracy_changes(
@@ -241,10 +244,8 @@ def accuracy_changes(
     since: datetime,
 ) -> Mapping[str, AccuracyChange] | Refused:
     """Return the change of the accuracy since this time, for all rows (segment "") and
-    for the segments in which it is known. The request may be for another kind of
-    monitor. Labels since the change correct the estimate.
+    for the segments in which it is known. Labels since the change correct the estimate.
     """
-    request = request.of_accuracy
     if not request.labels.count:
         return Refused("the log has no labels")
     rows = request.log.labelled(
@@ -255,35 +256,33 @@ def accuracy_changes(
     window = _read_window(request, rows)
     if isinstance(window, Refused):
         return window
-    estimates = _estimate_window(window)
-    if isinstance(estimates, Refused):
-        return estimates
-    before = _estimate_window(window, since)
-    if isinstance(before, Refused):
-        return before
+    parts = []
+    for start in (request.window.start, since):
+        estimates = _estimate_window(window, start)
+        if isinstance(estimates, Refused):
+            return estimates
+        parts.append(estimates.parts)
     changes: dict[str, AccuracyChange] = {}
-    for (segment, judged_rows, estimated), (_, _, earlier) in zip(
-        estimates.parts, before.parts, strict=True
-    ):
-        now = estimated.measure("accuracy", judged_rows, _CONFIDENCE)
-        if isinstance(now, Refused) or len(earlier.accuracies) < MIN_LABELLED_WINDOWS:
+    for (segment, size, estimated), before in zip(*parts, strict=True):
+        now = estimated.measure("accuracy", size, 1 - _RATE / len(parts[0]))
+        if isinstance(now, Refused) or before[2].windows < MIN_LABELLED_WINDOWS:
             continue
-        change = AccuracyChange(float(np.mean(earlier.accuracies)), now)
+        change = AccuracyChange(float(np.mean(before[2].accuracies)), now)
         if change.has_fallen or change.before - now.low < _HARMLESS_FALL:
             changes[segment] = change
     return changes or Refused(_FEW_WINDOWS)
 
 
 def describe_accuracy(changes: Mapping[str, AccuracyChange]) -> str:
-    """Return the change for all rows, then for segments with a fall; empty if it is
-    unknown.
+    """Return the change for all rows, then for the first segments with a fall; empty if
+    it is unknown.
     """
     texts = [
         change.describe(segment)
         for segment, change in changes.items()
         if change.has_fallen or not segment
     ]
-    return f"{', '.join(texts)} ({_UNSEEN})" if texts else ""
+    return f"{', '.join(texts[:_MOST_DESCRIBED])} ({_UNSEEN})" if texts else ""
 
 
 def affordable_rows(request: WindowRequest) -> int:
@@ -419,7 +418,7 @@ def _usable_labels(window: _Window) -> _UsableLabels:
     notes = []
     classified = window.predictions.classified
     if classified is not None and classified.probabilities is not None:
-        joined = _join_earlier_windows(window, COMPLETE)
+        joined = _join_earlier_windows(window, COMPLETE, window.request.window.start)
         if joined is not None and joined.classified.probabilities is not None:
             complete = joined.earlier(
                 np.ones(len(joined.table), bool), window.request.spec.min_rows
@@ -506,7 +505,7 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     )
     if window.predictions.label_mismatch:
         missing += f"; {window.predictions.label_mismatch}"
-    estimates = _estimate_window(window)
+    estimates = _estimate_window(window, window.request.window.start)
     if isinstance(estimates, Refused):
         return _not_judged(window, f"{missing}; the metric is not estimated: {estimates.reason}")
     confidence = window.confidence(len(estimates.parts))
@@ -624,9 +623,9 @@ def _label_levels(window: _Window) -> Levels:
     return levels
 
 
-def _estimate_window(window: _Window, since: datetime | None = None) -> _Estimates | Refused:
+def _estimate_window(window: _Window, since: datetime) -> _Estimates | Refused:
     """Return the estimates for all rows and for each segment, validated on the same
-    segment of windows of the version before `since`, by default before this window.
+    segment of windows of the version before `since`.
     """
     classified = window.predictions.classified
     if classified is None:
@@ -647,8 +646,8 @@ def _estimate_window(window: _Window, since: datetime | None = None) -> _Estimat
     joined = _join_earlier_windows(
         window,
         COMPLETE if spec.labels == "reported" else 0.0,
-        spec.labels_within or "0s",
         since,
+        spec.labels_within or "0s",
     )
     if joined is None:
         return Refused("the rows of earlier windows do not match this window")
@@ -670,8 +669,8 @@ def _estimate_window(window: _Window, since: datetime | None = None) -> _Estimat
 def _join_earlier_windows(
     window: _Window,
     least_share: float,
+    since: datetime,
     wait: str = "0s",
-    since: datetime | None = None,
 ) -> _JoinedWindows | None:
     """Return the window's rows with the labelled rows of the latest earlier windows
     that have enough labels and that the same version has answered. Windows in which
@@ -681,16 +680,14 @@ def _join_earlier_windows(
 
     Args:
         least_share: the smallest share of labelled rows in an earlier window.
+        since: the start of the first window that is not earlier.
         wait: the time until labels are available.
-        since: the start of the first window that is not earlier; by default the
-            start of the judged window.
     """
     request = window.request
     spec = request.spec
     tables = [window.rows.table]
     skipped = 0
-    earlier = _earlier_windows(request, wait, since or request.window.start)
-    for past in islice(earlier, _LOOKED_AT):
+    for past in islice(_earlier_windows(request, wait, since), _LOOKED_AT):
         rows = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if rows is None:
             continue

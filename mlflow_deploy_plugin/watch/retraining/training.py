@@ -102,9 +102,8 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
     }
     if plan.sample is not None:
         detail |= {"sample": plan.sample, "data_digest": data.digest}
-        sample_file = folder / "sample.json"
-        sample_file.write_text(json.dumps(detail | data.sample, indent=2))
-        process.log_file(run_id, sample_file)
+        (folder / "sample.json").write_text(json.dumps(detail | data.sample, indent=2))
+        process.log_file(run_id, folder / "sample.json")
     running = replace(retraining, state="running", run_id=run_id, figures=figures, reason="")
     trained_on = f"{data.rows:,} labelled rows up to {data.window.end_text}"
     if data.hidden:
@@ -125,7 +124,7 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
         why=f"retraining {retraining.id} trains on {trained_on}",
         detail=detail,
     )
-    if context.write(running, event) is not None:
+    if context.write(running, event):
         process.start(plan, run_id, parameters, folder)
 
 

@@ -22,10 +22,8 @@ simulations, monitors with a budget of 4 alarms per year were red on 8 % to 12 %
 days without a shift.
 """
 
-import copy
 import hashlib
 import math
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -56,11 +54,10 @@ _HORIZON = 365
 _LIMITS = np.linspace(1.0, 14.0, 53)
 _FEWEST_ALARMS = 8
 _KEPT_LIMITS = 64
-_MOST_KEPT_FIGURES = 3_000_000
-"""The number of figures above which a course is not kept, 41 bytes each."""
+_LARGEST_LIMIT = 100.0
 known_limits: dict[str, float] = {}
 """The limits by a digest of all that they depend on, the last used at the end. They are
-derived data, which may be lost.
+derived data, which may be lost, or come from the store.
 """
 CONFIRMED_IN = 14
 _CONFIRMED = math.log(100)
@@ -165,13 +162,8 @@ class Shift:
         return odds < 0 and bool(is_refuted)
 
 
-_last_tracked: "deque[Tracking]" = deque(maxlen=2)
-"""The last courses in this process: that of the windows, and that of the reference."""
-
-
 def track(windows: Windows, limit: float, unusual: Array | float = math.inf) -> "Tracking":
-    """Follow all windows after the reference. A course of the same figures until an
-    earlier window is continued.
+    """Follow all windows after the reference.
 
     Args:
         limit: the logarithm of the statistic above which an alarm begins.
@@ -179,16 +171,8 @@ def track(windows: Windows, limit: float, unusual: Array | float = math.inf) -> 
             unusual.
     """
     tracking = Tracking(windows, limit, unusual)
-    now = windows.reference
-    for kept in [*_last_tracked]:
-        if kept.is_part_of(tracking):
-            now = len(kept.levels)
-            tracking = kept.extended(tracking)
-            break
-    for window in range(now, len(windows.values)):
+    for window in range(windows.reference, len(windows.values)):
         tracking.add(window)
-    if windows.values.size <= _MOST_KEPT_FIGURES:
-        _last_tracked.append(tracking)
     return tracking
 
 
@@ -238,35 +222,6 @@ class Tracking:
         self.alarms: list[int] = []
         self.red: list[int] = []
         self.statistic = -math.inf
-
-    def is_part_of(self, other: "Tracking") -> bool:
-        """Return True if the windows of this course are the first ones of the other,
-        with the same figures, settings and accepted baselines.
-        """
-        count = len(self.levels)
-        parts = []
-        for each in (self, other):
-            windows = vars(each._windows)
-            cut = {name: windows[name][:count] for name in ("values", "phases", "gaps", "scales")}
-            cut["trends"] = np.broadcast_to(windows["trends"], each._windows.values.shape)[:count]
-            # A later window begins no baseline yet.
-            restarts = np.minimum(windows["restarts"], count)
-            part = {**windows, **cut, "restarts": restarts, "limit": each._limit}
-            parts.append([*part.values(), each._unusual])
-        pairs = zip(*parts, strict=True)
-        return all(np.array_equal(mine, others, equal_nan=True) for mine, others in pairs)
-
-    def extended(self, other: "Tracking") -> "Tracking":
-        """Return a copy of this course, which continues with the windows of the
-        other.
-        """
-        count = len(self.levels)
-        copied = copy.deepcopy(self, {id(self._windows): other._windows})
-        copied.levels = np.concatenate([self.levels, other.levels[count:]])
-        copied.lines = np.concatenate([self.lines, other.lines[count:]])
-        copied.innovations = np.concatenate([self.innovations, other.innovations[count:]])
-        copied._is_left_out = np.concatenate([self._is_left_out, other._is_left_out[count:]])
-        return copied
 
     def add(self, now: int) -> None:
         """Add the window with this index: restart accepted baselines, end shifts that
@@ -403,12 +358,7 @@ def _find_shifts(
         limit: the logarithm of the evidence above which a series is an alarm.
     """
     half = len(_SIZES)
-    by_sign = np.stack(
-        [
-            mass[:half].mean(axis=0),
-            mass[half:].mean(axis=0),
-        ]
-    )
+    by_sign = np.stack([mass[:half].mean(axis=0), mass[half:].mean(axis=0)])
     strongest = by_sign.max(axis=0)
     for series in np.argsort(-strongest, kind="stable").tolist():
         if strongest[series] < min(strongest.max(), math.exp(limit)):
@@ -451,7 +401,7 @@ def limit_for(windows: Windows, rate: float) -> float:
     digest.update(reference.is_upward.tobytes())
     key = digest.hexdigest()
     limit = known_limits.pop(key, math.nan)
-    if not math.isfinite(limit):
+    if not 0 < limit < _LARGEST_LIMIT:
         limit = _simulated_limit(reference, rate)
     if len(known_limits) >= _KEPT_LIMITS:
         known_limits.clear()
@@ -462,13 +412,12 @@ def limit_for(windows: Windows, rate: float) -> float:
 def _simulated_limit(windows: Windows, rate: float) -> float:
     """Return the limit by simulations of a reference and of the windows after it."""
     first = windows.reference
-    season = windows.season
-    later = (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season
-    phases = np.concatenate([windows.phases[:first], later])
+    phases = windows.phases[first - 1] + 1 + np.arange(_HORIZON)
+    phases = np.concatenate([windows.phases[:first], phases % windows.season])
     levels, baseline = _reference_baseline(windows)
     levels = levels / windows.scales[:first]
-    correlation = baseline.correlation
-    innovations = (levels[1:] - correlation * levels[:-1]).astype(np.float32)
+    correlation = baseline.correlation.astype(np.float32)
+    innovations = (levels[1:] - baseline.correlation * levels[:-1]).astype(np.float32)
     rng = np.random.default_rng(0)
     positions = rng.integers(0, len(innovations), (_SIMULATIONS, len(phases)))
     # The simulations of a block share memory. Only their statistics are kept.
@@ -477,11 +426,11 @@ def _simulated_limit(windows: Windows, rate: float) -> float:
     for block in range(0, _SIMULATIONS, size):
         # The simulated levels, [simulations, windows, m], have drawn innovations.
         drawn = innovations[positions[block : block + size]]
-        drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
+        drawn[:, 0] /= np.sqrt(1 - np.square(baseline.correlation))
         for window in range(1, len(phases)):
-            drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
-        drawn = remove_cycle(drawn, first, phases, season)
-        statistics.append(_statistics(drawn, first, season, windows))
+            drawn[:, window] += correlation * drawn[:, window - 1]
+        drawn = remove_cycle(drawn, first, phases, windows.season)
+        statistics.append(_statistics(drawn, windows))
     return _limit_at(rate, np.concatenate(statistics, axis=1))
 
 
@@ -537,15 +486,13 @@ def _limit_at(rate: float, statistics: Array) -> float:
     return float(_LIMITS[count - 1] + (target - logs[-1]) / min(slope, -0.2))
 
 
-def _statistics(levels: Array, first: int, season: int, windows: Windows) -> Array:
+def _statistics(levels: Array, windows: Windows) -> Array:
     """Return the logarithm of the statistic without restarts, [windows, simulations];
     `levels` is [simulations, N, m].
     """
-    baseline = RunningBaseline(
-        levels[:, :first],
-        season,
-        windows.floors.astype(np.float32),
-    )
+    first = windows.reference
+    floors = windows.floors.astype(np.float32)
+    baseline = RunningBaseline(levels[:, :first], windows.season, floors)
     theta = _THETA.astype(np.float32)
     mass = np.zeros((len(levels), len(theta), levels.shape[2]), np.float32)
     statistics = []

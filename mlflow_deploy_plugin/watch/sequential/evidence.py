@@ -139,7 +139,7 @@ class Evidence:
                 effects={key: float(effect) for key, effect in document.get("effects", {}).items()},
                 limits={key: float(limit) for key, limit in document.get("limits", {}).items()},
             )
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
             return cls()
 
 

@@ -30,7 +30,7 @@ _NAMES: Mapping[str, str] = {
     "level": "mean",
     MEAN: "mean of all values",
     SPREAD: "deviation",
-    MODE: "share of the most frequent interval, relative to the reference",
+    MODE: "frequency of the most frequent values (1 in the reference)",
     MISSING: "share of missing values",
     NEW: "share of new values",
     OUTSIDE: "share out of range",
@@ -40,7 +40,6 @@ _DIRECTIONS: Mapping[str, tuple[str, str]] = {
     "level": ("higher", "lower"),
     MEAN: ("higher", "lower"),
     SPREAD: ("wider", "narrower"),
-    MODE: ("more often", "less often"),
     DISTANCE: ("farther", "closer"),
     MISSING: ("more", "fewer"),
 }
@@ -156,7 +155,9 @@ def shown_deviation(figure: str, usual: float, deviation: float) -> str:
 
 def describe_figure(figure: str, name: FigureName, before: float, now: float) -> str:
     """Return the change of a figure in words, such as `mean 3.2 → 8.9, higher`."""
-    up, down = _DIRECTIONS.get(figure, _OF_SHARES)
-    direction = up if now > before else down
     first = shown_figure(figure, before)
-    return f"{name.in_change} {first} → {shown_figure(figure, now)}, {direction}"
+    last = shown_figure(figure, now)
+    if figure == MODE:
+        return f"the most frequent values are {last} times as frequent as in the reference"
+    up, down = _DIRECTIONS.get(figure, _OF_SHARES)
+    return f"{name.in_change} {first} → {last}, {up if now > before else down}"

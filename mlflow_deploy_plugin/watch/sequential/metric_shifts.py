@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 
 import numpy as np
 
@@ -49,7 +48,6 @@ PREDICTED = "predicted"
 """The share of a class among the labels and among the predictions."""
 LABELLED = SeriesKey("", "labelled")
 """The share of rows with a label."""
-_NO_LABELS: Levels = MappingProxyType({})
 _MOST_CLASSES = 4
 _MOVED = 2.5
 """The standard errors by which a figure differs from the 20 windows before a shift, if
@@ -205,6 +203,7 @@ class _Course:
         since = self.windows[shift.onset : shift.onset + FEWEST_WINDOWS]
         share = _levels(since, LABELLED)
         lost = _levels(before, LABELLED).mean() - share
+        lost = lost.clip(0) if lost.mean() > 0 else lost.clip(max=0)
         counted = share
         if key.column in _OF_CLASSES and key.figure == _METRIC:
             # A row counts most in the rarest class.
@@ -212,18 +211,13 @@ class _Course:
                 if label.figure == LABEL:
                     counted = np.minimum(counted, share * _levels(since, label))
         loss = _losses(_levels(since, key), sign)
-        if lost.mean() > 0:
-            best = loss * counted / np.maximum(counted + lost.clip(0), _SMALLEST)
-        elif key in _ERRORS:
+        best = (loss * counted + lost.clip(max=0)).clip(0) / np.maximum(counted + lost, _SMALLEST)
+        if key in _ERRORS and lost.max() <= 0:
             best = np.zeros_like(loss)
-        else:
-            rest = np.maximum(counted + lost.clip(max=0), _SMALLEST)
-            best = (loss * counted + lost.clip(max=0)).clip(0) / rest
         usual = _figures(key, _losses(_levels(before, key), sign))
-        figures = _figures(key, loss)
         # The figure without its excuse stays close to the usual ones.
-        most = figures - usual.mean() + 2 * usual.std()
-        excuse: Array = shift.sign * np.minimum(figures - _figures(key, best), most).clip(0)
+        best = np.maximum(_figures(key, best), usual.mean() - 2 * usual.std())
+        excuse: Array = shift.sign * (_figures(key, loss) - best).clip(0)
         return excuse
 
     def causes(self, shift: Shift) -> Sequence[str]:

@@ -187,17 +187,6 @@ def _change_since(course: Course, series: FigureSeries, onset: int) -> tuple[flo
     return deviations, _describe_change(course, series, now - above, now)
 
 
-def has_quality_shift(course: Course, key: str) -> bool:
-    """Return True if a shift of the column (`alarm_key`) is itself a sign of harm."""
-    newest = course.windows.values[-1]
-    of_column = [
-        shift.series for shift in course.tracking.shifts if course.series[shift.series].key == key
-    ]
-    return any(
-        newest[index] > QUALITY.get(course.series[index].figure, math.inf) for index in of_column
-    )
-
-
 def _make_finding(course: Course, shift: Shift) -> Finding:
     """Return the finding about a shift: its median size since it began, and the
     interval in which it began.
@@ -211,11 +200,9 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
             change = f"{moved}; {change}"
         elif abs(size) > _CLIPPED * abs(deviations):
             change = moved
-    baseline = course.tracking.baseline
-    levels = course.tracking.levels[shift.onset :, shift.series]
-    is_known = np.isfinite(course.values[shift.onset :, shift.series])
-    above = levels[is_known] - baseline.mean[shift.series]
-    change += _describe_slope(course, shift.series, above)
+    change += _describe_slope(course, shift)
+    newest = course.windows.values[-1]
+    shifted = [(each.series, course.series[each.series]) for each in course.tracking.shifts]
     onset = _onset(course, shift)
     return Finding(
         subject=shown_name(series.column),
@@ -234,17 +221,22 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         since_range=(onset.earliest.isoformat(), onset.latest.isoformat()),
         measure=figure_name(series, course.reference.bins).text,
         unit="SD",
-        is_quality=has_quality_shift(course, series.key),
+        is_quality=any(
+            newest[index] > QUALITY.get(of_column.figure, math.inf)
+            for index, of_column in shifted
+            if of_column.key == series.key
+        ),
     )
 
 
-def _describe_slope(course: Course, index: int, above: Array) -> str:
-    """Return the change of a series' slope in words; empty without a trend.
-
-    Args:
-        above: the figure above its line in the windows since the shift, [N].
+def _describe_slope(course: Course, shift: Shift) -> str:
+    """Return the change of a series' slope since a shift in words; empty without a
+    trend.
     """
+    index = shift.series
     slope = np.broadcast_to(course.levels.slopes, len(course.series))[index]
+    is_known = np.isfinite(course.values[shift.onset :, index])
+    above = course.tracking.levels[shift.onset :, index][is_known]
     if not slope or len(above) < 2:
         return ""
     slope = slope + np.diff(course.tracking.lines[-2:, index])[0]

@@ -3,7 +3,6 @@ shifts, and accepted baselines.
 """
 
 import tracemalloc
-from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -124,52 +123,12 @@ def test_accepted_baseline_ignores_unknown_windows():
     assert np.abs(track(windows, np.inf).innovations[:, 3]).max() < 4
 
 
-def first_windows(windows, count):
-    """Return the first windows, in arrays of their own."""
-    names = ("values", "phases", "gaps", "scales")
-    cut = {name: getattr(windows, name)[:count].copy() for name in names}
-    trends = np.broadcast_to(windows.trends, windows.values.shape)[:count]
-    return replace(windows, **cut, trends=trends, restarts=np.minimum(windows.restarts, count))
-
-
-def state_of(tracking):
-    shifts = [repr(vars(shift)) for shift in tracking.shifts]
-    whole = {**vars(tracking), **vars(tracking.baseline), **vars(tracking._line), "shifts": shifts}
-    objects = ("_windows", "baseline", "_line")
-    return {name: value for name, value in whole.items() if name not in objects}
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_continued_course_equals_a_new_one(seed, monkeypatch):
-    rng = np.random.default_rng(seed)
-    windows = shifted(days(seed, 60, weekend=seed), 10 * seed, by=2.0, until=45)
-    windows.values[rng.random(windows.values.shape) < 0.05] = np.nan
-    windows.scales[:] = rng.uniform(0.8, 2, windows.scales.shape)
-    windows.gaps[REFERENCE + 30] = 3
-    windows.restarts[1] = REFERENCE + 40
-    trends = np.zeros_like(windows.values)
-    trends[:, 0] = np.arange(len(trends))
-    windows = replace(windows, trends=trends)
-    continued = []
-    monkeypatch.setattr(detector, "_last_tracked", deque(maxlen=2))
-    for count in [*range(REFERENCE + 1, REFERENCE + 50), REFERENCE + 60]:
-        continued.append(track(first_windows(windows, count), 4.0, 3.5))
-        track(replace(first_windows(windows, REFERENCE), reference=40), 4.0)
-        if count == REFERENCE + 20:  # An earlier window is judged again, with other rows.
-            windows.values[REFERENCE + 15] += 0.5
-
-    for tracking in continued[-30:]:
-        monkeypatch.setattr(detector, "_last_tracked", deque(maxlen=2))
-        anew = track(first_windows(windows, len(tracking.levels)), 4.0, 3.5)
-        np.testing.assert_equal(state_of(tracking), state_of(anew))
-    assert any(tracking.alarms for tracking in continued)
-
-
-@pytest.mark.parametrize("cells", [1, 7 * COLUMNS, 1_000_000])
-def test_limit_is_the_same_in_blocks(monkeypatch, cells):
+@pytest.mark.parametrize(("cells", "stored"), [(1, np.nan), (7 * COLUMNS, 1e9), (1_000_000, -1.0)])
+def test_limit_is_the_same_in_blocks(monkeypatch, cells, stored):
+    """A stored limit that no simulation returns is not used."""
     windows = days(12, 0, weekend=2.0)
     expected = limit_for(windows, YEARLY)
-    monkeypatch.setattr(detector, "known_limits", dict.fromkeys(detector.known_limits, np.nan))
+    monkeypatch.setattr(detector, "known_limits", dict.fromkeys(detector.known_limits, stored))
     monkeypatch.setattr(detector, "_BLOCK_CELLS", cells)
 
     assert limit_for(windows, YEARLY) == expected

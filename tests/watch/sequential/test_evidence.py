@@ -45,6 +45,7 @@ def test_evidence_round_trips_without_unknown_levels():
         {"shifts": {"x/level": "last week"}},
         {"limits": {"digest": "high"}},
         {"limits": [7.25]},
+        {"limits": {"digest": 10**400}},
     ],
 )
 def test_unreadable_evidence_is_empty(wrong):

@@ -100,8 +100,8 @@ def test_interval_includes_a_gap_before_the_shift(stream):
         (
             lambda rows: {**rows, "temp": np.rint(rows["temp"])},
             "temp",
-            "more often",
-            "share of the most frequent interval, relative to the reference",
+            "times as frequent as in the reference",
+            "frequency of the most frequent values (1 in the reference)",
         ),
     ],
 )
