@@ -60,7 +60,7 @@ def describe_values(before: ColumnValues, now: ColumnValues) -> str:
         if has_few or earlier[value] > _RARE:
             named += f" {earlier[value]:.1%} → {shares[value]:.1%}, more often"
         else:
-            named = f"frozen at {named} in {shares[value]:.0%} of the rows"
+            named = f"frozen at {named} in {(now.values == value).mean():.0%} of the rows"
     if now.kind == "category" or (named and has_few):
         return named
     decimals = _decimals(new.to_numpy())
