@@ -156,6 +156,7 @@ def test_both_sides_sample_the_same_rows(endpoint, monkeypatch):
 
     judged = judge(endpoint.ask(**AGREE))
 
-    assert 125 <= judged.rows == judged.figures["compared_rows/candidate"] <= 250
+    # The hash of an id chooses 125 rows of each side, more or less.
+    assert 90 <= judged.rows == judged.figures["compared_rows/candidate"] <= 250
     assert finding(judged, "disagreement").value == pytest.approx(0.1, abs=0.05)
     assert any("of 2,000 rows, including shadow rows, " in note for note in judged.notes)
