@@ -11,11 +11,11 @@ from functools import cache
 from ipaddress import ip_address
 from itertools import pairwise
 from math import ceil
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
@@ -212,6 +212,11 @@ def split_providers(value: object) -> object:
     if type(entries) is list:
         return [{entry: {}} if isinstance(entry, str) else entry for entry in entries]
     return entries
+
+
+_ItemT = TypeVar("_ItemT")
+ListOf = Annotated[tuple[_ItemT, ...], BeforeValidator(split_list)]
+"""A list that may be a text with commas."""
 
 
 @cache
