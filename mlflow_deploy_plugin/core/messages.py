@@ -7,9 +7,9 @@ import re
 from collections.abc import Container, Iterable
 from itertools import islice
 
-_LEAST_LIKENESS = 0.7
+_LEAST_LIKENESS = 0.65
 """The lowest `difflib.SequenceMatcher.ratio` of a suggestion. That of `lsit` and `list`
-is 0.75, that of `silence` and `size` 0.55.
+is 0.75, of `bb` and `b` 0.67, of `silence` and `size` 0.55.
 """
 _MOST_COMPARED = 2000
 _MOST_CHARACTERS = 100
