@@ -122,11 +122,7 @@ def join_names(names: Iterable[str], name: str = "") -> str:
     all_names = list(names)
     if len(all_names) <= _MOST_LISTED:
         return ", ".join(all_names)
-    first = closest_match(name, all_names) if name else None
-    if first is None:
-        listed = all_names[:_MOST_LISTED]
-    else:
-        listed = list(dict.fromkeys([first, *all_names]))[:_MOST_LISTED]
+    listed = [*dict.fromkeys(close_matches(name, all_names, 1) + all_names)][:_MOST_LISTED]
     return f"{', '.join(listed)} and {len(all_names) - len(listed)} more"
 
 

@@ -234,16 +234,11 @@ MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
 }
 """The metrics for the `require` of a monitor, by kind of monitor."""
 
-_READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
-    "reference": ("drift",),
-    "columns": ("drift",),
-    "season": ("drift",),
-    "alert_on": ("drift",),
-    "labels": ("performance",),
-    "labels_within": ("performance",),
-    "estimate": ("performance",),
+_READ_BY: Mapping[str, MonitorKind] = {
+    **dict.fromkeys(("reference", "columns", "season", "alert_on"), "drift"),
+    **dict.fromkeys(("labels", "labels_within", "estimate"), "performance"),
 }
-"""The fields that only some kinds of monitors use. All other kinds of monitors refuse
+"""The fields that only one kind of monitors uses. All other kinds of monitors refuse
 the fields.
 """
 
@@ -400,16 +395,11 @@ class MonitorSpec(SpecPart):
         """
         if not self.require and self.kind != "drift":
             raise ValueError(f"a monitor of kind {self.kind} needs requirements in `require`")
-        for name, kinds in _READ_BY.items():
-            if (
-                self.kind not in kinds
-                and getattr(self, name) != type(self).model_fields[name].default
-            ):
-                plural = "s" if len(kinds) > 1 else ""
-                takers = f"kind{plural} {', '.join(kinds)}"
+        for name, kind in _READ_BY.items():
+            if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"a monitor of kind {self.kind} does not accept `{name}`, which is for "
-                    f"{takers}",
+                    f"a monitor of kind {self.kind} does not accept `{name}`, which is for kind "
+                    f"{kind}",
                 )
         if self.is_rolling:
             validate_lag(self.reference_value, self.every)

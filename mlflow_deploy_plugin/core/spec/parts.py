@@ -334,10 +334,9 @@ class ServerSpec(SpecPart):
         if (self.jwt_issuer is None) != (self.jwt_audience is None):
             raise ValueError("jwt_issuer and jwt_audience must be set together")
         for first, other in combinations(("port", "grpc_port", "metrics_port"), 2):
-            if getattr(self, first) is not None and getattr(self, first) == getattr(self, other):
-                raise ValueError(
-                    f"{first} and {other} are both {getattr(self, first)}; they must differ",
-                )
+            port = getattr(self, first)
+            if port is not None and port == getattr(self, other):
+                raise ValueError(f"{first} and {other} are both {port}; they must differ")
         return self
 
     @property

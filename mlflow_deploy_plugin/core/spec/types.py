@@ -190,10 +190,7 @@ def duration_text(seconds: int) -> str:
     """Return a duration as a text with a whole number of the largest possible unit up
     to a day, e.g. `"7d"`.
     """
-    unit = max(
-        (key for key in "smhd" if seconds % _SECONDS[key] == 0),
-        key=_SECONDS.__getitem__,
-    )
+    unit = next(key for key in "dhms" if seconds % _SECONDS[key] == 0)
     return f"{seconds // _SECONDS[unit]}{unit}"
 
 
