@@ -7,9 +7,9 @@ import re
 from collections.abc import Container, Iterable
 from itertools import islice
 
-_LEAST_LIKENESS = 0.7
+_LEAST_LIKENESS = 0.65
 """The lowest `difflib.SequenceMatcher.ratio` of a suggestion. That of `lsit` and `list`
-is 0.75, that of `silence` and `size` 0.55.
+is 0.75, of `bb` and `b` 0.67, of `silence` and `size` 0.55.
 """
 _MOST_COMPARED = 2000
 _MOST_CHARACTERS = 100
@@ -122,11 +122,7 @@ def join_names(names: Iterable[str], name: str = "") -> str:
     all_names = list(names)
     if len(all_names) <= _MOST_LISTED:
         return ", ".join(all_names)
-    first = closest_match(name, all_names) if name else None
-    if first is None:
-        listed = all_names[:_MOST_LISTED]
-    else:
-        listed = list(dict.fromkeys([first, *all_names]))[:_MOST_LISTED]
+    listed = [*dict.fromkeys(close_matches(name, all_names, 1) + all_names)][:_MOST_LISTED]
     return f"{', '.join(listed)} and {len(all_names) - len(listed)} more"
 
 

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.steps import steps_digest
+from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
 from tests.support.commands import done
 from tests.support.servers import single_model
 from tests.support.tracking import pass_gate
@@ -82,6 +83,26 @@ def test_each_model_is_served_and_followed(registry, serve, tmp_path):
 
 
 @pytest.mark.long
+@NEEDS_CHROMIUM
+def test_front_page_is_accessible_and_leads_to_models(registry, serve):
+    name = "<img src=x onerror=alert(1)>"
+    registry([name, *HOSTILE])
+    served = serve("--registry", "@champion").wait_ready()
+    with chromium() as browser:
+        page = browser.new_page()
+        page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+        page.goto(served.url)
+        assert accessibility_findings(page) == []
+        page.set_viewport_size({"width": 360, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.locator("tbody tr").count() == 1 + len(HOSTILE)
+        page.get_by_role("link", name=name).click()
+        assert page.get_by_role("button", name="Predict").is_visible()
+        page.goto(served.url)
+        assert "in memory" in page.locator("tbody tr").first.inner_text()
+
+
+@pytest.mark.long
 def test_broken_version_affects_no_other(registry, serve, tmp_path):
     client = registry(["team-a", "team-b", "elsewhere"])
     broken = shutil.copytree(single_model(tmp_path / "good"), tmp_path / "broken")
@@ -112,7 +133,7 @@ def test_broken_version_affects_no_other(registry, serve, tmp_path):
 @pytest.mark.long
 def test_keys_and_gate_hold_for_each_model(registry, serve):
     registry(["team-a", "team-b"])
-    key = done("keys create shop --endpoint team-a").strip()
+    key = done("keys create shop --endpoint team-a --scope infer --scope read").strip()
     reader = {"Authorization": f"Bearer {done('keys create reader --scope read').strip()}"}
     options = ("-C", "server.api_keys=true", "-C", "require=gate=passed")
     served = serve("--registry", "@champion", *options).wait_ready()
@@ -121,6 +142,9 @@ def test_keys_and_gate_hold_for_each_model(registry, serve):
     wait_until(lambda: ask(served, "team-a", **mine).status_code == 503, 20, "the key is known")
     assert "gate" in ask(served, "team-a", **mine).json()["message"]
     assert ask(served, "team-b", **mine).status_code == 403
+    seen = [requests.get(served.url, headers=headers, timeout=30) for headers in (mine, reader)]
+    assert [page.status_code for page in seen] == [403, 200]
+    assert ["team-b" in page.text for page in seen] == [False, True]
     pass_gate("team-a", "1")
     wait_until(lambda: ask(served, "team-a", **mine).status_code == 200, 60, "passed")
     page = requests.get(f"{served.url}/metrics", headers=reader, timeout=30).text

@@ -562,7 +562,7 @@ def find_login() -> "Login":
     addresses = [
         os.environ.get(variable, "") for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
     ]
-    if "mlflow" not in sys.modules and not any(address.startswith("http") for address in addresses):
+    if "mlflow" not in sys.modules and not any(map(_is_web, addresses)):
         return Login()  # The import of MLflow takes a second.
     with suppress(OnnxserveError):
         document = app_document("the name of the caller", CALLER, "GET", {}, _CALLER_SECONDS)

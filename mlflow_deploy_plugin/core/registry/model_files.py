@@ -23,7 +23,18 @@ from mlflow_deploy_plugin.core.errors import (
     SignatureRefused,
 )
 from mlflow_deploy_plugin.core.messages import did_you_mean
-from mlflow_deploy_plugin.core.registry import connection
+from mlflow_deploy_plugin.core.registry.connection import (
+    check_address,
+    harden_mlflow_client,
+    ignore_warnings,
+    no_request_timeout,
+    redact_credentials,
+    refuse_folder,
+    registry_client,
+    registry_errors,
+    rest_client,
+    store_failure,
+)
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.settings import local_path
 from mlflow_deploy_plugin.core.signatures import BUNDLE, UNSIGNED, Signature, Trust, read_bundle
@@ -78,7 +89,7 @@ def download(source: str, destination: Path) -> Path:
                 f"the files in {folder} cannot be copied: {reason}",
             ) from None
     else:
-        what = f"the files of {connection.redact_credentials(source)}"
+        what = f"the files of {redact_credentials(source)}"
         copied = fetch(location, destination, what)
     for path in copied.rglob("*"):
         if path.is_file() and is_extra_file(path.relative_to(copied)):
@@ -111,7 +122,7 @@ def fetch_bundle(source: str) -> bytes | None:
     """
     location = _location(source)
     folder = local_path(location)
-    what = f"{BUNDLE} of {connection.redact_credentials(source)}"
+    what = f"{BUNDLE} of {redact_credentials(source)}"
     with tempfile.TemporaryDirectory(prefix="onnxserve-signature-") as temporary:
         try:
             if folder is not None:
@@ -152,8 +163,8 @@ def add_file(source: str, file: Path) -> None:
     the errors of `download`.
     """
     location = _location(source)
-    what = f"{file.name} of {connection.redact_credentials(source)}"
-    with connection.registry_errors(what):
+    what = f"{file.name} of {redact_credentials(source)}"
+    with registry_errors(what):
         if (folder := local_path(location)) is not None:
             shutil.copy(file, folder)
             return
@@ -192,10 +203,10 @@ def fetch_mlmodel(source: str) -> "Model":
     from mlflow_deploy_plugin.core.mlmodel import MALFORMED, read_mlmodel
 
     location = _location(source)
-    what = f"the model {connection.redact_credentials(source)}"
+    what = f"the model {redact_credentials(source)}"
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder,
-        connection.registry_errors(what),
+        registry_errors(what),
     ):
         local = local_path(location) or fetch(f"{location}/MLmodel", Path(folder), what).parent
         document = read_mlmodel(local)
@@ -216,20 +227,20 @@ def _location(source: str) -> str:
     reference = parse_model_uri(source)
     location = source
     if reference.kind == "version":
-        with connection.registry_errors(f"model {reference.name} version {reference.selector}"):
+        with registry_errors(f"model {reference.name} version {reference.selector}"):
             location = str(
-                connection.registry_client().get_model_version_download_uri(
+                registry_client().get_model_version_download_uri(
                     reference.name,
                     reference.selector,
                 ),
             )
     elif reference.kind == "logged_model":
-        with connection.registry_errors(f"logged model {reference.name}"):
+        with registry_errors(f"logged model {reference.name}"):
             location = str(
-                connection.registry_client().get_logged_model(reference.name).artifact_location,
+                registry_client().get_logged_model(reference.name).artifact_location,
             )
     if location != source:
-        connection.refuse_folder(location)
+        refuse_folder(location)
     return location
 
 
@@ -263,26 +274,25 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     # Both clients would follow `..` out of the folder of a run, or of the copy.
     if scheme != "file" and ".." in unquote(location).split("/"):
         raise InvalidConfig(
-            f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; "
-            "remove it",
+            f"{what}: the path of {redact_credentials(location)} has a segment ..; remove it",
         )
-    if (client := connection.rest_client()) is not None and client.serves(location):
-        with connection.registry_errors(what), connection.no_request_timeout:
+    if (client := rest_client()) is not None and client.serves(location):
+        with registry_errors(what), no_request_timeout:
             return client.download(location, destination)
     # The import takes a second, and a model in a local folder does not need it.
     from mlflow.store.artifact.artifact_repository_registry import (
         get_registered_artifact_repositories,
     )
 
-    host = urlparse(connection.redact_credentials(location)).netloc
+    host = urlparse(redact_credentials(location)).netloc
     store = f"{scheme}://{host}" if host or scheme not in _THROUGH_MLFLOW else ""
     stores = get_registered_artifact_repositories()
     if scheme not in stores:
         hint = did_you_mean(scheme, stores, "s3, gs and other schemes are supported")
         raise InvalidConfig(f"{what}: MLflow has no artifact store for {scheme}:…{hint}")
     try:
-        with warnings.catch_warnings(), connection.no_request_timeout:
-            connection.ignore_warnings()
+        with warnings.catch_warnings(), no_request_timeout:
+            ignore_warnings()
             destination.mkdir(parents=True, exist_ok=True)
             repository, path = open_repository(location)
             return Path(repository.download_artifacts(path, str(destination)))
@@ -294,7 +304,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
             f"{what} need a package that is not installed ({error.name}): pip install {needed}",
         ) from None
     except Exception as error:  # noqa: BLE001 - each artifact store (boto3, GCS, Azure, …) has its own error classes
-        raise connection.store_failure(what, store, error) from None
+        raise store_failure(what, store, error) from None
 
 
 def open_repository(location: str) -> tuple["ArtifactRepository", str]:
@@ -317,17 +327,17 @@ def open_repository(location: str) -> tuple["ArtifactRepository", str]:
         ) -> "ArtifactRepository | None":
             model = super()._get_logged_model_artifact_repo(run_id, name)
             if model is not None:
-                connection.check_address(model.repo.artifact_uri, is_of_server=True)
+                check_address(model.repo.artifact_uri, is_of_server=True)
             return model
 
-    connection.harden_mlflow_client()
+    harden_mlflow_client()
     root, path = mlflow_private._get_root_uri_and_artifact_path(location)
-    connection.check_address(root, is_of_server=False)
+    check_address(root, is_of_server=False)
     scheme = urlparse(root).scheme
     repository = OwnRuns(root) if scheme == "runs" else get_artifact_repository(root)
     is_of_server = scheme in ("runs", "models")
     store: Any = getattr(repository, "repo", repository)
-    connection.check_address(store.artifact_uri, is_of_server)
+    check_address(store.artifact_uri, is_of_server)
     return repository, path
 
 

@@ -199,13 +199,6 @@ class ApprovalPolicy(SpecPart):
     """The time after which an approval expires, e.g. `72h`."""
 
 
-def _percent(share: object) -> object:
-    """Return the number of a text such as `5%`."""
-    if isinstance(share, str):
-        return share.removesuffix("%")
-    return share
-
-
 class UnapprovedPolicy(SpecPart):
     """The requests that versions without the required approvals may answer, for example
     in a rollout.
@@ -213,7 +206,9 @@ class UnapprovedPolicy(SpecPart):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    share: Annotated[float, BeforeValidator(_percent)] = Field(gt=0, le=100)
+    share: Annotated[float, BeforeValidator(lambda share: str(share).removesuffix("%"))] = Field(
+        gt=0, le=100
+    )
     """The largest share of an endpoint's requests, in percent, e.g. `5%`."""
     length: Duration = Field(alias="for")
     """The longest time since the first request that the version has answered, e.g.

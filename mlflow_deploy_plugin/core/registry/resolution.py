@@ -20,7 +20,6 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
     RegistryUnavailable,
 )
-from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.connection import (
     is_mlflow_set,
     is_unity_catalog,
@@ -35,6 +34,14 @@ from mlflow_deploy_plugin.core.registry.model_uri import (
     model_name,
     parse_model_uri,
     registered_meta,
+)
+from mlflow_deploy_plugin.core.registry.tags import (
+    GATE_POLICY_TAG,
+    GATE_TAG,
+    PASSED_WITHOUT_EVALUATION,
+    GateStatus,
+    gate_status_of,
+    names_dataset,
 )
 from mlflow_deploy_plugin.core.settings import absolute_path, active_workspace
 
@@ -53,7 +60,7 @@ _SHORT_PAGE = 20
 MLflow's basic auth needs 10 to 50 ms per model.
 """
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_UNREGISTERED = tags.GateStatus(False, "", "only a registered version can pass a gate")
+_UNREGISTERED = GateStatus(reason="only a registered version can pass a gate")
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class ResolvedModel:
     source: str
     followed: bool = False
     aspects: dict[str, str] = field(default_factory=dict)
-    gate_status: tags.GateStatus = _UNREGISTERED
+    gate_status: GateStatus = _UNREGISTERED
     registered_at: int = 0
 
     def __post_init__(self) -> None:
@@ -215,23 +222,23 @@ def _resolve_registered(model_uri: str, uri: ModelURI, client: "MlflowClient") -
         stage=stage_of(info),
         alias=uri.selector if uri.kind == "alias" else "",
         tag=uri.selector if uri.kind == "tag" else "",
-        gate=info.tags.get(tags.GATE_TAG),
+        gate=info.tags.get(GATE_TAG),
         run_id=info.run_id,
         model_id=info.source.removeprefix("models:/") if is_logged else "",
         parity=info.tags.get(PARITY_TAG),
         git_commit=info.tags.get(GIT_COMMIT_TAG),
     )
-    status = tags.gate_status_of(info.tags)
-    if status.state == tags.PASSED_WITHOUT_EVALUATION:
+    status = gate_status_of(info.tags)
+    if status.state == PASSED_WITHOUT_EVALUATION:
         with registry_errors(f"model {uri.name}"):
-            policy = client.get_registered_model(uri.name).tags.get(tags.GATE_POLICY_TAG, "")
+            policy = client.get_registered_model(uri.name).tags.get(GATE_POLICY_TAG, "")
         # If the policy has a dataset, a pass without an evaluation is void.
-        if tags.names_dataset(policy):
+        if names_dataset(policy):
             reason = (
                 f"it {status.state}, and the policy of {uri.name} now has a dataset; run "
                 "`onnxserve gate` again with a policy that does not skip the evaluation"
             )
-            status = tags.GateStatus(False, "", reason, report=status.report)
+            status = GateStatus(reason=reason, report=status.report)
     return ResolvedModel(
         model_uri,
         uri.name,

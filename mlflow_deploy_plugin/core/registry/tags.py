@@ -122,9 +122,9 @@ class GateStatus:
             digest.
     """
 
-    passed: bool
-    state: str
-    reason: str
+    passed: bool = False
+    state: str = ""
+    reason: str = ""
     report: str = ""
     digest: str = ""
 
@@ -140,7 +140,7 @@ class GateStatus:
             f"its files differ from the files that the gate judged ({compared}); restore the "
             "judged files, or judge the version again with `onnxserve gate`"
         )
-        return GateStatus(passed=False, state="", reason=reason, report=self.report)
+        return GateStatus(reason=reason, report=self.report)
 
 
 def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
@@ -152,7 +152,7 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
     reason = tags.get(GATE_REASON_TAG, "")
     report = tags.get(GATE_REPORT_TAG, "")
     if not state:
-        return GateStatus(passed=False, state="", reason="it has not been through the gate")
+        return GateStatus(reason="it has not been through the gate")
     digest = tags.get(GATE_DIGEST_TAG, "")
     if state in PASSED_STATES and not digest:
         command = "promote --force --why" if state == "forced" else "gate"
@@ -160,7 +160,7 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
             f"its verdict ({state}) has no digest of the judged files; run `onnxserve {command}` "
             "again"
         )
-        return GateStatus(passed=False, state="", reason=reason, report=report)
+        return GateStatus(reason=reason, report=report)
     return GateStatus(
         state in PASSED_STATES,
         state,

@@ -302,8 +302,8 @@ def _field_path(dotted: str, value: object, spec: EndpointSpec) -> list[str]:
         field = ".".join([path[0], "NAME", *path[2:]])
     elif path[:2] == ["capture", "sinks"]:
         field = ".".join(["capture.sinks.NAME", *path[3:]])
-    elif dotted.rpartition(".")[0] in _TABLES:
-        field = dotted.rpartition(".")[0] + _OF_TABLE
+    elif (table := dotted.rpartition(".")[0]) in _TABLES:
+        field = table + _OF_TABLE
     is_model = field == "variants.NAME.model" and path[1] in spec.variants
     is_parameter_of_project = len(path) == 5 and path[2:4] == ["retrain", "parameters"]
     is_removed = value == "" and f"{field}." in _PARTS and field not in _NOT_REMOVED

@@ -96,16 +96,15 @@ def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, .
             )
         numbers: set[float] = set()
         most = 1.0 if disturbance.is_share else _MAX_STRENGTH
-        expected = f"a number above 0, up to {most:g},"
-        if disturbance.is_share:
-            expected = "a share above 0, up to 1,"
+        kind = "share" if disturbance.is_share else "number"
         for strength in strengths:
             number = math.nan
             if not isinstance(strength, bool) and isinstance(strength, Real):
                 number = float(strength)
             if not 0 < number <= most:
                 raise InvalidConfig(
-                    f"{name} cannot have the strength {strength}; {expected} is expected",
+                    f"{name} cannot have the strength {strength}; a {kind} above 0, up to "
+                    f"{most:g}, is expected",
                 )
             numbers.add(number)
         checked[name] = tuple(sorted(numbers))

@@ -13,7 +13,7 @@ from math import ceil
 from operator import ge, gt, le, lt
 from typing import Annotated, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import did_you_mean
@@ -23,11 +23,11 @@ from mlflow_deploy_plugin.core.spec.types import (
     TIME_ZONE,
     Count,
     Duration,
+    ListOf,
     NonEmpty,
     SpecPart,
     length_of,
     rolling_span,
-    split_list,
     validate_crontab,
     validate_lag,
     validate_length,
@@ -205,7 +205,6 @@ Length = Annotated[Duration, AfterValidator(validate_length)]
 Reference = Annotated[str, StringConstraints(pattern=REFERENCE), AfterValidator(validate_reference)]
 Crontab = Annotated[str, AfterValidator(validate_crontab)]
 TimeZone = Annotated[str, StringConstraints(pattern=TIME_ZONE)]
-TextList = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 
 MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
     "performance": {
@@ -235,16 +234,11 @@ MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
 }
 """The metrics for the `require` of a monitor, by kind of monitor."""
 
-_READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
-    "reference": ("drift",),
-    "columns": ("drift",),
-    "season": ("drift",),
-    "alert_on": ("drift",),
-    "labels": ("performance",),
-    "labels_within": ("performance",),
-    "estimate": ("performance",),
+_READ_BY: Mapping[str, MonitorKind] = {
+    **dict.fromkeys(("reference", "columns", "season", "alert_on"), "drift"),
+    **dict.fromkeys(("labels", "labels_within", "estimate"), "performance"),
 }
-"""The fields that only some kinds of monitors use. All other kinds of monitors refuse
+"""The fields that only one kind of monitors uses. All other kinds of monitors refuse
 the fields.
 """
 
@@ -359,11 +353,11 @@ class MonitorSpec(SpecPart):
     """true: rows do not depend on neighbouring rows in time, so that a reference with
     fewer than 8 windows is divided at random.
     """
-    columns: TextList = ()
+    columns: ListOf[str] = ()
     """Columns to judge, including their parts (image.mean of image). Default: all
     columns.
     """
-    segment_by: TextList = ()
+    segment_by: ListOf[str] = ()
     """Columns for segments. Each value of such a column is judged separately, in
     addition to all rows.
     """
@@ -373,7 +367,7 @@ class MonitorSpec(SpecPart):
     """
     consecutive: int = Field(default=1, ge=1, le=100)
     """Number of consecutive windows for an alarm."""
-    require: TextList = ()
+    require: ListOf[str] = ()
     """Requirements: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05
     (shadow); p99<=0.2, error_rate<=0.01, flagged<=0.05 (service_level, in seconds and
     shares);
@@ -389,7 +383,7 @@ class MonitorSpec(SpecPart):
     """performance: use of an estimate if labels are missing. informs: the estimate is
     only reported; decides: it may also raise an alarm.
     """
-    alert: TextList = ()
+    alert: ListOf[str] = ()
     """Tags of the receivers in ONNXSERVE_ALERT_CONFIG. Default: all receivers."""
     retrain: RetrainSpec | None = None
     """Retraining that an alarm starts."""
@@ -401,16 +395,11 @@ class MonitorSpec(SpecPart):
         """
         if not self.require and self.kind != "drift":
             raise ValueError(f"a monitor of kind {self.kind} needs requirements in `require`")
-        for name, kinds in _READ_BY.items():
-            if (
-                self.kind not in kinds
-                and getattr(self, name) != type(self).model_fields[name].default
-            ):
-                plural = "s" if len(kinds) > 1 else ""
-                takers = f"kind{plural} {', '.join(kinds)}"
+        for name, kind in _READ_BY.items():
+            if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"a monitor of kind {self.kind} does not accept `{name}`, which is for "
-                    f"{takers}",
+                    f"a monitor of kind {self.kind} does not accept `{name}`, which is for kind "
+                    f"{kind}",
                 )
         if self.is_rolling:
             validate_lag(self.reference_value, self.every)

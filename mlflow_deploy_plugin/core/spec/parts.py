@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.core.spec.monitors import Length, MonitorSpec, TextList
+from mlflow_deploy_plugin.core.spec.monitors import Length, MonitorSpec
 from mlflow_deploy_plugin.core.spec.steps import STEPS_FILE, check_steps, steps_digest
 from mlflow_deploy_plugin.core.spec.types import (
     BUCKET_URI,
@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.core.spec.types import (
     VARIABLE_VALUE,
     Count,
     Duration,
+    ListOf,
     Memory,
     Name,
     NonEmpty,
@@ -46,7 +47,6 @@ from mlflow_deploy_plugin.core.spec.types import (
     SpecPart,
     length_of,
     memory_bytes,
-    split_list,
     split_providers,
 )
 
@@ -57,9 +57,7 @@ HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}$", t
 VariableName = Annotated[str, StringConstraints(pattern=VARIABLE)]
 VariableValue = Annotated[str, StringConstraints(pattern=VARIABLE_VALUE)]
 DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME)]
-NodeLabels = Annotated[
-    tuple[Annotated[str, StringConstraints(pattern=NODE_LABEL)], ...], BeforeValidator(split_list)
-]
+NodeLabels = ListOf[Annotated[str, StringConstraints(pattern=NODE_LABEL)]]
 Taint = Annotated[str, StringConstraints(pattern=TAINT)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda"]
@@ -145,10 +143,9 @@ class JobsSpec(SpecPart):
     """Maximum memory of each process of a job."""
     timeout: Duration = "1h"
     """Time after which a running job fails."""
-    uris: Annotated[
-        tuple[Annotated[str, StringConstraints(pattern=BUCKET_URI)], ...],
-        BeforeValidator(split_list),
-    ] = Field(default=(), max_length=64)
+    uris: ListOf[Annotated[str, StringConstraints(pattern=BUCKET_URI)]] = Field(
+        default=(), max_length=64
+    )
     """Addresses below which jobs may read and write with the server's credentials:
     s3://lake/in/,s3://lake/out/. Default: jobs have only uploads.
     """
@@ -217,10 +214,7 @@ class ServerSpec(SpecPart):
     CUDAExecutionProvider,CPUExecutionProvider. All except CPUExecutionProvider must
     compute a part of every model.
     """
-    device_ids: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=1023)], ...],
-        BeforeValidator(split_list),
-    ] = Field(default=(), max_length=64)
+    device_ids: ListOf[Annotated[int, Field(ge=0, le=1023)]] = Field(default=(), max_length=64)
     """GPUs to distribute the workers over: 0,1. Default: all workers use GPU 0."""
     provider_options: ProviderOptions = ProviderOptions()
     intra_op_num_threads: Count | None = None
@@ -237,7 +231,7 @@ class ServerSpec(SpecPart):
     """
     model_disk: Memory | None = None
     """Disk space of the models of a server of all registered models, e.g. 20GiB. The
-    files of the least recently used models are deleted. Default: no limit.
+    files of models that left the memory are deleted. Default: no limit.
     """
     max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     """Maximum size of a request body, and (at least 16777216) of the values of a
@@ -257,10 +251,7 @@ class ServerSpec(SpecPart):
     """explicit: all callers may load and unload endpoints (V2 model repository), except
     web pages of other origins.
     """
-    allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(split_list)] = Field(
-        default=(),
-        max_length=64,
-    )
+    allowed_hosts: ListOf[HostName] = Field(default=(), max_length=64)
     """Host names that callers may use for the routes that load and unload:
     flights.svc,models.example. IP addresses, localhost and `host` are always allowed.
     """
@@ -268,10 +259,7 @@ class ServerSpec(SpecPart):
     """Maximum number of rows in a batch of several requests; 1 disables batching.
     Default: 1 on a CPU, 32 on a GPU.
     """
-    preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(split_list)] = Field(
-        default=(),
-        max_length=16,
-    )
+    preferred_batch_size: ListOf[BatchSize] = Field(default=(), max_length=16)
     """Batch sizes that are computed immediately, without waiting for more rows: 8,32.
     """
     max_queue_delay_microseconds: int = Field(default=500, ge=0, le=10_000_000)
@@ -346,10 +334,9 @@ class ServerSpec(SpecPart):
         if (self.jwt_issuer is None) != (self.jwt_audience is None):
             raise ValueError("jwt_issuer and jwt_audience must be set together")
         for first, other in combinations(("port", "grpc_port", "metrics_port"), 2):
-            if getattr(self, first) is not None and getattr(self, first) == getattr(self, other):
-                raise ValueError(
-                    f"{first} and {other} are both {getattr(self, first)}; they must differ",
-                )
+            port = getattr(self, first)
+            if port is not None and port == getattr(self, other):
+                raise ValueError(f"{first} and {other} are both {port}; they must differ")
         return self
 
     @property
@@ -481,14 +468,14 @@ class CaptureSpec(SpecPart):
     """Share of the requests to capture."""
     max_rows_per_request: Count = 10_000
     """Maximum number of captured rows per request."""
-    drop: TextList = ()
+    drop: ListOf[str] = ()
     """Columns that are not captured: names of the signature, prediction, output.NAME.
     """
-    mask: TextList = ()
+    mask: ListOf[str] = ()
     """Columns that are captured as keyed hashes; equal values have equal hashes. The
     key is a file in the server's state folder.
     """
-    keys: TextList = ()
+    keys: ListOf[str] = ()
     """Additional columns of requests, such as customer_id. They are captured to match
     labels with rows, and are not passed to the model.
     """
@@ -604,7 +591,7 @@ class KubernetesSpec(SpecPart):
     """Secret with the certificate of `host`, for an Ingress."""
     gateway: DnsName | None = None
     """Gateway in the endpoint's namespace for an HTTPRoute."""
-    allowed_namespaces: TextList = ()
+    allowed_namespaces: ListOf[str] = ()
     """Other namespaces whose pods may call the endpoint; * for all. With `host`, all
     namespaces are allowed.
     """
@@ -622,11 +609,11 @@ class KubernetesSpec(SpecPart):
     """ServiceAccount of the pods. Default: a separate ServiceAccount without
     permissions.
     """
-    image_pull_secrets: TextList = ()
+    image_pull_secrets: ListOf[str] = ()
     """Secrets to pull the image with: a,b."""
     node_selector: NodeLabels = ()
     """Labels of the nodes for the pods: pool=gpu,a=b."""
-    tolerations: Annotated[tuple[Taint, ...], BeforeValidator(split_list)] = ()
+    tolerations: ListOf[Taint] = ()
     """Taints that the pods tolerate, in kubectl's syntax: dedicated=ml:NoSchedule."""
 
     force_conflicts: bool = False

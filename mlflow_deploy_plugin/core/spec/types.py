@@ -11,11 +11,11 @@ from functools import cache
 from ipaddress import ip_address
 from itertools import pairwise
 from math import ceil
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
@@ -190,10 +190,7 @@ def duration_text(seconds: int) -> str:
     """Return a duration as a text with a whole number of the largest possible unit up
     to a day, e.g. `"7d"`.
     """
-    unit = max(
-        (key for key in "smhd" if seconds % _SECONDS[key] == 0),
-        key=_SECONDS.__getitem__,
-    )
+    unit = next(key for key in "dhms" if seconds % _SECONDS[key] == 0)
     return f"{seconds // _SECONDS[unit]}{unit}"
 
 
@@ -212,6 +209,11 @@ def split_providers(value: object) -> object:
     if type(entries) is list:
         return [{entry: {}} if isinstance(entry, str) else entry for entry in entries]
     return entries
+
+
+_ItemT = TypeVar("_ItemT")
+ListOf = Annotated[tuple[_ItemT, ...], BeforeValidator(split_list)]
+"""A list that may be a text with commas."""
 
 
 @cache

@@ -149,7 +149,7 @@ class MmapCounters:
             self._slots[key] = self._lost[kind]
             return self._lost[kind]
         start = self._used
-        self._used = self._used + len(entry)
+        self._used += len(entry)
         self._bytes[start : self._used] = entry
         self._bytes[: _HEADER.size] = _HEADER.pack(self._used)
         slot = self._used // 8 - cells
@@ -204,17 +204,12 @@ def read_families(
     families: dict[str, MetricFamily] = {}
     for key, cells in _unhurried(_sum_files(folder, kinds).items(), _ENTRIES_AT_ONCE):
         kind, name, text, bounds, labels = orjson.loads(key)
-        family = families.get(name)
-        if family is None:
-            family = MetricFamily(name, kind, text)
-            families[name] = family
-        # Unrecorded values lack bounds.
-        counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]
+        series = MetricSeries(labels, cells[0])
         if kind == "histogram":
-            buckets = list(zip([*bounds, "+Inf"], counts, strict=True))
-        else:
-            buckets = []
-        family.series.append(MetricSeries(labels, cells[0], buckets))
+            # Unrecorded values lack bounds.
+            counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]
+            series.buckets += zip([*bounds, "+Inf"], counts, strict=True)
+        families.setdefault(name, MetricFamily(name, kind, text)).series.append(series)
     return [families[name] for name in sorted(families)]
 
 

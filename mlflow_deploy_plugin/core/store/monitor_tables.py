@@ -12,7 +12,6 @@ from sqlalchemy import Row, Select, and_, delete, func, null, or_, select, tuple
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.spec.types import EPOCH
-from mlflow_deploy_plugin.core.store import tables
 from mlflow_deploy_plugin.core.store.audit import save_row
 from mlflow_deploy_plugin.core.store.leases import Lease, held_row
 from mlflow_deploy_plugin.core.store.store import Store
@@ -22,6 +21,11 @@ from mlflow_deploy_plugin.core.store.tables import (
     MonitorRow,
     MonitorWindowRow,
     RetrainingRow,
+    from_row,
+    given,
+    read_rows,
+    storable_text,
+    write_fields,
 )
 
 WindowState = Literal["pending", "running", "judged", "failed"]
@@ -139,10 +143,10 @@ class Monitors:
             row = session.get(MonitorRow, (endpoint, monitor))
             if row is None:
                 return MonitorState(endpoint, monitor)
-            return tables.from_row(row, MonitorState)
+            return from_row(row, MonitorState)
 
     def states(self, endpoint: str | None = None) -> list[MonitorState]:
-        query = select(MonitorRow).filter_by(**tables.given(endpoint=endpoint))
+        query = select(MonitorRow).filter_by(**given(endpoint=endpoint))
         query = query.order_by(MonitorRow.endpoint, MonitorRow.monitor)
         return self.store.read(query, MonitorState)
 
@@ -162,7 +166,7 @@ class Monitors:
             if row.paused == paused:
                 return False
             row.paused = paused
-            row.paused_by = tables.storable_text(by, 255) if paused else ""
+            row.paused_by = storable_text(by, 255) if paused else ""
             action = "monitor.pause" if paused else "monitor.resume"
             detail = {"monitor": monitor}
             self.store.write_event(session, action, by, endpoint=endpoint, why=why, detail=detail)
@@ -185,7 +189,7 @@ class Monitors:
             if consecutive is not None:
                 row.consecutive = consecutive
             if note is not None:
-                row.note = tables.storable_text(note, None)
+                row.note = storable_text(note, None)
                 row.note_kind = note_kind
 
     def go_back(self, endpoint: str, monitor: str, to: datetime) -> None:
@@ -260,7 +264,7 @@ class Monitors:
             row = session.get(MonitorWindowRow, window.id, with_for_update=True)
             if row is None or row.state == "judged":
                 return None
-            tables.write_fields(row, window, *_WRITTEN, "run_id", "run_url")
+            write_fields(row, window, *_WRITTEN, "run_id", "run_url")
             row.figures = dict(window.figures)
             for name, value in window.figures.items():
                 if isinstance(value, float) and not math.isfinite(value):
@@ -294,7 +298,7 @@ class Monitors:
         The default is all states, both scheduled and by hand. `since` selects windows
         that end after this time.
         """
-        of = tables.given(endpoint=endpoint, monitor=monitor, by_hand=by_hand)
+        of = given(endpoint=endpoint, monitor=monitor, by_hand=by_hand)
         query = select(MonitorWindowRow)
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
         if states:
@@ -443,7 +447,7 @@ class Monitors:
                 query = (
                     select(row).filter_by(**of).where(row.start >= since).order_by(*_NEWEST_FIRST)
                 )
-                windows += tables.read_rows(session, query, MonitorWindow)
+                windows += read_rows(session, query, MonitorWindow)
         return windows[::-1]
 
     @contextmanager
@@ -546,7 +550,7 @@ def read_counts(
 
 
 def _first(session: Session, windows: Select[MonitorWindowRow]) -> MonitorWindow | None:
-    rows = tables.read_rows(session, windows.limit(1), MonitorWindow)
+    rows = read_rows(session, windows.limit(1), MonitorWindow)
     return rows[0] if rows else None
 
 

@@ -21,13 +21,16 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.spec.document import dump_spec, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.core.store import audit
 from mlflow_deploy_plugin.core.store.audit import (
     FAILED,
     INTEND,
     AuditEvent,
+    describe_change,
+    describe_traffic,
     is_of_registry,
+    save_row,
     settle,
+    write_event,
 )
 from mlflow_deploy_plugin.core.store.audit_chain import (
     BROKEN,
@@ -162,7 +165,7 @@ class Store(Leases):
                     session,
                     "create",
                     endpoint=spec.name,
-                    after=audit.describe_traffic(spec),
+                    after=describe_traffic(spec),
                     why=why,
                     detail={"spec": row.spec, **_unapproved_detail(unapproved)},
                 )
@@ -199,7 +202,7 @@ class Store(Leases):
             row.spec = dump_spec(spec)
             row.updated_at = self._clock()
             row.unapproved = [*unapproved]
-            was, became = audit.describe_change(before, spec)
+            was, became = describe_change(before, spec)
             self.write_event(
                 session,
                 action,
@@ -226,7 +229,7 @@ class Store(Leases):
             before = ""
             now = self._clock()
             with suppress(InvalidConfig):
-                before = audit.describe_traffic(_to_endpoint(row, ()).spec)
+                before = describe_traffic(_to_endpoint(row, ()).spec)
             session.delete(row)
             _delete_monitors(session, name, now)
             live = select(RolloutRow).filter_by(endpoint=name, ended_at=None)
@@ -302,7 +305,7 @@ class Store(Leases):
 
     def record_event(self, event: AuditEvent) -> None:
         with self.transaction() as session:
-            audit.write_event(session, event)
+            write_event(session, event)
 
     def count_change(self, model: str, event: AuditEvent | None = None) -> None:
         """Count a change of a model, its versions, aliases, stages or tags, for the
@@ -310,7 +313,7 @@ class Store(Leases):
         """
         with self.transaction(f"changes of {model}", must_record=False) as session:
             if event is not None:
-                audit.write_event(session, event)
+                write_event(session, event)
             row = session.get(RegistryChangeRow, model, with_for_update=True)
             if row is None:
                 row = RegistryChangeRow(model=model, count=0)
@@ -341,7 +344,7 @@ class Store(Leases):
         with self.transaction(alone_with=f"events/{event.endpoint}/{monitor}") as session:
             last = session.scalars(earlier.order_by(AuditRow.id.desc()).limit(1)).first()
             if last is None or (last.action, last.why) != (event.action, event.why):
-                audit.write_event(session, event)
+                write_event(session, event)
 
     def record_next(
         self,
@@ -359,7 +362,7 @@ class Store(Leases):
         with self.transaction(alone_with=f"events of {model}") as session:
             event = decide(self._counted_events(session, model, actions, recorded))
             if event is not None:
-                audit.write_event(session, event)
+                write_event(session, event)
         return event is not None
 
     def counted_events(self, model: str, actions: Collection[str]) -> list[AuditEvent]:
@@ -459,7 +462,7 @@ class Store(Leases):
         )
         try:
             with self.transaction() as session:
-                return audit.save_row(session, row, Rollout, event)
+                return save_row(session, row, Rollout, event)
         except IntegrityError:
             raise _rollout_exists(endpoint) from None
 
@@ -512,7 +515,7 @@ class Store(Leases):
             write_fields(row, rollout, "state", "step", "step_at", "figures", "reason", "ended_at")
             row.updated_at = self._clock()
             row.revision = row.revision + 1
-            return audit.save_row(session, row, Rollout, event)
+            return save_row(session, row, Rollout, event)
 
     def _read_endpoints(self) -> Iterator[Endpoint | UnreadableEndpoint]:
         """Yield all endpoints by name, with the reason for each unreadable spec."""

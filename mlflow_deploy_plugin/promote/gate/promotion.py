@@ -316,7 +316,7 @@ class _Request:
         digest = ""
         with suppress(OnnxserveError):  # Unreadable files have no digest, and are not served.
             digest = version_digest(self.candidate.source)
-        return tags.GateStatus(passed=False, state="", reason=reason, digest=digest)
+        return tags.GateStatus(reason=reason, digest=digest)
 
     def reusable_verdict(self) -> tags.GateStatus | None:
         """Return the fresh verdict if it passed or, with `force`, failed; None if the

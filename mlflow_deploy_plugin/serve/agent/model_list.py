@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
@@ -54,6 +55,8 @@ _START_SECONDS = 60.0
 """The time in which the start of a server waits for a busy registry."""
 _RELEASE_SECONDS = 10.0
 """The pause between two looks for models whose files exceed `server.model_disk`."""
+_MEMORY_SECONDS = 60.0
+"""A model whose file is older is in no worker's memory (`LazyModels`)."""
 _COVERED_SECONDS = 300.0
 """The pause between two listings while the change feed is followed, which lacks changes
 that were made without MLflow's server with onnxserve.
@@ -219,12 +222,13 @@ class ModelList:
             self.release(memory_bytes(self.template.server.model_disk))
 
     def release(self, size: int) -> None:
-        """Forget the least recently used models if the files of all models have more
-        than `size` bytes. The cache deletes their files, unless another server uses
-        them. A forgotten model is fetched again at its next request.
+        """Forget the least recently used models that are not in memory if the files of
+        all models have more than `size` bytes. The cache deletes their files, unless
+        another server uses them. A forgotten model is fetched again at its next
+        request.
         """
         files = [(file.stat().st_mtime, file) for file in self._served_files()]
-        for _, file in sorted(files, reverse=True):
+        for used_at, file in sorted(files, reverse=True):
             served = read_state(file, ServedModel)
             if served is None:
                 continue
@@ -232,7 +236,7 @@ class ModelList:
             if served.previous is not None:
                 folders |= {want.folder for want in served.previous.variants.values()}
             size -= sum(map(folder_bytes, folders))
-            if size < 0:
+            if size < 0 and time.time() - used_at > _MEMORY_SECONDS:
                 _log.info("the files of %s leave the disk (server.model_disk)", served.name)
                 file.unlink(missing_ok=True)
                 for folder in folders:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from socket import getaddrinfo
-from typing import Annotated, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from mlflow_deploy_plugin.core.errors import (
     BodyTooLarge,
@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.mlmodel import folder_bytes
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import field_problem
 from mlflow_deploy_plugin.core.spec.parts import JobsSpec
-from mlflow_deploy_plugin.core.spec.types import HTTP_URL, duration_seconds, split_list
+from mlflow_deploy_plugin.core.spec.types import HTTP_URL, ListOf, duration_seconds
 from mlflow_deploy_plugin.core.statedir.files import locked, read_state, write_state
 from mlflow_deploy_plugin.core.statedir.models import State, WantedVariant
 
@@ -61,7 +61,7 @@ class JobRequest(State):
     variant: WantedVariant
     input: str = ""
     output: str = ""
-    keep: Annotated[tuple[str, ...], BeforeValidator(split_list)] = ()
+    keep: ListOf[str] = ()
     format: Literal["csv", "jsonl", "parquet"] | None = None
     on_error: Literal["fail", "skip-row"] = "fail"
     callback: str | None = Field(default=None, pattern=HTTP_URL)

@@ -46,9 +46,10 @@ _LONGEST_RETRY_SECONDS = 60.0
 _ROOM_SECONDS = 10.0
 _ROOM_POLL_SECONDS = 0.02
 _NOTE_SECONDS = 5.0
+_OLDEST_SECONDS = 30.0
 """The number of parallel loads, the longest time after which a failed load is repeated,
-the longest wait for a model without a request, its poll, and the pause between two
-notes about the used models.
+the longest wait for a model without a request, its poll, the pause between two notes
+about the used models, and the bound of the noted time since the last use.
 """
 _MOST_NAMED = 100
 _NAMED_REQUESTS = 100
@@ -260,7 +261,7 @@ class LazyModels:
             if model.loaded != model.mark and now >= model.retry_at:
                 self._start(name, model)
         if now - self._noted_at >= _NOTE_SECONDS:
-            self._note_uses(self._noted_at)
+            self._note_uses(now)
             self._noted_at = now
         return self._file is not None
 
@@ -389,22 +390,24 @@ class LazyModels:
                 return
             wait([self._start(saved.name, self._models[saved.name])])
 
-    def _note_uses(self, since: float) -> None:
+    def _note_uses(self, now: float) -> None:
         """Note the last use of each model in the time of its file, give a name in the
-        metrics to busy models, and return the memory of models that have left.
+        metrics to busy models, and return the memory of models that have left. `now` is
+        a monotonic time.
         """
         if self._has_evicted:
             self._has_evicted = False
             # glibc keeps holes, which took a third of the memory after 500 loads.
             with suppress(AttributeError):
                 ctypes.CDLL(None).malloc_trim(0)
-        offset = time.time() - time.monotonic()
         for name in self._in_memory():
             model = self._models[name]
-            if model.used_at > since:
-                moment = model.used_at + offset
-                with suppress(OSError):
-                    os.utime(served_file(self._repository.state_dir, name), (moment, moment))
+            # Models in memory keep their files (`ModelList.release`). Hence the noted
+            # age has an upper bound, and the order of the models is that of their uses.
+            age = now - model.used_at
+            moment = time.time() - age * _OLDEST_SECONDS / (age + _OLDEST_SECONDS)
+            with suppress(OSError):
+                os.utime(served_file(self._repository.state_dir, name), (moment, moment))
             is_busy = model.count >= _NAMED_REQUESTS and len(self._named) < _MOST_NAMED
             if not is_busy or name in self._named:
                 continue

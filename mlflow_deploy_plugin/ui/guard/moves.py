@@ -15,9 +15,9 @@ from urllib.parse import urlencode
 from flask import request
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.registry.resolution import all_versions, newest
+from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG, PASSED_STATES, GateStatus
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
@@ -209,7 +209,7 @@ class Move:
         is_there = self.holder == self.change.version
         stay = stay_of(events, self.change.version, self.place)
         if status.passed and unreadable:
-            status = tags.GateStatus(False, "", unreadable)
+            status = GateStatus(reason=unreadable)
         elif status.passed:
             status = status.on_files(files)
         if status.passed:
@@ -285,7 +285,7 @@ class Move:
 
 def gate_status(
     events: Sequence[AuditEvent], version: "ModelVersion", policy: GatePolicy
-) -> tags.GateStatus:
+) -> GateStatus:
     """Return the verdict on the version by the policy, from the counted events
     `MOVES` of its model. The tags of the version are not read, because MLflow's
     database has other writers.
@@ -306,7 +306,7 @@ def gate_status(
             verdict = event
     if verdict is None:
         command = f"onnxserve gate models:/{version.name}/{version.version}"
-        return tags.GateStatus(False, "", f"the audit trail has no verdict on it; run `{command}`")
+        return GateStatus(reason=f"the audit trail has no verdict on it; run `{command}`")
     state = verdict.after
     detail = verdict.detail
     if state == "forced" and policy.judges and detail.get("account") not in policy.judges:
@@ -314,9 +314,9 @@ def gate_status(
     elif state not in ("forced", "failed") and detail.get("policy_digest") != policy.digest:
         reason = "it passed a different policy from the model's current policy"
     else:
-        passed = state in tags.PASSED_STATES
-        return tags.GateStatus(passed, state, verdict.why, digest=detail.get("files", ""))
-    return tags.GateStatus(False, "", reason)
+        passed = state in PASSED_STATES
+        return GateStatus(passed, state, verdict.why, digest=detail.get("files", ""))
+    return GateStatus(reason=reason)
 
 
 def _changed_files(recorded: str, files: str) -> str:
@@ -408,8 +408,7 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     policy = policy_from_tags(model, registered.tags)
     if policy is None:
         raise InvalidConfig(
-            f"model {model} has no gate policy (tag {tags.GATE_POLICY_TAG}), so it needs no "
-            "approvals"
+            f"model {model} has no gate policy (tag {GATE_POLICY_TAG}), so it needs no approvals"
         )
     return policy, subject_of(entry, place, files_digest(model, str(entry.version), policy), policy)
 

@@ -16,9 +16,9 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
 from mlflow_deploy_plugin.core.registry.resolution import newest
+from mlflow_deploy_plugin.core.registry.tags import ERROR_TAG, GATE_POLICY_TAG, GATE_TAG
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.people import name_key
@@ -117,11 +117,11 @@ def _version_creation(trail: AuditTrail, message: Any) -> RegistryChange:
     version are also authors of the copy.
     """
     model = registered_model(message.name)
-    is_gated = tags.GATE_POLICY_TAG in model.tags
+    is_gated = GATE_POLICY_TAG in model.tags
     kept = [
         {"key": tag.key, "value": tag.value}
         for tag in message.tags
-        if not name_key(tag.key).startswith((tags.GATE_TAG, tags.ERROR_TAG, ROLLED_BACK_TAG))
+        if not name_key(tag.key).startswith((GATE_TAG, ERROR_TAG, ROLLED_BACK_TAG))
     ]
     refusal = ""
     if len(kept) < len(message.tags):
@@ -130,7 +130,7 @@ def _version_creation(trail: AuditTrail, message: Any) -> RegistryChange:
         with suppress(TypeError):  # MLflow accepts a document in a JSON string too.
             document["tags"] = kept
         if len(read_message("CreateModelVersion").tags) != len(kept):
-            refusal = f"only MLflow's server writes tags such as {tags.GATE_TAG}: leave them out"
+            refusal = f"only MLflow's server writes tags such as {GATE_TAG}: leave them out"
     authors = [*filter(None, [caller().user])]
     source: Sequence[str] = ()
     with suppress(MlflowException):  # It is not a version, or MLflow refuses it.
@@ -180,9 +180,9 @@ def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange |
 def _model_creation(trail: AuditTrail, message: "Message") -> RegistryChange:
     """Read the request to create a model, whose tags may contain a gate policy."""
     model_tags = {tag.key: tag.value for tag in message.tags}
-    policy = model_tags.get(tags.GATE_POLICY_TAG, "")
+    policy = model_tags.get(GATE_POLICY_TAG, "")
     return RegistryChange(
-        action="tag", model=message.name, after=policy, detail={"tag": tags.GATE_POLICY_TAG}
+        action="tag", model=message.name, after=policy, detail={"tag": GATE_POLICY_TAG}
     ).with_refusal(
         unsigned_refusal(trail, needs_approvals="approvals" in policy)
         or _name_refusal(message.name)
@@ -222,7 +222,7 @@ def _version_tag(_trail: AuditTrail, message: Any) -> RegistryChange | None:
     verdict, which only this server sets (`ui/verdicts.py`). None if the guard does not
     watch the tag.
     """
-    is_of_verdict = name_key(message.key).startswith(tags.GATE_TAG)
+    is_of_verdict = name_key(message.key).startswith(GATE_TAG)
     is_deleted = not hasattr(message, "value")
     if not (is_of_verdict or (is_deleted and name_key(message.key) == ROLLED_BACK_TAG)):
         return None
@@ -248,7 +248,7 @@ def _model_tag(trail: AuditTrail, message: Any) -> RegistryChange | None:
     """Read the request to set or delete a tag of a model. None for another tag than the
     gate policy. The detail contains the files that the new policy adopts.
     """
-    if name_key(message.key) != tags.GATE_POLICY_TAG:
+    if name_key(message.key) != GATE_POLICY_TAG:
         return None
     model = registered_model(message.name)
     policy = getattr(message, "value", "")
@@ -257,7 +257,7 @@ def _model_tag(trail: AuditTrail, message: Any) -> RegistryChange | None:
     detail: Json = {"tag": message.key}
     if policy and not refusal:
         with suppress(InvalidConfig):
-            gates = policy_from_tags(model.name, {tags.GATE_POLICY_TAG: policy})
+            gates = policy_from_tags(model.name, {GATE_POLICY_TAG: policy})
             if gates and (adopted := adopted_entries(trail, model, gates)):
                 detail[SERVED] = adopted
     return RegistryChange(
@@ -306,7 +306,7 @@ def _policy_refusal(model: "RegisteredModel", change: str) -> str:
         policy = policy_from_tags(model.name, model.tags)
         is_protected = policy is not None and bool(policy.approvals or policy.judges)
     except InvalidConfig:  # The policy is not valid, but may be meant to name people.
-        text = model.tags[tags.GATE_POLICY_TAG]
+        text = model.tags[GATE_POLICY_TAG]
         is_protected = "approvals" in text or "judges" in text
     if not is_protected or is_administrator():
         return ""
@@ -339,7 +339,7 @@ def _is_only_a_prompt(model: "RegisteredModel") -> bool:
     """Return True for a prompt. A model with a policy is not a prompt, because any user
     can set the prompt tag.
     """
-    return bool(model._is_prompt()) and tags.GATE_POLICY_TAG not in model.tags
+    return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
 
 
 def read_message(message: str) -> "Message":

@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.core.spec.document import (
     load_stored_specs,
     new_endpoint,
     steps_files,
+    validate_spec,
 )
 from mlflow_deploy_plugin.core.spec.parts import ServeSpec
 from mlflow_deploy_plugin.core.store.audit import describe_change
@@ -69,6 +70,12 @@ def test_steps_are_called_by_the_name_of_their_file(tmp_path, source, error):
     with refused(error, "clean.py line 1"):
         (spec,) = load_specs(SPEC.replace("steps.py", "clean.py"), tmp_path)
         load_steps(spec.serve.steps or "", load_stored_specs(dump_spec(spec))[0].serve.file)
+
+
+@pytest.mark.parametrize("file", ["", "a/b.py", "a\nb.py", "a\x7f.py", "x" * 256])
+def test_impossible_name_of_the_file_is_refused(file):
+    with refused(InvalidConfig, "serve.file"):
+        validate_spec({"name": "e", "variants": {"v": {"model": "x"}}, "serve": {"file": file}})
 
 
 def test_path_is_refused_without_a_folder():

@@ -126,21 +126,29 @@ def test_list_of_other_requirements_is_not_used(tmp_path):
     assert not (tmp_path / LISTED).exists()
 
 
-def test_unused_models_leave_a_full_disk(tmp_path):
+@pytest.mark.parametrize(
+    ("limit", "ages", "left"),
+    [
+        ("2MiB", (70, 80), "ac"),
+        ("1MiB", (70, 80), "c"),
+        ("1MiB", (59, 80), "ac"),  # The first model is in a worker's memory.
+        ("1KiB", (1, 1), "abc"),
+    ],
+)
+def test_models_outside_memory_leave_a_full_disk(tmp_path, limit, ages, left):
     cache = ModelCache(tmp_path / "cache", tmp_path)
-    models = make_list(tmp_path, {}, **{"server.model_disk": "2MiB"})
-    folders = {}
-    for name in "abc":
-        folders[name] = tmp_path / "cache" / "models" / name
-        folders[name].mkdir()
-        (folders[name] / "model.onnx").write_bytes(bytes(1024 * 1024 - 1))
-        want = WantedVariant(model_uri="", model=name, version="1", folder=folders[name])
-        if name == "c":
-            os.utime(served_file(tmp_path, "a"))  # A worker has used it.
+    for name, age in zip("abc", (*ages, 0), strict=True):
+        folder = tmp_path / "cache" / "models" / name
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(bytes(1024 * 1024 - 1))
+        want = WantedVariant(model_uri="", model=name, version="1", folder=folder)
+        models = make_list(tmp_path, {}, **{"server.model_disk": limit})
         models.write(name, "1 5", WantedEndpoint(variants={"registry": want}))
-        cache.prune(time.time())
-    assert {name for name in folders if folders[name].exists()} == {"a", "c"}
-    assert {name for name in folders if served_file(tmp_path, name).exists()} == {"a", "c"}
+        moment = time.time() - age
+        os.utime(served_file(tmp_path, name), (moment, moment))
+    cache.prune(time.time())
+    assert "".join(sorted(folder.name for folder in (tmp_path / "cache/models").iterdir())) == left
+    assert "".join(name for name in "abc" if served_file(tmp_path, name).exists()) == left
 
 
 def test_recreated_model_has_no_previous_version(client, tmp_path):

@@ -7,7 +7,7 @@ import requests
 
 from tests.support.refusals import mentions
 from tests.support.servers import single_model
-from tests.support.waiting import wait_until
+from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 CSV = {"Content-Type": "text/csv"}
 ROWS = "a,b,c\n" + "1,2,3\n" * 300 + "1,2,x\n"
@@ -31,6 +31,7 @@ def state_of(job):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3 * EXPLAINER_SECONDS)  # A job has a low priority.
 def test_uploads_are_predicted_refused_or_cancelled(start):
     served = start()
     accepted = post(
@@ -42,7 +43,7 @@ def test_uploads_are_predicted_refused_or_cancelled(start):
     cancelled = served.url + post(served, "a,b,c\n").headers["Location"]
     for _ in range(2):
         assert requests.delete(cancelled, timeout=30).json()["state"] == "cancelled"
-    wait_until(lambda: state_of(job) == "succeeded", what="the job")
+    wait_until(lambda: state_of(job) == "succeeded", EXPLAINER_SECONDS, "the job")
     assert requests.get(job, timeout=30).json()["rows"] == 300
     result = requests.get(f"{job}/result", timeout=30)
     assert result.headers["Content-Type"] == "text/csv"
@@ -50,8 +51,8 @@ def test_uploads_are_predicted_refused_or_cancelled(start):
     assert '"row":300' in requests.get(f"{job}/result?rejected=true", timeout=30).text
     assert requests.head(f"{job}/result", timeout=30).ok
     failed = served.url + post(served).headers["Location"]
-    wait_until(lambda: state_of(failed) == "failed", what="the job")
-    assert mentions(requests.get(f"{failed}/result", timeout=30).json()["message"], "'x'", "302")
+    wait_until(lambda: state_of(failed) == "failed", EXPLAINER_SECONDS, "the job")
+    assert mentions(requests.get(f"{failed}/result", timeout=30).json()["message"], "'x'", "300")
     for status, response in [
         (404, requests.get(f"{cancelled}/result", timeout=30)),
         (404, requests.get(f"{job[:-1]}x", timeout=30)),
@@ -70,4 +71,4 @@ def test_job_continues_after_restart(start):
     path = post(served, query="?on_error=skip-row").headers["Location"]
     served.end(signal.SIGKILL)
     served = start()
-    wait_until(lambda: state_of(served.url + path) == "succeeded", what="the job")
+    wait_until(lambda: state_of(served.url + path) == "succeeded", EXPLAINER_SECONDS, "the job")

@@ -1,6 +1,7 @@
 import math
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
@@ -14,6 +15,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WantedVariant,
 )
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.models import lazy_models
 from mlflow_deploy_plugin.serve.models.lazy_models import LazyModels
 from mlflow_deploy_plugin.serve.models.loading import load_warm
 from mlflow_deploy_plugin.serve.models.repository import Repository
@@ -153,6 +155,17 @@ def test_recently_used_models_are_loaded_first(worker, tmp_path):
     wait_until(lambda: len(after.loaded) == 2, 20, "loaded")
     assert after.loads == ["b", "d"]
     assert after.fetched == []
+
+
+def test_models_in_memory_note_their_uses_in_order(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(lazy_models, "_NOTE_SECONDS", 0.0)
+    for name in ("b", "a", "c"):
+        worker.repository.select_variant(name)
+        os.utime(served_file(tmp_path, name), (1, 1))
+    worker.lazy.poll()
+    moments = [served_file(tmp_path, name).stat().st_mtime for name in ("b", "a", "c")]
+    assert moments[0] == 1  # has left the memory
+    assert time.time() - 40 < moments[1] < moments[2] < time.time()
 
 
 def test_fetch_error_is_kept_for_some_time(worker):

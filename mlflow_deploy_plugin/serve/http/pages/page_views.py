@@ -229,8 +229,8 @@ def _page(
     lazy = server.repository.lazy
     if lazy is not None and lazy.uri and endpoint is None:
         template = "registry.html"
-        entries = [entry for entry in lazy.index() if not allowed or entry["name"] in allowed]
-        entries.sort(key=lambda entry: (entry["state"] != "READY", entry["name"]))
+        # A key for single endpoints does not reach this page.
+        entries = sorted(lazy.index(), key=lambda entry: (entry["state"] != "READY", entry["name"]))
         template_values = {
             "models": entries[:_MOST_ENDPOINTS],
             "count": len(entries),

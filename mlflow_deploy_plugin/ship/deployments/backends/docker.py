@@ -35,13 +35,25 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir import files
 from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY
-from mlflow_deploy_plugin.ship.deployments.backends import containers, served_state
+from mlflow_deploy_plugin.ship.deployments.backends import served_state
 from mlflow_deploy_plugin.ship.deployments.backends.containers import (
     ADDRESS,
+    DIGEST,
+    ENDPOINT,
+    HOME,
+    NETWORK,
     SLOT,
     docker_errors,
+    end_of,
+    explanation,
     home_folder,
+    listener_name,
+    listener_options,
+    make_folder,
     server_name,
+    server_options,
+    share,
+    volume_name,
 )
 from mlflow_deploy_plugin.ship.deployments.backends.local import check_port
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import MachineBackend, ServedState
@@ -91,13 +103,13 @@ class DockerBackend(MachineBackend):
                 except APIError as error:
                     raise InvalidConfig(
                         f"the image {name!r} is not local and cannot be pulled: "
-                        f"{containers.explanation(error)}"
+                        f"{explanation(error)}"
                     ) from None
-            containers.make_folder(home_folder(spec.name, self.settings))
-            options = containers.server_options(spec, self.settings, image.id)
+            make_folder(home_folder(spec.name, self.settings))
+            options = server_options(spec, self.settings, image.id)
             server = self._server(spec.name)
-            digest = options["labels"][containers.DIGEST]
-            if _is_running(server) and server.labels.get(containers.DIGEST) == digest:
+            digest = options["labels"][DIGEST]
+            if _is_running(server) and server.labels.get(DIGEST) == digest:
                 self._start_listener(spec)
                 folder = self.settings.state_dir(spec.name)
                 before = self.state_before(folder)
@@ -115,7 +127,7 @@ class DockerBackend(MachineBackend):
             if _is_running(server):
                 gone = ""
             elif server is not None:
-                gone = f"its container {containers.end_of(server)}"
+                gone = f"its container {end_of(server)}"
             elif self._slot(name):
                 gone = "its container is gone"
             else:
@@ -125,7 +137,7 @@ class DockerBackend(MachineBackend):
             return self.observe_absent(name, gone, log)
         if spec.container.network != "host" and not _is_running(listener):
             reason = (
-                f"the container {containers.listener_name(name)}, which has its port, is not "
+                f"the container {listener_name(name)}, which has its port, is not "
                 f"running; `onnxserve start {name}` restarts it"
             )
             return Observation("failed", reason, log=log)
@@ -158,7 +170,7 @@ class DockerBackend(MachineBackend):
                 self._end(server)
             self._remove_listener(name)
             # Containers of another home may use the volume.
-            unused = {"name": f"^{containers.volume_name(name)}$", "dangling": True}
+            unused = {"name": f"^{volume_name(name)}$", "dangling": True}
             for volume in self._engine.volumes.list(filters=unused):
                 volume.remove()
         self.settings.state_dir(name).unlink(missing_ok=True)
@@ -202,7 +214,7 @@ class DockerBackend(MachineBackend):
         return link.readlink().name if link.is_symlink() else ""
 
     def _containers(self, name: str) -> list[Container]:
-        labels = [f"{containers.ENDPOINT}={name}", f"{containers.HOME}={self.settings.home_path}"]
+        labels = [f"{ENDPOINT}={name}", f"{HOME}={self.settings.home_path}"]
         filters = {"label": labels}
         return [*self._engine.containers.list(all=True, filters=filters, ignore_removed=True)]
 
@@ -226,13 +238,13 @@ class DockerBackend(MachineBackend):
         endpoint's server or listener.
         """
         own_home = str(self.settings.home_path)
-        for container in (server_name(name), containers.listener_name(name)):
+        for container in (server_name(name), listener_name(name)):
             try:
                 labels = self._engine.containers.get(container).labels
             except NotFound:
                 continue
-            home = labels.get(containers.HOME)
-            endpoint = labels.get(containers.ENDPOINT)
+            home = labels.get(HOME)
+            endpoint = labels.get(ENDPOINT)
             if (home, endpoint) == (own_home, name):
                 continue
             hint = ""
@@ -274,7 +286,7 @@ class DockerBackend(MachineBackend):
             for kept in _KEPT:
                 with suppress(FileNotFoundError):
                     shutil.copy(earlier / kept, folder / kept)
-                    containers.share(folder / kept)
+                    share(folder / kept)
         else:
             if server is not None:
                 self._end(server)
@@ -330,7 +342,7 @@ class DockerBackend(MachineBackend):
             # Keep the captured rows that are not yet in the log or sent to a sink.
             for segment in folder.rglob("*.seg"):
                 kept = home / (slot or "1") / segment.relative_to(folder)
-                containers.make_folder(kept.parent)
+                make_folder(kept.parent)
                 segment.replace(kept)
             shutil.rmtree(folder, ignore_errors=True)
         server = self._server(name)
@@ -341,7 +353,7 @@ class DockerBackend(MachineBackend):
         """Start the container with the published port. With `container.network: host`,
         there is no listener.
         """
-        options = containers.listener_options(spec, self.settings)
+        options = listener_options(spec, self.settings)
         network = spec.container.network
         listener = self._listener(spec.name)
         if listener is not None and listener.labels[ADDRESS] != options["labels"][ADDRESS]:
@@ -350,11 +362,11 @@ class DockerBackend(MachineBackend):
         if network == "host":
             return
         if listener is None and network is None:
-            name = f"^{containers.NETWORK}$"
+            name = f"^{NETWORK}$"
             networks = self._engine.networks.list(names=[name])
             if not networks:
                 isolated = {"com.docker.network.bridge.enable_icc": "false"}
-                self._engine.networks.create(containers.NETWORK, driver="bridge", options=isolated)
+                self._engine.networks.create(NETWORK, driver="bridge", options=isolated)
                 networks = self._engine.networks.list(names=[name])
             # A race may have created two networks.
             oldest = min(networks, key=lambda item: item.attrs["Created"])
@@ -395,7 +407,7 @@ class DockerBackend(MachineBackend):
             lives = server.status in ("created", "running") and not is_killed
             if lives:
                 return ""
-            return f"its container {containers.end_of(server)}"
+            return f"its container {end_of(server)}"
 
         self.wait_until_served(spec, folder, before, why_ended, log)
 
@@ -403,7 +415,7 @@ class DockerBackend(MachineBackend):
         """Let a server complete its requests and ship its rows. The server is killed
         after its grace period.
         """
-        home = home_folder(server.labels[containers.ENDPOINT], self.settings)
+        home = home_folder(server.labels[ENDPOINT], self.settings)
         seconds = served_state.written_server(home / server.labels[SLOT]).stop_seconds
         server.stop(timeout=seconds)  # This does nothing if the server has ended.
 
@@ -418,7 +430,7 @@ def _is_running(container: Container | None) -> TypeGuard[Container]:
 
 def _prepare_state(folder: Path) -> None:
     """Create the state folder of a new server, and remove an earlier server's files."""
-    containers.make_folder(folder)
+    make_folder(folder)
     for name in (files.SERVER, files.AGENT, served_state.STOPPED):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "workers", ignore_errors=True)

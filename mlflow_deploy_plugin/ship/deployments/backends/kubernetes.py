@@ -24,7 +24,14 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
 
-from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.core.errors import (
+    AlreadyExists,
+    DeploymentFailed,
+    InvalidConfig,
+    NotReady,
+    OnnxserveError,
+    Refused,
+)
 from mlflow_deploy_plugin.core.settings import Settings, workspace_environment
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
@@ -147,7 +154,7 @@ class KubernetesBackend:
         if foreign and not spec.kubernetes.force_conflicts:
             owner = _owner_of(foreign[0])
             whose = f"belongs to the store {owner}" if owner else "was not created by onnxserve"
-            raise errors.AlreadyExists(
+            raise AlreadyExists(
                 f"namespace {self.namespace} already has a {foreign[0]['kind']} {spec.name!r}, "
                 f"which {whose}; kubernetes.force_conflicts=true takes it over"
             )
@@ -155,7 +162,7 @@ class KubernetesBackend:
             self._serve(spec, running, documents, progress)
         except BaseException:  # This includes Ctrl-C.
             for document in foreign:
-                with suppress(errors.DeploymentFailed):  # Only the first failure is reported.
+                with suppress(DeploymentFailed):  # Only the first failure is reported.
                     self._cluster.put_back(document)
             raise
         return self._url(spec)
@@ -206,7 +213,7 @@ class KubernetesBackend:
         change = {"metadata": {"annotations": {_SPEC_DIGEST: digest}}}
         for pod in pods:
             # The pod may be gone, or the user may not change it.
-            with suppress(errors.DeploymentFailed):
+            with suppress(DeploymentFailed):
                 self._cluster.merge("Pod", _name_of(pod), change)
         unready: list[Document] = []
 
@@ -316,7 +323,7 @@ class KubernetesBackend:
 
     def server_pages(
         self, spec: EndpointSpec, path: str, timeout_seconds: float
-    ) -> Mapping[str, bytes | errors.Refused]:
+    ) -> Mapping[str, bytes | Refused]:
         """Return a page of each ready pod by pod name, or the reason why the pod does
         not return it.
 
@@ -329,11 +336,11 @@ class KubernetesBackend:
         key_file = f"{STATE_FOLDER}/{LOCAL_KEY}"
         command = ["python", "-c", _READ_PAGE, url, key_file, str(timeout_seconds)]
 
-        def read(pod: Document) -> bytes | errors.Refused:
+        def read(pod: Document) -> bytes | Refused:
             try:
                 return self._cluster.execute(_name_of(pod), command).encode()
-            except errors.DeploymentFailed as error:
-                return errors.Refused(error.message)
+            except DeploymentFailed as error:
+                return Refused(error.message)
 
         pods = [
             pod for pod in self._cluster.find("Pod", endpoint_labels(spec.name)) if is_ready(pod)
@@ -352,9 +359,7 @@ class KubernetesBackend:
         another owner, and DeploymentFailed if the API server refuses.
         """
         if self._own_deployment(name) is None:
-            raise errors.NotReady(
-                f"namespace {self.namespace} of this cluster has no Deployment {name!r}"
-            )
+            raise NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
         return self._cluster.namespace_uid()
 
     def stop(self, name: str) -> None:
@@ -379,7 +384,7 @@ class KubernetesBackend:
         )
 
     def poll_registry(self, name: str) -> None:
-        with suppress(errors.OnnxserveError):  # The agents also poll on a schedule.
+        with suppress(OnnxserveError):  # The agents also poll on a schedule.
             self._own_deployment(name)
             for pod in self._living_pods(name):
                 self._cluster.execute(_name_of(pod), ["touch", f"{STATE_FOLDER}/{LOOK}"])
@@ -413,7 +418,7 @@ class KubernetesBackend:
                     since_seconds = int(time.monotonic() - begun) + 5
                     time.sleep(_POLL_SECONDS)
                 new_lines.put(None)
-            except errors.DeploymentFailed as error:
+            except DeploymentFailed as error:
                 new_lines.put(error)
 
         for pod in pod_names:
@@ -421,7 +426,7 @@ class KubernetesBackend:
         open_logs = len(pod_names)
         while open_logs:
             line = new_lines.get()
-            if isinstance(line, errors.DeploymentFailed):
+            if isinstance(line, DeploymentFailed):
                 raise line
             if line is None:
                 open_logs -= 1
@@ -436,7 +441,7 @@ class KubernetesBackend:
         self._own_deployment(spec.name)
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:
-            raise errors.NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
+            raise NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
         with self._cluster.forwarded(_name_of(ready[0]), http_port(spec)) as address:
             yield f"{spec.server.scheme}://{address}"
 
@@ -474,7 +479,7 @@ class KubernetesBackend:
         if deployment is not None and not self._is_ours(deployment):
             owner = _owner_of(deployment)
             whose = f"the store {owner}" if owner else "no store"
-            raise errors.InvalidConfig(
+            raise InvalidConfig(
                 f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not "
                 f"to {self._owner}: set ONNXSERVE_STORE_URI to the same text as for the command "
                 "that created it, or set kubernetes.force_conflicts=true to take it over"
@@ -538,7 +543,7 @@ class KubernetesBackend:
         except ApiRefused as error:
             self._may_look = self._may_look and error.status != 403
             return None
-        except (errors.OnnxserveError, ValueError):
+        except (OnnxserveError, ValueError):
             return None
 
     def _pending_work(
@@ -554,9 +559,7 @@ class KubernetesBackend:
         """
         deployment = self._cluster.get("Deployment", spec.name)
         if deployment is None:
-            raise errors.DeploymentFailed(
-                f"{spec.name}: its Deployment was deleted during the rollout"
-            )
+            raise DeploymentFailed(f"{spec.name}: its Deployment was deleted during the rollout")
         pods: list[Document] = []
         if kubernetes_status.is_planned(deployment):
             # Wait only for the pods of the current revision.
@@ -568,7 +571,7 @@ class KubernetesBackend:
             pods = [pod for pod in living if pod["metadata"]["labels"].get(_HASH) in hashes]
         trouble = self._trouble(deployment, pods)
         if trouble is not None and trouble.is_final:
-            raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
+            raise DeploymentFailed(f"{spec.name}: {trouble.text}")
         unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
         pending_work = kubernetes_status.pending_rollout(deployment)
         if not pending_work:
@@ -592,7 +595,7 @@ class KubernetesBackend:
             before = states_before.get(name, ServedState())
             failure = served_state.served_failure(applied, spec, before, state.agent)
             if failure:
-                raise errors.DeploymentFailed(f"{spec.name}: {failure}")
+                raise DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return f"{applied.pending} (pod {name})"
         return ""
@@ -642,7 +645,7 @@ class KubernetesBackend:
             time.sleep(_POLL_SECONDS)
 
 
-_LogQueue = queue.Queue[str | errors.DeploymentFailed | None]
+_LogQueue = queue.Queue[str | DeploymentFailed | None]
 """The new lines of logs. None is the end of one log, and an error its failure."""
 
 
@@ -718,5 +721,5 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
         if is_remote and parts.password is None:
             reachable[name] = uri
     if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
-        raise errors.InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
+        raise InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return reachable

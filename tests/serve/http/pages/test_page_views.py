@@ -18,6 +18,11 @@ from tests.support.refusals import mentions
 
 pytestmark = NEEDS_CHROMIUM
 PHONE = {"width": 360, "height": 740}
+PASTE = """(field, text) => {
+    const clipboardData = new DataTransfer();
+    clipboardData.setData("text", text);
+    field.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -216,18 +221,24 @@ def test_pasted_json_is_answered(page, body):
 )
 def test_pasted_row_fills_the_form(page, text, distance):
     page.goto("/endpoints/flights")
-    paste = """(field, text) => {
-        const clipboardData = new DataTransfer();
-        clipboardData.setData("text", text);
-        field.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
-    }"""
-    page.get_by_label("hour").evaluate(paste, text)
+    page.get_by_label("hour").evaluate(PASTE, text)
     assert page.get_by_label("carrier").input_value() == "W, N"
     assert page.get_by_label("distance").input_value() == distance
     assert page.get_by_label("hour").input_value() == "9"
     expect(page.locator("#filled")).to_contain_text("of 4 fields")
-    page.get_by_label("hour").evaluate(paste, "1, 2, 3")  # not a row
+    for other in ("1, 2, 3", "W, four, commas, true", f"[0,0,0,{'0' * 2**20}]", '{"__proto__": 7}'):
+        page.get_by_label("hour").evaluate(PASTE, other)
     assert page.get_by_label("hour").input_value() == "9"
+
+
+@pytest.mark.long
+def test_impossible_pasted_value_is_marked(page):
+    page.goto("/endpoints/airlines")
+    row = '{"carrier": "__proto__", "hour": 4, "late": "TRUE"}'
+    page.get_by_label("hour").evaluate(PASTE, row)
+    expect(page.locator("#filled")).to_contain_text("2 of 4 fields")
+    expect(page.get_by_label("carrier")).to_have_attribute("aria-invalid", "true")
+    assert page.get_by_label("late").input_value() == "true"
 
 
 @pytest.mark.long

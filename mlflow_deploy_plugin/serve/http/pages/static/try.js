@@ -99,7 +99,8 @@ async function answerOf(response) {
 
 /** Returns the texts of a pasted row by column, or null if the text is not a row of at least two of the form's columns. */
 function pastedRow(text) {
-  const columns = page.fields.filter((field) => field.kind !== "tensor").map((field) => field.name);
+  const fields = page.fields.filter((field) => field.kind !== "tensor");
+  const columns = fields.map((field) => field.name);
   let row;
   try {
     // The source of a number keeps digits that the browser would round.
@@ -107,9 +108,14 @@ function pastedRow(text) {
     row = JSON.parse(text, typed);
     if (Array.isArray(row) && row.length === 1) [row] = row;
   } catch {
-    const lines = text.trim().split(/\r?\n/).map(csvCells);
+    const lines = text.replace(/(\r?\n)+$/, "").split(/\r?\n/);
     if (lines.length > 2) return null;
-    row = lines.length === 2 ? Object.fromEntries(lines[0].map((name, index) => [name, lines[1][index]])) : lines[0];
+    const [first, second] = lines.map(csvCells);
+    row = second ? Object.fromEntries(first.map((name, index) => [name, second[index]])) : first;
+    // A sentence with commas is not a row: a row without names has its numbers where the form has them.
+    const isNumber = (index) => fields[index]?.kind === "number" && !isNaN(first[index]);
+    const isRow = fields.some((field) => field.kind === "number") && fields.every((field, index) => field.kind !== "number" || isNumber(index));
+    if (!second && !isRow) return null;
   }
   if (row === null || typeof row !== "object") return null;
   if (Array.isArray(row)) row = row.length === columns.length ? Object.fromEntries(columns.map((name, index) => [name, row[index]])) : {};
@@ -125,12 +131,20 @@ function csvCells(line) {
 }
 
 function fill(event) {
-  const row = isByForm() ? pastedRow(event.clipboardData.getData("text")) : null;
+  const text = event.clipboardData.getData("text");
+  const row = isByForm() && text.length <= MAX_FILE_BYTES ? pastedRow(text) : null;
   if (row === null) return;
   event.preventDefault();
   clear();
-  for (const field of page.fields) if (row.has(field.name)) element(field.id).value = row.get(field.name);
-  element("filled").textContent = `${row.size} of ${page.fields.length} fields have values of the pasted row.`;
+  const given = page.fields.filter((field) => row.has(field.name));
+  for (const field of given) {
+    const value = row.get(field.name);
+    element(field.id).value = field.kind === "boolean" ? value.toLowerCase() : value;
+  }
+  // A list of choices and a date do not take another value.
+  const refused = given.filter((field) => element(field.id).value === "" && row.get(field.name) !== "");
+  element("filled").textContent = `${given.length - refused.length} of ${page.fields.length} fields have values of the pasted row.`;
+  mark(refused, (field) => `the pasted value ${row.get(field.name)} is not possible here`);
 }
 
 // ---- the response ------------------------------------------------------------------------------------------------
