@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
 from mlflow_deploy_plugin.core.spec.types import memory_bytes
+from mlflow_deploy_plugin.core.statedir.commands import MAX_WAITING
 from mlflow_deploy_plugin.core.statedir.files import METRICS, SPEC, SPOOL
 from mlflow_deploy_plugin.serve.cloud import read_cloud
 from mlflow_deploy_plugin.serve.device import claim_device_id
@@ -28,7 +29,7 @@ from mlflow_deploy_plugin.serve.inference.response_cache import open_cache
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.inference.shadow import Shadows
 from mlflow_deploy_plugin.serve.models.explainer_process import ExplainerClient
-from mlflow_deploy_plugin.serve.models.lazy_models import LOADERS, LazyModels
+from mlflow_deploy_plugin.serve.models.lazy_models import LazyModels
 from mlflow_deploy_plugin.serve.models.loading import (
     MemoryLimit,
     WarmVersion,
@@ -92,8 +93,9 @@ def open_server(state_dir: Path) -> Server:
         if spec.model_memory is not None:
             share = memory_bytes(spec.model_memory) // spec.workers
         seconds = spec.default_timeout_microseconds / 1e6 or float(spec.request_timeout_seconds)
-        fetch = ModelControl(state_dir, "none", LOADERS).fetch
-        repository.lazy = LazyModels(repository, fetch, share, seconds)
+        fetches = max(4, MAX_WAITING // spec.workers)
+        fetch = ModelControl(state_dir, "none", fetches).fetch
+        repository.lazy = LazyModels(repository, fetch, share, seconds, fetches, metrics)
     repository.add_listener(metrics.set_served_versions)
     recent = RecentRequests(metrics.folder, metrics.number)
     repository.add_listener(recent.follow)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import mlflow
@@ -128,6 +130,27 @@ def test_broken_version_affects_no_other(registry, serve, tmp_path):
     client.set_registered_model_alias("team-b", "champion", version)
     wait_until(lambda: index(served)["team-b"][1], 20, "reason")
     assert ask(served, "team-b").headers["X-Model-Version"] == "1"
+
+
+@pytest.mark.long
+def test_hanging_downloads_do_not_delay_healthy_model(registry, serve):
+    client = registry(["team-a"])
+    slow = [f"slow-{number}" for number in range(9)]
+    with socket.create_server(("127.0.0.1", 0)) as store:  # It accepts, and never answers.
+        for name in slow:
+            client.create_registered_model(name)
+            source = f"http://127.0.0.1:{store.getsockname()[1]}/{name}"
+            version = client.create_model_version(name, source).version
+            client.set_registered_model_alias(name, "champion", version)
+        options = ("-C", "server.default_timeout_microseconds=20000000")
+        served = serve("--registry", "@champion", *options).wait_ready()
+        with ThreadPoolExecutor(len(slow)) as callers:
+            hanging = [callers.submit(ask, served, name) for name in slow]
+            loading = lambda: [index(served)[name][0] for name in slow]  # noqa: E731
+            wait_until(lambda: set(loading()) == {"LOADING"}, 20, "loading")
+            assert ask(served, "team-a").json() == {"predictions": [[6.0]]}
+            assert set(loading()) == {"LOADING"}
+            assert {answer.result().status_code for answer in hanging} == {503}
 
 
 @pytest.mark.long

@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.core.registry.connection import (
 )
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
+from mlflow_deploy_plugin.core.statedir.commands import MAX_WAITING
 from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
     METRICS,
@@ -58,7 +59,7 @@ _SHIP_SECONDS = 2.0
 _MOST_KEY_SECONDS = 2.0
 """The maximum time until a server knows a new or a revoked API key."""
 _POLL_THREADS = 8
-_FETCH_THREADS = 32
+_FETCH_THREADS = MAX_WAITING
 _NICE = 10
 _LOCK = "agent.lock"
 _LOCK_SECONDS = 3.0

@@ -38,8 +38,8 @@ _COVERED_SECONDS = 3600.0
 """The interval for references that the change feed covers. The feed sends all versions
 again when it is reopened.
 """
-_TURNS = 2
-_TURN_SECONDS = 30.0
+_TURNS = 8
+_TURN_SECONDS = 5.0
 """The number of fetches at a time, without fetches that have taken longer than this
 time.
 """

@@ -35,21 +35,26 @@ from mlflow_deploy_plugin.core.statedir.models import (
     is_same_model,
 )
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.serve.variants import ServedEndpoint, ServedTable
 
 logger = logging.getLogger(__name__)
 
 _AnswerT = TypeVar("_AnswerT")
 
-LOADERS = 4
+_LOADERS = 4
+_SLOW_SECONDS = 10.0
+_SLOW_WAIT_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 60.0
 _ROOM_SECONDS = 10.0
 _ROOM_POLL_SECONDS = 0.02
 _NOTE_SECONDS = 5.0
 _OLDEST_SECONDS = 30.0
-"""The number of parallel loads, the longest time after which a failed load is repeated,
-the longest wait for a model without a request, its poll, the pause between two notes
-about the used models, and the bound of the noted time since the last use.
+"""The number of parallel loads, the time after which a failed download was slow, the
+longest wait of a request for a slow model, the longest time after which a failed load
+is repeated, the longest wait for a model without a request, its poll, the pause
+between two notes about the used models, and the bound of the noted time since the last
+use.
 """
 _MOST_NAMED = 100
 _NAMED_REQUESTS = 100
@@ -92,6 +97,7 @@ class _Model:
         size: the reserved memory in bytes; 0 if no version is in memory.
         error: the reason why the version of `mark` cannot be served; it is tried again
             at `retry_at`, after `failures` in a row.
+        is_slow: True if the last download failed after a long time.
     """
 
     mark: str
@@ -103,6 +109,7 @@ class _Model:
     error: str = ""
     retry_at: float = 0.0
     failures: int = 0
+    is_slow: bool = False
     loading: "Future[ServedEndpoint | None] | None" = None
 
 
@@ -116,6 +123,8 @@ class LazyModels:
     Args:
         fetch: asks the agent for a model with a mark. Raises OnnxserveError.
         timeout_seconds: the longest wait of a request for a model.
+        fetches: the number of parallel calls of `fetch`, at least 4. Slow models have a
+            quarter of them.
     """
 
     def __init__(
@@ -124,20 +133,27 @@ class LazyModels:
         fetch: Callable[[str, str], None],
         memory_bytes: float,
         timeout_seconds: float,
+        fetches: int,
+        metrics: Metrics,
     ) -> None:
         self._repository = repository
         self._fetch = fetch
         self.limit = memory_bytes
         self._timeout = timeout_seconds
+        self._metrics = metrics
         self.uri = ""
         self._models: dict[str, _Model] = {}
         self._is_complete = False
         self._named: set[str] = set()
+        self._failed: set[str] = set()
         self._file: tuple[int, int, int] | None = None
         self._noted_at = 0.0
         self._has_evicted = False
         self._lock = threading.Lock()
-        self._loaders = ThreadPoolExecutor(LOADERS, "onnxserve-load")
+        self._loaders = ThreadPoolExecutor(_LOADERS, "onnxserve-load")
+        self._fetchers = ThreadPoolExecutor(fetches - fetches // 4, "onnxserve-fetch")
+        self._slow_fetchers = ThreadPoolExecutor(fetches // 4, "onnxserve-slow")
+        self._loading = threading.Semaphore(_LOADERS)
 
     def find(self, name: str) -> ServedEndpoint:
         """Return the model's endpoint, which is loaded if it is not in memory.
@@ -156,8 +172,10 @@ class LazyModels:
         model.used_at = time.monotonic()
         served = self._repository.table.get(name)
         if served is None and model.used_at >= model.retry_at:
+            # Requests for slow models do not take the threads of other requests.
+            timeout = min(self._timeout, _SLOW_WAIT_SECONDS) if model.is_slow else self._timeout
             try:
-                served = self._start(name, model).result(self._timeout)
+                served = self._start(name, model).result(timeout)
             except TimeoutError:
                 raise NotReady(f"model {name!r} is being loaded; retry in a moment", 1) from None
         if served is None:
@@ -256,10 +274,12 @@ class LazyModels:
                         target=self._load_recent, name="onnxserve-recent", daemon=True
                     ).start()
         now = time.monotonic()
-        for name in self._in_memory():
+        in_memory = self._in_memory()
+        for name in in_memory:
             model = self._models[name]
             if model.loaded != model.mark and now >= model.retry_at:
                 self._start(name, model)
+        self._metrics.set_models(len(in_memory), sum(self.sizes().values()), self.limit)
         if now - self._noted_at >= _NOTE_SECONDS:
             self._note_uses(now)
             self._noted_at = now
@@ -269,21 +289,35 @@ class LazyModels:
         """Start to load the model unless it is being loaded, and return its future."""
         with self._lock:
             if model.loading is None:
-                model.loading = self._loaders.submit(self._load, name, model)
+                pool = self._slow_fetchers if model.is_slow else self._fetchers
+                # Models on this disk do not wait for downloads.
+                if _is_here(self._saved(name), model.mark):
+                    pool = self._loaders
+                model.loading = pool.submit(self._load, name, model)
             return model.loading
+
+    def _saved(self, name: str) -> ServedModel | None:
+        return read_state(served_file(self._repository.state_dir, name), ServedModel)
 
     def _load(self, name: str, model: _Model) -> ServedEndpoint | None:
         """Load the model's version, or the version before it if it cannot be served,
-        and return the endpoint, if any. Runs in a thread of `_loaders`.
+        and return the endpoint, if any. Runs in a thread of a pool.
         """
         mark = model.mark
         error = ""
         if model.loaded != mark or name not in self._repository.table:
+            began = time.monotonic()
             try:
                 error = self._load_file(name, model, mark)
             except Exception as failure:
                 logger.exception("%s: loading failed", name)
                 error = f"loading failed unexpectedly: {type(failure).__name__}, see the log"
+            failed = ""
+            if error:
+                if len(self._failed) < _MOST_NAMED:
+                    self._failed.add(name)
+                failed = name if name in self._failed else "other"
+            self._metrics.count_load(time.monotonic() - began, failed)
         model.error = error
         if error:
             logger.error("%s: %s", name, error)
@@ -306,25 +340,23 @@ class LazyModels:
         """Load the model from its file, which the agent writes if the file lacks the
         version of `mark`. Return the reason if this version cannot be served.
         """
-        file = served_file(self._repository.state_dir, name)
-        saved = read_state(file, ServedModel)
+        saved = self._saved(name)
         error = ""
-        is_here = (
-            saved is not None
-            and saved.mark == mark
-            and all(want.folder.exists() for want in saved.endpoint.variants.values())
-        )
-        if not is_here:
+        if not _is_here(saved, mark):
+            began = time.monotonic()
             try:
                 self._fetch(name, mark)
-                saved = read_state(file, ServedModel)
+                model.is_slow = False
+                saved = self._saved(name)
             except OnnxserveError as failure:
                 error = failure.message
+                model.is_slow = time.monotonic() - began >= _SLOW_SECONDS
         if saved is None or not is_same_model(saved.mark, mark):
             return error or "the agent has not written its file"
-        reason = self._load_endpoint(name, model, saved.endpoint)
-        if reason and saved.previous is not None and name not in self._repository.table:
-            self._load_endpoint(name, model, saved.previous)
+        with self._loading:
+            reason = self._load_endpoint(name, model, saved.endpoint)
+            if reason and saved.previous is not None and name not in self._repository.table:
+                self._load_endpoint(name, model, saved.previous)
         return error or reason
 
     def _load_endpoint(self, name: str, model: _Model, endpoint: WantedEndpoint) -> str:
@@ -369,6 +401,7 @@ class LazyModels:
                     model.size += size
                     if evicted:
                         self._has_evicted = True
+                        self._metrics.count_models_left(len(evicted))
                         self._repository.exchange({}, [name for _, name in evicted])
                     return True
             if size > self.limit or time.monotonic() >= until:
@@ -416,6 +449,13 @@ class LazyModels:
                 if served is not None and model.loading is None:
                     self._named.add(name)
                     self._repository.exchange({name: served.named()})
+
+
+def _is_here(saved: ServedModel | None, mark: str) -> bool:
+    """Return True if the version of `mark` is on this disk."""
+    if saved is None or saved.mark != mark:
+        return False
+    return all(want.folder.exists() for want in saved.endpoint.variants.values())
 
 
 def estimated_bytes(want: WantedVariant) -> int:

@@ -41,6 +41,10 @@ _AGENT_SECONDS = 10.0
 then imports MLflow.
 """
 _POLL_SECONDS = 0.02
+_POLLS = 50
+"""The shortest pause between two looks for the answer, and the share of the time since
+the command by which it is longer.
+"""
 
 
 @dataclass(eq=False)
@@ -157,7 +161,8 @@ class ModelControl:
                             f"{self.timeout_seconds:.0f} s and continues; /v2/repository/index "
                             "shows the result"
                         )
-                    time.sleep(_POLL_SECONDS)
+                    # Many threads may wait for slow downloads.
+                    time.sleep(max(_POLL_SECONDS, (now - began) / _POLLS))
             finally:
                 # Delete the command first: the agent repeats it if it has no answer.
                 file.unlink(missing_ok=True)

@@ -95,6 +95,21 @@ _GUARD_ROWS = Metric("onnxserve_guard_rows", "Answered rows outside of the train
 _SERVED_VERSION = Metric(
     "onnxserve_served_version", "Workers that serve this version.", kind="gauge"
 )
+_MODEL_LOADS = Metric("onnxserve_model_loads", "Loads of registered models, also failed loads.")
+_MODEL_LOAD_SECONDS = Metric(
+    "onnxserve_model_load_seconds", "Time of the loads of registered models, with downloads."
+)
+_MODEL_LOAD_FAILURES = Metric("onnxserve_model_load_failures", "Failed loads of registered models.")
+_MODELS_LEFT = Metric(
+    "onnxserve_models_left", "Registered models that left the memory, because others needed room."
+)
+_MODELS = Metric("onnxserve_models_in_memory", "Registered models in memory.", kind="gauge")
+_MODEL_BYTES = Metric(
+    "onnxserve_model_memory_bytes", "Estimated memory of the registered models.", kind="gauge"
+)
+_MODEL_LIMIT = Metric(
+    "onnxserve_model_memory_limit_bytes", "Limit of server.model_memory.", kind="gauge"
+)
 
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
@@ -347,6 +362,26 @@ class Metrics:
     def count_redis_failure(self) -> None:
         self._add(1, _REDIS_FAILURES)
 
+    def count_load(self, seconds: float, failed: str) -> None:
+        """Count one load of a registered model; `failed` is the label of a failure, and
+        empty if the model was loaded.
+        """
+        self._add(1, _MODEL_LOADS)
+        self._add(seconds, _MODEL_LOAD_SECONDS)
+        if failed:
+            self._add(1, _MODEL_LOAD_FAILURES, model=failed)
+
+    def count_models_left(self, number: int) -> None:
+        self._add(number, _MODELS_LEFT)
+
+    def set_models(self, number: int, used_bytes: int, limit: float) -> None:
+        """Set the gauges of this worker's registered models."""
+        values = {_MODELS: number, _MODEL_BYTES: used_bytes, _MODEL_LIMIT: limit}
+        with self._lock:
+            for metric, value in values.items():
+                slot = self._gauges.slot(metric, {})
+                self._gauges.cells[slot] = value
+
     def count_key(self, key: KeyEntry) -> None:
         self._add(1, _KEY_REQUESTS, key=key.counted_as or key.name)
 
@@ -472,7 +507,7 @@ class Metrics:
             totals.compute_seconds = computed.value
         return dict(summed)
 
-    def _add(self, number: int, metric: Metric, **labels: str) -> None:
+    def _add(self, number: float, metric: Metric, **labels: str) -> None:
         key = metric.name, *labels.values()
         with self._lock:
             slot = self._slots.get(key)

@@ -8,6 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady
 from mlflow_deploy_plugin.core.statedir.files import LISTED, served_file, write_state
+from mlflow_deploy_plugin.core.statedir.metric_files import read_series
 from mlflow_deploy_plugin.core.statedir.models import (
     Listed,
     ServedModel,
@@ -19,6 +20,7 @@ from mlflow_deploy_plugin.serve.models import lazy_models
 from mlflow_deploy_plugin.serve.models.lazy_models import LazyModels
 from mlflow_deploy_plugin.serve.models.loading import load_warm
 from mlflow_deploy_plugin.serve.models.repository import Repository
+from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.serve.runtime.session import Placement
 from tests.support import servers
 from tests.support.refusals import refused
@@ -39,9 +41,14 @@ class Worker:
         self.loads = []
         self.gate = threading.Event()
         self.gate.set()
+        self.hanging = set()
+        self.store = threading.Event()
+        self.metrics = Metrics(root / "metrics")
         self.folders = {name: servers.single_model(root / name, 1.0) for name in NAMES}
         self.repository = Repository(root, self.load)
-        self.lazy = LazyModels(self.repository, self.fetch, memory_bytes, timeout_seconds)
+        self.lazy = LazyModels(
+            self.repository, self.fetch, memory_bytes, timeout_seconds, 4, self.metrics
+        )
         self.repository.lazy = self.lazy
         self.list(dict.fromkeys(NAMES, "1 x"))
 
@@ -54,6 +61,8 @@ class Worker:
         self.fetched.append(name)
         if self.refusal:
             raise NotReady(self.refusal)
+        if name in self.hanging:
+            assert self.store.wait(20)
         want = WantedVariant.model_validate(servers.variant(self.folders[name], mark[0]))
         model = ServedModel(name=name, mark=mark, endpoint=WantedEndpoint(variants={"v": want}))
         write_state(served_file(self.root, name), model)
@@ -73,6 +82,7 @@ def worker(tmp_path):
     worker = Worker(tmp_path, 2 * MODEL_BYTES)
     yield worker
     worker.gate.set()
+    worker.store.set()
     worker.repository.stop()
 
 
@@ -111,6 +121,65 @@ def test_slow_load_refuses_after_the_deadline(tmp_path):
     assert states == ["LOADING", "UNAVAILABLE", "UNAVAILABLE", "UNAVAILABLE"]
     worker.gate.set()
     wait_until(lambda: worker.loaded == {"a"}, 20, "loaded")
+
+
+def test_model_on_disk_passes_hanging_downloads(worker):
+    worker.fetch("d", "1 x")
+    worker.hanging = set("abc")
+    with ThreadPoolExecutor(3) as callers:
+        answers = [callers.submit(worker.repository.select_variant, name) for name in "abc"]
+        wait_until(lambda: set("abc") <= set(worker.fetched), 20, "downloading")
+        assert worker.repository.select_variant("d").endpoint == "d"
+        assert not any(answer.done() for answer in answers)
+        worker.store.set()
+
+
+def test_slow_models_have_a_share_of_downloads(worker, monkeypatch):
+    monkeypatch.setattr(lazy_models, "_SLOW_SECONDS", 0.0)
+    worker.refusal = "no answer"
+    for name in "abc":
+        with refused(NotReady, "no answer"):
+            worker.repository.select_variant(name)
+        worker.lazy._models[name].retry_at = 0.0
+    worker.refusal = None
+    worker.hanging = set("abc")
+    with ThreadPoolExecutor(3) as callers:
+        answers = [callers.submit(worker.repository.select_variant, name) for name in "abc"]
+        loading = lambda: [entry["state"] for entry in worker.lazy.index()].count("LOADING")  # noqa: E731
+        wait_until(lambda: loading() == 3, 20, "loading")
+        assert worker.repository.select_variant("d").endpoint == "d"
+        assert len(worker.fetched) == 3 + 1 + 1  # The refused, one that is slow, and d.
+        assert not any(answer.done() for answer in answers)
+        worker.store.set()
+
+
+def test_loads_and_memory_are_counted(worker, monkeypatch):
+    monkeypatch.setattr(lazy_models, "_MOST_NAMED", 1)
+    worker.refusal = "the gate has not passed"
+    for name in ("c", "d"):
+        with refused(NotReady, "gate"):
+            worker.repository.select_variant(name)
+    worker.refusal = None
+    for name in ("a", "b", "d"):
+        worker.lazy._models[name].retry_at = 0.0
+        worker.repository.select_variant(name)
+    worker.repository.poll()
+    counted = {
+        (name.removeprefix("onnxserve_model"), *series.labels.values()): series.value
+        for name, of_name in read_series(worker.metrics.folder).items()
+        for series in of_name
+        if name.startswith("onnxserve_model")
+    }
+    assert counted.pop(("_load_seconds",)) > 0
+    assert counted.pop(("_memory_bytes",)) == pytest.approx(2 * MODEL_BYTES, rel=0.01)
+    assert counted == {
+        ("_loads",): 5,
+        ("_load_failures", "c"): 1,
+        ("_load_failures", "other"): 1,
+        ("s_left",): 1,
+        ("s_in_memory",): 2,
+        ("_memory_limit_bytes",): 2 * MODEL_BYTES,
+    }
 
 
 def test_model_of_the_whole_memory_is_updated(tmp_path):

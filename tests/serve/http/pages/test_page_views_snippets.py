@@ -87,7 +87,7 @@ def test_front_page_lists_registered_models(serve_here, model_folders):
     server = serve_here({"a": {"v": variant(model_folders["mixed"])}})
     repository = server.repository
     loaded = dict(repository.table)
-    repository.lazy = lazy = LazyModels(repository, lambda *_: None, 2**21, 1.0)
+    repository.lazy = lazy = LazyModels(repository, lambda *_: None, 2**21, 1.0, 4, server.metrics)
     starting = ask_from(server, "/", "127.0.0.1", x_forwarded_prefix="/m")
     models = {"<b>": "7 x", "a": "3 x"} | {f"m{number}": "1 x" for number in range(600)}
     write_state(repository.state_dir / LISTED, Listed(uri="models:/*@x", models=models))
