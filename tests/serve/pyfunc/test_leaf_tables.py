@@ -45,7 +45,7 @@ def test_unknown_codes_follow_trees():
     codes = np.arange(300.0) % 6
     original = LGBMRegressor(min_data_per_group=2, n_estimators=5)
     rows = np.column_stack([codes, ROWS])
-    original.fit(rows, codes % 2 + ROWS[:, 0], categorical_feature=[0])
+    original.fit(rows, codes % 3 + ROWS[:, 0], categorical_feature=[0])
     asked = np.column_stack([np.resize([-3, -1, -0.5, 2.5, 99, np.nan], 300), ROWS])
     totals, expected = contributions(original, asked, asked[10:40])
     assert totals.sum(axis=1) == pytest.approx(expected)
