@@ -164,7 +164,8 @@ class _Conditions:
         met: Array = ~(numbers <= self.low) & (numbers <= self._high)
         if len(self._coded):
             codes = np.nan_to_num(numbers[..., self._coded])
-            places = codes.clip(0, self._has_code.shape[1] - 1).astype(np.intp)
+            # Unknown codes, also those below 0, have the last place.
+            places = codes.clip(-1, self._has_code.shape[1] - 1).astype(np.intp)
             met[..., self._coded] &= self._has_code[np.arange(len(self._coded)), places]
         met |= self._has_missing & np.isnan(numbers)
         return met

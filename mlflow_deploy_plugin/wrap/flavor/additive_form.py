@@ -109,7 +109,8 @@ def _columns_of_features(
     """Return the position of the column that changes each feature, [F] int64; -1 if no
     column or several columns change it.
 
-    A column is changed to its values in other rows, and to each category from training.
+    A column is changed to its values in other rows, to three numbers, because few rows
+    may have the same number, and to each category from training.
     """
     features = explained_features(model.artifact, feeds)
     width = reader.read(slice_feeds(feeds, slice(1))).shape[1]
@@ -145,12 +146,15 @@ def _changes(
 ) -> Iterator[tuple[Feeds, Feeds]]:
     """Yield rows, and the same rows with other values of the feature."""
     order = np.random.default_rng(0).permutation(row_count(feeds))
-    yield feeds, _with_values(feeds, feature, feature.values(feeds)[order])
+    values = feature.values(feeds)
+    yield feeds, _with_values(feeds, feature, values[order])
+    if values.dtype.kind in "fiub":
+        for number in (-1e6, 0.0, 1e6):
+            yield feeds, _with_values(feeds, feature, np.full(len(order), number))
     present = [category for category in categories if not pd.isna(category)]
     if present:
         repeated = {name: array[:1].repeat(len(present), axis=0) for name, array in feeds.items()}
-        values = np.array(present, dtype=feature.values(feeds).dtype)
-        yield repeated, _with_values(repeated, feature, values)
+        yield repeated, _with_values(repeated, feature, np.array(present, dtype=values.dtype))
 
 
 def _with_values(feeds: Feeds, feature: ExplainedFeature, values: Array) -> Feeds:

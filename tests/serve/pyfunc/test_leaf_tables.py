@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from lightgbm import LGBMRegressor
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeRegressor
 
@@ -38,6 +39,19 @@ def test_missing_and_infinite_values_follow_trees():
     )
     totals, expected = contributions(original, rows)
     assert totals.sum(axis=1) == pytest.approx(expected)
+
+
+def test_unknown_codes_follow_trees():
+    codes = np.arange(300.0) % 6
+    original = LGBMRegressor(min_data_per_group=2, n_estimators=5)
+    rows = np.column_stack([codes, ROWS])
+    original.fit(rows, codes % 3 + ROWS[:, 0], categorical_feature=[0])
+    asked = np.column_stack([np.resize([-3, -1, -0.5, 2.5, 99, np.nan], 300), ROWS])
+    totals, expected = contributions(original, asked, asked[10:40])
+    assert totals.sum(axis=1) == pytest.approx(expected)
+    assert expected[:, 0] + original.predict(asked[10:40]).mean() == pytest.approx(
+        original.predict(asked)
+    )
 
 
 def test_single_leaf_contributes_nothing():

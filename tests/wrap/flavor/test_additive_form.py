@@ -44,10 +44,12 @@ ROWS = normal_rows(300, 3)
 CLASSES = np.digitize(ROWS[:, 0] + ROWS[:, 1], [-0.5, 0.5])
 
 
-def saved(folder, original, example=ROWS):
+def saved(folder, original, example=ROWS, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mlflow_deploy_plugin.save_model(original, folder / "model", input_example=example)
+        mlflow_deploy_plugin.save_model(
+            original, folder / "model", input_example=example, **options
+        )
     return folder / "model"
 
 
@@ -86,6 +88,12 @@ def test_sums_of_categories_are_the_scores():
     codes[codes < 0] = np.nan
     sums = form.sums(np.column_stack([codes, rows["a"]]))
     assert sums[:, 0] == pytest.approx(original.decision_function(rows))
+
+
+def test_form_of_categories_needs_one_row(tmp_path):
+    original, table = of_categories()
+    folder = saved(tmp_path, original, table[:1], parity_data=table)
+    assert additive(folder).columns.tolist() == [0, 1]
 
 
 def test_sums_of_linear_leaves_are_predictions():

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 from sklearn.base import is_classifier
-from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._glm import _GeneralizedLinearRegressor
 from sklearn.pipeline import Pipeline
@@ -15,12 +14,16 @@ from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_linear, library_of
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tree_nodes import FORESTS, forest_sums
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tree_nodes import (
+    FORESTS,
+    FORMULAS,
+    boosted,
+    forest_sums,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     LINKS,
     Boosting,
     Tree,
-    histogram_boosting,
     merge_trees,
 )
 
@@ -54,12 +57,8 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
     """
     sums: Boosting | None = None
     try:
-        if library_of(predictor):
+        if FORMULAS.get(type(predictor)) is boosted or library_of(predictor):
             sums = read_boosting(predictor)
-        elif hasattr(predictor, "_predictors"):
-            sums = histogram_boosting(predictor)
-        elif isinstance(predictor, GradientBoostingClassifier | GradientBoostingRegressor):
-            sums = _gradient_boosting(predictor)
         elif type(predictor) in FORESTS:
             sums = forest_sums(predictor)
         elif isinstance(predictor, _GeneralizedLinearRegressor) or is_linear(predictor):
@@ -91,31 +90,6 @@ def reads_categories(predictor: Estimator) -> bool:
     if hasattr(predictor, "_predictors"):
         return predictor.is_categorical_ is not None
     return bool(library_of(predictor) and read_boosting(predictor).categories)
-
-
-def _gradient_boosting(model: Estimator) -> Boosting | None:
-    """Return the trees of scikit-learn's older gradient boosting, which start from a
-    constant (skl2onnx refuses other models); None if the link is unknown.
-    """
-    link = LINKS.get(type(model._loss.link).__name__)
-    if link is None:
-        return None
-    trees = []
-    targets = []
-    for members in model.estimators_:
-        for target, member in enumerate(members):
-            values = member.tree_.value[:, 0, 0] * model.learning_rate
-            trees.append(Tree.fitted(member.tree_, values))
-            targets.append(target)
-    base = model._raw_predict_init(np.zeros((1, model.n_features_in_)))
-    return Boosting(
-        trees=trees,
-        targets=targets,
-        base=np.ravel(base),
-        mode="BRANCH_LEQ",
-        link=link,
-        has_single_rows=True,
-    )
 
 
 def _as_arrays(sums: Boosting) -> AdditiveForm | None:

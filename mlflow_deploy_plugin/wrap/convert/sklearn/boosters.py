@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
+from sklearn.ensemble._gb import BaseGradientBoosting
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.batch import ModelData
@@ -34,7 +35,14 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     library_of,
     sub_estimators,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.trees import Boosting, Node, Tree, leaf
+from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
+    Boosting,
+    Node,
+    Tree,
+    gradient_boosting,
+    histogram_boosting,
+    leaf,
+)
 
 Document: TypeAlias = Mapping[str, Any]
 """A model, a tree or a node in the JSON of its library."""
@@ -78,9 +86,13 @@ def with_category_names(model: Estimator, example: pd.DataFrame) -> Estimator:
 
 
 def read_boosting(estimator: Estimator) -> Boosting:
-    """Return the trees of a fitted booster. Raises NotImplementedError for unsupported
-    categories or objectives.
+    """Return the trees of a fitted booster, or of scikit-learn's gradient boosting.
+    Raises NotImplementedError for unsupported categories or objectives.
     """
+    if hasattr(estimator, "_predictors"):
+        return histogram_boosting(estimator)
+    if isinstance(estimator, BaseGradientBoosting):
+        return gradient_boosting(estimator)
     return _READERS[library_of(estimator)](estimator)
 
 

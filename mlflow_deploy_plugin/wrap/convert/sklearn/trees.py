@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
+from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.tree._tree import Tree as SklearnTree
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -467,13 +468,43 @@ LINKS = {
 """The inverse of each link in scikit-learn's losses, as an ONNX operator."""
 
 
-def histogram_boosting(estimator: Estimator) -> Boosting:
-    """Return the trees of HistGradientBoosting. Raises NotImplementedError for an
-    unknown link.
+def _link(estimator: Estimator) -> str:
+    """Return the ONNX operator of the link. Raises NotImplementedError if it is
+    unknown.
     """
     name = type(estimator._loss.link).__name__
     if name not in LINKS:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
+    return LINKS[name]
+
+
+def gradient_boosting(estimator: Estimator) -> Boosting:
+    """Return the trees of GradientBoosting, which start from a constant. Raises
+    NotImplementedError for other starts and unknown links.
+    """
+    if estimator.init_ != "zero" and not isinstance(
+        estimator.init_, DummyClassifier | DummyRegressor
+    ):
+        raise NotImplementedError("GradientBoosting with an estimator as `init`")
+    trees = []
+    for member in estimator.estimators_.flat:
+        values = member.tree_.value[:, 0, 0] * estimator.learning_rate
+        trees.append(Tree.fitted(member.tree_, values))
+    rounds, width = estimator.estimators_.shape
+    return Boosting(
+        trees=trees,
+        targets=[*range(width)] * rounds,
+        base=np.ravel(estimator._raw_predict_init(np.zeros((1, estimator.n_features_in_)))),
+        mode="BRANCH_LEQ",
+        link=_link(estimator),
+        has_single_rows=True,
+    )
+
+
+def histogram_boosting(estimator: Estimator) -> Boosting:
+    """Return the trees of HistGradientBoosting. Raises NotImplementedError for an
+    unknown link.
+    """
     is_categorical = estimator.is_categorical_
     if is_categorical is None:
         is_categorical = np.zeros(estimator.n_features_in_, bool)
@@ -504,7 +535,7 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
         targets=(np.arange(len(trees)) % width).tolist(),
         base=np.ravel(estimator._baseline_prediction),
         mode="BRANCH_LEQ",
-        link=LINKS[name],
+        link=_link(estimator),
     )
 
 

@@ -14,7 +14,6 @@ from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, String
 from sklearn.base import is_regressor
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble._gb import BaseGradientBoosting
 from sklearn.feature_selection import RFE
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
@@ -26,7 +25,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     is_linear,
     last_step,
     passes_on,
-    sub_estimators,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     SAMPLE_ROWS,
@@ -285,12 +283,11 @@ class Rows:
         raw_scores = method == "decision_function"
         # The converter of an estimator is called once.
         key = id(estimator), raw_scores
-        if raw_scores:
-            estimator = copy(estimator)  # skl2onnx's options belong to an estimator.
-            if len(getattr(estimator, "probA_", ())):
-                # With `_probA`, skl2onnx returns probabilities instead of scores.
-                estimator._probB = np.empty(0)
-                estimator._probA = estimator._probB
+        if raw_scores and len(getattr(estimator, "probA_", ())):
+            # With `_probA`, skl2onnx returns probabilities instead of scores.
+            estimator = copy(estimator)
+            estimator._probB = np.empty(0)
+            estimator._probA = estimator._probB
         if key not in self._outputs:
             inputs = self._variables(estimator)
             self._outputs[key] = self._graph.sub_model(estimator, inputs, raw_scores)
@@ -309,22 +306,13 @@ class Rows:
 
     def _variables(self, estimator: Estimator) -> list[Variable]:
         """Return the inputs of an estimator's converter: the original inputs, or a
-        matrix if there are several for an estimator that reads one, or for other
-        floats.
+        matrix if there are several for an estimator that reads one.
         """
-        # Gradient boosting reads 32-bit floats in scikit-learn too.
-        reads_single = any(
-            isinstance(part, BaseGradientBoosting) for part in sub_estimators(estimator)
-        )
         reads_several = isinstance(last_step(estimator), ColumnTransformer | FeatureUnion)
-        must_be_joined = len(self._inputs) > 1 and not reads_several
-        must_be_rounded = reads_single and self.is_double
-        if self._inputs and not must_be_joined and not must_be_rounded:
+        if self._inputs and (len(self._inputs) == 1 or reads_several):
             return self._inputs
-        is_wide = self.is_double and not reads_single
-        dtype = np.float64 if is_wide else np.float32
-        kind = DoubleTensorType if is_wide else FloatTensorType
-        matrix = self.matrix.astype(dtype)
+        kind = DoubleTensorType if self.is_double else FloatTensorType
+        matrix = self.own
         return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
 
     def _shape(self, estimator: Estimator, method: str) -> tuple[int, ...]:

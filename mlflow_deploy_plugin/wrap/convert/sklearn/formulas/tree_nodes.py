@@ -39,7 +39,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     Boosting,
     Tree,
     categories_of,
-    histogram_boosting,
     write_trees,
     write_walk,
 )
@@ -58,7 +57,7 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     """Return predictions, or a classifier's decision, probabilities and scores. A
     positive score means class 1.
     """
-    boosting = _boosting_of(model)
+    boosting = read_boosting(model)
     x = _features(model, rows, boosting)
     if boosting.slopes:
         # The slopes of the leaves are multiplied by the features. A missing feature
@@ -90,13 +89,7 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
 
 def tree_features(model: TreeFeatures, rows: Rows) -> TracedArray:
     """Return the features of the trees, with a code per category."""
-    return _features(model.model, rows, _boosting_of(model.model))
-
-
-def _boosting_of(model: Estimator) -> Boosting:
-    if hasattr(model, "_predictors"):
-        return histogram_boosting(model)
-    return read_boosting(model)
+    return _features(model.model, rows, read_boosting(model.model))
 
 
 def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
@@ -321,6 +314,8 @@ def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
 FORMULAS: dict[type, Formula] = {
     ensemble.AdaBoostClassifier: adaptive_classes,
     ensemble.AdaBoostRegressor: adaptive_values,
+    ensemble.GradientBoostingClassifier: boosted,
+    ensemble.GradientBoostingRegressor: boosted,
     ensemble.HistGradientBoostingClassifier: boosted,
     ensemble.HistGradientBoostingRegressor: boosted,
     NativeBooster: boosted,
