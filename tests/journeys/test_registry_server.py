@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.steps import steps_digest
-from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
+from tests.support.browser import CHROMIUM, accessibility_findings, chromium
 from tests.support.commands import done
 from tests.support.servers import single_model
 from tests.support.tracking import pass_gate
@@ -85,7 +85,8 @@ def test_each_model_is_served_and_followed(registry, serve, tmp_path):
 
 
 @pytest.mark.long
-@NEEDS_CHROMIUM
+@pytest.mark.chromium
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_front_page_is_accessible_and_leads_to_models(registry, serve):
     name = "<img src=x onerror=alert(1)>"
     registry([name, *HOSTILE])

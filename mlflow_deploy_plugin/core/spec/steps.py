@@ -9,7 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.settings import read_text
 
 STEPS = "serve.steps"
 """The dotted name of the field."""
@@ -33,10 +32,14 @@ def read_steps(path: Path) -> dict[str, str]:
     Raises InvalidConfig if a file cannot be read, or is not a file of steps.
     """
     fields = {"file": path.name}
-    source = read_text(path, "serve.steps: the file")
     signature = path.with_name(path.name + SIGNATURE_SUFFIX)
-    if signature.exists():
-        fields["signature"] = read_text(signature, "serve.steps: the file")
+    try:
+        source = path.read_bytes().decode()  # The digest is that of the file.
+        if signature.exists():
+            fields["signature"] = signature.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not a text"
+        raise InvalidConfig(f"serve.steps: the file {path} cannot be read: {why}") from None
     if "\n" not in source:
         source += "\n"
     return {**fields, "steps": check_steps(source, path.name)}
