@@ -99,9 +99,7 @@ _MODEL_LOADS = Metric("onnxserve_model_loads", "Loads of registered models, also
 _MODEL_LOAD_SECONDS = Metric(
     "onnxserve_model_load_seconds", "Time of the loads of registered models, with downloads."
 )
-_MODEL_LOAD_FAILURES = Metric(
-    "onnxserve_model_load_failures", "Failed loads of registered models."
-)
+_MODEL_LOAD_FAILURES = Metric("onnxserve_model_load_failures", "Failed loads of registered models.")
 _MODELS_LEFT = Metric(
     "onnxserve_models_left", "Registered models that left the memory, because others needed room."
 )
