@@ -140,7 +140,7 @@ def test_hanging_downloads_do_not_delay_healthy_model(registry, serve):
     with socket.create_server(("127.0.0.1", 0)) as store:  # It accepts, and never answers.
         for name in slow:
             client.create_registered_model(name)
-            source = f"http://127.0.0.1:{store.getsockname()[1]}/{name}"
+            source = f"http://127.0.0.1:{store.getsockname()[1]}/mlflow-artifacts/artifacts/{name}"
             version = client.create_model_version(name, source).version
             client.set_registered_model_alias(name, "champion", version)
         options = ("-C", "server.default_timeout_microseconds=20000000")
