@@ -159,7 +159,7 @@ def traffic_charts(
     for interval in chain.from_iterable(readable.values()):
         for _, counters in interval.of_endpoint(endpoint):
             total = total.plus(counters)
-    failures = f"Failures, {total.failures:,.0f} of {total.requests:,.0f} requests"
+    failures = f"Failures, {total.failures:,.0f} of {total.requests:,.0f}"
     draw = partial(line_chart, axis=ago_axis(end, slots.axis.seconds), empty=empty)
     latencies = slots.lines(_LATENCIES)
     seconds = chain.from_iterable(line.values for line in latencies)

@@ -99,7 +99,7 @@ def test_long_latency_is_in_seconds():
 def test_sparse_traffic_is_a_line_with_its_count():
     busy = [interval(at, v1=2) for at in HOUR[::12]]
     pictures, _ = charts(*busy, *(interval(at) for at in HOUR if at not in HOUR[::12]))
-    assert failures(pictures).title == "Failures, 4 of 60 requests"
+    assert failures(pictures).title == "Failures, 4 of 60"
     errors = failures(pictures).lines[0]
     assert errors.path.count("M") == 1
     assert errors.path.count("L") == len(busy) - 1

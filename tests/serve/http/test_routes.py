@@ -63,7 +63,7 @@ def test_server_without_model_is_not_ready(tmp_path):
     [
         ("GET", "/v2/models/e/infer", 405, "POST"),
         ("GET", "/v2/model", 404, "/v2/models/NAME"),
-        ("GET", "/v2/models/e/versions/1/nothing", 404, "/v2/models/e/infer"),
+        ("GET", "/v2/models/e/versions/1/nothing", 404, "/v2/models/e/config"),
     ],
 )
 def test_v2_errors_have_its_form(server, method, path, status, told):

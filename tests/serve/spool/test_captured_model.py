@@ -183,7 +183,7 @@ def test_unknown_column_keeps_the_previous_version(serve_here, bias_folders):
     document = {"dataframe_records": [{"a": 1, "b": 2, "c": 3}]}
     assert ask(server, body=document).status == 200
     want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, drop=["aa"])
-    assert mentions(error_of_version_2(server), "capture.drop", "'aa'", "a, b, c")
+    assert mentions(error_of_version_2(server), "capture.drop", "'aa'", "'a'")
     assert ask(server, body=document).headers["X-Model-Version"] == "1"
     (batch,) = read_batches(segments(state_dir / SPOOL)[0]).batches
     assert list(to_log_columns(batch.model.schema, (), batch.feeds, {})) == ["b", "c"]
