@@ -112,6 +112,8 @@ def test_missing_address_of_mlflow_is_noted(arguments, is_missing):
     ],
 )
 def test_missing_credentials_are_noted(monkeypatch, config, name):
+    for variable in [each for each in os.environ if each.startswith("AWS_")]:
+        monkeypatch.delenv(variable)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "secret-id")
     done = onnxserve(f"render --for kubernetes /srv/model {config}")
     assert done.exit_code == 0
