@@ -497,6 +497,7 @@ def gradient_boosting(estimator: Estimator) -> Boosting:
         base=np.ravel(estimator._raw_predict_init(np.zeros((1, estimator.n_features_in_)))),
         mode="BRANCH_LEQ",
         link=_link(estimator),
+        is_single=True,  # 64 bits would take a fourth more time per row.
         has_single_rows=True,
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import special
 from sklearn import ensemble
 from sklearn.base import is_classifier
+from sklearn.ensemble._gb import BaseGradientBoosting
 from sklearn.ensemble._iforest import _average_path_length
 from sklearn.tree import (
     DecisionTreeClassifier,
@@ -26,6 +27,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
     both_classes,
     largest,
     softmax,
+    softmax_of_two,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     Traced,
@@ -72,18 +74,16 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     elif len(boosting.lines):
         filled = np.where(np.isnan(x), np.float32(0.0), x).astype(float)
         scores = (filled @ boosting.lines + boosting.base).astype(np.float32)
+    elif isinstance(model, BaseGradientBoosting):
+        scores = _sums_of_trees(x, boosting)  # One row takes a fifth less time than with levels.
     else:
         scores = _sums_of_trees(x, boosting, write_trees)
-    likely = _LINKS[boosting.link](scores)
     if not is_classifier(model):
-        return likely
+        return _LINKS[boosting.link](scores)
     if scores.sample.shape[1] > 1:
-        return np.argmax(scores, axis=1), likely, scores
+        return np.argmax(scores, axis=1), _LINKS[boosting.link](scores), scores
+    likely = softmax_of_two(scores) if boosting.link == "Sigmoid" else both_classes(scores)
     flat = scores.reshape(-1)
-    if boosting.is_single:  # XGBoost subtracts the rounded probability from 1.
-        likely = both_classes(likely)
-    else:
-        likely = _LINKS[boosting.link](np.hstack([-scores, scores]))
     return (flat > 0).astype(np.int64), likely, flat
 
 
