@@ -1,6 +1,6 @@
 """Formulas of trees, forests and boosted trees. Each of them is one ONNX node."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,6 @@ from sklearn.tree import (
     ExtraTreeRegressor,
 )
 
-from mlflow_deploy_plugin.wrap.convert.converted import Category
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import NativeBooster, read_boosting
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_tree
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.categories import encoded, is_missing
@@ -40,7 +39,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import TreeFeatures
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     Boosting,
     Tree,
-    categories_of,
     write_trees,
     write_walk,
 )
@@ -96,11 +94,9 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     """Return the columns as numbers [N, k]. Categories are codes; missing values and
     unknown categories are NaN.
     """
-    by_position: Mapping[int, Iterable[Category]] = {}
-    if hasattr(model, "_predictors"):
-        by_position = categories_of(model)
+    by_position = dict(zip(boosting.category_columns, boosting.categories, strict=False))
     dtype = np.float32 if boosting.has_single_rows else np.float64
-    if by_position or boosting.categories or rows.has_texts:
+    if boosting.categories or rows.has_texts:
         columns = rows.columns()
         if not by_position:
             positions = [
