@@ -9,6 +9,7 @@ from typing import TypeAlias
 import joblib
 import numpy as np
 from onnx import TensorProto, helper
+from scipy import special
 from skl2onnx.common._topology import Operator, Variable
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
 from sklearn.base import is_regressor
@@ -386,7 +387,7 @@ def _linear_probabilities(estimator: Estimator, scores: TracedArray) -> TracedAr
     if is_logistic(estimator):
         if is_single:
             return softmax_of_two(scores)
-        likely = logistic(scores) if by_class else softmax(scores)
+        likely = special.expit(scores) if by_class else softmax(scores)
     elif by_class and estimator.loss == "modified_huber":
         likely = (np.clip(scores, -1.0, 1.0) + 1.0) / 2.0
     else:
@@ -396,10 +397,6 @@ def _linear_probabilities(estimator: Estimator, scores: TracedArray) -> TracedAr
     if by_class:
         return normalized(likely)
     return likely
-
-
-def logistic(scores: TracedArray) -> TracedArray:
-    return 1.0 / (1.0 + np.exp(-scores))
 
 
 def largest(scores: TracedArray) -> Decision:
