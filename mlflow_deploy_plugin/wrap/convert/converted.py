@@ -292,21 +292,20 @@ def write_logistics(graph: GraphProto) -> None:
         return output
 
     for node in graph.node:
-        result = node.output[-1] if node.output else ""
-        if node.op_type == "Sigmoid" and result not in read_by_layers:
-            score = node.input[0]
-        else:
-            nodes.append(node)
-            score = ""
-            for option in node.attribute:
-                if option.name == "post_transform" and option.s == b"LOGISTIC":
-                    option.s = b"NONE"
-                    score = f"{result}_score"
-                    node.output[-1] = score
-        if score:
+        options = {option.name: option for option in node.attribute}
+        if node.op_type == "Sigmoid" and node.output[0] not in read_by_layers:
+            [score] = node.input
             low = add("Exp", add("Neg", add("Relu", add("Neg", score))))
             add("Mul", low, add("Sigmoid", add("Abs", score)))
-            nodes[-1].output[0] = result
+            nodes[-1].output[:] = node.output
+            continue
+        nodes.append(node)
+        if node.op_type == "LinearClassifier" and len(options["intercepts"].floats) == 2:
+            transform = options["post_transform"]
+            if transform.s == b"LOGISTIC":  # It is the softmax of half the scores of both classes.
+                transform.s = b"SOFTMAX"
+                for name in ("coefficients", "intercepts"):
+                    options[name].floats[:] = [number / 2 for number in options[name].floats]
     del graph.node[:]
     graph.node.extend(nodes)
 

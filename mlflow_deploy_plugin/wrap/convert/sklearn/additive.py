@@ -21,9 +21,9 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tree_nodes import (
     forest_sums,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
-    LINKS,
     Boosting,
     Tree,
+    link_of,
     merge_trees,
 )
 
@@ -69,9 +69,7 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
                 if not isinstance(predictor, LogisticRegression):
                     return None
             elif isinstance(predictor, _GeneralizedLinearRegressor):
-                link = LINKS.get(type(predictor._base_loss.link).__name__, "")
-                if not link:
-                    return None
+                link = link_of(predictor._base_loss)
             sums = Boosting(
                 trees=[],
                 targets=[],
@@ -87,9 +85,8 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
 
 def reads_categories(predictor: Estimator) -> bool:
     """Return True if the features of the trees have a code per category."""
-    if hasattr(predictor, "_predictors"):
-        return predictor.is_categorical_ is not None
-    return bool(library_of(predictor) and read_boosting(predictor).categories)
+    is_boosted = hasattr(predictor, "_predictors") or library_of(predictor)
+    return bool(is_boosted and read_boosting(predictor).categories)
 
 
 def _as_arrays(sums: Boosting) -> AdditiveForm | None:

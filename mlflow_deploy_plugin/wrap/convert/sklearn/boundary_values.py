@@ -40,8 +40,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
-    categories_of,
-    histogram_boosting,
     rounded_down,
 )
 
@@ -241,7 +239,7 @@ def _entries(kind: str, by_position: Iterable[tuple[int, Any]]) -> list[_Entry]:
 
 def _of_trees(estimator: Estimator) -> Iterator[_Entry]:
     """Yield the thresholds and categories of a tree or of boosted trees."""
-    if library_of(estimator):
+    if library_of(estimator) or hasattr(estimator, "_predictors"):
         boosting = read_boosting(estimator)
         yield from _beside_thresholds(boosting.edges())
         by_position = zip(boosting.category_columns, boosting.categories, strict=False)
@@ -253,9 +251,6 @@ def _of_trees(estimator: Estimator) -> Iterator[_Entry]:
         yield from _beside_thresholds(
             {int(feature): edges[features == feature] for feature in np.unique(features)}
         )
-    elif hasattr(estimator, "_predictors"):
-        yield from _beside_thresholds(histogram_boosting(estimator).edges())
-        yield from _entries("categories", categories_of(estimator).items())
 
 
 def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:

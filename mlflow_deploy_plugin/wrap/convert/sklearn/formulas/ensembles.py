@@ -45,7 +45,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
     both_classes,
     is_logistic,
     largest,
-    logistic,
     normalized,
     softmax,
     votes_of_pairs,
@@ -82,7 +81,7 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
         likely = isotonic(calibrators, scores)
     else:
         slopes = np.array([line.a_ for line in calibrators])
-        likely = logistic(-(slopes * scores + [line.b_ for line in calibrators]))
+        likely = special.expit(-(slopes * scores + [line.b_ for line in calibrators]))
     return largest(_mean_of_folds(model, likely))
 
 
@@ -194,7 +193,7 @@ def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> Traced
             is_logistic(best_estimator(member)) and len(member.classes_) == 2
             for member in estimators
         ):
-            return logistic(rows.sums(estimators))
+            return special.expit(rows.sums(estimators))
     columns = []
     for member in estimators:
         if isinstance(member, _ConstantPredictor):

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import joblib
 import numpy as np
 from onnx import TensorProto, helper
+from scipy import special
 from skl2onnx.common._topology import Operator, Variable
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
 from sklearn.base import is_regressor
@@ -384,7 +385,9 @@ def _linear_probabilities(estimator: Estimator, scores: TracedArray) -> TracedAr
     is_single = scores.sample.shape[1] == 1
     by_class = isinstance(estimator, SGDClassifier)
     if is_logistic(estimator):
-        likely = logistic(scores) if is_single or by_class else softmax(scores)
+        if is_single:
+            return softmax_of_two(scores)
+        likely = special.expit(scores) if by_class else softmax(scores)
     elif by_class and estimator.loss == "modified_huber":
         likely = (np.clip(scores, -1.0, 1.0) + 1.0) / 2.0
     else:
@@ -394,10 +397,6 @@ def _linear_probabilities(estimator: Estimator, scores: TracedArray) -> TracedAr
     if by_class:
         return normalized(likely)
     return likely
-
-
-def logistic(scores: TracedArray) -> TracedArray:
-    return 1.0 / (1.0 + np.exp(-scores))
 
 
 def largest(scores: TracedArray) -> Decision:
@@ -422,6 +421,13 @@ def normalized(likely: TracedArray) -> TracedArray:
 
 def softmax(scores: TracedArray) -> TracedArray:
     return scores.emit("Softmax", [scores], scores.sample, axis=1)
+
+
+def softmax_of_two(scores: TracedArray) -> TracedArray:
+    """Return the probabilities [N, 2] of two classes for the score [N, 1] of the
+    second class, whose logistic function is its probability.
+    """
+    return softmax(scores * np.array([[-0.5, 0.5]], scores.dtype))
 
 
 def votes_of_pairs(second: TracedArray, score: TracedArray, classes: int) -> Decision:

@@ -557,7 +557,6 @@ _UFUNCS: dict[np.ufunc, str] = {
     np.bitwise_and: "And",
     np.bitwise_or: "Or",
     np.invert: "Not",
-    special.expit: "Sigmoid",
 }
 _LOGICAL = (
     np.logical_and,
@@ -623,6 +622,7 @@ _COMPOSED: dict[ArrayFunction, ArrayFunction] = {
     np.not_equal: lambda x, y: ~(x == y),
     np.logaddexp: lambda x, y: np.maximum(x, y) + np.log(1.0 + np.exp(-np.abs(x - y))),
     special.exp10: lambda x: np.exp(x * np.log(10.0)),
+    special.expit: lambda x: 1.0 / (1.0 + np.exp(-x)),  # Sigmoid rounds small numbers to 0.
     special.logit: lambda x: np.log(x / (1.0 - x)),
     special.erf: error_function,
 }

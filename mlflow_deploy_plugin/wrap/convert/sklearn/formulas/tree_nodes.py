@@ -1,12 +1,13 @@
 """Formulas of trees, forests and boosted trees. Each of them is one ONNX node."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from scipy import special
 from sklearn import ensemble
 from sklearn.base import is_classifier
+from sklearn.ensemble._gb import BaseGradientBoosting
 from sklearn.ensemble._iforest import _average_path_length
 from sklearn.tree import (
     DecisionTreeClassifier,
@@ -15,7 +16,6 @@ from sklearn.tree import (
     ExtraTreeRegressor,
 )
 
-from mlflow_deploy_plugin.wrap.convert.converted import Category
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import NativeBooster, read_boosting
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_tree
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.categories import encoded, is_missing
@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
     both_classes,
     largest,
     softmax,
+    softmax_of_two,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     Traced,
@@ -38,7 +39,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import TreeFeatures
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     Boosting,
     Tree,
-    categories_of,
     write_trees,
     write_walk,
 )
@@ -72,18 +72,16 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     elif len(boosting.lines):
         filled = np.where(np.isnan(x), np.float32(0.0), x).astype(float)
         scores = (filled @ boosting.lines + boosting.base).astype(np.float32)
+    elif isinstance(model, BaseGradientBoosting):
+        scores = _sums_of_trees(x, boosting)  # One row takes a fifth less time than with levels.
     else:
         scores = _sums_of_trees(x, boosting, write_trees)
-    likely = _LINKS[boosting.link](scores)
     if not is_classifier(model):
-        return likely
+        return _LINKS[boosting.link](scores)
     if scores.sample.shape[1] > 1:
-        return np.argmax(scores, axis=1), likely, scores
+        return np.argmax(scores, axis=1), _LINKS[boosting.link](scores), scores
+    likely = softmax_of_two(scores) if boosting.link == "Sigmoid" else both_classes(scores)
     flat = scores.reshape(-1)
-    if boosting.is_single:  # XGBoost subtracts the rounded probability from 1.
-        likely = both_classes(likely)
-    else:
-        likely = _LINKS[boosting.link](np.hstack([-scores, scores]))
     return (flat > 0).astype(np.int64), likely, flat
 
 
@@ -96,11 +94,9 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     """Return the columns as numbers [N, k]. Categories are codes; missing values and
     unknown categories are NaN.
     """
-    by_position: Mapping[int, Iterable[Category]] = {}
-    if hasattr(model, "_predictors"):
-        by_position = categories_of(model)
+    by_position = dict(zip(boosting.category_columns, boosting.categories, strict=False))
     dtype = np.float32 if boosting.has_single_rows else np.float64
-    if by_position or boosting.categories or rows.has_texts:
+    if boosting.categories or rows.has_texts:
         columns = rows.columns()
         if not by_position:
             positions = [
