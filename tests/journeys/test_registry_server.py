@@ -83,7 +83,8 @@ def test_each_model_is_served_and_followed(registry, serve, tmp_path):
 
 
 @pytest.mark.long
-@NEEDS_CHROMIUM
+@NEEDS_CHROMIUM[0]
+@NEEDS_CHROMIUM[1]
 def test_front_page_is_accessible_and_leads_to_models(registry, serve):
     name = "<img src=x onerror=alert(1)>"
     registry([name, *HOSTILE])

@@ -483,8 +483,7 @@ def app_answer(
     """
     address = mlflow_addresses()[1]
     if _is_web(address):
-        workspace = active_workspace()
-        if workspace:
+        if workspace := active_workspace():
             query = {**query, "workspace": workspace}
         options["params"] = query
         if rest_client() is not None:
@@ -537,8 +536,7 @@ def app_document(
         is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
         error = answer.json() if is_json and not answer.ok else {}
         if "error_code" not in error:
-            is_refused = 400 <= answer.status_code < 500
-            if is_optional and is_refused:
+            if is_optional and 400 <= answer.status_code < 500:
                 return None
             return checked_json(answer, path)
     raise error_of_status(answer.status_code)(error["message"])

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.settings import read_text
+from mlflow_deploy_plugin.core.text_files import read_text
 
 STEPS = "serve.steps"
 """The dotted name of the field."""
