@@ -161,8 +161,7 @@ _LOGIN_FAILS = re.compile(
 
 
 def _service_at(address: str) -> _Service | None:
-    services = (service for start, service in _SERVICES.items() if re.match(start, address))
-    return next(services, None)
+    return next((service for start, service in _SERVICES.items() if re.match(start, address)), None)
 
 
 @dataclass
@@ -550,10 +549,9 @@ def find_login() -> "Login":
     """
     from mlflow_deploy_plugin.core.store.audit import Login  # Some images lack SQLAlchemy.
 
-    addresses = [
-        os.environ.get(variable, "") for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    ]
-    if "mlflow" not in sys.modules and not any(map(_is_web, addresses)):
+    variables = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    is_web = any(_is_web(os.environ.get(variable, "")) for variable in variables)
+    if "mlflow" not in sys.modules and not is_web:
         return Login()  # The import of MLflow takes a second.
     with suppress(OnnxserveError):
         document = app_document("the name of the caller", CALLER, "GET", {}, _CALLER_SECONDS)
