@@ -160,10 +160,10 @@ def _verify(
         published_trail,
         stored_keys,
     )
-    from mlflow_deploy_plugin.core.settings import read_text
     from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
     from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
     from mlflow_deploy_plugin.core.store.checkpoints import lateness, load_checkpoint
+    from mlflow_deploy_plugin.core.text_files import read_text
 
     trusted = None if keys_file and checkpoint_file else published_trail()
     with opened_store() as store:

@@ -30,10 +30,10 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
-from mlflow_deploy_plugin.core.settings import read_text
 from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import Device, EndpointSpec, PyfuncEnv
 from mlflow_deploy_plugin.core.spec.types import parse_latency
+from mlflow_deploy_plugin.core.text_files import read_text
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.served import Place, missing_settings
 from mlflow_deploy_plugin.ship.sizing.plan import (

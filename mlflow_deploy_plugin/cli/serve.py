@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.cli.options import (
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name, model_pattern
-from mlflow_deploy_plugin.core.settings import absolute_path, load_settings, read_text
+from mlflow_deploy_plugin.core.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.core.spec.document import (
     apply_config,
     dump_spec,
@@ -38,6 +38,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
     claim_state_dir,
     write_atomically,
 )
+from mlflow_deploy_plugin.core.text_files import read_text
 from mlflow_deploy_plugin.serve.cloud import read_cloud
 from mlflow_deploy_plugin.serve.device import require_device
 from mlflow_deploy_plugin.serve.supervisor import supervise

@@ -362,17 +362,6 @@ def read_environment(model: type[_ModelT], prefix: str) -> _ModelT:
         raise InvalidConfig(f"{prefix}{field.upper()}: {reason}{received}") from None
 
 
-def read_text(path: Path, what: str) -> str:
-    """Return the text of a file, called `what` in messages, with its own line breaks.
-    Raises InvalidConfig if the file cannot be read.
-    """
-    try:
-        return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not a text"
-        raise InvalidConfig(f"{what} {path} cannot be read: {why}") from None
-
-
 def load_secrets() -> None:
     """Set environment variables from the files of ONNXSERVE_SECRETS, without the line
     break at the end of a file.

@@ -166,7 +166,8 @@ def test_keys_and_gate_hold_for_each_model(registry, serve):
     wait_until(lambda: ask(served, "team-a", **mine).status_code == 503, 20, "the key is known")
     assert "gate" in ask(served, "team-a", **mine).json()["message"]
     assert ask(served, "team-b", **mine).status_code == 403
-    seen = [requests.get(served.url, headers=headers, timeout=30) for headers in (mine, reader)]
+    html = {"Accept": "text/html"}
+    seen = [requests.get(served.url, headers={**key, **html}, timeout=30) for key in (mine, reader)]
     assert [page.status_code for page in seen] == [403, 200]
     assert ["team-b" in page.text for page in seen] == [False, True]
     pass_gate("team-a", "1")

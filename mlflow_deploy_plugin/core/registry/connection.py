@@ -165,8 +165,7 @@ _LOGIN_FAILS = re.compile(
 
 
 def _service_at(address: str) -> _Service | None:
-    services = (service for start, service in _SERVICES.items() if re.match(start, address))
-    return next(services, None)
+    return next((service for start, service in _SERVICES.items() if re.match(start, address)), None)
 
 
 @dataclass
@@ -490,8 +489,7 @@ def app_answer(
     """
     address = mlflow_addresses()[1]
     if _is_web(address):
-        workspace = active_workspace()
-        if workspace:
+        if workspace := active_workspace():
             query = {**query, "workspace": workspace}
         options["params"] = query
         if rest_client() is not None:
@@ -544,8 +542,7 @@ def app_document(
         is_json = answer.headers.get("Content-Type", "").startswith(_JSON)
         error = answer.json() if is_json and not answer.ok else {}
         if "error_code" not in error:
-            is_refused = 400 <= answer.status_code < 500
-            if is_optional and is_refused:
+            if is_optional and 400 <= answer.status_code < 500:
                 return None
             return checked_json(answer, path)
     raise error_of_status(answer.status_code)(error["message"])
@@ -559,10 +556,9 @@ def find_login() -> "Login":
     """
     from mlflow_deploy_plugin.core.store.audit import Login  # Some images lack SQLAlchemy.
 
-    addresses = [
-        os.environ.get(variable, "") for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    ]
-    if "mlflow" not in sys.modules and not any(map(_is_web, addresses)):
+    variables = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    is_web = any(_is_web(os.environ.get(variable, "")) for variable in variables)
+    if "mlflow" not in sys.modules and not is_web:
         return Login()  # The import of MLflow takes a second.
     with suppress(OnnxserveError):
         document = app_document("the name of the caller", CALLER, "GET", {}, _CALLER_SECONDS)

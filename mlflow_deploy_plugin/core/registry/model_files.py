@@ -136,8 +136,7 @@ def copy_bundle(source: str, folder: Path) -> None:
     """Write the bundle of the signature at `source` (of a `ResolvedModel`), if there is
     one, into a folder. Raises the errors of `download`.
     """
-    bundle = fetch_bundle(source)
-    if bundle is not None:
+    if (bundle := fetch_bundle(source)) is not None:
         (folder / BUNDLE).write_bytes(bundle)
 
 
@@ -251,9 +250,8 @@ def refuse_links(folder: Path) -> None:
     for parent, folders, files in os.walk(folder):
         for name in folders + files:
             path = Path(parent, name)
-            status = path.lstat()
             relative = path.relative_to(folder)
-            if path.is_symlink() or (path.is_file() and status.st_nlink > 1):
+            if path.is_symlink() or (path.is_file() and path.lstat().st_nlink > 1):
                 raise InvalidArtifact(
                     f"the model's {str(relative)!r} is a link; only plain files are allowed",
                 )

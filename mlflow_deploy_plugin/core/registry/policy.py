@@ -35,10 +35,11 @@ from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
-from mlflow_deploy_plugin.core.settings import read_text
+from mlflow_deploy_plugin.core.spec.document import field_problem
 from mlflow_deploy_plugin.core.spec.evaluation_names import REFERENCE, MetricName, check_strengths
 from mlflow_deploy_plugin.core.spec.types import Count, Duration, Share, SpecPart
 from mlflow_deploy_plugin.core.store.people import name_key
+from mlflow_deploy_plugin.core.text_files import read_text
 from mlflow_deploy_plugin.core.yaml_text import load_yaml
 
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
@@ -375,13 +376,11 @@ def parse_policy(text: str, where: str) -> GatePolicy:
     try:
         return GatePolicy.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        place = f"{field}: " if field else ""
-        hint = ""
-        if first["type"] == "extra_forbidden":
-            hint = f"; the fields are {', '.join(GatePolicy.model_fields)}"
-        raise InvalidConfig(f"{where}: {place}{first['msg']}{hint}") from None
+        fields = [*GatePolicy.model_fields]
+        for part, default in GatePolicy(approvals=ApprovalPolicy()):
+            if isinstance(default, SpecPart):
+                fields += [f"{part}.{name}" for name in type(default).model_fields]
+        raise InvalidConfig(f"{where}: {field_problem(error, fields)}") from None
 
 
 def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:

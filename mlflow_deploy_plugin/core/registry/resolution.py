@@ -189,8 +189,7 @@ def registered_version(model: str, version: str) -> ResolvedModel:
             number = "VERSION"
         hint = "mlflow.register_model registers the model in a folder"
         if model.startswith("models:/"):
-            name = name or "NAME"
-            hint = f"use the name and the version: {name} {number}"
+            hint = f"use the name and the version: {name or 'NAME'} {number}"
         raise InvalidConfig(f"{model!r} is not the name of a registered model; {hint}")
     if not version.isdigit():
         raise InvalidConfig(f"{version!r} is not a version of {model}; a number is expected")
@@ -379,10 +378,9 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
         ]
     if name in models:
         return lacks + "it does not have any versions"
+    alternatives = "the registry is empty"
     if models:
         alternatives = f"the registered models are {', '.join(models)}"
-    else:
-        alternatives = "the registry is empty"
     unset = "" if models or is_mlflow_set() else "; MLFLOW_TRACKING_URI is not set"
     where = registry_address()
     if workspace := active_workspace():

@@ -134,8 +134,7 @@ class GateStatus:
         """
         if not self.state or self.digest == digest:
             return self
-        judged_digest = self.digest[:12] or "unknown"
-        compared = f"sha256 {digest[:12]}, judged {judged_digest}"
+        compared = f"sha256 {digest[:12]}, judged {self.digest[:12] or 'unknown'}"
         reason = (
             f"its files differ from the files that the gate judged ({compared}); restore the "
             "judged files, or judge the version again with `onnxserve gate`"

@@ -71,14 +71,12 @@ def parse_condition(text: str) -> Condition | None:
     match = _FORM.match(text.strip())
     if match is None:
         return None
-    sign = cast(Sign, match["sign"])
-    unit = cast(Unit, match["unit"])
     return Condition(
         match["name"],
         (match["of"] or "").strip(),
-        sign,
+        cast(Sign, match["sign"]),
         float(match["number"]),
-        unit,
+        cast(Unit, match["unit"]),
     )
 
 
@@ -416,12 +414,10 @@ class MonitorSpec(SpecPart):
                 "retrain.sample requires retrain.mode incremental: set the mode, or remove the "
                 "sample",
             )
-        rate = self.window_rate
-        least = SMALLEST_ROLLING_RATE
-        if self.is_rolling and rate < least:
+        if self.is_rolling and self.window_rate < SMALLEST_ROLLING_RATE:
             raise ValueError(
-                f"false_alarm_rate {rate:g} with a rolling reference: at least {least:g} is "
-                "expected",
+                f"false_alarm_rate {self.window_rate:g} with a rolling reference: at least "
+                f"{SMALLEST_ROLLING_RATE:g} is expected",
             )
         try:
             _ = self.requirements

@@ -113,9 +113,8 @@ def reachable_url(host: str, port: int | None, scheme: str = "http") -> str:
     `host`.
     """
     address = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    if ":" in address:
-        return f"{scheme}://[{address}]:{port}"
-    return f"{scheme}://{address}:{port}"
+    shown = f"[{address}]" if ":" in address else address
+    return f"{scheme}://{shown}:{port}"
 
 
 def parse_time(text: str) -> datetime:

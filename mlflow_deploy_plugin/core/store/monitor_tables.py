@@ -379,8 +379,9 @@ class Monitors:
                 judged.evidence = {**judged.evidence, "accepted": [*accepted]}
                 if {*judged.evidence["alarms"]} <= {*accepted}:
                     row.consecutive = 0
-            action = "monitor.accept"
-            self.store.write_event(session, action, endpoint=endpoint, why=why, detail=detail)
+            self.store.write_event(
+                session, "monitor.accept", endpoint=endpoint, why=why, detail=detail
+            )
         return self.store.user
 
     def windows_by_id(self, ids: Sequence[int]) -> dict[int, MonitorWindow]:
@@ -391,9 +392,9 @@ class Monitors:
         """Return `id`, `by_hand` and `state` of the newest windows, oldest first. All
         fields would take more memory.
         """
-        query = select(MonitorWindowRow.id, MonitorWindowRow.by_hand, MonitorWindowRow.state)
         query = (
-            query.filter_by(endpoint=endpoint, monitor=monitor)
+            select(MonitorWindowRow.id, MonitorWindowRow.by_hand, MonitorWindowRow.state)
+            .filter_by(endpoint=endpoint, monitor=monitor)
             .order_by(*_NEWEST_FIRST)
             .limit(limit)
         )

@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.core.registry.audit_trail import (
     stored_events,
 )
 from mlflow_deploy_plugin.core.registry.connection import app_document
-from mlflow_deploy_plugin.core.settings import read_text
 from mlflow_deploy_plugin.core.store.audit_chain import canonical_json
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_record import chain_id
@@ -31,6 +30,7 @@ from mlflow_deploy_plugin.core.store.checkpoints import (
 )
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
+from mlflow_deploy_plugin.core.text_files import read_text
 from mlflow_deploy_plugin.promote.evidence.dossier import (
     Dossier,
     computed_statements,

@@ -26,7 +26,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.settings import read_text
+from mlflow_deploy_plugin.core.text_files import read_text
 from mlflow_deploy_plugin.serve.client.client import Client
 from mlflow_deploy_plugin.serve.client.rows import encode_json
 

@@ -52,7 +52,7 @@ def test_yaml_and_json_are_equal():
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("evaluaton: {}", ["evaluaton", "gated_aliases, gated_stages"]),
+        ("evaluaton: {}", ["'evaluaton'", "'evaluation'"]),
         ("evaluation: {margin: -1}", ["evaluation.margin"]),
         ("evaluation: {dataset: d.csv}", ["evaluation", "target"]),
         (

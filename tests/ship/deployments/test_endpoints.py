@@ -171,20 +171,16 @@ def shared(tmp_path_factory, models):
         yield opened
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory):
-    """A client with the endpoints of `shared`, without a server."""
-    variants = {
-        "champion": {"model": "m"},
-        "challenger": {"model": "m", "weight": 0},
-        "copy": {"model": "m", "shadow": True},
-    }
-    with empty_home(tmp_path_factory.mktemp("stored")) as opened:
-        opened.create_endpoint("empty")
-        with open_deployments(silently) as deployments:
-            spec = EndpointSpec.model_validate({"name": "e", "variants": variants})
-            deployments.store.add_endpoint("onnxserve", spec)
-        yield opened
+@pytest.mark.long
+def test_monitor_change_keeps_the_server(shared):
+    lines = []
+    with open_deployments(lines.append) as deployments:
+        deployments.update_endpoint(
+            "e", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"}
+        )
+        assert list(deployments.store.require_endpoint("e").spec.monitors) == ["daily"]
+        deployments.remove_monitor("e", "daily", "")
+    assert lines == []
 
 
 @pytest.mark.long
@@ -207,6 +203,22 @@ def test_get_and_list_describe_endpoints(shared, models):
         ("e", "running", ["champion", "challenger", "copy"]),
         ("empty", "empty", []),
     ]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A client with the endpoints of `shared`, without a server."""
+    variants = {
+        "champion": {"model": "m"},
+        "challenger": {"model": "m", "weight": 0},
+        "copy": {"model": "m", "shadow": True},
+    }
+    with empty_home(tmp_path_factory.mktemp("stored")) as opened:
+        opened.create_endpoint("empty")
+        with open_deployments(silently) as deployments:
+            spec = EndpointSpec.model_validate({"name": "e", "variants": variants})
+            deployments.store.add_endpoint("onnxserve", spec)
+        yield opened
 
 
 @pytest.mark.parametrize(
@@ -287,18 +299,6 @@ def test_mlflow_endpoint_commands_work_except_create(stored):
     assert mentions(said(deleted), "no endpoint 'nobody'")
     # This is a bug of MLflow.
     assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)
-
-
-@pytest.mark.long
-def test_monitor_change_keeps_the_server(shared):
-    lines = []
-    with open_deployments(lines.append) as deployments:
-        deployments.update_endpoint(
-            "e", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"}
-        )
-        assert list(deployments.store.require_endpoint("e").spec.monitors) == ["daily"]
-        deployments.remove_monitor("e", "daily", "")
-    assert lines == []
 
 
 def test_messages_name_the_target_of_the_endpoint(client):

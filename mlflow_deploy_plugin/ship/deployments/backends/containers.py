@@ -28,9 +28,10 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.settings import Settings, absolute_path, read_text
+from mlflow_deploy_plugin.core.settings import Settings, absolute_path
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
+from mlflow_deploy_plugin.core.text_files import read_text
 from mlflow_deploy_plugin.ship.deployments.backends.supervisor import error_line, server_environment
 from mlflow_deploy_plugin.ship.manifests.served import (
     HOME_FOLDER,
