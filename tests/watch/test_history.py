@@ -153,17 +153,6 @@ def test_other_violated_requirement_does_not_count(state, value, since, in_a_row
     assert (finding.since[:10], finding.in_a_row) == (since, in_a_row)
 
 
-def test_similar_names_have_separate_histories():
-    def missing(column, state, value):
-        return Finding(f"missing({column})", "criterion", state, "", value, 0.1)
-
-    before = past_of(judged(9, missing("a+b", "violated", 0.3), missing("a*b", "cannot tell", 0.2)))
-
-    now = told(judged(10, missing("a+b", "violated", 0.4), missing("a*b", "violated", 0.4)), before)
-
-    assert [finding.in_a_row for finding in now] == [2, 1]
-
-
 def columns(*scores):
     """Return days up to the eighth, each with the score of a column; None: the column
     was not judged.

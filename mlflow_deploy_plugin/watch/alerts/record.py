@@ -274,7 +274,7 @@ class AlertContent:
             "number": detail.get("number", 0) + 1,
             "since": now.isoformat(),
             "told_weight": self.weight,
-            "changes": sorted({*detail.get("changes", ()), *self.changes}),
+            "changes": sorted(self.changes),
             "is_told": False,
         }
 
@@ -338,7 +338,9 @@ def fire(
     # A message from the future was sent under a wrong clock.
     elif before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
         news = "still"
-    detail = {**before.detail, **content.detail()}
+    # A change that has ended is told again when it returns.
+    still_told = sorted(told.intersection(content.changes))
+    detail = {**before.detail, **content.detail(), "changes": still_told}
     if news is not None:
         detail = content.event_detail(news, now, before)
     return replace(updated, detail=detail)

@@ -141,7 +141,9 @@ def judge_profile(
             schema += column_findings.rows_findings(test.columns)
         verdict = _unjudged(whole, schema)
     elif isinstance(test, Refused):
-        verdict = _unjudged(whole.without_test(test.reason), schema)
+        reasons = dict.fromkeys(whole.group.columns, test.reason)
+        schema += column_findings.not_judged_findings(reasons)
+        verdict = _unjudged(replace(whole, reason=test.reason), schema)
     else:
         schema += chain.from_iterable(each.unjudged for each in prepared)
         verdict = _conclude(groups, test, start_us, spec, schema)
@@ -167,11 +169,6 @@ class _Prepared:
     group: ColumnGroup
     unjudged: Sequence[Finding]
     reason: str = ""
-
-    def without_test(self, reason: str) -> "_Prepared":
-        """Return the group of all rows if the reference has no test for it."""
-        added = column_findings.not_judged_findings(dict.fromkeys(self.group.columns, reason))
-        return replace(self, unjudged=[*self.unjudged, *added], reason=reason)
 
 
 def _prepare_group(

@@ -4,8 +4,8 @@ windows.
 
 import io
 import math
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -147,13 +147,14 @@ class LevelLine:
         judged: the start of the judged window, which may be before windows of the
             reference.
         key: the `alarm_key` of the column if the column is an alarm; otherwise empty.
-        alarms: the starts of the windows in which the column was an alarm.
+        marked: the colours of the windows in which the column was an alarm or a change,
+            by start.
     """
 
     series: LevelSeries
     judged: datetime
     key: str = ""
-    alarms: Set[datetime] = frozenset()
+    marked: Mapping[datetime, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -184,8 +185,7 @@ class LevelLine:
     def colours(self) -> list[str]:
         # A level without a reference is not judged.
         other = _FINE if len(self.series.usual) else _LINE
-        alarms = dict.fromkeys(self.alarms, _ALARM)
-        return [alarms.get(start, other) for start in self.starts]
+        return [self.marked.get(start, other) for start in self.starts]
 
     def show(self, value: float) -> str:
         """Return the value as text; of a logarithm, its number."""
@@ -253,8 +253,12 @@ def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[
         )
         line = LevelLine(shown, result.window.start)
         if alarm := alarms.get(series.key):
-            starts = {window.start for window in windows if was_alarm(result.kind, alarm, window)}
-            line = replace(line, key=series.key, alarms=starts)
+            marked = {
+                window.start: _CHANGED if window.state == "changed" else _ALARM
+                for window in windows
+                if was_alarm(result.kind, alarm, window)
+            }
+            line = replace(line, key=series.key, marked=marked)
         lines.append(line)
     return lines
 

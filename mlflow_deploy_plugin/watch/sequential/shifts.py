@@ -184,7 +184,14 @@ def _change_since(course: Course, series: FigureSeries, onset: int) -> tuple[flo
     above = float(np.median(levels[np.isfinite(values)])) - float(baseline.mean[index])
     now = float(np.nanmedian(values))
     deviations = above / float(baseline.deviation[index])
-    return deviations, _describe_change(course, series, now - above, now)
+    before = now - above
+    name = figure_name(series, course.reference.bins)
+    # For a rolling reference, most figures are themselves changes.
+    if course.spec.is_rolling and series.figure not in (DISTANCE, ROWS_FIGURE):
+        lag = course.spec.reference_value
+        change = f"change of the {name.text} from {lag} before: {before:+.3g} → {now:+.3g}"
+        return deviations, change
+    return deviations, describe_figure(series.figure, name, before, now)
 
 
 def _make_finding(course: Course, shift: Shift) -> Finding:
@@ -258,17 +265,6 @@ def _onset(course: Course, shift: Shift) -> Onset:
         earliest = min(earliest, starts[shift.earliest - 1])
     start = starts[shift.onset]
     return Onset(start, start + length, earliest, starts[shift.latest] + length)
-
-
-def _describe_change(course: Course, series: FigureSeries, before: float, now: float) -> str:
-    """Return the change of a figure in words. For a rolling reference, most figures are
-    themselves changes.
-    """
-    name = figure_name(series, course.reference.bins)
-    if course.spec.is_rolling and series.figure not in (DISTANCE, ROWS_FIGURE):
-        lag = course.spec.reference_value
-        return f"change of the {name.text} from {lag} before: {before:+.3g} → {now:+.3g}"
-    return describe_figure(series.figure, name, before, now)
 
 
 def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:

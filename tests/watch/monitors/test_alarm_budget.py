@@ -59,9 +59,9 @@ def checked(deployments, change):
     return check_change(deployments, "flights", change)
 
 
-def judged(store, start, evidence, length=DAY):
+def judged(store, start, evidence, length=DAY, verdict="drift"):
     window = Monitors(store).add("flights", "daily", start, start + length)
-    updated = replace(window, state="judged", verdict="drift", evidence=evidence.to_json())
+    updated = replace(window, state="judged", verdict=verdict, evidence=evidence.to_json())
     assert Monitors(store).update(updated) is not None
 
 
@@ -88,15 +88,18 @@ def test_accepted_alarms_set_a_baseline(deployments):
     assert mentions(event.detail["baseline"], f"x since {SINCE}")
 
 
-def test_alert_ends_with_the_last_acceptance(deployments):
+@pytest.mark.parametrize("state", ["drift", "changed"])
+def test_alert_ends_with_the_last_acceptance(deployments, state):
     store = deployments.store
     alarms = ("x", "carrier=AA/x", "y", "a/x")
     series = [SeriesKey(column, "level") for column in alarms]
-    judged(store, CALM + 9 * DAY, Evidence("bins", dict.fromkeys(series, 9.0), alarms))
-    record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
+    judged(
+        store, CALM + 9 * DAY, Evidence("bins", dict.fromkeys(series, 9.0), alarms), verdict=state
+    )
+    record_result(store, deployments.settings, result_of(9, state=state, x=9.0), MonitorSpec())
     start = (CALM + 9 * DAY).isoformat()
     rounds = [
-        (["x"], {"x", "carrier=AA/x"}, ("y", "a/x"), "drift"),
+        (["x"], {"x", "carrier=AA/x"}, ("y", "a/x"), state),
         (["a/x", "y"], {"a/x", "y"}, (), "accepted"),
     ]
 
@@ -104,11 +107,11 @@ def test_alert_ends_with_the_last_acceptance(deployments):
         accepted = accept(deployments, columns=columns)
         assert accepted.baseline == dict.fromkeys(baseline, start)
         assert accepted.still_open == still_open
-        assert len(Alerts(store).firing()) == len(still_open) / 2
+        assert len(Alerts(store).open()) == len(still_open) / 2
         (window,) = Monitors(store).windows("flights", "daily")
         assert window.outcome == outcome
 
-    assert (window.verdict, {*window.accepted}) == ("drift", {*alarms})
+    assert (window.verdict, {*window.accepted}) == (state, {*alarms})
     assert Monitors(store).state("flights", "daily").baseline.keys() == {*alarms}
     with refused(NotFound, "no open alarm"):
         accept(deployments)

@@ -150,15 +150,6 @@ def test_worst_of_a_thousand_columns_are_drawn():
     assert len(json.loads(files["verdict.json"])["findings"]) == 1001
 
 
-def test_page_begins_with_the_verdict():
-    result = result_of(plain=9.0, notes=("a note <b>",))
-
-    page = build_report(result)["report.html"]
-
-    sentence = "<p>plain has drifted: 9 SD (threshold 3 SD).</p>"
-    assert all(part in page for part in (sentence, result.reason, "a note &lt;b&gt;"))
-
-
 def rows_of(page):
     """Return the cells of each row, with the explanation of a finding as the last
     cell.
@@ -299,13 +290,14 @@ def test_report_without_rows_has_findings():
         kind="performance",
         state="cannot tell",
         figures={"accuracy": 0.79, "auc": float("nan")},
+        notes=("a note <b>",),
         report=ReportData(artifacts={"sketches.parquet": b"PAR1"}),
     )
 
     files = build_report(result)
 
     page = str(files["report.html"])
-    assert mentions(page, "c=AA", "0.79 &lt; 0.80")
+    assert mentions(page, "c=AA", "0.79 &lt; 0.80", "a note &lt;b&gt;")
     assert re.search(r"<td class='s undecided'[^>]*>cannot tell", page)
     document = json.loads(files["verdict.json"])
     assert document["figures"] == {"accuracy": 0.79, "auc": None}

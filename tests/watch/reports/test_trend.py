@@ -214,8 +214,8 @@ def test_level_replaces_the_score_of_its_column():
         "largest score of a column, in SD",
         "wind (carrier=AA), score in SD",
     ]
-    assert [start.day for start in sorted(lines[0].alarms)] == [9, 10, 11]
-    assert not lines[1].alarms
+    assert [start.day for start in sorted(lines[0].marked)] == [9, 10, 11]
+    assert not lines[1].marked
     since = "8 July 2013 (95 % interval: 6 to 9 July 2013, if it was a step)"
     assert mentions(pictures[0].words, since, "newest 5, usual 2 to 4")
     assert [picture.caption for picture in pictures] == [
@@ -224,6 +224,15 @@ def test_level_replaces_the_score_of_its_column():
         "largest score of a column, in SD",
     ]
     assert all(height_of_marks(pictures[0].png, colour) for colour in (RED, GREEN))
+
+
+def test_level_shows_changes_unlike_alarms():
+    result, windows = levels_of(level("delay", [3.0] * 11))
+    windows[-1] = replace(windows[-1], state="changed")
+
+    (line,) = level_lines(result, windows)
+
+    assert line.colours[-4:] == ["#1a7f37", "#cf222e", "#cf222e", "#9a6700"]
 
 
 def test_level_describes_the_judged_window():
@@ -240,7 +249,7 @@ def test_level_of_a_segment_has_its_alarms():
 
     lines = level_lines(result, windows)
 
-    assert [start.day for start in lines[0].alarms] == [11]
+    assert [start.day for start in lines[0].marked] == [11]
     titles = [line.title for line in trend_lines(result, windows, lines)]
     assert not any(title.startswith("wind (carrier=AA)") for title in titles)
 

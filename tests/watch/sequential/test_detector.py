@@ -244,10 +244,3 @@ def test_probable_shift_is_confirmed():
 
     assert not any(shift.add_window(0.7) for _ in range(60))
     assert shift.is_confirmed
-
-
-def test_improbable_shift_is_not_confirmed():
-    shift = Shift(0, 1, 0, 0, 0, size=0.7)
-
-    assert [shift.add_window(0.1) for _ in range(14)].index(True) == 13
-    assert not shift.is_confirmed
