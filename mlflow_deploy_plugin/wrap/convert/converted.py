@@ -5,6 +5,7 @@ Converters of other distributions import from this module (docs/extend.md).
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -276,7 +277,7 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
 
 def write_logistics(graph: GraphProto) -> None:
     """Replace logistic(x) by exp(min(x, 0)) * logistic(|x|), except between the layers
-    of a network.
+    of a network. After a 32-bit product, it becomes exp(-softplus(-x)).
 
     ONNX Runtime's logistic functions compute small probabilities as differences from 1,
     so that those below 1e-7 (in 64 bits, 1e-16) are 0
@@ -284,6 +285,10 @@ def write_logistics(graph: GraphProto) -> None:
     """
     layers = [node.input for node in graph.node if node.op_type in _LAYERS]
     read_by_layers = {*chain.from_iterable(layers)}
+    makers = makers_of(graph)
+    reads = Counter(chain.from_iterable(node.input for node in graph.node))
+    reads.update(value.name for value in graph.output)
+    single = {weight.name for weight in graph.initializer if weight.data_type == TensorProto.FLOAT}
     nodes: list[NodeProto] = []
 
     def add(operator: str, *inputs: str) -> str:
@@ -295,8 +300,17 @@ def write_logistics(graph: GraphProto) -> None:
         options = {option.name: option for option in node.attribute}
         if node.op_type == "Sigmoid" and node.output[0] not in read_by_layers:
             [score] = node.input
-            low = add("Exp", add("Neg", add("Relu", add("Neg", score))))
-            add("Mul", low, add("Sigmoid", add("Abs", score)))
+            maker = makers.get(score, node)
+            factors = [option for option in maker.attribute if option.name in _GEMM_FACTORS]
+            is_single = not single.isdisjoint(maker.input)
+            if maker.op_type == "Gemm" and len(factors) == 2 and is_single and reads[score] == 1:
+                # ONNX Runtime fuses the product of -x with the softplus.
+                for factor in factors:
+                    factor.f = -factor.f
+                add("Exp", add("Neg", add("Softplus", score)))
+            else:
+                low = add("Exp", add("Neg", add("Relu", add("Neg", score))))
+                add("Mul", low, add("Sigmoid", add("Abs", score)))
             nodes[-1].output[:] = node.output
             continue
         nodes.append(node)
@@ -311,6 +325,7 @@ def write_logistics(graph: GraphProto) -> None:
 
 
 _LAYERS = {"Conv", "Gemm", "MatMul", "Mul"}
+_GEMM_FACTORS = {"alpha", "beta"}
 
 
 def makers_of(graph: GraphProto) -> dict[str, NodeProto]:
