@@ -157,7 +157,6 @@ SELDOM_TRAINED = {
         FULL,
     ),
     "xgboost, a ranker": (lambda: xgb("Ranker").fit(FULL, THREE, qid=np.arange(ROWS) // 50), FULL),
-    "xgboost, native": (native(xgboost, FULL, COUNTS + 1, {"objective": "reg:gamma"}), FULL),
     "lightgbm, stopped early": (
         lambda: lgbm(n_estimators=200).fit(
             FULL[:HALF],
@@ -167,7 +166,6 @@ SELDOM_TRAINED = {
         ),
         FULL,
     ),
-    "lightgbm, native": (native(lightgbm, FULL, TWO, {"objective": "binary"}), FULL),
 }
 
 

@@ -152,11 +152,6 @@ def test_unsupported_option_is_named(model, words):
         wrap(model.fit(ROWS, THREE), ROWS)
 
 
-def test_several_labels_are_refused():
-    with refused(ConversionError, "KNeighborsClassifier", "targets"):
-        wrap(KNeighborsClassifier().fit(ROWS, np.column_stack([THREE, THREE])), ROWS)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize(
     "model", [OneClassSVM(nu=0.1), make_pipeline(Nystroem(n_components=20), LogisticRegression())]
