@@ -297,35 +297,48 @@ def write_logistics(graph: GraphProto) -> None:
         return output
 
     for node in graph.node:
-        options = {option.name: option for option in node.attribute}
-        if node.op_type == "Sigmoid" and node.output[0] not in read_by_layers:
-            [score] = node.input
-            maker = makers.get(score, node)
-            factors = [option for option in maker.attribute if option.name in _GEMM_FACTORS]
-            is_single = not single.isdisjoint(maker.input)
-            if maker.op_type == "Gemm" and len(factors) == 2 and is_single and reads[score] == 1:
-                # ONNX Runtime fuses the product of -x with the softplus.
-                for factor in factors:
-                    factor.f = -factor.f
-                add("Exp", add("Neg", add("Softplus", score)))
-            else:
-                low = add("Exp", add("Neg", add("Relu", add("Neg", score))))
-                add("Mul", low, add("Sigmoid", add("Abs", score)))
-            nodes[-1].output[:] = node.output
+        if node.op_type == "LinearClassifier":
+            _write_softmax(node)
+        if node.op_type != "Sigmoid" or node.output[0] in read_by_layers:
+            nodes.append(node)
             continue
-        nodes.append(node)
-        if node.op_type == "LinearClassifier" and len(options["intercepts"].floats) == 2:
-            transform = options["post_transform"]
-            if transform.s == b"LOGISTIC":  # It is the softmax of half the scores of both classes.
-                transform.s = b"SOFTMAX"
-                for name in ("coefficients", "intercepts"):
-                    options[name].floats[:] = [number / 2 for number in options[name].floats]
+        [score] = node.input
+        is_read_once = reads[score] == 1 and score in makers
+        if is_read_once and _negate_product(makers[score], single):
+            add("Exp", add("Neg", add("Softplus", score)))
+        else:
+            low = add("Exp", add("Neg", add("Relu", add("Neg", score))))
+            add("Mul", low, add("Sigmoid", add("Abs", score)))
+        nodes[-1].output[:] = node.output
     del graph.node[:]
     graph.node.extend(nodes)
 
 
+def _negate_product(node: NodeProto, single: set[str]) -> bool:
+    """Negate a Gemm with one of the 32-bit weights `single`, which ONNX Runtime fuses
+    with a softplus. Return False for other nodes, which are not changed.
+    """
+    factors = [option for option in node.attribute if option.name in ("alpha", "beta")]
+    if node.op_type != "Gemm" or len(factors) < 2 or single.isdisjoint(node.input):
+        return False
+    for factor in factors:
+        factor.f = -factor.f
+    return True
+
+
+def _write_softmax(node: NodeProto) -> None:
+    """Replace the logistic function of a LinearClassifier of two classes by the softmax
+    of half the scores of both classes, which is the same.
+    """
+    options = {option.name: option for option in node.attribute}
+    transform = options["post_transform"]
+    if transform.s == b"LOGISTIC" and len(options["intercepts"].floats) == 2:
+        transform.s = b"SOFTMAX"
+        for name in ("coefficients", "intercepts"):
+            options[name].floats[:] = [number / 2 for number in options[name].floats]
+
+
 _LAYERS = {"Conv", "Gemm", "MatMul", "Mul"}
-_GEMM_FACTORS = {"alpha", "beta"}
 
 
 def makers_of(graph: GraphProto) -> dict[str, NodeProto]:
