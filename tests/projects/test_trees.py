@@ -12,11 +12,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from catboost import CatBoostRegressor
 from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_deploy_plugin.serve.runtime import session
 from mlflow_deploy_plugin.serve.runtime.session import open_session
 from mlflow_deploy_plugin.serve.runtime.tree_operator import has_tree_operator
+from mlflow_deploy_plugin.wrap.exporter.exporting import export
+from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 
 pytestmark = pytest.mark.install  # Zig compiles its C++ library first, which takes minutes.
 
@@ -159,6 +162,14 @@ def test_sums_are_bit_identical(name, dtype, level, tmp_path, monkeypatch):
         rows = {"x": forest.rows(count)}
         (expected,) = usual.run(None, rows)
         np.testing.assert_array_equal(faster.run(None, rows)[0], expected)
+
+
+def test_export_has_the_sums_of_the_usual_operator(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    model = CatBoostRegressor(200, verbose=0, allow_writing_files=False)
+    save_model(model.fit(rows, rows[:, 0] * rows[:, 1]), tmp_path / "model", input_example=rows)
+    assert load_model(str(tmp_path / "model")).has_faster_trees
+    assert export(str(tmp_path / "model"), "onnx", tmp_path / "model.onnx").max_error == 0
 
 
 @pytest.mark.parametrize(

@@ -279,9 +279,14 @@ class OnnxModel:
 
     @classmethod
     def load(
-        cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
+        cls,
+        folder: Path,
+        placement: Placement = ON_CPU,
+        intra_op_num_threads: int = 1,
+        faster_trees: bool = True,
     ) -> "OnnxModel":
-        """Load an MLmodel folder.
+        """Load an MLmodel folder. `faster_trees` is False for the sums of ONNX
+        Runtime's own tree operator.
 
         Raises:
             InvalidArtifact: the folder or its graph cannot be used, or a file has
@@ -291,9 +296,9 @@ class OnnxModel:
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
-        is_proven = artifact.parity_state == "proven"
+        faster_trees = faster_trees and artifact.parity_state == "proven"
         session = sessions.open_session(
-            artifact.onnx_file, placement, intra_op_num_threads, faster_trees=is_proven
+            artifact.onnx_file, placement, intra_op_num_threads, faster_trees
         )
         model = cls(artifact, session, placement)
         trees = FORESTS & sessions.operators_of(session)

@@ -5,6 +5,7 @@ Converters of other distributions import from this module (docs/extend.md).
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -276,7 +277,7 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
 
 def write_logistics(graph: GraphProto) -> None:
     """Replace logistic(x) by exp(min(x, 0)) * logistic(|x|), except between the layers
-    of a network.
+    of a network. After a 32-bit product, it becomes exp(-softplus(-x)).
 
     ONNX Runtime's logistic functions compute small probabilities as differences from 1,
     so that those below 1e-7 (in 64 bits, 1e-16) are 0
@@ -284,6 +285,10 @@ def write_logistics(graph: GraphProto) -> None:
     """
     layers = [node.input for node in graph.node if node.op_type in _LAYERS]
     read_by_layers = {*chain.from_iterable(layers)}
+    makers = makers_of(graph)
+    reads = Counter(chain.from_iterable(node.input for node in graph.node))
+    reads.update(value.name for value in graph.output)
+    single = {weight.name for weight in graph.initializer if weight.data_type == TensorProto.FLOAT}
     nodes: list[NodeProto] = []
 
     def add(operator: str, *inputs: str) -> str:
@@ -292,22 +297,45 @@ def write_logistics(graph: GraphProto) -> None:
         return output
 
     for node in graph.node:
-        options = {option.name: option for option in node.attribute}
-        if node.op_type == "Sigmoid" and node.output[0] not in read_by_layers:
-            [score] = node.input
+        if node.op_type == "LinearClassifier":
+            _write_softmax(node)
+        if node.op_type != "Sigmoid" or node.output[0] in read_by_layers:
+            nodes.append(node)
+            continue
+        [score] = node.input
+        is_read_once = reads[score] == 1 and score in makers
+        if is_read_once and _negate_product(makers[score], single):
+            add("Exp", add("Neg", add("Softplus", score)))
+        else:
             low = add("Exp", add("Neg", add("Relu", add("Neg", score))))
             add("Mul", low, add("Sigmoid", add("Abs", score)))
-            nodes[-1].output[:] = node.output
-            continue
-        nodes.append(node)
-        if node.op_type == "LinearClassifier" and len(options["intercepts"].floats) == 2:
-            transform = options["post_transform"]
-            if transform.s == b"LOGISTIC":  # It is the softmax of half the scores of both classes.
-                transform.s = b"SOFTMAX"
-                for name in ("coefficients", "intercepts"):
-                    options[name].floats[:] = [number / 2 for number in options[name].floats]
+        nodes[-1].output[:] = node.output
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _negate_product(node: NodeProto, single: set[str]) -> bool:
+    """Negate a Gemm with one of the 32-bit weights `single`, which ONNX Runtime fuses
+    with a softplus. Return False for other nodes, which are not changed.
+    """
+    factors = [option for option in node.attribute if option.name in ("alpha", "beta")]
+    if node.op_type != "Gemm" or len(factors) < 2 or single.isdisjoint(node.input):
+        return False
+    for factor in factors:
+        factor.f = -factor.f
+    return True
+
+
+def _write_softmax(node: NodeProto) -> None:
+    """Replace the logistic function of a LinearClassifier of two classes by the softmax
+    of half the scores of both classes, which is the same.
+    """
+    options = {option.name: option for option in node.attribute}
+    transform = options["post_transform"]
+    if transform.s == b"LOGISTIC" and len(options["intercepts"].floats) == 2:
+        transform.s = b"SOFTMAX"
+        for name in ("coefficients", "intercepts"):
+            options[name].floats[:] = [number / 2 for number in options[name].floats]
 
 
 _LAYERS = {"Conv", "Gemm", "MatMul", "Mul"}

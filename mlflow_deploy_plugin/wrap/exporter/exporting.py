@@ -163,7 +163,8 @@ def export(
             raise ConversionError(
                 f"{model_uri} has no ONNX form; convert it first with onnxserve wrap"
             )
-        model = OnnxModel.load(folder)
+        # The exported files cannot use onnxserve-trees, which sums in another order.
+        model = OnnxModel.load(folder, faster_trees=False)
         if model.artifact.tokenizer is not None:
             raise ConversionError(
                 f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve "

@@ -397,10 +397,7 @@ def _request_signature(original: Original) -> ModelSignature | None:
         return None
     if original.predict_fn != "predict" or "transformers" in mlmodel.flavors:
         return ModelSignature(mlmodel.signature.inputs)
-    if mlmodel.signature.params:
-        return ModelSignature(mlmodel.signature.inputs, mlmodel.signature.outputs)
-    signature: ModelSignature = mlmodel.signature
-    return signature
+    return ModelSignature(mlmodel.signature.inputs, mlmodel.signature.outputs)
 
 
 def _proof_rows(original: Original, data: ModelData) -> _ProofRows:

@@ -343,37 +343,16 @@ class _FormMaker:
                 case "int8 dynamic":
                     return self.draft(forms.int8_dynamic(graph), form)
                 case _:
-                    return self.best_scales(graph, form)
+                    scales = "one scale per channel"
+                    try:
+                        return self.draft(forms.int8_static(graph, self.feeds), form, scales)
+                    except ConversionError:  # Some Gemms have no scales per channel.
+                        quantized = forms.int8_static(graph, self.feeds, per_channel=False)
+                        return self.draft(quantized, f"{form}, per tensor", "one scale per tensor")
         except ConversionError as error:
             return error
         finally:
             self.trial.end()
-
-    def best_scales(self, graph: ModelProto, name: str) -> _Draft:
-        """Return the int8 form with the smaller loss: scales per channel (which fail
-        for some Gemms) or per tensor. Raises ConversionError if both fail.
-        """
-        candidates = []
-        failures = []
-        for is_per_channel, scales in (
-            (True, "one scale per channel"),
-            (False, "one scale per tensor"),
-        ):
-            try:
-                quantized = forms.int8_static(graph, self.feeds, is_per_channel)
-                candidates.append(self.draft(quantized, f"{name}, {scales}", scales))
-            except ConversionError as error:
-                failures.append(error)
-        if not candidates:
-            raise failures[0]
-        return min(candidates, key=self.calibration_difference)
-
-    def calibration_difference(self, draft: _Draft) -> float:
-        """Return the mean difference of a form from its base on the calibration rows,
-        relative to the spread of the predictions.
-        """
-        form = LoadedOnnx(OnnxModel.load(draft.folder))
-        return compare_with_base(self.base, form, self.halves.calibration.rows).relative_difference
 
     def draft(self, graph: ModelProto, name: str, note: str = "") -> _Draft:
         """Save the form in a subfolder, run it in the trial process, and compare it

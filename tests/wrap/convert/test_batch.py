@@ -77,7 +77,6 @@ MATRIX = np.array([[0.1, np.nan, 3.0], [1e-40, -np.inf, 5.0]])
 FRAMES = {
     "rows": pd.DataFrame(MATRIX, columns=["a", "b", "c"]),
     "columns": pd.DataFrame({name: MATRIX[:, place].copy() for place, name in enumerate("abc")}),
-    "one row": pd.DataFrame(MATRIX[:1], columns=["a", "b", "c"]),
     "32 bits": pd.DataFrame(MATRIX.astype(np.float32), columns=["a", "b", "c"]),
     "whole numbers": pd.DataFrame([[2**53 + 1, 2, 3]], columns=["a", "b", "c"]),
     "two types": pd.DataFrame({"a": [0.1], "b": [2**53 + 1], "c": [3.0]}),

@@ -51,13 +51,19 @@ def test_small_probabilities_keep_their_digits(model, saved):
 
 
 @pytest.mark.long
-def test_small_probabilities_of_networks_keep_their_digits(saved):
-    scores = np.array([[-30.0], [-18.0], [2.0]], np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("has_product", [False, True])
+def test_small_probabilities_of_networks_keep_their_digits(dtype, has_product, saved):
+    scores = np.array([[-80.0], [-18.0], [2.0], [120.0]], dtype)
+    product = torch.nn.Linear(1, 1).to(torch.from_numpy(scores).dtype)
+    torch.nn.init.ones_(product.weight)
+    torch.nn.init.zeros_(product.bias)
+    layers = [product, torch.nn.Sigmoid()] if has_product else [torch.nn.Sigmoid()]
 
-    model = saved(torch.nn.Sigmoid(), scores)
+    model = saved(torch.nn.Sequential(*layers), scores)
     got = model.run(model.schema.from_array(scores))["output"]
 
-    np.testing.assert_allclose(got, 1 / (1 + np.exp(-scores)), rtol=1e-6)
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-scores)), rtol=1e-5)
 
 
 @pytest.mark.long

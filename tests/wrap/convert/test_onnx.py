@@ -296,13 +296,6 @@ def test_table_feeds_the_only_input(proto):
         wrap(proto, pd.DataFrame({"a": [1.0]}))
 
 
-def test_invalid_model_file_is_refused(tmp_path):
-    (tmp_path / "model.onnx").write_text("not a model")
-
-    with refused(ConversionError, "valid ONNX model"):
-        wrap(tmp_path / "model.onnx")
-
-
 def test_mappings_without_classes_are_refused():
     node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml")
     rows = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None, 2])
@@ -344,14 +337,6 @@ def test_reference_data_need_rows():
     rows = np.zeros(7, np.float32)
     with refused(InvalidConfig, "reference_data", "batch dimension", "7"):
         wrap(parse_graph(WHOLE["a fixed size"][0]), rows, WrapOptions(reference_data=rows))
-
-
-def test_free_sizes_stay_free(saved):
-    graph = parse_graph("g (float[N,T] x) => (float[N,T] y) { y = Neg(x) }")
-    model = saved(graph, np.ones((2, 5), np.float32))
-
-    answers = model.run(model.schema.from_array([[1.0, 2.0, 3.0]]))
-    assert answers["y"].tolist() == [[-1.0, -2.0, -3.0]]
 
 
 @pytest.mark.parametrize("dtype", [None, object, str])

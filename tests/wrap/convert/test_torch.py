@@ -3,7 +3,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -212,13 +211,6 @@ def test_exported_attention_is_proven():
 
 
 @pytest.mark.long
-def test_table_becomes_one_input():
-    table = pd.DataFrame(normal_rows(20, 4), columns=list("abcd"))
-
-    assert proven(_mlp(), table).converted.inputs[0].columns == tuple("abcd")
-
-
-@pytest.mark.long
 def test_program_traced_by_mlflow_is_converted(saved, tmp_path):
     """Check MLflow's default format `pt2`: the loaded model has no `eval` and keeps the
     mode in which it was traced.
@@ -361,7 +353,6 @@ REFUSED = {
         InvalidConfig,
         ("input_example", "'right'", "dimension"),
     ),
-    "only a number": (Scaled(), NUMBER, InvalidConfig, ("input_example", "dimension")),
     "another shape": (_mlp(), np.ones((4, 5), np.float32), InvalidConfig, ("RuntimeError",)),
     "random answers": (
         Given(lambda x: torch.nn.functional.dropout(x, 0.5, training=True)),

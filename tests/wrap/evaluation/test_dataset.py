@@ -189,19 +189,6 @@ def test_reference_has_signature_types(tmp_path):
     }
 
 
-def test_logged_rows_have_signature_types(reading):
-    types = {"hour": "long", "rain": "boolean", "temp": "double", "gust": "float"}
-    logged = {name: np.array([1, 0, 1], "float32") for name in types}
-    dataset = reading(logged | {"y": [1, 0, 1]}, **types)
-    assert {name: str(values.dtype) for name, values in dataset.rows.items()} == {
-        "hour": "int64",
-        "rain": "bool",
-        "temp": "float64",
-        "gust": "float32",
-    }
-    assert dataset.rows["hour"].tolist() == [1, 0, 1]
-
-
 @pytest.mark.parametrize("name", ["image", ""])
 def test_tensors_have_signature_types(name, reading):
     rows = reading({"image": [[0.0, 1.0], [2.0, 3.0]], "y": [1, 0]}, tensor=name).rows

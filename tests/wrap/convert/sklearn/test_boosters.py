@@ -107,7 +107,6 @@ PROVEN = {
 }
 SELDOM = {
     "xgboost, several targets": (xgb("Regressor"), FULL, TARGETS),
-    "xgboost, a base score": (xgb("Regressor", base_score=7.5), GAPS, SCORE),
     "xgboost, another missing value": (xgb(missing=-999), GAPS.fillna(-999), TWO),
     "xgboost, a forest": (xgb("RFClassifier"), FULL, TWO),
     "xgboost, codes with fractions": (
@@ -115,15 +114,7 @@ SELDOM = {
         FULL.assign(a=THREE * 1.0).to_numpy(),
         OF_KINDS,
     ),
-    "lightgbm, one against all": (lgbm(objective="multiclassova"), GAPS, TEXT),
     "lightgbm, counts": (lgbm("Regressor", objective="poisson"), FULL, COUNTS),
-    "lightgbm, a forest": (
-        lgbm("Regressor", boosting_type="rf", bagging_freq=1, bagging_fraction=0.5),
-        FULL,
-        SCORE,
-    ),
-    "catboost, counts": (cat("Regressor", loss_function="Poisson"), FULL, COUNTS),
-    "catboost, trees of other shapes": (cat(grow_policy="Lossguide"), GAPS, THREE),
     "catboost in a pipeline": (make_pipeline(StandardScaler(), cat()), FULL, TWO),
     "xgboost in a bag": (BaggingRegressor(xgb("Regressor"), 2, max_features=0.5), FULL, SCORE),
     "xgboost, calibrated cities": (CalibratedClassifierCV(xgb(**CATEGORICAL), cv=2), CITIES, TWO),
@@ -157,7 +148,6 @@ SELDOM_TRAINED = {
         FULL,
     ),
     "xgboost, a ranker": (lambda: xgb("Ranker").fit(FULL, THREE, qid=np.arange(ROWS) // 50), FULL),
-    "xgboost, native": (native(xgboost, FULL, COUNTS + 1, {"objective": "reg:gamma"}), FULL),
     "lightgbm, stopped early": (
         lambda: lgbm(n_estimators=200).fit(
             FULL[:HALF],
@@ -167,7 +157,6 @@ SELDOM_TRAINED = {
         ),
         FULL,
     ),
-    "lightgbm, native": (native(lightgbm, FULL, TWO, {"objective": "binary"}), FULL),
 }
 
 

@@ -2,23 +2,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.compose import make_column_transformer
-from sklearn.ensemble import GradientBoostingRegressor, VotingRegressor
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.ensemble import VotingRegressor
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
-    best_estimator,
     column_names,
-    column_transformers,
-    encoded_columns,
-    estimator_input,
-    last_step,
-    sub_estimators,
 )
 from tests.support.weather import weather_columns
 from tests.wrap.conftest import is_proven, proven
@@ -38,23 +30,6 @@ NAMES = ["a", "b", "c"]
 )
 def test_columns_are_resolved_to_names(columns, names):
     assert column_names(columns, NAMES) == names
-
-
-def test_parts_of_a_pipeline_are_found():
-    table = pd.DataFrame({"a": [1.0, 2.0, 3.0], "c": ["x", "y", "x"]})
-    columns = make_column_transformer((OneHotEncoder(), ["c"]), (StandardScaler(), ["a"]))
-    model = make_pipeline(columns, LogisticRegression()).fit(table, [0, 1, 0])
-    assert column_transformers(model) == [model[0]]
-    assert encoded_columns(model[0]) == {"c"}
-    assert last_step(model) is model[1]
-    assert estimator_input(model, table) is table
-    of_texts = make_pipeline(CountVectorizer(), LogisticRegression())
-    assert isinstance(estimator_input(of_texts, table[["c"]]), pd.Series)
-    rows = np.arange(20.0).reshape(10, 2)
-    boosting = GradientBoostingRegressor(n_estimators=3).fit(rows, rows[:, 0])
-    assert sum(hasattr(part, "tree_") for part in sub_estimators(boosting)) == 3
-    search = GridSearchCV(LinearRegression(), {"fit_intercept": [True]}, cv=2).fit(rows, rows[:, 0])
-    assert best_estimator(search) is search.best_estimator_
 
 
 def test_transformer_of_arrays_reads_tables():

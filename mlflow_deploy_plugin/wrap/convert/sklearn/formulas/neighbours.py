@@ -103,8 +103,6 @@ def distances(x: TracedArray, training: Array, metric: Metric, p: float = 2) -> 
     power = powers.get(metric)
     if power == 2:
         return np.sqrt(squared_distances(x, training))
-    if metric == "sqeuclidean":
-        return squared_distances(x, training)
     if metric == "cosine":
         length = np.linalg.norm(x, axis=1, keepdims=True)
         is_zero = length < 10 * np.finfo(np.float64).eps  # like sklearn.preprocessing.normalize
@@ -149,12 +147,8 @@ def kernel(
             return (scale * (x @ training.T) + shift) ** exponent
         case "rbf":
             return np.exp(-scale * squared_distances(x, training))
-        case "laplacian":
-            return np.exp(-scale * distances(x, training, "manhattan"))
         case "sigmoid":
             return np.tanh(scale * (x @ training.T) + shift)
-        case "cosine":
-            return 1.0 - distances(x, training, "cosine")
     raise NotImplementedError(f"kernel={metric!r}")
 
 
@@ -189,14 +183,13 @@ def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
     return (take(targets, nearest) * weights).sum(axis=1) / weights.sum(axis=1)
 
 
-def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
-    """Return the weighted mean [N, t] of targets within the radius (NaN without
-    neighbours), and their count [N].
+def _within_radius(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
+    """Return the weighted mean [N, t] of targets within the radius, NaN without
+    neighbours.
     """
     distance = _distances_to_rows(model, rows.matrix)
-    inside = (distance <= model.radius).astype(float)
-    weights = inside * _weights(distance, model.weights)
-    return (weights @ targets) / weights.sum(axis=1, keepdims=True), inside.sum(axis=1)
+    weights = (distance <= model.radius).astype(float) * _weights(distance, model.weights)
+    return (weights @ targets) / weights.sum(axis=1, keepdims=True)
 
 
 def _targets(model: Estimator) -> Array:
@@ -217,22 +210,13 @@ def neighbour_classes(model: neighbors.KNeighborsClassifier, rows: Rows) -> Deci
 
 
 def radius_classes(model: neighbors.RadiusNeighborsClassifier, rows: Rows) -> Decision:
-    """Return the decision by the neighbours within the radius; rows without neighbours
-    get the outlier label.
+    """Return the decision by the neighbours within the radius. Raises
+    NotImplementedError for a label of rows without neighbours, which scikit-learn
+    refuses by default.
     """
-    scores, count = _within_radius(model, rows, _one_hot(model))
-    if model.outlier_label_ is None:  # scikit-learn refuses rows without neighbours.
-        return largest(scores)
-    outlier_scores = (model.classes_ == np.ravel(model.outlier_label_)[0]).astype(float)
-    if not outlier_scores.any():
-        raise NotImplementedError("an outlier_label that is not a class")
-    scores = np.where((count == 0)[:, None], outlier_scores, scores)
-    return largest(scores)
-
-
-def radius_values(model: neighbors.RadiusNeighborsRegressor, rows: Rows) -> TracedArray:
-    means, _ = _within_radius(model, rows, _targets(model))
-    return means
+    if model.outlier_label_ is not None:
+        raise NotImplementedError("RadiusNeighborsClassifier with an outlier_label")
+    return largest(_within_radius(model, rows, _one_hot(model)))
 
 
 def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> TracedArray:
@@ -329,16 +313,11 @@ def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
 
 def propagated_labels(model: Estimator, rows: Rows) -> Decision:
     """Return the decision by the sum of the label distributions of similar training
-    rows. Raises NotImplementedError for a kernel that is a function.
+    rows. Raises NotImplementedError for other kernels than the default.
     """
-    labels = model.label_distributions_
-    if model.kernel == "rbf":
-        likely = kernel(rows.matrix, model.X_, "rbf", model.gamma) @ labels
-    elif model.kernel == "knn":
-        _, nearest = smallest(distances(rows.matrix, model.X_, "euclidean"), model.n_neighbors)
-        likely = take(labels, nearest).sum(axis=1)
-    else:
-        raise NotImplementedError("a kernel that is a Python function")
+    if model.kernel != "rbf":
+        raise NotImplementedError(f"{type(model).__name__} with kernel={model.kernel!r}")
+    likely = kernel(rows.matrix, model.X_, "rbf", model.gamma) @ model.label_distributions_
     likely = likely / likely.sum(axis=1, keepdims=True)
     return largest(likely)
 
@@ -454,7 +433,9 @@ FORMULAS: dict[type, Formula] = {
     neighbors.KNeighborsClassifier: neighbour_classes,
     neighbors.KNeighborsRegressor: lambda model, rows: _nearest(model, rows, _targets(model)),
     neighbors.RadiusNeighborsClassifier: radius_classes,
-    neighbors.RadiusNeighborsRegressor: radius_values,
+    neighbors.RadiusNeighborsRegressor: lambda model, rows: _within_radius(
+        model, rows, _targets(model)
+    ),
     neighbors.RadiusNeighborsTransformer: within_radius,
     KNNImputer: imputed,
     neighbors.NearestCentroid: nearest_centroid,

@@ -146,41 +146,16 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, training: Array | None = Non
         case kernels.Sum() | kernels.Product():
             combine = operator.add if isinstance(kernel, kernels.Sum) else operator.mul
             return combine(_kernel(kernel.k1, x, training), _kernel(kernel.k2, x, training))
-        case kernels.Exponentiation():
-            return _kernel(kernel.kernel, x, training) ** kernel.exponent
         case kernels.ConstantKernel():
             return float(kernel.constant_value)
         case kernels.WhiteKernel():
             return float(kernel.noise_level) if training is None else 0.0
-        case kernels.DotProduct():
-            products = (x * x).sum(axis=1) if training is None else x @ training.T
-            return products + kernel.sigma_0**2
-        case _ if training is None:
-            return 1.0  # The other kernels depend only on the distance, which is 0.
-        case kernels.Matern():
-            scaled_squares = squared_distances(
-                x / kernel.length_scale, training / kernel.length_scale
-            )
-            factors = {0.5: 1.0, 1.5: 3.0, 2.5: 5.0}
-            if kernel.nu == np.inf:
-                return np.exp(scaled_squares * -0.5)
-            if kernel.nu not in factors:
-                raise NotImplementedError(f"the kernel {kernel!r}")
-            distance = np.sqrt(scaled_squares * factors[kernel.nu])
-            # All three are added to the graph, although two are unused.
-            polynomials = {
-                0.5: 1.0,
-                1.5: 1.0 + distance,
-                2.5: 1.0 + distance + distance * distance / 3.0,
-            }
-            return polynomials[kernel.nu] * np.exp(-distance)
-        case kernels.RBF():
+        case kernels.RBF() if type(kernel) is kernels.RBF:  # Matern is derived from it.
+            if training is None:
+                return 1.0  # The kernel depends only on the distance, which is 0.
             return np.exp(
                 squared_distances(x / kernel.length_scale, training / kernel.length_scale) * -0.5
             )
-        case kernels.RationalQuadratic():
-            squared = squared_distances(x, training)
-            return (1.0 + squared / (2 * kernel.alpha * kernel.length_scale**2)) ** -kernel.alpha
     raise NotImplementedError(f"the kernel {kernel!r}")
 
 

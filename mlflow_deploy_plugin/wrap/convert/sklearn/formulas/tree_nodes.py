@@ -202,27 +202,16 @@ def forest_sums(model: Estimator) -> Boosting:
 
 def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
     """Return the class positions, probabilities and scores by weighted votes: 1 for the
-    member's class, and -1 / (C - 1) for every other class.
+    member's class, and -1 / (C - 1) for every other class. Raises NotImplementedError
+    for sums of probabilities (SAMME.R).
     """
     count = len(model.classes_)
     if getattr(model, "algorithm", "") == "SAMME.R":  # scikit-learn before 1.6
-        # The logarithms are reduced by their mean over the classes, and summed over the
-        # members.
-        least = np.finfo(np.float64).eps
-        logs = np.stack(
-            [
-                np.log(np.maximum(rows.ask(member, "predict_proba"), least))
-                for member in model.estimators_
-            ],
-            axis=1,
-        )
-        log_probabilities = (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1)
-        total = log_probabilities * (count - 1.0)
-    else:
-        weights = model.estimator_weights_[: len(model.estimators_)]
-        is_class = _member_answers(model, rows)[:, None, :] == np.arange(count)[:, None]
-        votes = is_class.astype(float) @ weights
-        total = votes - (weights.sum() - votes) / (count - 1.0)
+        raise NotImplementedError("AdaBoostClassifier with algorithm='SAMME.R'")
+    weights = model.estimator_weights_[: len(model.estimators_)]
+    is_class = _member_answers(model, rows)[:, None, :] == np.arange(count)[:, None]
+    votes = is_class.astype(float) @ weights
+    total = votes - (weights.sum() - votes) / (count - 1.0)
     total = total / model.estimator_weights_.sum()
     if count > 2:
         return np.argmax(total, axis=1), softmax(total / (count - 1.0)), total
@@ -243,30 +232,18 @@ def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArra
 
 def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
     """Return the members' predictions [N, members]: class positions for a classifier.
-    All members are trees, or none is.
+    Raises NotImplementedError for members that are not trees.
     """
     trees = []
-    answers = []
     for member in model.estimators_:
-        codes = None
+        if not is_tree(member):
+            raise NotImplementedError(f"AdaBoost of {type(member).__name__}, which is not a tree")
+        values = member.tree_.value[:, 0, :]
+        leaves = values[:, 0]
         if is_classifier(model):
             codes = np.searchsorted(model.classes_, member.classes_).astype(float)
-        if is_tree(member):
-            values = member.tree_.value[:, 0, :]
-            leaves = values[:, 0] if codes is None else codes[values.argmax(axis=1)]
-            trees.append(Tree.fitted(member.tree_, leaves))
-        elif codes is None:
-            answers.append(rows.ask(member, "predict").reshape(-1))
-        else:
-            has_proba = hasattr(member, "predict_proba")
-            scores = rows.ask(member, "predict_proba" if has_proba else "decision_function")
-            if scores.ndim == 1:
-                position = (scores > 0).astype(np.int64)
-            else:
-                position = np.argmax(scores, axis=1)
-            answers.append(take(codes, position))
-    if answers:
-        return np.column_stack(answers)
+            leaves = codes[values.argmax(axis=1)]
+        trees.append(Tree.fitted(member.tree_, leaves))
     return _sums(rows, trees, [*range(len(trees))]).astype(float)
 
 

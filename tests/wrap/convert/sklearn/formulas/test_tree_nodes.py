@@ -11,12 +11,14 @@ from sklearn.ensemble import (
     RandomForestClassifier,
 )
 from sklearn.model_selection import FixedThresholdClassifier
-from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
+from mlflow_deploy_plugin.core.errors import ConversionError
+from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
-from tests.wrap.conftest import cases, is_proven, operators_of, proven
+from tests.support.refusals import refused
+from tests.wrap.conftest import cases, operators_of, proven
 
 ROWS = normal_rows(200, 3)
 SIDES = np.where(ROWS > 0, "above", "below")
@@ -42,12 +44,11 @@ SELDOM = {
         np.digitize(ROWS[:, 0], [-1, 1]),
     ),
 }
-SELDOM_MEMBERS = [GaussianNB(), HistGradientBoostingClassifier(max_iter=2)]
 
 
-@pytest.mark.parametrize("member", [*cases([LinearSVC()]), *cases(SELDOM_MEMBERS, is_long=True)])
-def test_members_vote_for_texts(member):
-    assert is_proven(AdaBoostClassifier(member, n_estimators=3).fit(ROWS, SIDES[:, 0]), ROWS)
+def test_members_other_than_trees_are_refused():
+    with refused(ConversionError, "AdaBoost of LinearSVC"):
+        wrap(AdaBoostClassifier(LinearSVC(), n_estimators=3).fit(ROWS, SIDES[:, 0]), ROWS)
 
 
 @pytest.mark.parametrize(("model", "target"), [*cases(MODELS), *cases(SELDOM, is_long=True)])
