@@ -777,7 +777,10 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
         if service:
             reason += f"; it needs {service.permissions} ({_reason(error)})"
         return RegistryRefused(f"{what}: {where} refuses the request: {reason}")
-    return RegistryUnavailable(f"{what}: {where} does not answer correctly: {_reason(error)}")
+    reason = _reason(error)
+    if address.startswith("databricks"):
+        reason += "; check DATABRICKS_HOST and the network"
+    return RegistryUnavailable(f"{what}: {where} does not answer correctly: {reason}")
 
 
 def store_failure(what: str, store: str, error: Exception) -> NotFound | RegistryUnavailable:
