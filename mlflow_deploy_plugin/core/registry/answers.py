@@ -3,7 +3,6 @@ of onnxserve.
 """
 
 import logging
-import math
 import socket
 import threading
 import time
@@ -172,7 +171,7 @@ def limit_retries(waits_after_last: bool = False) -> None:
         if response is not None and self.respect_retry_after_header:
             pause = self.get_retry_after(response) or 0.0
         try:
-            if response is not None and pause > _PAUSE_SECONDS:
+            if pause > _PAUSE_SECONDS:
                 refusal = f"too many {response.status} error responses, Retry-After {pause:.0f}"
                 raise MaxRetryError(options["_pool"], arguments[1], ResponseError(refusal))
             return count(self, *arguments, **options)
@@ -199,29 +198,25 @@ def limit_databricks_retries() -> None:
     from databricks.sdk.clock import RealClock
     from requests import Timeout
 
-    start = _BaseClient.__init__
     call = _BaseClient.do
     failures: dict[str, tuple[float, str]] = {}
 
-    def start_limited(client: Any, **options: Any) -> None:
-        start(client, **options)
-        client._retry_timeout_seconds = _DATABRICKS_SECONDS
-        client._http_timeout_seconds = options.get("http_timeout_seconds") or _DATABRICKS_SECONDS
-
     def call_limited(client: Any, method: str, url: str, *arguments: Any, **options: Any) -> Any:
+        client._retry_timeout_seconds = _DATABRICKS_SECONDS
+        if client._http_timeout_seconds == 60:  # This is the default of the client.
+            client._http_timeout_seconds = _DATABRICKS_SECONDS
         host = urlsplit(url).netloc
-        failed_at, failure = failures.get(host, (-math.inf, ""))
+        failed_at, failure = failures.get(host, (-_PAUSE_SECONDS, ""))
         if time.monotonic() - failed_at > _PAUSE_SECONDS:
             try:
                 return call(client, method, url, *arguments, **options)
             except TimeoutError as error:
-                failure = str(error.__cause__ or error)
+                failure = str(error.__cause__)
                 if isinstance(error.__cause__, Timeout):
                     failure = f"{host} does not answer within {_DATABRICKS_SECONDS:g} s"
                 failures[host] = time.monotonic(), failure
         raise TimeoutError(failure)
 
-    _BaseClient.__init__ = start_limited  # type: ignore[method-assign, assignment]
     _BaseClient.do = call_limited  # type: ignore[method-assign, assignment]
     RealClock.sleep = lambda _, seconds: time.sleep(min(seconds, 1.0))  # type: ignore
     logging.getLogger("databricks.sdk").setLevel(logging.ERROR)

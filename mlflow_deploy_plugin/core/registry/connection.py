@@ -660,9 +660,8 @@ def is_mlflow(uri: str) -> bool:
             parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or ""),
         )
 
-    addresses = filter(_is_web, mlflow_addresses())
     with suppress(ValueError):  # requests also refuses such an address.
-        return origin(uri) in map(origin, addresses)
+        return origin(uri) in map(origin, filter(_is_web, mlflow_addresses()))
     return False
 
 
