@@ -166,7 +166,7 @@ def limit_retries(waits_after_last: bool = False) -> None:
     count = Retry.increment
 
     def increment(self: Retry, *arguments: Any, **options: Any) -> Retry:
-        response = options.get("response")
+        response: Any = options.get("response")
         pause = 0.0
         if response is not None and self.respect_retry_after_header:
             pause = self.get_retry_after(response) or 0.0
