@@ -11,11 +11,12 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 _ANSWER_BYTES = 1_000_000
 _ANSWER_SECONDS = 10.0
 _PAUSE_SECONDS = 10.0
-_DATABRICKS_SECONDS = 2.0
+_DATABRICKS_SECONDS = 3.0
 _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
 
 
@@ -165,12 +166,12 @@ def limit_retries(waits_after_last: bool = False) -> None:
     count = Retry.increment
 
     def increment(self: Retry, *arguments: Any, **options: Any) -> Retry:
-        response = options.get("response")
+        response: Any = options.get("response")
         pause = 0.0
         if response is not None and self.respect_retry_after_header:
             pause = self.get_retry_after(response) or 0.0
         try:
-            if response is not None and pause > _PAUSE_SECONDS:
+            if pause > _PAUSE_SECONDS:
                 refusal = f"too many {response.status} error responses, Retry-After {pause:.0f}"
                 raise MaxRetryError(options["_pool"], arguments[1], ResponseError(refusal))
             return count(self, *arguments, **options)
@@ -184,24 +185,38 @@ def limit_retries(waits_after_last: bool = False) -> None:
 
 @cache
 def limit_databricks_retries() -> None:
-    """Let a call of Databricks' client fail within about `_PAUSE_SECONDS`, instead of
-    five minutes, if the workspace does not answer.
+    """Let a call of Databricks' client fail within about `_DATABRICKS_SECONDS`, instead
+    of five minutes, if the workspace does not answer. Further calls then fail at once
+    for `_PAUSE_SECONDS`.
 
-    MLflow calls the client three times: twice for the settings of the workspace, whose
-    failure is not an error. This function replaces a function of the client, so it must
-    not be called in a process of a user.
+    For each request, MLflow calls the client three times: twice for the settings of the
+    workspace, whose failure is not an error. This function replaces functions of the
+    client, so it must not be called in a process of a user.
     """
     # Only users of Databricks have this package.
     from databricks.sdk._base_client import _BaseClient
     from databricks.sdk.clock import RealClock
+    from requests import Timeout
 
-    start = _BaseClient.__init__
+    call = _BaseClient.do
+    failures: dict[str, tuple[float, str]] = {}
 
-    def start_limited(client: Any, **options: Any) -> None:
-        start(client, **options)
+    def call_limited(client: Any, method: str, url: str, *arguments: Any, **options: Any) -> Any:
         client._retry_timeout_seconds = _DATABRICKS_SECONDS
-        client._http_timeout_seconds = options.get("http_timeout_seconds") or _DATABRICKS_SECONDS
+        if client._http_timeout_seconds == 60:  # This is the default of the client.
+            client._http_timeout_seconds = _DATABRICKS_SECONDS
+        host = urlsplit(url).netloc
+        failed_at, failure = failures.get(host, (-_PAUSE_SECONDS, ""))
+        if time.monotonic() - failed_at > _PAUSE_SECONDS:
+            try:
+                return call(client, method, url, *arguments, **options)
+            except TimeoutError as error:
+                failure = str(error.__cause__)
+                if isinstance(error.__cause__, Timeout):
+                    failure = f"{host} does not answer within {_DATABRICKS_SECONDS:g} s"
+                failures[host] = time.monotonic(), failure
+        raise TimeoutError(failure)
 
-    _BaseClient.__init__ = start_limited  # type: ignore[method-assign, assignment]
+    _BaseClient.do = call_limited  # type: ignore[method-assign, assignment]
     RealClock.sleep = lambda _, seconds: time.sleep(min(seconds, 1.0))  # type: ignore
     logging.getLogger("databricks.sdk").setLevel(logging.ERROR)

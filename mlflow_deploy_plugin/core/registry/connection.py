@@ -660,9 +660,8 @@ def is_mlflow(uri: str) -> bool:
             parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or ""),
         )
 
-    addresses = filter(_is_web, mlflow_addresses())
     with suppress(ValueError):  # requests also refuses such an address.
-        return origin(uri) in map(origin, addresses)
+        return origin(uri) in map(origin, filter(_is_web, mlflow_addresses()))
     return False
 
 
@@ -777,7 +776,10 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
         if service:
             reason += f"; it needs {service.permissions} ({_reason(error)})"
         return RegistryRefused(f"{what}: {where} refuses the request: {reason}")
-    return RegistryUnavailable(f"{what}: {where} does not answer correctly: {_reason(error)}")
+    reason = _reason(error)
+    if address.startswith("databricks"):
+        reason += "; check DATABRICKS_HOST and the network"
+    return RegistryUnavailable(f"{what}: {where} does not answer correctly: {reason}")
 
 
 def store_failure(what: str, store: str, error: Exception) -> NotFound | RegistryUnavailable:

@@ -1,6 +1,10 @@
 """Tests of servers that send too much or too slowly, in each way that HTTP allows."""
 
 import gzip
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from itertools import chain, repeat
@@ -180,13 +184,24 @@ def test_retry_after_is_limited_and_named(busy, pause, is_agent, retries, named,
 
 
 @pytest.mark.long
-def test_absent_databricks_workspace_fails_soon(monkeypatch, free_port):
-    client = pytest.importorskip("databricks.sdk._base_client")._BaseClient
-    clock = pytest.importorskip("databricks.sdk.clock").RealClock
-    monkeypatch.setattr(client, "__init__", client.__init__)
-    monkeypatch.setattr(clock, "sleep", clock.sleep)
-    answers.limit_databricks_retries.__wrapped__()
-    begun = time.monotonic()
-    with pytest.raises(TimeoutError, match="0:00:02"):
-        client().do("GET", f"https://127.0.0.1:{free_port}/")
-    assert time.monotonic() - begun < 60
+@pytest.mark.parametrize("registry", ["databricks", "databricks-uc"])
+def test_absent_databricks_is_called_once(registry, tmp_path):
+    pytest.importorskip("databricks.sdk")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        databricks = {"DATABRICKS_HOST": f"http://{host}", "DATABRICKS_TOKEN": "secret"}
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli"]
+        addresses = {"MLFLOW_TRACKING_URI": "databricks", "MLFLOW_REGISTRY_URI": registry}
+        ended = subprocess.run(
+            [*command, "fetch", "models:/a.b.c/1", tmp_path],
+            check=False,
+            env=os.environ | databricks | addresses,
+            capture_output=True,
+            text=True,
+        )
+        silent.setblocking(False)
+        silent.accept()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+    assert f"{host} does not answer within 3 s; check DATABRICKS_HOST" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
