@@ -7,7 +7,7 @@ import errno
 import importlib
 import os
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ import click
 
 from mlflow_deploy_plugin.cli.options import Commands, printable
 from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.extensions import load_entry, registered_in
 from mlflow_deploy_plugin.core.messages import closest_match, did_you_mean, one_line
 from mlflow_deploy_plugin.core.packages import NEEDED, check_fit, own_requirements
 from mlflow_deploy_plugin.core.registry.connection import own_process, set_service_timeouts
@@ -133,7 +134,7 @@ class _LazyCommands(Commands):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             entry = _extensions().get(cmd_name)
-            return entry and _load(entry)
+            return None if entry is None else _load(entry)
         module = importlib.import_module(f"mlflow_deploy_plugin.cli.{_COMMANDS[cmd_name][0]}")
         if cmd_name in vars(builtins):
             name = f"{cmd_name}_"
@@ -239,21 +240,14 @@ def _extensions() -> dict[str, EntryPoint]:
     """Return the commands of the rim and of other distributions, without those that
     have the name of a command here.
     """
-    entries = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
-    return {entry.name: entry for entry in entries if entry.name not in _COMMANDS}
+    registered = registered_in(GROUP)
+    return {name: entry for name, entry in registered.items() if name not in _COMMANDS}
 
 
 def _load(entry: EntryPoint) -> click.Command:
-    """Return the command of an entry point. Raises OnnxserveError if there is none."""
-    try:
-        command = entry.load()
-        if not isinstance(command, click.Command):
-            raise TypeError("it is not a click.Command")
-    except Exception as error:
-        raise OnnxserveError(
-            f"the command {entry.name} ({entry.value}) cannot be loaded: {one_line(error, 300)}; "
-            "update or uninstall its distribution"
-        ) from error
+    command = load_entry(entry)
+    if not isinstance(command, click.Command):
+        raise OnnxserveError(f"{entry.name} ({entry.value}) is not a click.Command")
     return command
 
 

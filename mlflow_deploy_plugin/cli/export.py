@@ -3,7 +3,7 @@
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import click
 
@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
 )
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.extensions import registered_in
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import Device, EndpointSpec, PyfuncEnv
@@ -28,10 +29,7 @@ from mlflow_deploy_plugin.core.text_files import read_text
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.served import Place, missing_settings
 
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.wrap.exporter.exporting import ExportFormat
-
-_FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop")
+_FORMATS = ("onnx", "ort", *registered_in("onnxserve.exporters"))
 
 
 @click.command()
@@ -58,7 +56,7 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop")
 @path_option("--wheels FOLDER", "Folder of wheels for a bundle.")
 @flag("--download-wheels", "Download onnxruntime and numpy with pip into the bundle.")
 def export(
-    model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any
+    model_uri: str, export_format: str, output_path: Path, rows: Path | None, **options: Any
 ) -> None:
     """Export a version as files that run without onnxserve.
 
@@ -82,7 +80,10 @@ def export(
         )
     from mlflow_deploy_plugin.wrap.exporter.exporting import export as export_model
 
-    result = export_model(model_uri, export_format, output_path, progress=show_progress, **options)
+    given = {name: value for name, value in options.items() if value}
+    result = export_model(
+        model_uri, export_format, output_path, rows=rows, progress=show_progress, **given
+    )
     difference = f", numbers within {result.max_error:.1g}" if result.max_error else ""
     click.echo(
         f"{result.name} version {result.version}: {result.path}, checked on {result.rows} "

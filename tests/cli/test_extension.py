@@ -1,4 +1,6 @@
-"""Commands of other distributions: the example of docs/extend.md, and broken ones."""
+"""Commands and export formats of other distributions: the examples of docs/extend.md,
+and broken ones.
+"""
 
 import re
 import sys
@@ -6,19 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin import export
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from tests.support.commands import done, onnxserve, said
-from tests.support.refusals import mentions
+from tests.support.models import mixed_model
+from tests.support.refusals import mentions, refused
 
 PAGE = Path("docs/extend.md").read_text()
-CODE = re.search(r"^`flights_report\.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)[
-    1
-]
+EXAMPLES = re.findall(
+    r"^`(flights_report|graph_text)\.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE
+)
 
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    """Add the page's distribution to the path, with commands that cannot be used."""
-    (tmp_path / "flights_report.py").write_text(CODE)
+    """Add the page's distributions to the path, with commands that cannot be used."""
+    for name, code in EXAMPLES:
+        (tmp_path / f"{name}.py").write_text(code)
     metadata = tmp_path / "flights_report-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(
@@ -30,10 +36,14 @@ def example(tmp_path, monkeypatch):
         "number = flights_report:__name__\n"
         "report = flights_report:report\n"
         "serve = flights_report:report\n"
+        "[onnxserve.exporters]\n"
+        "absent = no_such_module:write\n"
+        "text = graph_text:text\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
-    sys.modules.pop("flights_report", None)
+    for name, _ in EXAMPLES:
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.usefixtures("example")
@@ -50,3 +60,15 @@ def test_command_of_another_distribution_runs():
 )
 def test_broken_command_is_named(command, place):
     assert mentions(said(onnxserve(command)), command, place)
+
+
+@pytest.mark.usefixtures("example")
+def test_format_of_another_distribution_is_written(tmp_path):
+    model = mixed_model(tmp_path / "flight-delay")
+    graph = export(str(model), "text", tmp_path / "graph.txt")
+    assert graph.max_error == 0
+    assert mentions(graph.path.read_text(), "ir_version")
+    with refused(OnnxserveError, "absent", "no_such_module"):
+        export(str(model), "absent", tmp_path / "other")
+    with refused(InvalidConfig, "text", "'name'"):
+        export(str(model), "text", tmp_path / "other", name="m")

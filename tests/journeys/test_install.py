@@ -60,7 +60,7 @@ IMPORTS_OF_EXTRAS = {
     "text": "import tokenizers",
     "transformers": "import sentence_transformers, transformers",
     "pmml": "import mlflow_deploy_plugin.wrap.flavor.pmml_model",
-    "desktop": "import PyInstaller, mlflow_deploy_plugin.wrap.exporter.desktop",
+    "desktop": "import PyInstaller, mlflow_deploy_plugin.contrib.edge.desktop",
     "jwt": "import threading, pathlib, mlflow_deploy_plugin.serve.agent.keys as keys; "
     "keys.issuer_key_fetcher(pathlib.Path('.'), 'https://here', threading.Event())",
     "s3": "import boto3, mlflow_deploy_plugin.serve.inference_log.storage",
