@@ -1,7 +1,7 @@
 # make install        a virtual environment in .venv with everything
 # make demo           the whole loop on real data; the servers keep running (DEMO_EXIT=1 stops them at the end)
 # make test           the tests, about six minutes on two cores
-# make test-serve     the tests of one part of the package: test-core, -serve, -wrap, -ship, -promote, -watch, -cli, -ui
+# make test-serve     the tests of one part of the package: test-core, -serve, -wrap, -ship, -promote, -watch, -cli, -ui, -contrib
 # make test-install   builds the wheel and runs README's commands with it outside of this checkout, with the newest dependencies
 # make test-long      the long tests: more than a second of CPU, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/serve/agent runs some of them
 # make test-trees-asan opens 200,000 mutated models with the library of projects/trees, under sanitizers (needs g++); MODELS=5000 SEED=0
@@ -67,7 +67,7 @@ demo-stop: install
 test: install
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not long and not install'
 
-PARTS := core serve wrap ship promote watch cli ui
+PARTS := core serve wrap ship promote watch cli ui contrib
 .PHONY: $(PARTS:%=test-%)
 $(PARTS:%=test-%): test-%: install
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not long and not install' tests/$*

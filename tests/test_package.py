@@ -17,8 +17,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from mlflow_deploy_plugin.contrib.edge.package import REQUIREMENTS
 from mlflow_deploy_plugin.serve.runtime.session import OLDEST_ONNXRUNTIME
-from mlflow_deploy_plugin.wrap.exporter.package import REQUIREMENTS
 
 ROOT = Path(__file__).parents[1]
 CIRCLES = (("serve.http.routes", "serve.http.pages.page_views"),)

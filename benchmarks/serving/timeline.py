@@ -2,9 +2,9 @@
 and if its value is that version's. It runs in a separate process, so that the process
 that changes the server does not slow it down.
 
-As in `ship/sizing/load.py`, latency counts from the scheduled time of a request. Unlike
-there, the client sleeps between requests, so that the servers can use the cores. A lost
-connection counts as a failed response.
+As in `contrib/sizing/load.py`, latency counts from the scheduled time of a request.
+Unlike there, the client sleeps between requests, so that the servers can use the cores.
+A lost connection counts as a failed response.
 """
 
 import asyncio

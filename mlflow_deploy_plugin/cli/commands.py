@@ -7,6 +7,7 @@ import errno
 import importlib
 import os
 import sys
+from importlib.metadata import EntryPoint
 from itertools import chain
 from typing import Any
 
@@ -14,6 +15,7 @@ import click
 
 from mlflow_deploy_plugin.cli.options import Commands, printable
 from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.extensions import load_entry, registered_in
 from mlflow_deploy_plugin.core.messages import closest_match, did_you_mean, one_line
 from mlflow_deploy_plugin.core.packages import NEEDED, check_fit, own_requirements
 from mlflow_deploy_plugin.core.registry.connection import own_process, set_service_timeouts
@@ -48,14 +50,12 @@ _GROUPS = {
         "delete": ("endpoint", "Delete the deployment NAME."),
         "logs": ("endpoint", "Show the log of the server of the deployment NAME."),
         "predict": ("predict", "Predict every row of a file with a deployment or a model."),
-        "consume": ("predict", "Answer the messages of a Kafka topic with an endpoint."),
         "fetch": ("serve", "Write the checked files of a version into a folder."),
         "keys": ("keys", "Create, list and revoke API keys."),
     },
     "Ship": {
         "build-docker": ("export", "Build an image that serves a model."),
         "render": ("export", "Show an endpoint as manifests for GitOps."),
-        "size": ("export", "Measure the pods, cores and memory that a load needs."),
         "export": ("export", "Export a version as files that run without onnxserve."),
         "batch": ("predict", "Predict files of any size with a model, without a server."),
         "doctor": ("doctor", "Check that the environment fits, and what is not set up."),
@@ -77,6 +77,10 @@ _GROUPS = {
 its help line.
 """
 _COMMANDS = dict(chain.from_iterable(group.items() for group in _GROUPS.values()))
+GROUP = "onnxserve.commands"
+"""The entry point group of further commands: the name of a command → its
+`click.Command`.
+"""
 _MLFLOW_COMMANDS = {"create": "create", "deploy": "create", "get": "get", "update": "update"}
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that
 users need instead.
@@ -125,11 +129,12 @@ class _LazyCommands(Commands):
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return [*_COMMANDS, *_extensions()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            return None
+            entry = _extensions().get(cmd_name)
+            return None if entry is None else _load(entry)
         module = importlib.import_module(f"mlflow_deploy_plugin.cli.{_COMMANDS[cmd_name][0]}")
         if cmd_name in vars(builtins):
             name = f"{cmd_name}_"
@@ -144,7 +149,7 @@ class _LazyCommands(Commands):
                 f"; use MLflow's command: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t "
                 "onnxserve --name NAME`"
             )
-        paths = {command: f"`onnxserve {command}`" for command in _COMMANDS}
+        paths = {command: f"`onnxserve {command}`" for command in self.list_commands(ctx)}
         for group_name in _COMMANDS:
             group = self.get_command(ctx, group_name)
             if isinstance(group, click.Group):
@@ -162,6 +167,14 @@ class _LazyCommands(Commands):
                 formatter.write_dl(
                     [(name, description) for name, (_, description) in commands.items()],
                 )
+        with formatter.section("Extensions"):
+            descriptions = []
+            for name, entry in _extensions().items():
+                try:
+                    descriptions.append((name, _load(entry).get_short_help_str(limit=100)))
+                except OnnxserveError as error:
+                    descriptions.append((name, error.message))
+            formatter.write_dl(descriptions)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for argument in args:
@@ -221,6 +234,21 @@ class _LazyCommands(Commands):
             if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
             _fail(one_line(error))
+
+
+def _extensions() -> dict[str, EntryPoint]:
+    """Return the commands of the rim and of other distributions, without those that
+    have the name of a command here.
+    """
+    registered = registered_in(GROUP)
+    return {name: entry for name, entry in registered.items() if name not in _COMMANDS}
+
+
+def _load(entry: EntryPoint) -> click.Command:
+    command = load_entry(entry)
+    if not isinstance(command, click.Command):
+        raise OnnxserveError(f"{entry.name} ({entry.value}) is not a click.Command")
+    return command
 
 
 def _fail(message: str) -> None:

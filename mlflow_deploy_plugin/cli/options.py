@@ -92,7 +92,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        is_known = args[0] in self.list_commands(ctx) or args[0].startswith("-")
+        is_known = args[0].startswith("-") or self.get_command(ctx, args[0]) is not None
         if not is_known and not ctx.resilient_parsing:  # The completion of a shell ignores errors.
             raise click.UsageError(f"there is no command {args[0]!r}{self.hint(args[0], ctx)}", ctx)
         return super().resolve_command(ctx, args)

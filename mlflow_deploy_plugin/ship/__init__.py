@@ -1,3 +1,1 @@
-"""SHIP: deployments and their targets, manifests, images, batch prediction, and the
-resources that a load needs.
-"""
+"""SHIP: deployments and their targets, manifests, images and batch prediction."""

@@ -38,7 +38,6 @@ def test_choices_are_those_of_the_type():
     from mlflow_deploy_plugin.ship.batch.run import Engine as BatchEngine
     from mlflow_deploy_plugin.watch.result import Engine
     from mlflow_deploy_plugin.watch.retraining.plan import TrainingMode
-    from mlflow_deploy_plugin.wrap.exporter.exporting import ExportFormat
     from mlflow_deploy_plugin.wrap.flavor.wrap import ParityPolicy, PredictFunction
 
     types = {
@@ -60,7 +59,6 @@ def test_choices_are_those_of_the_type():
         "serve --env-manager": PyfuncEnv,
         "build-docker --env-manager": PyfuncEnv,
         "batch --engine": BatchEngine,
-        "export --format": ExportFormat,
     }
     offered = {}
     for path, command in ALL.items():
@@ -70,6 +68,7 @@ def test_choices_are_those_of_the_type():
                 offered[name] = tuple(option.type.choices)
     of_its_own = {
         "optimize --int8",
+        "export --format",
         "batch --format",
         "batch --input-format",
         "feedback --content-type",

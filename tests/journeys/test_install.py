@@ -60,7 +60,7 @@ IMPORTS_OF_EXTRAS = {
     "text": "import tokenizers",
     "transformers": "import sentence_transformers, transformers",
     "pmml": "import mlflow_deploy_plugin.wrap.flavor.pmml_model",
-    "desktop": "import PyInstaller, mlflow_deploy_plugin.wrap.exporter.desktop",
+    "desktop": "import PyInstaller, mlflow_deploy_plugin.contrib.edge.desktop",
     "jwt": "import threading, pathlib, mlflow_deploy_plugin.serve.agent.keys as keys; "
     "keys.issuer_key_fetcher(pathlib.Path('.'), 'https://here', threading.Event())",
     "s3": "import boto3, mlflow_deploy_plugin.serve.inference_log.storage",
@@ -71,7 +71,7 @@ IMPORTS_OF_EXTRAS = {
     ),
     "redis": "from mlflow_deploy_plugin.serve.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",
-    "kafka": "import mlflow_deploy_plugin.ship.deployments.kafka",
+    "kafka": "import mlflow_deploy_plugin.contrib.kafka.relay",
     "docker": (
         "import mlflow_deploy_plugin.ship.deployments.backends.docker, "
         "mlflow_deploy_plugin.ship.images.engine"

@@ -7,7 +7,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterable
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
@@ -15,6 +14,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Request
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.extensions import registered_in
 from mlflow_deploy_plugin.serve.assembly import open_worker
 from mlflow_deploy_plugin.serve.http import routes
 from mlflow_deploy_plugin.serve.http.parser import (
@@ -65,7 +65,7 @@ class ServerApp(Flask):
         self.server = server
         self.before_request(self._identify)
         self.register_error_handler(Exception, self._answer_error)
-        for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        for entry in registered_in(GROUP).values():
             try:
                 self.register_blueprint(entry.load())
             except Exception:

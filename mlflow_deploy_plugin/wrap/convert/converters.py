@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar, cast
 
 from mlflow_deploy_plugin.core.errors import ConversionError, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.extensions import registered_in
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.wrap.convert import converted
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
@@ -115,7 +116,7 @@ def check_flavor(flavor: str) -> None:
     """Raise ConversionError if no converter supports the MLflow flavor. No model is
     loaded.
     """
-    if flavor.replace("pytorch", "torch") not in _MODULES and not entry_points(group=GROUP):
+    if flavor.replace("pytorch", "torch") not in _MODULES and not registered_in(GROUP):
         raise _unknown_framework(f"a model of mlflow.{flavor}")
 
 
@@ -126,7 +127,7 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
     A registered converter that fails is logged and skipped. Raises ConversionError if
     no converter is installed.
     """
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+    for entry in registered_in(GROUP).values():
         try:
             converter = entry.load()
             if converter.matches(model):

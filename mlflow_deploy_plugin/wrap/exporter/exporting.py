@@ -7,12 +7,12 @@ import os
 import pickle
 import shutil
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.core.errors import (
     ParityError,
     SchemaMismatch,
 )
+from mlflow_deploy_plugin.core.extensions import load_entry, registered_in
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
@@ -46,23 +47,10 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artif
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, session_options
 from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs, rounding_tolerance
 from mlflow_deploy_plugin.wrap.evaluation.dataset import cast_to_signature, known_rows
-from mlflow_deploy_plugin.wrap.exporter.desktop import write_desktop
-from mlflow_deploy_plugin.wrap.exporter.package import (
-    RUNNER,
-    Description,
-    write_bundle,
-    write_wheel,
-)
-from mlflow_deploy_plugin.wrap.exporter.tflite import (
-    LITERT,
-    converter_python,
-    refuse_unconvertible,
-    signature_name,
-    write_tflite,
-)
 
-ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop"]
-FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+GROUP = "onnxserve.exporters"
+"""The entry point group of further formats: the name of a format → its `Exporter`."""
+RUNNER = Path(__file__).with_name("runner.py")
 METADATA_KEY = "onnxserve.model"
 
 _ROWS = 500
@@ -70,13 +58,12 @@ _GIVEN_ROWS = 500
 _PROOF_SECONDS = 600
 _LARGEST_PROTOBUF = 2**31 - 2**20
 _ORT_TOLERANCE = rounding_tolerance(1e-5)
-_TFLITE_TOLERANCE = rounding_tolerance(1e-4)
-"""The tolerances for the rounding of fused nodes and other kernels. Other formats must
-be exact.
-"""
+"""The tolerance for the rounding of fused nodes."""
+Description: TypeAlias = Mapping[str, Any]
+"""The metadata of an exported model, for its runner."""
 Rows = dict[str, Array]
 """Columns [N] or tensors [N, …] by name in the signature."""
-_CheckedFile: TypeAlias = tuple[Path, float]
+CheckedFile: TypeAlias = tuple[Path, float]
 """A checked file or folder, and its largest error."""
 
 
@@ -94,7 +81,7 @@ class ExportedModel:
     """
 
     path: Path
-    format: ExportFormat
+    format: str
     name: str
     version: str
     rows: int
@@ -103,14 +90,12 @@ class ExportedModel:
 
 def export(
     model_uri: str,
-    format: ExportFormat,
+    format: str,
     path: Path | str,
     *,
     rows: Any = None,
-    name: str | None = None,
-    wheels: Path | str | None = None,
-    download_wheels: bool = False,
     progress: ProgressCallback = lambda line: None,
+    **options: Any,
 ) -> ExportedModel:
     """Export a version, and check that it returns the same predictions as the served
     version. After an error, no file is written.
@@ -125,13 +110,10 @@ def export(
         rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl,
             .parquet) for the check. Default: the input example, the reference sample or
             random numbers. The check adds rows with noise.
-        name: the name of the wheel's distribution and package; None: the name of the
-            model.
-        wheels: a folder whose wheels are copied to a bundle.
-        download_wheels: True to download wheels of onnxruntime and numpy with pip for
-            this machine's Python.
         progress: called with a message before a long step, or for a tflite file of one
             row per call.
+        options: the options of the format: `name` of a wheel; `wheels` (a folder) and
+            `download_wheels` of a bundle (`contrib/edge/formats.py`).
 
     Raises:
         AlreadyExists: the path exists.
@@ -141,17 +123,11 @@ def export(
         NotFound: the version does not exist.
         RegistryUnavailable: MLflow does not answer.
     """
-    if format not in FORMATS:
-        raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
-    if format != "bundle" and (wheels or download_wheels):
-        raise InvalidConfig(
-            f"wheels are only supported for the format bundle, but the format is {format}"
-        )
-    if format != "wheel" and name is not None:
-        raise InvalidConfig(
-            f"a package name is only supported for the format wheel, but the format is {format}"
-        )
-    options = _Options(name, wheels, download_wheels)
+    exporter = _find_exporter(format)
+    accepted = [*signature(exporter).parameters][3:]
+    for name in options:
+        if name not in accepted:
+            raise InvalidConfig(f"the format {format} does not have the option {name!r}")
     target = absolute_path(path)
     if not (format == "wheel" and target.is_dir()):
         _refuse_existing(target)
@@ -171,9 +147,9 @@ def export(
                 "build-docker instead"
             )
         proof = _predicted_rows(model, rows)
-        version = _LoadedVersion(model, _describe(resolved, model), proof, work / "model.onnx")
+        version = LoadedVersion(model, _describe(resolved, model), proof, work / "model.onnx")
         _write_graph(model.artifact.onnx_file, version.graph, version.described)
-        written, largest = _write(format, version, options, progress)
+        written, largest = exporter(version, work / format, progress, **options)
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
             target /= written.name
         _place(written, target)
@@ -185,14 +161,6 @@ def export(
         rows=row_count(proof.rows) or 1,
         max_error=largest,
     )
-
-
-class _Options(NamedTuple):
-    """The options of `export` that only one format supports."""
-
-    name: str | None
-    wheels: Path | str | None
-    download_wheels: bool
 
 
 class _Proof(NamedTuple):
@@ -237,7 +205,7 @@ def _predicted_rows(model: OnnxModel, user_rows: Any) -> _Proof:
 
 
 @dataclass(frozen=True)
-class _LoadedVersion:
+class LoadedVersion:
     """A version, its metadata, and the proof. A format is written next to `graph`."""
 
     model: OnnxModel
@@ -249,52 +217,28 @@ class _LoadedVersion:
         """Run the exported file `model` on the rows of the proof, and return the
         largest difference. Raises ParityError beyond the tolerance.
         """
-        outputs = _run(runner, model, self.proof.rows)
-        return _difference(self.proof.expected, outputs, tolerance)
+        outputs = run_export(runner, model, self.proof.rows)
+        return largest_difference(self.proof.expected, outputs, tolerance)
 
 
-def _write(
-    format: ExportFormat, version: _LoadedVersion, options: _Options, progress: ProgressCallback
-) -> _CheckedFile:
-    """Write a version in a format next to its graph, check it, and return its path and
-    its largest error.
-    """
-    graph = version.graph
-    folder = graph.parent / format
-    match format:
-        case "onnx":
-            return graph, version.prove(RUNNER, graph)
-        case "ort":
-            file = _write_ort(graph, folder)
-            return file, version.prove(RUNNER, file, _ORT_TOLERANCE)
-        case "wheel":
-            wheel, runner = write_wheel(folder, graph, version.described, options.name)
-            return wheel, version.prove(runner, runner.with_name(graph.name))
-        case "bundle" | "conda":
-            example = version.proof.feeds
-            if version.model.schema.has_rows:
-                example = slice_feeds(example, slice(1))
-            write_bundle(
-                folder,
-                graph,
-                version.described,
-                example,
-                options.wheels,
-                options.download_wheels,
-                has_environment=format == "conda",
-            )
-            return folder, version.prove(folder / "predict.py", folder / graph.name)
-        case "tflite":
-            return _write_tflite(version, folder, progress)
-        case "desktop":
-            progress("building the program with PyInstaller, which takes about a minute")
-            program = write_desktop(version.model.artifact, version.described, folder)
-            total_bytes = sum(file.lstat().st_size for file in program.parent.rglob("*"))
-            start = time.monotonic()
-            outputs = _answers(["env", "-i", str(program), "--check"], version.proof.rows)
-            seconds = time.monotonic() - start
-            progress(f"the program has {total_bytes / 1e6:,.0f} MB, and started in {seconds:.1f} s")
-            return program.parent, _difference(version.proof.expected, outputs, EXACT)
+Exporter: TypeAlias = Callable[..., CheckedFile]
+"""The writer of a format, called with a `LoadedVersion`, a folder that does not exist,
+the progress callback and the options of the format, which are its parameters by name.
+It returns what it has written in the folder and checked. It raises ConversionError, and
+ParityError if the predictions differ.
+"""
+
+
+def _find_exporter(format: str) -> Exporter:
+    """Raises InvalidConfig for an unknown format; OnnxserveError if its code fails."""
+    if format in _EXPORTERS:
+        return _EXPORTERS[format]
+    registered = registered_in(GROUP)
+    if format not in registered:
+        names = ", ".join([*_EXPORTERS, *registered])
+        raise InvalidConfig(f"the format {format!r} is unknown; supported are {names}")
+    exporter: Exporter = load_entry(registered[format])
+    return exporter
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
@@ -344,10 +288,15 @@ def _write_graph(source: Path, target: Path, described: Description) -> None:
     onnx.save(model, str(target))
 
 
-def _write_ort(graph: Path, folder: Path) -> Path:
-    """Return the graph in ONNX Runtime's ORT format
+def _write_onnx(version: LoadedVersion, folder: Path, progress: ProgressCallback) -> CheckedFile:
+    return version.graph, version.prove(RUNNER, version.graph)
+
+
+def _write_ort(version: LoadedVersion, folder: Path, progress: ProgressCallback) -> CheckedFile:
+    """Write the graph in ONNX Runtime's ORT format
     (https://onnxruntime.ai/docs/performance/model-optimizations).
     """
+    graph = version.graph
     ort = import_onnxruntime()
     folder.mkdir()
     target = folder / graph.with_suffix(".ort").name
@@ -362,7 +311,10 @@ def _write_ort(graph: Path, folder: Path) -> Path:
         raise ConversionError(
             f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}"
         ) from None
-    return target
+    return target, version.prove(RUNNER, target, _ORT_TOLERANCE)
+
+
+_EXPORTERS: dict[str, Exporter] = {"onnx": _write_onnx, "ort": _write_ort}
 
 
 def _read_rows(model: OnnxModel, user_rows: Any) -> Rows:
@@ -397,39 +349,7 @@ pickle.dump(outputs, open(outputs_file, "wb"))
 """  # noqa: E501
 
 
-def _write_tflite(
-    version: _LoadedVersion, folder: Path, progress: ProgressCallback
-) -> _CheckedFile:
-    """Return a checked file and its largest error. If batches fail the check, the file
-    accepts one row per call.
-    """
-    refuse_unconvertible(version.graph)
-    python = converter_python(progress)
-    folder.mkdir()
-
-    def attempt(one_row: bool) -> _CheckedFile:
-        """Write and check a file, which takes one row per call if `one_row`."""
-        file = write_tflite(python, version.graph, folder / f"tflite-{one_row}", one_row)
-        feeds = {signature_name(name): array for name, array in version.proof.feeds.items()}
-        outputs = _run(LITERT, file, feeds, python)
-        expected = version.proof.expected
-        renamed = {signature_name(name): array for name, array in expected.items()}
-        return file, _difference(renamed, outputs, _TFLITE_TOLERANCE)
-
-    try:
-        return attempt(one_row=False)
-    except (ConversionError, ParityError):
-        if not version.model.schema.has_rows:
-            raise
-        result = attempt(one_row=True)
-    progress(
-        "the file supports one row per call, because its answers for several rows differ from the "
-        "model's"
-    )
-    return result
-
-
-def _run(
+def run_export(
     runner: Path, model: Path, rows: Rows, python: Path | str = sys.executable
 ) -> dict[str, Array]:
     """Return the outputs of an export for the rows, from a process without onnxserve.
@@ -441,10 +361,10 @@ def _run(
         rows: the rows of the proof.
         python: the Python that runs the process.
     """
-    return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
+    return command_outputs([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
 
 
-def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
+def command_outputs(command: list[str], rows: Rows) -> dict[str, Array]:
     """Return the outputs that a command writes for the rows; it gets the paths of both
     files. Raises ParityError if it fails.
     """
@@ -462,7 +382,7 @@ def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
     return outputs
 
 
-def _difference(
+def largest_difference(
     expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: Tolerance
 ) -> float:
     return check_outputs(

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.exporter import exporting
-from mlflow_deploy_plugin.wrap.exporter.package import RUNNER
+from mlflow_deploy_plugin.wrap.exporter.exporting import RUNNER
 from mlflow_deploy_plugin.wrap.exporter.runner import METADATA_KEY, Model
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from tests.support.models import tensor_column, write_model
@@ -267,8 +267,8 @@ def test_external_weights_are_in_the_export(tmp_path):
     ("form", "options", "words"),
     [
         ("pickle", {}, ("'pickle'", "onnx, ort")),
-        ("onnx", {"wheels": "out"}, ("wheels", "bundle")),
-        ("onnx", {"name": "m"}, ("wheel",)),
+        ("onnx", {"wheels": "out"}, ("onnx", "'wheels'")),
+        ("bundle", {"name": "m"}, ("bundle", "'name'")),
         ("bundle", {"wheels": "out"}, ("no wheels",)),
         ("onnx", {"rows": {"carrier": ["a"]}}, ("'distance', 'hour', 'late'",)),
         ("onnx", {"rows": "none.csv"}, ("none.csv",)),

@@ -18,6 +18,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from mlflow_deploy_plugin.contrib.sizing.load import (
+    Times,
+    open_loop,
+    post,
+    random_times,
+    tail_latency,
+)
+from mlflow_deploy_plugin.contrib.sizing.plan import Load, PodMeasurement, count_pods
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION, folder_bytes
@@ -35,8 +43,6 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artif
 from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.ship.deployments.backends import supervisor
-from mlflow_deploy_plugin.ship.sizing.load import Times, open_loop, post, random_times, tail_latency
-from mlflow_deploy_plugin.ship.sizing.plan import Load, PodMeasurement, count_pods
 from mlflow_deploy_plugin.wrap.evaluation.dataset import known_rows, take_rows
 
 _BATCH_SIZES = (1, 8, 32, 1)

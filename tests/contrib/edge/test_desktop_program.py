@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.contrib.edge.desktop_program import FACTS, MODEL, main
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.wrap.exporter.desktop_program import FACTS, MODEL, main
 from tests.support.desktop import write_browser
 from tests.support.refusals import mentions
 
 CODE = (
-    "import sys, pathlib, mlflow_deploy_plugin.wrap.exporter.desktop_program as p; "
+    "import sys, pathlib, mlflow_deploy_plugin.contrib.edge.desktop_program as p; "
     "p.main(pathlib.Path(sys.argv[1]), sys.argv[2:])"
 )
 

@@ -6,9 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.ship.sizing.plan import (
+from mlflow_deploy_plugin.contrib.sizing.plan import (
     MOST_PODS,
     Load,
     PodMeasurement,
@@ -16,6 +14,8 @@ from mlflow_deploy_plugin.ship.sizing.plan import (
     disturbance,
     plan_pods,
 )
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from tests.support.refusals import mentions, refused
 
 HIGHEST = Load(rate=200.0, p99=0.019, error="", cpus=1.8, other_cpus=0.0)

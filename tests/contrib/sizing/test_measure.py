@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_deploy_plugin.contrib.sizing import measure
+from mlflow_deploy_plugin.contrib.sizing.measure import highest_rate, measure_pod, request_bodies
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
-from mlflow_deploy_plugin.ship.sizing import measure
-from mlflow_deploy_plugin.ship.sizing.measure import highest_rate, measure_pod, request_bodies
 from tests.support.models import columns, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions, refused

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from string import Template
-from typing import Any, TypeAlias
 
 import numpy as np
 import yaml
@@ -30,10 +29,8 @@ from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.wrap.exporter.exporting import RUNNER, Description
 
-Description: TypeAlias = Mapping[str, Any]
-"""The metadata of an exported model, for its runner."""
-RUNNER = Path(__file__).with_name("runner.py")
 _PYTHON = "3.11"
 REQUIREMENTS = ("onnxruntime>=1.29", "numpy>=1.26")
 """The requirements of an export. setup.cfg gives the reason for the ONNX Runtime

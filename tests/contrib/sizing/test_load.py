@@ -4,7 +4,7 @@ for the closed loop.
 
 import numpy as np
 
-from mlflow_deploy_plugin.ship.sizing.load import open_loop, post, random_times, tail_latency
+from mlflow_deploy_plugin.contrib.sizing.load import open_loop, post, random_times, tail_latency
 from tests.benchmarks.test_load import listening, slow
 
 REQUEST = [post("/", b"body")]

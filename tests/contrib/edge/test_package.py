@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.wrap.exporter.package import wheel_version
+from mlflow_deploy_plugin.contrib.edge.package import wheel_version
 from mlflow_deploy_plugin.wrap.flavor.save import load_model
 from tests.support.guides import ROOT
 

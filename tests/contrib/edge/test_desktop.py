@@ -10,9 +10,9 @@ from importlib.util import find_spec
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.contrib.edge import desktop
+from mlflow_deploy_plugin.contrib.edge.desktop_program import MODEL
 from mlflow_deploy_plugin.core.errors import NotInstalled
-from mlflow_deploy_plugin.wrap.exporter import desktop
-from mlflow_deploy_plugin.wrap.exporter.desktop_program import MODEL
 from tests.support.desktop import isolated, write_browser
 from tests.support.refusals import refused
 

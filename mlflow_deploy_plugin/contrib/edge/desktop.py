@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.contrib.edge.desktop_program import FACTS, MODEL
 from mlflow_deploy_plugin.core.errors import CommandFailed, ConversionError, NotInstalled
 from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
-from mlflow_deploy_plugin.wrap.exporter.desktop_program import FACTS, MODEL
 
 _SECONDS = 1800
 _NAME = "predict"

@@ -14,6 +14,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.serve.client.client import Client, RetryPolicy
+from tests.support.deployments import empty_home, save_models
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import refused
 from tests.support.servers import single_model
@@ -21,7 +22,7 @@ from tests.support.waiting import wait_until
 
 pytest.importorskip("confluent_kafka")
 
-from mlflow_deploy_plugin.ship.deployments import kafka
+from mlflow_deploy_plugin.contrib.kafka import relay
 from tests.support.services.kafka import MockBrokers
 
 PROPERTIES = """# The mock brokers wait this long for a member that has left the group,
@@ -30,6 +31,15 @@ PROPERTIES = """# The mock brokers wait this long for a member that has left the
 session.timeout.ms = 4000
 heartbeat.interval.ms=500
 """
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Yield a client with the deployment `sum`."""
+    models = save_models(tmp_path_factory.mktemp("models"))
+    with empty_home(tmp_path_factory.mktemp("served")) as opened:
+        opened.create_deployment("sum", models.once)
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,7 @@ class Topics:
     def relay(self, ended, url="", endpoint="sum", **more):
         client = Client(url or self.url, endpoint, retries=RetryPolicy(tries=1))
         source, destination, dead_letter, file = self.arguments(**more)
-        return kafka.TopicRelay(client, ended, source, destination, dead_letter, file, 8)
+        return relay.TopicRelay(client, ended, source, destination, dead_letter, file, 8)
 
     @contextmanager
     def running(self, **options):
@@ -174,7 +184,7 @@ def test_absent_or_busy_server_is_awaited(topics, serve, free_port, tmp_path):
 
 @pytest.mark.long
 def test_message_that_kills_the_model_is_dead(topics, serve, monkeypatch, tmp_path):
-    monkeypatch.setattr(kafka, "_TRIES", 2)
+    monkeypatch.setattr(relay, "_TRIES", 2)
     served = serve(str(save_pyfuncs(tmp_path, ["troubled"])["troubled"]), "--name", "m")
     served.wait_ready()
     entries = [("0", json.dumps({"do": row})) for row in ("a", "exit", "b", "c")]
@@ -201,7 +211,7 @@ def test_end_does_not_await_absent_brokers(served, monkeypatch, tmp_path):
         return response
 
     monkeypatch.setattr(Client, "invoke", answer)
-    monkeypatch.setattr(kafka, "_END_SECONDS", 0.5)
+    monkeypatch.setattr(relay, "_END_SECONDS", 0.5)
     began = time.monotonic()
     with refused(OnnxserveError, "1 answers"):
         topics.relay(ended).run()
@@ -239,7 +249,7 @@ def test_killed_consumers_lose_nothing(topics):
     ],
 )
 def test_unusable_brokers_or_servers_end_it(topics, monkeypatch, options, name):
-    monkeypatch.setattr(kafka, "_START_SECONDS", 0.5)
+    monkeypatch.setattr(relay, "_START_SECONDS", 0.5)
     topics.send([0])
     with refused(OnnxserveError, name):
         topics.relay(threading.Event(), **options).run()
@@ -257,5 +267,5 @@ def test_invalid_arguments_are_refused_without_secrets(tmp_path, uris, more, nam
     file = tmp_path / "client.properties"
     file.write_text(more)
     with refused(InvalidConfig, name) as refusal:
-        kafka.TopicRelay(Client("http://h"), threading.Event(), uris[0], uris[1], None, file, 8)
+        relay.TopicRelay(Client("http://h"), threading.Event(), uris[0], uris[1], None, file, 8)
     assert "secret" not in str(refusal.value)

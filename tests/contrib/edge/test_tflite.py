@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.contrib.edge.tflite import converter_python
 from mlflow_deploy_plugin.core.errors import ConversionError, ParityError
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.wrap.exporter.tflite import converter_python
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from tests.support.models import write_model
 from tests.support.refusals import refused
@@ -68,7 +68,7 @@ def environment(tmp_path_factory):
 
 def _killed_while_installing():
     code = (
-        "from mlflow_deploy_plugin.wrap.exporter.tflite import converter_python; "
+        "from mlflow_deploy_plugin.contrib.edge.tflite import converter_python; "
         "converter_python(print)"
     )
     with subprocess.Popen(

@@ -18,8 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.contrib.edge.package import write_bundle
 from mlflow_deploy_plugin.core.errors import ConversionError
-from mlflow_deploy_plugin.wrap.exporter.package import write_bundle
 from tests.support.models import columns, write_model
 from tests.support.refusals import mentions, refused
 

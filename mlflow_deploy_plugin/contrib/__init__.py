@@ -1,0 +1,1 @@
+"""CONTRIB: what only some users need. README.md has the rule."""

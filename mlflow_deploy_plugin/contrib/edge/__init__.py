@@ -1,0 +1,1 @@
+"""Exports for machines without onnxserve: packages, bundles, phones and desktops."""

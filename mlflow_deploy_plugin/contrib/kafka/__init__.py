@@ -1,0 +1,1 @@
+"""Endpoints that answer the messages of Kafka topics."""
