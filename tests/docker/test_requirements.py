@@ -68,7 +68,7 @@ def imported():
 
 @pytest.mark.long
 def test_server_starts_without_left_out_packages():
-    left_out = {"alembic", "onnx", "pandas", "simdjson", "sqlalchemy", "uvicorn"}
+    left_out = {"alembic", "onnx", "pandas", "simdjson", "sqlalchemy"}
     code = f"import sys; sys.modules.update(dict.fromkeys({left_out})); import {', '.join(ROOTS)}"
     subprocess.run([sys.executable, "-c", code], check=True)
 

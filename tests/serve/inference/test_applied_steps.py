@@ -145,7 +145,7 @@ def test_caller_of_the_documents_is_answered(stepped):
     assert described["outputs"] == []
 
 
-def test_unknown_inputs_of_a_step_are_told(stepped):
+def test_step_without_example_has_no_inputs(stepped):
     server = stepped(STEPS)
     described = get(server, "/v2/models/e")
     assert described["inputs"] == []
