@@ -307,12 +307,6 @@ def test_converted_value_is_the_callers_fault(stepped, code):
     assert statuses == [400, 200, 400]
 
 
-def test_tensor_without_rows_is_the_callers_fault(stepped):
-    server = stepped("def before(request):\n    return request.inputs\n")
-    body = {"inputs": [v2_tensor("a", "FP64", [1], [])]}
-    assert handle(server, post("/v2/models/e/infer", body)).status == 400
-
-
 @pytest.mark.parametrize("is_planned", [True, False])
 def test_captured_row_has_both_sides(stepped, is_planned):
     server = stepped(STEPS, mask=["b"])
