@@ -11,7 +11,7 @@ with the import graph).
 import sys
 from configparser import ConfigParser
 
-NOT_TO_SERVE = {"alembic", "onnx", "pandas", "prometheus-client", "sqlalchemy", "uvicorn"}
+NOT_TO_SERVE = {"alembic", "onnx", "pandas", "prometheus-client", "sqlalchemy"}
 
 setup = ConfigParser()
 setup.read("setup.cfg")

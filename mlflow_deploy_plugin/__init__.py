@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Prediction,
         RetryPolicy,
     )
-    from mlflow_deploy_plugin.serve.embed import asgi_app, wsgi_app
+    from mlflow_deploy_plugin.serve.embed import wsgi_app
     from mlflow_deploy_plugin.serve.inference.applied_steps import call
     from mlflow_deploy_plugin.serve.runtime.steps import Request
     from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
@@ -46,7 +46,6 @@ __all__ = [
     "RetryPolicy",
     "Signer",
     "__version__",
-    "asgi_app",
     "call",
     "explain",
     "export",
@@ -70,7 +69,6 @@ _HOMES = {
     "RetryPolicy": ("serve.client.client", "RetryPolicy"),
     "Signer": ("core.signatures", "Signer"),
     "_load_pyfunc": ("wrap.flavor.save", "_load_pyfunc"),
-    "asgi_app": ("serve.embed", "asgi_app"),
     "call": ("serve.inference.applied_steps", "call"),
     "explain": ("wrap.evaluation.explanation", "explain"),
     "export": ("wrap.exporter.exporting", "export"),

@@ -1,7 +1,7 @@
 """Mount a model into another application: the scoring routes of one endpoint under a
 prefix.
 
-app.mount("/flights", asgi_app("models:/flight-delay@champion"))
+DispatcherMiddleware(app, {"/flights": wsgi_app("models:/flight-delay@champion")})
 """
 
 import socket
@@ -21,42 +21,9 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WantedEndpoint,
     WantedVariant,
 )
-from mlflow_deploy_plugin.serve.http.embedded import AsgiApp, EmbeddedModel, WsgiApp
+from mlflow_deploy_plugin.serve.http.embedded import EmbeddedModel, WsgiApp
 
 _WAIT_SECONDS = 120.0
-
-
-def asgi_app(
-    model_uri: str,
-    *,
-    name: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    follow: bool = True,
-    state_dir: Path | str | None = None,
-    wait_seconds: float = _WAIT_SECONDS,
-) -> AsgiApp:
-    """Return an ASGI application that serves the model. The function returns once the
-    model is loaded (docs/extend.md).
-
-    Call the function after a fork, in the process that serves. The model ends with
-    `close()` or with the process.
-
-    Args:
-        model_uri: as in `onnxserve serve MODEL`.
-        name: the endpoint's name in metrics, the inference log and paths; None for the
-            model's name.
-        config: fields of the endpoint's spec by their dotted names, such as
-            `{"capture.fraction": 0.1}`.
-        follow: True to follow a stage or alias; False to resolve it once.
-        state_dir: the folder of this process; None for the first free folder of the
-            endpoint in ONNXSERVE_HOME.
-        wait_seconds: the time limit for the registry and the load.
-
-    Raises InvalidConfig if a field is unknown or mistyped or the folder is not
-    writable, and DeploymentFailed if the model cannot be resolved, downloaded or
-    loaded.
-    """
-    return AsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
 
 
 def wsgi_app(
@@ -89,7 +56,13 @@ def wsgi_app(
     writable, and DeploymentFailed if the model cannot be resolved, downloaded or
     loaded.
     """
-    return WsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
+    endpoint = new_endpoint(name or default_endpoint_name(model_uri), model_uri)
+    spec = apply_config(endpoint, dict(config or {}))
+    if state_dir is None:
+        folder = load_settings().home_path / "embedded" / spec.name
+    else:
+        folder = absolute_path(state_dir)
+    return WsgiApp(EmbeddedModel(spec, folder, follow, wait_seconds))
 
 
 @contextmanager
@@ -103,12 +76,22 @@ def local_server(
     block, without a registry, and yield the address.
 
     The server has the routes and pages of `onnxserve serve`. It neither captures nor
-    explains requests. Current requests have five seconds to end.
+    explains requests. Current requests end first.
 
     Raises InvalidConfig if the port cannot be used, and DeploymentFailed if the version
     cannot be loaded.
     """
-    import uvicorn  # The applications above run in any server.
+    # The applications above run in any server.
+    from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
+
+    class Handler(WSGIRequestHandler):
+        """Answers one request per connection without a line in the log."""
+
+        protocol_version = "HTTP/1.0"
+        timeout = 5.0
+
+        def log(self, *_: object) -> None:
+            pass
 
     config = {"capture.fraction": 0, "server.explain_max_rows": 0}
     spec = new_endpoint(
@@ -135,38 +118,14 @@ def local_server(
             state_dir / WANTED,
             Wanted(generation=1, endpoints={spec.name: endpoint}),
         )
-        with closing(AsgiApp(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS))) as app:
-            server = uvicorn.Server(
-                uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5),
-            )
-            thread = threading.Thread(
-                target=server.run,
-                args=([listener],),
-                daemon=True,
-            )
+        with closing(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS)) as model:
+            host, bound = listener.getsockname()
+            server = ThreadedWSGIServer(host, bound, model.app, Handler, fd=listener.fileno())
+            server.daemon_threads = False  # `server_close` waits for the requests.
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
             thread.start()
             try:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+                yield f"http://{host}:{bound}"
             finally:
-                server.should_exit = True
-                thread.join()
-
-
-def _embedded_model(
-    model_uri: str,
-    name: str | None,
-    config: Mapping[str, Any] | None,
-    follow: bool,
-    state_dir: Path | str | None,
-    wait_seconds: float,
-) -> EmbeddedModel:
-    """Return the running model of an application. None: `name` is the model's name,
-    `config` has no fields, and `state_dir` is the endpoint's folder in ONNXSERVE_HOME.
-    """
-    endpoint = new_endpoint(name or default_endpoint_name(model_uri), model_uri)
-    spec = apply_config(endpoint, dict(config or {}))
-    if state_dir is None:
-        folder = load_settings().home_path / "embedded" / spec.name
-    else:
-        folder = absolute_path(state_dir)
-    return EmbeddedModel(spec, folder, follow, wait_seconds)
+                server.shutdown()
+                server.server_close()

@@ -14,11 +14,12 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, StickySpec
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import NO_REFUSALS, Artifact
 from mlflow_deploy_plugin.serve.runtime.batcher import Batcher
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array, sent_arrays
 from mlflow_deploy_plugin.serve.runtime.guard import Guard
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import column_inputs
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.schemas.sent_schema import sent_schema
@@ -85,6 +86,9 @@ class _AroundModel:
         return dict(outputs)
 
 
+_NO_INPUT_EXAMPLE = (
+    "the step `before` converts each request, and INPUT_EXAMPLE in its file does not describe it"
+)
 _MOST_ANSWERS = 64
 """The maximum number of kept sets of output names that `after` has returned."""
 
@@ -149,14 +153,38 @@ class ServedVariant:
     @cached_property
     def _sent(self) -> "ServedVariant":
         assert self.steps is not None
+        described = self.described.predictor
         schema = self.schema
         if self.steps.before is not None:
-            schema = sent_schema(schema)
+            schema = sent_schema(described.schema if self.steps.columns else schema)
         # The version itself never decodes a body that steps read.
-        artifact = replace(self.loaded.predictor.artifact, flavor="onnxserve")
-        if self.steps.after is not None:
-            artifact = replace(artifact, outputs=(), prediction=(), classes=())
+        artifact = replace(described.artifact, flavor="onnxserve")
         return self._around(_AroundModel(artifact, schema))
+
+    @property
+    def described(self) -> LoadedVersion:
+        """The version as documents describe it to callers: with the columns that
+        `before` accepts, and without outputs that only `after` knows.
+        """
+        steps = self.steps
+        if steps is None:
+            return self.loaded
+        artifact = self.loaded.predictor.artifact
+        schema = self.loaded.predictor.schema
+        if steps.before is not None:
+            schema = Schema(steps.columns, (), column_inputs(steps.columns))
+            artifact = replace(
+                artifact,
+                columns=schema.columns,
+                tensors=(),
+                inputs=schema.inputs,
+                refusals=NO_REFUSALS,
+                categories={},
+                undescribed="" if steps.columns else _NO_INPUT_EXAMPLE,
+            )
+        if steps.after is not None:
+            artifact = replace(artifact, outputs=(), prediction=(), classes=())
+        return replace(self.loaded, predictor=cast(Predictor, _AroundModel(artifact, schema)))
 
     def answering(self, outputs: tuple[str, ...], are_rows: bool) -> "ServedVariant":
         """Return the variant with which protocols encode these outputs of `after`."""

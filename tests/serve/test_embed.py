@@ -43,8 +43,8 @@ def write_example(framework, folder):
 
 
 def test_fastapi_serves_a_model(tmp_path):
-    pytest.importorskip("fastapi")
-    write_example("fastapi", tmp_path)
+    pytest.importorskip("a2wsgi")
+    write_example("a2wsgi", tmp_path)
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "application:app", "--port", str(port)]
     with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as process:

@@ -1,11 +1,9 @@
-"""An endpoint within the process of another application, as a WSGI and an ASGI
-application.
+"""An endpoint within the process of another application, as a WSGI application.
 
 The endpoint works like a worker of `onnxserve serve`. The agent is a child process, so
 that MLflow is not loaded here.
 """
 
-import asyncio
 import atexit
 import logging
 import os
@@ -15,11 +13,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
-from contextlib import ExitStack, closing
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
@@ -37,14 +35,8 @@ from mlflow_deploy_plugin.core.statedir.metric_files import make_metrics_folder,
 from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.serve.assembly import open_server
 from mlflow_deploy_plugin.serve.http.app import ServerApp
-from mlflow_deploy_plugin.serve.http.parser import body_too_large
-from mlflow_deploy_plugin.serve.http.responses import (
-    RawResponse,
-    error_response,
-    exception_response,
-)
-from mlflow_deploy_plugin.serve.inference.limits import RequestThreads
-from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers
+from mlflow_deploy_plugin.serve.http.responses import RawResponse, error_response
+from mlflow_deploy_plugin.serve.messages import RawRequest
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -54,10 +46,6 @@ logger = logging.getLogger(__name__)
 _PAGES = re.compile(r"/(?:docs|requests|pages/.*|endpoints/[^/]+(?:/docs|/requests)?)?")
 _TICK_SECONDS = 0.05
 _AGENT_END_SECONDS = 30.0
-
-Message = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[Message]]
-_Send = Callable[[Message], Coroutine[None, None, None]]
 
 
 class EmbeddedModel:
@@ -208,105 +196,6 @@ class WsgiApp:
 
     def close(self) -> None:
         self._model.close()
-
-
-class AsgiApp:
-    """The ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html).
-
-    A request is answered in one of `server.threads` threads, after its complete body
-    was read.
-    """
-
-    def __init__(self, model: EmbeddedModel) -> None:
-        self._model = model
-        self._threads = RequestThreads(model.app.server.spec.threads)
-
-    async def __call__(self, scope: Message, receive: _Receive, send: _Send) -> None:
-        """Answer a request, or follow the server's lifespan; a web socket is closed. No
-        response is sent to a client that has gone before its complete request.
-        """
-        if scope["type"] == "lifespan":
-            # Only an application that is not mounted in another application is told.
-            while (await receive())["type"] == "lifespan.startup":
-                await send({"type": "lifespan.startup.complete"})
-            await asyncio.to_thread(self.close)
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1000})
-            return
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        limit = self._model.app.server.max_body_bytes
-        content: list[bytes] = []
-        received_bytes = 0
-        while received_bytes <= limit:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            piece = message.get("body", b"")
-            content.append(piece)
-            received_bytes += len(piece)
-            if not message.get("more_body", False):
-                break
-        body = b"".join(content)
-        loop = asyncio.get_running_loop()
-        if len(body) > limit:
-            response = exception_response(path, body_too_large(limit))
-        else:
-            client = scope.get("client") or [""]
-            raw = RawRequest(
-                scope["method"],
-                path,
-                {
-                    name.decode("latin-1").lower(): value.decode("latin-1")
-                    for name, value in scope["headers"]
-                },
-                body,
-                client[0],
-                scope.get("query_string", b"").decode("latin-1"),
-            )
-            response = await loop.run_in_executor(self._threads, self._model.app.handle, raw)
-        headers = _encode_headers(response)
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        if response.pieces is not None:
-            pieces = response.pieces
-            # The future is done when the client has closed the connection, which
-            # uvicorn's `send` does not report.
-            gone = asyncio.ensure_future(receive())
-
-            def send_pieces() -> None:
-                """Send the body in the thread that computes its pieces."""
-                with closing(pieces):
-                    for piece in pieces:
-                        if gone.done():
-                            return
-                        message = {"type": "http.response.body", "body": piece, "more_body": True}
-                        asyncio.run_coroutine_threadsafe(send(message), loop).result()
-
-            try:
-                await loop.run_in_executor(self._threads, send_pieces)
-            finally:
-                gone.cancel()
-        await send({"type": "http.response.body", "body": response.body})
-
-    def close(self) -> None:
-        """Finish current requests, unload the model and stop the agent."""
-        self._threads.shutdown()
-        self._model.close()
-
-
-def _encode_headers(response: RawResponse) -> list[tuple[bytes, bytes]]:
-    """Return the header fields for ASGI. A streamed body has no length, and a 204
-    neither a length nor a type.
-    """
-    fields = dict(safe_headers(response.headers))
-    if response.status != 204:
-        fields["Content-Type"] = response.content_type
-        if response.pieces is None:
-            fields["Content-Length"] = str(len(response.body))
-    return [
-        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()
-    ]
 
 
 def _wait(deadline: float, message: str) -> None:

@@ -212,7 +212,7 @@ def tf_metadata(
     """Return the inputs and outputs of the version that the path specifies by number or
     label, or of the version that answers.
     """
-    loaded = server.repository.select_variant(endpoint, version, label=label).loaded
+    loaded = server.repository.select_variant(endpoint, version, label=label).described
     predictor = loaded.predictor
     return RawResponse(
         200,

@@ -194,7 +194,7 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
     try:
         inputs = variant.steps.run("before", running, running.request)
     except StepFailed as failure:
-        if type(failure) is StepFailed and (unfit := _unfit_column(schema, columns)):
+        if type(failure) is StepFailed and (unfit := _unfit_column(variant, columns)):
             raise unfit from None
         raise
     if not isinstance(inputs, Mapping):
@@ -209,7 +209,7 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
         sent_values = {name: columns[name] for name in (error.column,) if name in columns}
         if sent_values and inputs.get(error.column) is columns[error.column]:
             raise  # The caller has sent these values, and the step has not changed them.
-        if unfit := _unfit_column(schema, sent_values):
+        if unfit := _unfit_column(variant, sent_values):
             raise unfit from None  # The step has only converted them, such as to an array.
         raise step_failure(
             "before",
@@ -226,16 +226,20 @@ def _run_before(variant: ServedVariant, running: RunningStep) -> Feeds:
     return add_keys(feeds, {SENT: object_array([text] + [None] * (sent_rows - 1))})
 
 
-def _unfit_column(schema: Schema, sent: Mapping[str, Any]) -> SchemaMismatch | None:
+def _unfit_column(variant: ServedVariant, sent: Mapping[str, Any]) -> SchemaMismatch | None:
     """Return the error about a sent column that does not fit the column of this name in
-    the signature; None if all fit. Then a failure is the step's.
+    the example of `before` or in the signature; None if all fit. Then a failure is the
+    step's.
     """
-    for column in schema.columns:
+    assert variant.steps is not None
+    for column in variant.steps.columns or variant.schema.columns:
         if column.name in sent:
             try:
-                convert_column(column, sent[column.name], None)
+                values = convert_column(column, sent[column.name], None)
             except SchemaMismatch as error:
                 return error
+            if values.dtype.kind == "f" and np.isnan(values).any():
+                return SchemaMismatch(f"column {column.name!r} has a null", column=column.name)
     return None
 
 

@@ -48,7 +48,7 @@ def list_models(server: Server, endpoint: str | None, version: str | None) -> Do
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:
     variant = server.repository.select_variant(endpoint, version)
     return v2.model_metadata(
-        endpoint, server.repository.versions(endpoint), variant.loaded.predictor.artifact
+        endpoint, server.repository.versions(endpoint), variant.described.predictor.artifact
     )
 
 
@@ -207,7 +207,7 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
     """Return a version of an endpoint as Triton's ModelConfig; with batching, `dims`
     omit the batch dimension.
     """
-    artifact = variant.loaded.predictor.artifact
+    artifact = variant.described.predictor.artifact
     batcher = variant.loaded.batcher
     backend = "onnxruntime"
     filename = artifact.onnx_file.name

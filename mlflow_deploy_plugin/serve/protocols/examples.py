@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.serve.protocols import mlflow
 from mlflow_deploy_plugin.serve.protocols.content import JSON, load_json
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.serve.variants import LoadedVersion
+from mlflow_deploy_plugin.serve.variants import LoadedVersion, ServedVariant
 
 Document = dict[str, Any]
 MAX_ROWS = 3
@@ -49,10 +49,14 @@ class Example:
         return list(map(self.record, range(self.rows)))
 
 
-def example_of(loaded: LoadedVersion) -> Example:
-    """Return the model's own example, or a row of zeros and placeholder strings; an
-    empty example if the row would be too large.
+def example_of(variant: ServedVariant) -> Example:
+    """Return the example of the step `before` or the model's own example, or a row of
+    zeros and placeholder strings; an empty example if the row would be too large.
     """
+    loaded = variant.loaded
+    if variant.steps is not None and variant.steps.before is not None:
+        row = variant.steps.example
+        return Example({name: [row[name]] for name in row}, rows=1, is_own=True)
     if example := _read_example(loaded):
         return example
     schema = loaded.predictor.schema

@@ -238,8 +238,8 @@ def model_metadata(
     """Return the document of `GET /v2/models/NAME`: the loaded versions, and the inputs
     and outputs of the graph.
 
-    A free dimension is -1. If the graph lacks a batch dimension, `parameters` contains
-    the reason.
+    A free dimension is -1. `parameters` contain the reason if the graph lacks a batch
+    dimension, or the inputs are unknown.
     """
     document: dict[str, Any] = {
         "name": endpoint,
@@ -250,6 +250,8 @@ def model_metadata(
     }
     if reason := no_batch_dimension_reason(artifact):
         document["parameters"] = {"batch_dimension": f"none: {reason}"}
+    if artifact.undescribed:
+        document["parameters"] = {"inputs": f"unknown: {artifact.undescribed}"}
     return document
 
 

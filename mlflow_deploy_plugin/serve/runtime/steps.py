@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
+
+import orjson
 
 from mlflow_deploy_plugin.core.errors import (
     DeadlineExceeded,
@@ -26,6 +28,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.model_code import require_model_code
 from mlflow_deploy_plugin.core.spec.steps import STEPS_FILE, steps_digest
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,12 @@ SENT = "_sent"
 row of the request.
 """
 _CHECK_SECONDS = 0.1
+_COLUMN_TYPES: Final[dict[type, ColumnType]] = {
+    str: "string",
+    bool: "boolean",
+    int: "long",
+    float: "double",
+}
 
 
 class Request(NamedTuple):
@@ -134,10 +143,14 @@ _watch = _Watch()
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """The imported steps of an endpoint. `digest` is the SHA-256 of their source."""
+    """The imported steps of an endpoint. `digest` is the SHA-256 of their source.
+    `example` is a row that `before` accepts, or empty; `columns` are its columns.
+    """
 
     digest: str
     module: ModuleType
+    example: Mapping[str, Any]
+    columns: tuple[Column, ...]
     before: Callable[[Request], object] | None
     after: Callable[[dict[str, Any], Request], object] | None
 
@@ -219,6 +232,14 @@ def load_steps(source: str, file: str = STEPS_FILE) -> Steps:
         logger.error("the steps do not import", exc_info=error)
         reason = _describe_error(error, module)
         raise InvalidArtifact(f"the steps do not import: {reason}, see the log") from None
+    example = getattr(module, "INPUT_EXAMPLE", {})
+    try:
+        orjson.dumps(example)  # It refuses numbers and texts that JSON cannot represent.
+        columns = tuple(Column(name, _COLUMN_TYPES[type(example[name])]) for name in example)
+    except (TypeError, LookupError):
+        raise InvalidArtifact(
+            "INPUT_EXAMPLE of the steps is not a row: map each column to a text, number or boolean"
+        ) from None
     _watch.start()
     before = getattr(module, "before", None)
-    return Steps(digest, module, before, getattr(module, "after", None))
+    return Steps(digest, module, dict(example), columns, before, getattr(module, "after", None))

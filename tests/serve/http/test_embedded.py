@@ -2,7 +2,6 @@
 processes behind.
 """
 
-import asyncio
 import gc
 import gzip
 import io
@@ -10,10 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import closing
-from types import SimpleNamespace
-from typing import Any
 from urllib.parse import unquote
 
 import psutil
@@ -22,12 +18,10 @@ import requests
 from mlflow import MlflowClient
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
-from mlflow_deploy_plugin import asgi_app, wsgi_app
+from mlflow_deploy_plugin import wsgi_app
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.statedir.files import METRICS
-from mlflow_deploy_plugin.serve.http.embedded import AsgiApp
-from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log, view_tables
 from tests.support.models import mixed_model
 from tests.support.tracking import tracking_at
@@ -94,36 +88,6 @@ def ask_wsgi(app, method, path, headers, body):
     )
 
 
-def ask_asgi(app, method, path, headers, body):
-    scope = {
-        "type": "http",
-        "method": method,
-        "root_path": "/models",
-        "path": "/models" + unquote(path),
-        "query_string": b"",
-        "headers": [
-            (name.lower().encode(), value.encode())
-            for name, value in {"Host": "localhost", **headers}.items()
-        ],
-        "client": ("127.0.0.1", 1),
-    }
-    pieces = [body[:10], body[10:]]
-    sent = []
-
-    async def receive():
-        if not pieces:  # The server then waits until the client closes.
-            await asyncio.Event().wait()
-        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
-
-    async def send(message):
-        sent.append(message)
-
-    asyncio.run(app(scope, receive, send))
-    fields = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    content = b"".join(message["body"] for message in sent[1:])
-    return sent[0]["status"], fields, content if method != "HEAD" else b""
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return mixed_model(tmp_path_factory.mktemp("embedded") / "mixed")
@@ -136,12 +100,8 @@ CONFIG = {"server.max_body_bytes": 2000}
 def mounted(folder, tmp_path_factory):
     states = tmp_path_factory.mktemp("states")
     wsgi = wsgi_app(str(folder), name="flights", config=CONFIG, state_dir=states / "wsgi")
-    asgi = asgi_app(str(folder), name="flights", config=CONFIG, state_dir=states / "asgi")
-    with closing(wsgi), closing(asgi):
-        yield {
-            "wsgi": lambda *given: ask_wsgi(wsgi, *given),
-            "asgi": lambda *given: ask_asgi(asgi, *given),
-        }
+    with closing(wsgi):
+        yield wsgi
 
 
 @pytest.mark.long
@@ -152,66 +112,10 @@ def test_mounted_model_answers_like_server(mounted, folder, serve):
         plain = {"Accept-Encoding": "identity", "User-Agent": "t", "Accept": "*/*", **headers}
         response = requests.request(method, url + path, headers=plain, data=body, timeout=30)
         expected = {name.lower(): value for name, value in response.headers.items()}
-        for kind, ask in mounted.items():
-            status, fields, content = ask(method, path, headers, body)
-            assert (status, content) == (response.status_code, response.content), (case, kind)
-            names = (fields.keys() | expected.keys()) - OF_THE_REQUEST
-            for name in names:
-                assert fields.get(name) == expected.get(name), (case, kind, name)
-
-
-def answering_in_parts(pieces):
-    def handle(raw):
-        return RawResponse(200, b"", "text/event-stream", pieces=pieces)
-
-    server = SimpleNamespace(spec=SimpleNamespace(threads=1), max_body_bytes=1000)
-    model: Any = SimpleNamespace(
-        app=SimpleNamespace(server=server, handle=handle), close=lambda: None
-    )
-    return AsgiApp(model)
-
-
-def test_parts_are_sent_as_they_are_made():
-    with closing(answering_in_parts(b"data: %d\n\n" % number for number in range(3))) as app:
-        status, headers, body = ask_asgi(app, "POST", "/invocations", JSON, b"{}")
-    assert status == 200
-    assert body == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
-    assert "content-length" not in {name.lower() for name in headers}
-
-
-def test_no_parts_are_made_after_disconnect():
-    """uvicorn reports a closed client only by `receive`;
-    its `send` then does nothing.
-    """
-    made = []
-
-    def pieces():
-        for number in range(100):
-            made.append(number)
-            yield b"data: %d\n\n" % number
-            time.sleep(0.01)
-
-    async def ask(app):
-        messages = [{"type": "http.request", "body": b"{}"}]
-        has_part = asyncio.Event()
-
-        async def receive():
-            if messages:
-                return messages.pop()
-            await has_part.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message):
-            if message["type"] == "http.response.body":
-                has_part.set()
-
-        await app(
-            {"type": "http", "method": "POST", "path": "/invocations", "headers": []}, receive, send
-        )
-
-    with closing(answering_in_parts(pieces())) as app:
-        asyncio.run(ask(app))
-    assert len(made) < 100
+        status, fields, content = ask_wsgi(mounted, method, path, headers, body)
+        assert (status, content) == (response.status_code, response.content), case
+        for name in (fields.keys() | expected.keys()) - OF_THE_REQUEST:
+            assert fields.get(name) == expected.get(name), (case, name)
 
 
 def agents_of(state_dir):
@@ -221,26 +125,6 @@ def agents_of(state_dir):
         child: child.as_dict(["cmdline"])["cmdline"] or () for child in psutil.Process().children()
     }
     return [child for child, line in children.items() if str(state_dir) in " ".join(line)]
-
-
-def test_websocket_is_closed_and_lifespan_ends_model(folder, tmp_path):
-    app = asgi_app(str(folder), state_dir=tmp_path)
-    agents = agents_of(tmp_path)
-    events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
-    sent = []
-
-    async def receive():
-        return events.pop(0)
-
-    async def send(message):
-        sent.append(message["type"])
-
-    asyncio.run(app({"type": "websocket"}, receive, send))
-    asyncio.run(app({"type": "lifespan"}, receive, send))
-
-    assert sent == ["websocket.close", "lifespan.startup.complete", "lifespan.shutdown.complete"]
-    assert len(agents) == 1
-    assert not any(child.is_running() for child in agents)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,14 @@ their errors and captured rows, the swap, and calls between endpoints.
 
 import json
 
+import grpc
+import jsonschema_rs
 import orjson
 import pyarrow as pa
 import pytest
+from tritonclient.grpc import service_pb2
 
+from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.spec.steps import steps_digest
@@ -16,10 +20,12 @@ from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.inference.pipeline import infer_lines
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.runtime.steps import load_steps
+from tests.serve.grpc.conftest import listening, message
 from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import ask, handle
 from tests.support.refusals import mentions
-from tests.support.servers import gunicorn, one_endpoint, variant, want, write_spec
+from tests.support.servers import gunicorn, one_endpoint, opened, variant, want, write_spec
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
@@ -109,6 +115,56 @@ def test_after_returns_arrays_lists_or_rows(stepped, after, expected):
     server = stepped(f"def after(outputs, request):\n    return {after}\n")
     answer = ask(server, body={"inputs": [[1, 2, 3], [4, 5, 6]]}, x_request_id="mine")
     assert json.loads(answer.body) == expected
+
+
+def get(server, path):
+    return json.loads(handle(server, RawRequest("GET", path, {}, b"")).body)
+
+
+def test_caller_of_the_documents_is_answered(stepped):
+    example = {"zip": "8001", "b": 5.0}
+    server = stepped(f"{STEPS}\nINPUT_EXAMPLE = {example}\n")
+    document = get(server, "/endpoints/e/openapi.json")
+    for path in ("/invocations", "/v1/models/e:predict", "/predict", "/v2/models/e/infer"):
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        schema = {**body["schema"], "components": document["components"]}
+        assert jsonschema_rs.is_valid(schema, body["example"])
+        assert not jsonschema_rs.is_valid(schema, {"inputs": [{"b": 5.0}]})
+        assert handle(server, post(path, body["example"])).status == 200
+    values = {"BYTES": ["8001"], "FP64": [5.0]}
+    described = get(server, "/v2/models/e")
+    tensors = [
+        v2_tensor(entry["name"], entry["datatype"], values[entry["datatype"]])
+        for entry in described["inputs"]
+    ]
+    assert handle(server, post("/v2/models/e/infer", {"inputs": tensors})).status == 200
+    assert [entry["name"] for entry in get(server, "/v2/models/e/config")["input"]] == [*example]
+    signature = get(server, "/v1/models/e/metadata")["metadata"]["signature_def"]
+    assert [*signature["signature_def"]["serving_default"]["inputs"]] == [*example]
+    assert b'value="8001"' in handle(server, RawRequest("GET", "/", {}, b"")).body
+    assert described["outputs"] == []
+
+
+def test_step_without_example_has_no_inputs(stepped):
+    server = stepped(STEPS)
+    described = get(server, "/v2/models/e")
+    assert described["inputs"] == []
+    assert "INPUT_EXAMPLE" in described["parameters"]["inputs"]
+    document = get(server, "/openapi.json")
+    assert "INPUT_EXAMPLE" in document["info"]["description"]
+    body = document["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]
+    assert "example" not in body
+    schema = {**body["schema"], "components": document["components"]}
+    assert jsonschema_rs.is_valid(schema, {"inputs": COLUMNS})
+
+
+ROWS_OF_NO_USE = ["5", "[1]", "{1: 2}", "{'a': None}", "{'a': [1]}", "{'a': 2**64}"]
+
+
+@pytest.mark.parametrize("example", [*ROWS_OF_NO_USE, "{'\\ud800': 1}", "{'a': 1j}"])
+def test_unusable_input_example_is_refused(example):
+    with pytest.raises(InvalidArtifact, match="INPUT_EXAMPLE"):
+        load_steps(f"{STEPS}\nINPUT_EXAMPLE = {example}\n")
 
 
 HEAD = """
@@ -251,12 +307,6 @@ def test_converted_value_is_the_callers_fault(stepped, code):
     assert statuses == [400, 200, 400]
 
 
-def test_tensor_without_rows_is_the_callers_fault(stepped):
-    server = stepped("def before(request):\n    return request.inputs\n")
-    body = {"inputs": [v2_tensor("a", "FP64", [1], [])]}
-    assert handle(server, post("/v2/models/e/infer", body)).status == 400
-
-
 @pytest.mark.parametrize("is_planned", [True, False])
 def test_captured_row_has_both_sides(stepped, is_planned):
     server = stepped(STEPS, mask=["b"])
@@ -358,3 +408,80 @@ def before(request):
             assert "did not return" in late.json()["message"]
             assert server.post(json=row).json() == {"predictions": [[6.0]]}
         assert len(read_workers(tmp_path)) == 1
+
+
+CONVERTING = """
+INPUT_EXAMPLE = {"zip": "8001", "a": 1.0}
+REGIONS = {"8001": 3.0}
+
+def before(request):
+    zips = request.inputs["zip"]
+    a = [float(x) + 1 for x in request.inputs["a"]]
+    return {"a": a, "b": [REGIONS.get(zip, 0.0) for zip in zips], "c": [len(zip) for zip in zips]}
+"""
+HOSTILE_COLUMNS = [
+    {},
+    {"zip": ["8001"]},
+    {"a": [1.0]},
+    {"ZIP": ["8001"], "a": [1.0]},
+    {"zip": [], "a": []},
+    {"zip": "8001", "a": None},
+    {"zip": ["8001"], "a": [None]},
+    {"zip": ["8001"], "a": ["x"]},
+    {"zip": [1], "a": [1.0]},
+    {"zip": [None], "a": [1.0]},
+    {"zip": [["8001"]], "a": [1.0]},
+    {"zip": [{"8001": 1}], "a": [1.0]},
+    {"zip": ["8001"], "a": [[1.0]]},
+    {"zip": ["8001"], "a": [1e999]},
+    {"zip": ["8001", "8001"], "a": [1.0]},
+    {"zip": ["8001"], "a": [2**70]},
+    {"zip": ["8001" * 100_000], "a": [1.0]},
+    {"zip": ["8001"], "a": [1.0], "extra": [[[]]]},
+]
+
+
+@pytest.fixture(scope="module")
+def converting(tmp_path_factory, model_folders):
+    endpoints = one_endpoint(model_folders["single"])
+    with opened(tmp_path_factory.mktemp("e"), endpoints, steps={"e": CONVERTING}) as server:
+        yield server
+
+
+@pytest.mark.parametrize("columns", HOSTILE_COLUMNS, ids=lambda columns: str(columns)[:40])
+def test_hostile_columns_are_the_callers_fault(converting, columns):
+    lists = {
+        name: values if isinstance(values, list) else [values] for name, values in columns.items()
+    }
+    row = {name: values[0] for name, values in lists.items() if values}
+    requests = [
+        ("/invocations", {"inputs": columns}),
+        ("/invocations", {"dataframe_split": {"columns": [*row], "data": [[*row.values()]]}}),
+        ("/v1/models/e:predict", {"inputs": columns}),
+        ("/predict", row),
+    ]
+    for datatype in ("BYTES", "FP64"):
+        tensors = [v2_tensor(name, datatype, values) for name, values in lists.items()]
+        requests.append(("/v2/models/e/infer", {"inputs": tensors}))
+    for path, body in requests:
+        answer = handle(converting, post(path, json.dumps(body).encode()))
+        assert answer.status == 400 or (answer.status == 200 and {"zip", "a"} <= {*row}), path
+
+
+def test_hostile_tensors_over_grpc_are_refused(converting):
+    messages = [
+        message(
+            "e", name="zip", shape=(1,), datatype="BYTES", contents={"bytes_contents": [b"8001"]}
+        ),
+        message("e", name="zip", shape=(1,), datatype="FP64", contents={"fp64_contents": [1]}),
+        message("e", name="a", shape=(0,), datatype="FP64", contents={"fp64_contents": []}),
+        message("e", name="a", shape=(), datatype="FP64", contents={"fp64_contents": [1]}),
+        message("e", name="", shape=(1, 1, 1), datatype="FP64", contents={"fp64_contents": [1]}),
+    ]
+    with listening(converting) as called, called.stub() as stub:
+        for sent in messages:
+            with pytest.raises(grpc.RpcError) as raised:
+                stub.ModelInfer(sent)
+            assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        described = stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="e"))
+        assert [entry.name for entry in described.inputs] == ["zip", "a"]

@@ -101,15 +101,15 @@ class DescribedEndpoint:
 
     @property
     def schema(self) -> Schema:
-        return self.variant.loaded.predictor.schema
+        return self.variant.described.predictor.schema
 
     @property
     def artifact(self) -> Artifact:
-        return self.variant.loaded.predictor.artifact
+        return self.variant.described.predictor.artifact
 
     @cached_property
     def example(self) -> Example:
-        return examples.example_of(self.variant.loaded)
+        return examples.example_of(self.variant)
 
     @property
     def path(self) -> str:
@@ -154,7 +154,9 @@ def document(
     texts = []
     for described in endpoints:
         loaded = described.variant.loaded
+        reason = described.artifact.undescribed
         texts.append(f"{described.endpoint}: {loaded.model} version {loaded.version}")
+        texts += [f"{described.endpoint}: {reason}"] if reason else []
     if len(endpoints) < len(answering):
         texts.append(
             f"{len(answering)} endpoints are served, each described by "
