@@ -41,7 +41,7 @@ import urllib3
 import xgboost
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, open_session
 

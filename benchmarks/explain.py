@@ -38,7 +38,7 @@ from sklearn.ensemble import (
 from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.serve.pyfunc import explainer
 from mlflow_deploy_plugin.serve.runtime.additive import FeatureReader
 from mlflow_deploy_plugin.serve.runtime.feeds import slice_feeds

@@ -1,7 +1,7 @@
 """onnxserve wraps MLflow models as verified ONNX, and serves the versions that the
 registry selects.
 
-    import mlflow_deploy_plugin as onnxserve
+    import onnxserve
 
     onnxserve.log_model(pipeline, name="model", input_example=X.head(),
     registered_model_name="flight-delay")
@@ -18,6 +18,18 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.core.version import __version__
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.core.errors import (
+        ConversionError,
+        DeploymentFailed,
+        GateRefused,
+        InvalidConfig,
+        InvalidRequest,
+        NotFound,
+        OnnxserveError,
+        ParityError,
+        RegistryUnavailable,
+        TooManyRequests,
+    )
     from mlflow_deploy_plugin.core.signatures import Signer
     from mlflow_deploy_plugin.serve.client.client import (
         AsyncClient,
@@ -41,10 +53,20 @@ __all__ = [
     "AsyncClient",
     "BatchPlan",
     "Client",
+    "ConversionError",
+    "DeploymentFailed",
+    "GateRefused",
+    "InvalidConfig",
+    "InvalidRequest",
+    "NotFound",
+    "OnnxserveError",
+    "ParityError",
     "Prediction",
+    "RegistryUnavailable",
     "Request",
     "RetryPolicy",
     "Signer",
+    "TooManyRequests",
     "__version__",
     "call",
     "explain",
@@ -60,7 +82,21 @@ __all__ = [
     "wsgi_app",
 ]
 
+_ERRORS = (
+    "ConversionError",
+    "DeploymentFailed",
+    "GateRefused",
+    "InvalidConfig",
+    "InvalidRequest",
+    "NotFound",
+    "OnnxserveError",
+    "ParityError",
+    "RegistryUnavailable",
+    "TooManyRequests",
+)
+"""The errors that users catch."""
 _HOMES = {
+    **{name: ("core.errors", name) for name in _ERRORS},
     "AsyncClient": ("serve.client.client", "AsyncClient"),
     "BatchPlan": ("ship.batch.run", "BatchPlan"),
     "Client": ("serve.client.client", "Client"),

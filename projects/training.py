@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.tags import TRAINING_TAG
 from projects.command import one_line_errors

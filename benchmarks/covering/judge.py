@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import is_classifier
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from benchmarks.covering.rows import hostile
 from benchmarks.covering.served import Refused, ServedModel, serving
 from mlflow_deploy_plugin.core.errors import OnnxserveError

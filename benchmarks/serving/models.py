@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 
 
 @dataclass(frozen=True)

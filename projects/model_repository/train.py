@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 
 COLUMNS = ["mean radius", "mean texture", "mean smoothness"]
 TARGET = "benign"

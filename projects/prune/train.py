@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.training import log_options, option, register, run_command
 

@@ -218,7 +218,7 @@ def test_install_page_runs(checkout, tmp_path):
     install, upgrade = (block for block in blocks("sh", INSTALL) if "pip wheel" in block)
     installed = "import mlflow_deploy_plugin.core.version as version; print(version.__file__)"
     save = (
-        "import mlflow_deploy_plugin as onnxserve, numpy as np; from sklearn.linear_model import "
+        "import onnxserve, numpy as np; from sklearn.linear_model import "
         "LinearRegression; X = np.eye(3); onnxserve.save_model(LinearRegression().fit(X, X[:, "
         "0]), 'model', input_example=X)"
     )

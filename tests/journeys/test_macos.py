@@ -26,7 +26,7 @@ import mlflow
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 
 X, y = load_breast_cancer(return_X_y=True, as_frame=True)
 model = LogisticRegression(max_iter=5000).fit(X, y)

@@ -17,7 +17,7 @@ import mlflow
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 
 X, y = load_iris(return_X_y=True, as_frame=True)
 X = X.rename(columns={"sepal length (cm)": "größe"})

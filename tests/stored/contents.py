@@ -11,7 +11,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.statedir.files import (
     CONTROL,
     FOLLOWED,

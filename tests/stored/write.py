@@ -37,7 +37,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.policy import choose_policy, parse_policy
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias

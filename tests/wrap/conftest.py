@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
+from mlflow_deploy_plugin.core.extensions import registered_in
 from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.tracking import tracking_at
@@ -63,7 +64,7 @@ def cases(rows, is_long=False):
 
 _PACKAGE = "mlflow_deploy_plugin"
 _READ_ONCE = {
-    f"{_PACKAGE}.wrap.convert.converters.entry_points": cache(metadata.entry_points),
+    f"{_PACKAGE}.wrap.convert.converters.registered_in": cache(registered_in),
     f"{_PACKAGE}.wrap.flavor.saved_model.environment_lock": cache(saved_model.environment_lock),
     f"{_PACKAGE}.wrap.flavor.saved_model._git": cache(saved_model._git),
     f"{_PACKAGE}.serve.pyfunc.process.packages_distributions": cache(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 
 COLUMNS = ["a", "b"]
 

@@ -179,7 +179,7 @@ def missing_folder_message(text: str) -> str:
     if path.is_file():
         return (
             f"{path} is a file; a model is a folder with an MLmodel file "
-            "(mlflow_deploy_plugin.save_model writes it); a file of endpoints needs --spec"
+            "(onnxserve.save_model writes it); a file of endpoints needs --spec"
         )
     message = f"the folder {path} does not exist"
     # Undo the absolute path of a deployment.

@@ -77,7 +77,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         raise InvalidArtifact(
             "a model without an ONNX form needs mlflow and pandas, which are not fully installed "
             f"here ({error}): pip install mlflow, build an image with `onnxserve build-docker "
-            "MODEL --env-manager uv`, or log the model with mlflow_deploy_plugin.log_model"
+            "MODEL --env-manager uv`, or log the model with onnxserve.log_model"
         ) from None
     lookup = threading.Thread(target=find_experiment, daemon=True)
     lookup.start()

@@ -235,7 +235,7 @@ def read_artifact(folder: Path) -> Artifact:
         entries = ", ".join(sorted(map(str, flavors))) or "none"
         raise InvalidArtifact(
             f"this model has the flavors {entries}, none of which is onnxserve or onnx: "
-            "log it with mlflow_deploy_plugin.log_model"
+            "log it with onnxserve.log_model"
         )
     try:
         return _parse_artifact(folder, document, flavor, section)

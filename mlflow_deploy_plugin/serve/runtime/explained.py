@@ -59,7 +59,7 @@ def check_explainable(artifact: Artifact) -> None:
     if artifact.reference is None and not (artifact.folder / INPUT_EXAMPLE).is_file():
         raise InvalidRequest(
             "the model has no sample rows, which an explanation needs; log it with "
-            "mlflow_deploy_plugin.log_model and reference_data= or input_example="
+            "onnxserve.log_model and reference_data= or input_example="
         )
 
 

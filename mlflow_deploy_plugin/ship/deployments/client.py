@@ -42,7 +42,7 @@ TARGET URI
 MODELS
   -m takes models:/NAME@ALIAS (an alias, followed), models:/NAME/Production (a stage, followed),
   models:/NAME/tag:KEY=VALUE (the newest version with this tag, followed), models:/NAME/3, models:/m-ID,
-  runs:/RUN_ID/PATH, s3://…, or a folder. Models of the flavors onnxserve (mlflow_deploy_plugin.log_model)
+  runs:/RUN_ID/PATH, s3://…, or a folder. Models of the flavors onnxserve (onnxserve.log_model)
   and onnx are served as ONNX. All other models are served as pyfunc, which runs their Python code. For a
   followed model, this must be allowed with --flavor python_function. --flavor onnx refuses a model without
   an ONNX form.

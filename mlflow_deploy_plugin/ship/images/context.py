@@ -33,6 +33,7 @@ PROJECT_FILES = (
     "docker/requirements.py",
     "docker/slim.py",
     "constraints.txt",
+    "onnxserve.py",
     "pyproject.toml",
     "setup.cfg",
 )

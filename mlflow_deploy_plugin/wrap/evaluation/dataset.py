@@ -319,7 +319,7 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if dataset == REFERENCE:
         if (path := artifact.reference_file) is None:
             raise InvalidConfig(
-                "the model has no reference; log the model with mlflow_deploy_plugin.log_model"
+                "the model has no reference; log the model with onnxserve.log_model"
             )
         return _read_reference(artifact, path)
     if dataset.startswith(_DATASET):

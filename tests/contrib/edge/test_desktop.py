@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.contrib.edge import desktop
 from mlflow_deploy_plugin.contrib.edge.desktop_program import MODEL
 from mlflow_deploy_plugin.core.errors import NotInstalled

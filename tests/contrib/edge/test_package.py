@@ -13,7 +13,7 @@ import orjson
 import pytest
 from packaging.requirements import Requirement
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.contrib.edge.package import wheel_version
 from mlflow_deploy_plugin.wrap.flavor.save import load_model
 from tests.support.guides import ROOT

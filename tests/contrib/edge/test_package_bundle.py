@@ -17,7 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.contrib.edge.package import write_bundle
 from mlflow_deploy_plugin.core.errors import ConversionError
 from tests.support.models import columns, write_model

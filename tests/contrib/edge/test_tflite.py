@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.contrib.edge.tflite import converter_python
 from mlflow_deploy_plugin.core.errors import ConversionError, ParityError
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel

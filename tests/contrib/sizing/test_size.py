@@ -20,7 +20,7 @@ def size(tmp_path, monkeypatch):
     folder = single_model(tmp_path / "my model")
 
     def measured(options):
-        command = f"size --rate 50 --p99 50ms -C server.max_batch_size=1 {options}"
+        command = f"size --rate 50 --p99 500ms -C server.max_batch_size=1 {options}"
         return done(command, folder)
 
     return measured

@@ -47,7 +47,7 @@ USER = f"""{SNAPSHOT}
 import pandas as pd
 from sklearn.linear_model import LinearRegression
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.registry.connection import registry_client
 
 frame = pd.DataFrame({{"a": [1.0, 2.0, 3.0]}})

@@ -217,7 +217,7 @@ def test_alias_is_followed_unless_disabled(tmp_path, new_database, monkeypatch):
 def code_of(folder, tmp_path, then):
     """Return a program that mounts the model as `app`, and then runs this code."""
     return (
-        "import mlflow_deploy_plugin as onnxserve, os, psutil, sys, time\n"
+        "import onnxserve, os, psutil, sys, time\n"
         f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})\n{then}\n"
     )
 

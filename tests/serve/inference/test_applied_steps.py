@@ -31,7 +31,7 @@ from tests.support.waiting import wait_until
 
 STEPS = """
 import numpy as np
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 
 NUMBERS = {"8001": 1.0, "8002": 2.0}
 
@@ -168,7 +168,7 @@ def test_unusable_input_example_is_refused(example):
 
 
 HEAD = """
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 calls = []
 """
@@ -344,7 +344,7 @@ def test_call_answers_in_the_same_worker(serve_here, bias_folders):
     folders = {"e": bias_folders["1"], "plain": bias_folders["2"], "other": bias_folders["3"]}
     endpoints = {name: {"v": variant(folder)} for name, folder in folders.items()}
     step = """
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 def after(outputs, request):
     plain = onnxserve.call("plain", request.inputs)["y"][:, 0]
     return {"plain": plain, "other": [onnxserve.call("other", request.inputs)]}

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.registry.resolution import resolve

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor

@@ -8,7 +8,7 @@ import pytest
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LinearRegression
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
     InvalidConfig,

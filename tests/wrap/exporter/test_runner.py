@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.wrap.exporter.runner import Model
 from tests.support.models import IDENTITY, parse_graph
 from tests.support.random_rows import normal_rows

@@ -7,7 +7,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotInstalled
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.wrap.flavor.pmml import read_pmml, require_java

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     import transformers
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidArtifact
 from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
 from tests.support.refusals import refused

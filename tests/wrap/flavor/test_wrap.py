@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, SplineTransformer
 from sklearn.tree import DecisionTreeClassifier
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.serve.inference_log.tables import nested_lists
 from mlflow_deploy_plugin.wrap.flavor import saved_model

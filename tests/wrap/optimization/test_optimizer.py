@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost
 
-import mlflow_deploy_plugin as onnxserve
+import onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.promote.gate.run import run_gate
 from tests.support.classifiers import write_classifier

@@ -70,8 +70,7 @@ def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
         summary += f" ({problem})"
     elif state == "no-original":
         summary += (
-            " (there was no original to compare with; log the model with "
-            "mlflow_deploy_plugin.log_model)"
+            " (there was no original to compare with; log the model with onnxserve.log_model)"
         )
     reason = f"{summary}; the policy requires {policy.parity}"
     return CheckResult(PARITY, "failed", reason, figures)

@@ -170,7 +170,7 @@ def _reference_of(folder: Path, shown: str) -> tuple[Path, str]:
     artifact = read_artifact(folder)
     if (path := artifact.reference_file) is None:
         raise InvalidArtifact(
-            f"{shown} has no reference; log the model with mlflow_deploy_plugin.log_model, "
+            f"{shown} has no reference; log the model with onnxserve.log_model, "
             "which stores a sample of the data (reference_data=, event_time=)",
         )
     return path, artifact.model_id
