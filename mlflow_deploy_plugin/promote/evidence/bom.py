@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_errors,
 )
 from mlflow_deploy_plugin.core.registry.model_files import download
-from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.audit import describe_traffic
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -131,7 +130,7 @@ def _read_version(record: VersionRecord) -> _Version:
     missing = dict(record.missing)
     try:
         with temporary_folder("onnxserve-bom-") as folder:
-            hashes = hash_files(download(resolve(record.uri).source, folder))
+            hashes = hash_files(download(record.uri, folder))
         component.components = [
             Component(
                 name=str(name),
