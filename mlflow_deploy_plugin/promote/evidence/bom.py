@@ -160,7 +160,7 @@ def _read_version(record: VersionRecord) -> _Version:
         "parity": parity.get("state"),
         "parity_rows": parity.get("rows") or None,
         "git_commit": record.git_commit or None,
-        "run_id": record.run and record.run.run_id,
+        "run_id": record.run.run_id or None,
         "page": record.url or None,
     }
     component.properties = [
@@ -215,8 +215,9 @@ def _model_card(record: VersionRecord, datasets: Sequence[Component]) -> Json:
         ]
     algorithm = record.provenance.get("algorithm", "")
     parameters["modelArchitecture"] = str(algorithm)
-    figures = record.run.metrics if record.run else {}
-    metrics = [{"type": name, "value": f"{value:.6g}"} for name, value in figures.items()]
+    metrics = [
+        {"type": name, "value": f"{value:.6g}"} for name, value in record.run.metrics.items()
+    ]
     return {
         "modelParameters": parameters,
         "quantitativeAnalysis": {"performanceMetrics": metrics},

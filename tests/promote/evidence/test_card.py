@@ -283,15 +283,7 @@ def test_command_writes_page_and_document(registry):
     assert "Considerations" not in page.texts
 
 
-@pytest.mark.parametrize(
-    ("arguments", "names"),
-    [
-        (["models:/toy/9"], ["toy", "9"]),
-        (["models:/gone/1"], ["gone"]),
-        (["models:/toy/1", "--folder", "model/MLmodel/below"], ["model/MLmodel/below"]),
-    ],
-)
-def test_invalid_arguments_write_no_file(registry, arguments, names):
+def test_invalid_folder_is_refused(registry):
     registry.register("toy")
-    assert mentions(said(onnxserve("audit card", *arguments)), *names)
-    assert not [*registry.folder.rglob("model_card.*")]
+    folder = "model/MLmodel/below"
+    assert mentions(said(onnxserve("audit card models:/toy/1 --folder", folder)), folder)
