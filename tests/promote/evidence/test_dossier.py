@@ -37,10 +37,10 @@ from tests.support.inference_log import LogWriter
 from tests.support.keypairs import write_key
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
+from tests.support.statements import statements, texts
 from tests.support.stores import own_store
 from tests.support.tracking import tracking_at
 
-GROUPS = ("serving", "decisions", "monitoring", "record")
 QUARTER = datetime(2013, 10, 1, tzinfo=UTC)
 PERIOD = Window(QUARTER, datetime(2014, 1, 1, tzinfo=UTC))
 DAY = timedelta(days=1)
@@ -59,19 +59,6 @@ def trail(registry, clock):
         spec = new_endpoint("flights", "models:/toy@champion")
         store.add_endpoint("onnxserve", spec)
         yield store
-
-
-def statements(dossier):
-    """Return the statements of each section."""
-    return {
-        section: [*entries]
-        for group in GROUPS
-        for section, entries in getattr(dossier, group).items()
-    }
-
-
-def texts(dossier, section):
-    return "\n".join(entry.text for entry in statements(dossier).get(section, ()))
 
 
 @pytest.mark.parametrize(
