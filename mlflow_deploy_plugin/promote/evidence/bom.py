@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_errors,
 )
 from mlflow_deploy_plugin.core.registry.model_files import download
-from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.audit import describe_traffic
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -131,7 +130,7 @@ def _read_version(record: VersionRecord) -> _Version:
     missing = dict(record.missing)
     try:
         with temporary_folder("onnxserve-bom-") as folder:
-            hashes = hash_files(download(resolve(record.uri).source, folder))
+            hashes = hash_files(download(record.uri, folder))
         component.components = [
             Component(
                 name=str(name),
@@ -161,7 +160,7 @@ def _read_version(record: VersionRecord) -> _Version:
         "parity": parity.get("state"),
         "parity_rows": parity.get("rows") or None,
         "git_commit": record.git_commit or None,
-        "run_id": record.run and record.run.run_id,
+        "run_id": record.run.run_id or None,
         "page": record.url or None,
     }
     component.properties = [
@@ -216,8 +215,9 @@ def _model_card(record: VersionRecord, datasets: Sequence[Component]) -> Json:
         ]
     algorithm = record.provenance.get("algorithm", "")
     parameters["modelArchitecture"] = str(algorithm)
-    figures = record.run.metrics if record.run else {}
-    metrics = [{"type": name, "value": f"{value:.6g}"} for name, value in figures.items()]
+    metrics = [
+        {"type": name, "value": f"{value:.6g}"} for name, value in record.run.metrics.items()
+    ]
     return {
         "modelParameters": parameters,
         "quantitativeAnalysis": {"performanceMetrics": metrics},

@@ -66,7 +66,6 @@ _SECTIONS = {
     "considerations": ("approvals", "deployments", "monitors"),
 }
 """The sections of each group. Each section is a method of `_Facts`."""
-_OWN_METRICS = "onnxserve."
 _LINEAGE = (
     tags.WRAPPED_FROM_TAG,
     tags.OPTIMIZED_FROM_TAG,
@@ -114,10 +113,9 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     ]
     unsigned = unsigned_events(store, events)
     model_id = str(record.mlmodel.get("model_id") or "")
-    run_id = record.run.run_id if record.run else ""
     run = None
     with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.
-        measured = run_of_model(resolve(record.uri), run_id, model_id)
+        measured = run_of_model(resolve(record.uri), record.run.run_id, model_id)
         if measured.run_id:
             run = logged_run(registry_client(), measured.run_id)
     facts = _Facts(record, run, events, unsigned)
@@ -211,8 +209,6 @@ class _Facts:
         not skipped.
         """
         gate = self.record.gate
-        if gate is None:
-            return
         source = f"{gate.run_id}/{tags.GATE_REPORT_FILE}"
         for check in gate.checks:
             if names and (check.name not in names or check.state == "skipped"):
@@ -282,7 +278,7 @@ class _Facts:
     def training_run(self) -> Statements:
         """Yield the run that logged the model, with its user and its parameters."""
         run = self.record.run
-        if run is None:
+        if not run.run_id:
             return
         params = join_names(f"{name} {value}" for name, value in run.params.items()) or "none"
         user = run.tags.get("mlflow.user")
@@ -298,13 +294,11 @@ class _Facts:
         the run with the class.
         """
         section = self.record.section
-        run = self.record.run
         framework = " ".join(
             str(section[name]) for name in ("framework", "framework_version") if section.get(name)
         )
-        algorithm = self.record.provenance.get("algorithm")
-        if not algorithm and run is not None:
-            algorithm = run.tags.get("estimator_class")
+        run_tags = self.record.run.tags
+        algorithm = self.record.provenance.get("algorithm") or run_tags.get("estimator_class")
         names = [str(name) for name in (algorithm, framework) if name]
         if names:
             yield self.in_registry(f"The algorithm is {' of '.join(names)}")
@@ -313,11 +307,10 @@ class _Facts:
         """Yield the datasets with their digests, and the size of the reference."""
         run = self.record.run
         for name, digest in self.record.datasets.items():
-            is_of_run = run is not None and name in run.datasets
-            rows = run.dataset_rows.get(name) if run else None
+            rows = run.dataset_rows.get(name)
             counted = "" if rows is None else f" and {rows:,} rows"
             text = f"The dataset {name} has the digest {digest}{counted}"
-            statement = self.in_run if is_of_run else self.in_registry
+            statement = self.in_run if name in run.datasets else self.in_registry
             yield statement(text)
         reference = self.record.section.get("reference") or {}
         if reference.get("rows"):
@@ -353,13 +346,7 @@ class _Facts:
     def metrics(self) -> Statements:
         """Yield the metrics of the run, without those of onnxserve."""
         run = self.record.run
-        if run is None:
-            return
-        figures = [
-            f"{name} {value:.6g}"
-            for name, value in run.metrics.items()
-            if not name.startswith(_OWN_METRICS)
-        ]
+        figures = [f"{name} {value:.6g}" for name, value in run.user_metrics.items()]
         if figures:
             text = f"The metrics of the run {run.tags.get('mlflow.runName')} are"
             yield self.in_run(f"{text}: {join_names(figures)}")
@@ -383,7 +370,7 @@ class _Facts:
     def gate(self) -> Statements:
         """Yield the verdicts on this and on the served version, and the checks."""
         gate = self.record.gate
-        if gate is not None:
+        if gate.judged:
             state = gate.status.state or "not valid"
             text = f"The verdict of the gate on {gate.judged} is {state}"
             yield statement_of(

@@ -176,7 +176,7 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
             rows.append(replace(row, trend=_find_trend(row)))
     rows.sort(key=lambda row: row.section == "timings")  # The sort is stable.
     diff = VersionDiff(before.uri, after.uri, tuple(rows), (*_notes(before), *_notes(after)))
-    if after.gate is None or after.gate.against != before.uri:
+    if after.gate.against != before.uri:
         return diff
     figures = {check.name: check.figures for check in after.gate.checks}
     return replace(diff, disagreement=figures.get("backtest", {}).get("disagreement"))
@@ -188,7 +188,7 @@ def _notes(record: VersionRecord) -> Iterator[str]:
     """
     if record.original:
         yield f"{record.uri} is a copy of {record.original}"
-    if record.gate and record.gate.judged != record.uri:
+    if record.gate.judged not in ("", record.uri):
         yield f"the gate report of {record.uri} is about {record.gate.judged}"
     for part, reason in record.missing.items():
         yield f"{record.uri}, {part}: {reason}"
@@ -197,12 +197,8 @@ def _notes(record: VersionRecord) -> Iterator[str]:
 def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     """Return the comparable facts about a version by section and name."""
     provenance = record.provenance
-    metrics: Mapping[str, Value] = record.run.metrics if record.run else {}
-    # The section `parity` has the metrics that `log_model` logs.
-    metrics = {name: metrics[name] for name in metrics if not name.startswith("onnxserve.")}
-    parameters: Mapping[str, Value] = record.run.params if record.run else {}
     gate: dict[str, Value] = {}
-    if record.gate is not None:
+    if record.gate.judged:
         gate["state"] = record.gate.status.state
         gate |= {check.name: check.state for check in record.gate.checks}
         for check in record.gate.checks:
@@ -212,9 +208,9 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
         own_name = output["name"]
         parity |= {f"{own_name} {name}": output[name] for name in output if name != "name"}
     return {
-        "metrics": metrics,
+        "metrics": record.run.user_metrics,
         "gate": gate,
-        "parameters": parameters,
+        "parameters": record.run.params,
         "data": record.datasets,
         "code": {
             "algorithm": provenance.get("algorithm"),

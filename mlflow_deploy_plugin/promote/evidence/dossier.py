@@ -30,7 +30,12 @@ from mlflow_deploy_plugin.core.errors import (
     SignatureRefused,
 )
 from mlflow_deploy_plugin.core.messages import join_names
-from mlflow_deploy_plugin.core.registry.audit_trail import trusted_keys, unsigned_events
+from mlflow_deploy_plugin.core.registry.audit_trail import (
+    StoredEvent,
+    stored_events,
+    trusted_keys,
+    unsigned_events,
+)
 from mlflow_deploy_plugin.core.registry.console import console_page
 from mlflow_deploy_plugin.core.registry.model_files import fetch_bundle
 from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, registered_model_uris
@@ -169,7 +174,7 @@ def computed_statements(store: Store, endpoint: str, period: Window) -> list[str
     """Return the texts of the verdicts and alarms, which the server computes too when
     it signs a dossier. Raises StoreUnavailable.
     """
-    trail = Trail(frozenset(), None, (), (), frozenset())
+    trail = Trail(frozenset(), None, (), (), (), frozenset())
     facts = _Facts(store, endpoint, period, trail, _Requests(), {"": ""})
     return [made.text for made in chain(facts.verdicts(), facts.alarms())]
 
@@ -181,12 +186,15 @@ class Trail:
     Attributes:
         models: the URIs of the variants during the period.
         begun_with: the last event before the period that has a spec, and this spec.
+        stored: all events with their places in the hash chains, in the order of their
+            ids.
         earlier / events: the events before and in the period.
         unsigned: the events that MLflow's server has not signed.
     """
 
     models: frozenset[ModelURI]
     begun_with: tuple[AuditEvent, EndpointSpec] | None
+    stored: Sequence[StoredEvent]
     earlier: Sequence[AuditEvent]
     events: Sequence[AuditEvent]
     unsigned: frozenset[AuditEvent]
@@ -228,30 +236,24 @@ def read_trail(store: Store, endpoint: str, period: Window) -> Trail:
     """
     models = set[ModelURI]()
     begun_with = None
-    own = [event for event in store.events(endpoint) if event.at < period.end]
-    for event in own:
+    for event in store.events(endpoint):
         spec = None
         with suppress(InvalidConfig):  # Another version of onnxserve may have written it.
             (spec,) = load_stored_specs(str(event.detail.get("spec", "")))
-        if spec is None:
+        if spec is None or event.at >= period.end:
             continue
         if event.at < period.start:
             models.clear()
             begun_with = (event, spec)
         models.update(registered_model_uris(spec))
-    events = list(own)
-    for name in {uri.name for uri in models}:
-        # A model event with an endpoint belongs only to the trail of that endpoint.
-        events += [
-            event
-            for event in store.events(None, name)
-            if not event.endpoint and event.at < period.end
-        ]
-    events.sort(key=attrgetter("at"))
+    names = {uri.name for uri in models}
+    stored = [event for event in stored_events(store, endpoint, names) if event.at < period.end]
+    events = sorted((event.without_place() for event in stored), key=attrgetter("at"))
     first = bisect_left(events, period.start, key=attrgetter("at"))
     return Trail(
         models=frozenset(models),
         begun_with=begun_with,
+        stored=stored,
         earlier=events[:first],
         events=events[first:],
         unsigned=unsigned_events(store, events),

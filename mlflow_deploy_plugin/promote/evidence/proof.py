@@ -13,11 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import join_names
-from mlflow_deploy_plugin.core.registry.audit_trail import (
-    AUDIT_TRAIL,
-    StoredEvent,
-    stored_events,
-)
+from mlflow_deploy_plugin.core.registry.audit_trail import AUDIT_TRAIL, StoredEvent
 from mlflow_deploy_plugin.core.registry.connection import app_document
 from mlflow_deploy_plugin.core.store.audit_chain import canonical_json
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
@@ -120,15 +116,12 @@ def make_proof(store: Store, endpoint: str, period: Window, document: str, actor
     Raises StoreUnavailable, and the errors of `read_trail`.
     """
     trail = read_trail(store, endpoint, period)
-    in_period = {*trail.events}
-    earlier = {*trail.earlier}
     proven = []
-    for stored in stored_events(store, endpoint, trail.names):
+    for stored in trail.stored:
         event = stored.without_place()
-        is_in_period = event in in_period
-        if is_in_period or event in earlier:
-            text = event_statement(event, "", event not in trail.unsigned).text
-            proven.append(ProvenEvent(event=stored, statement=text, is_in_period=is_in_period))
+        text = event_statement(event, "", event not in trail.unsigned).text
+        is_in_period = event.at >= period.start
+        proven.append(ProvenEvent(event=stored, statement=text, is_in_period=is_in_period))
     keys = store.keys or Keys({})
     proof = Proof(
         subject=f"{endpoint} {_span(period)}",

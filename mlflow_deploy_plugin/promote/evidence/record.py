@@ -58,7 +58,7 @@ NotFound.
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """The run that logged the version.
+    """The run that logged the version. All facts are empty if it cannot be read.
 
     Attributes:
         datasets: the digest of each dataset by its name.
@@ -72,6 +72,13 @@ class RecordedRun:
     tags: Mapping[str, str]
     datasets: Mapping[str, str]
     dataset_rows: Mapping[str, int]
+
+    @property
+    def user_metrics(self) -> Mapping[str, float]:
+        """The metrics without those of the proof, which `log_model` logs."""
+        return {
+            name: value for name, value in self.metrics.items() if not name.startswith("onnxserve.")
+        }
 
     @staticmethod
     def read(run_id: str, client: Any) -> "RecordedRun":
@@ -100,7 +107,8 @@ class GateEvidence:
     """A verdict of the gate on a version.
 
     Attributes:
-        judged: the version (models:/X/7), which may be the original of a copy.
+        judged: the version (models:/X/7), which may be the original of a copy; empty
+            without a verdict.
         run_id: the run with the report.
         against: the version with which the gate has compared it, or an empty text.
         checks: empty if the report cannot be read.
@@ -138,6 +146,10 @@ class GateEvidence:
         return replace(self, judged=judged, against=verdict.against, checks=verdict.checks)
 
 
+_NO_RUN = RecordedRun("", datetime.min, {}, {}, {}, {}, {})
+_NO_VERDICT = GateEvidence("", tags.GateStatus(), "")
+
+
 @dataclass(frozen=True)
 class VersionRecord:
     """The facts about one registered version.
@@ -167,13 +179,13 @@ class VersionRecord:
     created_at: datetime
     registered_by: str
     original: str
-    run: RecordedRun | None
+    run: RecordedRun
     mlmodel: Mapping[str, Any]
     signature: Mapping[str, str]
     requirements: Mapping[str, str]
     environment: Mapping[str, str]
     graph: Mapping[str, int]
-    gate: GateEvidence | None
+    gate: GateEvidence
     missing: Mapping[str, str]
 
     @property
@@ -189,8 +201,7 @@ class VersionRecord:
 
     @property
     def git_commit(self) -> str:
-        run_tags = self.run.tags if self.run else {}
-        all_tags = {**run_tags, **self.tags}
+        all_tags = {**self.run.tags, **self.tags}
         return str(self.provenance.get("git_commit") or all_tags.get(GIT_COMMIT_TAG, ""))
 
     @property
@@ -201,8 +212,7 @@ class VersionRecord:
         saved = self.provenance
         digests = {str(saved.get("dataset_name", "dataset")): str(saved.get("dataset_digest", ""))}
         digests["retraining"] = self.tags.get(tags.DATA_DIGEST_TAG, "")
-        if self.run:
-            digests |= self.run.datasets
+        digests |= self.run.datasets
         return {name: digest for name, digest in digests.items() if digest}
 
 
@@ -245,8 +255,8 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
         )
         run_id = entry.run_id or str(mlmodel.get("run_id") or "")
         judged = entry if tags.GATE_TAG in entry.tags else original
-        gate = parts.read("gate", partial(GateEvidence.of, judged), None)
-        if gate is not None:
+        gate = parts.read("gate", partial(GateEvidence.of, judged), _NO_VERDICT)
+        if gate.judged:
             with_checks = partial(gate.with_checks, client, fetch_file, folder)
             gate = parts.read("gate report", with_checks, gate)
         return VersionRecord(
@@ -259,7 +269,7 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
             created_at=_utc_time(entry.creation_timestamp),
             registered_by=entry.user_id or "",
             original="" if original is entry else _version_uri(original),
-            run=parts.read("run", partial(RecordedRun.read, run_id, client), None),
+            run=parts.read("run", partial(RecordedRun.read, run_id, client), _NO_RUN),
             mlmodel=mlmodel,
             signature=parts.read("signature", partial(_column_types, mlmodel), {}),
             requirements=parts.read(

@@ -144,8 +144,6 @@ def test_invalid_bom_arguments_are_refused(registry, tmp_path):
     def refusal(*arguments):
         return said(onnxserve("audit bom", *arguments))
 
-    assert mentions(refusal("models:/toy/9"), "toy", "9")
-    assert mentions(refusal(str(Path("1").absolute())), "models:/NAME/VERSION")
     assert mentions(refusal("--endpoint", "flights"), "flights")
     assert mentions(refusal("models:/toy/1", "-o", str(tmp_path)), str(tmp_path))
     for arguments in ((), ("models:/toy/1", "--endpoint", "flights")):

@@ -25,6 +25,7 @@ from tests.support.commands import done, onnxserve, said
 from tests.support.refusals import mentions
 from tests.support.registry_folder import RegistryFolder
 from tests.support.results import result_of
+from tests.support.statements import texts
 from tests.support.stores import own_store
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
@@ -76,16 +77,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.texts += data
-
-
-def statements(card):
-    for group in SECTIONS:
-        for section, entries in getattr(card, group).items():
-            yield from ((section, statement) for statement in entries)
-
-
-def texts(card, section):
-    return "\n".join(statement.text for name, statement in statements(card) if name == section)
 
 
 @pytest.fixture(scope="module")
@@ -283,15 +274,7 @@ def test_command_writes_page_and_document(registry):
     assert "Considerations" not in page.texts
 
 
-@pytest.mark.parametrize(
-    ("arguments", "names"),
-    [
-        (["models:/toy/9"], ["toy", "9"]),
-        (["models:/gone/1"], ["gone"]),
-        (["models:/toy/1", "--folder", "model/MLmodel/below"], ["model/MLmodel/below"]),
-    ],
-)
-def test_invalid_arguments_write_no_file(registry, arguments, names):
+def test_invalid_folder_is_refused(registry):
     registry.register("toy")
-    assert mentions(said(onnxserve("audit card", *arguments)), *names)
-    assert not [*registry.folder.rglob("model_card.*")]
+    folder = "model/MLmodel/below"
+    assert mentions(said(onnxserve("audit card models:/toy/1 --folder", folder)), folder)
