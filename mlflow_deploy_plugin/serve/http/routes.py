@@ -404,7 +404,7 @@ ROUTES = (
 )
 
 
-def name_placeholders(path: str, written: str) -> str:
+def _name_placeholders(path: str, written: str) -> str:
     """Return a path template whose placeholders are replaced by their keywords in the
     format `written`: `<{}>`.
     """
@@ -418,16 +418,17 @@ def name_placeholders(path: str, written: str) -> str:
     return path
 
 
-def expand_path(path: str, written: str) -> list[str]:
-    """Return the paths of a template: without the part in brackets, and with each of
-    its alternatives.
+def expand_path(path: str) -> list[str]:
+    """Return the paths of a template in OpenAPI's form, such as
+    `/v2/models/{endpoint}/infer`: without the part in brackets, and with each of its
+    alternatives.
     """
     head, _, optional = path.partition("[")
     options, bracket, tail = optional.partition("]")
     parts = [""]
     if bracket:
         parts += options.split("|")
-    return [name_placeholders(head + part + tail, written) for part in parts]
+    return [_name_placeholders(head + part + tail, "{{{}}}") for part in parts]
 
 
 _BY_PATH: dict[str, dict[str, Route]] = {}
@@ -437,7 +438,7 @@ for _route in ROUTES:
         _part = "[^/:]+" if _route.path.startswith("/v1/") else "[^/]+"
         _path = _route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
         # The groups are the view's keywords.
-        _pattern = re.compile(name_placeholders(_path, f"(?P<{{}}>{_part})"))
+        _pattern = re.compile(_name_placeholders(_path, f"(?P<{{}}>{_part})"))
         _BY_PATTERN.setdefault(_pattern, {})[_route.method] = _route
     else:
         _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
@@ -447,12 +448,10 @@ _NOTHING_NAMED: Mapping[str, str] = {}
 
 
 def list_routes() -> list[Route]:
-    """Return every route with each of its paths in OpenAPI's form, such as
-    `/v2/models/{endpoint}/infer`.
-    """
+    """Return every route with each of its paths."""
     routes = []
     for route in ROUTES:
-        routes += [replace(route, path=path) for path in expand_path(route.path, "{{{}}}")]
+        routes += [replace(route, path=path) for path in expand_path(route.path)]
     return routes
 
 

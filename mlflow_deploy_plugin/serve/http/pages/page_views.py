@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from mlflow_deploy_plugin.serve.protocols.examples import Example, invocations_example
 from mlflow_deploy_plugin.serve.protocols.invocation_tables import BODY_FORMS
 from mlflow_deploy_plugin.serve.protocols.invocations import csv_example
+from mlflow_deploy_plugin.serve.protocols.predict import has_probabilities
 from mlflow_deploy_plugin.serve.protocols.v2 import v2_example
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.serve.runtime.artifact import Tensor
@@ -125,10 +126,7 @@ def _try_values(
     artifact = subject.artifact
     categories = {**artifact.categories, **artifact.refusals.categories}
     fields = form_fields(schema, example, categories, subject.variant.capture.keys)
-    has_probabilities = artifact.classes and any(
-        output.role == "probabilities" for output in artifact.outputs
-    )
-    route = "predict/batch" if has_probabilities else "invocations"
+    route = "predict/batch" if has_probabilities(artifact) else "invocations"
     meanings = Counter(field.meaning for field in fields if field.kind != "tensor")
     shared_meaning = next(
         (meaning for meaning, count in meanings.most_common(1) if count >= _MANY_FIELDS), ""
