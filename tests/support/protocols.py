@@ -19,7 +19,7 @@ def protocol_paths(protocol, endpoint, version, label):
     """Return all paths of the protocol for an endpoint; a path without a name is the
     default endpoint's.
     """
-    templates = list(chain.from_iterable(expand_path(path, "{{{}}}") for path in protocol.paths))
+    templates = list(chain.from_iterable(expand_path(path) for path in protocol.paths))
     return [
         template.format(endpoint=endpoint, version=version, label=label) for template in templates
     ]

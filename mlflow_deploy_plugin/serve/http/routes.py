@@ -6,7 +6,7 @@ part in brackets is optional.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,16 @@ from mlflow_deploy_plugin.core.messages import close_matches
 from mlflow_deploy_plugin.serve.http import views
 from mlflow_deploy_plugin.serve.http.encodings import decode_body, encode_body
 from mlflow_deploy_plugin.serve.http.openapi import operations
-from mlflow_deploy_plugin.serve.http.openapi.operations import Operation
+from mlflow_deploy_plugin.serve.http.openapi.operations import (
+    HTML,
+    PAGES,
+    PREDICTIONS,
+    SERVER,
+    TENSORFLOW,
+    TEXT,
+    V2,
+    json_object,
+)
 from mlflow_deploy_plugin.serve.http.responses import (
     RawResponse,
     error_response,
@@ -28,9 +37,13 @@ from mlflow_deploy_plugin.serve.inference.pipeline import infer_async
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply
 from mlflow_deploy_plugin.serve.protocols import v2
+from mlflow_deploy_plugin.serve.protocols.content import media_name
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
-from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
+from mlflow_deploy_plugin.serve.protocols.protocol import Bodies, Protocol
+from mlflow_deploy_plugin.serve.protocols.schemas import STRING
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
+from mlflow_deploy_plugin.serve.runtime.explained import is_explainable
 
 _SUGGESTED_PATHS = 3
 _ENDPOINT = re.compile(r"/(?:endpoints|(?:v[12]/)?(?:repository/)?models)/([^/:]+)")
@@ -42,12 +55,16 @@ View = Callable[..., RawResponse]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method of a path.
+    """A method of a path, with its description for OpenAPI.
 
     Attributes:
-        operation: the description for OpenAPI.
-        protocol: the protocol of a prediction; None for other routes.
+        response: the bodies of a successful response; empty if there is no body or no
+            description.
+        request: the accepted bodies; empty if the operation has no body.
+        errors: the statuses of errors, in addition to those of the path and of `need`.
+        applies_to: returns False for a model that the route rejects.
         need: the scope that a caller needs; None if no key is needed.
+        protocol: the protocol of a prediction; None for other routes.
         is_admitted_by_view: True if the view checks the scope
             (`RequestContext.admit`); otherwise `handle_route` checks it.
         is_server_wide: True if a key for all endpoints is needed. Otherwise, NAME
@@ -55,163 +72,339 @@ class Route:
     """
 
     path: str
-    method: str
     view: View
-    operation: Operation
+    summary: str
+    tag: str
+    response: Bodies = field(default_factory=dict)
+    request: Bodies = field(default_factory=dict)
+    errors: tuple[int, ...] = ()
+    status: int = 200
+    needs_body: bool = True
+    applies_to: Callable[[Artifact], bool] = lambda artifact: True
+    method: str = "GET"
+    need: Need | None = "read"
     protocol: Protocol | None = None
-    need: Need | None = None
     is_admitted_by_view: bool = False
     is_server_wide: bool = False
 
 
-def _get(
-    path: str,
-    view: View,
-    operation: Operation,
-    need: Need = "read",
-) -> Route:
-    return Route(path, "GET", view, operation, need=need)
-
-
-def _server_wide(
-    path: str,
-    view: View,
-    operation: Operation,
-    method: str = "GET",
-) -> Route:
-    return Route(path, method, view, operation, need="read", is_server_wide=True)
-
-
-def _explain(path: str) -> Route:
-    operation = operations.EXPLAIN
-    return Route(path, "POST", views.explain, operation, need="infer", is_admitted_by_view=True)
-
-
 def _page(name: str, otherwise: bytes = b"") -> View:
-    """Return the view of a page or file. Pages are imported on the first request.
-    `otherwise` is a JSON response.
+    """Return the view of a page. Pages are imported on the first request. `otherwise`
+    is a JSON response.
     """
 
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         if otherwise and "text/" not in request.headers.get("accept", "text/html"):
             return RawResponse(200, otherwise)
-        from mlflow_deploy_plugin.serve.http.pages.page_views import PAGES
+        from mlflow_deploy_plugin.serve.http.pages import page_views
 
-        return PAGES[name](server, request, endpoint)
+        return page_views.PAGES[name](server, request, endpoint)
 
     return view
 
 
-_healthy = partial(views.readiness, body=b'{"status":"ok"}')
 _TF_MODEL = "/v1/models/NAME[/versions/V|/labels/L]"
 _V2_MODEL = "/v2/models/NAME[/versions/V]"
-_statistics = views.v2_document(management.model_statistics)
-_load = views.v2_control(management.load_model)
-_unload = views.v2_control(management.unload_model)
-_ASSETS = Path(__file__).parent / "pages" / "static"
-_OF_ASSETS = {".css": operations.STYLESHEET, ".js": operations.SCRIPT, ".svg": operations.ICON}
-
+_STATIC = Path(__file__).parent / "pages" / "static"
+_ASSETS = {
+    ".css": ("The style sheet of the pages", "text/css; charset=utf-8"),
+    ".js": ("A script of the pages", "text/javascript; charset=utf-8"),
+    ".svg": ("The icon of the pages", "image/svg+xml"),
+}
+_PREDICTION_ERRORS = (400, 413, 415, 422, 429, 503, 504)
+_UPLOAD_ERRORS = (400, 413, 415, 429, 503)
+_post = partial(Route, method="POST", need="infer")
+_readable = partial(Route, errors=(503,))
+_server_wide = partial(Route, is_server_wide=True)
 
 _asset_routes = []
-for _suffix, _operation in _OF_ASSETS.items():
-    for _file in sorted(_ASSETS.glob(f"*{_suffix}")):
-        _asset_routes.append(Route(f"/pages/{_file.name}", "GET", _page(_file.name), _operation))
+for _suffix, (_summary, _type) in _ASSETS.items():
+    for _file in sorted(_STATIC.glob(f"*{_suffix}")):
+        _view = partial(views.asset, file=_file, content_type=_type)
+        _body = {media_name(_type): STRING}
+        _asset_routes.append(
+            Route(f"/pages/{_file.name}", _view, _summary, PAGES, _body, need=None)
+        )
 
 _prediction_routes = []
 for _protocol in PROTOCOLS:
     for _path in _protocol.paths:
         _prediction_routes.append(
-            Route(
+            _post(
                 _path,
-                "POST",
                 partial(views.predict, protocol=_protocol),
-                operations.prediction(_protocol),
+                _protocol.summary,
+                _protocol.tag,
+                _protocol.response,
+                _protocol.request,
+                _PREDICTION_ERRORS,
+                applies_to=_protocol.accepts,
                 protocol=_protocol,
-                need="infer",
                 is_admitted_by_view=True,
             ),
         )
 
+_explain = _post(
+    "/explain",
+    views.explain,
+    "The contribution of each column of each row to its prediction: its SHAP values",
+    PREDICTIONS,
+    operations.EXPLANATION,
+    INVOCATIONS.request,
+    _PREDICTION_ERRORS,
+    applies_to=is_explainable,
+    is_admitted_by_view=True,
+)
+_feedback = _post(
+    "/feedback",
+    views.feedback,
+    "True labels of earlier predictions, by X-Prediction-Id or by columns; the last label for a "
+    "row is used",
+    PREDICTIONS,
+    json_object("feedback answer", accepted="integer"),
+    operations.FEEDBACK,
+    _UPLOAD_ERRORS,
+    202,
+)
+_job = Route(
+    "/endpoints/NAME/jobs/ID",
+    views.job,
+    "The state of a batch job, which DELETE cancels",
+    PREDICTIONS,
+    operations.JOB,
+    need="infer",
+)
+_load = Route(
+    "/v2/repository/models/NAME/load",
+    views.v2_control(management.load_model),
+    "Loads an endpoint, if the server allows it",
+    V2,
+    {},
+    operations.V2_CONTROL,
+    (400, 403, 404, 413, 415, 429, 503, 504),
+    needs_body=False,
+    method="POST",
+    need="admin",
+)
+_statistics = _readable(
+    _V2_MODEL + "/stats",
+    views.v2_document(management.model_statistics),
+    "The number and the duration of requests to the endpoint",
+    V2,
+    operations.V2_STATISTICS,
+)
+
 ROUTES = (
-    _get("/", _page("try", b'{"status":"alive"}'), operations.TRY_PAGE),
-    _get("/docs", _page("docs"), operations.DOCS_PAGE),
-    _server_wide("/openapi.json", _page("openapi"), operations.OPENAPI),
-    _server_wide("/requests", _page("requests"), operations.REQUESTS_PAGE),
+    Route(
+        "/",
+        _page("try", b'{"status":"alive"}'),
+        "A page to try the default endpoint in the browser",
+        PAGES,
+        {**HTML, **operations.STATUS},
+    ),
+    Route("/docs", _page("docs"), "This document as a page", PAGES, HTML),
+    _server_wide("/openapi.json", _page("openapi"), "This document", PAGES, operations.DOCUMENT),
+    _server_wide(
+        "/requests",
+        _page("requests"),
+        "The last requests to the server, as a page or as JSON",
+        PAGES,
+        operations.REQUESTS,
+    ),
     *_asset_routes,
     *_prediction_routes,
-    _explain("/explain"),
-    Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
-    # MLflow also returns "\n".
-    Route("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),
-    Route("/health", "GET", _healthy, operations.HEALTH),
-    _server_wide("/version", views.mlflow_version, operations.MLFLOW_VERSION),
-    _server_wide("/metrics", views.metrics_page, operations.METRICS),
-    _server_wide("/metrics/history", views.metrics_history, operations.METRICS_HISTORY),
+    _explain,
+    _feedback,
+    _readable(
+        "/ping",
+        partial(views.readiness, body=b"\n"),  # MLflow also returns "\n".
+        "The readiness of the server, as MLflow's empty line",
+        SERVER,
+        need=None,
+    ),
+    _readable(
+        "/health",
+        partial(views.readiness, body=b'{"status":"ok"}'),
+        "The readiness of the server",
+        SERVER,
+        operations.STATUS,
+        need=None,
+    ),
+    _readable(
+        "/version",
+        views.mlflow_version,
+        "The version of MLflow that the model was logged with",
+        SERVER,
+        TEXT,
+        is_server_wide=True,
+    ),
+    _server_wide(
+        "/metrics",
+        views.metrics_page,
+        "Metrics for Prometheus, summed over the workers",
+        SERVER,
+        TEXT,
+    ),
+    _server_wide(
+        "/metrics/history",
+        views.metrics_history,
+        "The metrics of the last hour or day, a line per interval",
+        SERVER,
+        {"application/x-ndjson": STRING},
+        errors=(400,),
+    ),
     _server_wide(
         "/v2",
         views.v2_document(lambda *_: v2.server_metadata()),
-        operations.V2_SERVER,
+        "The server's name and version",
+        V2,
+        json_object("v2 server", name="string", version="string", extensions="array"),
     ),
-    _server_wide("/v1/models", views.v2_document(management.list_models), operations.MODELS),
-    _server_wide("/v2/models/stats", _statistics, operations.V2_STATISTICS),
-    _server_wide("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "POST"),
+    _server_wide(
+        "/v1/models",
+        views.v2_document(management.list_models),
+        "The endpoints, for KServe's clients",
+        SERVER,
+        json_object("endpoints", models="array"),
+    ),
+    replace(
+        _statistics,
+        path="/v2/models/stats",
+        summary="The statistics of all endpoints",
+        is_server_wide=True,
+    ),
+    _server_wide(
+        "/v2/repository/index",
+        views.v2_repository_index,
+        "The endpoints and their states",
+        V2,
+        operations.V2_INDEX,
+        operations.V2_INDEX_REQUEST,
+        (400, 413),
+        needs_body=False,
+        method="POST",
+    ),
     Route(
         "/v2/health/live",
-        "GET",
         lambda *_: RawResponse(200, b'{"live":true}'),
-        operations.V2_LIVE,
+        "The liveness of the server",
+        V2,
+        json_object("v2 live", live="boolean"),
+        need=None,
     ),
-    Route(
+    _readable(
         "/v2/health/ready",
-        "GET",
         partial(views.readiness, body=b'{"ready":true}'),
-        operations.V2_READY,
+        "The readiness of the server",
+        V2,
+        json_object("v2 ready", ready="boolean"),
+        need=None,
     ),
-    _explain("/endpoints/NAME/explain"),
-    Route("/endpoints/NAME/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
-    Route(
+    replace(_explain, path="/endpoints/NAME/explain"),
+    replace(_feedback, path="/endpoints/NAME/feedback"),
+    _post(
         "/endpoints/NAME/jobs",
-        "POST",
         views.create_job,
-        operations.CREATE_JOB,
-        need="infer",
+        "Predictions for a file, or for files in a bucket, as a batch job",
+        PREDICTIONS,
+        operations.JOB,
+        {**operations.JOB_FILES, **json_object("job of uris", input="string", output="string")},
+        _UPLOAD_ERRORS,
+        202,
         is_admitted_by_view=True,
     ),
-    _get("/endpoints/NAME/jobs/ID", views.job, operations.JOB, "infer"),
-    Route("/endpoints/NAME/jobs/ID", "DELETE", views.job, operations.JOB, need="infer"),
-    _get("/endpoints/NAME/jobs/ID/result", views.job_result, operations.JOB_RESULT, "infer"),
-    _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
-    _get("/endpoints/NAME/requests", _page("requests"), operations.ENDPOINT_REQUESTS_PAGE),
-    _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
-    _get("/endpoints/NAME", _page("try"), operations.ENDPOINT_TRY_PAGE),
-    _get(
+    _job,
+    replace(_job, method="DELETE"),
+    replace(
+        _job,
+        path="/endpoints/NAME/jobs/ID/result",
+        view=views.job_result,
+        summary="The predictions of a batch job's file",
+        response=operations.JOB_FILES,
+    ),
+    _readable(
+        "/endpoints/NAME/docs",
+        _page("docs"),
+        "The requests and responses of the endpoint as a page",
+        PAGES,
+        HTML,
+    ),
+    _readable(
+        "/endpoints/NAME/requests",
+        _page("requests"),
+        "The last requests to the endpoint, as a page or as JSON",
+        PAGES,
+        operations.REQUESTS,
+    ),
+    _readable(
+        "/endpoints/NAME/openapi.json",
+        _page("openapi"),
+        "This document for one endpoint",
+        PAGES,
+        operations.DOCUMENT,
+    ),
+    _readable(
+        "/endpoints/NAME",
+        _page("try"),
+        "A page to try the endpoint in the browser",
+        PAGES,
+        HTML,
+    ),
+    _readable(
         _V2_MODEL + "/ready",
         views.v2_document(management.model_ready),
-        operations.V2_MODEL_READY,
-        "describe",
+        "The readiness of the endpoint, or of a version of it",
+        V2,
+        json_object("v2 model ready", name="string", ready="boolean"),
+        need="describe",
     ),
-    _get(_V2_MODEL + "/stats", _statistics, operations.V2_MODEL_STATISTICS),
-    _get(
+    _statistics,
+    _readable(
         _V2_MODEL + "/config",
         views.v2_document(management.model_config),
+        "The configuration of the endpoint, in Triton's form",
+        V2,
         operations.V2_CONFIG,
-        "describe",
+        need="describe",
     ),
-    Route("/v2/repository/models/NAME/load", "POST", _load, operations.V2_LOAD, need="admin"),
-    Route("/v2/repository/models/NAME/unload", "POST", _unload, operations.V2_UNLOAD, need="admin"),
-    _get(
+    _load,
+    replace(
+        _load,
+        path="/v2/repository/models/NAME/unload",
+        view=views.v2_control(management.unload_model),
+        summary="Unloads an endpoint, if the server allows it",
+    ),
+    _readable(
         _V2_MODEL,
         views.v2_document(management.model_metadata),
-        operations.V2_METADATA,
-        "describe",
+        "The inputs and outputs of the graph",
+        V2,
+        operations.V2_MODEL,
+        need="describe",
     ),
-    _explain("/v1/models/NAME:explain"),
-    _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA, "describe"),
-    _get(_TF_MODEL, views.tf_status, operations.TF_STATUS, "describe"),
+    replace(_explain, path="/v1/models/NAME:explain"),
+    _readable(
+        _TF_MODEL + "/metadata",
+        views.tf_metadata,
+        "The inputs and outputs",
+        TENSORFLOW,
+        json_object("tfserving metadata", model_spec="object", metadata="object"),
+        need="describe",
+    ),
+    _readable(
+        _TF_MODEL,
+        views.tf_status,
+        "The loaded versions",
+        TENSORFLOW,
+        json_object(
+            "tfserving status", name="string", ready="boolean", model_version_status="array"
+        ),
+        need="describe",
+    ),
 )
 
 
-def name_placeholders(path: str, written: str) -> str:
+def _name_placeholders(path: str, written: str) -> str:
     """Return a path template whose placeholders are replaced by their keywords in the
     format `written`: `<{}>`.
     """
@@ -225,16 +418,17 @@ def name_placeholders(path: str, written: str) -> str:
     return path
 
 
-def expand_path(path: str, written: str) -> list[str]:
-    """Return the paths of a template: without the part in brackets, and with each of
-    its alternatives.
+def expand_path(path: str) -> list[str]:
+    """Return the paths of a template in OpenAPI's form, such as
+    `/v2/models/{endpoint}/infer`: without the part in brackets, and with each of its
+    alternatives.
     """
     head, _, optional = path.partition("[")
     options, bracket, tail = optional.partition("]")
     parts = [""]
     if bracket:
         parts += options.split("|")
-    return [name_placeholders(head + part + tail, written) for part in parts]
+    return [_name_placeholders(head + part + tail, "{{{}}}") for part in parts]
 
 
 _BY_PATH: dict[str, dict[str, Route]] = {}
@@ -244,7 +438,7 @@ for _route in ROUTES:
         _part = "[^/:]+" if _route.path.startswith("/v1/") else "[^/]+"
         _path = _route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
         # The groups are the view's keywords.
-        _pattern = re.compile(name_placeholders(_path, f"(?P<{{}}>{_part})"))
+        _pattern = re.compile(_name_placeholders(_path, f"(?P<{{}}>{_part})"))
         _BY_PATTERN.setdefault(_pattern, {})[_route.method] = _route
     else:
         _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
@@ -254,12 +448,10 @@ _NOTHING_NAMED: Mapping[str, str] = {}
 
 
 def list_routes() -> list[Route]:
-    """Return every route with each of its paths in OpenAPI's form, such as
-    `/v2/models/{endpoint}/infer`.
-    """
+    """Return every route with each of its paths."""
     routes = []
     for route in ROUTES:
-        routes += [replace(route, path=path) for path in expand_path(route.path, "{{{}}}")]
+        routes += [replace(route, path=path) for path in expand_path(route.path)]
     return routes
 
 
@@ -305,10 +497,10 @@ def handle_route(server: Server, request: RawRequest) -> RawResponse | None:
         routes = {}
         parameters = _NOTHING_NAMED
         if path == server.cloud.health_route:
-            routes["GET"] = Route(path, "GET", _healthy, operations.HEALTH)
+            routes["GET"] = _BY_PATH["/health"]["GET"]
         if path == server.cloud.predict_route:
-            operation = operations.prediction(INVOCATIONS)
-            routes["POST"] = Route(path, "POST", views.vertex_predict, operation)
+            invocations = _BY_PATH["/invocations"]["POST"]
+            routes["POST"] = replace(invocations, view=views.vertex_predict)
     if not routes:
         return None
     method = "GET" if request.method == "HEAD" else request.method

@@ -10,7 +10,8 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from urllib.parse import parse_qs, parse_qsl
 
 from mlflow_deploy_plugin.core.errors import (
@@ -59,6 +60,16 @@ JOB_FORMATS = {
 """The formats of a job's files by media type."""
 _PIECE_BYTES = 256 * 1024
 _HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; "
+        "frame-ancestors 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_read_file = cache(Path.read_bytes)
 
 
 def predict(
@@ -92,6 +103,11 @@ def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
             reason = "the server cannot predict now; send a key to get the reason"
         return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
     return RawResponse(200, body)
+
+
+def asset(server: Server, request: RawRequest, file: Path, content_type: str) -> RawResponse:
+    """Return a file that the pages load."""
+    return RawResponse(200, _read_file(file), content_type, dict(PAGE_HEADERS))
 
 
 def mlflow_version(server: Server, request: RawRequest) -> RawResponse:

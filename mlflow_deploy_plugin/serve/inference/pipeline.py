@@ -199,7 +199,7 @@ class RequestContext:
         """Decode a prediction for this variant. An id in the body becomes the request
         id of the reply.
         """
-        if protocol.refuses(variant.loaded.predictor.artifact):
+        if not protocol.accepts(variant.loaded.predictor.artifact):
             raise InvalidRequest(_NOT_FOR_PYFUNCS)
         if self.request.failure is not None:
             raise self.request.failure

@@ -71,7 +71,7 @@ def _bounded(
         # Count the rows before computing them; a row takes at least one byte of the
         # body.
         classes = len(artifact.classes)
-        if len(body) * classes > _MOST_PROBABILITIES and _has_probabilities(artifact):
+        if len(body) * classes > _MOST_PROBABILITIES and has_probabilities(artifact):
             rows = schema.count_rows(feeds)
             most_rows = _MOST_PROBABILITIES // classes
             if rows > most_rows:
@@ -85,8 +85,10 @@ def _bounded(
     return decode_request
 
 
-def _has_probabilities(artifact: Artifact) -> bool:
-    return any(output.role == "probabilities" for output in artifact.outputs)
+def has_probabilities(artifact: Artifact) -> bool:
+    """Return True if a response may name the probability of each class."""
+    roles = [output.role for output in artifact.outputs]
+    return bool(artifact.classes) and "probabilities" in roles
 
 
 def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
@@ -249,7 +251,7 @@ def _probabilities_schema(artifact: Artifact) -> dict[str, JsonSchema]:
     """Return the property with a probability per class; empty if the model does not
     name the class of each column.
     """
-    if not artifact.classes or not _has_probabilities(artifact):
+    if not has_probabilities(artifact):
         return {}
     return {"probabilities": {"type": "object", "additionalProperties": dtype_schema("float64")}}
 

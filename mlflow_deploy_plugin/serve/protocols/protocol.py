@@ -118,5 +118,5 @@ class Protocol:
     tag: str = "Predictions"
     takes_pyfuncs: bool = False
 
-    def refuses(self, artifact: Artifact) -> bool:
-        return artifact.flavor == PYTHON_FUNCTION and not self.takes_pyfuncs
+    def accepts(self, artifact: Artifact) -> bool:
+        return self.takes_pyfuncs or artifact.flavor != PYTHON_FUNCTION

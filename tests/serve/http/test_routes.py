@@ -96,15 +96,15 @@ def test_error_of_odd_path_suggests_no_route(serve_here):
         (
             "/v1/models/NAME[/versions/V|/labels/L]/metadata",
             [
-                "/v1/models/<endpoint>/metadata",
-                "/v1/models/<endpoint>/versions/<version>/metadata",
-                "/v1/models/<endpoint>/labels/<label>/metadata",
+                "/v1/models/{endpoint}/metadata",
+                "/v1/models/{endpoint}/versions/{version}/metadata",
+                "/v1/models/{endpoint}/labels/{label}/metadata",
             ],
         ),
     ],
 )
 def test_template_is_expanded_to_paths(path, paths):
-    assert expand_path(path, "<{}>") == paths
+    assert expand_path(path) == paths
 
 
 def test_plain_routes_exist_per_endpoint():

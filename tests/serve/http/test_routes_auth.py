@@ -116,7 +116,7 @@ def test_refusal_does_not_reveal_served_names(server, key):
         return response.status, response.body.replace(b"'%b'" % endpoint.encode(), b"NAME")
 
     for route in [route for route in ROUTES if route.need]:
-        for template in expand_path(route.path, "{{{}}}"):
+        for template in expand_path(route.path):
             refusal = answer(route, template, "nix", "nix")
             may_ask = key == "all-of-e" and "{" not in template
             assert refusal[0] == (403 if caller and key != "wrong" else 401) or may_ask, template

@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.errors import NotReady
 from mlflow_deploy_plugin.core.version import __version__
-from mlflow_deploy_plugin.serve.http.openapi.operations import HTML, Operation
+from mlflow_deploy_plugin.serve.http.openapi.operations import HTML
 from mlflow_deploy_plugin.serve.http.responses import has_short_errors
-from mlflow_deploy_plugin.serve.http.routes import list_routes
+from mlflow_deploy_plugin.serve.http.routes import Route, list_routes
 from mlflow_deploy_plugin.serve.inference.auth import scopes_for
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.protocols import examples, schemas
@@ -66,15 +67,24 @@ _ERROR_FORMS: JsonSchema = {
     "error_of_path": {"anyOf": [_reference("error_v2"), _reference("error_mlflow")]},
 }
 _RFC_3339 = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"  # noqa: E501
-_REQUEST_HEADERS = {
-    "X-Request-Id": ({"type": "string"}, "is repeated in the response and in the logs"),
-    # A pattern instead of `format: date-time`, because openapi-python-client rejects
-    # that format in headers.
-    "X-Event-Time": (
-        {"type": "string", "pattern": _RFC_3339},
-        "the time of the event in the rows, as in RFC 3339",
-    ),
-}
+_REQUEST_HEADERS: list[JsonSchema] = [
+    {
+        "name": "X-Request-Id",
+        "in": "header",
+        "required": False,
+        "schema": STRING,
+        "description": "is repeated in the response and in the logs",
+    },
+    {
+        "name": "X-Event-Time",
+        "in": "header",
+        "required": False,
+        # A pattern instead of `format: date-time`, because openapi-python-client
+        # rejects that format in headers.
+        "schema": {"type": "string", "pattern": _RFC_3339},
+        "description": "the time of the event in the rows, as in RFC 3339",
+    },
+]
 _RESPONSE_HEADERS = {
     "X-Request-Id": "the caller's id, or a new id",
     "X-Prediction-Id": "a new id that is never repeated; labels that arrive later are joined by it",
@@ -135,28 +145,21 @@ def document(
     all endpoints. With more than `MAX_ENDPOINTS` endpoints, such routes are described
     for the default endpoint. `root` is the path of the server for its callers.
     """
-    answering = [
-        DescribedEndpoint(name, served)
+    answering = {
+        name: DescribedEndpoint(name, served)
         for name, served in server.repository.table.items()
         if served.answering
-    ]
-    default = next(
-        (
-            described
-            for described in answering
-            if described.endpoint == server.repository.default_endpoint
-        ),
-        None,
-    )
+    }
+    default = answering.get(server.repository.default_endpoint or "")
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
         only = default.endpoint
-    endpoints = [described for described in answering if only in (None, described.endpoint)]
+    endpoints = [described for name, described in answering.items() if only in (None, name)]
     texts = []
     for described in endpoints:
         loaded = described.variant.loaded
-        reason = described.artifact.undescribed
         texts.append(f"{described.endpoint}: {loaded.model} version {loaded.version}")
-        texts += [f"{described.endpoint}: {reason}"] if reason else []
+        if described.artifact.undescribed:
+            texts.append(f"{described.endpoint}: {described.artifact.undescribed}")
     if len(endpoints) < len(answering):
         texts.append(
             f"{len(answering)} endpoints are served, each described by "
@@ -223,43 +226,34 @@ def _paths(
         for described in described_endpoints:
             path = route.path
             if described is not None:
-                if not route.operation.applies_to(described.artifact):
+                if not route.applies_to(described.artifact):
                     continue
                 path = path.replace(_NAME, quote(described.endpoint, safe=""))
-            operation = _operation_object(route.operation, path, described, errors, components)
-            if route.method == "DELETE":
-                operation["operationId"] += ".delete"
+            operation = _operation_object(route, path, described, errors, components)
             paths.setdefault(path, {})[route.method.lower()] = operation | needed
     return paths
 
 
-def _with_references(schema: JsonSchema, prefix: str, components: JsonSchema) -> JsonSchema:
-    """Return the schema with a reference instead of each part that has a title; the
-    parts become `components`.
+def _with_references(part: Any, prefix: str, components: JsonSchema) -> Any:
+    """Return the part of a schema with a reference instead of each schema that has a
+    title; these become `components`.
 
     The name of a component is the prefix, then the title.
     """
-    part: JsonSchema = {}
-    for keyword, value in schema.items():
-        if keyword == "properties":
-            value = {
-                name: _with_references(part_schema, prefix, components)
-                for name, part_schema in value.items()
-            }
-        elif keyword in ("anyOf", "oneOf", "prefixItems"):
-            value = [_with_references(part_schema, prefix, components) for part_schema in value]
-        elif keyword in ("items", "additionalProperties") and isinstance(value, dict):
-            value = _with_references(value, prefix, components)
-        part[keyword] = value
-    if (title := part.pop("title", None)) is None:
+    if isinstance(part, list):
+        return [_with_references(entry, prefix, components) for entry in part]
+    if not isinstance(part, dict):
         return part
-    name = prefix + title.replace(" ", "_")
-    components[name] = part
+    schema = {name: _with_references(value, prefix, components) for name, value in part.items()}
+    if not isinstance(schema.get("title"), str):  # A property may have this name.
+        return schema
+    name = prefix + schema.pop("title").replace(" ", "_")
+    components[name] = schema
     return _reference(name)
 
 
 def _operation_object(
-    operation: Operation,
+    route: Route,
     path: str,
     described: DescribedEndpoint | None,
     errors: set[int],
@@ -267,65 +261,50 @@ def _operation_object(
 ) -> JsonSchema:
     """Return the operation of a path. `described` is the endpoint in the path, or None.
 
-    `errors` are the statuses of errors in addition to those of the operation. The
+    `errors` are the statuses of errors in addition to those of the route. The
     schemas to which the operation refers are added to `components`.
     """
-    parameters: list[JsonSchema] = []
-    if described is not None:
+    named: JsonSchema = {"job": {"schema": STRING, "description": "the id of the job"}}
+    if described is not None:  # The values are those that the endpoint has now.
         for name, values in (
             ("version", described.served.versions),
             ("label", described.served.variants),
         ):
-            if f"{{{name}}}" in path:  # The values are those that the endpoint has now.
-                schema = {"type": "string", "enum": list(values)}
-                parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
-    if "{job}" in path:
-        parameters.append(
-            {
-                "name": "job",
-                "in": "path",
-                "required": True,
-                "schema": STRING,
-                "description": "the id of the job",
-            }
-        )
-    errors = {*operation.errors, *errors}
-    if "{" in path:
+            named[name] = {"schema": {"type": "string", "enum": list(values)}}
+    parameters = [
+        {"name": name, "in": "path", "required": True, **named[name]}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+    errors = {*route.errors, *errors}
+    if parameters:
         errors.add(400)
-    response: JsonSchema = {"description": operation.summary}
-    if operation.response:
-        response["content"] = _content(operation.response, described, components)
-    if operation.is_prediction:
-        parameters += [
-            {
-                "name": name,
-                "in": "header",
-                "required": False,
-                "schema": schema,
-                "description": meaning,
-            }
-            for name, (schema, meaning) in _REQUEST_HEADERS.items()
-        ]
+    response: JsonSchema = {"description": route.summary}
+    if route.response:
+        response["content"] = _content(route.response, described, components)
+    if route.protocol is not None:
+        parameters += _REQUEST_HEADERS
         response["headers"] = {
-            name: {"schema": {"type": "string"}, "description": meaning}
+            name: {"schema": STRING, "description": meaning}
             for name, meaning in _RESPONSE_HEADERS.items()
         }
-    responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
+    responses = {str(status): _error_object(path, status, route) for status in sorted(errors)}
     # Client generators name the method of an operation by its id. A dot of a name is
     # doubled: /a.b is not /a/b.
     words = re.sub(r"[/{}:]+", ".", path.replace(".", ".."))
-    document: JsonSchema = {
+    operation: JsonSchema = {
         "operationId": words.strip(".") or "index",
-        "summary": operation.summary,
-        "tags": [operation.tag],
-        "responses": {str(operation.status): response, **responses},
+        "summary": route.summary,
+        "tags": [route.tag],
+        "responses": {str(route.status): response, **responses},
     }
+    if route.method == "DELETE":
+        operation["operationId"] += ".delete"
     if parameters:
-        document["parameters"] = parameters
-    if operation.request:
-        content = _content(operation.request, described, components)
-        document["requestBody"] = {"required": operation.needs_body, "content": content}
-    return document
+        operation["parameters"] = parameters
+    if route.request:
+        content = _content(route.request, described, components)
+        operation["requestBody"] = {"required": route.needs_body, "content": content}
+    return operation
 
 
 def _content(
@@ -360,11 +339,11 @@ def _content(
     return content
 
 
-def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
-    """Return the response of an error: a page if the operation is a page, otherwise
+def _error_object(path: str, status: int, route: Route) -> JsonSchema:
+    """Return the response of an error: a page if the route is a page, otherwise
     JSON in the form of the path's protocol.
     """
-    if operation.response == HTML and status in (404, 503):
+    if route.response == HTML and status in (404, 503):
         return {
             "description": _ERRORS[status],
             "content": {media: {"schema": body} for media, body in HTML.items()},

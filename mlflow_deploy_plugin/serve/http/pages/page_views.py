@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from ipaddress import ip_address, ip_network
 from itertools import islice, pairwise
 from pathlib import Path
@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.serve.http.openapi import document
 from mlflow_deploy_plugin.serve.http.openapi.document import DescribedEndpoint, describe_endpoint
 from mlflow_deploy_plugin.serve.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
-from mlflow_deploy_plugin.serve.http.views import check_same_site
+from mlflow_deploy_plugin.serve.http.views import PAGE_HEADERS, check_same_site
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequest
@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from mlflow_deploy_plugin.serve.protocols.examples import Example, invocations_example
 from mlflow_deploy_plugin.serve.protocols.invocation_tables import BODY_FORMS
 from mlflow_deploy_plugin.serve.protocols.invocations import csv_example
+from mlflow_deploy_plugin.serve.protocols.predict import has_probabilities
 from mlflow_deploy_plugin.serve.protocols.v2 import v2_example
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.serve.runtime.artifact import Tensor
@@ -48,9 +49,8 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.spool_reader import CapturedBatch, read_last_batches
 
-_HERE = Path(__file__).parent
 _TEMPLATES = Environment(
-    loader=FileSystemLoader(_HERE / "templates"),
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
@@ -58,11 +58,6 @@ _TEMPLATES = Environment(
     auto_reload=False,
 )
 _HTML = "text/html; charset=utf-8"
-_ASSET_TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
 _HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")
 _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+){1,16}")
 _TRUSTED_PROXIES = "127.0.0.1,::1"
@@ -71,16 +66,6 @@ _MOST_ENDPOINTS = 500
 """The maximum number of endpoints that a page lists; other endpoints have pages at
 their addresses.
 """
-
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; "
-        "frame-ancestors 'self'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 _MOST_REQUESTS = 100
 _MOST_COLUMNS = 100
 _MOST_CHARACTERS = 200
@@ -95,12 +80,6 @@ shown without values.
 """
 _ORIGIN = ("status", "endpoint", "variant", "version", "protocol")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
-_read_file = cache(Path.read_bytes)
-
-
-def asset(file: Path, *_asked: object) -> RawResponse:
-    """Return a file that the pages load."""
-    return RawResponse(200, _read_file(file), _ASSET_TYPES[file.suffix], dict(HEADERS))
 
 
 def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
@@ -147,10 +126,7 @@ def _try_values(
     artifact = subject.artifact
     categories = {**artifact.categories, **artifact.refusals.categories}
     fields = form_fields(schema, example, categories, subject.variant.capture.keys)
-    has_probabilities = artifact.classes and any(
-        output.role == "probabilities" for output in artifact.outputs
-    )
-    route = "predict/batch" if has_probabilities else "invocations"
+    route = "predict/batch" if has_probabilities(artifact) else "invocations"
     meanings = Counter(field.meaning for field in fields if field.kind != "tensor")
     shared_meaning = next(
         (meaning for meaning, count in meanings.most_common(1) if count >= _MANY_FIELDS), ""
@@ -255,7 +231,7 @@ def _render(template: str, request: RawRequest, **values: Any) -> RawResponse:
     html = _TEMPLATES.get_template(template).render(
         onnxserve_version=__version__, root=_root(request), **values
     )
-    return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
+    return RawResponse(200, html.encode(), _HTML, dict(PAGE_HEADERS))
 
 
 def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
@@ -440,9 +416,8 @@ PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
     "docs": partial(_page, "docs.html", _docs_values),
     "requests": _requests,
     "openapi": openapi,
-    **{file.name: partial(asset, file) for file in (_HERE / "static").iterdir()},
 }
-"""The view of each page, and of each file that the pages load."""
+"""The view of each page."""
 
 
 def _json_text(body: dict[str, Any]) -> str:
