@@ -154,9 +154,9 @@ def document(
     texts = []
     for described in endpoints:
         loaded = described.variant.loaded
-        reason = described.artifact.undescribed
         texts.append(f"{described.endpoint}: {loaded.model} version {loaded.version}")
-        texts += [f"{described.endpoint}: {reason}"] if reason else []
+        if described.artifact.undescribed:
+            texts.append(f"{described.endpoint}: {described.artifact.undescribed}")
     if len(endpoints) < len(answering):
         texts.append(
             f"{len(answering)} endpoints are served, each described by "
