@@ -38,7 +38,6 @@ body (RFC 9112, 2.2).
 """
 MISSING_HOST = "the request has no Host header; HTTP/1.1 requires it"
 TORN_BODY = "the body was interrupted, did not arrive in time, or is not in valid chunks"
-_LARGER_FILES = "; send fewer rows, or an uncompressed file to /endpoints/NAME/jobs"
 _MOST_LENGTH_DIGITS = 18
 _REMEMBERED_HEADS = 512
 _REMEMBERED_BYTES = 2048
@@ -290,7 +289,7 @@ class BodyParser:
 
     def __init__(self, length: int, limit: int, text_bytes: int = 0) -> None:
         if length > limit:
-            raise body_too_large(limit, _LARGER_FILES)
+            raise body_too_large(limit)
         self.is_whole = length == 0
         self._filler = -text_bytes % 8 if length > 0 else 0
         # A list of pieces could contain a million one-byte objects.
@@ -358,7 +357,7 @@ class BodyParser:
                         )
                     self._left = int(match[1], 16)
                     if len(self.content) + self._left > self._limit:
-                        raise body_too_large(self._limit, _LARGER_FILES)
+                        raise body_too_large(self._limit)
                     self._ends_chunk = self._left > 0
                     if not self._left:
                         self._trailers = 0
@@ -378,5 +377,8 @@ class BodyParser:
         return f"only {self.received} of the {self._length} bytes of the body arrived in time"
 
 
-def body_too_large(limit: int, remedy: str = "") -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes{remedy}")
+def body_too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body is larger than this server's limit of {limit} bytes; send fewer rows, or start "
+        "a job at /endpoints/NAME/jobs with the uncompressed file or its URI"
+    )
