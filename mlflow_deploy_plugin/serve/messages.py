@@ -7,7 +7,7 @@ A gRPC call becomes a POST whose path is the method and whose headers are the me
 import os
 import re
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
@@ -55,6 +55,7 @@ class RawRequest:
             None until it is drawn.
         failure: the error of a plan with steps, which must not run again; None without
             an error.
+        upload: the body in pieces, if it is the file of a job that still arrives.
     """
 
     method: str
@@ -70,6 +71,7 @@ class RawRequest:
     draw: float | None = None
     sample: float | None = None
     failure: BaseException | None = None
+    upload: Iterable[bytes] | None = None
 
 
 @dataclass(slots=True)

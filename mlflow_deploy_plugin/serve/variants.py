@@ -12,7 +12,6 @@ from typing import cast
 
 import numpy as np
 
-from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, StickySpec
 from mlflow_deploy_plugin.serve.runtime.artifact import NO_REFUSALS, Artifact
 from mlflow_deploy_plugin.serve.runtime.batcher import Batcher
@@ -207,13 +206,6 @@ class ServedVariant:
         # The schema of the model has the keys.
         capture = self.capture.model_copy(update={"keys": ()})
         return replace(self, loaded=loaded, capture=capture, steps=None)
-
-    def refuse_steps(self, what: str, remedy: str) -> None:
-        """Raise InvalidRequest if the endpoint has steps, which `what` cannot apply."""
-        if self.steps is not None:
-            raise InvalidRequest(
-                f"endpoint {self.endpoint!r} has steps, which {what} cannot apply: {remedy}"
-            )
 
 
 @dataclass(frozen=True)

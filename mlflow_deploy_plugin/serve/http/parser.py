@@ -378,4 +378,7 @@ class BodyParser:
 
 
 def body_too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")
+    return BodyTooLarge(
+        f"the body is larger than this server's limit of {limit} bytes; send fewer rows, or start "
+        "a job at /endpoints/NAME/jobs with the uncompressed file or its URI"
+    )

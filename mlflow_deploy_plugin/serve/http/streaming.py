@@ -1,5 +1,5 @@
-"""Responses that are sent while they are computed: JSON Lines predictions, and the
-events of a streaming model.
+"""Files of jobs that are stored while they arrive, and responses that are sent while
+they are computed: the events of a streaming model, and the results of jobs.
 
 If an error occurs after the head was sent, the response ends without its last chunk, so
 that a client does not treat it as complete.
@@ -8,80 +8,41 @@ that a client does not treat it as complete.
 import asyncio
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.core.errors import ClientDisconnected, OnnxserveError
-from mlflow_deploy_plugin.serve.http import views
-from mlflow_deploy_plugin.serve.http.parser import BodyParser
-from mlflow_deploy_plugin.serve.http.responses import (
-    RawResponse,
-    exception_response,
-    http_response,
-)
-from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse, infer_lines
-from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.http.parser import BodyParser, RequestHead
+from mlflow_deploy_plugin.serve.http.responses import RawResponse, failure_response
+from mlflow_deploy_plugin.serve.http.views import JOB_FORMATS
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from mlflow_deploy_plugin.serve.protocols import jsonlines
 from mlflow_deploy_plugin.serve.protocols.content import media_name
 
 MAX_STREAMS = 4
-"""The maximum number of concurrent streams per worker; each stream has its own thread.
+"""The maximum number of concurrent uploads per worker; each upload has its own thread.
 """
 _AHEAD_BYTES = 1024 * 1024
 """The number of received bytes that may wait for the answering thread; above this
 number, reading is paused.
 """
-_PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
-_JOBS_PATH = re.compile(r"/endpoints/([^/]+)/jobs")
+_JOBS_PATH = re.compile(r"/endpoints/[^/]+/jobs")
 
 
-def may_stream(
-    method: str,
-    path: str,
-    headers: Mapping[str, str],
-) -> bool:
-    """Return True for JSON Lines at `/invocations` whose response is also JSON Lines,
-    and for the file of a job.
-    """
-    if method != "POST" or "content-encoding" in headers:
-        return False
-    media = media_name(headers.get("content-type"))
-    if _JOBS_PATH.fullmatch(path):
-        return media in views.JOB_FORMATS
-    if not _PATH.fullmatch(path):
-        return False
-    accept = headers.get("accept", "*/*").strip().lower()
-    return media in jsonlines.MEDIA_TYPES and accept in ("*/*", media)
-
-
-def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[bytes]) -> RawResponse:
-    """Answer JSON Lines, or the file of a job, whose body arrives in `pieces`, with a
-    trace and a log entry.
-    """
-
-    def answer() -> RawResponse:
-        if match := _JOBS_PATH.fullmatch(request.path):
-            try:
-                return views.create_job(server, request, match[1], pieces)
-            except OnnxserveError as error:
-                return exception_response(request.path, error)
-        match = _PATH.fullmatch(request.path)
-        endpoint = match[1] if match else None
-        return http_response(request.path, infer_lines(server, request, endpoint, pieces))
-
-    return server.observer.observe(request, answer)
+def is_upload(head: RequestHead) -> bool:
+    """Return True for the file of a job, unless it is compressed."""
+    media = media_name(head.headers.get("content-type"))
+    is_plain = head.method == "POST" and "content-encoding" not in head.headers
+    return is_plain and media in JOB_FORMATS and bool(_JOBS_PATH.fullmatch(head.path))
 
 
 @dataclass(eq=False)
 class StreamedExchange:
-    """A streamed request and its response, between a connection on the loop and the
+    """An upload, or a response in pieces, between a connection on the loop and the
     thread that answers.
 
-    Most clients read only after they have sent everything, so the response may be
-    buffered here. `receive`, `fail`, `resume_sending` and all callbacks run on the
-    loop, `run` in a thread.
+    `receive`, `fail`, `resume_sending` and all callbacks run on the loop, `run` and
+    `send` in a thread.
 
     Attributes:
         max_unsent_bytes: the maximum number of response bytes that wait for the client.
@@ -145,18 +106,15 @@ class StreamedExchange:
         if is_gone:
             self.fail(ClientDisconnected("the client closed the connection"))
 
-    def run(self, server: Server, request: RawRequest) -> None:
-        """Answer the streamed request, in its own thread."""
+    def run(self, handle: Callable[[RawRequest], RawResponse], request: RawRequest) -> None:
+        """Answer an upload, in its own thread."""
+        request.upload = self._pieces()
+        try:
+            response = handle(request)
+        except BaseException as error:  # noqa: BLE001 - the boundary: the client waits
+            response = failure_response(request, error)
         with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
-            try:
-                response = stream_predictions(server, request, self._pieces())
-            except BaseException:
-                self.loop.call_soon_threadsafe(self.end, False)
-                raise
-            if response.pieces is None:
-                self.loop.call_soon_threadsafe(self.end, response)
-            else:
-                self.send(response, response.pieces)
+            self.loop.call_soon_threadsafe(self.end, response)
 
     def send(
         self,
@@ -170,15 +128,13 @@ class StreamedExchange:
             self.loop.call_soon_threadsafe(self.begin, response)
             is_whole = False
             try:
-                for piece in filter(None, pieces):  # A chunk without bytes would end the response.
+                for piece in pieces:  # Each has bytes; an empty chunk would end the response.
                     self._may_send.clear()
                     self.loop.call_soon_threadsafe(self._send, piece)
                     self._may_send.wait()
                     if self._is_gone:
                         break
                 is_whole = True
-            except BrokenResponse:
-                pass
             finally:
                 # Otherwise an unexpected error would never end the response, and keep
                 # its share of the limits.

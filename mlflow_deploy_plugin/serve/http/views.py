@@ -8,7 +8,7 @@ A view receives the server, the request and the names in its path: `endpoint`,
 import ipaddress
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -281,14 +281,8 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
     )
 
 
-def create_job(
-    server: Server,
-    request: RawRequest,
-    endpoint: str,
-    upload: Iterable[bytes] | None = None,
-) -> RawResponse:
-    """Return 202 with a job for the file in the body, or for URIs. `upload` is a file
-    that still arrives.
+def create_job(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
+    """Return 202 with a job for the file in the body, or for URIs.
 
     Raises the errors of `identify`, `check_rates`, `media_type`, `select_variant`,
     `read_request` and `accept_job`, and InvalidConfig if this server runs no jobs.
@@ -311,10 +305,11 @@ def create_job(
         )
     served = {**vars(loaded), "model_uri": f"models:/{loaded.model}/{loaded.version}"}
     fields: dict[str, object]
+    upload = None
     if media == JSON:
         fields = json_object(request.body)
     else:
-        upload = upload or [request.body]
+        upload = request.upload or [request.body]
         fields = dict(parse_qsl(request.query))
         fields |= {"input": f"input.{JOB_FORMATS[media]}", "output": ""}
     fields |= {"endpoint": endpoint, "variant": served, "caller": key.name if key else ""}

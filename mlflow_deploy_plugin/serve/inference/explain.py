@@ -40,7 +40,11 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
         try:
             context.admit(endpoint)
             variant = context.select_variant(endpoint)
-            variant.refuse_steps("/explain", "explain an endpoint without steps")
+            if variant.steps is not None:
+                raise InvalidRequest(
+                    f"endpoint {variant.endpoint!r} has steps, which /explain cannot apply: "
+                    "explain an endpoint without steps"
+                )
             feeds, params = _decode(server, request, variant)
             # The version in the body or the sticky column may select another variant.
             selected = variant

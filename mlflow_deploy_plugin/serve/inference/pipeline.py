@@ -2,8 +2,8 @@
 → count.
 
 `infer` runs in one thread. `infer_async` decodes on an event loop, and encodes in the
-thread that computed the batch. `infer_lines` answers JSON Lines, and `explain.py`
-returns explanations. All use `RequestContext`.
+thread that computed the batch. `explain.py` returns explanations. All use
+`RequestContext`.
 
 A plan (`http/plan.py`) composes these steps once for the usual request, and
 intentionally repeats the rules of `infer`. Change a rule in both modules together;
@@ -12,7 +12,7 @@ intentionally repeats the rules of `infer`. Change a rule in both modules togeth
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from copy import copy
 from itertools import chain
@@ -37,12 +37,9 @@ from mlflow_deploy_plugin.serve.messages import (
     event_time,
     request_id,
 )
-from mlflow_deploy_plugin.serve.observability.metrics import predicted_labels
-from mlflow_deploy_plugin.serve.protocols import jsonlines
-from mlflow_deploy_plugin.serve.protocols.content import EVENTS, dump_json, media_type
-from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
+from mlflow_deploy_plugin.serve.protocols.content import EVENTS, dump_json
 from mlflow_deploy_plugin.serve.protocols.protocol import DecodedRequest, InferResponse, Protocol
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, slice_feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 logger = logging.getLogger(__name__)
@@ -54,12 +51,6 @@ _NOT_FOR_PYFUNCS = (
 )
 _REFUSALS = (InvalidRequest, InferenceError)
 """The errors of a body that is refused again whenever it is repeated."""
-
-
-class BrokenResponse(Exception):
-    """An error after the head of the response was sent; the response must not look
-    complete.
-    """
 
 
 class RequestContext:
@@ -180,7 +171,7 @@ class RequestContext:
         """
         seconds = self.count(reply.status, outputs)
         error = reply.error
-        if error is None or self.variant is None or isinstance(error, ClientDisconnected):
+        if error is None or self.variant is None:
             return reply
         # `onnxserve predict` sends rows of a refused request again to find the refused
         # row. Its cause counts once.
@@ -383,78 +374,9 @@ def infer_async(
     return True
 
 
-def infer_lines(
-    server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]
-) -> Reply:
-    """Answer JSON Lines while they arrive; `request` has no body. Body and response are
-    never completely in memory.
-
-    The same version answers the complete stream, in pieces of up to a thousand lines,
-    each captured as a request. If the first piece fails, the reply is an error. If a
-    later piece fails, the last line is an object with `error_code` and `message`, and
-    the response then ends with `BrokenResponse`. An error of `pieces` ends the
-    response.
-    """
-    context = RequestContext(server, request, INVOCATIONS.name)
-    try:
-        context.admit(endpoint)
-        media = media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
-        variant = context.select_variant(endpoint)
-        variant.refuse_steps("a stream of lines", "send at most max_body_bytes at once")
-        predictions = _predict_lines(context, variant, pieces)
-        first = next(predictions)
-    except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
-        context.release()
-        pass_exit(error)
-        return context.finish(context.fail(error))
-
-    def end(error: OnnxserveError) -> bytes:
-        return dump_json({"error_code": error.error_code, "message": error.message}) + b"\n"
-
-    answered = _finish_pieces(context, chain((first,), predictions), end, breaks_off=True)
-    return Reply(context.headers, content_type=media, pieces=answered)
-
-
-def _predict_lines(
-    context: RequestContext, variant: ServedVariant, pieces: Iterable[bytes]
-) -> Iterator[bytes]:
-    """Yield the predictions for pieces of JSON Lines, as JSON Lines. Raises
-    SchemaMismatch if there are no lines, and the errors of each prediction.
-    """
-    server = context.server
-    moment = event_time(context.request.headers)
-    predictor = variant.loaded.predictor
-    reader = jsonlines.LineReader(variant.schema, server.max_body_bytes)
-
-    def predict(feeds: Feeds) -> Iterator[bytes]:
-        """Yield the predictions for these rows, in parts if the answer is too large."""
-        infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
-        try:
-            outputs = server.dataplane.infer(variant, infer_request).outputs
-        except errors.BodyTooLarge:
-            # Halve the piece, because its number of lines is not the caller's choice.
-            half = predictor.schema.count_rows(feeds) // 2
-            if not half:
-                raise
-            for part in (slice(half), slice(half, None)):
-                yield from predict(slice_feeds(feeds, part))
-            return
-        context.rows += predictor.schema.count_rows(feeds)
-        for label, rows in predicted_labels(predictor.artifact, outputs):
-            server.metrics.count_prediction(variant.loaded.version, label, rows)
-        yield jsonlines.encode(predictor.prediction(outputs, of_table=True))
-
-    is_empty = True
-    for feeds in chain(chain.from_iterable(map(reader.feed, pieces)), reader.end()):
-        is_empty = False
-        yield from predict(feeds)
-    if is_empty:
-        raise errors.SchemaMismatch(jsonlines.NO_LINES)
-
-
 def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:
     """Return the reply that sends the parts of a response, each a JSON text, as
-    server-sent events.
+    server-sent events, and counts the response when it ends.
 
     The events are the same as MLflow's. If the first part fails, the reply is an error;
     after a later error, the event before the last event is an object with `error`.
@@ -465,59 +387,35 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
         pass_exit(error)
         context.headers.pop("X-Prediction-Id")
         return context.finish(context.fail(error))
-
-    def events() -> Iterator[bytes]:
-        all_parts = parts if first is None else chain((first,), parts)
-        with closing(parts):
-            for part in all_parts:
-                yield b"data: %b\n\n" % part
-            yield _LAST_EVENT
-
-    def end(error: OnnxserveError) -> bytes:
-        document = {"error": {"code": error.error_code, "message": error.message}}
-        return b"data: %b\n\n" % dump_json(document) + _LAST_EVENT
-
     context.headers["X-Accel-Buffering"] = "no"  # Otherwise nginx would buffer the events.
-    return Reply(
-        context.headers, b"", EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end)
-    )
+    handed = context.hand_over()
 
-
-def _finish_pieces(
-    context: RequestContext,
-    pieces: Iterator[bytes],
-    end: Callable[[OnnxserveError], bytes],
-    breaks_off: bool = False,
-) -> Generator[bytes, None, None]:
-    """Return a generator of the pieces that counts the response when it ends. After an
-    error, it yields `end`; with `breaks_off`, it then raises BrokenResponse.
-    """
-
-    def finish() -> Generator[bytes, None, None]:
+    def events() -> Generator[bytes, None, None]:
         """Yield an empty piece first, with which the generator begins."""
+        all_parts = parts if first is None else chain((first,), parts)
         reply = None
         status = ClientDisconnected.http_status
         try:
-            yield b""
-            yield from pieces
+            with closing(parts):
+                yield b""
+                for part in all_parts:
+                    yield b"data: %b\n\n" % part
+                yield _LAST_EVENT
             status = 200
-        except ClientDisconnected:
-            return
         except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
             pass_exit(error)
-            reply = context.fail(error)
-            status = reply.status
+            reply = handed.fail(error)
             if reply.error is not None:
-                yield end(reply.error)
-            if breaks_off:
-                raise BrokenResponse from None
+                code = reply.error.error_code
+                document = {"error": {"code": code, "message": reply.error.message}}
+                yield b"data: %b\n\n" % dump_json(document) + _LAST_EVENT
         finally:
-            context.release()
+            handed.release()
             if reply is None:
-                context.count(status)
+                handed.count(status)
             else:
-                context.finish(reply)
+                handed.finish(reply)
 
-    generator = finish()
-    next(generator)  # Begin the generator; otherwise `finally` would not run when it is closed.
-    return generator
+    pieces = events()
+    next(pieces)  # Begin the generator; otherwise `finally` would not run when it is closed.
+    return Reply(handed.headers, b"", EVENTS, pieces=pieces)

@@ -95,6 +95,7 @@ _CHUNKED = b"Transfer-Encoding: chunked"
 _SIZE = b"%x" % len(ROW)
 _ONE = b"%s\r\n%s\r\n" % (_SIZE, ROW)
 _END = b"0\r\n\r\n"
+_JOBS = b"/endpoints/e/jobs"
 
 
 def _chunks(body, *fields):
@@ -278,9 +279,9 @@ _REFUSED = {
     },
     "a last chunk that ends with LF": _chunks(_ONE + b"0\n\r\n") + PING,
     "bad chunks of a bad path": _chunks(b"zz\r\n").replace(b"/predict", b"//predict"),
-    "bad chunks of a stream": _post(b"zz\r\n", _CHUNKED, path=b"/invocations", kind=b"jsonl"),
-    "a bad trailer of a stream": _post(
-        _ONE + b"0\r\nX\r\n\r\n", _CHUNKED, path=b"/invocations", kind=b"jsonl"
+    "bad chunks of an upload": _post(b"zz\r\n", _CHUNKED, path=_JOBS, kind=b"jsonl"),
+    "a bad trailer of an upload": _post(
+        _ONE + b"0\r\nX\r\n\r\n", _CHUNKED, path=_JOBS, kind=b"jsonl"
     ),
 }
 CASES = [

@@ -247,21 +247,21 @@ def app(server):
 
 
 @pytest.mark.parametrize(
-    ("key", "kind", "status"),
+    ("key", "path", "status"),
     [
-        ("infer", b"json", b"200"),
-        ("wrong", b"json", b"401"),
-        ("read", b"json", b"403"),
-        ("infer", b"jsonl", b"200"),
-        ("wrong", b"jsonl", b"401"),
+        ("infer", b"/invocations", b"200"),
+        ("wrong", b"/invocations", b"401"),
+        ("read", b"/invocations", b"403"),
+        ("wrong", b"/endpoints/e/jobs", b"401"),
+        ("read", b"/endpoints/e/jobs", b"403"),
     ],
 )
-def test_worker_checks_keys(app, key, kind, status):
+def test_worker_checks_keys(app, key, path, status):
     async def talk(opened):
-        head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/%b\r\n" % kind
+        kind = b"jsonl" if b"jobs" in path else b"json"
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/%b\r\n" % (path, kind)
         head += b"Authorization: Bearer %b\r\n" % key.encode()
-        body = ROW if kind == b"json" else b"[1, 2, 3]\n"
-        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(ROW), ROW)
         client = await opened.connect(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
         assert (await opened.read(client, at_least=20))[9:12] == status
 

@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.core.spec.steps import steps_digest
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, WANTED, read_workers, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
-from mlflow_deploy_plugin.serve.inference.pipeline import infer_lines
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.runtime.steps import load_steps
 from tests.serve.grpc.conftest import listening, message
@@ -365,12 +364,6 @@ def test_explanation_with_steps_is_refused(stepped, path):
     answer = ask(stepped(STEPS), path)
     assert answer.status == 400
     assert "has steps" in json.loads(answer.body)["message"]
-
-
-def test_stream_of_lines_is_refused(stepped):
-    request = post("/invocations", b"", "application/jsonl")
-    reply = infer_lines(stepped(STEPS), request, None, [orjson.dumps(RECORDS[0])])
-    assert (reply.status, reply.pieces) == (400, None)
 
 
 def test_refused_code_is_not_served(serve_here, model_folders, monkeypatch):

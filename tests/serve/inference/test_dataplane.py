@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.serve.http import encodings
 from mlflow_deploy_plugin.serve.http.routes import handle_request_async
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
-from mlflow_deploy_plugin.serve.inference.pipeline import infer_lines
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
@@ -385,11 +384,9 @@ def replies(serve_here, model_folders):
     def replies(then):
         endpoints = {"e": {"e": variant(model_folders["guarded"])}}
         server = serve_here(endpoints, {"max_batch_size": 8}, guard={"then": then})
-        lines = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
         return server, [
             ask(server, {"dataframe_records": FAR}),
             ask_later(server, "/invocations", {"dataframe_records": FAR}),
-            infer_lines(server, lines, "e", [b"".join(orjson.dumps(row) + b"\n" for row in FAR)]),
             ask(server, {"dataframe_records": [FLIGHT]}),
         ]
 
@@ -398,17 +395,17 @@ def replies(serve_here, model_folders):
 
 def test_row_outside_is_flagged(replies):
     server, answers = replies("flag")
-    assert [answer.status for answer in answers] == [200] * 4
+    assert [answer.status for answer in answers] == [200] * 3
     flagged = "hour; rows=2"
-    assert [answer.headers.get("X-Guard") for answer in answers] == [flagged, flagged, None, None]
-    assert sample(server, "onnxserve_guard_rows_total", endpoint="e", version="1") == 6
+    assert [answer.headers.get("X-Guard") for answer in answers] == [flagged, flagged, None]
+    assert sample(server, "onnxserve_guard_rows_total", endpoint="e", version="1") == 4
     guards = [entry.outputs.get("_guard") for entry in read_spool(server.capture.spool)]
     assert guards.pop() is None
-    assert [guard.tolist() for guard in guards] == [["", "hour", "carrier,hour"]] * 3
+    assert [guard.tolist() for guard in guards] == [["", "hour", "carrier,hour"]] * 2
 
 
 def test_row_outside_is_refused(replies):
     server, answers = replies("refuse")
-    assert [answer.status for answer in answers] == [422, 422, 422, 200]
-    assert [batch.statuses.tolist() for batch in failures(server)] == [[422] * 3]
+    assert [answer.status for answer in answers] == [422, 422, 200]
+    assert [batch.statuses.tolist() for batch in failures(server)] == [[422] * 2]
     assert {reason["_column"] for reason in reasons(server)} == {"carrier"}

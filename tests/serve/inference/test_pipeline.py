@@ -1,16 +1,11 @@
 """The pipeline of a prediction: its headers, ids, event times and captured rows."""
 
 import json
-from contextlib import suppress
 from unittest.mock import Mock
 
 import orjson
 import pytest
 
-from mlflow_deploy_plugin.core.errors import ClientDisconnected
-from mlflow_deploy_plugin.serve import assembly
-from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse, infer_lines
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.handling import V2_ROW, ask
 from tests.support.servers import one_endpoint, variant
 from tests.support.spool import read_spool
@@ -138,39 +133,3 @@ def test_any_loaded_version_is_asked_by_number(serve_here, bias_folders, tmp_pat
     names = [request.record.variant for request in captured(server, tmp_path)]
     assert "shadow" in names  # It appears again if the shadow has already computed the request.
     assert [name for name in names if name != "shadow"] == ["champion", "idle"]
-
-
-def test_json_lines_are_answered_in_pieces(serve_here, model_folders, monkeypatch):
-    monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
-    server = serve_here(one_endpoint(model_folders["mixed"]), {"max_body_bytes": 1024})
-    request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
-    lines = b'["AA", 0, 0, false]\n["UA", 0, 0, false]\n' * 1000
-
-    reply = infer_lines(server, request, "e", [lines])
-
-    assert reply.status == 200, reply.body
-    assert reply.pieces is not None
-    assert b"".join(reply.pieces) == b'"yes"\n"no"\n' * 1000
-
-
-@pytest.mark.parametrize(
-    ("pieces", "expected"),
-    [
-        ([b"[1, 2, 3]\n" * 1000, b"{}\n"], [200, 400]),
-        ([b"{}\n"], [400]),
-        ([b"[1, 2, 3]\n" * 1000, ClientDisconnected("gone")], [200]),
-        ([ClientDisconnected("gone")], []),  # The caller does not wait for a response.
-    ],
-)
-def test_failed_piece_of_json_lines_is_captured(server, tmp_path, pieces, expected):
-    def sent():
-        for piece in pieces:
-            if isinstance(piece, ClientDisconnected):
-                raise piece
-            yield piece
-
-    request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
-    reply = infer_lines(server, request, "e", sent())
-    with suppress(BrokenResponse):
-        list(reply.pieces or ())
-    assert [entry.record.status for entry in captured(server, tmp_path)] == expected

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.serve.http.responses import (
     serialize_streamed_head,
 )
 from mlflow_deploy_plugin.serve.http.routes import handle_request_async
-from mlflow_deploy_plugin.serve.http.streaming import MAX_STREAMS, StreamedExchange, may_stream
+from mlflow_deploy_plugin.serve.http.streaming import MAX_STREAMS, StreamedExchange, is_upload
 from mlflow_deploy_plugin.serve.http.workers.worker_app import WorkerApp
 from mlflow_deploy_plugin.serve.inference.auth import certificate_name
 from mlflow_deploy_plugin.serve.messages import RawRequest
@@ -430,8 +430,8 @@ class HttpConnection(asyncio.Protocol):
             self._answer(head, b"")
             return None
         is_long = head.length == parser.CHUNKED or head.length > limit
-        if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
-            # Answer the body while it arrives (`http/streaming.py`). The connection's
+        if is_long and is_upload(head):
+            # Store the file while it arrives (`http/streaming.py`). The connection's
             # next requests wait.
             app = self._app
             if app.streams >= MAX_STREAMS:
@@ -450,7 +450,7 @@ class HttpConnection(asyncio.Protocol):
             self._feed_stream()
             thread = threading.Thread(
                 target=exchange.run,
-                args=(app.server, self._request(head, b"")),
+                args=(app.handle, self._request(head, b"")),
                 name="onnxserve-stream",
                 daemon=True,
             )

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from mlflow_deploy_plugin.core.statedir.files import read_workers
+from mlflow_deploy_plugin.core.statedir.files import SERVER, read_workers
 from tests.serve.http.listener import play, until, worker_app
 from tests.support.raising import raise_it
 from tests.support.servers import gunicorn, one_endpoint
@@ -22,6 +22,7 @@ ANSWER = b'{"predictions":[[1006.0]]}'
 PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+UPLOAD = b"POST /endpoints/e/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n" + CHUNKED
 
 
 def post(body=BODY, head=POST):
@@ -136,15 +137,15 @@ def test_half_closed_client_is_answered(app):
     assert answer_of(app, post() + PING + post()).count(b"HTTP/1.1 200 OK") == 3
 
 
-def test_stream_behind_request_is_read_completely(app):
-    line = b"[1, 2, 3" + b" " * 1000 + b"]\n"
-    head = POST.replace(b"json", b"jsonl") + CHUNKED
+def test_upload_behind_request_is_read_completely(app):
+    (app.server.repository.state_dir / SERVER).touch()  # There is a process of jobs.
     # Reading is paused in the meantime.
     large = json.dumps({"inputs": [[1, 2, 3]] * 15_000}).encode()
-    chunks = (b"%X\r\n%b\r\n" % (len(line), line)) * 3000
-    answer = answer_of(app, post(large) + head + chunks + b"0\r\n\r\n")
-    assert answer.count(b"[1006.0]\n") == 3000
-    assert answer.endswith(b"\r\n0\r\n\r\n")
+    chunks = b"400\r\n%b\r\n" % (b"1" * 1024) * 3000
+    answer = answer_of(app, post(large) + UPLOAD + chunks + b"0\r\n\r\n")
+    assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b"HTTP/1.1 202 Accepted") == 1
+    (path,) = app.server.repository.state_dir.glob("jobs/*/input.csv")
+    assert path.stat().st_size == 3000 * 1024
 
 
 def test_half_closed_client_with_small_chunks_is_answered(app):
@@ -177,8 +178,7 @@ def test_request_is_answered_when_no_thread_can_start(app, monkeypatch):
         threading.Thread, "start", lambda thread: raise_it(RuntimeError("can't start new thread"))
     )
     assert answer_of(app, post()).startswith(b"HTTP/1.1 200")
-    stream = POST.replace(b"json", b"jsonl") + b"Transfer-Encoding: chunked\r\n\r\n"
-    answer = answer_of(app, stream)
+    answer = answer_of(app, UPLOAD)
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"Retry-After: 1\r\n" in answer
 
