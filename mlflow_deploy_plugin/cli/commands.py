@@ -167,14 +167,15 @@ class _LazyCommands(Commands):
                 formatter.write_dl(
                     [(name, description) for name, (_, description) in commands.items()],
                 )
-        with formatter.section("Extensions"):
-            descriptions = []
-            for name, entry in _extensions().items():
-                try:
-                    descriptions.append((name, _load(entry).get_short_help_str(limit=100)))
-                except OnnxserveError as error:
-                    descriptions.append((name, error.message))
-            formatter.write_dl(descriptions)
+        descriptions = []
+        for name, entry in _extensions().items():
+            try:
+                descriptions.append((name, _load(entry).get_short_help_str(limit=100)))
+            except OnnxserveError as error:
+                descriptions.append((name, error.message))
+        if descriptions:  # A copy that is not installed has no entry points.
+            with formatter.section("Extensions"):
+                formatter.write_dl(descriptions)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for argument in args:

@@ -72,3 +72,8 @@ def test_format_of_another_distribution_is_written(tmp_path):
         export(str(model), "absent", tmp_path / "other")
     with refused(InvalidConfig, "text", "'name'"):
         export(str(model), "text", tmp_path / "other", name="m")
+
+
+def test_copy_without_entry_points_has_help(monkeypatch):
+    monkeypatch.setattr("mlflow_deploy_plugin.cli.commands.registered_in", lambda group: {})
+    assert not mentions(done("--help"), "Extensions")
