@@ -82,21 +82,7 @@ __all__ = [
     "wsgi_app",
 ]
 
-_ERRORS = (
-    "ConversionError",
-    "DeploymentFailed",
-    "GateRefused",
-    "InvalidConfig",
-    "InvalidRequest",
-    "NotFound",
-    "OnnxserveError",
-    "ParityError",
-    "RegistryUnavailable",
-    "TooManyRequests",
-)
-"""The errors that users catch."""
 _HOMES = {
-    **{name: ("core.errors", name) for name in _ERRORS},
     "AsyncClient": ("serve.client.client", "AsyncClient"),
     "BatchPlan": ("ship.batch.run", "BatchPlan"),
     "Client": ("serve.client.client", "Client"),
@@ -118,17 +104,17 @@ _HOMES = {
     "wrap_model": ("wrap.flavor.registered", "wrap_registered"),
     "wsgi_app": ("serve.embed", "wsgi_app"),
 }
-"""Public name → (module, name in that module). MLflow calls `_load_pyfunc` to load a
-saved model.
+"""Public name → (module, name in that module), without the errors that users
+catch. MLflow calls `_load_pyfunc` to load a saved model.
 """
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    if name in _HOMES or name in __all__:
         # Not imported by workers, whose start it would delay.
         from mlflow_deploy_plugin.core.packages import NEEDED, check_fit
 
         check_fit(*NEEDED)
-        module, own_name = _HOMES[name]
+        module, own_name = _HOMES.get(name, ("core.errors", name))
         return getattr(import_module(f"mlflow_deploy_plugin.{module}"), own_name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
 )
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.extensions import registered_in
+from mlflow_deploy_plugin.core.extensions import EXPORTERS, registered_in
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import Device, EndpointSpec, PyfuncEnv
@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.text_files import read_text
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.served import Place, missing_settings
 
-_FORMATS = ("onnx", "ort", *registered_in("onnxserve.exporters"))
+_FORMATS = ("onnx", "ort", *registered_in(EXPORTERS))
 
 
 @click.command()

@@ -8,6 +8,11 @@ from typing import Any
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 
+EXPORTERS = "onnxserve.exporters"
+"""The group of export formats: the name of a format → its
+`wrap.exporter.exporting.Exporter`.
+"""
+
 
 def registered_in(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name, in the order of their names."""

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.core.errors import (
     ParityError,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.core.extensions import load_entry, registered_in
+from mlflow_deploy_plugin.core.extensions import EXPORTERS, load_entry, registered_in
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
@@ -48,8 +48,6 @@ from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, sessi
 from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs, rounding_tolerance
 from mlflow_deploy_plugin.wrap.evaluation.dataset import cast_to_signature, known_rows
 
-GROUP = "onnxserve.exporters"
-"""The entry point group of further formats: the name of a format → its `Exporter`."""
 RUNNER = Path(__file__).with_name("runner.py")
 METADATA_KEY = "onnxserve.model"
 
@@ -233,7 +231,7 @@ def _find_exporter(format: str) -> Exporter:
     """Raises InvalidConfig for an unknown format; OnnxserveError if its code fails."""
     if format in _EXPORTERS:
         return _EXPORTERS[format]
-    registered = registered_in(GROUP)
+    registered = registered_in(EXPORTERS)
     if format not in registered:
         names = ", ".join([*_EXPORTERS, *registered])
         raise InvalidConfig(f"the format {format!r} is unknown; supported are {names}")
