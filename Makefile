@@ -1,7 +1,9 @@
 # make install        a virtual environment in .venv with everything
+# make install-light  instead, in a minute: .venv-light without torch, boosters and Java, for the tests of core, serve, promote, ui and cli
 # make demo           the whole loop on real data; the servers keep running (DEMO_EXIT=1 stops them at the end)
 # make test           the tests, about six minutes on two cores
 # make test-serve     the tests of one part of the package: test-core, -serve, -wrap, -ship, -promote, -watch, -cli, -ui, -contrib
+# make test-light     the tests of core, serve, promote, ui and cli in .venv-light
 # make test-install   builds the wheel and runs README's commands with it outside of this checkout, with the newest dependencies
 # make test-long      the long tests: more than a second of CPU, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/serve/agent runs some of them
 # make test-trees-asan opens 200,000 mutated models with the library of projects/trees, under sanitizers (needs g++); MODELS=5000 SEED=0
@@ -11,7 +13,7 @@
 # make bench          reproduces the figures of README.md and benchmarks/RESULTS.md in ten minutes on two cores; ONLY='serve start' runs some of them
 # make docs           the documentation site, into site/; fails on a broken link
 # make helm           the program helm, from PyPI, for the tests of the chart
-# make lint           ruff, formatting, strict types (also for macOS and Windows), the import rule, the figures of the structure, the workflows
+# make lint           ruff, formatting, strict types (also for macOS and Windows), the import rule, the figures of the structure, the workflows. On other branches than main, the structure only warns
 # The long files run first (tests/serve/agent … journeys), because otherwise one core would run them at the end.
 # Each target sets up its environment in a fresh clone, with Python 3.11 to 3.14. With PYTHON=/path/to/python3.13 it uses
 # a separate environment for that version, .venv-3.13.
@@ -31,7 +33,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)$(if $(filter Linux,$(sh
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo demo-stop test test-install test-long test-trees-asan test-graphs-hostile test-all stack-test images helm bench docs lint format constraints clean
+.PHONY: install install-light test-light demo demo-stop test test-install test-long test-trees-asan test-graphs-hostile test-all stack-test images helm bench docs lint format constraints clean
 
 install: $(VENV)/.installed
 
@@ -58,6 +60,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 	@echo "installed. 'make demo' runs the whole loop; 'source $(BIN)/activate' activates the environment"
 
+install-light: .venv-light/.installed
+
+.venv-light/.installed: setup.cfg pyproject.toml constraints.txt
+	@test -n '$(VERSION)' || { echo 'Python 3.11 to 3.14 is needed' >&2; exit 1; }
+	@test -x .venv-light/bin/python || $(PYTHON) -m venv .venv-light
+	@.venv-light/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[light]'
+	@touch $@
+
 demo: install
 	@$(BIN)/python -m projects.demo
 
@@ -71,6 +81,10 @@ PARTS := core serve wrap ship promote watch cli ui contrib
 .PHONY: $(PARTS:%=test-%)
 $(PARTS:%=test-%): test-%: install
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not long and not install' tests/$*
+
+LIGHT := core serve promote ui cli
+test-light: install-light
+	.venv-light/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not long and not install' $(LIGHT:%=tests/%)
 
 test-install: install
 	$(BIN)/python -m pytest -n 3 --dist worksteal tests/journeys/test_install.py
@@ -112,6 +126,8 @@ docs: install
 
 WORKFLOWS := $(wildcard .github/workflows/*.yaml projects/model_repository/.github/workflows/*.yaml)
 ON_WINDOWS := $(addprefix mlflow_deploy_plugin/,core wrap promote serve/client)
+# A pull request on GitHub, another branch, or main and a checkout without a branch.
+BRANCH := $(or $(GITHUB_REF_NAME),$(shell git branch --show-current 2>/dev/null))
 SCHEMA := check-jsonschema --builtin-schema
 
 lint: install
@@ -121,7 +137,7 @@ lint: install
 	$(BIN)/mypy --platform darwin --no-warn-unreachable --cache-dir .mypy_cache/darwin mlflow_deploy_plugin
 	$(BIN)/mypy --platform win32 --no-warn-unreachable --follow-imports silent --cache-dir .mypy_cache/win32 $(ON_WINDOWS)
 	$(BIN)/lint-imports
-	$(BIN)/python -m tests.structure
+	$(BIN)/python -m tests.structure $(if $(filter-out main,$(BRANCH)),--warn)
 	$(BIN)/$(SCHEMA) vendor.github-workflows $(WORKFLOWS)
 	$(BIN)/$(SCHEMA) vendor.dependabot .github/dependabot.yml
 	$(BIN)/$(SCHEMA) vendor.github-issue-forms $(wildcard .github/ISSUE_TEMPLATE/*.yaml)
@@ -137,4 +153,4 @@ constraints: install
 	@mv constraints.new constraints.txt
 
 clean:
-	rm -rf .venv .venv-3.1? .venv-logins build dist site *.egg-info
+	rm -rf .venv .venv-3.1? .venv-light .venv-logins build dist site *.egg-info

@@ -1,5 +1,5 @@
 """Measure how densely the package and its tests are written. `make lint` runs this
-module.
+module, and fails on the branch main only: elsewhere it warns.
 
 The limits are in structure.json; a figure may exceed its limit by 2 %. A token is a
 Python token without comments, docstrings, line ends and indentation. A code line is a
@@ -181,6 +181,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worst", type=int, metavar="N", help="print the N densest functions")
     parser.add_argument("--record", action="store_true", help="record better figures and new parts")
+    parser.add_argument("--warn", action="store_true", help="exit with 0 in any case")
     options = parser.parse_args()
     package = measure_folder(PACKAGE)
     tests = measure_folder(LIMITS.parent)
@@ -199,7 +200,7 @@ def main():
     complaints = worse(limits, figures)
     summary = f"{len(complaints)} of {len(figures)} figures are worse than in {LIMITS}"
     print(*complaints, summary, sep="\n")
-    return int(bool(complaints))
+    return int(bool(complaints) and not options.warn)
 
 
 if __name__ == "__main__":

@@ -56,14 +56,14 @@ def test_site_builds_with_its_theme(tmp_path):
 
 
 def test_pages_stay_few_and_short():
-    """A guide has less than 12 kB. Lists (generated pages, the glossary, the public
+    """A guide has less than 16 kB. Lists (generated pages, the glossary, the public
     names) and the architecture may be longer.
     """
     sizes = {page.name: page.stat().st_size for page in DOCS.glob("*.md")}
     longer = {"architecture.md", "errors.md", "extend.md", "glossary.md", "reference.md"}
     assert len(sizes) <= 45
     assert sum(sizes.values()) <= 482_000
-    assert {name for name, size in sizes.items() if size >= 12_000} - longer == set()
+    assert {name for name, size in sizes.items() if size >= 16_000} - longer == set()
     assert (ROOT / "benchmarks" / "RESULTS.md").stat().st_size <= 20_000
 
 

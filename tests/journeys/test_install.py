@@ -41,6 +41,7 @@ LEFT_OUT = {
     "tensorflow": "600 MB of TensorFlow",
     "keras": "no backend of its own, so that it is imported beside torch or TensorFlow only",
     "all": "the extras, each of which is tried alone",
+    "light": "what `make install-light` installs",
     "dev": "what `make install` installs",
 }
 IMPORTS_OF_EXTRAS = {

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from lightgbm import LGBMClassifier, LGBMRegressor
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
     GradientBoostingClassifier,
@@ -22,7 +21,6 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
-from xgboost import XGBClassifier
 
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.errors import InferenceError, InvalidArtifact, InvalidRequest
@@ -33,6 +31,9 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
 from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
 from tests.support.cases import long_case
+
+lightgbm = pytest.importorskip("lightgbm")
+xgboost = pytest.importorskip("xgboost")
 
 ROWS = 400
 EXPLAINED = 60
@@ -119,8 +120,8 @@ def add_up_to_probabilities(contributions, original, rows):
         long_case(HistGradientBoostingClassifier(max_iter=10), "logit", with_gaps),
         long_case(RandomForestRegressor(10, max_depth=5), "identity", np.copy),
         (CatBoost("CatBoostClassifier"), "logit", np.copy),
-        long_case(LGBMClassifier(n_estimators=10, verbose=-1), "logit", with_gaps),
-        long_case(XGBClassifier(n_estimators=10), "logit", with_gaps),
+        long_case(lightgbm.LGBMClassifier(n_estimators=10, verbose=-1), "logit", with_gaps),
+        long_case(xgboost.XGBClassifier(n_estimators=10), "logit", with_gaps),
     ],
     ids=name_of,
 )
@@ -155,7 +156,7 @@ def test_linear_models_match_shap(tmp_path, original, link):
 @pytest.mark.parametrize(
     "original",
     [
-        long_case(LGBMClassifier(n_estimators=5, verbose=-1)),
+        long_case(lightgbm.LGBMClassifier(n_estimators=5, verbose=-1)),
         long_case(CatBoost("CatBoostClassifier")),
         LogisticRegression(),
     ],
@@ -246,11 +247,11 @@ def shapley_values(score, background, row):
     ("original", "score"),
     [
         long_case(
-            LGBMClassifier(n_estimators=5, min_data_per_group=2, verbose=-1),
+            lightgbm.LGBMClassifier(n_estimators=5, min_data_per_group=2, verbose=-1),
             lambda original, rows: original.predict(rows, raw_score=True),
         ),
         (
-            XGBClassifier(n_estimators=5, enable_categorical=True),
+            xgboost.XGBClassifier(n_estimators=5, enable_categorical=True),
             lambda original, rows: original.predict(rows, output_margin=True),
         ),
         long_case(
@@ -258,7 +259,9 @@ def shapley_values(score, background, row):
             lambda original, rows: original.decision_function(rows),
         ),
         (
-            LGBMRegressor(n_estimators=5, linear_tree=True, min_data_per_group=2, verbose=-1),
+            lightgbm.LGBMRegressor(
+                n_estimators=5, linear_tree=True, min_data_per_group=2, verbose=-1
+            ),
             lambda original, rows: original.predict(rows),
         ),
     ],
@@ -332,7 +335,7 @@ def precise():
     scope="module",
     params=[
         HistGradientBoostingClassifier(max_iter=10),
-        long_case(LGBMRegressor(n_estimators=10, verbose=-1)),
+        long_case(lightgbm.LGBMRegressor(n_estimators=10, verbose=-1)),
         long_case(HistGradientBoostingRegressor(max_iter=10)),
         long_case(CatBoost("CatBoostRegressor")),
     ],

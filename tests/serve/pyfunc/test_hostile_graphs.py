@@ -16,7 +16,6 @@ import onnx
 import pytest
 import yaml
 from google.protobuf.message import Message
-from lightgbm import LGBMRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
@@ -34,6 +33,8 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, import_onnxruntime
 from tests.support.random_rows import normal_rows
 
+lightgbm = pytest.importorskip("lightgbm")
+
 COUNT = int(os.environ.get("HOSTILE_MODELS", "200"))
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
 ROWS = normal_rows(200, 3)
@@ -44,7 +45,7 @@ TOLERANCE = Tolerance(1e-3, 1e-3)
 MODELS = [
     make_pipeline(StandardScaler(), RandomForestRegressor(3, max_depth=3)),
     LinearRegression(),
-    LGBMRegressor(n_estimators=3, linear_tree=True, verbose=-1),
+    lightgbm.LGBMRegressor(n_estimators=3, linear_tree=True, verbose=-1),
     HistGradientBoostingRegressor(max_iter=3, categorical_features=[2]),
 ]
 

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from lightgbm import LGBMRegressor
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.serve.pyfunc import leaf_tables
 from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import LeafTables
 from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
+
+lightgbm = pytest.importorskip("lightgbm")
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(300, 3)).astype("float32").astype(float)
@@ -43,7 +44,7 @@ def test_missing_and_infinite_values_follow_trees():
 
 def test_unknown_codes_follow_trees():
     codes = np.arange(300.0) % 6
-    original = LGBMRegressor(min_data_per_group=2, n_estimators=5)
+    original = lightgbm.LGBMRegressor(min_data_per_group=2, n_estimators=5)
     rows = np.column_stack([codes, ROWS])
     original.fit(rows, codes % 3 + ROWS[:, 0], categorical_feature=[0])
     asked = np.column_stack([np.resize([-3, -1, -0.5, 2.5, 99, np.nan], 300), ROWS])
