@@ -121,6 +121,7 @@ def ended(tmp_path_factory, bias_folders):
         answer = running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"})
         assert answer.status_code == 200
         loaded = Path(f"/proc/{running.process.pid}/maps").read_text()
+        memory = psutil.Process(worker.pid).memory_full_info()
         sockets = list(runtime.iterdir())
         metrics = metrics_of(state_dir, worker.pid)
     return SimpleNamespace(
@@ -128,6 +129,7 @@ def ended(tmp_path_factory, bias_folders):
         loaded=loaded,
         sockets=sockets,
         metrics=metrics,
+        memory=memory,
         packages={name.partition(".")[0] for name in modules.read_text().split()},
     )
 
@@ -153,6 +155,40 @@ def test_worker_imports_neither_mlflow_nor_grpc(ended):
         "grpc",
         "opentelemetry",
     }
+
+
+def test_worker_is_small(ended):
+    assert ended.memory.rss < 150 * 1024**2
+    assert ended.memory.uss < 60 * 1024**2  # Other pages are shared with the arbiter.
+
+
+MANY_FILES = """
+import os
+from mlflow_deploy_plugin.serve.gunicorn_conf import *
+
+def post_fork(arbiter, worker):
+    worker.held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+"""
+
+
+@pytest.mark.long
+def test_worker_answers_with_over_1024_files(tmp_path, bias_folders, pyfunc_folders):
+    config = tmp_path / "probe.py"
+    config.write_text(MANY_FILES)
+    endpoints = servers.one_endpoint(bias_folders["1"])
+    endpoints |= {"p": {"v": servers.variant(pyfunc_folders["troubled"])}}
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+    try:
+        with servers.gunicorn(tmp_path, endpoints, None, config) as running:
+            (worker,) = read_workers(tmp_path)
+            assert psutil.Process(worker.pid).num_fds() > 1100
+            answer = running.post("/endpoints/e/invocations", json={"inputs": [[1, 2, 3]]})
+            assert answer.json() == {"predictions": [[1006.0]]}
+            rows = {"dataframe_split": {"columns": ["do"], "data": [["answer"]]}}
+            wait_until(lambda: running.post("/endpoints/p/invocations", json=rows).ok, 90)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_metrics_are_in_memory_until_the_end(ended):

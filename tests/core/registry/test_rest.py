@@ -8,7 +8,7 @@ import sys
 
 import mlflow
 import pytest
-from mlflow import MlflowClient
+from mlflow import MlflowClient, environment_variables
 from onnx.parser import parse_model as parse_graph
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUnavailable
@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.model_files import download, fetch
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve, selected_models
-from mlflow_deploy_plugin.core.registry.rest import MlflowRest, http_settings
+from mlflow_deploy_plugin.core.registry.rest import HttpSettings, MlflowRest, http_settings
 from mlflow_deploy_plugin.core.registry.tags import tag_version, untag_version
 from tests.support.models import IDENTITY
 from tests.support.refusals import refused
@@ -183,6 +183,19 @@ def test_agent_follows_model_without_mlflow(proxy, model_id, tmp_path):
         command, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.stdout == "True False\n", ended.stderr
+
+
+def test_default_settings_match_mlflow_client():
+    variables = {name: f"MLFLOW_{name.upper()}" for name in HttpSettings.model_fields}
+    of_mlflow = {
+        name: getattr(environment_variables, variable).default
+        for name, variable in variables.items()
+        if hasattr(environment_variables, variable)
+    }
+    assert {name: value or "" for name, value in of_mlflow.items()} == {
+        name: value or "" for name, value in HttpSettings() if name in of_mlflow
+    }
+    assert len(of_mlflow) >= 14
 
 
 def test_out_of_range_setting_is_refused(monkeypatch):

@@ -1,5 +1,6 @@
 """Opening the store: migrations, races, and error messages without passwords."""
 
+import os
 import socket
 import sqlite3
 import subprocess
@@ -190,6 +191,17 @@ def test_statements_are_not_prepared_for_pgbouncer(postgresql_url):
     for _ in range(10):  # psycopg prepares a statement at its sixth execution.
         store.endpoints()
     assert connections[0].execute("SELECT statement FROM pg_prepared_statements").fetchall() == []
+    store.close()
+
+
+@pytest.mark.postgresql
+@pytest.mark.skipif(sys.platform != "linux", reason="the option is Linux's")
+def test_connection_to_a_lost_machine_ends(postgresql_url):
+    connections = []
+    event.listen(Engine, "connect", lambda connection, _: connections.append(connection), once=True)
+    store = open_store(postgresql_url)
+    with socket.socket(fileno=os.dup(connections[0].fileno())) as opened:
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
     store.close()
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import onnx
 import pytest
 import requests
 import yaml
@@ -23,7 +24,7 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, Placement
 from tests.support.models import IDENTITY, mixed_model, write_model
 from tests.support.page_models import with_example
-from tests.support.refusals import mentions
+from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
 FIXED = "fixed (float[2,2] X) => (float[2,2] y) { y = Identity(X) }"
@@ -81,6 +82,19 @@ def test_load_without_end_stops_no_other_model(serve, tmp_path):
     assert running.log.read_text().count("is loaded without end") <= 3
     url = f"{running.url}/endpoints/bad/invocations"
     assert mentions(requests.post(url, json={"inputs": [[1]]}, timeout=30).text, "died")
+
+
+@pytest.mark.parametrize("newer", ["ir_version", "opset"])
+def test_file_of_a_newer_onnx_is_refused(tmp_path, newer):
+    folder = write_model(tmp_path / "model")
+    model = onnx.load(folder / "model.onnx")
+    if newer == "opset":
+        model.opset_import[0].version = 99
+    else:
+        model.ir_version = 99
+    onnx.save(model, folder / "model.onnx")
+    with refused(InvalidArtifact, "99"):
+        load_warm(folder, Placement(), 1)
 
 
 def test_version_is_batched_by_its_policy(model_folders):

@@ -417,6 +417,20 @@ def test_independent_rows_need_no_times():
     assert mentions(shifted.notes[0], "90 windows of random rows")
 
 
+@pytest.mark.parametrize(("share", "state"), [(0.002, "no drift"), (0.05, "drift")])
+def test_rare_flags_of_independent_rows(share, state):
+    rng = np.random.default_rng(2)
+
+    def flags(rows, of_rows):
+        return pa.table({"fraud": rng.random(rows) < of_rows})
+
+    reference = reference_of(flags(20_000, 0.002))
+    states = [
+        verdict_on(flags(500, share), reference, independent_rows=True).state for _ in range(20)
+    ]
+    assert states.count(state) >= 19
+
+
 @pytest.fixture(scope="module")
 def busy():
     """Hours of eight days, whose level follows a daily cycle of ± 3 deviations."""

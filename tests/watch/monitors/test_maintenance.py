@@ -9,16 +9,22 @@ import pytest
 from sqlalchemy import select
 
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.types import bin_period
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.holds import hold
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.tables import AlertRow
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.maintenance import expire
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.monitors.maintenance import (
+    RetainedWindows,
     maintain_logs,
     retained_windows,
 )
 from mlflow_deploy_plugin.watch.monitors.schedule import next_due_window
+from tests.support.inference_log import ENDPOINT, LogWriter
 from tests.support.monitors import HOUR, NOON, SECONDS
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -98,6 +104,23 @@ def test_windows_waiting_for_labels_are_retained(world):
     assert labels.start <= first.window.start == NOON
     # This is the maximum number of missed windows.
     assert yearly.start == now - timedelta(hours=100)
+
+
+def test_rows_of_frozen_bins_outlive_the_retention(tmp_path):
+    span = timedelta(days=3)
+    times = [NOON + timedelta(hours=12 * number) for number in range(80)]
+    LogWriter(tmp_path).write({"x": [0.0] * len(times), "_event_time": times})
+    log = open_log(str(tmp_path))
+    for day in range(4, 40):
+        now = NOON + timedelta(days=day)
+        history = Window(now - span, now)
+        frozen = bin_period(log.hours(ENDPOINT)[0].start, now, span)
+        needed = RetainedWindows([history], [history]).of(log, ENDPOINT)
+        rows = log.hours(ENDPOINT, Window(*frozen))
+        expire(log, ENDPOINT, now, timedelta(days=4), needed)
+        assert bin_period(log.hours(ENDPOINT)[0].start, now, span) == frozen
+        assert log.hours(ENDPOINT, Window(*frozen)) == rows
+    assert len(log.hours(ENDPOINT)) < 40
 
 
 @pytest.fixture

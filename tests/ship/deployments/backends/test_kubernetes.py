@@ -256,12 +256,13 @@ def test_pods_of_another_owner_are_refused(monkeypatch, ask, owner, whose):
         ask(KubernetesBackend(Settings(), "ml"))
 
 
-def test_objects_of_another_owner_are_not_replaced(monkeypatch):
+def test_objects_of_another_owner_are_kept(monkeypatch):
     cluster = SharedCluster("sqlite:///b.db on b")
     before = deepcopy(cluster.objects)
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: cluster)
     with refused(AlreadyExists, "ConfigMap 'f'", "sqlite:///b.db on b"):
         KubernetesBackend(Settings(), "ml").apply(SPEC, print)
+    KubernetesBackend(Settings(), "ml").remove("f")
     assert cluster.objects == before
 
 
