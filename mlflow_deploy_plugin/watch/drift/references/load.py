@@ -155,7 +155,7 @@ class LogReference:
         )
         if any(
             time % HOUR_US
-            for time in (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)
+            for time in (grid.start_us, length_us, self.span.start_us, self.span.end_us)
         ):
             tables = coalesce_batches(self.rows(self.span))
             if segment:
