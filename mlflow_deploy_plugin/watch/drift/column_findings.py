@@ -287,12 +287,19 @@ def not_judged_findings(
 
 @dataclass(frozen=True, eq=False)
 class ColumnGroup:
-    """All rows (empty `segment`) or one segment, and the columns that are judged."""
+    """All rows (empty `segment`) or one segment, and the columns that are judged.
+
+    Attributes:
+        unjudged: the findings about the other columns.
+        reason: the reason why no column is judged; empty if some columns are.
+    """
 
     segment: str
     reference: DriftReference
     window: Profile
     columns: tuple[str, ...]
+    unjudged: Sequence[Finding]
+    reason: str = ""
 
     @property
     def figures(self) -> dict[str, float]:

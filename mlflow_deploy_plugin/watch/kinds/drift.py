@@ -87,7 +87,6 @@ from mlflow_deploy_plugin.watch.segments import (
     texts_of,
 )
 from mlflow_deploy_plugin.watch.sequential.budget import single_window_rate
-from mlflow_deploy_plugin.watch.sequential.course import History
 from mlflow_deploy_plugin.watch.sequential.detector import known_limits
 from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, Evidence, LevelSeries
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS
@@ -205,21 +204,12 @@ class WindowComparison:
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
         stored = (window.evidence.limits for window in reversed(request.past))
         known_limits.update(next(filter(None, stored), {}))
-        history = History(
-            request.past if request.follows_levels else (),
-            request.baseline,
-            request.false_per_year,
-            request.has_default_budget,
-            self.rows,
+        of_columns = replace(
+            request,
+            spec=request.spec.model_copy(update={"columns": selected}),
+            past=request.past if request.follows_levels else (),
         )
-        verdict = judge_profile(
-            self.reference,
-            self.profile,
-            request.window.start_us,
-            request.spec.model_copy(update={"columns": selected}),
-            self.segments,
-            history,
-        )
+        verdict = judge_profile(of_columns, self.reference, self.profile, self.segments, self.rows)
         findings = (*verdict.findings, *self._not_judged(self.excluded, columns))
         return replace(verdict, findings=tuple(with_history(request, findings)))
 

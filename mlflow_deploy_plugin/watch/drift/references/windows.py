@@ -7,6 +7,7 @@ rare value in a later window would be an alarm.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,8 +37,8 @@ a hundred.
 _MERGED_AT = 16
 RANDOM_WINDOWS = 90
 """The number of random windows, which begin one hour apart."""
-END_US = RANDOM_WINDOWS * HOUR_US
-"""The end of the last random window."""
+END = timedelta(hours=RANDOM_WINDOWS)
+"""The end of the last random window, from 1970."""
 _MOST_RANDOM_ROWS = 200_000
 """The maximum number of rows that are divided, which takes about three seconds."""
 _FEWEST_PARTS = 8
