@@ -260,7 +260,7 @@ class WindowComparison:
         figures = {**verdict.figures, **shifts.figures, **estimated}
         if state in ("no drift", "changed") and "is_drift" in figures:
             figures["is_drift"] = 0.0
-        outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
+        outcomes = {"": verdict.largest._replace(state=state)} if verdict.largest else {}
         notes = [*self.notes]
         if self.reference is not None:
             notes += self.reference.notes
