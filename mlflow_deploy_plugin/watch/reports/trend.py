@@ -328,9 +328,9 @@ def _to_days(times: Sequence[datetime]) -> Array:
 
 
 def _draw_background(panel: "Axes", line: Line) -> None:
-    """Draw the threshold, the marks of the windows that were not judged, the usual band,
-    and the start of the shift's first window with the interval. The axis of a logarithm
-    shows its numbers.
+    """Draw the threshold, the marks of unjudged windows, the usual band, and the start
+    of the shift's first window with the interval. The axis of a logarithm shows its
+    numbers.
     """
     if line.is_logarithmic:
         panel.yaxis.set_major_formatter(lambda value, _: line.show(value))
