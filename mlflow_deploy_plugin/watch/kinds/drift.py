@@ -44,7 +44,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.columns import (
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
     SketchStore,
     profile_to_parquet,
-    spark_window_profile,
+    store_hours_with_spark,
     window_profile,
     window_versions,
 )
@@ -431,9 +431,8 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     else:
         store = SketchStore(request.log, request.endpoint, reference.bins, reference.bins_key)
     if request.engine == "spark":
-        profile = spark_window_profile(spark_session(), store, *version, request.window)
-    else:
-        profile = window_profile(store, *version, request.window)
+        store_hours_with_spark(spark_session(), store, request.window)
+    profile = window_profile(store, *version, request.window)
     columns = [*without_projections(_all_columns(profile, reference)), ROWS]
     for name in (*request.columns, *request.exclude):
         if not select_columns(columns, [name]):
