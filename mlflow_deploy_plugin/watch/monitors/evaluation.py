@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -162,51 +162,52 @@ def request_from_store(
     monitors = Monitors(store)
     endpoint = store.endpoint(monitor.endpoint)
     request = window_request(monitor, window, settings, endpoint, revision, notes)
-    key = request.endpoint, request.monitor
     stored = monitors.judged_windows(
-        key,
-        window.length,
+        (request.endpoint, request.monitor),
+        request.window.length,
         "verdict",
         "evidence",
-        until=window.start,
-        aligned_to=window.start,
+        until=request.window.start,
+        aligned_to=request.window.start,
     )
-    past = [
-        JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored
-    ]
+    request = replace(
+        request,
+        past=[
+            JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored
+        ],
+    )
     # The budget would replace the monitor's own rate.
     if endpoint is None or monitor.has_own_rate:
-        return replace(request, past=past)
+        return request
     budget = endpoint.spec.budget_share(monitor.spec)
+    request = replace(
+        request,
+        false_per_year=budget,
+        has_default_budget=endpoint.spec.alarms.false_per_year is None,
+        min_effect=endpoint.spec.alarms.min_effect,
+    )
     scheduled = window_at(window.start_us, monitor.spec.every)
-    follows_levels = window == scheduled
-    baseline: Mapping[str, str] = {}
-    accuracy = None
-    note = ""
-    if not follows_levels:
+    if window != scheduled:
+        request = replace(request, follows_levels=False)
+        if budget is None:
+            return request
         note = (
             f"the window overlaps {scheduled}, and only such windows of the schedule count for "
             "alarms over time"
         )
-    else:
-        baseline = monitors.state(*key).baseline
-        if monitor.spec.kind == "drift":
-            since = past[0].start if past else window.start
-            accuracy = _accuracy(endpoint, monitors, since, window.end)
-        elif budget is not None:
-            note = f"the requirements share a budget of {budget:.2g} false alarms per year"
-    if note and budget is not None:
-        request = replace(request, notes=(*request.notes, note))
-    return replace(
+        return replace(request, notes=(*request.notes, note))
+    starts = monitors.state(request.endpoint, request.monitor).baseline
+    request = replace(
         request,
-        past=past,
-        false_per_year=budget,
-        has_default_budget=endpoint.spec.alarms.false_per_year is None,
-        min_effect=endpoint.spec.alarms.min_effect,
-        follows_levels=follows_levels,
-        baseline={column: datetime.fromisoformat(start) for column, start in baseline.items()},
-        accuracy=accuracy,
+        baseline={column: datetime.fromisoformat(start) for column, start in starts.items()},
     )
+    if monitor.spec.kind == "drift":
+        since = request.past[0].start if request.past else window.start
+        return replace(request, accuracy=_accuracy(endpoint, monitors, since, window.end))
+    if budget is None:
+        return request
+    note = f"the requirements share a budget of {budget:.2g} false alarms per year"
+    return replace(request, notes=(*request.notes, note))
 
 
 def _accuracy(

@@ -170,19 +170,23 @@ def _level_line(
         key=alarm.key if alarm is not None else "",
         is_logarithmic=series.is_logarithmic,
     )
-    if not line.known:
-        return line
-    # The judged window may be before windows of the reference.
-    until_judged = [index for index in line.known if line.starts[index] <= result.window.start]
+    return replace(line, words=_level_words(line, result.window.start)) if line.known else line
+
+
+def _level_words(line: Line, judged: datetime) -> str:
+    """Return the interval of the shift, and the newest value until the judged window,
+    which may be before windows of the reference.
+    """
+    until_judged = [index for index in line.known if line.starts[index] <= judged]
     newest = max(until_judged or line.known)
-    words = title
-    if onset is not None:
+    words = line.title
+    if onset := line.onset:
         words += f" ({describe_interval(onset.earliest, onset.latest)})"
     words += f": newest {line.show(line.values[newest])}"
-    if len(series.usual):
+    if line.band.size:
         low, high = line.band[:, newest].tolist()
         words += f", usual {line.show(low)} to {line.show(high)}"
-    return replace(line, words=words)
+    return words
 
 
 def trend_lines(

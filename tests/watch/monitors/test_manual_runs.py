@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import yaml
@@ -404,27 +405,20 @@ def agent(state_dir, pid):
     write_state(state_dir / AGENT, AgentState(pid=pid))
 
 
-def test_missing_spool_needs_no_wait(tmp_path):
+def ship(segment):
+    segment.write_bytes(b"x" * 99)  # New rows are captured.
+    segment.with_suffix(".shipped").write_text("10")
+
+
+@pytest.mark.parametrize("until", [ship, Path.unlink], ids=["shipped", "removed"])
+def test_wait_ends_when_initial_rows_are_shipped(tmp_path, segment, until):
+    agent(tmp_path, os.getpid())
+
+    assert wait_until_shipped(tmp_path, 5, pause=lambda _: until(segment))
+
+
+def test_deleted_segments_need_no_wait(tmp_path):
     assert wait_until_shipped(tmp_path, 5)
-
-
-def test_wait_ends_when_initial_rows_are_shipped(tmp_path, segment):
-    agent(tmp_path, os.getpid())
-
-    def ship(_):
-        segment.write_bytes(b"x" * 99)  # New rows are captured.
-        segment.with_suffix(".shipped").write_text("10")
-
-    assert wait_until_shipped(tmp_path, 5, pause=ship)
-
-
-def test_removed_segment_is_shipped(tmp_path, segment):
-    agent(tmp_path, os.getpid())
-
-    assert wait_until_shipped(tmp_path, 5, pause=lambda _: segment.unlink())
-
-
-def test_segment_deleted_during_listing_is_shipped(tmp_path):
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "deleted.seg").symlink_to(tmp_path / "gone")
     assert wait_until_shipped(tmp_path, 5)

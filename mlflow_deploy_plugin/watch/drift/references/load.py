@@ -96,7 +96,7 @@ class LogReference:
     lag: timedelta | None = None
 
     def sample(self) -> pa.Table:
-        """Return at most `MAX_ROWS` rows to freeze bins on, which are stored beside the
+        """Return at most `MAX_ROWS` rows to freeze bins on. They are stored next to the
         log and change only with it. Raises NotFound if there are no rows.
         """
         versions = hourly.window_versions(self.log, self.endpoint, self.sampled)

@@ -140,7 +140,7 @@ class SketchStore:
             return {}
 
     def store(self, day: datetime, hours: Mapping[datetime, StoredHour]) -> None:
-        """Write the profiles of the day's hours to a file beside the log."""
+        """Write the profiles of the day's hours to a file next to the log."""
         identities: list[tuple[str, ...]] = []
         profiles: list[sketch.Profile] = []
         for start, hour in hours.items():
@@ -159,7 +159,7 @@ class SketchStore:
         )
 
     def _name(self, day: datetime) -> str:
-        """Return the name of the day's file beside the log, which depends on the bins,
+        """Return the name of the day's file next to the log, which depends on the bins,
         the segment and the start of the endpoint's rows.
         """
         key = self.bins_key
