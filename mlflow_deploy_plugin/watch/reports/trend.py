@@ -142,8 +142,8 @@ def _level_line(
     windows: Sequence[JudgedWindow],
     alarm: Finding | None,
 ) -> Line:
-    """Return a level over the last windows. Those in which the column was an alarm are
-    marked. A level without a reference is not judged.
+    """Return a level over the last windows, with marks in the windows in which the
+    column was an alarm. A level without a reference is not judged.
     """
     marked = {}
     if alarm is not None:
