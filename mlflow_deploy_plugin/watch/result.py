@@ -6,11 +6,13 @@ import calendar
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time, timedelta
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
+
+from pydantic_core import to_jsonable_python
 
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.messages import join_names, one_line
@@ -58,7 +60,7 @@ SD_LEGEND = (
     "SD: standard deviations of the measure in the reference's own windows; most of these windows "
     "are within 2 SD of their mean, and a value beyond its threshold is an alarm"
 )
-_NOT_IN_DOCUMENT = ("report", "evidence", "log_rows", "run")
+_NOT_IN_DOCUMENT = {"report", "evidence", "log_rows", "run"}
 _SHOWN_ORDER: tuple[State, ...] = (
     "violated",
     "drift",
@@ -472,24 +474,14 @@ def to_document(result: MonitorResult) -> dict[str, object]:
     """Return the result in the format of `verdict.json` and the command line. NaN and
     infinity become null.
     """
-    window = {
+    document: dict[str, object] = to_jsonable_python(
+        result, exclude=_NOT_IN_DOCUMENT, inf_nan_mode="null"
+    )
+    document["window"] = {
         "start": result.window.start.isoformat(),
         "end": result.window.end.isoformat(),
     }
-    shown = replace(result, report=ReportData(), evidence=Evidence())
-    document = {**asdict(shown), "window": window}
-    return {name: _plain(value) for name, value in document.items() if name not in _NOT_IN_DOCUMENT}
-
-
-def _plain(value: object) -> object:
-    """Return the value as JSON has it, with None in place of NaN and infinity."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value
+    return document
 
 
 def no_progress(line: str) -> None:

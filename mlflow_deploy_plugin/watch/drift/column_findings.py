@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.watch.drift.references.rows import event_times
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.relations import (
@@ -22,6 +24,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
     Profile,
     column_counts,
     merge,
+    sketch_by,
 )
 from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, format_number, same_phase
 from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
@@ -41,10 +44,12 @@ _UNLIKELY = 1e-6
 constant column is drift.
 """
 _FEW_WINDOWS = 19
-"""The number of reference windows below which the steps are also checked for constant
-values. Without this check, a flag that changes every other week was called drifted in
-10 % of the months after a reference of three months.
+"""The number of reference windows below which shorter stretches are also checked for
+constant values. Without this check, a flag that changes every other week was called
+drifted in 10 % of the months after a reference of three months.
 """
+_STRETCHES = 24
+"""The maximum number of stretches of a window. Each has at least an hour."""
 _DISTANCES = {
     "int",
     "uint",
@@ -169,7 +174,7 @@ def _constant_finding(
     fewest = min(present_rows / 2, MIN_COMPARED_ROWS)
     parts = reference.pieces.windows
     if len(parts) < _FEW_WINDOWS:
-        parts += reference.pieces.steps
+        parts += _stretches(name, reference)
     columns = []
     for part in parts:
         column = part.columns.get(name)
@@ -182,6 +187,25 @@ def _constant_finding(
         f"{len(reference.pieces.windows)} windows has only one value"
     )
     return _schema_alarm(name, "constant", reason, f"constant {only_value}")
+
+
+def _stretches(name: str, reference: DriftReference) -> tuple[Profile, ...]:
+    """Return the column in equal parts of the windows, counted in the sample of the
+    reference; empty if the windows are too short, or are compared with earlier ones.
+    """
+    grid = reference.pieces.grid
+    times = event_times(reference.sample)
+    lengths = (
+        grid.length_us // count
+        for count in range(_STRETCHES, 1, -1)
+        if grid.length_us % (count * 1_000_000) == 0
+    )
+    length_us = next((length for length in lengths if length >= HOUR_US), 0)
+    if times is None or not length_us or grid.lag_windows:
+        return ()
+    numbers = (times - grid.start_us) // length_us
+    parts = sketch_by({name: reference.bins[name]}, reference.sample, numbers)
+    return tuple(profile for _, profile in parts)
 
 
 def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
@@ -263,12 +287,19 @@ def not_judged_findings(
 
 @dataclass(frozen=True, eq=False)
 class ColumnGroup:
-    """All rows (empty `segment`) or one segment, and the columns that are judged."""
+    """All rows (empty `segment`) or one segment, and the columns that are judged.
+
+    Attributes:
+        unjudged: the findings about the other columns.
+        reason: the reason why no column is judged; empty if some columns are.
+    """
 
     segment: str
     reference: DriftReference
     window: Profile
     columns: tuple[str, ...]
+    unjudged: Sequence[Finding]
+    reason: str = ""
 
     @property
     def figures(self) -> dict[str, float]:

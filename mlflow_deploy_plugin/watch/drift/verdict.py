@@ -21,7 +21,8 @@ from typing import Literal
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.core.spec.types import duration_seconds
+from mlflow_deploy_plugin.core.spec.types import EPOCH, duration_seconds
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.drift import column_findings
 from mlflow_deploy_plugin.watch.drift.column_findings import (
     MIN_COMPARED_ROWS,
@@ -29,19 +30,15 @@ from mlflow_deploy_plugin.watch.drift.column_findings import (
     ColumnTests,
 )
 from mlflow_deploy_plugin.watch.drift.references.windows import (
-    END_US,
+    END,
     RANDOM_WINDOWS,
     DriftReference,
     with_random_windows,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
-from mlflow_deploy_plugin.watch.result import Finding
+from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.budget import FEWEST_OF_ONE, few_rows
-from mlflow_deploy_plugin.watch.sequential.course import (
-    Course,
-    History,
-    follow,
-)
+from mlflow_deploy_plugin.watch.sequential.course import Course, follow
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.figures import FigureTest
 from mlflow_deploy_plugin.watch.sequential.levels import (
@@ -54,7 +51,6 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK = "7d"
-_NO_HISTORY = History()
 _NO_TIMES = (
     "the reference has no event times, so there are no windows to compare with; log the model "
     "with event_time= (the column or the values with the time of each row), or set "
@@ -88,65 +84,58 @@ class DriftVerdict:
 
 
 def judge_profile(
+    request: WindowRequest,
     reference: DriftReference,
     window: Profile,
-    start_us: int,
-    spec: MonitorSpec,
-    segments: Mapping[str, tuple[DriftReference, Profile]] | None,
-    history: History,
+    segments: Mapping[str, tuple[DriftReference, Profile]],
+    rows: int = 0,
 ) -> DriftVerdict:
-    """Judge the profile of a window, which begins at `start_us`, microseconds since
-    1970.
+    """Judge the profile of the requested window.
 
     Args:
         segments: the segments by name, such as `carrier=AA`. The segments and all rows
             together share one false-alarm rate.
-        history: the windows before, the accepted baselines and the budget of alarms.
+        rows: the rows of the window that all versions have answered; 0 if they are
+            those of the profile.
     """
+    spec = request.spec
     schema: list[Finding] = []
     if window.rows >= spec.min_rows:
         schema = column_findings.schema_findings(reference, window, spec.columns)
-    parts = {"": (reference, window), **(segments or {})}
-    prepared = [_prepare_group(segment, *parts[segment], spec) for segment in parts]
-    whole = prepared[0]
-    groups = [each.group for each in prepared if not each.reason and not whole.reason]
-    columns = sorted({*chain.from_iterable(each.group.columns for each in prepared)})
+    parts = {"": (reference, window), **segments}
+    all_groups = [_column_group(segment, *parts[segment], spec) for segment in parts]
+    whole = all_groups[0]
+    groups = [group for group in all_groups if not group.reason and not whole.reason]
+    columns = sorted({*chain.from_iterable(group.columns for group in all_groups)})
     if not spec.columns or ROWS in spec.columns:
         columns.append(ROWS)
     # Later judgements need the figures of the judged groups, and the numbers of rows of
     # the others.
     levels: dict[SeriesKey, float] = {}
-    for group in (each.group for each in prepared):
+    for group in all_groups:
         levels |= window_levels(
             group.reference,
             group.window,
             columns if group in groups else (),
             group.segment,
-            0 if group.segment else history.rows,
+            0 if group.segment else rows,
         )
-    basis = spec.reference if spec.is_rolling else whole.group.reference.bins_key
+    basis = spec.reference if spec.is_rolling else reference.bins_key
     evidence = Evidence(basis, levels)
-    course = follow(
-        reference,
-        {each.group.segment: each.group.reference for each in prepared[1:]},
-        columns,
-        spec,
-        start_us,
-        evidence,
-        history,
-    )
-    test = _test_window(groups, columns, spec, evidence, course)
+    of_segments = {group.segment: group.reference for group in all_groups[1:]}
+    course = follow(request, reference, of_segments, columns, evidence)
+    test = _test_window(request, groups, columns, evidence, course)
     if whole.reason:
         if isinstance(test, _WindowTest):
             schema += column_findings.rows_findings(test.columns)
         verdict = _unjudged(whole, schema)
     elif isinstance(test, Refused):
-        reasons = dict.fromkeys(whole.group.columns, test.reason)
+        reasons = dict.fromkeys(whole.columns, test.reason)
         schema += column_findings.not_judged_findings(reasons)
         verdict = _unjudged(replace(whole, reason=test.reason), schema)
     else:
-        schema += chain.from_iterable(each.unjudged for each in prepared)
-        verdict = _conclude(groups, test, start_us, spec, schema)
+        schema += chain.from_iterable(group.unjudged for group in all_groups)
+        verdict = _conclude(request, groups, test, schema)
     followed = None if isinstance(course, Refused) else course
     return replace(verdict, evidence=evidence, course=followed)
 
@@ -157,42 +146,28 @@ def _has_random_windows(reference: DriftReference, spec: MonitorSpec) -> bool:
     return spec.independent_rows and not spec.is_rolling and has_few_windows
 
 
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """The columns of a group that can be judged, or the reason why there are none.
-
-    Attributes:
-        unjudged: the findings about the other columns.
-        reason: empty if some columns can be judged.
-    """
-
-    group: ColumnGroup
-    unjudged: Sequence[Finding]
-    reason: str = ""
-
-
-def _prepare_group(
+def _column_group(
     segment: str,
     reference: DriftReference,
     window: Profile,
     spec: MonitorSpec,
-) -> _Prepared:
+) -> ColumnGroup:
     """Return the columns of a segment (empty: of all rows) that can be judged."""
     names, unjudged = column_findings.judgeable_columns(reference, window, spec.columns, segment)
-    group = ColumnGroup(segment, reference, window, names)
+    group = ColumnGroup(segment, reference, window, names, unjudged)
     reason = too_few_rows(group, spec)
-    if reason:
-        reasons = dict.fromkeys(names, reason)
-        unjudged += column_findings.not_judged_findings(reasons, segment)
-    return _Prepared(group, unjudged, reason)
+    if not reason:
+        return group
+    others = column_findings.not_judged_findings(dict.fromkeys(names, reason), segment)
+    return replace(group, unjudged=[*unjudged, *others], reason=reason)
 
 
-def _unjudged(whole: _Prepared, schema: Sequence[Finding]) -> DriftVerdict:
+def _unjudged(whole: ColumnGroup, schema: Sequence[Finding]) -> DriftVerdict:
     """Return a verdict for distributions that are not judged: drift if a finding of the
     schema or of the number of rows is an alarm.
     """
     findings = column_findings.sort_findings([*schema, *whole.unjudged])
-    figures = whole.group.figures
+    figures = whole.figures
     if not any(finding.is_alarm for finding in schema):
         return DriftVerdict("not judged", whole.reason, findings, figures)
     return DriftVerdict("drift", whole.reason, findings, {**figures, "is_drift": 1.0})
@@ -217,15 +192,11 @@ class _WindowTest:
     largest: FigureTest
     compared: tuple[int, str]
 
-    @property
-    def is_drifted(self) -> bool:
-        return self.largest.is_drifted
-
 
 def _test_window(
+    request: WindowRequest,
     groups: Sequence[ColumnGroup],
     columns: Sequence[str],
-    spec: MonitorSpec,
     evidence: Evidence,
     course: Course | Refused,
 ) -> _WindowTest | Refused:
@@ -234,7 +205,7 @@ def _test_window(
     """
     if not isinstance(course, Refused):
         return _test_figures(course)
-    if groups and _has_random_windows(groups[0].reference, spec):
+    if groups and _has_random_windows(groups[0].reference, request.spec):
         parts = {
             group.segment: with_random_windows(group.reference, group.window.rows)
             for group in groups
@@ -245,14 +216,22 @@ def _test_window(
         for group in groups:
             rows = 1 / (1 / group.window.rows + 1 / group.reference.pieces.total.rows)
             levels[FigureSeries(group.segment, ROWS, ROWS_FIGURE).rows_key] = math.log(rows)
+        # The judged window follows the random windows, without a past or a budget.
+        end = EPOCH + END
+        follows_random = replace(
+            request,
+            spec=request.spec.model_copy(update={"season": None}),
+            window=Window(end, end + request.window.length),
+            past=(),
+            baseline={},
+            false_per_year=None,
+        )
         random_course = follow(
+            follows_random,
             parts.pop(""),
             parts,
             [name for name in columns if name != ROWS],
-            spec.model_copy(update={"season": None}),
-            END_US,
             replace(evidence, levels=levels),
-            _NO_HISTORY,
         )
         if isinstance(random_course, Refused):
             return random_course
@@ -289,10 +268,9 @@ def _test_figures(course: Course) -> _WindowTest | Refused:
 
 
 def _conclude(
+    request: WindowRequest,
     groups: Sequence[ColumnGroup],
     test: _WindowTest,
-    start_us: int,
-    spec: MonitorSpec,
     others: Sequence[Finding],
 ) -> DriftVerdict:
     """Return the verdict of the tests.
@@ -303,11 +281,11 @@ def _conclude(
     checked, column_figures = column_findings.judge_columns(
         groups,
         test.columns,
-        start_us,
-        1_000_000 * duration_seconds(spec.season or _WEEK),
+        request.window.start_us,
+        1_000_000 * duration_seconds(request.spec.season or _WEEK),
     )
     count, compared = test.compared
-    is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
+    is_drift = test.largest.is_drifted or any(finding.is_alarm for finding in others)
     state: State = "drift" if is_drift else "no drift"
     return DriftVerdict(
         state=state,

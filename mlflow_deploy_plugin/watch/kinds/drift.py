@@ -44,7 +44,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.columns import (
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
     SketchStore,
     profile_to_parquet,
-    spark_window_profile,
+    store_hours_with_spark,
     window_profile,
     window_versions,
 )
@@ -87,7 +87,6 @@ from mlflow_deploy_plugin.watch.segments import (
     texts_of,
 )
 from mlflow_deploy_plugin.watch.sequential.budget import single_window_rate
-from mlflow_deploy_plugin.watch.sequential.course import History
 from mlflow_deploy_plugin.watch.sequential.detector import known_limits
 from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, Evidence, LevelSeries
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS
@@ -205,21 +204,12 @@ class WindowComparison:
         request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
         stored = (window.evidence.limits for window in reversed(request.past))
         known_limits.update(next(filter(None, stored), {}))
-        history = History(
-            request.past if request.follows_levels else (),
-            request.baseline,
-            request.false_per_year,
-            request.has_default_budget,
-            self.rows,
+        of_columns = replace(
+            request,
+            spec=request.spec.model_copy(update={"columns": selected}),
+            past=request.past if request.follows_levels else (),
         )
-        verdict = judge_profile(
-            self.reference,
-            self.profile,
-            request.window.start_us,
-            request.spec.model_copy(update={"columns": selected}),
-            self.segments,
-            history,
-        )
+        verdict = judge_profile(of_columns, self.reference, self.profile, self.segments, self.rows)
         findings = (*verdict.findings, *self._not_judged(self.excluded, columns))
         return replace(verdict, findings=tuple(with_history(request, findings)))
 
@@ -270,7 +260,7 @@ class WindowComparison:
         figures = {**verdict.figures, **shifts.figures, **estimated}
         if state in ("no drift", "changed") and "is_drift" in figures:
             figures["is_drift"] = 0.0
-        outcomes = {"": replace(verdict.largest, state=state)} if verdict.largest else {}
+        outcomes = {"": verdict.largest._replace(state=state)} if verdict.largest else {}
         notes = [*self.notes]
         if self.reference is not None:
             notes += self.reference.notes
@@ -441,9 +431,8 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     else:
         store = SketchStore(request.log, request.endpoint, reference.bins, reference.bins_key)
     if request.engine == "spark":
-        profile = spark_window_profile(spark_session(), store, *version, request.window)
-    else:
-        profile = window_profile(store, *version, request.window)
+        store_hours_with_spark(spark_session(), store, request.window)
+    profile = window_profile(store, *version, request.window)
     columns = [*without_projections(_all_columns(profile, reference)), ROWS]
     for name in (*request.columns, *request.exclude):
         if not select_columns(columns, [name]):

@@ -330,12 +330,7 @@ def _judge_by_hand(
 
     Raises OnnxserveError if another process holds the lease, or the lease is lost.
     """
-    runner = window_runner.WindowRunner(
-        deployments,
-        Evaluator(judge),
-        lambda line: None,
-        by_hand=True,
-    )
+    runner = window_runner.WindowRunner(deployments, Evaluator(judge), lambda line: None)
     with hold_lease(deployments.store, monitor.endpoint, monitor.name) as keeper:
         key = monitor.endpoint, monitor.name, window.start, window.end
         revisions = runner.monitors.revisions(*key)

@@ -78,15 +78,12 @@ class WindowRunner:
 
     Attributes:
         say: a function that receives a line for each change.
-        by_hand: True if a user sees the result. In this case, no alert is sent, no
-            retraining is started, and a failed window is not retried.
         max_catch_up: the number of newest missed windows that are judged.
     """
 
     deployments: Deployments
     evaluator: evaluation.Evaluator
     say: Callable[[str], None]
-    by_hand: bool = False
     max_catch_up: int = schedule.MAX_CATCH_UP
 
     @property
@@ -152,10 +149,11 @@ class WindowRunner:
         notes: Sequence[str] = (),
     ) -> Attempt | None:
         """Attempt to judge the window, and return the attempt; None if the attempt was
-        stopped or lost its lease.
+        stopped or lost its lease. A window by hand sends no alert and starts no
+        retraining, because a user sees the result, and is not retried.
         """
         # The process that judged the window was killed.
-        if window.state == "running" and not self.by_hand:
+        if window.state == "running" and not window.by_hand:
             if window.attempts + 1 >= MAX_ATTEMPTS:
                 return self._fail(window, OnnxserveError(KILLED), keeper)
             window = replace(window, attempts=window.attempts + 1, reason=KILLED)
@@ -196,7 +194,7 @@ class WindowRunner:
             else:
                 # A window without rows is judged and reported only if rows are usual.
                 result = self.evaluator.judge(request)
-                if not self.by_hand:
+                if not window.by_hand:
                     self._report(window, monitor.spec, result)
                 judged = Attempt(as_judged(window, result, notes), result)
         except ProcessEnded:
@@ -333,13 +331,13 @@ class WindowRunner:
         reason = error.message
         attempts = window.attempts + 1
         is_outage = isinstance(error, TRANSIENT_ERRORS) and now - window.created_at < MAX_OUTAGE
-        is_given_up = self.by_hand or (attempts >= MAX_ATTEMPTS and not is_outage)
+        is_given_up = window.by_hand or (attempts >= MAX_ATTEMPTS and not is_outage)
         failed = replace(window, state="failed", attempts=attempts, reason=reason, not_before=None)
         if not is_given_up:
             failed = replace(failed, state="pending", not_before=now + backoff(attempts))
         if not keeper.is_held:
             return None
-        if not self.by_hand and (is_given_up or attempts == MAX_ATTEMPTS):
+        if not window.by_hand and (is_given_up or attempts == MAX_ATTEMPTS):
             record_failure(
                 self.deployments.store,
                 self.deployments.settings,

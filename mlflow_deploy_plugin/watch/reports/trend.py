@@ -4,7 +4,7 @@ windows.
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain
@@ -17,13 +17,19 @@ from mlflow_deploy_plugin.watch.history import was_alarm
 from mlflow_deploy_plugin.watch.result import (
     EXACT,
     Check,
+    Finding,
     MonitorResult,
     describe_interval,
     describe_span,
     format_number,
     mark_of,
 )
-from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, LevelSeries, Outcome
+from mlflow_deploy_plugin.watch.sequential.evidence import (
+    JudgedWindow,
+    LevelSeries,
+    Onset,
+    Outcome,
+)
 
 MOST_WINDOWS = 60
 _MOST_PANELS = 6
@@ -76,203 +82,123 @@ class Picture(NamedTuple):
     words: str
 
 
-@dataclass(frozen=True)
-class TrendLine:
-    """A figure that is drawn over the windows, with its outcome in each window."""
-
-    title: str
-    windows: Sequence[JudgedWindow]
-    outcomes: Sequence[Outcome]
-
-    @property
-    def starts(self) -> list[datetime]:
-        return [window.start for window in self.windows]
-
-    @property
-    def values(self) -> list[float]:
-        """The values of the windows; an unknown value is NaN."""
-        return [_drawable(outcome.value) for outcome in self.outcomes]
-
-    @property
-    def bounds(self) -> list[float]:
-        """The thresholds of the windows; an unknown threshold is NaN."""
-        return [_drawable(outcome.threshold) for outcome in self.outcomes]
-
-    @property
-    def colours(self) -> list[str]:
-        return [_COLOURS[mark_of(outcome.state)] for outcome in self.outcomes]
-
-    @staticmethod
-    def show(value: float) -> str:
-        return format_number(value)
-
-    def describe(self) -> str:
-        """Return a text about the newest known value and the number of alarms."""
-        values = self.values
-        finite = [index for index, value in enumerate(values) if math.isfinite(value)]
-        newest = finite[-1]
-        colours = self.colours
-        alarms = sum(colours[index] == _ALARM for index in finite)
-        return (
-            f"{self.title}: newest {format_number(values[newest])}, threshold "
-            f"{format_number(self.bounds[newest])}, an alarm in {alarms} of {len(finite)} windows"
-        )
-
-    def draw_background(self, panel: "Axes") -> None:
-        """Draw the threshold, and a mark at the bottom for each unjudged window."""
-        panel.plot(
-            _to_days(self.starts),
-            self.bounds,
-            color=_ALARM,
-            linewidth=1,
-            linestyle="--",
-            marker="_",
-            zorder=1,
-        )
-        unjudged = [window.start for window in self.windows if window.state == "not judged"]
-        panel.scatter(
-            _to_days(unjudged),
-            [0.03] * len(unjudged),
-            marker="|",
-            color=_SOFT,
-            transform=panel.get_xaxis_transform(),
-        )
-
-
-@dataclass(frozen=True)
-class LevelLine:
-    """A level that is drawn over the windows.
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A figure that is drawn over the windows.
 
     Attributes:
-        judged: the start of the judged window, which may be before windows of the
+        starts: the starts of the windows, [N].
+        values: the figure in each window, [N]; NaN if it is unknown or too large for an
+            axis.
+        colours: the colour of each window's mark, [N].
+        thresholds: the threshold in each window, [N]; empty for a level.
+        band: the lower and the upper end of the usual level, [2, N]; [2, 0] without a
             reference.
-        key: the `alarm_key` of the column if the column is an alarm; otherwise empty.
-        marked: the colours of the windows in which the column was an alarm or a change,
-            by start.
+        words: the content of the picture in words; empty without a value.
+        unjudged: the starts of the windows that have a mark at the bottom, because they
+            were not judged.
+        onset: the start of a shift of the level; None without one.
+        key: the `alarm_key` of a column with an alarm whose level is drawn; otherwise
+            empty.
+        is_logarithmic: True if the values are logarithms, which are shown as numbers.
     """
 
-    series: LevelSeries
-    judged: datetime
+    title: str
+    starts: Sequence[datetime]
+    values: Sequence[float]
+    colours: Sequence[str]
+    thresholds: Sequence[float] = ()
+    band: Array = field(default_factory=lambda: np.empty((2, 0)))
+    words: str = ""
+    unjudged: Sequence[datetime] = ()
+    onset: Onset | None = None
     key: str = ""
-    marked: Mapping[datetime, str] = field(default_factory=dict)
+    is_logarithmic: bool = False
 
     @property
-    def title(self) -> str:
-        """The title of the chart, with the first window of the shift."""
-        onset = self.series.onset
-        if onset is None:
-            return self.series.title
-        span = describe_span(onset.start, onset.end)
-        return f"{self.series.title}, since the window of {span}"
-
-    @property
-    def starts(self) -> Sequence[datetime]:
-        return self.series.starts
-
-    @property
-    def values(self) -> Sequence[float]:
-        return self.series.values
-
-    @property
-    def bounds(self) -> Array:
-        """The lower and the upper end of the usual band, [2, K]; K is 0 without a
-        reference.
-        """
-        half = _DEVIATIONS * self.series.deviation
-        return np.add([[-half], [half]], self.series.usual)
-
-    @property
-    def colours(self) -> list[str]:
-        # A level without a reference is not judged.
-        other = _FINE if len(self.series.usual) else _LINE
-        return [self.marked.get(start, other) for start in self.starts]
+    def known(self) -> list[int]:
+        """The indices of the windows whose value is known."""
+        return [index for index, value in enumerate(self.values) if math.isfinite(value)]
 
     def show(self, value: float) -> str:
         """Return the value as text; of a logarithm, its number."""
-        return format_number(math.exp(value) if self.series.is_logarithmic else value, digits=3)
-
-    def describe(self) -> str:
-        """Return a text about the newest known value until the judged window."""
-        finite = [index for index, value in enumerate(self.values) if math.isfinite(value)]
-        until_judged = [index for index in finite if self.starts[index] <= self.judged]
-        newest = max(until_judged or finite)
-        text = self.title
-        if onset := self.series.onset:
-            text += f" ({describe_interval(onset.earliest, onset.latest)})"
-        text += f": newest {self.show(self.values[newest])}"
-        if len(self.series.usual):
-            low, high = self.bounds[:, newest].tolist()
-            text += f", usual {self.show(low)} to {self.show(high)}"
-        return text
-
-    def draw_background(self, panel: "Axes") -> None:
-        """Draw the usual band, and the start of the shift's first window with the
-        interval. The axis of a logarithm shows its numbers.
-        """
-        if self.series.is_logarithmic:
-            panel.yaxis.set_major_formatter(lambda value, _: self.show(value))
-        if len(self.series.usual):
-            panel.fill_between(
-                _to_days(self.starts),
-                *self.bounds,
-                color=_BAND,
-                linewidth=0,
-                zorder=0,
-            )
-        if onset := self.series.onset:
-            first, earliest, latest = _to_days([onset.start, onset.earliest, onset.latest])
-            panel.axvspan(
-                earliest,
-                latest,
-                color=_SOFT,
-                alpha=0.35,
-                linewidth=0,
-                zorder=0.5,
-            )
-            panel.axvline(
-                first,
-                color=_LINE,
-                linewidth=1.2,
-                linestyle=":",
-                zorder=1,
-            )
+        if self.thresholds:
+            return format_number(value)
+        return format_number(math.exp(value) if self.is_logarithmic else value, digits=3)
 
 
-def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[LevelLine]:
+def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[Line]:
     """Return the levels of the report, each over the last `MOST_WINDOWS` windows."""
     alarms = {finding.key: finding for finding in reversed(result.findings) if finding.is_open}
-    lines: list[LevelLine] = []
+    return [
+        _level_line(series, result, windows, alarms.get(series.key))
+        for series in result.report.levels
+    ]
+
+
+def _level_line(
+    series: LevelSeries,
+    result: MonitorResult,
+    windows: Sequence[JudgedWindow],
+    alarm: Finding | None,
+) -> Line:
+    """Return a level over the last windows, with marks in the windows in which the
+    column was an alarm. A level without a reference is not judged.
+    """
+    marked = {}
+    if alarm is not None:
+        marked = {
+            window.start: _CHANGED if window.state == "changed" else _ALARM
+            for window in windows
+            if was_alarm(result.kind, alarm, window)
+        }
     last = slice(-MOST_WINDOWS, None)
-    for series in result.report.levels:
-        values = [_drawable(value) for value in series.values[last]]
-        shown = replace(
-            series,
-            starts=series.starts[last],
-            values=values,
-            usual=series.usual[last],
-        )
-        line = LevelLine(shown, result.window.start)
-        if alarm := alarms.get(series.key):
-            marked = {
-                window.start: _CHANGED if window.state == "changed" else _ALARM
-                for window in windows
-                if was_alarm(result.kind, alarm, window)
-            }
-            line = replace(line, key=series.key, marked=marked)
-        lines.append(line)
-    return lines
+    other = _FINE if len(series.usual) else _LINE
+    title = series.title
+    onset = series.onset
+    if onset is not None:
+        title += f", since the window of {describe_span(onset.start, onset.end)}"
+    line = Line(
+        title,
+        series.starts[last],
+        [_drawable(value) for value in series.values[last]],
+        [marked.get(start, other) for start in series.starts[last]],
+        band=np.add(
+            [[-_DEVIATIONS], [_DEVIATIONS]] * np.array(series.deviation), series.usual[last]
+        ),
+        onset=onset,
+        key=alarm.key if alarm is not None else "",
+        is_logarithmic=series.is_logarithmic,
+    )
+    return replace(line, words=_level_words(line, result.window.start)) if line.known else line
+
+
+def _level_words(line: Line, judged: datetime) -> str:
+    """Return the interval of the shift, and the newest value until the judged window,
+    which may be before windows of the reference.
+    """
+    until_judged = [index for index in line.known if line.starts[index] <= judged]
+    newest = max(until_judged or line.known)
+    words = line.title
+    if onset := line.onset:
+        words += f" ({describe_interval(onset.earliest, onset.latest)})"
+    words += f": newest {line.show(line.values[newest])}"
+    if line.band.size:
+        low, high = line.band[:, newest].tolist()
+        words += f", usual {line.show(low)} to {line.show(high)}"
+    return words
 
 
 def trend_lines(
     result: MonitorResult,
     windows: Sequence[JudgedWindow],
-    levels: Sequence[LevelLine] = (),
-) -> list[TrendLine]:
+    levels: Sequence[Line] = (),
+) -> list[Line]:
     """Return a line for each alarm of this result without a level, the worst first, and
     for each requirement on all rows. Without requirements, the first line is the
     largest score of all columns.
     """
-    drawn: dict[str, TrendLine] = {}
+    drawn: dict[str, Line] = {}
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = _make_line("largest score of a column, in SD", windows, "", "distribution")
     with_level = [line.key for line in levels if line.key]
@@ -305,7 +231,8 @@ def _make_line(
     windows: Sequence[JudgedWindow],
     key: str,
     check: Check,
-) -> TrendLine:
+) -> Line:
+    """Return the outcomes of a column or criterion, of which one has this check."""
     outcomes = []
     for window in windows:
         outcome = window.evidence.outcomes.get(key)
@@ -321,7 +248,33 @@ def _make_line(
         elif outcome is None or outcome.check in EXACT:
             outcome = Outcome(check, "not judged")
         outcomes.append(outcome)
-    return TrendLine(title, windows, outcomes)
+    return outcome_line(title, windows, outcomes)
+
+
+def outcome_line(
+    title: str,
+    windows: Sequence[JudgedWindow],
+    outcomes: Sequence[Outcome],
+) -> Line:
+    """Return the values and the thresholds of the outcomes, one for each window."""
+    line = Line(
+        title,
+        [window.start for window in windows],
+        [_drawable(outcome.value) for outcome in outcomes],
+        [_COLOURS[mark_of(outcome.state)] for outcome in outcomes],
+        [_drawable(outcome.threshold) for outcome in outcomes],
+        unjudged=[window.start for window in windows if window.state == "not judged"],
+    )
+    if not line.known:
+        return line
+    newest = line.known[-1]
+    alarms = sum(line.colours[index] == _ALARM for index in line.known)
+    words = (
+        f"{title}: newest {format_number(line.values[newest])}, threshold "
+        f"{format_number(line.thresholds[newest])}, an alarm in {alarms} of {len(line.known)} "
+        "windows"
+    )
+    return replace(line, words=words)
 
 
 def _drawable(value: float | None) -> float:
@@ -332,7 +285,7 @@ def _drawable(value: float | None) -> float:
 
 
 def draw_trend(
-    lines: Sequence[TrendLine | LevelLine],
+    lines: Sequence[Line],
     length: timedelta,
 ) -> list[Picture]:
     """Return a picture per line of two or more values, all with the same axis of times.
@@ -342,7 +295,7 @@ def draw_trend(
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
-    drawn = [line for line in lines if sum(map(math.isfinite, line.values)) > 1]
+    drawn = [line for line in lines if len(line.known) > 1]
     if not drawn:
         return []
     starts = list(chain.from_iterable(line.starts for line in drawn))
@@ -353,7 +306,7 @@ def draw_trend(
         panel = figure.subplots()
         # An automatic layout, which measures all labels, takes a third of the time.
         figure.subplots_adjust(0.9 / WIDTH, 0.6 / HEIGHT, 1 - 0.25 / WIDTH, 1 - 0.3 / HEIGHT)
-        line.draw_background(panel)
+        _draw_background(panel, line)
         _draw_values(panel, line)
         panel.tick_params(labelsize=LABEL_POINTS)
         panel.margins(y=0.15)
@@ -367,7 +320,7 @@ def draw_trend(
         panel.set_xlim(*limits)
         file = io.BytesIO()
         figure.savefig(file)
-        pictures.append(Picture(line.title, file.getvalue(), line.describe()))
+        pictures.append(Picture(line.title, file.getvalue(), line.words))
     return pictures
 
 
@@ -378,10 +331,42 @@ def _to_days(times: Sequence[datetime]) -> Array:
     return np.asarray(date2num(list(times)))
 
 
-def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
+def _draw_background(panel: "Axes", line: Line) -> None:
+    """Draw the threshold, the marks of unjudged windows, the usual band, and the start
+    of the shift's first window with the interval. The axis of a logarithm shows its
+    numbers.
+    """
+    if line.is_logarithmic:
+        panel.yaxis.set_major_formatter(lambda value, _: line.show(value))
+    if line.thresholds:
+        panel.plot(
+            _to_days(line.starts),
+            line.thresholds,
+            color=_ALARM,
+            linewidth=1,
+            linestyle="--",
+            marker="_",
+            zorder=1,
+        )
+        panel.scatter(
+            _to_days(line.unjudged),
+            [0.03] * len(line.unjudged),
+            marker="|",
+            color=_SOFT,
+            transform=panel.get_xaxis_transform(),
+        )
+    if line.band.size:
+        panel.fill_between(_to_days(line.starts), *line.band, color=_BAND, linewidth=0, zorder=0)
+    if onset := line.onset:
+        first, earliest, latest = _to_days([onset.start, onset.earliest, onset.latest])
+        panel.axvspan(earliest, latest, color=_SOFT, alpha=0.35, linewidth=0, zorder=0.5)
+        panel.axvline(first, color=_LINE, linewidth=1.2, linestyle=":", zorder=1)
+
+
+def _draw_values(panel: "Axes", line: Line) -> None:
     days = _to_days(line.starts)
     values = np.array(line.values)
-    drawn = np.clip(values, *_cut_axis(values, np.array(line.bounds)))
+    drawn = np.clip(values, *_cut_axis(values, np.append(line.thresholds, line.band)))
     panel.plot(days, drawn, color=_LINE, linewidth=1, zorder=1)
     for colour, marker in _MARKERS.items():
         marked = np.where(np.array(line.colours) == colour, drawn, math.nan)

@@ -5,7 +5,7 @@ window alone.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, RELATIONS
+from mlflow_deploy_plugin.watch.result import WindowRequest
 from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.detector import (
     Tracking,
@@ -25,7 +26,7 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
     reference_innovations,
     track,
 )
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from mlflow_deploy_plugin.watch.sequential.figures import FigureTest, figure_name
 from mlflow_deploy_plugin.watch.sequential.levels import (
     DISTANCE,
@@ -45,41 +46,20 @@ have about as many: a reference may be a sample of the traffic.
 """
 
 
-@dataclass(frozen=True)
-class History:
-    """The past of a monitor, its accepted baselines and its budget of alarms.
-
-    Attributes:
-        past: the earlier windows, oldest first.
-        baseline: the columns whose shift a user has accepted (`alarm_key`), each with
-            the start of the new baseline.
-        false_per_year: the monitor's share of the budget of alarms; None without one.
-        has_default_budget: True if the budget applies only if the reference is long
-            enough.
-        rows: the rows of the window that all versions have answered; 0 if they are
-            those of the profile.
-    """
-
-    past: Sequence[JudgedWindow] = ()
-    baseline: Mapping[str, datetime] = field(default_factory=dict)
-    false_per_year: float | None = None
-    has_default_budget: bool = False
-    rows: int = 0
-
-
 @dataclass(frozen=True, eq=False)
 class Course:
     """The windows of the reference, the past and the judged window, and what the
     detector has found.
 
     Attributes:
+        request: the request, without a budget if the reference is too short for the
+            default budget.
         rate: the false alarms per window for single windows.
         limits: the innovation above which a figure of a single window is unusual, [m].
         shortfall: the reason why the budget is not kept; otherwise empty.
     """
 
-    spec: MonitorSpec
-    history: History
+    request: WindowRequest
     reference: DriftReference
     levels: ReferenceLevels
     starts: Sequence[datetime]
@@ -89,6 +69,10 @@ class Course:
     limits: Array
     tracking: Tracking
     shortfall: str
+
+    @property
+    def spec(self) -> MonitorSpec:
+        return self.request.spec
 
     @property
     def series(self) -> Sequence[FigureSeries]:
@@ -134,21 +118,21 @@ class Course:
 
 
 def follow(
+    request: WindowRequest,
     reference: DriftReference,
     segments: Mapping[str, DriftReference],
     columns: Sequence[str],
-    spec: MonitorSpec,
-    start_us: int,
     evidence: Evidence,
-    history: History,
 ) -> Course | Refused:
-    """Follow the figures of the `columns` until the window that begins at `start_us`
-    and has the `evidence`; Refused if the reference has too few windows.
+    """Follow the figures of the `columns` until the requested window, which has the
+    `evidence`; Refused if the reference has too few windows.
     """
+    spec = request.spec
+    start_us = request.window.start_us
     levels = reference_levels(reference, columns, segments)
     past = [
         window
-        for window in history.past
+        for window in request.past
         if window.evidence.basis == evidence.basis and microseconds(window.start) < start_us
     ]
     judged = np.array([*(microseconds(window.start) for window in past), start_us], np.int64)
@@ -176,35 +160,35 @@ def follow(
     except InvalidConfig as error:
         return Refused(error.message)
     starts = [EPOCH + timedelta(microseconds=int(start)) for start in (*levels.starts_us, *judged)]
-    windows = replace(windows, restarts=_restarts(windows, starts, levels, history.baseline))
-    return _track(reference, levels, spec, history, starts, windows)
+    windows = replace(windows, restarts=_restarts(windows, starts, levels, request.baseline))
+    return _track(request, reference, levels, starts, windows)
 
 
 def _track(
+    request: WindowRequest,
     reference: DriftReference,
     levels: ReferenceLevels,
-    spec: MonitorSpec,
-    history: History,
     starts: Sequence[datetime],
     windows: Windows,
 ) -> Course:
     """Return the course of the windows, which begin at `starts`, with the limits of the
     budget or of the false-alarm rate.
     """
+    spec = request.spec
     rate = spec.window_rate
     limit = math.inf
     shortfall = ""
-    if history.false_per_year:
+    if request.false_per_year:
         try:
             budget.require_windows(reference, levels, spec, budget.FEWEST_WINDOWS)
-            limit = limit_for(windows, budget.lasting_rate(spec, history.false_per_year))
+            limit = limit_for(windows, budget.lasting_rate(spec, request.false_per_year))
         except InvalidConfig as error:
             shortfall = error.message
-            if history.has_default_budget:
-                history = replace(history, false_per_year=None)
+            if request.has_default_budget:
+                request = replace(request, false_per_year=None)
                 shortfall += f". Until then, {rate:g} of the windows may be false alarms"
-    if history.false_per_year:
-        rate = budget.single_window_rate(spec, history.false_per_year)
+    if request.false_per_year:
+        rate = budget.single_window_rate(spec, request.false_per_year)
     kinds = [
         RELATIONS if series.column in PROJECTIONS else series.figure for series in levels.series
     ]
@@ -212,8 +196,7 @@ def _track(
     tails = Tails(innovations, windows.season, kinds, deviations)
     limits = tails.limits(rate / len(levels.series) / np.where(windows.is_upward, 1, 2))
     return Course(
-        spec=spec,
-        history=history,
+        request=request,
         reference=reference,
         levels=levels,
         starts=starts,

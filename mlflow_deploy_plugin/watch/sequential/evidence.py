@@ -2,12 +2,15 @@
 judgement uses, as plain values.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 
 class SeriesKey(NamedTuple):
@@ -39,12 +42,12 @@ def _stored_key(text: str) -> SeriesKey:
     return SeriesKey(column, figure)
 
 
-Levels = Mapping[SeriesKey, float]
+Series = Annotated[SeriesKey, PlainValidator(_stored_key), PlainSerializer(str)]
+Levels = Mapping[Series, float]
 """The signed figures of a window by series."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The outcome of a check in a judged window, with the fields of
     `watch.result.Finding`.
     """
@@ -77,7 +80,7 @@ class Evidence:
     basis: str = ""
     levels: Levels = field(default_factory=dict)
     alarms: tuple[str, ...] = ()
-    shifts: Mapping[SeriesKey, str] = field(default_factory=dict)
+    shifts: Mapping[Series, str] = field(default_factory=dict)
     accepted: tuple[str, ...] = ()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     effects: Mapping[str, float] = field(default_factory=dict)
@@ -87,60 +90,25 @@ class Evidence:
     def open_alarms(self) -> tuple[str, ...]:
         return tuple(key for key in self.alarms if key not in self.accepted)
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Return the evidence for the store. NaN and infinity are omitted, because JSON
         does not have them.
         """
-        levels = {
-            str(series): level for series, level in self.levels.items() if math.isfinite(level)
-        }
-        alarms = {"alarms": list(self.alarms), "accepted": list(self.accepted)}
-        outcomes = {}
-        for key, outcome in self.outcomes.items():
-            numbers = [
-                number if number is not None and math.isfinite(number) else None
-                for number in (outcome.value, outcome.threshold)
-            ]
-            outcomes[key] = [outcome.check, outcome.state, *numbers]
-        return {
-            "basis": self.basis,
-            "levels": levels,
-            **alarms,
-            "shifts": {str(series): since for series, since in self.shifts.items()},
-            "outcomes": outcomes,
-            "effects": dict(self.effects),
-            "limits": dict(self.limits),
-        }
+        levels = {key: level for key, level in self.levels.items() if math.isfinite(level)}
+        known = _EVIDENCE.dump_json(replace(self, levels=levels))
+        document: dict[str, Any] = json.loads(known)
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evidence":
-        """Return the stored evidence. A document of another form, such as of a window
-        without evidence, is empty. Windows that were stored by earlier releases have no
-        outcomes, no effects and no limits.
-        """
+        """Return the stored evidence; empty if it is of another form."""
         try:
-            outcomes = {}
-            for key, (check, state, *parts) in document.get("outcomes", {}).items():
-                numbers = [None if part is None else float(part) for part in parts]
-                outcomes[key] = Outcome(str(check), str(state), *numbers)
-            return cls(
-                basis=str(document["basis"]),
-                levels={
-                    _stored_key(series): float(level)
-                    for series, level in document["levels"].items()
-                },
-                alarms=tuple(map(str, document["alarms"])),
-                shifts={
-                    _stored_key(series): datetime.fromisoformat(since).isoformat()
-                    for series, since in document["shifts"].items()
-                },
-                accepted=tuple(map(str, document.get("accepted", ()))),
-                outcomes=outcomes,
-                effects={key: float(effect) for key, effect in document.get("effects", {}).items()},
-                limits={key: float(limit) for key, limit in document.get("limits", {}).items()},
-            )
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+            return _EVIDENCE.validate_python(document)
+        except ValidationError:
             return cls()
+
+
+_EVIDENCE = TypeAdapter(Evidence)
 
 
 def alarm_key(subject: str, segment: str) -> str:

@@ -65,7 +65,7 @@ def judge_shifts(course: Course, drifted: Collection[str]) -> ShiftVerdict:
     (`alarm_key`). Without a budget, there are only charts.
     """
     charts = tuple(_charts(course, drifted))
-    per_year = course.history.false_per_year
+    per_year = course.request.false_per_year
     if course.shortfall:
         return ShiftVerdict(notes=(course.shortfall,), charts=charts)
     if per_year is None:
@@ -135,7 +135,7 @@ def _unusual_windows(course: Course) -> Mapping[str, tuple[int, int]]:
     window, and in how many windows: those of a share of the time in which the budget
     permits an alarm.
     """
-    per_year = course.history.false_per_year or math.inf
+    per_year = course.request.false_per_year or math.inf
     time = math.ceil(_SHARE_OF_TIME * course.spec.windows_per_year / per_year)
     windows = min(len(course.starts) - course.windows.reference, time)
     innovations = course.tracking.innovations[-windows:]

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output, read_a
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, as_text
 from mlflow_deploy_plugin.watch.drift.references.rows import model_folder
-from mlflow_deploy_plugin.watch.drift.sketches.columns import as_floats, decoded
+from mlflow_deploy_plugin.watch.drift.sketches.columns import as_floats, decoded, type_family
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from mlflow_deploy_plugin.watch.statistics.metrics import MOST_CLASSES, ClassPredictions
 
@@ -402,10 +402,9 @@ def as_numbers(table: pa.Table, name: str) -> Array:
     column = table.column(name)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-    if any(test(column.type) for test in tests):
-        return as_floats(column)
-    return np.full(len(table), np.nan)
+    if type_family(column.type) != "number":
+        return np.full(len(table), np.nan)
+    return as_floats(column)
 
 
 def version_artifact(request: WindowRequest, model: str, version: str) -> Artifact | None:

@@ -5,12 +5,16 @@ and its reasons.
 import datetime
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
+from mlflow_deploy_plugin.core.spec.types import EPOCH
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
 from mlflow_deploy_plugin.watch.drift.references.windows import (
     DriftReference,
@@ -22,7 +26,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.watch.drift.verdict import judge_profile
-from mlflow_deploy_plugin.watch.sequential.course import History
+from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.refusals import mentions
 
 DAY = 86_400_000_000
@@ -71,8 +75,11 @@ def verdict_on(
 ):
     profile = sketch_batches(reference.bins, [table])
     monitor = MonitorSpec(**{"min_rows": 30, **spec})
-    history = History(false_per_year=false_per_year)
-    return judge_profile(reference, profile, start, monitor, segments, history)
+    begin = EPOCH + datetime.timedelta(microseconds=start)
+    window = Window(begin, begin + datetime.timedelta(microseconds=length))
+    request = WindowRequest("flights", "daily", monitor, window, 1, load_settings())
+    request = replace(request, false_per_year=false_per_year)
+    return judge_profile(request, reference, profile, segments or {})
 
 
 def window(seed=1, shift=0.0, rows=ROWS):

@@ -12,7 +12,6 @@ import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
-from mlflow_deploy_plugin.watch.drift.sketches.hourly import profile_from_parquet
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.kinds import drift
 from mlflow_deploy_plugin.watch.kinds.drift import SKETCHES
@@ -26,6 +25,7 @@ from tests.support.cases import long_case
 from tests.support.inference_log import ENDPOINT, event_table
 from tests.support.random_rows import normal_rows
 from tests.support.refusals import mentions
+from tests.watch.drift.sketches.test_sketch import read_profile
 from tests.watch.kinds.conftest import finding
 
 from .conftest import CLASSIFIER, DAY
@@ -91,7 +91,7 @@ def test_shifted_day_is_drift(ask):
     assert titles == ["temp, mean", "accuracy, from labels"]
     drawn = {left.name for left, _ in shifted.report.pairs}
     assert drawn == {"temp", "noise", "carrier", "prediction"}
-    assert profile_from_parquet(shifted.report.artifacts[SKETCHES]).rows == 2 * ROWS
+    assert read_profile(shifted.report.artifacts[SKETCHES]).rows == 2 * ROWS
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_changed_relation_names_two_columns(ask, segment):
     assert (alarm.subject, alarm.state) == (RELATIONS, "drift")
     assert mentions(alarm.change, "correlation", "temp", "noise", "→")
     assert RELATIONS not in {left.name for left, _ in judged.report.pairs}
-    stored = profile_from_parquet(judged.report.artifacts[SKETCHES]).columns
+    stored = read_profile(judged.report.artifacts[SKETCHES]).columns
     assert stored.keys() == {"temp", "noise", "carrier", "prediction"}
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,7 +15,6 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveE
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import AGENT, write_state
 from mlflow_deploy_plugin.core.statedir.models import AgentState
-from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.monitors import manual_runs
@@ -26,7 +26,6 @@ from tests.support.deployments import empty_home
 from tests.support.guides import page_reader
 from tests.support.monitors import HOUR, NOON
 from tests.support.refusals import mentions, refused
-from tests.support.waiting import wait_until
 
 
 def deployments(world):
@@ -82,22 +81,25 @@ def test_service_level_refuses_columns_and_spark(world):
         manual_runs.run_window(deployments(world), monitor, None, world.answer, "spark")
 
 
-def test_judged_window_gets_a_revision(world):
-    world.endpoint()
-    world.rows(NOON)
-    world.now = NOON + 2 * HOUR
-    begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
-    world.monitors.update(replace(begun, state="judged", verdict="drift", run_id="of the schedule"))
+@pytest.mark.parametrize(
+    ("begun", "kept"),
+    [
+        ({"state": "judged", "verdict": "drift", "run_id": "earlier"}, ("judged", "earlier")),
+        ({"attempts": 1}, ("pending", "")),
+    ],
+    ids=["judged", "retried"],
+)
+def test_manual_run_adds_a_revision(world, begun, kept):
+    world.due()
+    window = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
+    world.monitors.update(replace(window, **begun))
 
     run(world)
 
-    assert [
-        (window.revision, window.verdict, window.run_id, window.log_rows, window.by_hand)
-        for window in world.monitors.windows("flights", "hourly")
-    ] == [
-        (1, "drift", "of the schedule", 0, False),
-        (2, "no drift", "run-1", 3, True),
-    ]
+    of_schedule, by_hand = world.monitors.windows("flights", "hourly")
+    assert (of_schedule.state, of_schedule.run_id) == kept
+    assert (by_hand.revision, by_hand.by_hand, by_hand.log_rows) == (2, True, 3)
+    assert (by_hand.verdict, by_hand.run_id) == ("no drift", "run-1")
 
 
 def test_unstored_endpoint_uses_its_server_spec(world):
@@ -150,30 +152,6 @@ def test_temporary_bounds_are_not_stored(world):
     assert mentions(asked.notes[0], "min_rows=9", "not a verdict of the monitor")
     assert (shown.verdict, shown.run_id, shown.rows) == ("drift", "run-1", 3)
     assert world.monitors.windows() == []
-
-
-def test_schedule_repeats_manually_judged_window(world):
-    world.due()
-    run(world, window=Window(NOON, NOON + HOUR))
-    assert backfill(world) == [(3, False)]
-    world.judge = lambda asked: "drift"
-    world.start()
-
-    wait_until(lambda: Alerts(world.store).firing(), what="the schedule has told of it")
-    world.wait_for(2)
-    assert world.monitors.windows(states=("pending", "running")) == []
-
-
-def test_retried_window_stays_pending(world):
-    world.due()
-    retried = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
-    world.monitors.update(replace(retried, attempts=1))
-
-    run(world)
-
-    assert [
-        (window.revision, window.state, window.by_hand) for window in world.monitors.windows()
-    ] == [(1, "pending", False), (2, "judged", True)]
 
 
 @pytest.mark.parametrize(
@@ -404,27 +382,20 @@ def agent(state_dir, pid):
     write_state(state_dir / AGENT, AgentState(pid=pid))
 
 
-def test_missing_spool_needs_no_wait(tmp_path):
+def ship(segment):
+    segment.write_bytes(b"x" * 99)  # New rows are captured.
+    segment.with_suffix(".shipped").write_text("10")
+
+
+@pytest.mark.parametrize("until", [ship, Path.unlink], ids=["shipped", "removed"])
+def test_wait_ends_when_initial_rows_are_shipped(tmp_path, segment, until):
+    agent(tmp_path, os.getpid())
+
+    assert wait_until_shipped(tmp_path, 5, pause=lambda _: until(segment))
+
+
+def test_deleted_segments_need_no_wait(tmp_path):
     assert wait_until_shipped(tmp_path, 5)
-
-
-def test_wait_ends_when_initial_rows_are_shipped(tmp_path, segment):
-    agent(tmp_path, os.getpid())
-
-    def ship(_):
-        segment.write_bytes(b"x" * 99)  # New rows are captured.
-        segment.with_suffix(".shipped").write_text("10")
-
-    assert wait_until_shipped(tmp_path, 5, pause=ship)
-
-
-def test_removed_segment_is_shipped(tmp_path, segment):
-    agent(tmp_path, os.getpid())
-
-    assert wait_until_shipped(tmp_path, 5, pause=lambda _: segment.unlink())
-
-
-def test_segment_deleted_during_listing_is_shipped(tmp_path):
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "deleted.seg").symlink_to(tmp_path / "gone")
     assert wait_until_shipped(tmp_path, 5)

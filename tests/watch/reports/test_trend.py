@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
-from mlflow_deploy_plugin.watch.reports.trend import TrendLine, draw_trend, level_lines, trend_lines
+from mlflow_deploy_plugin.watch.reports.trend import (
+    draw_trend,
+    level_lines,
+    outcome_line,
+    trend_lines,
+)
 from mlflow_deploy_plugin.watch.result import Finding, ReportData, State
 from mlflow_deploy_plugin.watch.sequential.evidence import (
     Evidence,
@@ -36,21 +41,22 @@ def windows_of(*states, length=DAY):
     ]
 
 
-def score(*values, threshold=3.0):
+def score(*values, length=DAY, unjudged=(), threshold=3.0):
     """Return the line of the largest score, with a value per window."""
     beyond = [value is not None and value > threshold for value in values]
     states = ["drift" if is_drift else "no drift" for is_drift in beyond]
-    return TrendLine(
-        "largest score",
-        windows_of(*states),
-        [Outcome("distribution", *both, threshold) for both in zip(states, values, strict=True)],
-    )
+    windows = windows_of(*states, length=length)
+    for index in unjudged:
+        windows[index] = replace(windows[index], state="not judged")
+    outcomes = [
+        Outcome("distribution", *both, threshold) for both in zip(states, values, strict=True)
+    ]
+    return outcome_line("largest score", windows, outcomes)
 
 
 @pytest.mark.parametrize(("length", "count"), [(timedelta(minutes=1), 2), (timedelta(days=1), 3)])
 def test_few_windows_have_a_time_axis(length, count):
-    windows = windows_of(*["no drift"] * count, length=length)
-    line = replace(score(*[1.0] * count), windows=windows)
+    line = score(*[1.0] * count, length=length)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # A command line would print the text.
@@ -70,7 +76,7 @@ def test_each_drifted_column_has_a_line():
 
     drawn = lines_of(result_of(9, temperature=9.0, noise=1.0, findings=findings))
 
-    assert [(line.title, line.values, line.bounds) for line in drawn] == [
+    assert [(line.title, line.values, line.thresholds) for line in drawn] == [
         ("largest score of a column, in SD", [9.0], [3.0]),
         ("temperature, score in SD", [9.0], [3.0]),
         ("humid, score in SD", [8.0], [3.0]),
@@ -88,7 +94,7 @@ def test_violated_requirements_have_the_first_lines():
     findings = (violated, column, f1, replace(f1, segment="carrier=UA"), unknown)
     drawn = lines_of(result_of(9, kind="drift", findings=findings))
 
-    assert [(line.title, line.values, line.bounds) for line in drawn] == [
+    assert [(line.title, line.values, line.thresholds) for line in drawn] == [
         ("f1 (carrier=AA)", [0.3], [0.5]),
         ("wind, score in SD", [8.0], [3.0]),
         ("f1", [0.9], [0.5]),
@@ -128,13 +134,13 @@ def test_missing_column_keeps_its_earlier_values():
 
     assert line.title == "wind: gone"
     np.testing.assert_array_equal(line.values, [0.0, math.nan, math.nan, 1.0])
-    assert line.bounds[:2] == [0.0, 0.0]
+    assert line.thresholds[:2] == [0.0, 0.0]
     assert (line.colours[0], line.colours[3]) == ("#1a7f37", "#cf222e")
 
 
 def test_picture_describes_the_newest_value():
     single = replace(score(None, 6.5, None), title="a column of one value")
-    line = replace(score(1.0, 6.5, None), windows=windows_of("no drift", "drift", "not judged"))
+    line = score(1.0, 6.5, None, unjudged=[2])
 
     (picture,) = draw_trend([line, single], DAY)
 
@@ -199,6 +205,11 @@ def levels_of(*levels):
     return this, past_of(*results, this)
 
 
+def alarm_days(line):
+    marks = zip(line.starts, line.colours, strict=True)
+    return [start.day for start, colour in marks if colour == "#cf222e"]
+
+
 def test_level_replaces_the_score_of_its_column():
     delay = level("delay", [3.0] * 7 + [5.0] * 4, has_onset=True)
     result, windows = levels_of(
@@ -209,13 +220,12 @@ def test_level_replaces_the_score_of_its_column():
     scores = trend_lines(result, windows, lines)
     pictures = draw_trend([*lines, *scores], DAY)
 
-    assert [line.series.title for line in lines] == ["delay, mean", "accuracy, estimated"]
     assert [line.title for line in scores] == [
         "largest score of a column, in SD",
         "wind (carrier=AA), score in SD",
     ]
-    assert [start.day for start in sorted(lines[0].marked)] == [9, 10, 11]
-    assert not lines[1].marked
+    assert alarm_days(lines[0]) == [9, 10, 11]
+    assert alarm_days(lines[1]) == []
     since = "8 July 2013 (95 % interval: 6 to 9 July 2013, if it was a step)"
     assert mentions(pictures[0].words, since, "newest 5, usual 2 to 4")
     assert [picture.caption for picture in pictures] == [
@@ -241,7 +251,7 @@ def test_level_describes_the_judged_window():
 
     (line,) = level_lines(earlier, windows)
 
-    assert mentions(line.describe(), "newest 5")
+    assert mentions(line.words, "newest 5")
 
 
 def test_level_of_a_segment_has_its_alarms():
@@ -249,7 +259,7 @@ def test_level_of_a_segment_has_its_alarms():
 
     lines = level_lines(result, windows)
 
-    assert [start.day for start in lines[0].marked] == [11]
+    assert alarm_days(lines[0]) == [11]
     titles = [line.title for line in trend_lines(result, windows, lines)]
     assert not any(title.startswith("wind (carrier=AA)") for title in titles)
 
@@ -277,9 +287,7 @@ def test_levels_show_the_last_sixty_windows():
 
     (line,) = level_lines(result, windows)
 
-    assert {
-        len(series) for series in (line.series.starts, line.series.values, line.series.usual)
-    } == {60}
+    assert {len(line.starts), len(line.values), line.band.shape[1]} == {60}
 
 
 def test_shift_without_a_level_has_no_line():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.watch.sequential import detector
-from mlflow_deploy_plugin.watch.sequential.detector import Shift, Windows, limit_for, track
+from mlflow_deploy_plugin.watch.sequential.detector import Windows, limit_for, track
 from tests.support.cases import long_case
 
 REFERENCE = 90
@@ -158,12 +158,6 @@ def test_smaller_budget_has_a_higher_limit():
     assert limit_for(windows, 1 / 36500) > limit_for(windows, 1 / 30) + 1
 
 
-def test_correlated_columns_share_evidence():
-    windows = days(8, 0)
-    copied = np.repeat(windows.values[:, :1], COLUMNS, axis=1)
-    assert limit_for(replace(windows, values=copied), YEARLY) < limit_for(windows, YEARLY) + 0.5
-
-
 def test_constant_figure_has_a_floor():
     windows = days(9, 40)
     values = windows.values.copy()
@@ -237,10 +231,3 @@ def test_row_count_shift_exceeds_a_factor(factor, yearly, has_alarm):
     )
 
     assert {shift.series for shift in result.shifts} == ({3} if has_alarm else set())
-
-
-def test_probable_shift_is_confirmed():
-    shift = Shift(0, 1, 0, 0, 0, size=1.5)
-
-    assert not any(shift.add_window(0.7) for _ in range(60))
-    assert shift.is_confirmed

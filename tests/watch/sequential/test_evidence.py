@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -37,25 +36,10 @@ def test_evidence_round_trips_without_unknown_levels():
     "wrong",
     [
         {"levels": {"x/level": "high"}},
-        {"levels": {"x/level": None}},
-        {"levels": [1.0]},
-        {"alarms": 1},
         {"outcomes": {"x": ["distribution", "drift", "high", None]}},
-        {"outcomes": {"x": 1}},
-        {"shifts": {"x/level": "last week"}},
-        {"limits": {"digest": "high"}},
-        {"limits": [7.25]},
         {"limits": {"digest": 10**400}},
     ],
 )
 def test_unreadable_evidence_is_empty(wrong):
     assert Evidence.from_json({}) == Evidence()
     assert Evidence.from_json(EVIDENCE.to_json() | wrong) == Evidence()
-
-
-@pytest.mark.parametrize("missing", ["outcomes", "limits"])
-def test_evidence_of_earlier_releases_is_read(missing):
-    stored = {name: part for name, part in EVIDENCE.to_json().items() if name != missing}
-
-    empty: dict[str, Any] = {missing: {}}
-    assert Evidence.from_json(stored) == replace(EVIDENCE, **empty)

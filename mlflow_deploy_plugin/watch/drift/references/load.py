@@ -96,7 +96,7 @@ class LogReference:
     lag: timedelta | None = None
 
     def sample(self) -> pa.Table:
-        """Return at most `MAX_ROWS` rows to freeze bins on, which are stored beside the
+        """Return at most `MAX_ROWS` rows to freeze bins on. They are stored next to the
         log and change only with it. Raises NotFound if there are no rows.
         """
         versions = hourly.window_versions(self.log, self.endpoint, self.sampled)
@@ -155,7 +155,7 @@ class LogReference:
         )
         if any(
             time % HOUR_US
-            for time in (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)
+            for time in (grid.start_us, length_us, self.span.start_us, self.span.end_us)
         ):
             tables = coalesce_batches(self.rows(self.span))
             if segment:

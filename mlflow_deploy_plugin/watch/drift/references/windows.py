@@ -1,5 +1,4 @@
-"""A reference in contiguous windows with the length and phase of the judged window, and
-in finer steps.
+"""A reference in contiguous windows with the length and phase of the judged window.
 
 Unseen categories and out-of-range numbers of a reference window are counted against all
 other windows. Against the whole reference, every count would be zero, and the first
@@ -8,6 +7,7 @@ rare value in a later window would be an alarm.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,17 +29,16 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
 
 MAX_WINDOWS = 500
 _FEW_WINDOWS = 100
-_STEPS_A_WINDOW = 24
-_MAX_STEPS = 10_000
+_MOST_WINDOWS = 10_000
 _MAX_CELLS = 16_000_000
-"""The maximum number of histogram counts (128 MB) of all steps, and of all windows if
-these are more than a hundred.
+"""The maximum number of histogram counts (128 MB) of all windows if these are more than
+a hundred.
 """
 _MERGED_AT = 16
 RANDOM_WINDOWS = 90
 """The number of random windows, which begin one hour apart."""
-END_US = RANDOM_WINDOWS * HOUR_US
-"""The end of the last random window."""
+END = timedelta(hours=RANDOM_WINDOWS)
+"""The end of the last random window, from 1970."""
 _MOST_RANDOM_ROWS = 200_000
 """The maximum number of rows that are divided, which takes about three seconds."""
 _FEWEST_PARTS = 8
@@ -48,12 +47,10 @@ _RANDOM_SEED = 0
 
 
 class WindowGrid(NamedTuple):
-    """Consecutive windows of equal length (`length_us`), each with `window_steps`
-    steps.
+    """Consecutive windows of equal length (`length_us`).
 
     Attributes:
         max_windows: the maximum number of windows to keep.
-        keeps_steps: True if the steps are also kept.
         lag_windows: the distance (in windows) to the earlier window that a window is
             compared with; 0 to compare with all others. The window `lag_windows` before
             the end of the grid is kept for comparison with the next window.
@@ -62,20 +59,8 @@ class WindowGrid(NamedTuple):
     start_us: int
     length_us: int
     windows: int
-    window_steps: int
     max_windows: int
-    keeps_steps: bool
     lag_windows: int = 0
-
-    @property
-    def step_us(self) -> int:
-        return self.length_us // self.window_steps
-
-    @property
-    def steps(self) -> int:
-        if self.keeps_steps:
-            return self.windows * self.window_steps
-        return 0
 
     @property
     def max_pairs(self) -> int:
@@ -114,13 +99,11 @@ class ReferencePieces:
     """A reference in windows of one length, with the phase of the judged window.
 
     Attributes:
-        windows: the windows with rows, in order of time; at most `MAX_WINDOWS` (for
-            pairs, twice as many; all windows of one step), evenly spaced. If the rows
-            are available, `unseen`, `below` and `above` are counted against all other
-            windows.
+        windows: the windows with rows, in order of time; if their bins do not fit into
+            memory, at most `MAX_WINDOWS` (for pairs, twice as many), evenly spaced. If
+            the rows are available, `unseen`, `below` and `above` are counted against
+            all other windows.
         window_starts_us: [B] the start of each window, microseconds since 1970.
-        steps: all steps of the grid, including steps without rows; empty if the
-            reference is too long, or if a step is a window.
         total: all rows of the reference, including rows outside of the windows.
         lagged: with `lag_windows`, the window that the judged window is compared with.
             This window may have no rows.
@@ -128,7 +111,6 @@ class ReferencePieces:
 
     windows: tuple[Profile, ...]
     window_starts_us: tuple[int, ...]
-    steps: tuple[Profile, ...]
     grid: WindowGrid
     total: Profile
     lagged: Profile | None = None
@@ -185,8 +167,7 @@ def window_grid(
     lag_windows: int = 0,
 ) -> WindowGrid:
     """Return the grid for the times from `first_us` to `last_us` (inclusive), with the
-    phase of `start_us`. The numbers of windows and steps are limited by the memory for
-    their bins.
+    phase of `start_us`. The number of windows is limited by the memory for their bins.
     """
     first = (first_us - start_us) // length_us
     last = (last_us - start_us) // length_us
@@ -195,25 +176,16 @@ def window_grid(
         sum(column_bins.size + 1 for column_bins in bins.values()),
         1,
     )
-    fitting = min(_MAX_STEPS, _MAX_CELLS // cells)
-    most = _steps_of(length_us)
-    steps = next(
-        (count for count in range(most, 1, -1) if most % count == 0 and windows * count <= fitting),
-        1,
-    )
+    fitting = min(_MOST_WINDOWS, _MAX_CELLS // cells)
     max_windows = 2 * MAX_WINDOWS if lag_windows else MAX_WINDOWS
     max_windows = min(max(fitting, _FEW_WINDOWS), max_windows)
-    keeps_steps = windows * steps <= fitting and not lag_windows
-    if keeps_steps and steps == 1:  # Keep the steps as windows.
+    if windows <= fitting and not lag_windows:
         max_windows = max(windows, max_windows)
-        keeps_steps = False
     return WindowGrid(
         start_us=start_us + first * length_us,
         length_us=length_us,
         windows=windows,
-        window_steps=steps,
         max_windows=max_windows,
-        keeps_steps=keeps_steps,
         lag_windows=lag_windows,
     )
 
@@ -231,15 +203,7 @@ def cut_pieces(
     """
     total = sketch_batches(bins, [table])
     if times is None or not len(times):
-        grid = WindowGrid(
-            start_us=0,
-            length_us=length_us,
-            windows=0,
-            window_steps=_steps_of(length_us),
-            max_windows=0,
-            keeps_steps=False,
-        )
-        return ReferencePieces((), (), (), grid, total)
+        return ReferencePieces((), (), WindowGrid(0, length_us, 0, 0), total)
     grid = window_grid(
         bins,
         start_us,
@@ -249,14 +213,9 @@ def cut_pieces(
     )
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     selected = grid.choose(len(present))
-    steps = [Profile(0, {})] * grid.steps
-    if grid.keeps_steps:
-        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
-            steps[number] = profile
     return ReferencePieces(
         cut_windows(bins, table, groups, selected),
         grid.starts_us(present[selected]),
-        tuple(steps),
         grid,
         total,
     )
@@ -287,22 +246,19 @@ def cut_windows(
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
-    """Return the pieces from `parts`: profiles in order of time, each within a step,
+    """Return the pieces from `parts`: profiles in order of time, each within a window,
     with its start (microseconds).
     """
-    steps: dict[int, list[Profile]] = {}
     windows: dict[int, list[Profile]] = {}
     total: dict[int, list[Profile]] = {}
     is_kept = set(grid.choose(grid.windows).tolist())
     for begin_us, profile in parts:
         if not profile.rows:
             continue
-        number = (begin_us - grid.start_us) // grid.step_us
+        number = (begin_us - grid.start_us) // grid.length_us
         _add_part(total, 0, profile)
-        if grid.keeps_steps:
-            _add_part(steps, number, profile)
-        if number // grid.window_steps in is_kept:
-            _add_part(windows, number // grid.window_steps, profile)
+        if number in is_kept:
+            _add_part(windows, number, profile)
     numbers = np.array(sorted(windows), np.int64)
     lagged = None
     if grid.lag_windows:
@@ -310,7 +266,6 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
     return ReferencePieces(
         windows=tuple(merge(windows[number]) for number in numbers.tolist()),
         window_starts_us=grid.starts_us(numbers),
-        steps=tuple(merge(steps.get(number, [])) for number in range(grid.steps)),
         grid=grid,
         total=merge(total.get(0, [])),
         lagged=lagged,
@@ -339,21 +294,11 @@ def sketch_pieces(
 
     def parts() -> Iterator[tuple[int, Profile]]:
         for table, times in batches:
-            numbers = (times - grid.start_us) // grid.step_us
+            numbers = (times - grid.start_us) // grid.length_us
             for number, profile in sketch_by(bins, table, numbers):
-                yield grid.start_us + number * grid.step_us, profile
+                yield grid.start_us + number * grid.length_us, profile
 
     return assemble_pieces(grid, parts())
-
-
-def _steps_of(length_us: int) -> int:
-    """Return the number of steps per window: at most 24 of whole seconds and of at
-    least an hour each, otherwise 1.
-    """
-    for count in range(_STEPS_A_WINDOW, 1, -1):
-        if length_us % (count * 1_000_000) == 0 and length_us // count >= HOUR_US:
-            return count
-    return 1
 
 
 RestCounts = list[dict[str, dict[str, int]]]
@@ -498,14 +443,7 @@ def with_random_windows(reference: DriftReference, rows: int) -> DriftReference:
         part_of_row = rng.permutation(len(sample)) % parts
         selected = np.arange(min(parts, RANDOM_WINDOWS - len(windows)))
         windows += cut_windows(reference.bins, sample, part_of_row, selected)
-    grid = WindowGrid(
-        start_us=0,
-        length_us=HOUR_US,
-        windows=RANDOM_WINDOWS,
-        window_steps=1,
-        max_windows=RANDOM_WINDOWS,
-        keeps_steps=False,
-    )
+    grid = WindowGrid(0, HOUR_US, RANDOM_WINDOWS, RANDOM_WINDOWS)
     starts_us = grid.starts_us(np.arange(RANDOM_WINDOWS))
-    pieces = ReferencePieces(tuple(windows), starts_us, (), grid, reference.pieces.total)
+    pieces = ReferencePieces(tuple(windows), starts_us, grid, reference.pieces.total)
     return replace(reference, pieces=pieces)

@@ -8,9 +8,9 @@ version. An hour is profiled again if its log files have changed. If a log file 
 unreadable, the hour is profiled every time, so that the file is reported. Profiles are
 computed from only the log, so two concurrent processes only duplicate work.
 
-For logs that are too large for one machine, Spark runs the same functions per day
-(pyspark's mapInArrow). The driver merges the profiles in order, so the numbers are
-bit-identical to those of a single machine.
+For logs that are too large for one machine, Spark stores the profiles of each day with
+the same functions (pyspark's mapInArrow). The numbers are those of a single machine,
+which merges the stored profiles.
 
 Each row of the stored table describes a column of a profile. A row without a name has
 the profile's number of rows.
@@ -59,8 +59,6 @@ Identity = tuple[str, str]
 Profiles = dict[Identity, sketch.Profile]
 Files = list[tuple[str, int]]
 """Names and sizes of log files."""
-
-_RESULT = "number long, profile binary, failure string"
 
 _META = b"onnxserve"
 _FORMAT = 4
@@ -142,7 +140,7 @@ class SketchStore:
             return {}
 
     def store(self, day: datetime, hours: Mapping[datetime, StoredHour]) -> None:
-        """Write the profiles of the day's hours to a file beside the log."""
+        """Write the profiles of the day's hours to a file next to the log."""
         identities: list[tuple[str, ...]] = []
         profiles: list[sketch.Profile] = []
         for start, hour in hours.items():
@@ -161,7 +159,7 @@ class SketchStore:
         )
 
     def _name(self, day: datetime) -> str:
-        """Return the name of the day's file beside the log, which depends on the bins,
+        """Return the name of the day's file next to the log, which depends on the bins,
         the segment and the start of the endpoint's rows.
         """
         key = self.bins_key
@@ -368,65 +366,43 @@ def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
         _log.debug("%s cannot be stored next to the log: %s", name, one_line(error))
 
 
-def spark_window_profile(
-    session: "SparkSession",
-    sketches: SketchStore,
-    model: str,
-    version: str,
-    window: Window,
-) -> sketch.Profile:
-    """Return the profile of all rows in the window that one version (empty: any
-    version) answered. Spark computes a part per day (UTC). Raises OnnxserveError that
-    names a failed part.
+def store_hours_with_spark(session: "SparkSession", sketches: SketchStore, window: Window) -> None:
+    """Let Spark profile and store the whole hours of the window, which `window_profile`
+    reads afterwards. A task has a day (UTC). Raises OnnxserveError that names a failed
+    day.
     """
-    log = sketches.log
     # The log's file system cannot be serialised for Spark's workers.
-    uri = log.location.shown
-    since = log.since
+    uri = sketches.log.location.shown
+    since = sketches.log.since
     endpoint = sketches.endpoint
     bins = sketches.bins
     key = sketches.bins_key
     days = [
         Window(max(day[0].start, window.start), min(day[-1].end, window.end))
-        for day in _by_day(_list(log, endpoint, window))
+        for day in _by_day(_list(sketches.log, endpoint, window))
     ]
     if not days:
-        return sketch.merge([])
+        return
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the profile of each numbered day, or the reason why its rows cannot be
-        read. Spark calls this function on its workers.
+        """Yield each numbered day with the reason why its rows cannot be read; empty if
+        its hours are stored. Spark calls this function on its workers.
         """
         for batch in batches:
             for number in batch.column(0).to_pylist():
+                failure = ""
                 try:
                     store = SketchStore(open_log(uri, since), endpoint, bins, key)
-                    profile = window_profile(store, model, version, days[number])
-                    content = profile_to_parquet(profile)
-                    failure = None
+                    for _ in hour_profiles(store, "", "", days[number]):
+                        pass  # The hour is stored.
                 except (OSError, pa.ArrowException, OnnxserveError) as error:
-                    content = None
                     failure = one_line(error)
-                yield pa.RecordBatch.from_pydict(
-                    {
-                        "number": pa.array([number], pa.int64()),
-                        "profile": pa.array([content], pa.binary()),
-                        "failure": pa.array([failure], pa.string()),
-                    },
-                )
+                yield pa.RecordBatch.from_pydict({"number": [number], "failure": [failure]})
 
-    numbers = session.range(
-        0,
-        len(days),
-        step=1,
-        numPartitions=len(days),
-    )
-    parts = numbers.mapInArrow(task, _RESULT).collect()
-    for part in parts:
-        if part["failure"]:
-            raise OnnxserveError(f"{days[part['number']]}: {part['failure']}")
-    ordered = sorted(parts, key=lambda part: int(part["number"]))
-    return sketch.merge(profile_from_parquet(bytes(part["profile"])) for part in ordered)
+    numbers = session.range(0, len(days), step=1, numPartitions=len(days))
+    for day in numbers.mapInArrow(task, "number long, failure string").collect():
+        if day["failure"]:
+            raise OnnxserveError(f"{days[day['number']]}: {day['failure']}")
 
 
 def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:
@@ -499,11 +475,3 @@ def profile_to_parquet(profile: sketch.Profile) -> bytes:
     pq.write_table(profiles_to_table([profile]), sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
     return content
-
-
-def profile_from_parquet(content: bytes) -> sketch.Profile:
-    """Return the profile from the bytes of `profile_to_parquet`; raise
-    pa.ArrowException, KeyError or ValueError if they are malformed.
-    """
-    (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
-    return profile

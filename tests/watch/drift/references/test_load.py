@@ -12,7 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, parse_window
+from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.watch.drift.references.load import (
     load_segment_references,
     rolling_windows,
@@ -59,7 +59,6 @@ def test_untimed_reference_has_only_a_total(ask, days, tmp_path):
     reference = ask()
 
     assert reference.pieces.windows == ()
-    assert reference.pieces.steps == ()
     assert reference.pieces.total.rows == DAYS * ROWS
     assert "no event times" in reference.notes[0]
 
@@ -105,15 +104,12 @@ def test_pinned_window_is_a_reference(ask, days):
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * 6
     assert reference.pieces.total.rows == 6 * ROWS
-    assert reference.pieces.grid.step_us == HOUR_US
-    assert len(reference.pieces.steps) == 144
     assert reference.notes == ()
     assert set(without_projections(reference.bins)) == {*days[0]} - {"_event_time"}
     uneven = ask(
         "window:2013-01-03T00:30/2013-01-08T00:30", window=parse_window("2013-02-01T00:30/90m")
     )
     assert uneven.pieces.total.rows == sum(block.rows for block in uneven.pieces.windows)
-    assert uneven.pieces.grid.window_steps == 1
 
 
 @pytest.mark.long

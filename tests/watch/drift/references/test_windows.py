@@ -1,4 +1,4 @@
-"""References in windows and steps, the choice of pairs, and values that are new to the
+"""References in windows, the choice of pairs, and values that are new to the
 rest of a reference.
 """
 
@@ -20,25 +20,9 @@ from mlflow_deploy_plugin.watch.drift.references.windows import (
 )
 from mlflow_deploy_plugin.watch.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.watch.drift.sketches.columns import read_columns
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import merge
 from tests.support.inference_log import event_table
 from tests.watch.conftest import FIRST_DAY, reference_of_days
 from tests.watch.drift.test_verdict import reference_of
-
-
-def test_steps_add_up_to_windows(ask):
-    reference = ask(window=parse_window("2013-02-01T06:00/12h"))
-
-    assert reference.pieces.grid.step_us == HOUR_US
-    assert reference.pieces.grid.window_steps == 12
-    windows = [
-        merge(reference.pieces.steps[first : first + 12])
-        for first in range(0, len(reference.pieces.steps), 12)
-    ]
-    for window, block in zip(windows, reference.pieces.windows, strict=True):
-        for name, column in window.columns.items():
-            np.testing.assert_array_equal(column.counts, block.columns[name].counts)
-    assert sum(step.rows for step in reference.pieces.steps) == reference.pieces.total.rows
 
 
 def test_values_of_one_window_are_unseen(ask, days, tmp_path):
@@ -75,7 +59,6 @@ def test_windows_of_a_long_reference_are_limited(ask, days, tmp_path):
     reference = ask(window=parse_window("2013-02-01/1h"), every="1h")
 
     assert len(reference.pieces.windows) == 500
-    assert len(reference.pieces.steps) == 0
     assert reference.pieces.total.rows == 900
 
 

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
     SketchStore,
-    spark_window_profile,
+    store_hours_with_spark,
     window_profile,
     window_versions,
 )
@@ -189,10 +189,12 @@ def test_spark_profile_equals_local_profile(session, writer):
     log = open_log(str(writer.root))
     sketches = SketchStore(log, ENDPOINT, bins, bins_digest(bins))
 
-    spread = spark_window_profile(session, sketches, MODEL, "1", CUT)
+    store_hours_with_spark(session, sketches, CUT)
 
-    assert len(list(Path(log.location.root).glob("_sketches/**/hours.parquet"))) == 3
-    for path in Path(log.location.root).glob("_sketches/**/hours.parquet"):
+    files = [*Path(log.location.root).glob("_sketches/**/hours.parquet")]
+    assert len(files) == 3
+    spread = window_profile(sketches, MODEL, "1", CUT)
+    for path in files:
         path.unlink()
     local = window_profile(sketches, MODEL, "1", CUT)
     assert_same(spread, local)
@@ -202,4 +204,4 @@ def test_spark_profile_equals_local_profile(session, writer):
 
     lost = replace(sketches, log=InferenceLog(replace(log.location, shown="ftp://nowhere")))
     with pytest.raises(OnnxserveError, match=r"^2013-01-01T05:20:00/2013-01-02: .*ftp://nowhere"):
-        spark_window_profile(session, lost, MODEL, "1", CUT)
+        store_hours_with_spark(session, lost, CUT)
