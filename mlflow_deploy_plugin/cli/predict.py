@@ -231,6 +231,7 @@ def predict(
         raise click.UsageError("--event-time is for the log of a deployment: specify -n DEPLOYMENT")
     end_with_reader()
     from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
+        model_predictor,
         predict_batch,
         server_predictor,
         split_by_event_time,
@@ -240,26 +241,21 @@ def predict(
     output_kind = cast(FileFormat, output_type or output_format(output_path, input_kind))
     input_name = "standard input" if input_path == "-" else input_path
     with ExitStack() as held:
-        if name is not None:  # Report an unknown deployment before the file.
+        if name is None:
+            predictor = held.enter_context(model_predictor(str(model_uri)))
+        else:
             from mlflow_deploy_plugin.ship.deployments.scoring import scoring_target
 
-            held.enter_context(hidden_pandas())  # A model (MODEL) may need pandas.
+            held.enter_context(hidden_pandas())
             deployments = held.enter_context(opened_deployments())
             if deployments.store.endpoint(name) is None:
                 scoring = scoring_target(deployments, name, None)
             else:
                 scoring = scoring_target(deployments, None, name)
-            server = held.enter_context(scoring)
+            predictor = held.enter_context(server_predictor(held.enter_context(scoring)))
         batches = held.enter_context(
             _opened_batches(input_path, input_name, input_kind, batch_rows)
         )
-        if model_uri is not None:
-            # This imports pyarrow.
-            from mlflow_deploy_plugin.ship.batch.table_model import body_predictor
-
-            predictor = held.enter_context(body_predictor(model_uri))
-        else:
-            predictor = held.enter_context(server_predictor(server))
         target = held.enter_context(open_output(output_path, sys.stdout.buffer))
         write = held.enter_context(value_writer(output_kind, target, "prediction"))
         count = 0

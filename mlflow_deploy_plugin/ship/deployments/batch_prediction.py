@@ -1,5 +1,5 @@
-"""Batch prediction of the rows of a file, by the server of a deployment or by a model
-in this process.
+"""Batch prediction of the rows of a file, by the server of a deployment, or by a server
+of a version in this process.
 
 Only one batch of rows is in memory, except for a JSON document, which is read
 completely. Rows are sent in the format of the file (Parquet rows as Arrow), so that the
@@ -9,12 +9,14 @@ server decodes them like any other request.
 import base64
 import io
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from http import HTTPStatus
 from itertools import groupby, islice
 from typing import IO, TYPE_CHECKING, Any
 
@@ -28,6 +30,10 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.core.messages import REPEATED_HEADER, without_row_number
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.tabular.csv_file import CsvRecord, csv_records
 from mlflow_deploy_plugin.core.tabular.row_files import (
     FileFormat,
@@ -35,25 +41,33 @@ from mlflow_deploy_plugin.core.tabular.row_files import (
     json_lines,
     open_parquet,
 )
+from mlflow_deploy_plugin.serve.client.client import response_error
 from mlflow_deploy_plugin.serve.client.rows import BODY_FORMS
+from mlflow_deploy_plugin.serve.embed import local_app
 from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns
+from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols import arrow
 from mlflow_deploy_plugin.serve.protocols.content import CSV, JSON, load_json
 from mlflow_deploy_plugin.serve.protocols.invocation_tables import take_column
-from mlflow_deploy_plugin.ship.deployments.scoring import ScoringTarget
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession, post
 
 if TYPE_CHECKING:
     from pyarrow import Table
     from pyarrow.parquet import ParquetFile
 
+    from mlflow_deploy_plugin.ship.deployments.scoring import ScoringTarget
+
 _TRIES = 6
+_MODEL_SECONDS = 3600
 
 Predictor = Callable[["RowBatch", bool], object]
 """A function that returns the predictions of a batch, as in the response of
 /invocations. The last argument is True for rows of a failed request that are sent again
 to find the refused row.
 """
+Answer = tuple[dict[str, Any], str]
+"""The JSON object of a server's response, and its prediction id."""
 _Rows = Any
 """A sliceable batch of rows, as the reader of the file returns it: a list, or a
 `pyarrow.RecordBatch`.
@@ -129,37 +143,75 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 
 
 @contextmanager
-def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
+def server_predictor(target: "ScoringTarget") -> Iterator[Predictor]:
     """Yield a predictor that sends the rows to a server, with retries while the server
     is overloaded or being changed.
 
-    Predictions include the endpoint's key columns (`_with_keys`). A pyfunc model
-    receives Arrow rows as JSON, so that MLflow's functions parse the rows and encode
-    the predictions.
+    Predictions include the endpoint's key columns (`_with_keys`).
     """
     url = f"{target.url}/invocations"
+    seconds = target.timeout_seconds
     with ServerSession() as session:
 
-        def predict(batch: RowBatch, is_repeated: bool) -> object:
-            headers = {REPEATED_HEADER: "1"} if is_repeated else {}
-            if batch.event_time:
-                headers["X-Event-Time"] = batch.event_time
-            content_type = batch.content_type
-            body = batch.body
-            if content_type == arrow.STREAM and target.has_pyfunc:
-                content_type = JSON
-                body = _arrow_as_json(body)
-            seconds = target.timeout_seconds
-            document, prediction_id = post(
-                session, url, body, content_type, seconds, _TRIES, headers=headers
-            )
-            predictions: object = document.get("predictions")
-            if not target.keys:
-                return predictions
-            keys = _key_columns(content_type, body, target.keys)
-            return _with_keys(predictions, keys, prediction_id)
+        def answer(body: bytes, content_type: str, headers: Mapping[str, str]) -> Answer:
+            return post(session, url, body, content_type, seconds, _TRIES, headers)
 
-        yield predict
+        yield _predictor(answer, target.has_pyfunc, target.keys)
+
+
+@contextmanager
+def model_predictor(model_uri: str) -> Iterator[Predictor]:
+    """Yield a predictor that calls a server of the version in this process, which ends
+    with the block.
+
+    Raises the errors of `resolve`, `download` and `local_app`.
+    """
+    # Without a handler, the server's warnings would be on stderr, next to the error.
+    logging.getLogger("mlflow_deploy_plugin").addHandler(logging.NullHandler())
+    with temporary_folder("onnxserve-predict-") as temporary:
+        resolved = resolve(model_uri)
+        folder = download(resolved.source, temporary)
+        has_pyfunc = read_served_artifact(folder).flavor == PYTHON_FUNCTION
+        config = {"server.request_timeout_seconds": _MODEL_SECONDS}
+        with local_app(folder, resolved.name, resolved.version, config) as app:
+
+            def answer(body: bytes, content_type: str, headers: Mapping[str, str]) -> Answer:
+                fields = {"content-type": content_type, "accept": JSON, **headers}
+                response = app.handle(RawRequest("POST", "/invocations", fields, body))
+                if response.status != HTTPStatus.OK:
+                    raise response_error(response.status, response.body, response.headers)
+                return orjson.loads(response.body), ""
+
+            yield _predictor(answer, has_pyfunc)
+
+
+def _predictor(
+    answer: Callable[[bytes, str, Mapping[str, str]], Answer],
+    has_pyfunc: bool,
+    keys: Sequence[str] = (),
+) -> Predictor:
+    """Return a predictor of a server, whose function `answer` returns the JSON object
+    and the prediction id for a body, a content type and headers. A pyfunc receives
+    Arrow rows as JSON, so that MLflow's functions parse the rows and encode the
+    predictions.
+    """
+
+    def predict(batch: RowBatch, is_repeated: bool) -> object:
+        headers = {REPEATED_HEADER.lower(): "1"} if is_repeated else {}
+        if batch.event_time:
+            headers["x-event-time"] = batch.event_time
+        content_type = batch.content_type
+        body = batch.body
+        if content_type == arrow.STREAM and has_pyfunc:
+            content_type = JSON
+            body = _arrow_as_json(body)
+        document, prediction_id = answer(body, content_type, headers)
+        predictions: object = document.get("predictions")
+        if not keys:
+            return predictions
+        return _with_keys(predictions, _key_columns(content_type, body, keys), prediction_id)
+
+    return predict
 
 
 def _with_keys(
