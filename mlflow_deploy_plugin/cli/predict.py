@@ -324,7 +324,8 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     batch, and _SUCCESS is written when the output is complete. The exit status is 1 if
     a part was skipped.
     """
-    from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
+    from mlflow_deploy_plugin.ship.batch.part import BatchPlan
+    from mlflow_deploy_plugin.ship.batch.run import run_batch
 
     if len(set(keep)) < len(keep):
         raise click.UsageError(f"--keep {', '.join(keep)}: a column is repeated")
