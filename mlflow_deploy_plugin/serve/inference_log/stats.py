@@ -7,7 +7,7 @@ row counts since the state folder was created. It is deleted after `GONE_AFTER`.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.serve.inference_log.tables import TIME
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
 
 WATERMARKS = "_watermarks"
+_COUNTED = (EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL)
 GONE_AFTER = timedelta(days=30)
 """The age at which a watermark is deleted. A running agent writes its watermark every
 30 seconds.
@@ -135,39 +136,40 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     files = list(chain.from_iterable(hour.files for hour in log.all_hours(endpoint)))
     labels = log.labels(endpoint)
     view = View(endpoint, times or TimeRange(), shadows=True)
-    columns = [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL]
     groups: list[dict[str, Any]] = []
-    for table in view_tables(log, view, columns, labels):
+    for table in view_tables(log, view, _COUNTED, labels):
         labels.mark(table)
         groups += _group_rows(table).to_pylist()
     failed_view = View(endpoint, view.times, labels=False)
-    failed_tables = view_tables(log.failures, failed_view, [EVENT_TIME])
-    unmatched = labels.count - labels.matched if times is None else None
     answered = [group for group in groups if not group["shadow"]]
-    rows = sum(group["rows"] for group in answered)
-
-    def rows_by(key: str) -> dict[Any, int]:
-        counter = Counter[Any]()
-        for group in answered:
-            counter[group[key]] += group["rows"]
-        return dict(sorted(counter.items()))
-
     return LogStats(
         endpoint=endpoint,
-        rows=rows,
-        shadow_rows=sum(group["rows"] for group in groups) - rows,
-        failed_rows=sum(map(len, failed_tables)),
+        rows=sum(group["rows"] for group in answered),
+        shadow_rows=sum(group["rows"] for group in groups if group["shadow"]),
+        failed_rows=sum(map(len, view_tables(log.failures, failed_view, [EVENT_TIME]))),
         first=min((group["first"] for group in groups), default=None),
         last=max((group["last"] for group in groups), default=None),
-        by_version=rows_by("version"),
-        by_variant=rows_by("variant"),
-        by_hour=rows_by("hour"),
+        by_version=_rows_by("version", answered),
+        by_variant=_rows_by("variant", answered),
+        by_hour=_rows_by("hour", answered),
         files=len(files),
         size=sum(file.size for file in files),
-        labels=LabelCounts(sum(group["labelled"] for group in answered), labels.count, unmatched),
+        labels=LabelCounts(
+            rows=sum(group["labelled"] for group in answered),
+            names=labels.count,
+            unmatched=labels.count - labels.matched if times is None else None,
+        ),
         account=account,
         unreadable=dict(log.unreadable),
     )
+
+
+def _rows_by(key: str, groups: Iterable[Mapping[str, Any]]) -> dict[Any, int]:
+    """Return the number of rows by the key, in ascending order."""
+    counter = Counter[Any]()
+    for group in groups:
+        counter[group[key]] += group["rows"]
+    return dict(sorted(counter.items()))
 
 
 def _group_rows(table: pa.Table) -> pa.Table:

@@ -148,9 +148,8 @@ def predict_part(job: PartJob) -> PartResult:
     """Predict one part. On failure, raise OnnxserveError with the file and the row, and
     leave no output.
     """
-    plan = job.plan
     try:
-        model = load_table_model(job.model, plan.device)
+        model = load_table_model(job.model, job.plan.device)
         source = locate_log(job.part.uri, "input")
         with (
             source.filesystem.open_input_file(source.root) as packed,

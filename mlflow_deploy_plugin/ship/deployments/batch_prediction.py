@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.ship.deployments.scoring import ScoringTarget
 
 _TRIES = 6
-_MODEL_SECONDS = 3600
+_MODEL_LIMITS = {"server.request_timeout_seconds": 3600, "server.max_body_bytes": 2**31}
 
 Predictor = Callable[["RowBatch", bool], object]
 """A function that returns the predictions of a batch, as in the response of
@@ -136,11 +136,9 @@ def model_predictor(model_uri: str) -> Iterator[Predictor]:
     # Without a handler, the server's warnings would be on stderr, next to the error.
     logging.getLogger("mlflow_deploy_plugin").addHandler(logging.NullHandler())
     with temporary_folder("onnxserve-predict-") as temporary:
-        resolved = resolve(model_uri)
-        folder = download(resolved.source, temporary)
+        folder = download(resolve(model_uri).source, temporary)
         has_pyfunc = read_served_artifact(folder).flavor == PYTHON_FUNCTION
-        config = {"server.request_timeout_seconds": _MODEL_SECONDS}
-        with local_app(folder, resolved.name, resolved.version, config) as app:
+        with local_app(folder, "model", "1", _MODEL_LIMITS) as app:
 
             def answer(body: bytes, content_type: str, headers: Mapping[str, str]) -> Answer:
                 fields = {"content-type": content_type, "accept": JSON, **headers}
