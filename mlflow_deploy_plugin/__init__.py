@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.embed import wsgi_app
     from mlflow_deploy_plugin.serve.inference.applied_steps import call
     from mlflow_deploy_plugin.serve.runtime.steps import Request
-    from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
+    from mlflow_deploy_plugin.ship.batch.part import BatchPlan
+    from mlflow_deploy_plugin.ship.batch.run import run_batch
     from mlflow_deploy_plugin.ship.batch.spark import predict_frame
     from mlflow_deploy_plugin.wrap.evaluation.curves import robustness
     from mlflow_deploy_plugin.wrap.evaluation.explanation import explain
@@ -84,7 +85,7 @@ __all__ = [
 
 _HOMES = {
     "AsyncClient": ("serve.client.client", "AsyncClient"),
-    "BatchPlan": ("ship.batch.run", "BatchPlan"),
+    "BatchPlan": ("ship.batch.part", "BatchPlan"),
     "Client": ("serve.client.client", "Client"),
     "Prediction": ("serve.client.client", "Prediction"),
     "Request": ("serve.runtime.steps", "Request"),

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,7 +43,6 @@ from mlflow_deploy_plugin.core.tabular.row_files import (
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow
     from mlflow_deploy_plugin.ship.batch.run import BatchProgress
-    from mlflow_deploy_plugin.ship.deployments.batch_prediction import RowBatch
 
 _SHOWN_BAD = 20
 _LINE_SECONDS = 10.0
@@ -231,7 +229,9 @@ def predict(
         raise click.UsageError("--event-time is for the log of a deployment: specify -n DEPLOYMENT")
     end_with_reader()
     from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
+        model_predictor,
         predict_batch,
+        read_rows,
         server_predictor,
         split_by_event_time,
     )
@@ -240,64 +240,39 @@ def predict(
     output_kind = cast(FileFormat, output_type or output_format(output_path, input_kind))
     input_name = "standard input" if input_path == "-" else input_path
     with ExitStack() as held:
-        if name is not None:  # Report an unknown deployment before the file.
+        held.callback(_show_line, "")
+        if name is None:
+            predictor = held.enter_context(model_predictor(str(model_uri)))
+        else:
             from mlflow_deploy_plugin.ship.deployments.scoring import scoring_target
 
-            held.enter_context(hidden_pandas())  # A model (MODEL) may need pandas.
+            held.enter_context(hidden_pandas())
             deployments = held.enter_context(opened_deployments())
             if deployments.store.endpoint(name) is None:
                 scoring = scoring_target(deployments, name, None)
             else:
                 scoring = scoring_target(deployments, None, name)
-            server = held.enter_context(scoring)
-        batches = held.enter_context(
-            _opened_batches(input_path, input_name, input_kind, batch_rows)
-        )
-        if model_uri is not None:
-            # This imports pyarrow.
-            from mlflow_deploy_plugin.ship.batch.table_model import body_predictor
-
-            predictor = held.enter_context(body_predictor(model_uri))
-        else:
-            predictor = held.enter_context(server_predictor(server))
+            predictor = held.enter_context(server_predictor(held.enter_context(scoring)))
+        file = held.enter_context(open_input(input_path, sys.stdin.buffer))
         target = held.enter_context(open_output(output_path, sys.stdout.buffer))
         write = held.enter_context(value_writer(output_kind, target, "prediction"))
         count = 0
-        for batch in batches:
+        for batch in read_rows(file, input_name, input_kind, batch_rows):
             for part in split_by_event_time(batch, input_name, event_time):
                 write(predict_batch(predictor, input_name, part))
                 count += len(part)
+            if output_path != "-":
+                _show_line(f"{count:,} rows")
+        if not count:
+            raise InvalidRequest(f"{input_name} has no rows")
     if output_path != "-":
         click.echo(f"{count:,} predictions in {output_path}", err=True)
 
 
-@contextmanager
-def _opened_batches(
-    path: str, name: str, kind: FileFormat, batch_rows: int
-) -> Iterator[Iterator["RowBatch"]]:
-    """Yield the batches of a file. If the file's length is known, a terminal shows a
-    progress bar on standard error. Raises InvalidRequest if the file has no rows.
-    """
-    from mlflow_deploy_plugin.ship.deployments.batch_prediction import read_rows
-
-    with open_input(path, sys.stdin.buffer) as file, ExitStack() as held:
-        rows = read_rows(file, name, kind, batch_rows)
-        first = next(rows.batches, None)
-        if first is None:
-            raise InvalidRequest(f"{name} has no rows")
-        batches = chain([first], rows.batches)
-        if rows.length is None or not sys.stderr.isatty():
-            yield batches
-            return
-        bar = held.enter_context(click.progressbar(length=rows.length, label=name, file=sys.stderr))
-
-        def with_bar() -> Iterator["RowBatch"]:
-            """Yield the batches; show each batch on the bar after its use."""
-            for batch in batches:
-                yield batch
-                bar.update(batch.position - bar.pos)  # This batch has been predicted.
-
-        yield with_bar()
+def _show_line(line: str) -> None:
+    """Replace the last line of a terminal on standard error."""
+    if sys.stderr.isatty():
+        click.echo(f"{_EMPTY_LINE}{line}", nl=False, err=True)
 
 
 @click.command()
@@ -349,7 +324,8 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     batch, and _SUCCESS is written when the output is complete. The exit status is 1 if
     a part was skipped.
     """
-    from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
+    from mlflow_deploy_plugin.ship.batch.part import BatchPlan
+    from mlflow_deploy_plugin.ship.batch.run import run_batch
 
     if len(set(keep)) < len(keep):
         raise click.UsageError(f"--keep {', '.join(keep)}: a column is repeated")
@@ -366,15 +342,15 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
             f"{progress.parts_done + progress.finished_before} of "
             f"{progress.parts + progress.finished_before} parts{time_left}"
         )
-        if sys.stderr.isatty():
-            click.echo(f"{_EMPTY_LINE}{line}", nl=False, err=True)
-        elif time.monotonic() - shown_at >= _LINE_SECONDS:
+        _show_line(line)
+        if not sys.stderr.isatty() and time.monotonic() - shown_at >= _LINE_SECONDS:
             shown_at = time.monotonic()
             show_progress(line)
 
-    result = run_batch(BatchPlan(output=output, keep=keep, **options), show)
-    if sys.stderr.isatty():
-        click.echo(_EMPTY_LINE, nl=False, err=True)
+    try:
+        result = run_batch(BatchPlan(output=output, keep=keep, **options), show)
+    finally:
+        _show_line("")
     done = result.progress
     version = f"{result.model.name} {result.model.version}".strip()
     earlier = f", {done.finished_before} finished earlier" if done.finished_before else ""

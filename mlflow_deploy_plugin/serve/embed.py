@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -21,6 +22,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WantedEndpoint,
     WantedVariant,
 )
+from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.http.embedded import EmbeddedModel, WsgiApp
 
 _WAIT_SECONDS = 120.0
@@ -66,6 +68,38 @@ def wsgi_app(
 
 
 @contextmanager
+def local_app(
+    folder: Path,
+    name: str,
+    version: str,
+    config: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[ServerApp]:
+    """Load the version in an MLmodel folder during the block, without a registry, and
+    yield the application of `onnxserve serve`. It neither captures nor explains
+    requests. `config` has other fields of the spec by their dotted names.
+
+    Raises DeploymentFailed if the version cannot be loaded.
+    """
+    spec = new_endpoint(
+        default_endpoint_name(str(folder.with_name(name))),
+        str(folder),
+        {"capture.fraction": 0, "server.explain_max_rows": 0, **config},
+    )
+    served = WantedVariant(
+        model_uri=f"models:/{name}/{version}",
+        model=name,
+        version=version,
+        folder=folder,
+    )
+    endpoint = WantedEndpoint(variants={spec.name: served}, capture=spec.capture)
+    wanted = Wanted(generation=1, endpoints={spec.name: endpoint})
+    with temporary_folder("onnxserve-local-") as state_dir:
+        write_state(state_dir / WANTED, wanted)
+        with closing(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS)) as model:
+            yield model.app
+
+
+@contextmanager
 def local_server(
     folder: Path,
     name: str,
@@ -75,13 +109,10 @@ def local_server(
     """Serve the version in an MLmodel folder to this machine in a thread during the
     block, without a registry, and yield the address.
 
-    The server has the routes and pages of `onnxserve serve`. It neither captures nor
-    explains requests. Current requests end first.
-
-    Raises InvalidConfig if the port cannot be used, and DeploymentFailed if the version
-    cannot be loaded.
+    Current requests end first. Raises InvalidConfig if the port cannot be used, and the
+    errors of `local_app`.
     """
-    # The applications above run in any server.
+    # `wsgi_app` runs in any server.
     from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
     class Handler(WSGIRequestHandler):
@@ -93,19 +124,6 @@ def local_server(
         def log(self, *_: object) -> None:
             pass
 
-    config = {"capture.fraction": 0, "server.explain_max_rows": 0}
-    spec = new_endpoint(
-        default_endpoint_name(str(folder.with_name(name))),
-        str(folder),
-        config,
-    )
-    served = WantedVariant(
-        model_uri=f"models:/{name}/{version}",
-        model=name,
-        version=version,
-        folder=folder,
-    )
-    endpoint = WantedEndpoint(variants={spec.name: served}, capture=spec.capture)
     try:
         listener = socket.create_server(("127.0.0.1", int(port)))
     except (OSError, OverflowError, ValueError) as error:
@@ -113,19 +131,14 @@ def local_server(
         raise InvalidConfig(
             f"port {port} cannot be used: {reason}; choose another port",
         ) from None
-    with listener, temporary_folder("onnxserve-local-") as state_dir:
-        write_state(
-            state_dir / WANTED,
-            Wanted(generation=1, endpoints={spec.name: endpoint}),
-        )
-        with closing(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS)) as model:
-            host, bound = listener.getsockname()
-            server = ThreadedWSGIServer(host, bound, model.app, Handler, fd=listener.fileno())
-            server.daemon_threads = False  # `server_close` waits for the requests.
-            thread = threading.Thread(target=server.serve_forever, daemon=True)
-            thread.start()
-            try:
-                yield f"http://{host}:{bound}"
-            finally:
-                server.shutdown()
-                server.server_close()
+    with listener, local_app(folder, name, version) as app:
+        host, bound = listener.getsockname()
+        server = ThreadedWSGIServer(host, bound, app, Handler, fd=listener.fileno())
+        server.daemon_threads = False  # `server_close` waits for the requests.
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://{host}:{bound}"
+        finally:
+            server.shutdown()
+            server.server_close()

@@ -34,8 +34,8 @@ def test_choices_are_those_of_the_type():
     second.
     """
     from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
+    from mlflow_deploy_plugin.ship.batch.part import Engine as BatchEngine
     from mlflow_deploy_plugin.ship.batch.part import OnError
-    from mlflow_deploy_plugin.ship.batch.run import Engine as BatchEngine
     from mlflow_deploy_plugin.watch.result import Engine
     from mlflow_deploy_plugin.watch.retraining.plan import TrainingMode
     from mlflow_deploy_plugin.wrap.flavor.wrap import ParityPolicy, PredictFunction

@@ -119,7 +119,7 @@ def test_json_documents_are_split_into_batches(by, document, sums):
         ("deployment", "jsonl", '{ok}{"a": 1, "b": "x"}\n', ["line 1201", "column 'b'", "'x'"]),
         ("model", "json", '[{"a": 1, "b": 2}, {"a": 1, "b": []}]', ["row 1", "column 'b'"]),
         ("model", "json", '{"x": {"y": 1}, "z": [1]}', ["no rows", "dataframe_split"]),
-        ("deployment", "parquet", "a,b", ["a Parquet file"]),
+        ("deployment", "parquet", "a,b", ["row 0", "Parquet"]),
     ],
 )
 def test_invalid_row_leaves_the_output_unchanged(by, tmp_path, way, kind, text, names):
@@ -297,7 +297,7 @@ def test_parquet_type_widens_after_later_rows(tmp_path):
     assert pq.read_table(out).to_pydict() == {"score": [None, 1.0, 0.5], "label": ["x", None, "y"]}
 
 
-def test_terminal_shows_a_progress_bar(folder, tmp_path, models, monkeypatch):
+def test_terminal_shows_the_progress(folder, tmp_path, models, monkeypatch):
     out = tmp_path / "out.jsonl"
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal, os.fdopen(theirs, "w") as screen:
@@ -306,7 +306,7 @@ def test_terminal_shows_a_progress_bar(folder, tmp_path, models, monkeypatch):
         main(command, standalone_mode=False)
         shown = terminal.read(100_000).decode()
 
-    assert "100%" in shown
+    assert "1,200 rows" in shown
     assert answers(out) == SUMS
 
 

@@ -380,16 +380,7 @@ def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tupl
         for frame in group:
             # The offset of a label is the frame's offset plus the label's position.
             for offset, entry in enumerate(frame.entries, frame.offset):
-                label = Label(
-                    entry.prediction_id,
-                    entry.row,
-                    entry.key,
-                    entry.label,
-                    frame.received_time,
-                    segment,
-                    offset,
-                )
-                labels.append(label)
+                labels.append(Label(*entry, frame.received_time, segment, offset))
         yield name, labels_table(labels)
 
 

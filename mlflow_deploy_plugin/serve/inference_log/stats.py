@@ -7,14 +7,14 @@ row counts since the state folder was created. It is deleted after `GONE_AFTER`.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import PurePosixPath
+from typing import Any
 
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +22,6 @@ from pyarrow import fs
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW
-from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL
 from mlflow_deploy_plugin.serve.inference_log.log_reader import (
     InferenceLog,
@@ -30,15 +29,17 @@ from mlflow_deploy_plugin.serve.inference_log.log_reader import (
     require_endpoint,
     view_tables,
 )
-from mlflow_deploy_plugin.serve.inference_log.scan import RECEIVED_TIME, microseconds_of
+from mlflow_deploy_plugin.serve.inference_log.scan import RECEIVED_TIME
 from mlflow_deploy_plugin.serve.inference_log.storage import (
     LogLocation,
     wrap_log_errors,
     write_file,
 )
-from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, TimeRange
+from mlflow_deploy_plugin.serve.inference_log.tables import TIME
+from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
 
 WATERMARKS = "_watermarks"
+_COUNTED = (EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL)
 GONE_AFTER = timedelta(days=30)
 """The age at which a watermark is deleted. A running agent writes its watermark every
 30 seconds.
@@ -134,35 +135,65 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
         require_endpoint(log, endpoint)
     files = list(chain.from_iterable(hour.files for hour in log.all_hours(endpoint)))
     labels = log.labels(endpoint)
-    counts = _RowCounts()
     view = View(endpoint, times or TimeRange(), shadows=True)
-    for table in view_tables(
-        log,
-        view,
-        [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL],
-        labels,
-    ):
+    groups: list[dict[str, Any]] = []
+    for table in view_tables(log, view, _COUNTED, labels):
         labels.mark(table)
-        counts.add(table)
+        groups += _group_rows(table).to_pylist()
     failed_view = View(endpoint, view.times, labels=False)
-    failed_tables = view_tables(log.failures, failed_view, [EVENT_TIME])
-    unmatched = labels.count - labels.matched if times is None else None
+    answered = [group for group in groups if not group["shadow"]]
     return LogStats(
         endpoint=endpoint,
-        rows=sum(counts.by_version.values()),
-        shadow_rows=counts.shadow_rows,
-        failed_rows=sum(map(len, failed_tables)),
-        first=counts.first,
-        last=counts.last,
-        by_version=dict(sorted(counts.by_version.items())),
-        by_variant=dict(sorted(counts.by_variant.items())),
-        by_hour=dict(sorted(counts.by_hour.items())),
+        rows=sum(group["rows"] for group in answered),
+        shadow_rows=sum(group["rows"] for group in groups if group["shadow"]),
+        failed_rows=sum(map(len, view_tables(log.failures, failed_view, [EVENT_TIME]))),
+        first=min((group["first"] for group in groups), default=None),
+        last=max((group["last"] for group in groups), default=None),
+        by_version=_rows_by("version", answered),
+        by_variant=_rows_by("variant", answered),
+        by_hour=_rows_by("hour", answered),
         files=len(files),
         size=sum(file.size for file in files),
-        labels=LabelCounts(counts.labelled, labels.count, unmatched),
+        labels=LabelCounts(
+            rows=sum(group["labelled"] for group in answered),
+            names=labels.count,
+            unmatched=labels.count - labels.matched if times is None else None,
+        ),
         account=account,
         unreadable=dict(log.unreadable),
     )
+
+
+def _rows_by(key: str, groups: Iterable[Mapping[str, Any]]) -> dict[Any, int]:
+    """Return the number of rows by the key, in ascending order."""
+    counter = Counter[Any]()
+    for group in groups:
+        counter[group[key]] += group["rows"]
+    return dict(sorted(counter.items()))
+
+
+def _group_rows(table: pa.Table) -> pa.Table:
+    """Return the number of rows, of labelled rows and the event times of each hour,
+    version and variant, with and without the shadow rows.
+    """
+    times = table.column(EVENT_TIME).cast(TIME, safe=False)
+    variants = pa.nulls(len(table), pa.string())
+    if "_variant" in table.column_names:
+        variants = table.column("_variant")
+    versions = table.column("_model"), table.column("_version"), " version "
+    rows = {
+        "hour": pc.floor_temporal(times, unit="hour"),
+        "version": pc.fill_null(pc.binary_join_element_wise(*versions), "None"),
+        "variant": pc.fill_null(variants, "None"),
+        "shadow": pc.fill_null(table.column(SHADOW), False),
+        "rows": pc.is_valid(times).cast(pa.int64()),
+        "labelled": pc.is_valid(table.column(LABEL)).cast(pa.int64()),
+        "first": times,
+        "last": times,
+    }
+    totals = [("rows", "sum"), ("labelled", "sum"), ("first", "min"), ("last", "max")]
+    groups = pa.table(rows).group_by(["hour", "version", "variant", "shadow"])
+    return groups.aggregate(totals).rename_columns(list(rows))
 
 
 def answers_by_version(
@@ -210,54 +241,9 @@ def failures_by_code(log: InferenceLog, endpoint: str, times: TimeRange) -> Coun
     counter = Counter[str]()
     view = View(endpoint, times, labels=False)
     for table in view_tables(log.failures, view, ["_error_code"]):
-        _add_values(counter, table.column("_error_code"))
+        for entry in pc.value_counts(table.column("_error_code")).to_pylist():
+            counter[str(entry["values"])] += entry["counts"]
     return counter
-
-
-@dataclass
-class _RowCounts:
-    """Counts of the rows in the tables added so far. Only `shadow_rows`, `first` and
-    `last` include shadow rows.
-    """
-
-    by_version: Counter[str] = field(default_factory=Counter)
-    by_variant: Counter[str] = field(default_factory=Counter)
-    by_hour: Counter[datetime] = field(default_factory=Counter)
-    shadow_rows: int = 0
-    labelled: int = 0
-    first: datetime | None = None
-    last: datetime | None = None
-
-    def add(self, table: pa.Table) -> None:
-        times = microseconds_of(table.column(EVENT_TIME))
-        if len(times):
-            first = EPOCH + timedelta(microseconds=int(times.min()))
-            last = EPOCH + timedelta(microseconds=int(times.max()))
-            self.first = min(self.first or first, first)
-            self.last = max(self.last or last, last)
-        is_shadow = np.asarray(pc.fill_null(table.column(SHADOW), False))
-        self.shadow_rows += int(is_shadow.sum())
-        hours, counts = np.unique(times[~is_shadow] // HOUR_US, return_counts=True)
-        for hour, count in zip(hours.tolist(), counts.tolist(), strict=True):
-            self.by_hour[EPOCH + timedelta(hours=hour)] += count
-        rows = table.filter(pa.array(~is_shadow))
-        self.labelled += len(rows) - rows.column(LABEL).null_count
-        versions = pc.binary_join_element_wise(
-            rows.column("_model"), rows.column("_version"), " version "
-        )
-        _add_values(self.by_version, versions)
-        if "_variant" in rows.column_names:
-            _add_values(self.by_variant, rows.column("_variant"))
-        else:
-            _add_values(self.by_variant, pa.nulls(len(rows), pa.string()))
-
-
-def _add_values(
-    counter: Counter[str],
-    column: pa.Array | pa.ChunkedArray,
-) -> None:
-    for entry in pc.value_counts(column).to_pylist():
-        counter[str(entry["values"])] += entry["counts"]
 
 
 def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:

@@ -38,7 +38,8 @@ from mlflow_deploy_plugin.serve.inference.jobs import (
     read_jobs,
 )
 from mlflow_deploy_plugin.serve.models.loading import check_digest
-from mlflow_deploy_plugin.ship.batch.run import BatchPlan, BatchProgress, run_batch
+from mlflow_deploy_plugin.ship.batch.part import BatchPlan
+from mlflow_deploy_plugin.ship.batch.run import BatchProgress, run_batch
 
 _log = logging.getLogger("mlflow_deploy_plugin.ship.batch.jobs")
 

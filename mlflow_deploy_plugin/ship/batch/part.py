@@ -45,6 +45,7 @@ from mlflow_deploy_plugin.ship.batch.table_model import (
 )
 
 OnError = Literal["fail", "skip-row", "skip-part"]
+Engine = Literal["local", "spark"]
 REJECTED = "_rejected"
 """The output folder for the omitted rows, with one JSON Lines file per part."""
 _WRITTEN_ROWS = 2**17
@@ -78,24 +79,56 @@ class Part:
 
 
 @dataclass(frozen=True)
-class PartJob:
-    """The task to predict one part, in plain values that can be sent to another
-    process.
+class BatchPlan:
+    """The parameters of a batch.
 
     Attributes:
-        output: the URI of the folder of predictions.
-        on_error: `fail` and `skip-part` end the part at a bad row; `skip-row` omits the
-            row.
+        model_uri: the model, such as models:/flight-delay@champion.
+        input: a file or a folder of files; s3://… is also possible.
+        output: the folder (or s3://…) for the predictions, with one file per input
+            file.
+        keep: the input columns that are written before the outputs.
+        input_format: the format of files whose names do not specify a format.
+        output_format: the format of the output; if it is None, each part keeps its
+            format.
+        on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and
+            `skip-part` omits its file.
+        workers: the number of cores of this machine to use; None means all cores. Spark
+            has a separate setting.
+        device: the device of each process: `cpu` or `cuda`.
+        engine: `local`, the processes of this machine, or `spark`.
+        restart: delete the files of another batch in the output.
+        experiment: the MLflow experiment in which a run records the batch; empty if the
+            batch is not recorded.
+    """
+
+    model_uri: str
+    input: str
+    output: str
+    keep: tuple[str, ...] = ()
+    input_format: FileFormat | None = None
+    output_format: FileFormat | None = None
+    on_error: OnError = "fail"
+    workers: int | None = None
+    device: Device = "cpu"
+    engine: Engine = "local"
+    restart: bool = False
+    experiment: str = ""
+
+
+@dataclass(frozen=True)
+class PartJob:
+    """The task to predict one part of a batch, in plain values that can be sent to
+    another process.
+
+    Attributes:
         progress: the file that shows the progress to other processes.
         number: the job's position in the file of the progress.
     """
 
+    plan: BatchPlan
     part: Part
-    output: str
     model: Path
-    keep: tuple[str, ...] = ()
-    on_error: OnError = "fail"
-    device: Device = "cpu"
     threads: int = 1
     progress: str = ""
     number: int = 0
@@ -116,13 +149,15 @@ def predict_part(job: PartJob) -> PartResult:
     leave no output.
     """
     try:
-        model = load_table_model(job.model, job.device)
+        model = load_table_model(job.model, job.plan.device)
         source = locate_log(job.part.uri, "input")
         with (
             source.filesystem.open_input_file(source.root) as packed,
             _unpacked(packed, source.root) as file,
         ):
-            stream = RowStream(file, job.part.input_format, input_types(model.schema), job.keep)
+            stream = RowStream(
+                file, job.part.input_format, input_types(model.schema), job.plan.keep
+            )
             # The rejected rows must be complete before the output.
             with ExitStack() as output, ExitStack() as rejected_rows:
                 rows = _PartRows(job, model, stream, rejected_rows)
@@ -208,11 +243,11 @@ class _PartRows:
                     self.count += piece.num_rows
                     yield piece
                     continue
-                if job.on_error != "skip-row":
+                if job.plan.on_error != "skip-row":
                     raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
                 if not self.rejected:
                     rejects = self.rejected_rows.enter_context(
-                        open_new(job.output, job.part.rejected)
+                        open_new(job.plan.output, job.part.rejected)
                     )
                 line = {"row": piece.number, "why": piece.why, "content": piece.content}
                 rejects.write(orjson.dumps(line, default=str) + b"\n")
@@ -222,7 +257,7 @@ class _PartRows:
         if not self.count:
             schema = self.stream.schema
             empty = _with_folders(RowBlock(schema.empty_table(), ()), folders).table
-            keep = job.keep if schema.names else ()
+            keep = job.plan.keep if schema.names else ()
             yield with_kept(empty, keep, declared_outputs(self.model.artifact))
 
     def _folder_columns(self) -> pa.Table:
@@ -241,7 +276,7 @@ class _PartRows:
             if (
                 equals
                 and name not in self.stream.schema.names
-                and (is_input or name in self.job.keep)
+                and (is_input or name in self.job.plan.keep)
             ):
                 text: str | None = unquote(quoted_value)
                 if text == _NULL_FOLDER:
@@ -261,7 +296,7 @@ class _PartRows:
         an input is missing or has another type.
         """
         names = self.stream.schema.names
-        keep = self.job.keep
+        keep = self.job.plan.keep
         schema = self.model.schema
         if not names:  # The CSV or JSON Lines file is empty.
             return []
@@ -312,12 +347,12 @@ class _PartRows:
         tables = []
         if block.numbers:
             is_csv = job.part.input_format == "csv"
-            for piece in predict_block(self.model, block, job.keep, is_csv):
+            for piece in predict_block(self.model, block, job.plan.keep, is_csv):
                 if isinstance(piece, pa.Table):
                     tables.append(piece)
                     continue
                 bad.append(piece)
-                if job.on_error != "skip-row":
+                if job.plan.on_error != "skip-row":
                     break
         return [*sorted(bad, key=lambda row: row.number), *tables]
 
@@ -328,7 +363,7 @@ def _write_tables(job: PartJob, groups: Iterator[list[pa.Table]], output: ExitSt
     """
     first = next(groups)
     schema = first[0].schema  # Only the first table shows the types of the outputs.
-    file = output.enter_context(open_new(job.output, job.part.output))
+    file = output.enter_context(open_new(job.plan.output, job.part.output))
     write = output.enter_context(table_writer(job.part.output_format, schema, file, _ADVICE))
     for tables in chain([first], groups):
         try:

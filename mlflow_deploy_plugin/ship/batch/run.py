@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,14 +27,12 @@ from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, get_or_create_experiment, log_run
 from mlflow_deploy_plugin.core.settings import absolute_path
-from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
-from mlflow_deploy_plugin.core.tabular.row_files import FileFormat
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.ship.batch.manifest import MANIFEST, BatchOutput, Manifest, list_parts
 from mlflow_deploy_plugin.ship.batch.part import (
+    BatchPlan,
     Ended,
-    OnError,
     Part,
     PartJob,
     PartResult,
@@ -45,49 +43,10 @@ from mlflow_deploy_plugin.ship.batch.part import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Engine = Literal["local", "spark"]
 _LONGEST_PART_SECONDS = 20 * 86400.0  # poll(2) accepts at most 24 days.
 _LOOK_SECONDS = 0.2
 _DATASET_NAME_CHARACTERS = 250
 _DATASET_DIGEST_CHARACTERS = 32
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """The parameters of a batch.
-
-    Attributes:
-        model_uri: the model, such as models:/flight-delay@champion.
-        input: a file or a folder of files; s3://… is also possible.
-        output: the folder (or s3://…) for the predictions, with one file per input
-            file.
-        keep: the input columns that are written before the outputs.
-        input_format: the format of files whose names do not specify a format.
-        output_format: the format of the output; if it is None, each part keeps its
-            format.
-        on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and
-            `skip-part` omits its file.
-        workers: the number of cores of this machine to use; None means all cores. Spark
-            has a separate setting.
-        device: the device of each process: `cpu` or `cuda`.
-        engine: `local`, the processes of this machine, or `spark`.
-        restart: delete the files of another batch in the output.
-        experiment: the MLflow experiment in which a run records the batch; empty if the
-            batch is not recorded.
-    """
-
-    model_uri: str
-    input: str
-    output: str
-    keep: tuple[str, ...] = ()
-    input_format: FileFormat | None = None
-    output_format: FileFormat | None = None
-    on_error: OnError = "fail"
-    workers: int | None = None
-    device: Device = "cpu"
-    engine: Engine = "local"
-    restart: bool = False
-    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -272,18 +231,8 @@ class _Tally:
         self.failed: dict[str, str] = {}
 
     def jobs(self, model: Path) -> list[PartJob]:
-        plan = self._plan
         return [
-            PartJob(
-                part=part,
-                output=plan.output,
-                model=model,
-                keep=plan.keep,
-                on_error=plan.on_error,
-                device=plan.device,
-                progress=self._slots,
-                number=number,
-            )
+            PartJob(self._plan, part, model, progress=self._slots, number=number)
             for number, part in enumerate(self._parts)
         ]
 

@@ -1,21 +1,17 @@
-"""A loaded version as a function of Arrow tables, and of request bodies of
-/invocations.
+"""A loaded version as a function of Arrow tables.
 
 ONNX Runtime runs an ONNX form, MLflow any other form. A table is decoded like a request
 with an Arrow or CSV body.
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.core.errors import (
     InferenceError,
@@ -26,10 +22,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import without_row_number
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, PYTHON_FUNCTION
-from mlflow_deploy_plugin.core.registry.model_files import download
-from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.spec.parts import Device
-from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.tabular.row_files import first_line
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
 from mlflow_deploy_plugin.serve.protocols import arrow
@@ -40,7 +33,7 @@ from mlflow_deploy_plugin.serve.runtime.model import RUN_ROWS, OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores
+from mlflow_deploy_plugin.serve.runtime.session import Placement
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
 _LARGEST_TABLE_BYTES = 2**31
@@ -62,37 +55,22 @@ def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
     """Load the model of a folder, once per process. Raises InvalidConfig if it does not
     predict row by row.
     """
-    model = _load(folder, device, 1)
-    if isinstance(model, OnnxTable) and not model.schema.has_rows:
+    artifact = read_served_artifact(folder)
+    if artifact.flavor == PYTHON_FUNCTION:
+        return PyfuncTable(artifact)
+    model = OnnxTable(folder, device)
+    if not model.schema.has_rows:
         raise InvalidConfig(
             f"the model does not predict row by row: {no_batch_dimension_reason(model.artifact)}"
         )
     return model
 
 
-@contextmanager
-def body_predictor(model_uri: str) -> Iterator[Callable[[Any, bool], Any]]:
-    """Yield a version's predictor of batches (`deployments.batch_prediction`), which is
-    loaded until the `with` block ends. Raises like `resolve`.
-    """
-    with temporary_folder("onnxserve-predict-") as folder:
-        model = _load(download(resolve(model_uri).source, folder), "cpu", available_cores())
-        yield lambda batch, _is_repeated: model.predict_body(batch.content_type, batch.body)
-
-
-def _load(folder: Path, device: Device, threads: int) -> "TableModel":
-    """Load the model of a folder. A pyfunc uses neither the device nor the threads."""
-    artifact = read_served_artifact(folder)
-    if artifact.flavor == PYTHON_FUNCTION:
-        return PyfuncTable(artifact)
-    return OnnxTable(folder, device, threads)
-
-
 class OnnxTable:
     """A version with an ONNX form. Several threads may call it at the same time."""
 
-    def __init__(self, folder: Path, device: Device, threads: int) -> None:
-        self._model = OnnxModel.load(folder, Placement(device), intra_op_num_threads=threads)
+    def __init__(self, folder: Path, device: Device) -> None:
+        self._model = OnnxModel.load(folder, Placement(device), intra_op_num_threads=1)
         self.schema = self._model.schema
         self.artifact = self._model.artifact
 
@@ -122,20 +100,6 @@ class OnnxTable:
             predictions = arrow.prediction_table(self._model.prediction(outputs, of_table=True))
             tables.append(_require_rows(predictions, min(RUN_ROWS, table.num_rows - start)))
         return tables
-
-    def predict_body(self, content_type: str, body: bytes) -> Any:
-        """Return the `predictions` that a server would return for this body. Raises the
-        errors of `predict`.
-        """
-        is_arrow = content_type == arrow.STREAM
-        if is_arrow:
-            feeds = arrow.decode(body, self.schema, _LARGEST_TABLE_BYTES)
-        else:
-            feeds = mlflow_protocol.decode(content_type, body, self.schema)
-        outputs = self._model.run(feeds, self.artifact.prediction)
-        of_table = is_arrow or mlflow_protocol.is_table(content_type, body)
-        answer = mlflow_protocol.encode(self._model.prediction(outputs, of_table))
-        return orjson.loads(answer)["predictions"]
 
 
 class PyfuncTable:
@@ -167,22 +131,6 @@ class PyfuncTable:
         except OnnxserveError as error:  # Each error is about this row.
             raise InvalidRequest(error.message) from None
         return _require_rows(arrow.prediction_table(outputs), table.num_rows)
-
-    def predict_body(self, content_type: str, body: bytes) -> Any:
-        """Return the `predictions` that a server would return for this body. Raises
-        InvalidRequest for a refused row.
-        """
-        if content_type == arrow.STREAM:  # MLflow's functions read Parquet instead of Arrow.
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.ipc.open_stream(body).read_all(), sink, compression="none")
-            content_type = "application/vnd.apache.parquet"
-            body = sink.getvalue().to_pybytes()
-        try:
-            with redirect_stdout(sys.stderr):
-                answer = self._scorer.invoke(content_type, body).body
-        except OnnxserveError as error:  # Each error is about this row.
-            raise InvalidRequest(error.message) from None
-        return orjson.loads(answer)["predictions"]
 
 
 TableModel = OnnxTable | PyfuncTable

@@ -1,5 +1,5 @@
-"""Batch prediction of the rows of a file, by the server of a deployment or by a model
-in this process.
+"""Batch prediction of the rows of a file, by the server of a deployment, or by a server
+of a version in this process.
 
 Only one batch of rows is in memory, except for a JSON document, which is read
 completely. Rows are sent in the format of the file (Parquet rows as Arrow), so that the
@@ -9,13 +9,14 @@ server decodes them like any other request.
 import base64
 import io
 import json
-import os
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from itertools import groupby, islice
+from http import HTTPStatus
+from itertools import chain, groupby, islice
 from typing import IO, TYPE_CHECKING, Any
 
 import orjson
@@ -28,6 +29,10 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.core.messages import REPEATED_HEADER, without_row_number
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.registry.model_files import download
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.tabular.csv_file import CsvRecord, csv_records
 from mlflow_deploy_plugin.core.tabular.row_files import (
     FileFormat,
@@ -35,25 +40,32 @@ from mlflow_deploy_plugin.core.tabular.row_files import (
     json_lines,
     open_parquet,
 )
+from mlflow_deploy_plugin.serve.client.client import response_error
 from mlflow_deploy_plugin.serve.client.rows import BODY_FORMS
+from mlflow_deploy_plugin.serve.embed import local_app
 from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns
+from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols import arrow
 from mlflow_deploy_plugin.serve.protocols.content import CSV, JSON, load_json
 from mlflow_deploy_plugin.serve.protocols.invocation_tables import take_column
-from mlflow_deploy_plugin.ship.deployments.scoring import ScoringTarget
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession, post
 
 if TYPE_CHECKING:
     from pyarrow import Table
-    from pyarrow.parquet import ParquetFile
+
+    from mlflow_deploy_plugin.ship.deployments.scoring import ScoringTarget
 
 _TRIES = 6
+_MODEL_LIMITS = {"server.request_timeout_seconds": 3600, "server.max_body_bytes": 2**31}
 
 Predictor = Callable[["RowBatch", bool], object]
 """A function that returns the predictions of a batch, as in the response of
 /invocations. The last argument is True for rows of a failed request that are sent again
 to find the refused row.
 """
+Answer = tuple[dict[str, Any], str]
+"""The JSON object of a server's response, and its prediction id."""
 _Rows = Any
 """A sliceable batch of rows, as the reader of the file returns it: a list, or a
 `pyarrow.RecordBatch`.
@@ -67,7 +79,6 @@ class RowBatch:
     Attributes:
         places: the position of each row in the file, such as `line 7` or `row 12`.
         content_type: the content type of the request body that `encode` returns.
-        position: the position in the file at which these rows end, in bytes or rows.
         event_time: the time of the rows' events as in RFC 3339; empty if it is unknown.
     """
 
@@ -75,7 +86,6 @@ class RowBatch:
     places: Sequence[str]
     content_type: str
     encode: Callable[[_Rows], bytes]
-    position: int = 0
     event_time: str = ""
 
     def __len__(self) -> int:
@@ -88,78 +98,85 @@ class RowBatch:
     def part(self, start: int, stop: int) -> "RowBatch":
         return replace(self, records=self.records[start:stop], places=self.places[start:stop])
 
-    def halves(self) -> tuple["RowBatch", "RowBatch"]:
-        middle = len(self) // 2
-        return self.part(0, middle), self.part(middle, len(self))
 
-
-@dataclass(frozen=True)
-class RowFile:
-    """The rows of a file. `length` is the file's length in the unit of
-    `RowBatch.position`; None if it is unknown.
-    """
-
-    length: int | None
-    batches: Iterator[RowBatch]
-
-
-def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
+def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> Iterator[RowBatch]:
     """Return the rows of an open file in batches of `batch_rows`.
 
     Raises InvalidRequest, possibly during the iteration, if the file is not in the
-    format `kind` or has no rows.
+    format `kind`.
     """
-    match kind:
-        case "csv":
-            return RowFile(_length(file), _csv(file, name, batch_rows))
-        case "jsonl":
-            return RowFile(_length(file), _jsonl(file, name, batch_rows))
-        case "json":
-            # The length and the positions of a JSON document are numbers of rows.
-            records, encode = _sliceable(_parse_json(file.read(), name), name)
-            places = [f"row {row} (from 0)" for row in range(len(records))]
-            document = RowBatch(records, places, JSON, encode)
-            stops = range(batch_rows, len(document) + batch_rows, batch_rows)
-            batches = (
-                replace(document.part(stop - batch_rows, stop), position=stop) for stop in stops
-            )
-            return RowFile(len(document), batches)
-        case "parquet":
-            return _parquet(file, name, batch_rows)
+    readers = {"csv": _csv, "json": _json, "jsonl": _jsonl, "parquet": _parquet}
+    return readers[kind](file, name, batch_rows)
 
 
 @contextmanager
-def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
+def server_predictor(target: "ScoringTarget") -> Iterator[Predictor]:
     """Yield a predictor that sends the rows to a server, with retries while the server
     is overloaded or being changed.
 
-    Predictions include the endpoint's key columns (`_with_keys`). A pyfunc model
-    receives Arrow rows as JSON, so that MLflow's functions parse the rows and encode
-    the predictions.
+    Predictions include the endpoint's key columns (`_with_keys`).
     """
     url = f"{target.url}/invocations"
+    seconds = target.timeout_seconds
     with ServerSession() as session:
 
-        def predict(batch: RowBatch, is_repeated: bool) -> object:
-            headers = {REPEATED_HEADER: "1"} if is_repeated else {}
-            if batch.event_time:
-                headers["X-Event-Time"] = batch.event_time
-            content_type = batch.content_type
-            body = batch.body
-            if content_type == arrow.STREAM and target.has_pyfunc:
-                content_type = JSON
-                body = _arrow_as_json(body)
-            seconds = target.timeout_seconds
-            document, prediction_id = post(
-                session, url, body, content_type, seconds, _TRIES, headers=headers
-            )
-            predictions: object = document.get("predictions")
-            if not target.keys:
-                return predictions
-            keys = _key_columns(content_type, body, target.keys)
-            return _with_keys(predictions, keys, prediction_id)
+        def answer(body: bytes, content_type: str, headers: Mapping[str, str]) -> Answer:
+            return post(session, url, body, content_type, seconds, _TRIES, headers)
 
-        yield predict
+        yield _predictor(answer, target.has_pyfunc, target.keys)
+
+
+@contextmanager
+def model_predictor(model_uri: str) -> Iterator[Predictor]:
+    """Yield a predictor that calls a server of the version in this process, which ends
+    with the block.
+
+    Raises the errors of `resolve`, `download` and `local_app`.
+    """
+    # Without a handler, the server's warnings would be on stderr, next to the error.
+    logging.getLogger("mlflow_deploy_plugin").addHandler(logging.NullHandler())
+    with temporary_folder("onnxserve-predict-") as temporary:
+        folder = download(resolve(model_uri).source, temporary)
+        has_pyfunc = read_served_artifact(folder).flavor == PYTHON_FUNCTION
+        with local_app(folder, "model", "1", _MODEL_LIMITS) as app:
+
+            def answer(body: bytes, content_type: str, headers: Mapping[str, str]) -> Answer:
+                fields = {"content-type": content_type, "accept": JSON, **headers}
+                response = app.handle(RawRequest("POST", "/invocations", fields, body))
+                if response.status != HTTPStatus.OK:
+                    raise response_error(response.status, response.body, response.headers)
+                return orjson.loads(response.body), ""
+
+            yield _predictor(answer, has_pyfunc)
+
+
+def _predictor(
+    answer: Callable[[bytes, str, Mapping[str, str]], Answer],
+    has_pyfunc: bool,
+    keys: Sequence[str] = (),
+) -> Predictor:
+    """Return a predictor of a server, whose function `answer` returns the JSON object
+    and the prediction id for a body, a content type and headers. A pyfunc receives
+    Arrow rows as JSON, so that MLflow's functions parse the rows and encode the
+    predictions.
+    """
+
+    def predict(batch: RowBatch, is_repeated: bool) -> object:
+        headers = {REPEATED_HEADER.lower(): "1"} if is_repeated else {}
+        if batch.event_time:
+            headers["x-event-time"] = batch.event_time
+        content_type = batch.content_type
+        body = batch.body
+        if content_type == arrow.STREAM and has_pyfunc:
+            content_type = JSON
+            body = _arrow_as_json(body)
+        document, prediction_id = answer(body, content_type, headers)
+        predictions: object = document.get("predictions")
+        if not keys:
+            return predictions
+        return _with_keys(predictions, _key_columns(content_type, body, keys), prediction_id)
+
+    return predict
 
 
 def _with_keys(
@@ -244,21 +261,33 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
     return {name: table.column(name).to_pylist() for name in keys if name in table.column_names}
 
 
-def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object]:
-    """Return one plain value per row of a batch. Raises InvalidRequest with the
-    position of a refused row.
+def predict_batch(
+    predict: Predictor, name: str, batch: RowBatch, is_repeated: bool = False
+) -> list[object]:
+    """Return one plain value per row of a batch. A refused batch is halved until the
+    first refused row is known.
+
+    Raises InvalidRequest with the position of this row, and BodyTooLarge if a single
+    row is too large.
     """
     try:
-        return _split_by_row(predict(batch, False), len(batch), f"{name}, {batch.places[0]}")
-    except BodyTooLarge:
-        if len(batch) == 1:
-            raise
-        predictions = []
-        for half in batch.halves():
-            predictions += predict_batch(predict, name, half)
-        return predictions
+        predictions = predict(batch, is_repeated)
     except (InvalidRequest, InferenceError) as error:
-        raise InvalidRequest(_error_with_row(predict, name, batch, error)) from None
+        is_too_large = isinstance(error, BodyTooLarge)
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            is_repeated = is_repeated or not is_too_large
+            halves = batch.part(0, middle), batch.part(middle, len(batch))
+            return list(
+                chain.from_iterable(
+                    predict_batch(predict, name, half, is_repeated) for half in halves
+                )
+            )
+        if is_too_large:
+            raise
+        reason = without_row_number(error.message)
+        raise InvalidRequest(f"{name}, {batch.places[0]}: {reason}") from None
+    return _split_by_row(predictions, len(batch), f"{name}, {batch.places[0]}")
 
 
 def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
@@ -282,26 +311,25 @@ def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
             places=[f"line {record.line}" for record in batch],
             content_type=CSV,
             encode=lambda lines: b"".join([header, *lines]),
-            position=batch[-1].position,
         )
 
 
 def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
-    """Yield the lines of a JSON Lines file in batches. The rows of a batch are all
-    objects or all other values, because the body has one form.
-    """
+    """Yield the lines of a JSON Lines file in batches."""
     lines = json_lines(file)
     while batch := list(islice(lines, batch_rows)):
-        records: list[object] = []
-        for number, line, _ in batch:
-            record = _parse_json(line, f"{name}, line {number}")
-            if records and isinstance(record, dict) != isinstance(records[0], dict):
-                raise InvalidRequest(
-                    f"{name}, line {number}: some lines are JSON objects, and others are not"
-                )
-            records.append(record)
         places = [f"line {number}" for number, _, _ in batch]
-        yield RowBatch(records, places, JSON, _rows_body, position=batch[-1][2])
+        records = [_parse_json(line, f"{name}, line {number}") for number, line, _ in batch]
+        yield RowBatch(records, places, JSON, _rows_body)
+
+
+def _json(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
+    """Yield the rows of a JSON document in batches."""
+    records, encode = _sliceable(_parse_json(file.read(), name), name)
+    places = [f"row {row} (from 0)" for row in range(len(records))]
+    document = RowBatch(records, places, JSON, encode)
+    for start in range(0, len(document), batch_rows):
+        yield document.part(start, start + batch_rows)
 
 
 def _rows_body(records: Sequence[object]) -> bytes:
@@ -357,10 +385,8 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
     )
 
 
-def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
-    """Return the rows of a Parquet file, whose length and positions are numbers of
-    rows. Raises InvalidRequest if it is not a Parquet file.
-    """
+def _parquet(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
+    """Yield the rows of a Parquet file in batches."""
     import pyarrow as pa  # No other format needs pyarrow.
 
     def encode(records: pa.RecordBatch) -> bytes:
@@ -370,23 +396,16 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
         encoded: bytes = sink.getvalue().to_pybytes()
         return encoded
 
-    def batches(parquet: "ParquetFile") -> Iterator[RowBatch]:
-        row = 0
-        try:
-            for records in parquet.iter_batches(batch_size=batch_rows):
-                places = [f"row {number} (from 0)" for number in range(row, row + len(records))]
-                row += len(records)
-                yield RowBatch(records, places, arrow.STREAM, encode, row)
-        except (pa.ArrowException, OSError) as error:
-            raise InvalidRequest(
-                f"{name}: row {row} and later rows cannot be read: {first_line(error)}"
-            ) from None
-
+    row = 0
     try:
-        parquet = open_parquet(file)
+        for records in open_parquet(file).iter_batches(batch_size=batch_rows):
+            places = [f"row {number} (from 0)" for number in range(row, row + len(records))]
+            row += len(records)
+            yield RowBatch(records, places, arrow.STREAM, encode)
     except (pa.ArrowException, OSError) as error:
-        raise InvalidRequest(f"{name} is not a Parquet file: {first_line(error)}") from None
-    return RowFile(parquet.metadata.num_rows, batches(parquet))
+        raise InvalidRequest(
+            f"{name}: row {row} and later rows cannot be read as Parquet: {first_line(error)}"
+        ) from None
 
 
 def _read_arrow(body: bytes) -> "Table":
@@ -418,16 +437,6 @@ def _arrow_as_json(body: bytes) -> bytes:
         raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
 
 
-def _length(file: IO[bytes]) -> int | None:
-    """Return the size of a file in bytes; None if the size is unknown."""
-    try:
-        if file.seekable():
-            return os.fstat(file.fileno()).st_size
-        return None
-    except OSError:  # A file in memory has no file descriptor.
-        return None
-
-
 def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
     """Return one prediction per row from the server's answer: a list, or a mapping from
     each output to a list. Raises OnnxserveError if there are not `count` predictions.
@@ -446,39 +455,6 @@ def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
     raise OnnxserveError(
         f"{where}: the model returned {answer} for {count} rows; one prediction per row is required"
     )
-
-
-def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
-    """Return the error of the first row that is refused in a request of its own;
-    without such a row, `error`.
-    """
-    if len(batch) == 1:
-        return f"{name}, {batch.places[0]}: {without_row_number(error.message)}"
-    first = _batch_error(predict, batch.part(0, 1))
-    last = _batch_error(predict, batch.part(len(batch) - 1, len(batch)))
-    if first and first == last == error.message:  # The error is not about a row.
-        return f"{name}: {first}"
-    if first:
-        return f"{name}, {batch.places[0]}: {without_row_number(first)}"
-    while len(batch) > 1:
-        refused_halves = (half for half in batch.halves() if _batch_error(predict, half))
-        refused = next(refused_halves, None)
-        if refused is None:  # Each half is accepted, but not the batch.
-            return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
-        batch = refused
-    row_error = without_row_number(_batch_error(predict, batch))
-    return f"{name}, {batch.places[0]}: {row_error}"
-
-
-def _batch_error(predict: Predictor, batch: RowBatch) -> str:
-    """Send the rows of a failed batch again, and return the error; empty if they are
-    accepted.
-    """
-    try:
-        predict(batch, True)
-    except (InvalidRequest, InferenceError) as error:
-        return error.message
-    return ""
 
 
 def _column_length(values: object) -> int:

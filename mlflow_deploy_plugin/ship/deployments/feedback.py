@@ -65,22 +65,12 @@ class LabelMasking:
         mask = ColumnMask(self.key) if self.key else None
         labels = []
         for entry in entries:
-            feedback, key = entry.feedback, entry.feedback.key
-            if key and (masked := self.columns & key.keys()):
+            label = entry.feedback
+            if label.key and (masked := self.columns & label.key.keys()):
                 if mask is None:
                     raise InvalidConfig(f"{', '.join(sorted(masked))} {self.refusal}")
-                key = mask.hash_values(key, self.columns)
-            labels.append(
-                Label(
-                    feedback.prediction_id,
-                    feedback.row,
-                    key,
-                    feedback.label,
-                    received_us,
-                    segment,
-                    offset=entry.number,
-                )
-            )
+                label = label._replace(key=mask.hash_values(label.key, self.columns))
+            labels.append(Label(*label, received_us, segment, entry.number))
         return labels_table(labels)
 
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -34,13 +33,7 @@ class ScoringTarget:
     url: str
     timeout_seconds: float
     keys: tuple[str, ...]
-    answering: tuple[Deployment, ...]
-
-    @cached_property
-    def has_pyfunc(self) -> bool:
-        return any(
-            describe(deployment)["flavor"] == PYTHON_FUNCTION for deployment in self.answering
-        )
+    has_pyfunc: bool
 
 
 @contextmanager
@@ -72,8 +65,11 @@ def scoring_target(
         raise NotReady(f"{stored.name}: {observation.state}; {observation.reason}")
     with deployments.reached(stored) as url:
         spec = stored.spec
-        deployed = tuple(Deployment(variant, stored, observation) for variant in answering)
-        yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys, deployed)
+        has_pyfunc = any(
+            describe(Deployment(variant, stored, observation))["flavor"] == PYTHON_FUNCTION
+            for variant in answering
+        )
+        yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys, has_pyfunc)
 
 
 def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: object) -> Json:

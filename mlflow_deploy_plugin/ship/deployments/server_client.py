@@ -25,7 +25,6 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.statedir.files import LOCAL_KEY, SERVER, read_state
 from mlflow_deploy_plugin.core.statedir.models import ServerState
-from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.serve.client.client import response_error
 
 _CONNECT_SECONDS = 5
@@ -75,7 +74,7 @@ def post(
     timeout_seconds: float,
     tries: int = 1,
     headers: Mapping[str, str] = MappingProxyType({}),
-) -> tuple[Json, str]:
+) -> tuple[dict[str, Any], str]:
     """Return the server's JSON object and its prediction id, or "".
 
     With several `tries`, the request is repeated while the server is overloaded or

@@ -4,7 +4,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from mlflow_deploy_plugin.ship.batch.run import BatchPlan
+from mlflow_deploy_plugin.ship.batch.part import BatchPlan
 from tests.support.models import mixed_model
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.tabular.row_files import format_of
-from mlflow_deploy_plugin.ship.batch.part import Part, PartJob, PartResult, predict_part
+from mlflow_deploy_plugin.ship.batch.part import BatchPlan, Part, PartJob, PartResult, predict_part
 from tests.support.models import tensor_column, tensor_model, write_model
 from tests.support.tables import columns_of
 
@@ -20,13 +20,14 @@ from .conftest import flights, labels, write
 
 @pytest.fixture
 def predict(model, tmp_path):
-    def call(path, name, **options):
+    def call(path, name, model=model, threads=1, **options):
         source_format = format_of(str(path))
         made = format_of(name)
         assert source_format
         assert made
         part = Part(path.name, str(path), name, source_format, made, path.stat().st_size, state="")
-        return predict_part(PartJob(part, str(tmp_path / "out"), **{"model": model, **options}))
+        plan = BatchPlan("", "", str(tmp_path / "out"), **options)
+        return predict_part(PartJob(plan, part, model, threads))
 
     return call
 

@@ -26,7 +26,8 @@ from mlflow.types import ColSpec, Schema
 from mlflow_deploy_plugin.core.errors import AlreadyExists, OnnxserveError
 from mlflow_deploy_plugin.core.tabular.row_files import unfinished_stem
 from mlflow_deploy_plugin.ship.batch import manifest
-from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
+from mlflow_deploy_plugin.ship.batch.part import BatchPlan
+from mlflow_deploy_plugin.ship.batch.run import run_batch
 from tests.support.models import mixed_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions
@@ -82,7 +83,8 @@ def test_folder_layout_is_kept_and_marked_complete(model, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
+from mlflow_deploy_plugin.ship.batch.part import BatchPlan
+from mlflow_deploy_plugin.ship.batch.run import run_batch
 
 def kill(progress):
     if progress.parts_done >= 3:

@@ -1,19 +1,16 @@
 """Tests of a version as a function of tables, and of the rows that it refuses."""
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
 from mlflow_deploy_plugin.ship.batch.table_model import (
-    body_predictor,
     load_table_model,
     predict_block,
     takes,
 )
-from mlflow_deploy_plugin.ship.deployments.batch_prediction import RowBatch
 from tests.support.models import columns, write_model
 from tests.support.refusals import mentions
 
@@ -57,18 +54,6 @@ def test_mostly_bad_rows_need_few_retries(model, monkeypatch):
     refused = list(predict_block(table, RowBlock(rows, range(512))))
     assert [row.number for row in refused if isinstance(row, RejectedRow)] == [*range(512)]
     assert len(tried) < 1.3 * 512
-
-
-def test_request_body_is_answered(model):
-    (row,) = flights(1).select(["carrier", "distance", "hour", "late"]).to_pylist()
-
-    record = orjson.dumps({"dataframe_records": [row]})
-    text = b"carrier,distance,hour,late\nAA,1,noon,true\n"
-    with body_predictor(str(model)) as predict:
-        records = RowBatch([record], ["row 0"], "application/json", b"".join)
-        assert predict(records, False) == labels(flights(1))
-        with pytest.raises(InvalidRequest, match="column 'hour'"):
-            predict(RowBatch([text], ["line 2"], "text/csv", b"".join), False)
 
 
 def test_row_marked_by_the_graph_is_named(tmp_path):
