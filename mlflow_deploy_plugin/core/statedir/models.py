@@ -63,16 +63,6 @@ class WantedEndpoint(State):
     errors: dict[str, str] = Field(default_factory=dict)
 
 
-class Wanted(State):
-    """The endpoints that every worker must serve. Every change increments `generation`.
-    The endpoints in `unloaded` were unloaded by commands, and may be loaded again.
-    """
-
-    generation: int = 0
-    endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
-    unloaded: tuple[str, ...] = ()
-
-
 class Listed(State):
     """The registered models that the pattern `uri` selects, each with a mark. A mark
     begins with the version's number. It changes if the model must be fetched again.
@@ -94,6 +84,21 @@ def is_same_model(mark: str, other: str) -> bool:
     other requirements and another registry exclude this.
     """
     return mark.split()[2:] == other.split()[2:]
+
+
+class Wanted(State):
+    """The models that every worker must serve: the `endpoints` are loaded at once, and
+    the models in `listed` at their first request.
+
+    Every change of the endpoints increments `generation`. The endpoints in `unloaded`
+    were unloaded by commands, and may be loaded again. `listed` is None unless the
+    server serves all registered models.
+    """
+
+    generation: int = 0
+    endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
+    unloaded: tuple[str, ...] = ()
+    listed: Listed | None = None
 
 
 class ServedModel(State):

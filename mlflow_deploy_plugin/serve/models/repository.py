@@ -270,12 +270,6 @@ class Repository:
         """Serve the wanted versions if wanted.json has changed, and report the state of
         this worker.
         """
-        if self.lazy is not None:
-            if self.lazy.poll() and self._generation is None:
-                self._generation = 0
-                self._unwritten = WorkerState(pid=os.getpid(), generation=0)
-            self._write_state()
-            return
         file = file_identity(self.state_dir / WANTED)
         if file is None:
             return
@@ -285,7 +279,11 @@ class Repository:
             if wanted is None:
                 logger.error("%s cannot be read; the served versions remain unchanged", WANTED)
                 return
+            if self.lazy is not None and wanted.listed is not None:
+                self.lazy.follow(wanted.listed)
             self._apply(wanted)
+        if self.lazy is not None:
+            self.lazy.poll()
         self._write_state()
 
     def _write_state(self) -> None:
@@ -316,10 +314,11 @@ class Repository:
         """Load the wanted versions and swap them in, endpoint by endpoint. An endpoint
         with errors is loaded again.
         """
-        for name in self.table.keys() - wanted.endpoints.keys():
-            self._swap({key: served for key, served in self.table.items() if key != name})
-            self._errors.pop(name, None)
-            self._applied.pop(name, None)
+        removed = self._applied.keys() - wanted.endpoints.keys()
+        self.exchange({}, removed)
+        for name in removed:
+            del self._errors[name]
+            del self._applied[name]
         with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
             started_loads = {
                 want.folder: pool.submit(self._load, want.folder, want.python)
@@ -330,19 +329,20 @@ class Repository:
                     continue
                 served, self._errors[name] = self._load_endpoint(name, endpoint, started_loads)
                 self._applied[name] = endpoint
-                self._swap({**self.table, name: served})
-        if list(self.table) != list(wanted.endpoints):
+                self.exchange({name: served})
+        if list(self._applied) != list(wanted.endpoints):
+            self._applied = dict(wanted.endpoints)
             # The first endpoint is the default.
-            self._swap({name: self.table[name] for name in wanted.endpoints})
+            self.exchange({name: self.table[name] for name in wanted.endpoints}, self._applied)
         self.unloaded = wanted.unloaded
         self._generation = wanted.generation
         endpoints = {}
-        for name, served in self.table.items():
+        for name in self._applied:
             # A variant with an error may have no version.
             states = {
                 label: LoadedVariant(error=error) for label, error in self._errors[name].items()
             }
-            for label, variant in served.variants.items():
+            for label, variant in self.table[name].variants.items():
                 states[label] = LoadedVariant(
                     version=variant.loaded.version,
                     error=self._errors[name].get(label, ""),
@@ -492,6 +492,8 @@ class Repository:
 
     def exchange(self, added: Mapping[str, ServedEndpoint], removed: Collection[str] = ()) -> None:
         """Add or replace endpoints, and remove others."""
+        if not (added or removed):
+            return
         with self._changing:
             kept = {name: entry for name, entry in self.table.items() if name not in removed}
             self._swap({**kept, **added})

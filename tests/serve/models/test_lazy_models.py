@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady
-from mlflow_deploy_plugin.core.statedir.files import LISTED, served_file, write_state
+from mlflow_deploy_plugin.core.statedir.files import WANTED, served_file, write_state
 from mlflow_deploy_plugin.core.statedir.metric_files import read_series
 from mlflow_deploy_plugin.core.statedir.models import (
     Listed,
     ServedModel,
+    Wanted,
     WantedEndpoint,
     WantedVariant,
 )
@@ -69,7 +70,7 @@ class Worker:
 
     def list(self, marks, is_complete=True):
         listed = Listed(uri="models:/*@x", models=marks, is_complete=is_complete)
-        write_state(self.root / LISTED, listed)
+        write_state(self.root / WANTED, Wanted(generation=1, listed=listed))
         self.repository.poll()
 
     @property
