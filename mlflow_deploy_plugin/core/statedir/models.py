@@ -295,13 +295,12 @@ class AgentState(State):
 
 
 class FetchedVersion(State):
-    """A version whose verified files from `source` are on this disk. `identity` is
-    empty for a version that was restored from wanted.json. `runs_code` is True for a
-    version without an ONNX form. `digest` is the digest of all fetched files; empty for
-    a folder that is served in place. `unapproved_at` has the gated stages and @aliases
-    of the model if it requires approvals and the version has none. `signed_as` is the
-    URI models:/NAME/VERSION in the required signature, if it has one. `python` is as in
-    `WantedVariant`.
+    """A version whose verified files from `source` are on this disk. `runs_code` is
+    True for a version without an ONNX form. `digest` is the digest of all fetched
+    files; empty for a folder that is served in place. `unapproved_at` has the gated
+    stages and @aliases of the model if it requires approvals and the version has none.
+    `signed_as` is the URI models:/NAME/VERSION in the required signature, if it has
+    one. `python` is as in `WantedVariant`.
     """
 
     model: str

@@ -204,7 +204,7 @@ class Follower:
             # served before a restart remain served, independent of the registry's
             # answer.
             models_before = self.resolver.models
-            if not self._specs:
+            if not self._specs and self._list is None:
                 builds_environments = self.resolver.pyfunc_policy.builds_environments
                 models_before = restore_checkpoint(self.state_dir, builds_environments)
             self._specs = specs
