@@ -92,7 +92,6 @@ class Repository:
         self.has_steps = False
         self._load = load
         self._listeners: list[Callable[[ServedTable], None]] = []
-        self._publishing = threading.Lock()
         self._changing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
         self._loaded: dict[str, dict[str, LoadedVariant]] = {}
@@ -114,7 +113,7 @@ class Repository:
         """Call a function with the current table, and with the new table after every
         change.
         """
-        with self._publishing:
+        with self._changing:
             self._listeners.append(on_change)
             on_change(self.table)
 
@@ -283,18 +282,12 @@ class Repository:
             self._apply(wanted)
         if self.lazy is not None:
             self.lazy.poll()
-        self._write_state()
-
-    def _write_state(self) -> None:
-        """Write the state of this worker if it is not written yet."""
-        if self._unwritten is None:
-            return
-        try:
-            write_state(worker_file(self.state_dir, self._unwritten.pid), self._unwritten)
-        except OSError as error:  # The next poll tries again.
-            logger.error("the state of this worker cannot be written: %s", error.strerror)
-            return
-        self._unwritten = None
+        if self._unwritten is not None:
+            try:
+                write_state(worker_file(self.state_dir, os.getpid()), self._unwritten)
+                self._unwritten = None
+            except OSError as error:  # The next poll tries again.
+                logger.error("the state of this worker cannot be written: %s", error.strerror)
 
     def _follow(self) -> None:
         """Poll the wanted state until `stop`. After an error, the served versions
@@ -486,12 +479,22 @@ class Repository:
         return "; ".join((errors | wanted.errors).values())
 
     def exchange(self, added: Mapping[str, ServedEndpoint], removed: Collection[str] = ()) -> None:
-        """Add or replace endpoints, and remove others."""
+        """Add or replace endpoints, remove others, and tell the listeners."""
         if not (added or removed):
             return
         with self._changing:
             kept = {name: entry for name, entry in self.table.items() if name not in removed}
-            self._swap({**kept, **added})
+            table = {**kept, **added}
+            self.has_pyfuncs = any(
+                variant.loaded.predictor.artifact.flavor == PYTHON_FUNCTION
+                for variant in _variants(table)
+                if not variant.shadow
+            )
+            self.has_steps = any(variant.steps is not None for variant in _variants(table))
+            self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
+            self.table = table
+            for on_change in self._listeners:
+                on_change(table)
 
     def _wait_for_retiring(self, model: str) -> None:
         """Wait some seconds while a replaced version of the model is in memory, so that
@@ -503,20 +506,6 @@ class Repository:
                 retiring = [version.model for version in self._retiring]
             if model not in retiring or self._stopping.wait(_RETIRING_POLL_SECONDS):
                 return
-
-    def _swap(self, table: ServedTable) -> None:
-        """Serve this table from now on, and tell the listeners."""
-        self.has_pyfuncs = any(
-            variant.loaded.predictor.artifact.flavor == PYTHON_FUNCTION
-            for variant in _variants(table)
-            if not variant.shadow
-        )
-        self.has_steps = any(variant.steps is not None for variant in _variants(table))
-        self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
-        with self._publishing:
-            self.table = table
-            for on_change in self._listeners:
-                on_change(table)
 
 
 def _with_guard(variant: ServedVariant, refuses: bool) -> ServedVariant:
