@@ -86,14 +86,18 @@ def selecting(marks):
     return select
 
 
+def new_list(folder, clock, listed=None, **config):
+    spec = apply_config(new_endpoint("registry", CHAMPIONS), config)
+    policy = PollPolicy(30.0, True, clock)
+    return ModelList(folder, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS), listed)
+
+
 def make_list(folder, marks, listed=None, **config):
     """Return a list whose registry has these marks (or raises them), on a clock that
     advances a day per look. `listed` is the list of an earlier start.
     """
     days = itertools.count(0.0, 86_400.0)
-    policy = PollPolicy(30.0, True, lambda: next(days))
-    spec = apply_config(new_endpoint("registry", CHAMPIONS), config)
-    models = ModelList(folder, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS), listed)
+    models = new_list(folder, lambda: next(days), listed, **config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_list, "selected_models", selecting(marks))
         models.round(is_covered=False)
@@ -186,9 +190,7 @@ def test_failed_listing_is_repeated_soon(tmp_path, clock, monkeypatch):
         return iter([answer])
 
     monkeypatch.setattr(model_list, "selected_models", select)
-    policy = PollPolicy(30.0, True, clock)
-    spec = new_endpoint("registry", CHAMPIONS)
-    models = ModelList(tmp_path, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS))
+    models = new_list(tmp_path, clock)
     for error in ("", "down", ""):
         models.round(is_covered=True)
         assert error in models.error
@@ -218,9 +220,7 @@ def test_start_waits_for_a_busy_registry(tmp_path, clock, monkeypatch, seconds, 
         return iter([{"team-a": "1 5"}])
 
     monkeypatch.setattr(model_list, "selected_models", select)
-    policy = PollPolicy(30.0, True, clock)
-    spec = new_endpoint("registry", CHAMPIONS)
-    models = ModelList(tmp_path, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS))
+    models = new_list(tmp_path, clock)
     models.round(is_covered=False)
     assert len(listings) == count
     assert (models.listed is not None) == (count == 2)
