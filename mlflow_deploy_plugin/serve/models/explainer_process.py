@@ -93,7 +93,11 @@ class ExplainerClient:
             with self._lock:
                 self._active -= 1
                 if self._active == 0:
-                    self._idle = threading.Timer(self._idle_seconds, self._end_if_idle)
+                    self._idle = threading.Timer(
+                        self._idle_seconds,
+                        self._turn.submit,
+                        [self._worker.end_if_idle, self._idle_seconds],
+                    )
                     self._idle.daemon = True
                     self._idle.start()
 
@@ -122,9 +126,6 @@ class ExplainerClient:
             raise
         except OnnxserveError as error:
             raise NotReady(f"predictions cannot be explained: {error.message}", 1) from None
-
-    def _end_if_idle(self) -> None:
-        self._turn.submit(self._worker.end_if_idle, self._idle_seconds)
 
 
 def _prepare() -> None:
