@@ -99,7 +99,7 @@ test-trees-asan: install
 
 # The long run of the harness for graphs that the package reads in Python: 20,000 mutated explanations and models.
 test-graphs-hostile: install
-	HOSTILE_MODELS=20000 $(BIN)/python -m pytest -m long tests/serve/pyfunc/test_hostile_graphs.py
+	HOSTILE_MODELS=20000 $(BIN)/python -m pytest -m long tests/serve/models/test_hostile_graphs.py
 
 test-all: test test-long test-install
 

@@ -39,7 +39,7 @@ from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
 
 import onnxserve
-from mlflow_deploy_plugin.serve.pyfunc import explainer
+from mlflow_deploy_plugin.serve.models import explainer
 from mlflow_deploy_plugin.serve.runtime.additive import FeatureReader
 from mlflow_deploy_plugin.serve.runtime.feeds import slice_feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel

@@ -44,7 +44,6 @@ from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
 from mlflow_deploy_plugin.core.statedir import files
 from mlflow_deploy_plugin.core.statedir.models import (
     AgentState,
-    Listed,
     Phase,
     ServerState,
     Wanted,
@@ -239,8 +238,8 @@ class _Supervisor:
                         note = f" ({followed})" if followed else ""
                         versions.append(f"{variant.model} version {variant.version}{note}")
                     lines.append(f"onnxserve: {name} = {', '.join(versions)} at {self._url}")
-                listed = files.read_state(self.state_dir / files.LISTED, Listed)
-                if not lines and listed is not None:
+                listed = wanted.listed
+                if listed is not None:
                     count = f"{len(listed.models)} registered models"
                     if not listed.is_complete:
                         count += " so far"

@@ -63,16 +63,6 @@ class WantedEndpoint(State):
     errors: dict[str, str] = Field(default_factory=dict)
 
 
-class Wanted(State):
-    """The endpoints that every worker must serve. Every change increments `generation`.
-    The endpoints in `unloaded` were unloaded by commands, and may be loaded again.
-    """
-
-    generation: int = 0
-    endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
-    unloaded: tuple[str, ...] = ()
-
-
 class Listed(State):
     """The registered models that the pattern `uri` selects, each with a mark. A mark
     begins with the version's number. It changes if the model must be fetched again.
@@ -94,6 +84,21 @@ def is_same_model(mark: str, other: str) -> bool:
     other requirements and another registry exclude this.
     """
     return mark.split()[2:] == other.split()[2:]
+
+
+class Wanted(State):
+    """The models that every worker must serve: the `endpoints` are loaded at once, and
+    the models in `listed` at their first request.
+
+    Every change of the endpoints increments `generation`. The endpoints in `unloaded`
+    were unloaded by commands, and may be loaded again. `listed` is None unless the
+    server serves all registered models.
+    """
+
+    generation: int = 0
+    endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
+    unloaded: tuple[str, ...] = ()
+    listed: Listed | None = None
 
 
 class ServedModel(State):
@@ -290,13 +295,12 @@ class AgentState(State):
 
 
 class FetchedVersion(State):
-    """A version whose verified files from `source` are on this disk. `identity` is
-    empty for a version that was restored from wanted.json. `runs_code` is True for a
-    version without an ONNX form. `digest` is the digest of all fetched files; empty for
-    a folder that is served in place. `unapproved_at` has the gated stages and @aliases
-    of the model if it requires approvals and the version has none. `signed_as` is the
-    URI models:/NAME/VERSION in the required signature, if it has one. `python` is as in
-    `WantedVariant`.
+    """A version whose verified files from `source` are on this disk. `runs_code` is
+    True for a version without an ONNX form. `digest` is the digest of all fetched
+    files; empty for a folder that is served in place. `unapproved_at` has the gated
+    stages and @aliases of the model if it requires approvals and the version has none.
+    `signed_as` is the URI models:/NAME/VERSION in the required signature, if it has
+    one. `python` is as in `WantedVariant`.
     """
 
     model: str

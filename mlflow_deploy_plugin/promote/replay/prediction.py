@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.promote.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
-from mlflow_deploy_plugin.serve.pyfunc.explainer import RowContributions
+from mlflow_deploy_plugin.serve.models.explainer import RowContributions
 from mlflow_deploy_plugin.serve.runtime.agreement import Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.explained import check_explainable

@@ -1,5 +1,6 @@
 """Following: the spec and the registry determine the wanted versions, which wanted.json
-passes to the workers.
+passes to the workers. A server of all registered models has their list there, and
+fetches a model when a worker asks for it.
 
 A round checks all inputs without blocking: the spec, commands
 (`serve/agent/control.py`), results of the registry and fetched versions
@@ -19,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError
-from mlflow_deploy_plugin.core.registry.change_feed import Selected
 from mlflow_deploy_plugin.core.registry.connection import redact_addresses
 from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
 from mlflow_deploy_plugin.core.registry.resolution import REFUSED
@@ -138,7 +138,8 @@ class Follower:
         if changes:
             self._permits.check_now()
         if self._list is not None:
-            return self._round_of_list(self._list, changes, is_first)
+            self._list.is_stale = self._list.is_stale or self._list.uri in changes
+            self._list.round(is_covered=self._list.uri in self.feed.covered)
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
         # Wait for versions in the first round, because workers cannot start without a
@@ -159,23 +160,11 @@ class Follower:
             self._update_wanted()
             fatal = fatal or bool(self._permits.errors and not self._wanted.generation)
             if self._wanted.generation:
-                checkpoint(self.state_dir, self.resolver.models)
+                if self._list is None:  # Each fetch of a listed model is checked.
+                    checkpoint(self.state_dir, self.resolver.models)
                 assert_state(self.state_dir / WANTED, self._wanted)
             self._control.settle(self._outcome)
         return self._publish(fatal)
-
-    def _round_of_list(self, models: ModelList, changes: Selected, is_first: bool) -> AgentState:
-        """List the registered models if it is due, and fetch the models that workers
-        ask for.
-        """
-        models.is_stale = models.is_stale or models.uri in changes
-        models.round(is_covered=models.uri in self.feed.covered)
-        self.resolver.advance()
-        if deaths := take_load_deaths(self.state_dir):
-            self._deaths.update(deaths)
-            models.refuse({of for of in deaths if self._deaths[of] >= MOST_DEATHS}, LETHAL)
-        self._control.settle(self._outcome)
-        return self._publish(fatal=is_first and models.listed is None)
 
     def wait(self, stop: threading.Event) -> None:
         """Wait until the next round is due: a poll or fetch has ended, or the pause is
@@ -215,7 +204,7 @@ class Follower:
             # served before a restart remain served, independent of the registry's
             # answer.
             models_before = self.resolver.models
-            if not self._specs:
+            if not self._specs and self._list is None:
                 builds_environments = self.resolver.pyfunc_policy.builds_environments
                 models_before = restore_checkpoint(self.state_dir, builds_environments)
             self._specs = specs
@@ -251,17 +240,22 @@ class Follower:
             return
         resolver = self.resolver
         self._list = ModelList(
-            self.state_dir, resolver.poll_pool, resolver.polling, specs[0], pattern
+            self.state_dir,
+            resolver.poll_pool,
+            resolver.polling,
+            specs[0],
+            pattern,
+            self._wanted.listed,
         )
         self._control.listed = self._list.spec
         self.feed.uris = frozenset({self._list.uri})
-        self._wanted = Wanted()
-        (self.state_dir / WANTED).unlink(missing_ok=True)
 
     def _lacks_versions(self) -> bool:
-        """Return True if the server lacks the versions to start. Of several endpoints,
-        one must have a version.
+        """Return True if the server lacks the list or the versions to start. Of several
+        endpoints, one must have a version.
         """
+        if self._list is not None:
+            return self._list.listed is None
         lacking = [model.version is None for model in self.resolver.models.values()]
         if len(self._specs) > 1:
             return all(lacking)
@@ -270,8 +264,11 @@ class Follower:
     def _update_wanted(self) -> None:
         """Set the wanted versions, in a new generation if they have changed or a
         command was started. Nothing changes while no version can be served, except that
-        refused steps end.
+        refused steps end. A list of registered models keeps its generation.
         """
+        if self._list is not None:
+            self._wanted = Wanted(generation=1, listed=self._list.listed)
+            return
         before = self._wanted
         endpoints = {}
         for spec in self._specs:
@@ -366,7 +363,12 @@ class Follower:
             for worker in self._living_workers()
             if worker.generation == self._wanted.generation
         ]
-        self._deaths.update(take_load_deaths(self.state_dir))
+        deaths = take_load_deaths(self.state_dir)
+        self._deaths.update(deaths)
+        if self._list is not None:
+            if deaths:
+                self._list.refuse({of for of in deaths if self._deaths[of] >= MOST_DEATHS}, LETHAL)
+            return False
         # All workers may have died since.
         self._has_loaded = self._has_loaded or any(worker.has_versions for worker in workers)
         has_failed = False

@@ -20,12 +20,11 @@ from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedModel
 from mlflow_deploy_plugin.core.spec.parts import GATE_PASSED, EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, assert_state, read_state
+from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, assert_state, read_state
 from mlflow_deploy_plugin.core.statedir.models import (
     FetchedVersion,
     Followed,
     FollowedReference,
-    Wanted,
     WantedVariant,
 )
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
@@ -251,15 +250,9 @@ def restore_checkpoint(
     state_dir: Path, builds_environments: bool = False
 ) -> dict[ModelRef, FollowedModel]:
     """Return the models that were served before this start if their files, and their
-    environments (`PyfuncPolicy`), are complete. If a reference is only in wanted.json,
-    it is restored without the requirements of its endpoint.
+    environments (`PyfuncPolicy`), are complete.
     """
     models = {}
-    for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
-        for variant in endpoint.variants.values():
-            version = FetchedVersion(**vars(variant))
-            if _is_whole(version, builds_environments):
-                models[ModelRef(variant.model_uri)] = FollowedModel(version)
     for reference in (read_state(state_dir / FOLLOWED, Followed) or Followed()).references:
         whole_versions = [
             version

@@ -1,7 +1,7 @@
 """The registered models that a pattern selects, such as models:/*@champion.
 
-One listing finds all models that were added, removed or moved. Workers read
-listed.json, and ask for a model at its first request. Only then is the model resolved
+One listing finds all models that were added, removed or moved. Workers read the list in
+wanted.json, and ask for a model at its first request. Only then is the model resolved
 and fetched.
 """
 
@@ -30,9 +30,7 @@ from mlflow_deploy_plugin.core.registry.resolution import REFUSED, selected_mode
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import memory_bytes
 from mlflow_deploy_plugin.core.statedir.files import (
-    LISTED,
     SERVED,
-    assert_state,
     read_state,
     served_file,
     write_state,
@@ -74,7 +72,8 @@ class ModelList:
 
     Attributes:
         template: the spec whose only variant has the URI `pattern`.
-        listed: the last list; None before the first.
+        listed: the last list; None before the first. A list of an earlier start is only
+            used for the same pattern, settings and registry.
         error: the reason why the last listing failed; otherwise empty.
         is_stale: True if the change feed has reported a change.
         count: the number of completed listings.
@@ -85,6 +84,7 @@ class ModelList:
     polling: PollPolicy
     template: EndpointSpec
     pattern: ModelURI
+    listed: Listed | None = None
     error: str = ""
     is_stale: bool = True
     count: int = 0
@@ -96,17 +96,13 @@ class ModelList:
         settings = self.template.model_dump_json(exclude={"server"})
         identity = f"{registry_address()} {settings}"
         self._digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        saved = read_state(self.state_dir / LISTED, Listed)
-        self.listed: Listed | None = None
-        if (
-            saved is not None
-            and saved.uri == self.uri
+        saved = self.listed
+        if saved is not None and not (
+            saved.uri == self.uri
             and saved.is_complete
             and all(mark.endswith(self._digest) for mark in saved.models.values())
         ):
-            self.listed = saved
-        else:
-            (self.state_dir / LISTED).unlink(missing_ok=True)
+            self.listed = None
         self._listing: Future[Listed] | None = None
         self._release_at = 0.0
         self._began_at = self.polling.clock()
@@ -140,8 +136,8 @@ class ModelList:
         self._listing = None
         self._ended_at = self.polling.clock()
         self.count += 1
+        before = self.listed
         try:
-            before = self.listed.models if self.listed is not None else {}
             self.listed = listing.result()
         except Exception as error:  # noqa: BLE001 - after any error, the list is kept
             if not isinstance(error, OnnxserveError):
@@ -156,13 +152,13 @@ class ModelList:
         self.error = ""
         if withdrawn:
             self.error = f"the steps of {join_names(map(repr, withdrawn))} are refused"
-        if assert_state(self.state_dir / LISTED, self.listed):
+        if self.listed != before:
             _log.info("%d registered models are listed", len(self.listed.models))
-        for name in before.keys() - self.listed.models.keys():
+        for name in before.models.keys() - self.listed.models.keys() if before else ():
             served_file(self.state_dir, name).unlink(missing_ok=True)
 
     def _select(self) -> Listed:
-        """Return the list of the registry. The first list is written after each page,
+        """Return the list of the registry. The first list is set after each page,
         because 9,000 models may take half a minute. It is repeated while the registry
         is busy. Runs in a thread of `pool`.
         """
@@ -187,7 +183,6 @@ class ModelList:
                 for marks in selected_models(self.pattern, refusal if self._checks_steps else None):
                     if is_first:
                         self.listed = listed(marks, is_complete=False)
-                        assert_state(self.state_dir / LISTED, self.listed)
                 return listed(marks, is_complete=True)
             except RegistryUnavailable as error:
                 is_busy = clock() - asked_at >= _BUSY_SECONDS

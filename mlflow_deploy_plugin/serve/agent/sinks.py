@@ -112,7 +112,7 @@ class Sinks:
         self._state_dir = state_dir
         self._files: list[tuple[int, int, int] | None] = []
         self._default: Mapping[str, SinkSpec] = {}
-        """The sinks of a server of all registered models, which has no wanted.json."""
+        """The sinks of all models of a server of all registered models."""
         self._specs: dict[str, Mapping[str, SinkSpec]] = {}
         self._sinks: dict[str, Sink] = {}
         self._stop = threading.Event()

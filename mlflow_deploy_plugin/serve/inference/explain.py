@@ -19,8 +19,11 @@ from mlflow_deploy_plugin.serve.protocols.content import (
     media_name,
 )
 from mlflow_deploy_plugin.serve.protocols.invocations import decode_rows
-from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
-from mlflow_deploy_plugin.serve.runtime.explained import check_explainable, explained_features
+from mlflow_deploy_plugin.serve.runtime.explained import (
+    Explanation,
+    check_explainable,
+    explained_features,
+)
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 from mlflow_deploy_plugin.serve.variants import ServedVariant
@@ -125,7 +128,7 @@ def _decode(
 
 
 def encode_explanation(
-    explanation: SideMessage, prediction: Array | dict[str, Array], max_evals: int
+    explanation: Explanation, prediction: Array | dict[str, Array], max_evals: int
 ) -> bytes:
     """Return the explanation as JSON: `values` [rows][columns][outputs] and
     `base_values` [rows][outputs].
@@ -133,20 +136,18 @@ def encode_explanation(
     If the model returns a single number per row, `values` and `base_values` omit their
     last dimension.
     """
-    arrays = explanation.arrays["explained"]
-    values = arrays["values"]
-    base_values = arrays["base_values"][None].repeat(len(values), axis=0)
+    values = explanation.values
+    base_values = explanation.base_values[None].repeat(len(values), axis=0)
     if values.shape[2] == 1:
         values = values[:, :, 0]
         base_values = base_values[:, 0]
-    fields = explanation.fields
     return dump_json(
         {
-            **{name: fields[name] for name in _FIELDS},
+            **{name: getattr(explanation, name) for name in _FIELDS},
             "base_values": base_values,
             "values": values,
             "predictions": prediction,
             # Exact contributions need no evaluations of permutations.
-            "max_evals": max_evals if fields["method"] == "permutation" else None,
+            "max_evals": max_evals if explanation.method == "permutation" else None,
         }
     )

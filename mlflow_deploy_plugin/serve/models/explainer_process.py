@@ -5,27 +5,33 @@ A single process with a low priority explains the predictions of all versions of
 worker.
 """
 
-import logging
-import sys
+import os
 import threading
 import time
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import (
-    InvalidArtifact,
+    DeadlineExceeded,
+    InferenceError,
+    InvalidRequest,
     NotReady,
+    OnnxserveError,
     TooManyRequests,
 )
-from mlflow_deploy_plugin.serve.models.side_process import SideProcess
-from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.processes.worker import Worker
+from mlflow_deploy_plugin.serve.runtime.explained import Explanation
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
+from mlflow_deploy_plugin.serve.runtime.session import memory_limit
 
-logger = logging.getLogger(__name__)
-
-COMMAND = (sys.executable, "-m", "mlflow_deploy_plugin.serve.pyfunc", "explain")
+_START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
 """The time after which the process, which should stop by itself, is killed."""
+_NICENESS = 10
+"""The niceness of the process, so that predictions have priority."""
+_KEPT_ERRORS = (DeadlineExceeded, InferenceError, InvalidRequest, NotReady)
 
 
 class ExplainerClient:
@@ -41,30 +47,20 @@ class ExplainerClient:
     """
 
     def __init__(
-        self,
-        timeout_seconds: float,
-        max_waiting: int,
-        idle_seconds: float = 300.0,
-        command: Sequence[str] = COMMAND,
+        self, timeout_seconds: float, max_waiting: int, idle_seconds: float = 300.0
     ) -> None:
         self._timeout_seconds = timeout_seconds
         self._max_waiting = max_waiting
         self._idle_seconds = idle_seconds
-        self._command = command
-        self._starting = threading.Lock()
+        self._worker = Worker(_prepare, kept_errors=_KEPT_ERRORS)
+        self._turn = ThreadPoolExecutor(1, "onnxserve-explain")
         self._lock = threading.Lock()
         self._active = 0
-        self._process: SideProcess | None = None
         self._idle: threading.Timer | None = None
 
-    @property
-    def pid(self) -> int | None:
-        process = self._process
-        return process.pid if process else None
-
-    def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> SideMessage:
-        """Return the result of `serve.pyfunc.explainer.answer` for these rows of the
-        model in `folder`.
+    def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> Explanation:
+        """Return the explanation of these rows by the model in `folder`
+        (`explainer.answer`).
 
         Raises:
             InvalidRequest, InferenceError: the model cannot be explained.
@@ -73,71 +69,83 @@ class ExplainerClient:
             NotReady: the process cannot be started, is still starting, or exited during
                 this request.
         """
-        deadline = time.perf_counter() + self._timeout_seconds
+        deadline = time.monotonic() + self._timeout_seconds
         with self._lock:
             if self._active >= self._max_waiting:
                 raise TooManyRequests(
                     f"this worker has reached its limit of {self._active} explanations", 1
                 )
-            self._active += 1  # The process does not end while requests are active.
+            self._active += 1
             if self._idle is not None:
                 self._idle.cancel()
         try:
-            # The first request starts the process, and other requests wait for the
-            # start.
-            if not self._starting.acquire(timeout=max(0.0, deadline - time.perf_counter())):
-                raise NotReady("the explainer process is still starting", 1)
-            try:
-                process = self._process
-                # It may have failed after the first request's timeout.
-                if process is None or process.has_failed:
-                    process = SideProcess(
-                        self._command, self._timeout_seconds + _GRACE_SECONDS, "explainer"
-                    )
-                    self._process = process
-                    process.start(max(0.0, deadline - time.perf_counter()))
-                    logger.info("process %s explains", process.pid)
-            except InvalidArtifact as error:
-                self._process = None
-                raise NotReady(f"predictions cannot be explained: {error.message}") from None
-            finally:
-                self._starting.release()
-            seconds = max(0.0, deadline - time.perf_counter())
-            fields = {
-                "folder": str(folder),
-                "max_evals": max_evals,
-                "seed": seed,
-                "seconds": seconds,
-            }
-            return process.request(SideMessage("explain", fields, {"feeds": feeds}), deadline)
+            turn = self._turn.submit(self._call, folder, feeds, max_evals, seed, deadline)
+            wait([turn], self._timeout_seconds)
+            if turn.cancel():
+                raise DeadlineExceeded(
+                    "the request's deadline passed before the explainer was free"
+                )
+            # The process stops by itself, or is killed.
+            return turn.result(3 * _GRACE_SECONDS)
+        except TimeoutError:
+            raise NotReady("the explainer process is still starting", 1) from None
         finally:
             with self._lock:
                 self._active -= 1
                 if self._active == 0:
-                    self._idle = threading.Timer(self._idle_seconds, self._end_if_idle)
+                    self._idle = threading.Timer(
+                        self._idle_seconds,
+                        self._turn.submit,
+                        [self._worker.end_if_idle, self._idle_seconds],
+                    )
                     self._idle.daemon = True
                     self._idle.start()
 
     def close(self) -> None:
-        """End the process; the next request starts a new process."""
+        """End the process. Requests are refused from now on."""
         with self._lock:
-            process = self._process
-            self._process = None
             if self._idle is not None:
                 self._idle.cancel()
-        if process is not None:
-            process.close()
+        self._worker.end()
 
-    def _end_if_idle(self) -> None:
-        """End the process unless a request has begun meanwhile."""
-        with self._lock:
-            if self._active or self._process is None:
-                return
-            process = self._process
-            self._process = None
-        logger.info(
-            "no explanation was requested for %.0f s; process %s ends",
-            self._idle_seconds,
-            process.pid,
-        )
-        process.close()
+    def _call(
+        self, folder: Path, feeds: Feeds, max_evals: int, seed: int, deadline: float
+    ) -> Explanation:
+        """Start the process if it does not run, and let it explain the rows. Runs in
+        the thread of `_turn`. Raises TimeoutError if the process starts too slowly.
+        """
+        try:
+            self._worker.call(os.getpid, seconds=_START_SECONDS)
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                raise TimeoutError
+            return self._worker.call(
+                _explain, folder, feeds, max_evals, seed, seconds, seconds=seconds + _GRACE_SECONDS
+            )
+        except _KEPT_ERRORS:
+            raise
+        except OnnxserveError as error:
+            raise NotReady(f"predictions cannot be explained: {error.message}", 1) from None
+
+
+def _prepare() -> None:
+    """Limit the process, and load the explainer."""
+    from resource import RLIMIT_DATA, setrlimit  # Windows has no such module.
+
+    configure_logging(os.environ.get("ONNXSERVE_LOG_FORMAT", "text"), "explainer")
+    os.nice(_NICENESS)
+    # A model may ask for any memory. The worker, which has the same models, must
+    # survive.
+    limit = memory_limit() // 2
+    with suppress(OSError, ValueError):  # macOS has no /proc, and `ulimit -d` may be lower.
+        setrlimit(RLIMIT_DATA, (limit, limit))
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    # Not within the time limit of the first request.
+    from mlflow_deploy_plugin.serve.models import explainer  # noqa: F401
+
+
+def _explain(folder: Path, feeds: Feeds, max_evals: int, seed: int, seconds: float) -> Explanation:
+    # The worker does not need its libraries, such as the reader of Parquet.
+    from mlflow_deploy_plugin.serve.models.explainer import answer
+
+    return answer(folder, feeds, max_evals, seed, seconds)

@@ -20,13 +20,7 @@ from typing import Protocol, TypeVar
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION, folder_bytes
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
-from mlflow_deploy_plugin.core.statedir.files import (
-    LISTED,
-    SERVED,
-    file_identity,
-    read_state,
-    served_file,
-)
+from mlflow_deploy_plugin.core.statedir.files import SERVED, read_state, served_file
 from mlflow_deploy_plugin.core.statedir.models import (
     Listed,
     ServedModel,
@@ -146,7 +140,6 @@ class LazyModels:
         self._is_complete = False
         self._named: set[str] = set()
         self._failed: set[str] = set()
-        self._file: tuple[int, int, int] | None = None
         self._noted_at = 0.0
         self._has_evicted = False
         self._lock = threading.Lock()
@@ -241,38 +234,36 @@ class LazyModels:
         """
         return {name: model.size for name, model in self._models.items()}
 
-    def poll(self) -> bool:
-        """Follow the list of the agent, and return True once there is a list. Load
-        models whose version has changed, and retry at once the models that failed.
+    def follow(self, listed: Listed) -> None:
+        """Serve the models of a new list, and retry at once the models that failed and
+        have changed. Models that have left the list leave the memory.
         """
-        file = file_identity(self._repository.state_dir / LISTED)
-        if file is not None and file != self._file:
-            listed = read_state(self._repository.state_dir / LISTED, Listed)
-            if listed is not None:
-                is_first = self._file is None
-                self._file = file
-                models = {}
-                for name, mark in listed.models.items():
-                    model = self._models.get(name)
-                    if model is None or not is_same_model(model.mark, mark):
-                        model = _Model(mark)
-                    elif model.mark != mark:
-                        model.mark = mark
-                        model.error = ""
-                        model.retry_at = 0.0
-                        model.failures = 0
-                    models[name] = model
-                before = self._models
-                self._models = models
-                table = self._repository.table
-                gone = [name for name in table if models.get(name) is not before.get(name)]
-                self._repository.exchange({}, gone)
-                self._is_complete = listed.is_complete
-                self.uri = listed.uri
-                if is_first:
-                    threading.Thread(
-                        target=self._load_recent, name="onnxserve-recent", daemon=True
-                    ).start()
+        models = {}
+        for name, mark in listed.models.items():
+            model = self._models.get(name)
+            if model is None or not is_same_model(model.mark, mark):
+                model = _Model(mark)
+            elif model.mark != mark:
+                model.mark = mark
+                model.error = ""
+                model.retry_at = 0.0
+                model.failures = 0
+            models[name] = model
+        before = self._models
+        self._models = models
+        table = self._repository.table
+        gone = [name for name in table if models.get(name) is not before.get(name)]
+        self._repository.exchange({}, gone)
+        self._is_complete = listed.is_complete
+        is_first = not self.uri
+        self.uri = listed.uri
+        if is_first:
+            threading.Thread(target=self._load_recent, name="onnxserve-recent", daemon=True).start()
+
+    def poll(self) -> None:
+        """Load the models in memory whose version has changed, and report the memory
+        and the uses of the models.
+        """
         now = time.monotonic()
         in_memory = self._in_memory()
         for name in in_memory:
@@ -283,7 +274,6 @@ class LazyModels:
         if now - self._noted_at >= _NOTE_SECONDS:
             self._note_uses(now)
             self._noted_at = now
-        return self._file is not None
 
     def _start(self, name: str, model: _Model) -> "Future[ServedEndpoint | None]":
         """Start to load the model unless it is being loaded, and return its future."""

@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
 )
 from mlflow_deploy_plugin.serve import variants
 from mlflow_deploy_plugin.serve.models.lazy_models import LazyModels
-from mlflow_deploy_plugin.serve.models.loading import WarmVersion, check_digest, load_version
+from mlflow_deploy_plugin.serve.models.loading import WarmVersion, load_version
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.guard import RANGES_FILE, Guard
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
@@ -65,6 +65,7 @@ _NO_DEFAULT = (
     "this server has no default endpoint: name a registered model in the path, such as "
     "/models/NAME/invocations; POST /v2/repository/index lists the models"
 )
+_Identity = tuple[str | Path, ...]
 _NOT_LOADED = "no model is loaded yet; retry in a moment"
 
 
@@ -91,12 +92,9 @@ class Repository:
         self.has_steps = False
         self._load = load
         self._listeners: list[Callable[[ServedTable], None]] = []
-        self._publishing = threading.Lock()
         self._changing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
-        self._errors: dict[str, dict[str, str]] = {}
-        self._lacks_steps: set[str] = set()
-        """The endpoints whose wanted steps do not import."""
+        self._loaded: dict[str, dict[str, LoadedVariant]] = {}
         self._generation: int | None = None
         self._applied_file: tuple[int, int, int] | None = None
         """The identity of the wanted.json that was read last."""
@@ -115,7 +113,7 @@ class Repository:
         """Call a function with the current table, and with the new table after every
         change.
         """
-        with self._publishing:
+        with self._changing:
             self._listeners.append(on_change)
             on_change(self.table)
 
@@ -247,7 +245,7 @@ class Repository:
         """True if this worker can answer requests and has loaded all wanted
         versions.
         """
-        return not self.not_ready_reason() and not any(self._errors.values())
+        return not self.not_ready_reason() and not any(map(_errors, self._loaded.values()))
 
     def unavailable_reason(self, endpoint: str) -> str:
         """Return a message that the endpoint cannot answer, with the reason for each
@@ -259,7 +257,7 @@ class Repository:
                 reasons[name] = variant.loaded.predictor.unavailable_reason
         if applied := self._applied.get(endpoint):
             reasons |= applied.errors
-        reasons |= self._errors.get(endpoint, {})
+        reasons |= _errors(self._loaded.get(endpoint, {}))
         listed = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items() if reason)
         message = f"endpoint {endpoint!r} has no version that can answer"
         if listed:
@@ -270,12 +268,6 @@ class Repository:
         """Serve the wanted versions if wanted.json has changed, and report the state of
         this worker.
         """
-        if self.lazy is not None:
-            if self.lazy.poll() and self._generation is None:
-                self._generation = 0
-                self._unwritten = WorkerState(pid=os.getpid(), generation=0)
-            self._write_state()
-            return
         file = file_identity(self.state_dir / WANTED)
         if file is None:
             return
@@ -285,19 +277,17 @@ class Repository:
             if wanted is None:
                 logger.error("%s cannot be read; the served versions remain unchanged", WANTED)
                 return
+            if self.lazy is not None and wanted.listed is not None:
+                self.lazy.follow(wanted.listed)
             self._apply(wanted)
-        self._write_state()
-
-    def _write_state(self) -> None:
-        """Write the state of this worker if it is not written yet."""
-        if self._unwritten is None:
-            return
-        try:
-            write_state(worker_file(self.state_dir, self._unwritten.pid), self._unwritten)
-        except OSError as error:  # The next poll tries again.
-            logger.error("the state of this worker cannot be written: %s", error.strerror)
-            return
-        self._unwritten = None
+        if self.lazy is not None:
+            self.lazy.poll()
+        if self._unwritten is not None:
+            try:
+                write_state(worker_file(self.state_dir, os.getpid()), self._unwritten)
+                self._unwritten = None
+            except OSError as error:  # The next poll tries again.
+                logger.error("the state of this worker cannot be written: %s", error.strerror)
 
     def _follow(self) -> None:
         """Poll the wanted state until `stop`. After an error, the served versions
@@ -316,90 +306,78 @@ class Repository:
         """Load the wanted versions and swap them in, endpoint by endpoint. An endpoint
         with errors is loaded again.
         """
-        for name in self.table.keys() - wanted.endpoints.keys():
-            self._swap({key: served for key, served in self.table.items() if key != name})
-            self._errors.pop(name, None)
-            self._applied.pop(name, None)
+        removed = self._applied.keys() - wanted.endpoints.keys()
+        self.exchange({}, removed)
+        for name in removed:
+            del self._loaded[name]
+            del self._applied[name]
         with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
             started_loads = {
-                want.folder: pool.submit(self._load, want.folder, want.python)
+                _identity(want): pool.submit(load_version, self.state_dir, self._load, want)
                 for want in self._new_pyfuncs(wanted)
             }
             for name, endpoint in wanted.endpoints.items():
-                if endpoint == self._applied.get(name) and not self._errors[name]:
+                if endpoint == self._applied.get(name) and not _errors(self._loaded[name]):
                     continue
-                served, self._errors[name] = self._load_endpoint(name, endpoint, started_loads)
+                served, self._loaded[name] = self._load_endpoint(name, endpoint, started_loads)
                 self._applied[name] = endpoint
-                self._swap({**self.table, name: served})
-        if list(self.table) != list(wanted.endpoints):
+                self.exchange({name: served})
+        if list(self._applied) != list(wanted.endpoints):
+            self._applied = dict(wanted.endpoints)
             # The first endpoint is the default.
-            self._swap({name: self.table[name] for name in wanted.endpoints})
+            self.exchange({name: self.table[name] for name in wanted.endpoints}, self._applied)
         self.unloaded = wanted.unloaded
         self._generation = wanted.generation
-        endpoints = {}
-        for name, served in self.table.items():
-            # A variant with an error may have no version.
-            states = {
-                label: LoadedVariant(error=error) for label, error in self._errors[name].items()
-            }
-            for label, variant in served.variants.items():
-                states[label] = LoadedVariant(
-                    version=variant.loaded.version,
-                    error=self._errors[name].get(label, ""),
-                    no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
-                )
-            if name in self._lacks_steps:
-                for label, state in states.items():
-                    states[label] = state.model_copy(update={"is_error_of_steps": True})
-            endpoints[name] = states
         self._unwritten = WorkerState(
-            pid=os.getpid(), generation=wanted.generation, endpoints=endpoints
+            pid=os.getpid(), generation=wanted.generation, endpoints=self._loaded
         )
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[WantedVariant]:
-        """Return the pyfuncs of new endpoints, one per folder, whose processes are
-        started in parallel.
+        """Return the pyfuncs of new endpoints, whose processes are started in
+        parallel.
         """
-        held = {loaded.folder for loaded in _loaded_versions(self.table)}
-        new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
+        held = set(map(_identity, _loaded_versions(self.table)))
         pyfuncs = []
-        wants = chain.from_iterable(endpoint.variants.values() for endpoint in new)
-        for folder, want in {want.folder: want for want in wants}.items():
-            with suppress(OnnxserveError):  # Loading the version raises the error again.
-                if folder not in held and read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-                    check_digest(want)
-                    pyfuncs.append(want)
+        for name, endpoint in wanted.endpoints.items():
+            for want in endpoint.variants.values() if name not in self.table else ():
+                if _identity(want) in held:
+                    continue
+                with suppress(OnnxserveError):  # Loading the version raises the error again.
+                    if read_served_artifact(want.folder).flavor == PYTHON_FUNCTION:
+                        held.add(_identity(want))
+                        pyfuncs.append(want)
         return pyfuncs
 
     def _load_endpoint(
-        self, endpoint: str, wanted: WantedEndpoint, started_loads: dict[Path, Future[WarmVersion]]
-    ) -> tuple[ServedEndpoint, dict[str, str]]:
-        """Return the endpoint with its loadable versions, and the errors by variant. A
-        variant with an error keeps the version that it serves now, if any.
+        self,
+        endpoint: str,
+        wanted: WantedEndpoint,
+        started_loads: dict[_Identity, Future[LoadedVersion]],
+    ) -> tuple[ServedEndpoint, dict[str, LoadedVariant]]:
+        """Return the endpoint with its loadable versions, and the state of each wanted
+        variant. A variant with an error keeps the version that it serves now, if any.
 
-        `started_loads` has the loads that were started, by folder; each is used once.
+        `started_loads` has the loads that were started; each is used once.
         """
-
-        def load(folder: Path, python: str) -> WarmVersion:
-            if folder in started_loads:
-                return started_loads.pop(folder).result()
-            return self._load(folder, python)
-
         served_before = self.table.get(endpoint)
         before = served_before.variants if served_before is not None else {}
-        steps, errors = self._take_steps(endpoint, wanted, before)
-        if errors and not before:  # Never serve the versions without their steps.
-            return variants.make_served_endpoint({}), errors
+        steps, error_of_steps = self._take_steps(endpoint, wanted, before)
+        errors = dict.fromkeys(wanted.variants, error_of_steps) if error_of_steps else {}
+        # Never serve the versions without their steps.
+        loadable = {} if error_of_steps and not before else wanted.variants
         held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
         served_variants = {}
-        for name, want in wanted.variants.items():
+        for name, want in loadable.items():
             old = before.get(name)
             try:
-                loaded = held.get(_identity(want))
-                if loaded is None:
+                identity = _identity(want)
+                loaded = held.get(identity)
+                if loaded is None and identity in started_loads:
+                    loaded = started_loads.pop(identity).result()
+                elif loaded is None:
                     self._wait_for_retiring(want.model)
-                    loaded = load_version(self.state_dir, load, want)
-                    held[_identity(want)] = loaded
+                    loaded = load_version(self.state_dir, self._load, want)
+                held[identity] = loaded
             except OnnxserveError as error:
                 errors[name] = error.message
                 logger.error(
@@ -458,43 +436,65 @@ class Repository:
                     variant.loaded.version,
                     variant.key,
                 )
-        return served, errors
+        states = {}
+        for name in wanted.variants:
+            state = LoadedVariant(
+                error=errors.get(name, ""), is_error_of_steps=bool(error_of_steps)
+            )
+            if name in served_variants:
+                loaded = served_variants[name].loaded
+                no_batch = no_batch_dimension_reason(loaded.predictor.artifact)
+                version = {"version": loaded.version, "no_batch": no_batch}
+                state = state.model_copy(update=version)
+            states[name] = state
+        return served, states
 
     def _take_steps(
         self, endpoint: str, wanted: WantedEndpoint, before: Mapping[str, ServedVariant]
-    ) -> tuple[Steps | None, dict[str, str]]:
+    ) -> tuple[Steps | None, str]:
         """Return the wanted steps, which are imported if they are new. If they do not
-        import, return the earlier steps, and the error by variant.
+        import, return the earlier steps, and the error.
         """
         used = next((variant.steps for variant in before.values()), None)
-        self._lacks_steps.discard(endpoint)
         if wanted.serve.digest == (used.digest if used else ""):
-            return used, {}
+            return used, ""
         if wanted.serve.steps is None:
-            return None, {}
+            return None, ""
         try:
             with mark_loading(self.state_dir, Path(wanted.serve.digest)):
-                return load_steps(wanted.serve.steps, wanted.serve.file), {}
+                return load_steps(wanted.serve.steps, wanted.serve.file), ""
         except OnnxserveError as error:
-            self._lacks_steps.add(endpoint)
             logger.error("%s: %s; the earlier steps remain in use", endpoint, error.message)
-            return used, dict.fromkeys(wanted.variants, error.message)
+            return used, error.message
 
     def serve(self, name: str, wanted: WantedEndpoint) -> str:
         """Load the versions of a registered model, and return the reason if none can
         answer.
         """
-        served, errors = self._load_endpoint(name, wanted, {})
+        served, states = self._load_endpoint(name, wanted, {})
+        errors = _errors(states)
         if served.answering and not errors:
             self.exchange({name: served})
             return ""
         return "; ".join((errors | wanted.errors).values())
 
     def exchange(self, added: Mapping[str, ServedEndpoint], removed: Collection[str] = ()) -> None:
-        """Add or replace endpoints, and remove others."""
+        """Add or replace endpoints, remove others, and tell the listeners."""
+        if not (added or removed):
+            return
         with self._changing:
             kept = {name: entry for name, entry in self.table.items() if name not in removed}
-            self._swap({**kept, **added})
+            table = {**kept, **added}
+            self.has_pyfuncs = any(
+                variant.loaded.predictor.artifact.flavor == PYTHON_FUNCTION
+                for variant in _variants(table)
+                if not variant.shadow
+            )
+            self.has_steps = any(variant.steps is not None for variant in _variants(table))
+            self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
+            self.table = table
+            for on_change in self._listeners:
+                on_change(table)
 
     def _wait_for_retiring(self, model: str) -> None:
         """Wait some seconds while a replaced version of the model is in memory, so that
@@ -506,20 +506,6 @@ class Repository:
                 retiring = [version.model for version in self._retiring]
             if model not in retiring or self._stopping.wait(_RETIRING_POLL_SECONDS):
                 return
-
-    def _swap(self, table: ServedTable) -> None:
-        """Serve this table from now on, and tell the listeners."""
-        self.has_pyfuncs = any(
-            variant.loaded.predictor.artifact.flavor == PYTHON_FUNCTION
-            for variant in _variants(table)
-            if not variant.shadow
-        )
-        self.has_steps = any(variant.steps is not None for variant in _variants(table))
-        self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
-        with self._publishing:
-            self.table = table
-            for on_change in self._listeners:
-                on_change(table)
 
 
 def _with_guard(variant: ServedVariant, refuses: bool) -> ServedVariant:
@@ -549,7 +535,11 @@ def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for variant in _variants(table)}
 
 
-def _identity(version: WantedVariant | LoadedVersion) -> tuple[str | Path, ...]:
+def _errors(states: Mapping[str, LoadedVariant]) -> dict[str, str]:
+    return {name: state.error for name, state in states.items() if state.error}
+
+
+def _identity(version: WantedVariant | LoadedVersion) -> _Identity:
     """Return the model, version, folder, compared digest and Python, which identify a
     version in memory.
     """

@@ -1,5 +1,4 @@
-"""A process next to the worker that runs the code of a pyfunc version, or explains
-predictions.
+"""A process next to the worker that runs the code of a pyfunc version.
 
 The process keeps mlflow and pandas out of the worker's memory, and the worker
 survives a crash of their code. A keeper thread starts the process, and restarts it
@@ -210,14 +209,9 @@ class SideProcess:
     """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        timeout_seconds: float,
-        label: str = "model",
-        concurrency: int = 1,
+        self, command: Sequence[str], timeout_seconds: float, concurrency: int = 1
     ) -> None:
         self._command = command
-        self._label = label
         self._timeout_seconds = timeout_seconds
         self._concurrency = concurrency
         self._turn = threading.Semaphore(concurrency)
@@ -232,24 +226,20 @@ class SideProcess:
             target=self._keep_running, name="onnxserve-side-process", daemon=True
         )
 
-    def start(self, wait_seconds: float | None = None) -> SideMessage:
-        """Start the process and return its first message. `wait_seconds` is None for no
-        limit.
-
-        Raises InvalidArtifact if the process cannot start, and NotReady if it is still
-        starting after `wait_seconds`.
+    def start(self) -> SideMessage:
+        """Start the process and return its first message. Raises InvalidArtifact if the
+        process cannot start.
         """
         self._keeper.start()
         threading.Thread(target=self._end_when_closed, daemon=True).start()
-        if not self._looked.wait(wait_seconds):
-            raise NotReady(self._unavailable(), 1)
+        self._looked.wait()
         first = self._first
-        if first is not None and not self.has_failed:
+        if first is not None and not self._has_failed:
             return first
         self.close()
         if first:
             raise errors.InvalidArtifact(str(first.fields["message"]))
-        raise errors.InvalidArtifact(f"the process of this {self._label} {self._state}")
+        raise errors.InvalidArtifact(f"the process of this model {self._state}")
 
     def request(self, message: SideMessage, deadline: float = math.inf) -> SideMessage:
         """Send a message and return the response. The turn must begin by `deadline`, in
@@ -300,7 +290,7 @@ class SideProcess:
                 keeper.join(max(0.0, deadline - time.monotonic()))
 
     @property
-    def has_failed(self) -> bool:
+    def _has_failed(self) -> bool:
         """True if the process was never ready; then it is not restarted."""
         return self._looked.is_set() and (
             self._first is None or self._first.kind != side_messages.READY_MESSAGE
@@ -329,7 +319,7 @@ class SideProcess:
         return running
 
     def _unavailable(self) -> str:
-        return f"the process of this {self._label} {self._state}; retry in a moment"
+        return f"the process of this model {self._state}; retry in a moment"
 
     @contextlib.contextmanager
     def _exchange(self, deadline: float) -> Iterator[Callable[[SideMessage | None], SideMessage]]:
@@ -341,11 +331,9 @@ class SideProcess:
         began = time.perf_counter()
         if not self._turn.acquire(timeout=wait_seconds):
             if wait_seconds < self._timeout_seconds:
-                raise DeadlineExceeded(
-                    f"the request's deadline passed before the {self._label} was free"
-                )
+                raise DeadlineExceeded("the request's deadline passed before the model was free")
             raise TooManyRequests(
-                f"the {self._label} was busy with other requests for {self._timeout_seconds:.0f} s",
+                f"the model was busy with other requests for {self._timeout_seconds:.0f} s",
                 1,
             )
         self._local.queue_seconds = time.perf_counter() - began
@@ -356,7 +344,7 @@ class SideProcess:
                 connection = running.take_connection()
             except OSError as error:
                 text = (
-                    f"the process of this {self._label} cannot receive requests: {error.strerror}; "
+                    f"the process of this model cannot receive requests: {error.strerror}; "
                     "retry in a moment"
                 )
                 raise NotReady(text, 1) from None
@@ -387,7 +375,7 @@ class SideProcess:
         except ValueError as error:
             running.expect(connection, False)
             raise BodyTooLarge(
-                f"the request is too large for the process of this {self._label}: {error}"
+                f"the request is too large for the process of this model: {error}"
             ) from None
         except (OSError, side_messages.MalformedMessage) as error:
             logger.debug("asking process %d failed: %s", running.child.pid, error)
@@ -395,7 +383,7 @@ class SideProcess:
             running.is_ending = True
             running.child.kill_after(_GRACE_SECONDS)
             text = (
-                f"the process of this {self._label} {running.exit_reason()} during this request; "
+                f"the process of this model {running.exit_reason()} during this request; "
                 "it is restarted"
             )
             raise NotReady(text, 1)
@@ -415,7 +403,7 @@ class SideProcess:
         """Abandon a request that began at `began`, and kill a process that hangs;
         return the error to raise.
         """
-        text = f"the {self._label} did not answer within {self._timeout_seconds:.0f} s"
+        text = f"the model did not answer within {self._timeout_seconds:.0f} s"
         if running.give_up(connection) < self._concurrency and running.answered_at > began:
             return DeadlineExceeded(text)
         running.is_ending = True
@@ -433,7 +421,7 @@ class SideProcess:
                 running = _ProcessRun(self._command)
             except OSError as error:
                 self._state = f"cannot be started: {error.strerror}"
-                logger.error("the process of this %s %s", self._label, self._state)
+                logger.error("the process of this model %s", self._state)
             else:
                 started_at = running.child.started_at
                 # Let the process answer requests as soon as it is ready, and wait until
@@ -444,7 +432,7 @@ class SideProcess:
                 try:
                     first = receive_message(running.control, started_at + _LOAD_SECONDS)
                 except TimeoutError:
-                    text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
+                    text = f"the model was not loaded within {_LOAD_SECONDS:.0f} s"
                     first = SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
                 except (OSError, side_messages.MalformedMessage):
                     first = None  # The process has exited.
@@ -468,14 +456,9 @@ class SideProcess:
                     self._state = f"{running.exit_reason()} and is restarted"
                 # Otherwise `start` raises the error.
                 if not self._closed.is_set() and self._looked.is_set():
-                    logger.error(
-                        "the process %d of this %s %s",
-                        running.child.pid,
-                        self._label,
-                        self._state,
-                    )
+                    logger.error("the process %d of this model %s", running.child.pid, self._state)
             self._looked.set()
-            if self.has_failed:
+            if self._has_failed:
                 self._closed.set()  # `start` raises the error.
             pause = crashes.add(started_at)
             if crashes.in_a_row <= 1:

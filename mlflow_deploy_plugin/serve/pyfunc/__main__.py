@@ -1,10 +1,6 @@
-"""The side processes of a worker (`serve/pyfunc/process.py`), for a model without an
-ONNX form and for explanations.
-
-- `python -m mlflow_deploy_plugin.serve.pyfunc FOLDER DESCRIPTOR` predicts with the
-  model in FOLDER.
-- `python -m mlflow_deploy_plugin.serve.pyfunc explain DESCRIPTOR` explains predictions
-  of ONNX models.
+"""`python -m mlflow_deploy_plugin.serve.pyfunc FOLDER DESCRIPTOR`: the side process of
+a worker (`serve/pyfunc/process.py`) that predicts with the model in FOLDER, which has
+no ONNX form.
 """
 
 import logging
@@ -13,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -46,17 +41,10 @@ _EXPERIMENT_SECONDS = 2.0
 traces.
 """
 _RETRY_SECONDS = 60.0
-_NICENESS = 10
-"""The niceness of the explainer process, so that predictions have priority."""
 
 
 def main() -> None:
-    subject = sys.argv[1]
-    descriptor = int(sys.argv[2])
-    if subject == "explain":
-        answer_all(descriptor, "explainer", start_explainer)
-    else:
-        answer_all(descriptor, "pyfunc", partial(start_scorer, Path(subject)))
+    answer_all(int(sys.argv[2]), "pyfunc", partial(start_scorer, Path(sys.argv[1])))
 
 
 def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
@@ -141,27 +129,6 @@ def find_experiment() -> None:
                 error,
             )
             time.sleep(_RETRY_SECONDS)
-
-
-def start_explainer() -> tuple[SideMessage, Answer]:
-    """Load the explainer, and return the ready message and the function that answers
-    requests.
-    """
-    from resource import RLIMIT_DATA, setrlimit  # Windows has no such module.
-
-    from mlflow_deploy_plugin.serve.runtime.session import memory_limit
-
-    os.nice(_NICENESS)
-    # A model may ask for any memory. The worker, which has the same models, must
-    # survive.
-    limit = memory_limit() // 2
-    with suppress(OSError, ValueError):  # macOS has no /proc, and `ulimit -d` may be lower.
-        setrlimit(RLIMIT_DATA, (limit, limit))
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    # The scorer's process does not need ONNX Runtime.
-    from mlflow_deploy_plugin.serve.pyfunc import explainer
-
-    return SideMessage(side_messages.READY_MESSAGE), explainer.answer
 
 
 if __name__ == "__main__":

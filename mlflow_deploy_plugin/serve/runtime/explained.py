@@ -38,6 +38,23 @@ class ExplainedFeature:
         return feeds[name].reshape(len(feeds[name]), -1)[:, position]
 
 
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The contributions `values` [N, columns, outputs] of the columns to the outputs of
+    N rows, in float64. `base_values` [outputs] are the means over the `background`, of
+    which it has the source and the number of rows. `method` and `link` are those of
+    `explainer.RowContributions`.
+    """
+
+    columns: list[str]
+    outputs: list[Name]
+    method: str
+    link: str
+    background: dict[str, str | int]
+    values: Array
+    base_values: Array
+
+
 def check_explainable(artifact: Artifact) -> None:
     """Raise InvalidRequest if the artifact shows, without any rows, that the model
     cannot be explained.

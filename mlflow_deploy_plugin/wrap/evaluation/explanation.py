@@ -1,7 +1,7 @@
 """Explain the rows of a file: the contribution of each column to each prediction, and
 the importance of columns.
 
-Contributions are computed as for `/explain` (`serve/pyfunc/explainer.py`): exactly for
+Contributions are computed as for `/explain` (`serve/models/explainer.py`): exactly for
 trees and linear models, otherwise by permutations on the ONNX form. The
 importance of a column is its mean absolute contribution and, with labels, the loss of
 the metric when the column is permuted (Breiman 2001,
@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.core.tabular.row_files import (
     open_output,
     table_writer,
 )
-from mlflow_deploy_plugin.serve.pyfunc.explainer import (
+from mlflow_deploy_plugin.serve.models.explainer import (
     RowContributions,
     explain_rows,
     most_background_rows,

@@ -1,7 +1,6 @@
 import pytest
 
-from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
-from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Wanted
+from mlflow_deploy_plugin.core.statedir.models import FetchedVersion
 from mlflow_deploy_plugin.serve.agent.followed import (
     FollowedModel,
     ModelRef,
@@ -28,19 +27,6 @@ def test_missing_version_is_replaced_by_the_previous(make_model, tmp_path):
     old = version("1", make_model(tmp_path / "1"))
     checkpoint(tmp_path, {STAGE: FollowedModel(version("2", tmp_path / "gone"), old)})
     assert restore_checkpoint(tmp_path) == {STAGE: FollowedModel(old)}
-
-
-def test_wanted_state_is_the_fallback(make_model, tmp_path):
-    whole = make_model(tmp_path / "whole")
-    variants = {
-        name: {"model_uri": name, "model": name, "version": "1", "folder": str(tmp_path / name)}
-        for name in ("whole", "gone")
-    }
-    wanted = {"generation": 3, "endpoints": {"e": {"variants": variants}}}
-    write_state(tmp_path / WANTED, Wanted.model_validate(wanted))
-    assert restore_checkpoint(tmp_path) == {
-        ModelRef("whole"): FollowedModel(version("1", whole, model="whole"))
-    }
 
 
 @pytest.mark.parametrize(

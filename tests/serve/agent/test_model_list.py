@@ -10,9 +10,8 @@ from mlflow_deploy_plugin.core.registry import resolution
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import selected_models
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.core.statedir.files import LISTED, read_state, served_file
+from mlflow_deploy_plugin.core.statedir.files import SPEC, read_state, served_file
 from mlflow_deploy_plugin.core.statedir.models import (
-    Listed,
     ServedModel,
     WantedEndpoint,
     WantedVariant,
@@ -76,22 +75,31 @@ def test_slow_registry_is_asked_for_shorter_pages(client, monkeypatch):
     assert sizes == [resolution._PAGE, 2, 2]
 
 
-def make_list(folder, marks, **config):
-    """Return a list whose registry has these marks (or raises them), on a clock that
-    advances a day per look.
-    """
+def selecting(marks):
+    """Return the listing of a registry that has these marks, or raises them."""
 
     def select(pattern, refusal):
         if isinstance(marks, Exception):
             raise marks
         return iter([dict(marks)])
 
-    days = itertools.count(0.0, 86_400.0)
-    policy = PollPolicy(30.0, True, lambda: next(days))
+    return select
+
+
+def new_list(folder, clock, listed=None, **config):
     spec = apply_config(new_endpoint("registry", CHAMPIONS), config)
-    models = ModelList(folder, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS))
+    policy = PollPolicy(30.0, True, clock)
+    return ModelList(folder, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS), listed)
+
+
+def make_list(folder, marks, listed=None, **config):
+    """Return a list whose registry has these marks (or raises them), on a clock that
+    advances a day per look. `listed` is the list of an earlier start.
+    """
+    days = itertools.count(0.0, 86_400.0)
+    models = new_list(folder, lambda: next(days), listed, **config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_list, "selected_models", select)
+        patch.setattr(model_list, "selected_models", selecting(marks))
         models.round(is_covered=False)
         models.round(is_covered=False)
     return models
@@ -100,8 +108,7 @@ def make_list(folder, marks, **config):
 def test_marks_change_with_version_and_requirements(tmp_path):
     seen = set()
     for mark, config in (("1 5", {}), ("2 5", {}), ("2 5", {"require": "gate=passed"})):
-        make_list(tmp_path, {"team-a": mark}, **config)
-        listed = read_state(tmp_path / LISTED, Listed)
+        listed = make_list(tmp_path, {"team-a": mark}, **config).listed
         assert listed is not None
         assert listed.models["team-a"].startswith(mark)
         seen.add(listed.models["team-a"])
@@ -109,21 +116,28 @@ def test_marks_change_with_version_and_requirements(tmp_path):
 
 
 def test_list_is_kept_while_the_registry_is_down(tmp_path):
-    make_list(tmp_path, {"team-a": "1 5"})
-    models = make_list(tmp_path, RegistryUnavailable("down"))
+    earlier = make_list(tmp_path, {"team-a": "1 5"}).listed
+    models = make_list(tmp_path, RegistryUnavailable("down"), earlier)
     assert "down" in models.error
     assert models.spec("team-a").variants["registry"].model == "models:/team-a@champion"
     with refused(NotFound, "team-b"):
         models.spec("team-b")
 
 
-def test_list_of_other_requirements_is_not_used(tmp_path):
-    make_list(tmp_path, {"team-a": "1 5 5"})
-    models = make_list(tmp_path, RegistryUnavailable("down"), require="gate=passed")
-    assert models.listed is None
-    with refused(NotFound, "team-a"):
-        models.spec("team-a")
-    assert not (tmp_path / LISTED).exists()
+def test_restarted_agent_keeps_only_a_list_of_its_spec(case, monkeypatch):
+    """The registry is down after the first start."""
+    down = RegistryUnavailable("down")
+    for marks, require, is_fatal in (
+        ({"team-a": "1 5 5"}, "", False),
+        (down, "", False),
+        (down, "require: gate=passed", True),
+    ):
+        monkeypatch.setattr(model_list, "selected_models", selecting(marks))
+        (case.state_dir / SPEC).write_text(
+            f"name: r\nvariants: {{r: {{model: '{CHAMPIONS}'}}}}\n{require}\n"
+        )
+        assert case.follower().round().fatal is is_fatal
+        assert case.wanted.listed.models.keys() == {"team-a"}
 
 
 @pytest.mark.parametrize(
@@ -176,9 +190,7 @@ def test_failed_listing_is_repeated_soon(tmp_path, clock, monkeypatch):
         return iter([answer])
 
     monkeypatch.setattr(model_list, "selected_models", select)
-    policy = PollPolicy(30.0, True, clock)
-    spec = new_endpoint("registry", CHAMPIONS)
-    models = ModelList(tmp_path, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS))
+    models = new_list(tmp_path, clock)
     for error in ("", "down", ""):
         models.round(is_covered=True)
         assert error in models.error
@@ -208,9 +220,7 @@ def test_start_waits_for_a_busy_registry(tmp_path, clock, monkeypatch, seconds, 
         return iter([{"team-a": "1 5"}])
 
     monkeypatch.setattr(model_list, "selected_models", select)
-    policy = PollPolicy(30.0, True, clock)
-    spec = new_endpoint("registry", CHAMPIONS)
-    models = ModelList(tmp_path, AtOnce(), policy, spec, parse_model_uri(CHAMPIONS))
+    models = new_list(tmp_path, clock)
     models.round(is_covered=False)
     assert len(listings) == count
     assert (models.listed is not None) == (count == 2)
@@ -230,5 +240,5 @@ def test_previous_version_of_a_model_is_kept(tmp_path):
     saved = read_state(file, ServedModel)
     assert saved is not None
     assert saved.endpoint.errors == {"registry": "it ends its worker"}
-    make_list(tmp_path, {"team-a": "1 5"})
+    make_list(tmp_path, {"team-a": "1 5"}, models.listed)
     assert not file.exists()

@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new
 from mlflow_deploy_plugin.core.statedir.files import (
     ANSWERS,
     COMMANDS,
-    LISTED,
     LOADING,
     LOOK,
     SPEC,
@@ -28,7 +27,6 @@ from mlflow_deploy_plugin.core.statedir.files import (
 from mlflow_deploy_plugin.core.statedir.models import (
     Command,
     CommandAnswer,
-    Listed,
     LoadedVariant,
     LoadingState,
     ServedModel,
@@ -278,9 +276,7 @@ def listing(approve, case, specs, follow):
         def fetch(mark=""):
             case.now += 60
             state = follower.round()
-            listed = read_state(case.state_dir / LISTED, Listed)
-            assert listed is not None
-            mark = mark or listed.models["tiny"]
+            mark = mark or case.wanted.listed.models["tiny"]
             command = Command(
                 action="fetch", endpoint="tiny", mark=mark, created_at=time.monotonic()
             )

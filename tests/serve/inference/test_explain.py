@@ -28,6 +28,7 @@ linear (float[N,3] X) => (float[N] y) <float[3,1] w = {2.0, -3.0, 0.5}, int64[1]
 WIDE = "wide (float[N,3] X) => (float[N,3] y) <float two = {2.0}> { y = Mul(X, two) }"
 CARRIERS = ("AA", "UA", "DL")
 MOST_ROWS = 5
+WORKER = "mlflow_deploy_plugin.core.processes.worker"
 
 
 def rows_of_flights(count, seed):
@@ -248,7 +249,7 @@ def test_explanation_is_counted_and_computed_aside(server):
         if line.startswith("onnxserve_requests_total{") and all(label in line for label in labels)
     ]
     (worker,) = psutil.Process(server.process.pid).children()
-    (side,) = [child for child in worker.children() if "explain" in child.cmdline()]
+    (side,) = [child for child in worker.children() if WORKER in child.cmdline()]
     maps = Path(f"/proc/{worker.pid}/maps").read_text()
     assert not [name for name in ("pandas", "shap", "numba", "scipy") if f"/{name}/" in maps]
     assert side.nice() > worker.nice()

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady
-from mlflow_deploy_plugin.core.statedir.files import LISTED, served_file, write_state
+from mlflow_deploy_plugin.core.statedir.files import WANTED, served_file, write_state
 from mlflow_deploy_plugin.core.statedir.metric_files import read_series
 from mlflow_deploy_plugin.core.statedir.models import (
     Listed,
     ServedModel,
+    Wanted,
     WantedEndpoint,
     WantedVariant,
 )
@@ -60,7 +61,7 @@ class Worker:
     def fetch(self, name, mark):
         self.fetched.append(name)
         if self.refusal:
-            raise NotReady(self.refusal)
+            raise self.refusal
         if name in self.hanging:
             assert self.store.wait(20)
         want = WantedVariant.model_validate(servers.variant(self.folders[name], mark[0]))
@@ -69,7 +70,7 @@ class Worker:
 
     def list(self, marks, is_complete=True):
         listed = Listed(uri="models:/*@x", models=marks, is_complete=is_complete)
-        write_state(self.root / LISTED, listed)
+        write_state(self.root / WANTED, Wanted(generation=1, listed=listed))
         self.repository.poll()
 
     @property
@@ -136,7 +137,7 @@ def test_model_on_disk_passes_hanging_downloads(worker):
 
 def test_slow_models_have_a_share_of_downloads(worker, monkeypatch):
     monkeypatch.setattr(lazy_models, "_SLOW_SECONDS", 0.0)
-    worker.refusal = "no answer"
+    worker.refusal = NotReady("no answer")
     for name in "abc":
         with refused(NotReady, "no answer"):
             worker.repository.select_variant(name)
@@ -155,7 +156,7 @@ def test_slow_models_have_a_share_of_downloads(worker, monkeypatch):
 
 def test_loads_and_memory_are_counted(worker, monkeypatch):
     monkeypatch.setattr(lazy_models, "_MOST_NAMED", 1)
-    worker.refusal = "the gate has not passed"
+    worker.refusal = NotReady("the gate has not passed")
     for name in ("c", "d"):
         with refused(NotReady, "gate"):
             worker.repository.select_variant(name)
@@ -199,13 +200,6 @@ def test_removed_files_are_fetched_again(worker):
     assert worker.repository.select_variant("a").endpoint == "a"
 
 
-def test_unexpected_error_is_kept_for_some_time(worker, monkeypatch):
-    monkeypatch.setattr(worker.lazy, "_fetch", lambda name, mark: worker.missing)
-    for _ in range(2):
-        with refused(NotReady, "AttributeError"):
-            worker.repository.select_variant("a")
-
-
 def test_changed_list_reloads_and_drops(worker):
     for name in ("a", "b"):
         worker.repository.select_variant(name)
@@ -237,10 +231,13 @@ def test_models_in_memory_note_their_uses_in_order(worker, tmp_path, monkeypatch
     assert time.time() - 40 < moments[1] < moments[2] < time.time()
 
 
-def test_fetch_error_is_kept_for_some_time(worker):
-    worker.refusal = "the gate has not passed"
+@pytest.mark.parametrize(
+    ("refusal", "reason"), [(NotReady("no gate"), "no gate"), (OSError("full"), "OSError")]
+)
+def test_fetch_error_is_kept_for_some_time(worker, refusal, reason):
+    worker.refusal = refusal
     for _ in range(2):
-        with refused(NotReady, "gate has not passed"):
+        with refused(NotReady, reason):
             worker.repository.select_variant("a")
     assert worker.fetched == ["a"]
 
@@ -251,7 +248,7 @@ def test_version_of_replaced_model_is_not_served(worker, tmp_path, mark, is_serv
     worker.list({"a": "1 5 5 x", "b": "1 5 5 x"})
     for name in ("a", "b"):
         worker.repository.select_variant(name)
-    worker.refusal = "the gate has not passed"
+    worker.refusal = NotReady("the gate has not passed")
     worker.list({"a": mark})
     restarted = Worker(tmp_path, 2 * MODEL_BYTES)
     restarted.refusal = worker.refusal

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from mlflow_deploy_plugin.core.statedir.files import LISTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Listed
 from mlflow_deploy_plugin.serve.http.pages.page_views import snippets
 from mlflow_deploy_plugin.serve.messages import RawRequest
@@ -90,8 +89,7 @@ def test_front_page_lists_registered_models(serve_here, model_folders):
     repository.lazy = lazy = LazyModels(repository, lambda *_: None, 2**21, 1.0, 4, server.metrics)
     starting = ask_from(server, "/", "127.0.0.1", x_forwarded_prefix="/m")
     models = {"<b>": "7 x", "a": "3 x"} | {f"m{number}": "1 x" for number in range(600)}
-    write_state(repository.state_dir / LISTED, Listed(uri="models:/*@x", models=models))
-    lazy.poll()
+    lazy.follow(Listed(uri="models:/*@x", models=models))
     repository.exchange(loaded)
     page = ask_from(server, "/", "127.0.0.1", x_forwarded_prefix="/m")
     rows = re.findall(r"<tr>\s*<th scope=\"row\">(.*?)</tr>", page, re.DOTALL)

@@ -24,7 +24,7 @@ from sklearn.tree import DecisionTreeRegressor
 
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.errors import InferenceError, InvalidArtifact, InvalidRequest
-from mlflow_deploy_plugin.serve.pyfunc import exact, explainer, leaf_tables
+from mlflow_deploy_plugin.serve.models import exact, explainer, leaf_tables
 from mlflow_deploy_plugin.serve.runtime.additive import ADDITIVE_FILE, AdditiveForm, read_additive
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel

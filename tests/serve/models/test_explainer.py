@@ -7,8 +7,7 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest
-from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
-from mlflow_deploy_plugin.serve.pyfunc import explainer
+from mlflow_deploy_plugin.serve.models.explainer import answer
 from tests.support.models import graph_tensor, numbers_section, tensor_column, write_model
 from tests.support.page_models import with_example, with_reference
 
@@ -31,17 +30,16 @@ def model(folder, graph, width=2, rows=None):
     )
 
 
-def question(folder, row, seconds=60.0, max_evals=50):
+def explain(folder, row, seconds=60.0, max_evals=50):
     feeds = {"X": np.array([row], dtype=np.float32)}
-    fields = {"folder": str(folder), "max_evals": max_evals, "seed": 0, "seconds": seconds}
-    return SideMessage("explain", fields, {"feeds": feeds})
+    return answer(folder, feeds, max_evals, 0, seconds)
 
 
 def test_missing_value_has_its_own_contribution(tmp_path):
     folder = model(tmp_path / "m", MISSING, rows=[[1.0, float("nan")]])
-    answer = explainer.answer(question(folder, [float("nan"), float("nan")]))
-    assert answer.arrays["explained"]["values"].tolist() == [[[8.0], [0.0]]]
-    assert answer.arrays["explained"]["base_values"].tolist() == [10.0]
+    explanation = explain(folder, [float("nan"), float("nan")])
+    assert explanation.values.tolist() == [[[8.0], [0.0]]]
+    assert explanation.base_values.tolist() == [10.0]
 
 
 def test_nearly_equal_numbers_are_distinguished(tmp_path):
@@ -49,22 +47,22 @@ def test_nearly_equal_numbers_are_distinguished(tmp_path):
     difference is below 1e-5.
     """
     folder = model(tmp_path / "m", MISSING, rows=[[1_000_000.0, 0.0]])
-    answer = explainer.answer(question(folder, [1_000_001.0, 0.0]))
-    assert answer.arrays["explained"]["values"].tolist() == [[[1.0], [0.0]]]
+    explanation = explain(folder, [1_000_001.0, 0.0])
+    assert explanation.values.tolist() == [[[1.0], [0.0]]]
 
 
 def test_late_question_is_abandoned(tmp_path):
     folder = model(tmp_path / "m", MISSING)
     with pytest.raises(DeadlineExceeded, match=r"explained within -1.*50"):
-        explainer.answer(question(folder, [1.0, 2.0], seconds=-1.0))
+        explain(folder, [1.0, 2.0], seconds=-1.0)
 
 
 def test_wide_model_uses_fewer_rows(tmp_path):
     rows = np.random.default_rng(0).normal(size=(60, 400)).astype("float32").tolist()
     folder = model(tmp_path / "m", FEW, 400, rows)
-    answer = explainer.answer(question(folder, [0.0] * 400, max_evals=801))
-    assert answer.fields["background"] == {"source": "input_example", "rows": 52}
-    assert answer.arrays["explained"]["values"].shape == (1, 400, 1)
+    explanation = explain(folder, [0.0] * 400, max_evals=801)
+    assert explanation.background == {"source": "input_example", "rows": 52}
+    assert explanation.values.shape == (1, 400, 1)
 
 
 @pytest.mark.parametrize(
@@ -77,25 +75,24 @@ def test_wide_model_uses_fewer_rows(tmp_path):
 def test_unexplainable_outputs_are_refused(tmp_path, graph, width, said):
     folder = model(tmp_path / "m", graph, width, [[1.0] * width] * 3)
     with pytest.raises(InvalidRequest) as caught:
-        explainer.answer(question(folder, [0.0] * width, max_evals=801))
+        explain(folder, [0.0] * width, max_evals=801)
     assert caught.value.message == said
 
 
 def test_invalid_reference_is_refused(tmp_path, monkeypatch):
     folder = model(tmp_path / "m", MISSING)
-    ask = question(folder, [1.0, 2.0])
     with_reference(folder, {"X": [[1.0], [2.0]]})
     with pytest.raises(InvalidRequest, match="example rows are invalid"):
-        explainer.answer(ask)
+        explain(folder, [1.0, 2.0])
     (folder / "reference.parquet").write_text("no Parquet")
     with pytest.raises(InvalidRequest, match="cannot be read"):
-        explainer.answer(ask)
+        explain(folder, [1.0, 2.0])
     with_reference(folder, {"X": [[1.0, 2.0], [3.0, 4.0]]})
     with monkeypatch.context() as patched:
         patched.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 3)
         with pytest.raises(InvalidRequest, match=r"4 values.* 3"):
-            explainer.answer(ask)
-    assert explainer.answer(ask).fields["background"] == {"source": "reference", "rows": 2}
+            explain(folder, [1.0, 2.0])
+    assert explain(folder, [1.0, 2.0]).background == {"source": "reference", "rows": 2}
 
 
 def test_integers_in_float_columns_are_explained(tmp_path):
@@ -109,5 +106,5 @@ def test_integers_in_float_columns_are_explained(tmp_path):
     with_reference(
         folder, {name: pa.array(column, pa.float32()) for name, column in values.items()}
     )
-    answer = explainer.answer(question(folder, [21.0, 1.0]))
-    assert answer.arrays["explained"]["values"].round(4).tolist() == [[[1.0], [0.5]]]
+    explanation = explain(folder, [21.0, 1.0])
+    assert explanation.values.round(4).tolist() == [[[1.0], [0.5]]]

@@ -23,9 +23,8 @@ from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.serve.models import explainer
 from mlflow_deploy_plugin.serve.models.loading import load_warm
-from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
-from mlflow_deploy_plugin.serve.pyfunc import explainer
 from mlflow_deploy_plugin.serve.runtime.additive import ADDITIVE_FILE
 from mlflow_deploy_plugin.serve.runtime.agreement import Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.explained import explained_numbers
@@ -155,11 +154,9 @@ def use(folder, random):
             for array, plain in zip(outputs.values(), session.run([*outputs], feeds), strict=True):
                 assert compare(plain, array, TOLERANCE).is_same
     feeds = model.schema.from_array(ROWS[:2])
-    fields = {"folder": str(folder), "max_evals": 50, "seed": 0, "seconds": 10.0}
-    answer = explainer.answer(SideMessage("explain", fields, {"feeds": feeds}))
-    values, base = answer.arrays["explained"].values()
-    sums = values.sum(axis=1) + base
-    scale = 1e-3 * (1 + np.abs(values).sum())
+    explanation = explainer.answer(folder, feeds, 50, 0, 10.0)
+    sums = explanation.values.sum(axis=1) + explanation.base_values
+    scale = 1e-3 * (1 + np.abs(explanation.values).sum())
     numbers = explained_numbers(model, feeds)[1]
     assert compare(numbers, sums, Tolerance(scale, 1e-3)).is_same or not np.isfinite(numbers).all()
 

@@ -7,8 +7,8 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeRegressor
 
-from mlflow_deploy_plugin.serve.pyfunc import leaf_tables
-from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import LeafTables
+from mlflow_deploy_plugin.serve.models import leaf_tables
+from mlflow_deploy_plugin.serve.models.leaf_tables import LeafTables
 from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
 
 lightgbm = pytest.importorskip("lightgbm")

@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import DeadlinePassed, LeafTables
+from mlflow_deploy_plugin.serve.models.leaf_tables import DeadlinePassed, LeafTables
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 

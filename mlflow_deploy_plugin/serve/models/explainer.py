@@ -27,14 +27,14 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.tabular.streams import read_parquet
+from mlflow_deploy_plugin.serve.models.exact import exact_explainer
+from mlflow_deploy_plugin.serve.models.leaf_tables import DeadlinePassed
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
-from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
-from mlflow_deploy_plugin.serve.pyfunc.exact import exact_explainer
-from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import DeadlinePassed
 from mlflow_deploy_plugin.serve.runtime.additive import ADDITIVE_FILE, TOLERANCE, FeatureReader
 from mlflow_deploy_plugin.serve.runtime.explained import (
     ExplainedFeature,
+    Explanation,
     Name,
     explained_features,
     explained_numbers,
@@ -65,43 +65,35 @@ _load_model = lru_cache(_MAX_MODELS)(OnnxModel.load)
 _load_reader = lru_cache(_MAX_MODELS)(FeatureReader.load)
 
 
-def answer(request: SideMessage) -> SideMessage:
-    """Return `values` [N, columns, outputs] and `base_values` [outputs] in float64, and
-    the column and output names.
-
-    The request contains the model's `folder`, `max_evals`, `seed`, the rows as `feeds`,
-    and the time limit `seconds`. Raises InferenceError, InvalidRequest or
-    DeadlineExceeded.
+def answer(folder: Path, feeds: Feeds, max_evals: int, seed: int, seconds: float) -> Explanation:
+    """Return the explanation of the rows `feeds` by the model in `folder`. Raises
+    InferenceError, InvalidRequest, or DeadlineExceeded after `seconds`.
     """
-    fields = request.fields
-    deadline = time.monotonic() + fields["seconds"]
+    deadline = time.monotonic() + seconds
     try:
-        model = _load_model(Path(fields["folder"]))
-        rows = dict(request.arrays["feeds"])
-        background = _read_background(model, most_background_rows(model, rows), _SEED)
-        contributions = explain_rows(
-            model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline
-        )
+        model = _load_model(folder)
+        background = _read_background(model, most_background_rows(model, feeds), _SEED)
+        contributions = explain_rows(model, background.feeds, feeds, max_evals, seed, deadline)
     except InferenceError:
         raise
     except OnnxserveError as error:
         raise InvalidRequest(error.message) from None
     except DeadlinePassed:
         raise errors.DeadlineExceeded(
-            f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, "
-            f"or set a smaller max_evals (it was {fields['max_evals']})"
+            f"the rows could not be explained within {seconds:.0f} s; send fewer rows, or set a "
+            f"smaller max_evals (it was {max_evals})"
         ) from None
     except Exception as error:  # noqa: BLE001 - NumPy and ONNX Runtime raise unrelated classes
         raise InvalidRequest(f"the model cannot be explained: {describe_error(error)}") from None
-    described = {
-        "columns": [feature.name for feature in contributions.features],
-        "outputs": contributions.outputs,
-        "method": contributions.method,
-        "link": contributions.link,
-        "background": {"source": background.source, "rows": contributions.background_rows},
-    }
-    arrays = {"values": contributions.values, "base_values": contributions.base_values}
-    return SideMessage("explained", described, {"explained": arrays})
+    return Explanation(
+        columns=[feature.name for feature in contributions.features],
+        outputs=contributions.outputs,
+        method=contributions.method,
+        link=contributions.link,
+        background={"source": background.source, "rows": contributions.background_rows},
+        values=contributions.values,
+        base_values=contributions.base_values,
+    )
 
 
 @dataclass(frozen=True, eq=False)
