@@ -114,7 +114,7 @@ NOT_SERVED = (
     *("mlflow/store/**/sqlalchemy_*.py", "google/api", "google/type", "google/longrunning"),
 )
 OURS = "mlflow_deploy_plugin"
-SERVING = {"core", "serve", "cli"}
+SERVING = {"core", "serve", "cli", "contrib"}
 READS_ITSELF = {"anyio"}
 """Packages that find the modules of their first use in their own sources."""
 

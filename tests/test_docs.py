@@ -180,7 +180,9 @@ def test_architecture_modules_and_names_exist():
 def test_routes_and_monitor_kinds_are_documented():
     guides = "\n".join(page.read_text() for page in PAGES)
     paths = {
-        route.path.partition("[")[0] for route in ROUTES if not route.path.startswith("/pages/")
+        route.path.partition("[")[0].format(endpoint="NAME", job="ID")
+        for route in ROUTES
+        if not route.path.startswith("/pages/")
     }
     assert {path for path in paths if not re.search(rf"[ `]{re.escape(path)}\b", guides)} == set()
     assert [

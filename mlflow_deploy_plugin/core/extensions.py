@@ -2,8 +2,9 @@
 (docs/extend.md).
 """
 
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from contextlib import suppress
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points
+from typing import Any, TypeVar
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
@@ -12,6 +13,7 @@ EXPORTERS = "onnxserve.exporters"
 """The group of export formats: the name of a format → its
 `wrap.exporter.exporting.Exporter`.
 """
+_T = TypeVar("_T")
 
 
 def registered_in(group: str) -> dict[str, EntryPoint]:
@@ -22,12 +24,26 @@ def registered_in(group: str) -> dict[str, EntryPoint]:
     }
 
 
-def load_entry(entry: EntryPoint) -> Any:
-    """Return the object of an entry point. Raises OnnxserveError if its code fails."""
+def describe_entry(entry: EntryPoint) -> str:
+    """Return the entry point as it is registered, with its distribution."""
+    described = f"{entry.name} = {entry.value}"
+    with suppress(PackageNotFoundError):  # The metadata may have been removed.
+        if entry.dist:
+            described += f" ({entry.dist.name} {entry.dist.version})"
+    return described
+
+
+def load_entry(entry: EntryPoint, kind: type[_T]) -> _T:
+    """Return the object of an entry point. Raises OnnxserveError if its code fails, or
+    the object is not of this kind.
+    """
     try:
-        return entry.load()
-    except Exception as error:
+        loaded: Any = entry.load()
+    except (Exception, SystemExit) as error:
         raise OnnxserveError(
-            f"{entry.name} ({entry.value}) cannot be loaded: {one_line(error, 300)}; update or "
+            f"{describe_entry(entry)} cannot be loaded: {one_line(error, 300)}; update or "
             "uninstall its distribution"
         ) from error
+    if not isinstance(loaded, kind):
+        raise OnnxserveError(f"{describe_entry(entry)} is not a {kind.__name__}")
+    return loaded

@@ -89,11 +89,9 @@ def read_cloud(
         return Cloud(_AZURE_PORT, str(folder))
     if "K_SERVICE" in environment:
         return Cloud(_read_port(environment, "PORT"), local_model)
-    if local_model or "SAGEMAKER_BIND_TO_PORT" in environment:
-        if "SAGEMAKER_BIND_TO_PORT" in environment:
-            variable = "SAGEMAKER_BIND_TO_PORT"
-        else:
-            variable = "ONNXSERVE_PORT"
+    is_sagemaker = "SAGEMAKER_BIND_TO_PORT" in environment
+    if local_model or is_sagemaker:
+        variable = "SAGEMAKER_BIND_TO_PORT" if is_sagemaker else "ONNXSERVE_PORT"
         return Cloud(_read_port(environment, variable), local_model or str(sagemaker))
     return Cloud()
 

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.model_code import switch_model_code_off
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -132,7 +133,10 @@ def on_starting(arbiter: "Arbiter") -> None:
     arbiter.boot_failure = mmap.mmap(-1, 1)
     switch_model_code_off()  # The process of a pyfunc that may run switches it on.
     gc.disable()  # Otherwise the collector would scan the imported modules repeatedly.
-    import_module(arbiter.app.app_uri.partition(":")[0])
+    try:
+        import_module(arbiter.app.app_uri.partition(":")[0])
+    except OnnxserveError as error:  # A protocol of another distribution cannot be used.
+        sys.exit(f"Error: {error.message}")
     gc.enable()
     gc.freeze()  # Otherwise a collection in a worker would write to shared pages.
     if (may_fork := os.environ.pop(_MAY_FORK, None)) is not None:

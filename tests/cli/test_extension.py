@@ -1,48 +1,57 @@
-"""Commands and export formats of other distributions: the examples of docs/extend.md,
-and broken ones.
-"""
+"""The distribution of docs/extend.md is installed, and a broken one is named."""
 
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 from mlflow_deploy_plugin import export
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from tests.support.commands import done, onnxserve, said
+from tests.support.guides import blocks
 from tests.support.models import mixed_model
 from tests.support.refusals import mentions, refused
+from tests.support.waiting import wait_until
 
 PAGE = Path("docs/extend.md").read_text()
-EXAMPLES = re.findall(
-    r"^`(flights_report|graph_text)\.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE
-)
+MODULES = dict(re.findall(r"^`(\w+)\.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+BROKEN = """
+[onnxserve.commands]
+absent = no_such_module:command
+number = flights_report:__name__
+serve = flights_report:report
+[onnxserve.exporters]
+absent = no_such_module:write
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Install the page's distribution into a folder."""
+    folder = tmp_path_factory.mktemp("flights")
+    for name, code in MODULES.items():
+        (folder / f"{name}.py").write_text(code)
+    (folder / "pyproject.toml").write_text(blocks("toml", PAGE)[0])
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--target", folder / "site", folder], check=True)
+    return folder / "site"
 
 
 @pytest.fixture
-def example(tmp_path, monkeypatch):
-    """Add the page's distributions to the path, with commands that cannot be used."""
-    for name, code in EXAMPLES:
-        (tmp_path / f"{name}.py").write_text(code)
-    metadata = tmp_path / "flights_report-1.0.dist-info"
+def example(site, tmp_path, monkeypatch):
+    """Add the distribution to the path, and one that cannot be used."""
+    metadata = tmp_path / "broken-1.0.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: flights-report\nVersion: 1.0\n"
-    )
-    (metadata / "entry_points.txt").write_text(
-        "[onnxserve.commands]\n"
-        "absent = no_such_module:command\n"
-        "number = flights_report:__name__\n"
-        "report = flights_report:report\n"
-        "serve = flights_report:report\n"
-        "[onnxserve.exporters]\n"
-        "absent = no_such_module:write\n"
-        "text = graph_text:text\n"
-    )
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(BROKEN)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(site))
     yield
-    for name, _ in EXAMPLES:
+    for name in MODULES:
         sys.modules.pop(name, None)
 
 
@@ -72,6 +81,24 @@ def test_format_of_another_distribution_is_written(tmp_path):
         export(str(model), "absent", tmp_path / "other")
     with refused(InvalidConfig, "text", "'name'"):
         export(str(model), "text", tmp_path / "other", name="m")
+
+
+def test_server_uses_protocol_and_sink(site, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    received = tmp_path / "received.jsonl"
+    model = mixed_model(tmp_path / "flight-delay")
+    sink = f"capture.sinks.audit.url=jsonl://localhost{received}"
+    url = serve(str(model), "-C", sink).wait_ready().url
+    row = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
+    for path in ("/delay", "/endpoints/flight-delay/delay"):
+        answer = requests.post(f"{url}{path}", json=row, timeout=30)
+        assert answer.json() == {"delay": "yes"}
+    assert requests.post(f"{url}/delay", json=[row], timeout=30).status_code == 400
+    assert "/delay" in requests.get(f"{url}/openapi.json", timeout=30).json()["paths"]
+    wait_until(lambda: received.exists() and received.read_text().count("\n") == 2)
+    event = json.loads(received.read_text().splitlines()[1])
+    assert event["id"] == answer.headers["X-Prediction-Id"]
+    assert event["data"]["inputs"][0]["data"] == ["AA"]
 
 
 def test_copy_without_entry_points_has_help(monkeypatch):

@@ -440,8 +440,8 @@ class SinkSpec(SpecPart):
     """Another system that receives the captured requests."""
 
     url: str = Field(pattern=SINK_URL)
-    """Address to which events are posted. It is shown with the spec and must not
-    contain a secret.
+    """Address to which events are sent. It is shown with the spec and must not contain
+    a secret.
     """
     authorization: str | None = Field(default=None, pattern=SINK_VARIABLE)
     """Environment variable of the server that contains the header Authorization:

@@ -35,7 +35,7 @@ REFERENCE = f"^(training|rolling:{_LENGTH}|window:[^ ]+/[^ ]+|dataset:.+)$"
 TIME_ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,3}$"
 VARIABLE_VALUE = r"^[^\x00]*$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
-SINK_URL = r"^https?://[^@/?#\s]+([/?#][!-~]{0,500})?$"
+SINK_URL = r"^[a-z][a-z0-9+.-]{0,30}://[^@/?#\s]+([/?#][!-~]{0,500})?$"
 SINK_VARIABLE = r"^ONNXSERVE_SINK_[A-Z0-9_]{1,100}$"
 NETWORK = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 DNS_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
@@ -63,7 +63,7 @@ PATTERNS_IN_WORDS = {
     ),
     PROVIDER: "the name of an ONNX Runtime provider is expected, e.g. CPUExecutionProvider",
     VARIABLE: "the name of an environment variable is expected: letters, digits and _",
-    SINK_URL: "an address with http:// or https://, without a user or a password, is expected",
+    SINK_URL: "an address like https://host/path, without a user or a password, is expected",
     SINK_VARIABLE: "an environment variable whose name begins with ONNXSERVE_SINK_ is expected",
     VARIABLE_VALUE: (
         "a text without the character NUL is expected, which environment variables cannot contain"

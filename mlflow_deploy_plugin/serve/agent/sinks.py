@@ -1,4 +1,5 @@
-"""Sinks: send captured requests to other systems, as CloudEvents 1.0 over HTTP.
+"""Sinks: send captured requests to other systems, as CloudEvents 1.0 over HTTP, or with
+a sink of another distribution.
 
 - `sinks/NAME/<segment>.seg`: hard links to the segments of the spool, which the shipper
   may therefore remove
@@ -26,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +36,9 @@ import orjson
 import urllib3
 
 from mlflow_deploy_plugin.core.column_names import is_prediction
-from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidRequest, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.extensions import load_entry, registered_in
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.registry.answers import bounded_answers
 from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
@@ -382,17 +386,30 @@ class Sink(threading.Thread):
         the text of the answer. Raises _Unavailable.
         """
         spec = events[0].spec
+        authorization = ""
+        if spec.authorization is not None:
+            authorization = os.environ.get(spec.authorization, "").strip()
+            if not authorization:
+                raise _Unavailable(f"set the environment variable {spec.authorization}", 0.0)
         headers = {"content-type": "application/cloudevents-batch+json"}
         body = orjson.dumps([event.document() for event in events])
+        if not spec.url.startswith(("http://", "https://")):
+            try:
+                _sender(spec.url.partition(":")[0])(spec.url, authorization, orjson.loads(body))
+            except InvalidRequest as error:
+                return error.http_status, one_line(error, _MOST_ANSWER_BYTES)
+            except (Exception, SystemExit) as error:
+                raise _Unavailable(
+                    f"{type(error).__name__}: {one_line(error, 500)}", 0.0
+                ) from error
+            return 200, ""
         if spec.batch_size == 1:
             attributes = events[0].attributes
             headers = {f"ce-{key}": percent_encoded(attributes[key], _SAFE) for key in attributes}
             headers["content-type"] = "application/json"
             body = events[0].data
-        if spec.authorization is not None:
-            headers["authorization"] = os.environ.get(spec.authorization, "").strip()
-            if not headers["authorization"]:
-                raise _Unavailable(f"set the environment variable {spec.authorization}", 0.0)
+        if authorization:
+            headers["authorization"] = authorization
         try:
             with bounded_answers():
                 # Without retries, urllib3 does not follow redirects either.
@@ -409,6 +426,18 @@ class Sink(threading.Thread):
             pause = min(pause, _LONGEST_RETRY_AFTER_SECONDS)
             raise _Unavailable(f"the destination answers {answer.status}", pause)
         return answer.status, answer.data[:_MOST_ANSWER_BYTES].decode(errors="replace")
+
+
+@cache
+def _sender(scheme: str) -> Any:
+    """Return the function of a sink of another distribution, which sends events to a
+    URL with an authorization. Raises OnnxserveError; errors are not kept, because the
+    distribution may be installed later.
+    """
+    entry = registered_in("onnxserve.sinks").get(scheme)
+    if entry is None:
+        raise NotInstalled(f"the server's environment has no sink for {scheme}://")
+    return load_entry(entry, object)
 
 
 def _documents(batch: CapturedBatch) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -14,7 +14,6 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Request
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, pass_exit
-from mlflow_deploy_plugin.core.extensions import registered_in
 from mlflow_deploy_plugin.serve.assembly import open_worker
 from mlflow_deploy_plugin.serve.http import routes
 from mlflow_deploy_plugin.serve.http.parser import (
@@ -32,6 +31,7 @@ from mlflow_deploy_plugin.serve.http.responses import (
 from mlflow_deploy_plugin.serve.inference.auth import Need, certificate_name
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers, without_keys
+from mlflow_deploy_plugin.serve.protocols.table import BLUEPRINTS
 from mlflow_deploy_plugin.serve.spool.codec import FIRST_ERROR_STATUS
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GROUP = "onnxserve.blueprints"
 _RAW_REQUEST = "onnxserve.raw_request"
 """The key of the `RawRequest` in the WSGI environment of Flask's views."""
 _PIECE_BYTES = 64 * 1024
@@ -65,7 +64,7 @@ class ServerApp(Flask):
         self.server = server
         self.before_request(self._identify)
         self.register_error_handler(Exception, self._answer_error)
-        for entry in registered_in(GROUP).values():
+        for entry in BLUEPRINTS:
             try:
                 self.register_blueprint(entry.load())
             except Exception:

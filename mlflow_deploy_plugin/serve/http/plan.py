@@ -10,7 +10,6 @@ Change a rule in both modules; `tests/serve/http/test_plan.py` compares them.
 
 import math
 import random
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,6 +17,7 @@ from mlflow_deploy_plugin.core.errors import pass_exit
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, header_fields
+from mlflow_deploy_plugin.serve.http.routes import expand_path
 from mlflow_deploy_plugin.serve.inference.applied_steps import add_steps
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, new_id, request_id
@@ -63,7 +63,7 @@ decodes invalid bodies twice.
 _PATHS: dict[str, Protocol] = {}
 """The protocols by path; plans have paths without a version or a label."""
 for _protocol in PROTOCOLS:
-    _PATHS |= {re.sub(r"\[.*\]", "", path): _protocol for path in _protocol.paths}
+    _PATHS |= {expand_path(path)[0]: _protocol for path in _protocol.paths}
 
 
 class PlanTable:
@@ -146,9 +146,9 @@ class PlanTable:
         plans = {}
         lazy = self._server.repository.lazy
         for path, protocol in _PATHS.items():
-            if "NAME" not in path and not is_default:
+            if "{" not in path and not is_default:
                 continue
-            path = path.replace("NAME", endpoint)
+            path = path.replace("{endpoint}", endpoint)
             if path not in self._server.cloud.paths:
                 plan = self._compose_choice(served.answering, protocol)
                 plans[path] = plan if lazy is None else lazy.holding(endpoint, plan)

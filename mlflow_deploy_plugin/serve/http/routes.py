@@ -1,16 +1,19 @@
 """The table of the HTTP routes, and their dispatch.
 
-In a route's path, `NAME` is an endpoint, `V` a version, `L` a label and `ID` a job; a
-part in brackets is optional.
+The names in a route's path are in OpenAPI's form: `endpoint`, `version`, `label`,
+`job`. A part in brackets is optional.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import EntryPoint
+from itertools import chain
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import pass_exit
+from mlflow_deploy_plugin.core.errors import InvalidConfig, pass_exit
+from mlflow_deploy_plugin.core.extensions import describe_entry
 from mlflow_deploy_plugin.core.messages import close_matches
 from mlflow_deploy_plugin.serve.http import views
 from mlflow_deploy_plugin.serve.http.encodings import decode_body, encode_body
@@ -20,7 +23,6 @@ from mlflow_deploy_plugin.serve.http.openapi.operations import (
     PAGES,
     PREDICTIONS,
     SERVER,
-    TENSORFLOW,
     TEXT,
     V2,
     json_object,
@@ -41,7 +43,7 @@ from mlflow_deploy_plugin.serve.protocols.content import media_name
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
 from mlflow_deploy_plugin.serve.protocols.protocol import Bodies, Protocol
 from mlflow_deploy_plugin.serve.protocols.schemas import STRING
-from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
+from mlflow_deploy_plugin.serve.protocols.table import EXTENSIONS, OWN
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.explained import is_explainable
 
@@ -67,8 +69,8 @@ class Route:
         protocol: the protocol of a prediction; None for other routes.
         is_admitted_by_view: True if the view checks the scope
             (`RequestContext.admit`); otherwise `handle_route` checks it.
-        is_server_wide: True if a key for all endpoints is needed. Otherwise, NAME
-            defaults to the default endpoint.
+        is_server_wide: True if a key for all endpoints is needed. Otherwise, the
+            endpoint defaults to the default endpoint.
     """
 
     path: str
@@ -103,8 +105,7 @@ def _page(name: str, otherwise: bytes = b"") -> View:
     return view
 
 
-_TF_MODEL = "/v1/models/NAME[/versions/V|/labels/L]"
-_V2_MODEL = "/v2/models/NAME[/versions/V]"
+_V2_MODEL = "/v2/models/{endpoint}[/versions/{version}]"
 _STATIC = Path(__file__).parent / "pages" / "static"
 _ASSETS = {
     ".css": ("The style sheet of the pages", "text/css; charset=utf-8"),
@@ -118,31 +119,42 @@ _readable = partial(Route, errors=(503,))
 _server_wide = partial(Route, is_server_wide=True)
 
 _asset_routes = []
-for _suffix, (_summary, _type) in _ASSETS.items():
-    for _file in sorted(_STATIC.glob(f"*{_suffix}")):
-        _view = partial(views.asset, file=_file, content_type=_type)
-        _body = {media_name(_type): STRING}
-        _asset_routes.append(
-            Route(f"/pages/{_file.name}", _view, _summary, PAGES, _body, need=None)
-        )
+for _file in sorted(_STATIC.iterdir()):
+    _summary, _type = _ASSETS[_file.suffix]
+    _view = partial(views.asset, file=_file, content_type=_type)
+    _body = {media_name(_type): STRING}
+    _asset_routes.append(Route(f"/pages/{_file.name}", _view, _summary, PAGES, _body, need=None))
 
-_prediction_routes = []
-for _protocol in PROTOCOLS:
-    for _path in _protocol.paths:
-        _prediction_routes.append(
-            _post(
-                _path,
-                partial(views.predict, protocol=_protocol),
-                _protocol.summary,
-                _protocol.tag,
-                _protocol.response,
-                _protocol.request,
-                _PREDICTION_ERRORS,
-                applies_to=_protocol.accepts,
-                protocol=_protocol,
-                is_admitted_by_view=True,
-            ),
+
+def _protocol_routes(protocol: Protocol) -> list[Route]:
+    predictions = [
+        _post(
+            path,
+            partial(views.predict, protocol=protocol),
+            protocol.summary,
+            protocol.tag,
+            protocol.response,
+            protocol.request,
+            _PREDICTION_ERRORS,
+            applies_to=protocol.accepts,
+            protocol=protocol,
+            is_admitted_by_view=True,
         )
+        for path in protocol.paths
+    ]
+    descriptions = [
+        _readable(
+            description.path,
+            views.json_document(description.describe),
+            description.summary,
+            protocol.tag,
+            description.response,
+            need="describe",
+        )
+        for description in protocol.descriptions
+    ]
+    return predictions + descriptions
+
 
 _explain = _post(
     "/explain",
@@ -167,7 +179,7 @@ _feedback = _post(
     202,
 )
 _job = Route(
-    "/endpoints/NAME/jobs/ID",
+    "/endpoints/{endpoint}/jobs/{job}",
     views.job,
     "The state of a batch job, which DELETE cancels",
     PREDICTIONS,
@@ -175,7 +187,7 @@ _job = Route(
     need="infer",
 )
 _load = Route(
-    "/v2/repository/models/NAME/load",
+    "/v2/repository/models/{endpoint}/load",
     views.v2_control(management.load_model),
     "Loads an endpoint, if the server allows it",
     V2,
@@ -188,13 +200,13 @@ _load = Route(
 )
 _statistics = _readable(
     _V2_MODEL + "/stats",
-    views.v2_document(management.model_statistics),
+    views.json_document(management.model_statistics),
     "The number and the duration of requests to the endpoint",
     V2,
     operations.V2_STATISTICS,
 )
 
-ROUTES = (
+_OWN_ROUTES = (
     Route(
         "/",
         _page("try", b'{"status":"alive"}'),
@@ -212,7 +224,7 @@ ROUTES = (
         operations.REQUESTS,
     ),
     *_asset_routes,
-    *_prediction_routes,
+    *chain.from_iterable(map(_protocol_routes, OWN)),
     _explain,
     _feedback,
     _readable(
@@ -255,14 +267,14 @@ ROUTES = (
     ),
     _server_wide(
         "/v2",
-        views.v2_document(lambda *_: v2.server_metadata()),
+        views.json_document(lambda server: v2.server_metadata()),
         "The server's name and version",
         V2,
         json_object("v2 server", name="string", version="string", extensions="array"),
     ),
     _server_wide(
         "/v1/models",
-        views.v2_document(management.list_models),
+        views.json_document(management.list_models),
         "The endpoints, for KServe's clients",
         SERVER,
         json_object("endpoints", models="array"),
@@ -300,10 +312,10 @@ ROUTES = (
         json_object("v2 ready", ready="boolean"),
         need=None,
     ),
-    replace(_explain, path="/endpoints/NAME/explain"),
-    replace(_feedback, path="/endpoints/NAME/feedback"),
+    replace(_explain, path="/endpoints/{endpoint}/explain"),
+    replace(_feedback, path="/endpoints/{endpoint}/feedback"),
     _post(
-        "/endpoints/NAME/jobs",
+        "/endpoints/{endpoint}/jobs",
         views.create_job,
         "Predictions for a file, or for files in a bucket, as a batch job",
         PREDICTIONS,
@@ -317,34 +329,34 @@ ROUTES = (
     replace(_job, method="DELETE"),
     replace(
         _job,
-        path="/endpoints/NAME/jobs/ID/result",
+        path="/endpoints/{endpoint}/jobs/{job}/result",
         view=views.job_result,
         summary="The predictions of a batch job's file",
         response=operations.JOB_FILES,
     ),
     _readable(
-        "/endpoints/NAME/docs",
+        "/endpoints/{endpoint}/docs",
         _page("docs"),
         "The requests and responses of the endpoint as a page",
         PAGES,
         HTML,
     ),
     _readable(
-        "/endpoints/NAME/requests",
+        "/endpoints/{endpoint}/requests",
         _page("requests"),
         "The last requests to the endpoint, as a page or as JSON",
         PAGES,
         operations.REQUESTS,
     ),
     _readable(
-        "/endpoints/NAME/openapi.json",
+        "/endpoints/{endpoint}/openapi.json",
         _page("openapi"),
         "This document for one endpoint",
         PAGES,
         operations.DOCUMENT,
     ),
     _readable(
-        "/endpoints/NAME",
+        "/endpoints/{endpoint}",
         _page("try"),
         "A page to try the endpoint in the browser",
         PAGES,
@@ -352,7 +364,7 @@ ROUTES = (
     ),
     _readable(
         _V2_MODEL + "/ready",
-        views.v2_document(management.model_ready),
+        views.json_document(management.model_ready),
         "The readiness of the endpoint, or of a version of it",
         V2,
         json_object("v2 model ready", name="string", ready="boolean"),
@@ -361,7 +373,7 @@ ROUTES = (
     _statistics,
     _readable(
         _V2_MODEL + "/config",
-        views.v2_document(management.model_config),
+        views.json_document(management.model_config),
         "The configuration of the endpoint, in Triton's form",
         V2,
         operations.V2_CONFIG,
@@ -370,81 +382,85 @@ ROUTES = (
     _load,
     replace(
         _load,
-        path="/v2/repository/models/NAME/unload",
+        path="/v2/repository/models/{endpoint}/unload",
         view=views.v2_control(management.unload_model),
         summary="Unloads an endpoint, if the server allows it",
     ),
     _readable(
         _V2_MODEL,
-        views.v2_document(management.model_metadata),
+        views.json_document(management.model_metadata),
         "The inputs and outputs of the graph",
         V2,
         operations.V2_MODEL,
         need="describe",
     ),
-    replace(_explain, path="/v1/models/NAME:explain"),
-    _readable(
-        _TF_MODEL + "/metadata",
-        views.tf_metadata,
-        "The inputs and outputs",
-        TENSORFLOW,
-        json_object("tfserving metadata", model_spec="object", metadata="object"),
-        need="describe",
-    ),
-    _readable(
-        _TF_MODEL,
-        views.tf_status,
-        "The loaded versions",
-        TENSORFLOW,
-        json_object(
-            "tfserving status", name="string", ready="boolean", model_version_status="array"
-        ),
-        need="describe",
-    ),
+    replace(_explain, path="/v1/models/{endpoint}:explain"),
 )
 
 
-def _name_placeholders(path: str, written: str) -> str:
-    """Return a path template whose placeholders are replaced by their keywords in the
-    format `written`: `<{}>`.
-    """
-    for placeholder, keyword in (
-        ("NAME", "endpoint"),
-        ("V", "version"),
-        ("L", "label"),
-        ("ID", "job"),
-    ):
-        path = re.sub(rf"(?<=/){placeholder}(?=\W|$)", written.format(keyword), path)
-    return path
-
-
 def expand_path(path: str) -> list[str]:
-    """Return the paths of a template in OpenAPI's form, such as
-    `/v2/models/{endpoint}/infer`: without the part in brackets, and with each of its
+    """Return the paths of a route without the part in brackets, and with each of its
     alternatives.
     """
     head, _, optional = path.partition("[")
-    options, bracket, tail = optional.partition("]")
-    parts = [""]
-    if bracket:
-        parts += options.split("|")
-    return [_name_placeholders(head + part + tail, "{{{}}}") for part in parts]
+    parts, _, tail = optional.partition("]")
+    return [head + part + tail for part in dict.fromkeys(["", *parts.split("|")])]
 
 
 _BY_PATH: dict[str, dict[str, Route]] = {}
 _BY_PATTERN: dict[re.Pattern[str], dict[str, Route]] = {}
-for _route in ROUTES:
-    if "NAME" in _route.path:
-        _part = "[^/:]+" if _route.path.startswith("/v1/") else "[^/]+"
-        _path = _route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
-        # The groups are the view's keywords.
-        _pattern = re.compile(_name_placeholders(_path, f"(?P<{{}}>{_part})"))
-        _BY_PATTERN.setdefault(_pattern, {})[_route.method] = _route
-    else:
-        _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
-_BY_PATH["/v2/"] = _BY_PATH["/v2"]  # as in V2's OpenAPI document
-
 _NOTHING_NAMED: Mapping[str, str] = {}
+
+
+def _add(routes: Iterable[Route]) -> None:
+    for route in routes:
+        if "{" in route.path:
+            part = "[^/:]+" if route.path.startswith("/v1/") else "[^/]+"
+            path = route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
+            # The groups are the view's keywords.
+            pattern = re.compile(re.sub(r"{(\w+)}", rf"(?P<\1>{part})", path))
+            _BY_PATTERN.setdefault(pattern, {})[route.method] = route
+        else:
+            _BY_PATH.setdefault(route.path, {})[route.method] = route
+
+
+def _match(path: str) -> tuple[dict[str, Route], Mapping[str, str]]:
+    """Return the routes of a path by method, and the names in the path; both are empty
+    if no route matches.
+    """
+    if path in _BY_PATH:
+        return _BY_PATH[path], _NOTHING_NAMED
+    for pattern, routes in _BY_PATTERN.items():
+        if match := pattern.fullmatch(path):
+            return routes, match.groupdict()
+    return {}, _NOTHING_NAMED
+
+
+def _add_extensions() -> Iterator[Route]:
+    """Add the routes of protocols that plug in, and yield them. Raises InvalidConfig if
+    one of their paths is a path of another route.
+    """
+    owners: dict[str, EntryPoint] = {}
+    for protocol, entry in EXTENSIONS.items():
+        routes = _protocol_routes(protocol)
+        for path in chain.from_iterable(expand_path(route.path) for route in routes):
+            # An endpoint may have any name, so one name shows each collision.
+            taken, _ = _match(path.format(endpoint="x", version="x", label="x"))
+            for other in taken.values():
+                owner = owners.get(other.path)
+                raise InvalidConfig(
+                    f"the path {path} of the protocol {describe_entry(entry)} is a path of "
+                    f"{describe_entry(owner) if owner else 'onnxserve'}; uninstall one of the "
+                    "distributions"
+                )
+        _add(routes)
+        owners |= {route.path: entry for route in routes}
+        yield from routes
+
+
+_add(_OWN_ROUTES)
+_BY_PATH["/v2/"] = _BY_PATH["/v2"]  # as in V2's OpenAPI document
+ROUTES = (*_OWN_ROUTES, *_add_extensions())
 
 
 def list_routes() -> list[Route]:
@@ -466,9 +482,9 @@ def handle_request_async(
     thread. Return False if the request was not started; the caller must then use
     `handle_route` in a thread.
     """
-    if server.observer.is_on or request.method != "POST" or "content-encoding" in request.headers:
+    if server.observer.is_on or request.method != "POST" or request.path in server.cloud.paths:
         return False
-    if request.path in server.cloud.paths:
+    if "content-encoding" in request.headers:
         return False
     routes, parameters = _match(request.path)
     route = routes.get("POST")
@@ -525,9 +541,9 @@ def not_found(path: str) -> RawResponse:
     with the endpoint of this path.
     """
     endpoint = endpoint_of(path[:200]) or "NAME"
-    templates = [re.sub(r"\[.*\]", "", route.path) for route in ROUTES]
-    paths = dict.fromkeys(template.replace("NAME", endpoint) for template in templates)
-    matches = close_matches(path, [*paths], _SUGGESTED_PATHS)
+    templates = dict.fromkeys(expand_path(route.path)[0] for route in ROUTES)
+    paths = [template.format(endpoint=endpoint, job="ID") for template in templates]
+    matches = close_matches(path, paths, _SUGGESTED_PATHS)
     hint = ""
     if matches:
         verb = "is" if len(matches) == 1 else "are"
@@ -554,15 +570,3 @@ def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawRespon
         return RawResponse(204, b"", "", {"Allow": allowed})
     message = f"{request.path[:200]} accepts {allowed}, not {request.method[:20]}"
     return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
-
-
-def _match(path: str) -> tuple[dict[str, Route], Mapping[str, str]]:
-    """Return the routes of a path by method, and the names in the path; both are empty
-    if no route matches.
-    """
-    if path in _BY_PATH:
-        return _BY_PATH[path], _NOTHING_NAMED
-    for pattern, routes in _BY_PATTERN.items():
-        if match := pattern.fullmatch(path):
-            return routes, match.groupdict()
-    return {}, _NOTHING_NAMED

@@ -34,8 +34,7 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, request_id
 from mlflow_deploy_plugin.serve.observability.gauges import CONTENT_TYPE, gauges_page
 from mlflow_deploy_plugin.serve.protocols import feedback as protocol
-from mlflow_deploy_plugin.serve.protocols import jsonlines, tfserving
-from mlflow_deploy_plugin.serve.protocols.clouds import VERTEX
+from mlflow_deploy_plugin.serve.protocols import jsonlines
 from mlflow_deploy_plugin.serve.protocols.content import (
     CSV,
     JSON,
@@ -46,7 +45,9 @@ from mlflow_deploy_plugin.serve.protocols.content import (
 )
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
 from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
+from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 
+_VERTEX = next((entry for entry in PROTOCOLS if entry.name == "vertex"), INVOCATIONS)
 _RETRY_SECONDS = 30
 _REQUEST_ID_COLUMN = "_request_id"
 """The log's column with the request id that the caller sent. A feedback key may use
@@ -90,7 +91,7 @@ def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
     `/invocations`.
     """
     is_json = media_name(request.headers.get("content-type")) == JSON
-    protocol = VERTEX if is_json else INVOCATIONS
+    protocol = _VERTEX if is_json else INVOCATIONS
     return predict(server, request, protocol)
 
 
@@ -134,18 +135,13 @@ def metrics_history(server: Server, request: RawRequest) -> RawResponse:
     raise InvalidRequest(f"the span {requested[:20]!r} does not exist; use {' or '.join(SPANS)}")
 
 
-def v2_document(document: Callable[..., dict[str, object]]) -> Callable[..., RawResponse]:
-    """Return the view of a document of `management` about the server, an endpoint or a
-    version.
+def json_document(document: Callable[..., Mapping[str, object]]) -> Callable[..., RawResponse]:
+    """Return the view of a document about the server, an endpoint or a version: a
+    function of the server and the names in the path.
     """
 
-    def view(
-        server: Server,
-        request: RawRequest,
-        endpoint: str | None = None,
-        version: str | None = None,
-    ) -> RawResponse:
-        return RawResponse(200, dump_json(document(server, endpoint, version)))
+    def view(server: Server, request: RawRequest, **names: str | None) -> RawResponse:
+        return RawResponse(200, dump_json(document(server, **names)))
 
     return view
 
@@ -200,40 +196,6 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
         raise CallerRefused(f"a web page of {origin[:100]!r} may not change the served models")
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise CallerRefused("a web page of another site may not change the served models")
-
-
-def tf_status(
-    server: Server,
-    request: RawRequest,
-    endpoint: str,
-    version: str | None,
-    label: str | None,
-) -> RawResponse:
-    """Return the state of the version that the path specifies by number or label, or of
-    all loaded versions.
-    """
-    if version is None and label is None:
-        return RawResponse(200, tfserving.status(endpoint, server.repository.versions(endpoint)))
-    variant = server.repository.select_variant(endpoint, version, label=label)
-    return RawResponse(200, tfserving.status(endpoint, [variant.loaded.version]))
-
-
-def tf_metadata(
-    server: Server,
-    request: RawRequest,
-    endpoint: str,
-    version: str | None,
-    label: str | None,
-) -> RawResponse:
-    """Return the inputs and outputs of the version that the path specifies by number or
-    label, or of the version that answers.
-    """
-    loaded = server.repository.select_variant(endpoint, version, label=label).described
-    predictor = loaded.predictor
-    return RawResponse(
-        200,
-        tfserving.metadata(endpoint, loaded.version, predictor.artifact, predictor.schema),
-    )
 
 
 def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:

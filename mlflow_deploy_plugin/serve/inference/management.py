@@ -37,7 +37,7 @@ _INT64_DIGITS = 18
 _NANOSECONDS = 1_000_000_000
 
 
-def list_models(server: Server, endpoint: str | None, version: str | None) -> Document:
+def list_models(server: Server) -> Document:
     """Return the endpoints in the form of KServe's V1."""
     models = [*server.repository.table]
     if server.repository.lazy is not None:

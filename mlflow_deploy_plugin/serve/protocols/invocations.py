@@ -171,7 +171,7 @@ _EVENTS: JsonSchema = {
 INVOCATIONS = Protocol(
     "invocations",
     decode_invocations,
-    paths=("/invocations", "/endpoints/NAME/invocations", "/models/NAME/invocations"),
+    paths=("/invocations", "/endpoints/{endpoint}/invocations", "/models/{endpoint}/invocations"),
     summary=(
         "Predictions in the protocol of MLflow's scoring server; a table receives the same "
         "format, or that of Accept"

@@ -270,7 +270,7 @@ def predict_example(schema: Schema, example: Example) -> Document:
 PREDICT = Protocol(
     "predict",
     _bounded(decode_record, encode_record),
-    paths=("/predict", "/endpoints/NAME/predict"),
+    paths=("/predict", "/endpoints/{endpoint}/predict"),
     summary="The prediction for one record",
     request={JSON: RequestBody("predict", predict_schema, predict_example)},
     response={JSON: ResponseBody("predict_answer", predict_answer)},
@@ -278,7 +278,7 @@ PREDICT = Protocol(
 PREDICT_BATCH = Protocol(
     "predict_batch",
     _bounded(decode_records, encode_records),
-    paths=("/predict/batch", "/endpoints/NAME/predict/batch"),
+    paths=("/predict/batch", "/endpoints/{endpoint}/predict/batch"),
     summary="Predictions for several records, with the probabilities of the classes",
     request={JSON: RequestBody("batch", batch_schema, rows_example), CSV: CSV_BODY},
     response={JSON: ResponseBody("batch_answer", batch_answer)},

@@ -4,6 +4,7 @@ The routes (`serve/http/routes.py`), the plans (`serve/http/plan.py`), the OpenA
 document and the tests follow from the entries in `table.py`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,6 +21,12 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+_NAMED = r"/(endpoints|(v[12]/)?models)/"
+_PATH = re.compile(
+    rf"(?=.)({_NAMED}{{endpoint}}(\[/versions/{{version}}(\|/labels/{{label}})?\])?|(?!{_NAMED}))"
+    r"([/:][\w.-]+)*",
+    re.ASCII,
+)
 
 
 @dataclass(slots=True)
@@ -93,20 +100,35 @@ Bodies = Mapping[str, JsonSchema | RequestBody | ResponseBody]
 """The bodies by media type."""
 
 
+@dataclass(frozen=True)
+class Description:
+    """A GET route of a protocol that describes an endpoint.
+
+    `describe` returns the JSON object for a `Server` and the names in the path, which
+    are the keywords `endpoint`, `version` and `label`.
+    """
+
+    path: str
+    describe: Callable[..., Mapping[str, object]]
+    summary: str
+    response: Bodies
+
+
 @dataclass(frozen=True, eq=False)
 class Protocol:
-    """A prediction protocol.
+    """A prediction protocol. Raises ValueError if a path does not have the form of a
+    protocol's path.
 
     Attributes:
         name: the label in metrics.
-        paths: the paths of its POST routes. `NAME` is an endpoint, `V` a version and
-            `L` a label; a part in brackets is optional. Without `NAME`, the default
-            endpoint answers.
+        paths: the paths of its POST routes. A part in brackets is optional. Without
+            `{endpoint}`, the default endpoint answers.
         summary: one line for OpenAPI.
         request: the bodies that the protocol accepts.
         response: the bodies that the protocol returns.
         tag: the group of the routes in the OpenAPI document.
         takes_pyfuncs: True if a version without an ONNX form answers.
+        descriptions: its GET routes.
     """
 
     name: str
@@ -117,6 +139,15 @@ class Protocol:
     response: Bodies = field(default_factory=dict)
     tag: str = "Predictions"
     takes_pyfuncs: bool = False
+    descriptions: tuple[Description, ...] = ()
+
+    def __post_init__(self) -> None:
+        for path in (*self.paths, *(description.path for description in self.descriptions)):
+            if not _PATH.fullmatch(path):
+                raise ValueError(
+                    f"{path!r} is not /WORD, /WORD/WORD, /endpoints/{{endpoint}}/WORD or "
+                    "/v1/models/{endpoint}:WORD"
+                )
 
     def accepts(self, artifact: Artifact) -> bool:
         return self.takes_pyfuncs or artifact.flavor != PYTHON_FUNCTION

@@ -611,7 +611,7 @@ def _decode_v2(
 V2 = Protocol(
     "v2",
     _decode_v2,
-    paths=("/v2/models/NAME[/versions/V]/infer",),
+    paths=("/v2/models/{endpoint}[/versions/{version}]/infer",),
     summary=(
         "Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in "
         "Triton's clients"

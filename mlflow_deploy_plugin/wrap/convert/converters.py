@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar, cast
 
 from mlflow_deploy_plugin.core.errors import ConversionError, NotInstalled, OnnxserveError
-from mlflow_deploy_plugin.core.extensions import registered_in
+from mlflow_deploy_plugin.core.extensions import describe_entry, registered_in
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.wrap.convert import converted
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
@@ -107,7 +107,7 @@ class _Registered:
             raise
         except Exception as error:
             raise ConversionError(
-                f"the converter {_described(self.entry)} failed: {type(error).__name__}: "
+                f"the converter {describe_entry(self.entry)} failed: {type(error).__name__}: "
                 f"{one_line(error, 300)}"
             ) from error
 
@@ -134,7 +134,7 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
                 return _Registered(entry, converter)
         except Exception as error:  # noqa: BLE001 - code of another distribution
             reason = f"{type(error).__name__}: {one_line(error, 300)}"
-            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
+            _logger.error("the converter %s cannot be used: %s", describe_entry(entry), reason)
     packages = packages_of(model)
     if is_onnx(model):
         packages = ["onnx"]
@@ -190,13 +190,6 @@ def _unknown_framework(what: str) -> ConversionError:
     return ConversionError(
         f"{what} cannot be converted to ONNX: its framework is not supported; supported are {names}"
     )
-
-
-def _described(entry: EntryPoint) -> str:
-    described = f"{entry.name} = {entry.value}"
-    if entry.dist:
-        described += f" ({entry.dist.name} {entry.dist.version})"
-    return described
 
 
 _LOADERS: dict[str, tuple[str, str]] = {

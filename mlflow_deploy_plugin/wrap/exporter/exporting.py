@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -235,8 +235,7 @@ def _find_exporter(format: str) -> Exporter:
     if format not in registered:
         names = ", ".join([*_EXPORTERS, *registered])
         raise InvalidConfig(f"the format {format!r} is unknown; supported are {names}")
-    exporter: Exporter = load_entry(registered[format])
-    return exporter
+    return cast(Exporter, load_entry(registered[format], object))
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:

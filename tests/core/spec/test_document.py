@@ -160,7 +160,7 @@ def test_first_document_describes_the_server():
         ),
         (
             "name: x\nvariants: {x: {model: m}}\ncapture: {sinks: {a: {url: 'http://u:p@h'}}}",
-            "capture.sinks.a.url: an address with http:// or https://, without a user",
+            "capture.sinks.a.url: an address like https://host/path, without a user",
         ),
         (
             "name: x\nvariants: {x: {model: m}}\n"

@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
+from types import ModuleType
 from urllib.parse import unquote
 
 import pytest
 
+from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.spec.document import dump_spec, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, SinkSpec
 from mlflow_deploy_plugin.core.statedir.files import SPEC, WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint
+from mlflow_deploy_plugin.serve.agent import sinks
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.agent.sinks import DEAD, Sink, Sinks
 from mlflow_deploy_plugin.serve.spool.captured_model import exclude_columns
@@ -83,7 +86,7 @@ def start(tmp_path, destination, clock):
     """Return a function that makes a sink, as each start of the agent does."""
 
     def start(**options):
-        specs = {"audit": SinkSpec(url=destination.url, **options)}
+        specs = {"audit": SinkSpec(**{"url": destination.url, **options})}
         return Sink("audit", tmp_path, lambda endpoint: specs, threading.Event(), clock)
 
     return start
@@ -283,6 +286,59 @@ def test_secret_is_only_in_the_header(
     assert headers["authorization"] == "Bearer secret"
 
 
+@pytest.fixture
+def toy_sink(tmp_path, monkeypatch):
+    """Install a sink for toy://, and return its module."""
+    (tmp_path / "toy-1.0.dist-info").mkdir()
+    (tmp_path / "toy-1.0.dist-info" / "entry_points.txt").write_text(
+        "[onnxserve.sinks]\ntoy = toy_sink:send\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = ModuleType("toy_sink")
+    monkeypatch.setitem(sys.modules, "toy_sink", module)
+    yield module
+    sinks._sender.cache_clear()
+
+
+def test_sink_of_a_distribution_receives_events(writer, start, send, toy_sink, monkeypatch):
+    monkeypatch.setenv("ONNXSERVE_SINK_A", "secret")
+    received = []
+    toy_sink.send = lambda *sent: received.append(sent)
+    for request in "ab":
+        write(writer, request, ["AA", "UA"])
+    sink = start(url="toy://host/path", authorization="ONNXSERVE_SINK_A")
+    assert send(sink).events == {"sent": 2}
+    ((url, authorization, events),) = received
+    assert (url, authorization) == ("toy://host/path", "secret")
+    assert [event["id"] for event in events] == ["p-a", "p-b"]
+    assert events[0]["data"] == {**ANSWER, "inputs": INPUTS}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "failure", "counted", "error"),
+    [
+        ("toy", InvalidRequest("no"), {"rejected": 1}, ""),
+        ("toy", FileNotFoundError("down"), {}, "down"),
+        ("toy", SystemExit(), {}, "SystemExit"),
+        ("toy", None, {}, "toy_sink:send"),
+        ("other", None, {}, "other://"),
+    ],
+)
+def test_failing_sink_rejects_or_waits(
+    writer, start, send, toy_sink, scheme, failure, counted, error
+):
+    def fail(*sent):
+        raise failure
+
+    if failure is not None:
+        toy_sink.send = fail
+    write(writer, "a", ["AA"])
+    state = send(start(url=f"{scheme}://host/"))
+    assert state.events == counted
+    assert error in state.error
+    assert bool(state.waiting_bytes) is bool(error)
+
+
 def test_new_sink_starts_after_the_log(writer, shipper, tmp_path, start, send, destination):
     write(writer, "a", ["AA"])
     assert shipper.ship() == 1
@@ -301,9 +357,9 @@ def wanted(tmp_path, destination):
 
 def test_threads_send_at_the_end(tmp_path, writer, destination, wanted):
     write(writer, "a", ["AA"])
-    sinks = Sinks(tmp_path)
-    sinks.hold(segments(tmp_path / "spool"))
-    sinks.end()
+    running = Sinks(tmp_path)
+    running.hold(segments(tmp_path / "spool"))
+    running.end()
     assert destination.received == [["p-a"]]
 
 
@@ -311,9 +367,9 @@ def test_sinks_of_all_registered_models(tmp_path, writer, destination):
     write(writer, "a", ["AA"])
     url = {"capture.sinks.audit.url": destination.url}
     (tmp_path / SPEC).write_text(dump_spec(new_endpoint("all", "models:/*@champion", url)))
-    sinks = Sinks(tmp_path)
-    sinks.hold(segments(tmp_path / "spool"))
-    sinks.end()
+    running = Sinks(tmp_path)
+    running.hold(segments(tmp_path / "spool"))
+    running.end()
     assert destination.received == [["p-a"]]
 
 

@@ -55,7 +55,7 @@ def distribution(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("site-packages")
     code = re.findall(r"`flights_pages.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)[0]
-    entry = re.findall(r"^flights = \"(.*)\"$", PAGE, re.MULTILINE)[0]
+    entry = re.findall(r'flights = "(.*?)"', PAGE)[0]
     (folder / "flights_pages.py").write_text(code + MORE_VIEWS)
     metadata = folder / "flights_pages-1.0.dist-info"
     metadata.mkdir()

@@ -94,7 +94,7 @@ def test_error_of_odd_path_suggests_no_route(serve_here):
     [
         ("/metrics", ["/metrics"]),
         (
-            "/v1/models/NAME[/versions/V|/labels/L]/metadata",
+            "/v1/models/{endpoint}[/versions/{version}|/labels/{label}]/metadata",
             [
                 "/v1/models/{endpoint}/metadata",
                 "/v1/models/{endpoint}/versions/{version}/metadata",

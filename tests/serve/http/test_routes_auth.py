@@ -70,9 +70,9 @@ def need_of(path, method):
         return "admin"
     if "/jobs" in path:
         return "infer"
-    if path.startswith("/v1/models/NAME[") and method == "GET":
+    if path.startswith("/v1/models/{endpoint}[") and method == "GET":
         return "describe"
-    if path.startswith("/v2/models/NAME[") and path.endswith(("]", "/ready", "/config")):
+    if path.startswith("/v2/models/{endpoint}[") and path.endswith(("]", "/ready", "/config")):
         return "describe"
     if method == "GET" or path == "/v2/repository/index":
         return "read"
@@ -85,7 +85,7 @@ def need_of(path, method):
 def test_route_requires_its_scope(server, path, method, declared):
     assert (declared or "") == need_of(path, method)
     plain = path.partition("[")[0] + path.partition("]")[2]  # without the optional parts
-    address = plain.replace("/NAME", "/e")
+    address = plain.replace("{endpoint}", "e")
     needed = need_of(path, method)
     allowing = {"describe": {"infer", "read"}}.get(needed, {needed})
     assert (ask(server, address, method).status == 401) is bool(needed)

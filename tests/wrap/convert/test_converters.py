@@ -48,7 +48,7 @@ def score_card(tmp_path, monkeypatch):
     model, converter = re.findall(
         r"^`(score_\w+\.py)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE
     )
-    entry = re.findall(r"^score-card = \"(.*)\"$", PAGE, re.MULTILINE)[0]
+    entry = re.findall(r'score-card = "(.*?)"', PAGE)[0]
     for name, code in (model, converter, ("unlucky.py", BROKEN)):
         (tmp_path / name).write_text(code)
     metadata = tmp_path / "score_cards-1.0.dist-info"

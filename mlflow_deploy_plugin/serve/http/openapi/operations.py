@@ -3,7 +3,7 @@ depend on the model.
 """
 
 from mlflow_deploy_plugin.serve.http.views import JOB_FORMATS
-from mlflow_deploy_plugin.serve.protocols import feedback, tfserving, v2
+from mlflow_deploy_plugin.serve.protocols import feedback, v2
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.protocol import Bodies
 from mlflow_deploy_plugin.serve.protocols.schemas import (
@@ -13,10 +13,16 @@ from mlflow_deploy_plugin.serve.protocols.schemas import (
     array_schema,
     object_schema,
 )
+from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 
-TAGS = ("Predictions", v2.TAG, tfserving.TAG, "Server", "Pages")
+PREDICTIONS = "Predictions"
+V2 = v2.TAG
+SERVER = "Server"
+PAGES = "Pages"
+TAGS = tuple(
+    dict.fromkeys([PREDICTIONS, V2, *(protocol.tag for protocol in PROTOCOLS), SERVER, PAGES])
+)
 """The groups of operations, in their order on the page."""
-PREDICTIONS, V2, TENSORFLOW, SERVER, PAGES = TAGS
 HTML: Bodies = {"text/html": STRING}
 """A page; its errors are also pages."""
 TEXT: Bodies = {"text/plain": STRING}

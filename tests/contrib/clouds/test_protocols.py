@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.serve.protocols.tfserving import decode_base64
+from mlflow_deploy_plugin.contrib.clouds.protocols import decode_base64
 from tests.support import handling, servers
 
 RECORD = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}

@@ -1,0 +1,1 @@
+"""The prediction protocols of TensorFlow Serving, Vertex AI and Azure ML."""

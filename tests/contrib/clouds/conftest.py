@@ -1,0 +1,3 @@
+from tests.serve.conftest import bias_folders, model_folders
+
+__all__ = ["bias_folders", "model_folders"]
