@@ -4,9 +4,10 @@ windows.
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +24,7 @@ from mlflow_deploy_plugin.watch.result import (
     format_number,
     mark_of,
 )
-from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, LevelSeries, Outcome
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, Onset, Outcome
 
 MOST_WINDOWS = 60
 _MOST_PANELS = 6
@@ -78,118 +79,33 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class TrendLine:
-    """A figure that is drawn over the windows, with its outcome in each window."""
-
-    title: str
-    windows: Sequence[JudgedWindow]
-    outcomes: Sequence[Outcome]
-
-    @property
-    def starts(self) -> list[datetime]:
-        return [window.start for window in self.windows]
-
-    @property
-    def values(self) -> list[float]:
-        """The values of the windows; an unknown value is NaN."""
-        return [_drawable(outcome.value) for outcome in self.outcomes]
-
-    @property
-    def bounds(self) -> list[float]:
-        """The thresholds of the windows; an unknown threshold is NaN."""
-        return [_drawable(outcome.threshold) for outcome in self.outcomes]
-
-    @property
-    def colours(self) -> list[str]:
-        return [_COLOURS[mark_of(outcome.state)] for outcome in self.outcomes]
-
-    @staticmethod
-    def show(value: float) -> str:
-        return format_number(value)
-
-    def describe(self) -> str:
-        """Return a text about the newest known value and the number of alarms."""
-        values = self.values
-        finite = [index for index, value in enumerate(values) if math.isfinite(value)]
-        newest = finite[-1]
-        colours = self.colours
-        alarms = sum(colours[index] == _ALARM for index in finite)
-        return (
-            f"{self.title}: newest {format_number(values[newest])}, threshold "
-            f"{format_number(self.bounds[newest])}, an alarm in {alarms} of {len(finite)} windows"
-        )
-
-    def draw_background(self, panel: "Axes") -> None:
-        """Draw the threshold, and a mark at the bottom for each unjudged window."""
-        panel.plot(
-            _to_days(self.starts),
-            self.bounds,
-            color=_ALARM,
-            linewidth=1,
-            linestyle="--",
-            marker="_",
-            zorder=1,
-        )
-        unjudged = [window.start for window in self.windows if window.state == "not judged"]
-        panel.scatter(
-            _to_days(unjudged),
-            [0.03] * len(unjudged),
-            marker="|",
-            color=_SOFT,
-            transform=panel.get_xaxis_transform(),
-        )
-
-
-@dataclass(frozen=True)
-class LevelLine:
-    """A level that is drawn over the windows.
+    """A figure that is drawn over K windows.
 
     Attributes:
-        judged: the start of the judged window, which may be before windows of the
-            reference.
-        key: the `alarm_key` of the column if the column is an alarm; otherwise empty.
-        marked: the colours of the windows in which the column was an alarm or a change,
-            by start.
+        starts: the starts of the windows, [K].
+        values: the figure in each window, [K]; NaN if it is unknown.
+        bounds: the threshold, [1, K], or the lower and the upper end of the usual band,
+            [2, K]; [0, K] without either. NaN if it is unknown.
+        colours: the colours of the windows, [K].
+        judged: the start of the judged window, which may be before other windows.
+        show: returns a value as text; of a logarithm, its number.
+        key: the `alarm_key` of the column of a level if the column is an alarm;
+            otherwise empty.
+        unjudged: the starts of windows without a verdict.
+        onset: the start of a shift; None without a shift.
     """
 
-    series: LevelSeries
+    title: str
+    starts: Sequence[datetime]
+    values: Sequence[float]
+    bounds: Array
+    colours: Sequence[str]
     judged: datetime
+    show: Callable[[float], str] = format_number
     key: str = ""
-    marked: Mapping[datetime, str] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """The title of the chart, with the first window of the shift."""
-        onset = self.series.onset
-        if onset is None:
-            return self.series.title
-        span = describe_span(onset.start, onset.end)
-        return f"{self.series.title}, since the window of {span}"
-
-    @property
-    def starts(self) -> Sequence[datetime]:
-        return self.series.starts
-
-    @property
-    def values(self) -> Sequence[float]:
-        return self.series.values
-
-    @property
-    def bounds(self) -> Array:
-        """The lower and the upper end of the usual band, [2, K]; K is 0 without a
-        reference.
-        """
-        half = _DEVIATIONS * self.series.deviation
-        return np.add([[-half], [half]], self.series.usual)
-
-    @property
-    def colours(self) -> list[str]:
-        # A level without a reference is not judged.
-        other = _FINE if len(self.series.usual) else _LINE
-        return [self.marked.get(start, other) for start in self.starts]
-
-    def show(self, value: float) -> str:
-        """Return the value as text; of a logarithm, its number."""
-        return format_number(math.exp(value) if self.series.is_logarithmic else value, digits=3)
+    unjudged: Sequence[datetime] = ()
+    onset: Onset | None = None
+    is_logarithmic: bool = False
 
     def describe(self) -> str:
         """Return a text about the newest known value until the judged window."""
@@ -197,76 +113,68 @@ class LevelLine:
         until_judged = [index for index in finite if self.starts[index] <= self.judged]
         newest = max(until_judged or finite)
         text = self.title
-        if onset := self.series.onset:
-            text += f" ({describe_interval(onset.earliest, onset.latest)})"
+        if self.onset is not None:
+            text += f" ({describe_interval(self.onset.earliest, self.onset.latest)})"
         text += f": newest {self.show(self.values[newest])}"
-        if len(self.series.usual):
-            low, high = self.bounds[:, newest].tolist()
-            text += f", usual {self.show(low)} to {self.show(high)}"
+        bounds = [self.show(bound) for bound in self.bounds[:, newest].tolist()]
+        if len(bounds) == 2:
+            return f"{text}, usual {bounds[0]} to {bounds[1]}"
+        if bounds:
+            alarms = sum(self.colours[index] == _ALARM for index in finite)
+            text += f", threshold {bounds[0]}, an alarm in {alarms} of {len(finite)} windows"
         return text
 
-    def draw_background(self, panel: "Axes") -> None:
-        """Draw the usual band, and the start of the shift's first window with the
-        interval. The axis of a logarithm shows its numbers.
-        """
-        if self.series.is_logarithmic:
-            panel.yaxis.set_major_formatter(lambda value, _: self.show(value))
-        if len(self.series.usual):
-            panel.fill_between(
-                _to_days(self.starts),
-                *self.bounds,
-                color=_BAND,
-                linewidth=0,
-                zorder=0,
-            )
-        if onset := self.series.onset:
-            first, earliest, latest = _to_days([onset.start, onset.earliest, onset.latest])
-            panel.axvspan(
-                earliest,
-                latest,
-                color=_SOFT,
-                alpha=0.35,
-                linewidth=0,
-                zorder=0.5,
-            )
-            panel.axvline(
-                first,
-                color=_LINE,
-                linewidth=1.2,
-                linestyle=":",
-                zorder=1,
-            )
 
-
-def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[LevelLine]:
+def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[TrendLine]:
     """Return the levels of the report, each over the last `MOST_WINDOWS` windows."""
     alarms = {finding.key: finding for finding in reversed(result.findings) if finding.is_open}
-    lines: list[LevelLine] = []
+    lines: list[TrendLine] = []
     last = slice(-MOST_WINDOWS, None)
     for series in result.report.levels:
-        values = [_drawable(value) for value in series.values[last]]
-        shown = replace(
-            series,
-            starts=series.starts[last],
-            values=values,
-            usual=series.usual[last],
-        )
-        line = LevelLine(shown, result.window.start)
-        if alarm := alarms.get(series.key):
+        alarm = alarms.get(series.key)
+        marked = {}
+        if alarm is not None:
             marked = {
                 window.start: _CHANGED if window.state == "changed" else _ALARM
                 for window in windows
                 if was_alarm(result.kind, alarm, window)
             }
-            line = replace(line, key=series.key, marked=marked)
+        title = series.title
+        if series.onset is not None:
+            span = describe_span(series.onset.start, series.onset.end)
+            title += f", since the window of {span}"
+        starts = series.starts[last]
+        bounds: Array = np.empty((0, len(starts)))
+        # A level without a reference is not judged.
+        other = _LINE
+        if len(series.usual):
+            half = _DEVIATIONS * series.deviation
+            bounds = np.add([[-half], [half]], series.usual[last])
+            other = _FINE
+        line = TrendLine(
+            title,
+            starts,
+            [_drawable(value) for value in series.values[last]],
+            bounds,
+            [marked.get(start, other) for start in starts],
+            result.window.start,
+            _shown_logarithm if series.is_logarithmic else partial(format_number, digits=3),
+            key=series.key if alarm is not None else "",
+            onset=series.onset,
+            is_logarithmic=series.is_logarithmic,
+        )
         lines.append(line)
     return lines
+
+
+def _shown_logarithm(value: float) -> str:
+    return format_number(math.exp(value), digits=3)
 
 
 def trend_lines(
     result: MonitorResult,
     windows: Sequence[JudgedWindow],
-    levels: Sequence[LevelLine] = (),
+    levels: Sequence[TrendLine] = (),
 ) -> list[TrendLine]:
     """Return a line for each alarm of this result without a level, the worst first, and
     for each requirement on all rows. Without requirements, the first line is the
@@ -321,7 +229,15 @@ def _make_line(
         elif outcome is None or outcome.check in EXACT:
             outcome = Outcome(check, "not judged")
         outcomes.append(outcome)
-    return TrendLine(title, windows, outcomes)
+    return TrendLine(
+        title,
+        [window.start for window in windows],
+        [_drawable(outcome.value) for outcome in outcomes],
+        np.array([[_drawable(outcome.threshold) for outcome in outcomes]]),
+        [_COLOURS[mark_of(outcome.state)] for outcome in outcomes],
+        max(window.start for window in windows),
+        unjudged=[window.start for window in windows if window.state == "not judged"],
+    )
 
 
 def _drawable(value: float | None) -> float:
@@ -332,7 +248,7 @@ def _drawable(value: float | None) -> float:
 
 
 def draw_trend(
-    lines: Sequence[TrendLine | LevelLine],
+    lines: Sequence[TrendLine],
     length: timedelta,
 ) -> list[Picture]:
     """Return a picture per line of two or more values, all with the same axis of times.
@@ -353,7 +269,7 @@ def draw_trend(
         panel = figure.subplots()
         # An automatic layout, which measures all labels, takes a third of the time.
         figure.subplots_adjust(0.9 / WIDTH, 0.6 / HEIGHT, 1 - 0.25 / WIDTH, 1 - 0.3 / HEIGHT)
-        line.draw_background(panel)
+        _draw_background(panel, line)
         _draw_values(panel, line)
         panel.tick_params(labelsize=LABEL_POINTS)
         panel.margins(y=0.15)
@@ -378,10 +294,37 @@ def _to_days(times: Sequence[datetime]) -> Array:
     return np.asarray(date2num(list(times)))
 
 
-def _draw_values(panel: "Axes", line: TrendLine | LevelLine) -> None:
+def _draw_background(panel: "Axes", line: TrendLine) -> None:
+    """Draw the threshold or the usual band, a mark at the bottom for each unjudged
+    window, and the start of the shift's first window with the interval. The axis of a
+    logarithm shows its numbers.
+    """
+    days = _to_days(line.starts)
+    if len(line.bounds) == 1:
+        panel.plot(
+            days, line.bounds[0], color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1
+        )
+    elif len(line.bounds):
+        panel.fill_between(days, *line.bounds, color=_BAND, linewidth=0, zorder=0)
+    panel.scatter(
+        _to_days(line.unjudged),
+        [0.03] * len(line.unjudged),
+        marker="|",
+        color=_SOFT,
+        transform=panel.get_xaxis_transform(),
+    )
+    if line.is_logarithmic:
+        panel.yaxis.set_major_formatter(lambda value, _: line.show(value))
+    if onset := line.onset:
+        first, earliest, latest = _to_days([onset.start, onset.earliest, onset.latest])
+        panel.axvspan(earliest, latest, color=_SOFT, alpha=0.35, linewidth=0, zorder=0.5)
+        panel.axvline(first, color=_LINE, linewidth=1.2, linestyle=":", zorder=1)
+
+
+def _draw_values(panel: "Axes", line: TrendLine) -> None:
     days = _to_days(line.starts)
     values = np.array(line.values)
-    drawn = np.clip(values, *_cut_axis(values, np.array(line.bounds)))
+    drawn = np.clip(values, *_cut_axis(values, line.bounds))
     panel.plot(days, drawn, color=_LINE, linewidth=1, zorder=1)
     for colour, marker in _MARKERS.items():
         marked = np.where(np.array(line.colours) == colour, drawn, math.nan)
