@@ -4,8 +4,8 @@ windows.
 
 import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.watch.result import (
     format_number,
     mark_of,
 )
-from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, Onset, Outcome
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, LevelSeries, Onset, Outcome
 
 MOST_WINDOWS = 60
 _MOST_PANELS = 6
@@ -128,43 +128,48 @@ class TrendLine:
 def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[TrendLine]:
     """Return the levels of the report, each over the last `MOST_WINDOWS` windows."""
     alarms = {finding.key: finding for finding in reversed(result.findings) if finding.is_open}
-    lines: list[TrendLine] = []
-    last = slice(-MOST_WINDOWS, None)
+    lines = []
     for series in result.report.levels:
-        alarm = alarms.get(series.key)
         marked = {}
+        alarm = alarms.get(series.key)
         if alarm is not None:
             marked = {
                 window.start: _CHANGED if window.state == "changed" else _ALARM
                 for window in windows
                 if was_alarm(result.kind, alarm, window)
             }
-        title = series.title
-        if series.onset is not None:
-            span = describe_span(series.onset.start, series.onset.end)
-            title += f", since the window of {span}"
-        starts = series.starts[last]
-        bounds: Array = np.empty((0, len(starts)))
-        # A level without a reference is not judged.
-        other = _LINE
-        if len(series.usual):
-            half = _DEVIATIONS * series.deviation
-            bounds = np.add([[-half], [half]], series.usual[last])
-            other = _FINE
-        line = TrendLine(
-            title,
-            starts,
-            [_drawable(value) for value in series.values[last]],
-            bounds,
-            [marked.get(start, other) for start in starts],
-            result.window.start,
-            _shown_logarithm if series.is_logarithmic else partial(format_number, digits=3),
-            key=series.key if alarm is not None else "",
-            onset=series.onset,
-            is_logarithmic=series.is_logarithmic,
-        )
-        lines.append(line)
+        line = _level_line(series, result.window.start, marked)
+        lines.append(replace(line, key="" if alarm is None else series.key))
     return lines
+
+
+def _level_line(series: LevelSeries, judged: datetime, marked: Mapping[datetime, str]) -> TrendLine:
+    """Return the line of a level. `marked` has the colours of the windows in which its
+    column was an alarm or a change.
+    """
+    last = slice(-MOST_WINDOWS, None)
+    starts = series.starts[last]
+    title = series.title
+    if series.onset is not None:
+        span = describe_span(series.onset.start, series.onset.end)
+        title += f", since the window of {span}"
+    bounds: Array = np.empty((0, len(starts)))
+    other = _LINE  # A level without a reference is not judged.
+    if len(series.usual):
+        half = _DEVIATIONS * series.deviation
+        bounds = np.add([[-half], [half]], series.usual[last])
+        other = _FINE
+    return TrendLine(
+        title,
+        starts,
+        [_drawable(value) for value in series.values[last]],
+        bounds,
+        [marked.get(start, other) for start in starts],
+        judged,
+        _shown_logarithm if series.is_logarithmic else partial(format_number, digits=3),
+        onset=series.onset,
+        is_logarithmic=series.is_logarithmic,
+    )
 
 
 def _shown_logarithm(value: float) -> str:
