@@ -141,24 +141,20 @@ def test_durations_are_short(seconds, said):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "unit", "said"),
     [
-        (None, "–"),
-        (12.345, "12.3 ms"),
-        (1234.5, "1,234 ms"),
-        (4.2e6, "4.2 M ms"),
+        (None, "ms", "–"),
+        (12.345, "ms", "12.3 ms"),
+        (1234.5, "ms", "1,234 ms"),
+        (4.2e6, "ms", "4.2 M ms"),
+        (0.0004, "s", "0.4 ms"),
+        (0.1, "s", "100 ms"),
+        (0.9996, "s", "1 s"),
+        (9.5, "s", "9.5 s"),
     ],
 )
-def test_numbers_are_short(value, said):
-    assert shown(value, "ms") == said
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0.0004, "0.4 ms"), (0.1, "100 ms"), (0.9996, "1 s"), (9.5, "9.5 s")],
-)
-def test_seconds_have_a_fitting_unit(seconds, said):
-    assert shown(seconds, "s") == said
+def test_numbers_are_short_with_a_unit(value, unit, said):
+    assert shown(value, unit) == said
 
 
 def test_ticks_of_an_axis():

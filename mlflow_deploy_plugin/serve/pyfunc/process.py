@@ -189,8 +189,6 @@ def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:
     """Return a message in one line without paths. Lone surrogates are escaped, since
     JSON cannot contain them.
     """
-    if text.startswith("Failed to predict data"):
-        text = text.partition("\nError: ")[2] or text
     if text.startswith("Failed to enforce schema of data"):  # Omit the data and the signature.
         text = text.rpartition("'. Error: ")[2]
     for tail in _TAILS:

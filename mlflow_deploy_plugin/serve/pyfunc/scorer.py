@@ -17,10 +17,9 @@ import pdb
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import date
 from functools import partial, wraps
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +29,13 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
-from mlflow.pyfunc.scoring_server import CONTENT_TYPE_CSV, CONTENT_TYPE_JSON
+from mlflow.pyfunc.scoring_server import (
+    CONTENT_TYPE_CSV,
+    CONTENT_TYPE_JSON,
+    DF_RECORDS,
+    INPUTS,
+    INSTANCES,
+)
 from mlflow.tracing import context as tracing_context
 from mlflow.tracing import get_bridged_tracer_provider
 from mlflow.types import ColSpec, DataType, Schema
@@ -110,7 +115,7 @@ def to_model_input(
     return pd.DataFrame({names[name]: array for name, array in arrays.items()})
 
 
-def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
+def _read_dates(name: str, column: "pd.Series[Any]") -> Array:
     """Parse ISO 8601 dates to datetime64[ns], independently of other rows. Raises
     SchemaMismatch for other values.
     """
@@ -131,8 +136,30 @@ def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
             f"{short_repr(values.iloc[row])} is not {_A_DATE}; in pandas use "
             "to_json(date_format='iso')"
         )
-        raise SchemaMismatch(f"column {name!r} (datetime), row {row}: {why}", column=str(name))
+        raise SchemaMismatch(f"column {name!r} (datetime), row {row}: {why}", column=name)
     return np.asarray(dates.dt.as_unit("ns"))
+
+
+def _decoded(name: str, column: "pd.Series[Any]") -> list[bytes | None]:
+    """Return the bytes of a column of bytes and base64. Raises SchemaMismatch for other
+    values.
+    """
+    decoded: list[bytes | None] = []
+    for row, value in enumerate(column):
+        if isinstance(value, bytes):
+            decoded.append(value)
+            continue
+        if _is_missing(value):
+            decoded.append(None)
+            continue
+        try:
+            decoded.append(base64.b64decode(value, validate=True))
+        except (TypeError, ValueError):  # binascii.Error is a ValueError.
+            why = f"{short_repr(value)} is not base64"
+            raise SchemaMismatch(
+                f"column {name!r} (binary), row {row}: {why}", column=name
+            ) from None
+    return decoded
 
 
 def _read_date_param(name: str, value: Any) -> Any:
@@ -183,27 +210,20 @@ def _with_doubles(value: Any, kind: Any) -> Any:
     return value
 
 
-def _json_columns(document: Mapping[str, Any]) -> Iterator[tuple[Any, Sequence[Any]]]:
-    """Yield the names and values of the columns in a JSON document of MLflow. The names
-    of rows without names are their positions.
+def _use_records(document: dict[str, Any], forms: Sequence[str]) -> None:
+    """Change the form of objects in a JSON document to records: in the other forms,
+    MLflow would convert the values of a column to one type, and skip missing values.
+    Raises SchemaMismatch if the columns of `instances` differ.
     """
-    tables = [document.get(field) for field in ("dataframe_records", "instances", "inputs")]
-    names: Any = None
-    split = document.get("dataframe_split")
-    if isinstance(split, dict):
-        names = split.get("columns")
-        tables.append(split.get("data"))
-    for rows in tables:
-        if isinstance(rows, dict):
-            for name, values in rows.items():
-                yield name, values if isinstance(values, list) else [values]
-        elif isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-            for name in dict.fromkeys(chain.from_iterable(rows)):
-                yield name, [row.get(name) for row in rows]
-        elif isinstance(rows, list) and all(isinstance(row, list) for row in rows):
-            columns = list(zip(*rows, strict=False))  # MLflow refuses ragged rows.
-            names = names if isinstance(names, list) else range(len(columns))
-            yield from zip(names, columns, strict=False)
+    for form in forms:
+        rows = document.get(form)
+        is_of_objects = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        if not rows or not is_of_objects or DF_RECORDS in document:
+            continue
+        for position, row in enumerate(rows):
+            if form == INSTANCES and row.keys() != rows[0].keys():
+                raise SchemaMismatch(f"row {position} of `instances` has other columns than row 0")
+        document[DF_RECORDS] = document.pop(form)
 
 
 def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
@@ -212,10 +232,19 @@ def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
     """
     is_row = np.isscalar(data)
     if isinstance(data, Mapping):  # MLflow reads nested columns as one row.
-        is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
+        is_row = _NESTED in types.values() or not any(map(_is_list, data.values()))
     if is_row:
         data = [data]
     return pd.DataFrame(data)
+
+
+def _objects(column: "pd.Series[Any]", missing: float | None = None) -> "pd.Series[Any]":
+    """Return a column of Python objects, with `missing` for missing values."""
+    return column.astype(object).where(column.notna(), missing)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) or np.ndim(value) > 0
 
 
 def _convert(column: Column, values: Sequence[object] | Array) -> Array:
@@ -379,6 +408,8 @@ def _iso(value: Any) -> str:
 
 
 _NESTED = "object, array or map"
+_OPENED = {ArrayType: ArrayType(AnyType()), Object: AnyType(), Map: AnyType()}
+"""The types with any content that replace nested types."""
 _JSON = NumpyEncoder(ensure_ascii=False, separators=(",", ":"))
 _AS_TEXT: dict[str, Callable[[Any], str]] = {
     "datetime": _iso,
@@ -478,16 +509,8 @@ def _strict_json(text: str) -> bytes:
     return text.encode()
 
 
-def _error_class(error: Exception, otherwise: type[OnnxserveError]) -> type[OnnxserveError]:
-    """Return the error class for a status that clients retry (`_LATER`), otherwise
-    `otherwise`.
-    """
-    status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
-    return _LATER.get(status, otherwise)
-
-
 class _Recorder:
-    """A model for MLflow's `invocations` that records its input, output and error.
+    """A model for MLflow's `invocations` that records its input and output.
 
     An output may have at most `most` values: each value takes 50 bytes and over 1 µs as
     JSON. `convert` is applied to the data that MLflow has read. The columns in `keys`
@@ -510,7 +533,6 @@ class _Recorder:
         self.data: Any = None
         self.params: Any = None
         self.prediction: Any = None
-        self.error: BaseException | None = None
 
     def take_keys(self, document: dict[str, Any]) -> None:
         """Remove the key columns from a JSON document: pandas rounds large integers if
@@ -521,20 +543,25 @@ class _Recorder:
                 self.key_arrays[name] = key_array(name, values)
 
     def predict(self, data: Any, params: Any = None) -> Any:
+        """Return the model's prediction to MLflow's functions."""
+        try:
+            return self.run(data, params)
+        except OnnxserveError as error:
+            raise _Passed(error) from None
+
+    def run(self, data: Any, params: Any = None) -> Any:
         """Return the model's prediction for the converted data, without the key
         columns.
 
-        Raises MLflow's errors of the model, and RuntimeError for any other error or if
-        the prediction is too large; `error` has the reason.
+        Raises the errors of `_model_errors`, and BodyTooLarge if the prediction is too
+        large.
         """
         if isinstance(data, pd.DataFrame):
             for name in [name for name in self._keys if name in data]:
-                column = data.pop(name).astype(object)
-                values = column.where(column.notna(), None).tolist()
-                self.key_arrays[name] = key_array(name, values)
+                self.key_arrays[name] = key_array(name, _objects(data.pop(name)).tolist())
         self.data = data
         self.params = params
-        try:
+        with _model_errors():
             self.data = self._convert(data)
             schema = self.metadata.get_params_schema()
             if schema is not None and isinstance(params, dict):
@@ -542,29 +569,55 @@ class _Recorder:
                 sent = [name for name in dates if name in params]
                 self.params = params | {name: _read_date_param(name, params[name]) for name in sent}
             self.prediction = self._model.predict(self.data, params=self.params)
-        except (MlflowException, KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:
-            self.error = error
-            raise RuntimeError from error  # MLflow would replace an Exception by its own error.
         if count_values(self.prediction) > self._most:
-            self.error = errors.BodyTooLarge(too_many_values(self._most))
-            raise RuntimeError
+            raise errors.BodyTooLarge(too_many_values(self._most))
         return self.prediction
 
 
-def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
-    """Return a signature's inputs with some types replaced, for MLflow's body
-    readers.
+class _Passed(BaseException):
+    """An error that MLflow's functions pass on. They replace the class Exception."""
+
+    def __init__(self, error: OnnxserveError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """Raise InferenceError for an error of the model's code, which is logged, and
+    SchemaMismatch, TooManyRequests or NotReady for an error of MLflow.
+    """
+    try:
+        yield
+    except (SchemaMismatch, errors.BodyTooLarge, KeyboardInterrupt, GeneratorExit):
+        raise
+    except MlflowException as error:
+        raise _refusal(error, SchemaMismatch) from None
+    except BaseException as error:  # noqa: BLE001 - A model may raise any error.
+        _log.exception("the model refused a request")
+        raise InferenceError(
+            f"the model cannot compute this input: {error_summary(error)}"
+        ) from None
+
+
+def _refusal(error: MlflowException, otherwise: type[OnnxserveError]) -> OnnxserveError:
+    """Return the error for a status that clients retry (`_LATER`), otherwise an error
+    of the class `otherwise`.
+    """
+    kind = _LATER.get(error.get_http_status_code(), otherwise)
+    return kind(clean_message(error.message))
+
+
+def _retyped(schema: Any, types: Mapping[Any, Any]) -> Any:
+    """Return a signature's inputs with some types, or some classes of types, replaced,
+    for MLflow's body readers.
     """
     if schema is None or schema.is_tensor_spec():
         return schema
     columns = []
     for spec in schema:
-        kind = spec.type
-        if isinstance(kind, DataType):
-            kind = types.get(kind, kind)
-        columns.append(ColSpec(kind, spec.name, spec.required))
+        kind = spec.type if isinstance(spec.type, DataType) else type(spec.type)
+        columns.append(ColSpec(types.get(kind, spec.type), spec.name, spec.required))
     return Schema(columns)
 
 
@@ -592,6 +645,8 @@ class Scorer:
         self._schema = model.metadata.get_input_schema()
         self._types: dict[str, str] = {}
         self._names: dict[str, str | int] = {}
+        # The columns of the signature by their names in the model's table.
+        self._columns: dict[str | int, tuple[Column, Any]] = {}
         columns = artifact.columns or artifact.logged_columns
         if columns:
             kinds = self._schema.input_types()
@@ -599,7 +654,7 @@ class Scorer:
             for column, kind, name in zip(columns, kinds, names, strict=True):
                 self._types[column.name] = kind.name if isinstance(kind, DataType) else _NESTED
                 self._names[column.name] = name
-        self._kinds = {self._names[column]: kind for column, kind in self._types.items()}
+                self._columns[name] = column, kind
         # MLflow's CSV reader rejects dates, and wraps large numbers in 32 bits.
         as_csv = {
             DataType.datetime: DataType.string,
@@ -607,7 +662,6 @@ class Scorer:
             DataType.integer: DataType.long,
             DataType.float: DataType.double,
         }
-        as_json: dict[DataType, Any] = {DataType.datetime: DataType.string}
         if artifact.columns:
             original = model
             with suppress(NotImplementedError):
@@ -615,22 +669,11 @@ class Scorer:
             # Python models expect None for a missing string.
             is_python = artifact.framework.startswith("pyfunc.")
             self._missing = _missing_text(original, None if is_python else _MISSING_TEXT)
-            read_here = (DataType.datetime, DataType.string, DataType.binary)
-            as_json = dict.fromkeys(read_here, AnyType())
-        # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and
-        # null as the string "None", and would not decode the base64 of `inputs`.
+        # MLflow's JSON reader would cast 2147483648 to -2147483648 and "false" to True,
+        # read numbers as dates, and refuse whole numbers in arrays of doubles.
+        as_json = {**dict.fromkeys(DataType, AnyType()), **_OPENED} if columns else {}
         self._csv_schema = _retyped(self._schema, as_csv)
         self._json_schema = _retyped(self._schema, as_json)
-        self._nested = {
-            spec.name: spec.type
-            for spec in self._schema or ()
-            if spec.name is not None and isinstance(spec.type, ArrayType | Object | Map)
-        }
-        self._plain = {
-            column.name: column
-            for column in columns
-            if self._types[column.name] in COLUMN_TYPES or column.is_binary
-        }
         self._has_warned = False
 
     @classmethod
@@ -646,12 +689,7 @@ class Scorer:
         if artifact.task == "agent/v1/responses" and artifact.logged_columns:
             # These models validate requests themselves, and MLflow's signature rejects
             # the names of tools.
-            opened = {ArrayType: ArrayType(AnyType()), Object: AnyType()}
-            columns = [
-                ColSpec(opened.get(type(spec.type), spec.type), spec.name, spec.required)
-                for spec in model.metadata.get_input_schema()
-            ]
-            model.metadata.signature.inputs = Schema(columns)
+            model.metadata.signature.inputs = _retyped(model.metadata.get_input_schema(), _OPENED)
             with suppress(MlflowException):  # Each trace would repeat this warning.
                 # This may create a database, so do it before the first request.
                 get_bridged_tracer_provider()
@@ -734,11 +772,10 @@ class Scorer:
                 if scoring_server.is_unified_llm_input(data):  # A chat is not a table.
                     recorder = _Recorder(model, most_values, keys=keys)
                 recorder.take_keys(data)
-                self._make_doubles(data)
-                # MLflow would cast 2147483648 to -2147483648, and "false" to True.
-                for name, values in _json_columns(data):
-                    if column := self._plain.get(str(name)):
-                        _convert(column, values)
+                if self._artifact.columns:
+                    _use_records(data, [INSTANCES, INPUTS])
+                elif self._columns:  # MLflow makes NumPy arrays of the arrays in `inputs`.
+                    _use_records(data, [INSTANCES])
             else:
                 data = body
             schema = self._json_schema if mime_type == CONTENT_TYPE_JSON else self._csv_schema
@@ -752,10 +789,12 @@ class Scorer:
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)
                 schema = Schema([*(schema or ()), *texts])
             answer = scoring_server.invocations(data, content_type, recorder, schema)
+        except _Passed as passed:
+            raise passed.error from None
         except SchemaMismatch:
             raise
         except MlflowException as error:
-            raise self._refusal(recorder, error) from None
+            raise _refusal(error, InvalidRequest) from None
         except Exception as error:  # noqa: BLE001 - MLflow's readers may raise any class
             _log.info("a body could not be read", exc_info=True)
             if recorder.prediction is not None:
@@ -781,7 +820,7 @@ class Scorer:
         reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
         recorder, _ = self._score(reader, content_type, body, most_values, keys)
         arrays = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
-        try:
+        with _model_errors():
             for part in self._model.predict_stream(recorder.data, params=recorder.params):
                 if count_values(part) > most_values:
                     raise errors.BodyTooLarge(too_many_values(most_values))
@@ -791,15 +830,6 @@ class Scorer:
                     side_messages.PART_MESSAGE, arrays=arrays, body=_strict_json(text.getvalue())
                 )
                 arrays = {"feeds": {}}
-        except errors.BodyTooLarge:
-            raise
-        except MlflowException as error:
-            raise _error_class(error, SchemaMismatch)(clean_message(error.message)) from None
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - A model may raise any error.
-            _log.exception("the model refused a request")
-            raise InferenceError(
-                f"the model cannot compute this input: {error_summary(error)}"
-            ) from None
         yield SideMessage("end")
 
     def predict(
@@ -826,13 +856,8 @@ class Scorer:
         cannot be represented as named arrays.
         """
         recorder = _Recorder(self._model, most_values, self._converted)
-        if isinstance(data, pd.DataFrame):
-            for name in [name for name in self._nested if name in data]:
-                data[name] = [_with_doubles(value, self._nested[name]) for value in data[name]]
         try:
-            return to_outputs(recorder.predict(data, params or None))
-        except (MlflowException, RuntimeError) as error:
-            raise self._refusal(recorder, error) from None
+            return to_outputs(recorder.run(data, params or None))
         except NotRepresentable as error:
             message = (
                 f"the answer cannot be represented as named arrays ({error}); send the request to "
@@ -844,98 +869,59 @@ class Scorer:
         """Return the data of a request with parsed dates, and with the missing strings
         that the model expects.
         """
-        if not self._kinds:
+        if not self._columns:
             return data
         try:
             table = data if isinstance(data, pd.DataFrame) else _as_table(data, self._types)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise SchemaMismatch(f"the columns are not a table: {error}") from None
         duplicated = {*table.columns[table.columns.duplicated()]}
-        for name, kind in self._kinds.items():
+        columns = {}
+        is_converted = False
+        # MLflow reads columns without names by position.
+        names = self._columns if self._schema.has_input_names() else table.columns
+        for name, (described, kind) in zip(names, self._columns.values(), strict=False):
             if name in duplicated:
                 raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
             if name in table:
                 column = table[name]
-                converted = self._converted_column(name, kind, column)
-                if converted is not column:
-                    table[name] = converted
-        return table
+                columns[name] = self._converted_column(described, kind, column)
+                is_converted = is_converted or columns[name] is not column
+        # MLflow ignores other columns. It would take longer to replace single columns.
+        return pd.DataFrame(columns, index=table.index) if is_converted else table
 
-    def _converted_column(self, name: str | int, kind: str, column: "pd.Series[Any]") -> Any:
+    def _converted_column(self, described: Column, kind: Any, column: "pd.Series[Any]") -> Any:
         """Return a column of a table in the form that the model expects. Raises
         SchemaMismatch for a value that does not fit the type `kind`.
         """
-        if kind == "datetime":
+        name = described.name
+        if not isinstance(kind, DataType):
+            return [_with_doubles(value, kind) for value in column]
+        if kind == DataType.datetime:
             # Parquet has dates, which need no parsing.
             is_date = pd.api.types.is_datetime64_any_dtype(column.dtype)
             return column if is_date else _read_dates(name, column)
-        if kind == "binary":
-            decoded: list[bytes | None] = []
-            for row, value in enumerate(column):
-                try:
-                    if isinstance(value, str):
-                        value = base64.b64decode(value, validate=True)
-                    decoded.append(None if _is_missing(value) else value)
-                except ValueError:  # binascii.Error is a ValueError.
-                    why = f"{short_repr(value)} is not base64"
-                    raise SchemaMismatch(
-                        f"column {name!r} (binary), row {row}: {why}", column=str(name)
-                    ) from None
-            return decoded
-        if kind == "string":
+        if kind == DataType.binary:
+            return _decoded(name, column)
+        if kind == DataType.string:
             if pd.api.types.infer_dtype(column) != "string":
-                texts = column.astype(object).where(column.notna(), None)
-                _convert(self._plain[str(name)], texts.tolist())
+                _convert(described, _objects(column).tolist())
             # Also convert categories: before pandas 3, their missing values are NaN,
             # but None in other string columns.
             may_differ = column.isna().any() or isinstance(column.dtype, pd.CategoricalDtype)
             if not self._artifact.columns or not may_differ:
                 return column
-            texts = column.astype(object).where(column.notna(), self._missing)
+            texts = _objects(column, self._missing)
             if self._missing is None or not all(isinstance(text, str) for text in column.dropna()):
                 return texts
             return texts.astype(_TEXTS)
-        if kind in ("integer", "float") and column.dtype in ("int64", "float64"):
-            return _convert(self._plain[str(name)], column.to_numpy())
-        return column
-
-    def _make_doubles(self, document: dict[str, Any]) -> None:
-        """Convert whole numbers to floats in the nested columns of a JSON document,
-        where the signature has doubles. MLflow would refuse the integers.
-        """
-        if not self._nested:
-            return
-        table = document.get("dataframe_split")
-        if (
-            isinstance(table, dict)
-            and isinstance(table.get("data"), list)
-            and isinstance(table.get("columns"), list)
-        ):
-            kinds = [self._nested.get(str(name)) for name in table["columns"]]
-            for index, row in enumerate(table["data"]):
-                if isinstance(row, list) and len(row) == len(kinds):
-                    table["data"][index] = list(map(_with_doubles, row, kinds))
-        for field in ("dataframe_records", "inputs", "instances"):
-            value = document.get(field)
-            rows = value if isinstance(value, list) else [value]
-            for row in [row for row in rows if isinstance(row, dict)]:
-                for name in self._nested.keys() & row.keys():
-                    row[name] = _with_doubles(row[name], self._nested[name])
-
-    def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
-        """Return the error for a request that the model, or MLflow's reader, refused.
-        An error of the model's code is also logged.
-        """
-        if isinstance(recorder.error, SchemaMismatch | errors.BodyTooLarge):
-            return recorder.error
-        if recorder.error is not None:
-            _log.error("the model refused a request", exc_info=recorder.error)
-            return InferenceError(
-                f"the model cannot compute this input: {error_summary(recorder.error)}"
-            )
-        default = InvalidRequest if recorder.data is None else SchemaMismatch
-        kind = _error_class(error, default)
-        return kind(clean_message(str(getattr(error, "message", error))))
+        dtype = numpy_dtype(COLUMN_TYPES[described.type])
+        if column.dtype == dtype:
+            return column
+        # Only a list of floats may be whole numbers of a column of integers.
+        if column.dtype.kind in "iub" or column.dtype.kind == dtype.kind == "f":
+            return _convert(described, column.to_numpy())
+        return _convert(described, _objects(column).tolist())
 
     def _log_feeds(self, data: Any) -> Feeds:
         """Return the inputs for the inference log. If they cannot be represented,

@@ -4,9 +4,10 @@ windows.
 
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,19 +18,13 @@ from mlflow_deploy_plugin.watch.history import was_alarm
 from mlflow_deploy_plugin.watch.result import (
     EXACT,
     Check,
-    Finding,
     MonitorResult,
     describe_interval,
     describe_span,
     format_number,
     mark_of,
 )
-from mlflow_deploy_plugin.watch.sequential.evidence import (
-    JudgedWindow,
-    LevelSeries,
-    Onset,
-    Outcome,
-)
+from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, LevelSeries, Onset, Outcome
 
 MOST_WINDOWS = 60
 _MOST_PANELS = 6
@@ -82,123 +77,115 @@ class Picture(NamedTuple):
     words: str
 
 
-@dataclass(frozen=True, eq=False)
-class Line:
-    """A figure that is drawn over the windows.
+@dataclass(frozen=True)
+class TrendLine:
+    """A figure that is drawn over K windows.
 
     Attributes:
-        starts: the starts of the windows, [N].
-        values: the figure in each window, [N]; NaN if it is unknown or too large for an
-            axis.
-        colours: the colour of each window's mark, [N].
-        thresholds: the threshold in each window, [N]; empty for a level.
-        band: the lower and the upper end of the usual level, [2, N]; [2, 0] without a
-            reference.
-        words: the content of the picture in words; empty without a value.
-        unjudged: the starts of the windows that have a mark at the bottom, because they
-            were not judged.
-        onset: the start of a shift of the level; None without one.
-        key: the `alarm_key` of a column with an alarm whose level is drawn; otherwise
-            empty.
-        is_logarithmic: True if the values are logarithms, which are shown as numbers.
+        starts: the starts of the windows, [K].
+        values: the figure in each window, [K]; NaN if it is unknown.
+        bounds: the threshold, [1, K], or the lower and the upper end of the usual band,
+            [2, K]; [0, K] without either. NaN if it is unknown.
+        colours: the colours of the windows, [K].
+        judged: the start of the judged window, which may be before other windows.
+        show: returns a value as text; of a logarithm, its number.
+        key: the `alarm_key` of the column of a level if the column is an alarm;
+            otherwise empty.
+        unjudged: the starts of windows without a verdict.
+        onset: the start of a shift; None without a shift.
     """
 
     title: str
     starts: Sequence[datetime]
     values: Sequence[float]
+    bounds: Array
     colours: Sequence[str]
-    thresholds: Sequence[float] = ()
-    band: Array = field(default_factory=lambda: np.empty((2, 0)))
-    words: str = ""
+    judged: datetime
+    show: Callable[[float], str] = format_number
+    key: str = ""
     unjudged: Sequence[datetime] = ()
     onset: Onset | None = None
-    key: str = ""
     is_logarithmic: bool = False
 
-    @property
-    def known(self) -> list[int]:
-        """The indices of the windows whose value is known."""
-        return [index for index, value in enumerate(self.values) if math.isfinite(value)]
+    def describe(self) -> str:
+        """Return a text about the newest known value until the judged window."""
+        finite = [index for index, value in enumerate(self.values) if math.isfinite(value)]
+        until_judged = [index for index in finite if self.starts[index] <= self.judged]
+        newest = max(until_judged or finite)
+        text = self.title
+        if self.onset is not None:
+            text += f" ({describe_interval(self.onset.earliest, self.onset.latest)})"
+        text += f": newest {self.show(self.values[newest])}"
+        bounds = [self.show(bound) for bound in self.bounds[:, newest].tolist()]
+        if len(bounds) == 2:
+            return f"{text}, usual {bounds[0]} to {bounds[1]}"
+        if bounds:
+            alarms = sum(self.colours[index] == _ALARM for index in finite)
+            text += f", threshold {bounds[0]}, an alarm in {alarms} of {len(finite)} windows"
+        return text
 
-    def show(self, value: float) -> str:
-        """Return the value as text; of a logarithm, its number."""
-        if self.thresholds:
-            return format_number(value)
-        return format_number(math.exp(value) if self.is_logarithmic else value, digits=3)
 
-
-def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[Line]:
+def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[TrendLine]:
     """Return the levels of the report, each over the last `MOST_WINDOWS` windows."""
     alarms = {finding.key: finding for finding in reversed(result.findings) if finding.is_open}
-    return [
-        _level_line(series, result, windows, alarms.get(series.key))
-        for series in result.report.levels
-    ]
+    lines = []
+    for series in result.report.levels:
+        marked = {}
+        alarm = alarms.get(series.key)
+        if alarm is not None:
+            marked = {
+                window.start: _CHANGED if window.state == "changed" else _ALARM
+                for window in windows
+                if was_alarm(result.kind, alarm, window)
+            }
+        line = _level_line(series, result.window.start, marked)
+        lines.append(replace(line, key="" if alarm is None else series.key))
+    return lines
 
 
-def _level_line(
-    series: LevelSeries,
-    result: MonitorResult,
-    windows: Sequence[JudgedWindow],
-    alarm: Finding | None,
-) -> Line:
-    """Return a level over the last windows, with marks in the windows in which the
-    column was an alarm. A level without a reference is not judged.
+def _level_line(series: LevelSeries, judged: datetime, marked: Mapping[datetime, str]) -> TrendLine:
+    """Return the line of a level. `marked` has the colours of the windows in which its
+    column was an alarm or a change.
     """
-    marked = {}
-    if alarm is not None:
-        marked = {
-            window.start: _CHANGED if window.state == "changed" else _ALARM
-            for window in windows
-            if was_alarm(result.kind, alarm, window)
-        }
     last = slice(-MOST_WINDOWS, None)
-    other = _FINE if len(series.usual) else _LINE
+    starts = series.starts[last]
     title = series.title
-    onset = series.onset
-    if onset is not None:
-        title += f", since the window of {describe_span(onset.start, onset.end)}"
-    line = Line(
+    if series.onset is not None:
+        span = describe_span(series.onset.start, series.onset.end)
+        title += f", since the window of {span}"
+    bounds: Array = np.empty((0, len(starts)))
+    other = _LINE  # A level without a reference is not judged.
+    if len(series.usual):
+        half = _DEVIATIONS * series.deviation
+        bounds = np.add([[-half], [half]], series.usual[last])
+        other = _FINE
+    return TrendLine(
         title,
-        series.starts[last],
+        starts,
         [_drawable(value) for value in series.values[last]],
-        [marked.get(start, other) for start in series.starts[last]],
-        band=np.add(
-            [[-_DEVIATIONS], [_DEVIATIONS]] * np.array(series.deviation), series.usual[last]
-        ),
-        onset=onset,
-        key=alarm.key if alarm is not None else "",
+        bounds,
+        [marked.get(start, other) for start in starts],
+        judged,
+        _shown_logarithm if series.is_logarithmic else partial(format_number, digits=3),
+        onset=series.onset,
         is_logarithmic=series.is_logarithmic,
     )
-    return replace(line, words=_level_words(line, result.window.start)) if line.known else line
 
 
-def _level_words(line: Line, judged: datetime) -> str:
-    """Return the interval of the shift, and the newest value until the judged window,
-    which may be before windows of the reference.
-    """
-    until_judged = [index for index in line.known if line.starts[index] <= judged]
-    newest = max(until_judged or line.known)
-    words = line.title
-    if onset := line.onset:
-        words += f" ({describe_interval(onset.earliest, onset.latest)})"
-    words += f": newest {line.show(line.values[newest])}"
-    if line.band.size:
-        low, high = line.band[:, newest].tolist()
-        words += f", usual {line.show(low)} to {line.show(high)}"
-    return words
+def _shown_logarithm(value: float) -> str:
+    return format_number(math.exp(value), digits=3)
 
 
 def trend_lines(
     result: MonitorResult,
     windows: Sequence[JudgedWindow],
-    levels: Sequence[Line] = (),
-) -> list[Line]:
+    levels: Sequence[TrendLine] = (),
+) -> list[TrendLine]:
     """Return a line for each alarm of this result without a level, the worst first, and
     for each requirement on all rows. Without requirements, the first line is the
     largest score of all columns.
     """
-    drawn: dict[str, Line] = {}
+    drawn: dict[str, TrendLine] = {}
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = _make_line("largest score of a column, in SD", windows, "", "distribution")
     with_level = [line.key for line in levels if line.key]
@@ -231,8 +218,7 @@ def _make_line(
     windows: Sequence[JudgedWindow],
     key: str,
     check: Check,
-) -> Line:
-    """Return the outcomes of a column or criterion, of which one has this check."""
+) -> TrendLine:
     outcomes = []
     for window in windows:
         outcome = window.evidence.outcomes.get(key)
@@ -248,33 +234,15 @@ def _make_line(
         elif outcome is None or outcome.check in EXACT:
             outcome = Outcome(check, "not judged")
         outcomes.append(outcome)
-    return outcome_line(title, windows, outcomes)
-
-
-def outcome_line(
-    title: str,
-    windows: Sequence[JudgedWindow],
-    outcomes: Sequence[Outcome],
-) -> Line:
-    """Return the values and the thresholds of the outcomes, one for each window."""
-    line = Line(
+    return TrendLine(
         title,
         [window.start for window in windows],
         [_drawable(outcome.value) for outcome in outcomes],
+        np.array([[_drawable(outcome.threshold) for outcome in outcomes]]),
         [_COLOURS[mark_of(outcome.state)] for outcome in outcomes],
-        [_drawable(outcome.threshold) for outcome in outcomes],
+        max(window.start for window in windows),
         unjudged=[window.start for window in windows if window.state == "not judged"],
     )
-    if not line.known:
-        return line
-    newest = line.known[-1]
-    alarms = sum(line.colours[index] == _ALARM for index in line.known)
-    words = (
-        f"{title}: newest {format_number(line.values[newest])}, threshold "
-        f"{format_number(line.thresholds[newest])}, an alarm in {alarms} of {len(line.known)} "
-        "windows"
-    )
-    return replace(line, words=words)
 
 
 def _drawable(value: float | None) -> float:
@@ -285,7 +253,7 @@ def _drawable(value: float | None) -> float:
 
 
 def draw_trend(
-    lines: Sequence[Line],
+    lines: Sequence[TrendLine],
     length: timedelta,
 ) -> list[Picture]:
     """Return a picture per line of two or more values, all with the same axis of times.
@@ -295,7 +263,7 @@ def draw_trend(
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
-    drawn = [line for line in lines if len(line.known) > 1]
+    drawn = [line for line in lines if sum(map(math.isfinite, line.values)) > 1]
     if not drawn:
         return []
     starts = list(chain.from_iterable(line.starts for line in drawn))
@@ -320,7 +288,7 @@ def draw_trend(
         panel.set_xlim(*limits)
         file = io.BytesIO()
         figure.savefig(file)
-        pictures.append(Picture(line.title, file.getvalue(), line.words))
+        pictures.append(Picture(line.title, file.getvalue(), line.describe()))
     return pictures
 
 
@@ -331,42 +299,37 @@ def _to_days(times: Sequence[datetime]) -> Array:
     return np.asarray(date2num(list(times)))
 
 
-def _draw_background(panel: "Axes", line: Line) -> None:
-    """Draw the threshold, the marks of unjudged windows, the usual band, and the start
-    of the shift's first window with the interval. The axis of a logarithm shows its
-    numbers.
+def _draw_background(panel: "Axes", line: TrendLine) -> None:
+    """Draw the threshold or the usual band, a mark at the bottom for each unjudged
+    window, and the start of the shift's first window with the interval. The axis of a
+    logarithm shows its numbers.
     """
+    days = _to_days(line.starts)
+    if len(line.bounds) == 1:
+        panel.plot(
+            days, line.bounds[0], color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1
+        )
+    elif len(line.bounds):
+        panel.fill_between(days, *line.bounds, color=_BAND, linewidth=0, zorder=0)
+    panel.scatter(
+        _to_days(line.unjudged),
+        [0.03] * len(line.unjudged),
+        marker="|",
+        color=_SOFT,
+        transform=panel.get_xaxis_transform(),
+    )
     if line.is_logarithmic:
         panel.yaxis.set_major_formatter(lambda value, _: line.show(value))
-    if line.thresholds:
-        panel.plot(
-            _to_days(line.starts),
-            line.thresholds,
-            color=_ALARM,
-            linewidth=1,
-            linestyle="--",
-            marker="_",
-            zorder=1,
-        )
-        panel.scatter(
-            _to_days(line.unjudged),
-            [0.03] * len(line.unjudged),
-            marker="|",
-            color=_SOFT,
-            transform=panel.get_xaxis_transform(),
-        )
-    if line.band.size:
-        panel.fill_between(_to_days(line.starts), *line.band, color=_BAND, linewidth=0, zorder=0)
     if onset := line.onset:
         first, earliest, latest = _to_days([onset.start, onset.earliest, onset.latest])
         panel.axvspan(earliest, latest, color=_SOFT, alpha=0.35, linewidth=0, zorder=0.5)
         panel.axvline(first, color=_LINE, linewidth=1.2, linestyle=":", zorder=1)
 
 
-def _draw_values(panel: "Axes", line: Line) -> None:
+def _draw_values(panel: "Axes", line: TrendLine) -> None:
     days = _to_days(line.starts)
     values = np.array(line.values)
-    drawn = np.clip(values, *_cut_axis(values, np.append(line.thresholds, line.band)))
+    drawn = np.clip(values, *_cut_axis(values, line.bounds))
     panel.plot(days, drawn, color=_LINE, linewidth=1, zorder=1)
     for colour, marker in _MARKERS.items():
         marked = np.where(np.array(line.colours) == colour, drawn, math.nan)

@@ -11,47 +11,36 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
-from mlflow_deploy_plugin.watch.reports.trend import (
-    draw_trend,
-    level_lines,
-    outcome_line,
-    trend_lines,
-)
+from mlflow_deploy_plugin.watch.reports.trend import TrendLine, draw_trend, level_lines, trend_lines
 from mlflow_deploy_plugin.watch.result import Finding, ReportData, State
 from mlflow_deploy_plugin.watch.sequential.evidence import (
     Evidence,
-    JudgedWindow,
     LevelSeries,
     Onset,
-    Outcome,
 )
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, past_of, result_of
 
+ALARM = "#cf222e"
+FINE = "#1a7f37"
 GREEN = (0x1A, 0x7F, 0x37)
 RED = (0xCF, 0x22, 0x2E)
 DAY = timedelta(days=1)
 START = datetime(2013, 6, 30, tzinfo=UTC)
 
 
-def windows_of(*states, length=DAY):
-    return [
-        JudgedWindow(START + length * number, state, Evidence())
-        for number, state in enumerate(states)
-    ]
-
-
-def score(*values, length=DAY, unjudged=(), threshold=3.0):
+def score(*values, threshold=3.0, length=DAY):
     """Return the line of the largest score, with a value per window."""
-    beyond = [value is not None and value > threshold for value in values]
-    states = ["drift" if is_drift else "no drift" for is_drift in beyond]
-    windows = windows_of(*states, length=length)
-    for index in unjudged:
-        windows[index] = replace(windows[index], state="not judged")
-    outcomes = [
-        Outcome("distribution", *both, threshold) for both in zip(states, values, strict=True)
-    ]
-    return outcome_line("largest score", windows, outcomes)
+    starts = [START + length * number for number in range(len(values))]
+    known = [math.nan if value is None else value for value in values]
+    return TrendLine(
+        "largest score",
+        starts,
+        known,
+        np.full((1, len(values)), threshold),
+        [ALARM if value > threshold else FINE for value in known],
+        starts[-1],
+    )
 
 
 @pytest.mark.parametrize(("length", "count"), [(timedelta(minutes=1), 2), (timedelta(days=1), 3)])
@@ -76,12 +65,12 @@ def test_each_drifted_column_has_a_line():
 
     drawn = lines_of(result_of(9, temperature=9.0, noise=1.0, findings=findings))
 
-    assert [(line.title, line.values, line.thresholds) for line in drawn] == [
-        ("largest score of a column, in SD", [9.0], [3.0]),
-        ("temperature, score in SD", [9.0], [3.0]),
-        ("humid, score in SD", [8.0], [3.0]),
-        ("temperature (carrier=AA), score in SD", [5.0], [3.0]),
-        ("wind: gone", [1.0], [0.0]),
+    assert [(line.title, line.values, line.bounds.tolist()) for line in drawn] == [
+        ("largest score of a column, in SD", [9.0], [[3.0]]),
+        ("temperature, score in SD", [9.0], [[3.0]]),
+        ("humid, score in SD", [8.0], [[3.0]]),
+        ("temperature (carrier=AA), score in SD", [5.0], [[3.0]]),
+        ("wind: gone", [1.0], [[0.0]]),
     ]
 
 
@@ -94,10 +83,10 @@ def test_violated_requirements_have_the_first_lines():
     findings = (violated, column, f1, replace(f1, segment="carrier=UA"), unknown)
     drawn = lines_of(result_of(9, kind="drift", findings=findings))
 
-    assert [(line.title, line.values, line.thresholds) for line in drawn] == [
-        ("f1 (carrier=AA)", [0.3], [0.5]),
-        ("wind, score in SD", [8.0], [3.0]),
-        ("f1", [0.9], [0.5]),
+    assert [(line.title, line.values, line.bounds.tolist()) for line in drawn] == [
+        ("f1 (carrier=AA)", [0.3], [[0.5]]),
+        ("wind, score in SD", [8.0], [[3.0]]),
+        ("f1", [0.9], [[0.5]]),
     ]
 
 
@@ -122,7 +111,7 @@ def test_colours_show_the_state_of_the_requirement():
 
     (line,) = lines_of(results[-1], *results[:-1])
 
-    assert line.colours == ["#1a7f37", "#9a9a9a", "#cf222e"]
+    assert line.colours == [FINE, "#9a9a9a", ALARM]
 
 
 def test_missing_column_keeps_its_earlier_values():
@@ -134,15 +123,14 @@ def test_missing_column_keeps_its_earlier_values():
 
     assert line.title == "wind: gone"
     np.testing.assert_array_equal(line.values, [0.0, math.nan, math.nan, 1.0])
-    assert line.thresholds[:2] == [0.0, 0.0]
-    assert (line.colours[0], line.colours[3]) == ("#1a7f37", "#cf222e")
+    assert line.bounds[0, :2].tolist() == [0.0, 0.0]
+    assert (line.colours[0], line.colours[3]) == (FINE, ALARM)
 
 
 def test_picture_describes_the_newest_value():
     single = replace(score(None, 6.5, None), title="a column of one value")
-    line = score(1.0, 6.5, None, unjudged=[2])
 
-    (picture,) = draw_trend([line, single], DAY)
+    (picture,) = draw_trend([score(1.0, 6.5, None), single], DAY)
 
     assert picture.words == "largest score: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
 
@@ -206,8 +194,8 @@ def levels_of(*levels):
 
 
 def alarm_days(line):
-    marks = zip(line.starts, line.colours, strict=True)
-    return [start.day for start, colour in marks if colour == "#cf222e"]
+    days = zip(line.starts, line.colours, strict=True)
+    return [start.day for start, colour in days if colour == ALARM]
 
 
 def test_level_replaces_the_score_of_its_column():
@@ -242,7 +230,7 @@ def test_level_shows_changes_unlike_alarms():
 
     (line,) = level_lines(result, windows)
 
-    assert line.colours[-4:] == ["#1a7f37", "#cf222e", "#cf222e", "#9a6700"]
+    assert line.colours[-4:] == [FINE, ALARM, ALARM, "#9a6700"]
 
 
 def test_level_describes_the_judged_window():
@@ -251,7 +239,7 @@ def test_level_describes_the_judged_window():
 
     (line,) = level_lines(earlier, windows)
 
-    assert mentions(line.words, "newest 5")
+    assert mentions(line.describe(), "newest 5")
 
 
 def test_level_of_a_segment_has_its_alarms():
@@ -287,7 +275,7 @@ def test_levels_show_the_last_sixty_windows():
 
     (line,) = level_lines(result, windows)
 
-    assert {len(line.starts), len(line.values), line.band.shape[1]} == {60}
+    assert len(line.starts) == len(line.values) == line.bounds.shape[1] == 60
 
 
 def test_shift_without_a_level_has_no_line():
