@@ -134,7 +134,7 @@ class _LazyCommands(Commands):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             entry = _extensions().get(cmd_name)
-            return None if entry is None else _load(entry)
+            return None if entry is None else load_entry(entry, click.Command)
         module = importlib.import_module(f"mlflow_deploy_plugin.cli.{_COMMANDS[cmd_name][0]}")
         if cmd_name in vars(builtins):
             name = f"{cmd_name}_"
@@ -170,7 +170,8 @@ class _LazyCommands(Commands):
         descriptions = []
         for name, entry in _extensions().items():
             try:
-                descriptions.append((name, _load(entry).get_short_help_str(limit=100)))
+                command = load_entry(entry, click.Command)
+                descriptions.append((name, command.get_short_help_str(limit=100)))
             except OnnxserveError as error:
                 descriptions.append((name, error.message))
         if descriptions:  # A copy that is not installed has no entry points.
@@ -243,13 +244,6 @@ def _extensions() -> dict[str, EntryPoint]:
     """
     registered = registered_in(GROUP)
     return {name: entry for name, entry in registered.items() if name not in _COMMANDS}
-
-
-def _load(entry: EntryPoint) -> click.Command:
-    command = load_entry(entry)
-    if not isinstance(command, click.Command):
-        raise OnnxserveError(f"{entry.name} ({entry.value}) is not a click.Command")
-    return command
 
 
 def _fail(message: str) -> None:

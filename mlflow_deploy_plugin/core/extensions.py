@@ -22,12 +22,17 @@ def registered_in(group: str) -> dict[str, EntryPoint]:
     }
 
 
-def load_entry(entry: EntryPoint) -> Any:
-    """Return the object of an entry point. Raises OnnxserveError if its code fails."""
+def load_entry(entry: EntryPoint, kind: type = object) -> Any:
+    """Return the object of an entry point. Raises OnnxserveError if its code fails, or
+    the object is not of this kind.
+    """
     try:
-        return entry.load()
+        loaded = entry.load()
     except Exception as error:
         raise OnnxserveError(
             f"{entry.name} ({entry.value}) cannot be loaded: {one_line(error, 300)}; update or "
             "uninstall its distribution"
         ) from error
+    if not isinstance(loaded, kind):
+        raise OnnxserveError(f"{entry.name} ({entry.value}) is not a {kind.__name__}")
+    return loaded
