@@ -162,35 +162,28 @@ def estimated_gradient(version: DisturbedVersion) -> LossGradient | Refused:
     1992); a Refused without floating-point inputs, or if the predictions and the target
     do not fit.
     """
-    model = version.model
-    rows = version.rows
     truth = version.truth
-    if not _floats(rows):
+    floats = _floats(version.rows)
+    if not floats:
         return Refused("the model has no floating-point inputs")
-    losses = _losses(truth, model.predict(rows))
+    losses = _losses(truth, version.model.predict(version.rows))
     if isinstance(losses, Refused):
         return losses
-    steps = {
-        name: _SPSA_STEP * np.maximum(_unit(values), 1e-12)
-        for name, values in _floats(rows).items()
-    }
+    steps = {name: _SPSA_STEP * np.maximum(_unit(values), 1e-12) for name, values in floats.items()}
 
     def loss_of(changed: NamedArrays) -> Array:
         """Return the loss of each row, or zeros for predictions that do not fit."""
-        losses = _losses(truth, model.predict(changed))
-        if not isinstance(losses, Refused):
-            return losses
-        return np.zeros(len(truth))
+        losses = _losses(truth, version.model.predict(changed))
+        return np.zeros(len(truth)) if isinstance(losses, Refused) else losses
 
     def move(changed: NamedArrays, signs: NamedArrays) -> NamedArrays:
-        stepped = {
+        return changed | {
             name: (changed[name] + steps[name] * sign).astype(changed[name].dtype)
             for name, sign in signs.items()
         }
-        return changed | stepped
 
     def gradient(current: NamedArrays, rng: Generator) -> tuple[Array, NamedArrays]:
-        slopes = {name: np.zeros(values.shape) for name, values in _floats(current).items()}
+        slopes = {name: np.zeros(values.shape) for name, values in floats.items()}
         for _ in range(_DIRECTIONS):
             ahead = {name: rng.choice((-1.0, 1.0), values.shape) for name, values in slopes.items()}
             behind = {name: -sign for name, sign in ahead.items()}
