@@ -80,7 +80,7 @@ IMPORTS_OF_EXTRAS = {
     "explain": "import shap",
     "bom": "import mlflow_deploy_plugin.promote.evidence.bom",
     "signing": "import model_signing.signing, mlflow_deploy_plugin.core.signatures",
-    "spark": "import pyspark.sql, mlflow_deploy_plugin.ship.batch.spark",
+    "spark": "import pyspark.sql, mlflow_deploy_plugin.contrib.spark.batch",
     "otel": (
         "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; from "
         "mlflow_deploy_plugin.serve.observability.tracing import open_tracer; assert open_tracer()"

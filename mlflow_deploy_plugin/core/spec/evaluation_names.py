@@ -9,8 +9,7 @@ from numbers import Real
 from typing import Any, Literal, get_args
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.extensions import load_entry, registered_in
-from mlflow_deploy_plugin.core.messages import did_you_mean
+from mlflow_deploy_plugin.core.extensions import find_entry, registered_in
 
 MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
@@ -77,13 +76,8 @@ def find_disturbance(name: str) -> Disturbance:
     """
     if name in DISTURBANCES:
         return DISTURBANCES[name]
-    entry = registered_in(_GROUP).get(name)
-    if entry is None:
-        names = disturbance_names()
-        hint = did_you_mean(name, names, f"the disturbances are {', '.join(names)}")
-        raise InvalidConfig(f"there is no disturbance {name!r}{hint}")
-    disturbance: Disturbance = load_entry(entry, Disturbance)
-    return disturbance
+    found: Disturbance = find_entry(_GROUP, name, "disturbance", DISTURBANCES, Disturbance)
+    return found
 
 
 def check_metric(metric: str | None) -> None:

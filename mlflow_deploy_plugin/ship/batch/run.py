@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.extensions import BATCH, find_entry
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker, WorkerPool
 from mlflow_deploy_plugin.core.registry.model_files import download
@@ -45,7 +46,6 @@ from mlflow_deploy_plugin.ship.batch.part import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Engine = Literal["local", "spark"]
 _LONGEST_PART_SECONDS = 20 * 86400.0  # poll(2) accepts at most 24 days.
 _LOOK_SECONDS = 0.2
 _DATASET_NAME_CHARACTERS = 250
@@ -70,7 +70,8 @@ class BatchPlan:
         workers: the number of cores of this machine to use; None means all cores. Spark
             has a separate setting.
         device: the device of each process: `cpu` or `cuda`.
-        engine: `local`, the processes of this machine, or `spark`.
+        engine: `local`, the processes of this machine, or an entry point, such as
+            `spark`.
         restart: delete the files of another batch in the output.
         experiment: the MLflow experiment in which a run records the batch; empty if the
             batch is not recorded.
@@ -85,7 +86,7 @@ class BatchPlan:
     on_error: OnError = "fail"
     workers: int | None = None
     device: Device = "cpu"
-    engine: Engine = "local"
+    engine: str = "local"
     restart: bool = False
     experiment: str = ""
 
@@ -179,12 +180,9 @@ def run_batch(
         }
         finished = output.begin(manifest, plan.restart)
         tally = _Tally(plan, parts, finished, temporary / "progress", report)
-        if plan.engine == "local":
-            predict = _predict_locally
-        else:
-            from mlflow_deploy_plugin.ship.batch.spark import predict_parts  # Spark is an extra.
-
-            predict = predict_parts
+        predict = predict_locally
+        if plan.engine != "local":
+            predict = find_entry(BATCH, plan.engine, "engine", ["local"])
         with predict(tally.jobs(model), plan.workers) as running:
             tally.follow(*running)
         result = BatchResult(resolved, tally.progress(), tally.failed)
@@ -207,7 +205,7 @@ def run_batch(
 
 
 @contextmanager
-def _predict_locally(
+def predict_locally(
     jobs: Sequence[PartJob], workers: int | None
 ) -> Iterator[tuple[list[Future[None]], Ended]]:
     """Predict the parts in worker processes, which end when the calling process
