@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.core.version import __version__
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.contrib.spark.batch import predict_frame
     from mlflow_deploy_plugin.core.errors import (
         ConversionError,
         DeploymentFailed,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.runtime.steps import Request
     from mlflow_deploy_plugin.ship.batch.part import BatchPlan
     from mlflow_deploy_plugin.ship.batch.run import run_batch
-    from mlflow_deploy_plugin.ship.batch.spark import predict_frame
     from mlflow_deploy_plugin.wrap.evaluation.curves import robustness
     from mlflow_deploy_plugin.wrap.evaluation.explanation import explain
     from mlflow_deploy_plugin.wrap.exporter.exporting import export
@@ -98,7 +98,7 @@ _HOMES = {
     "load_model": ("wrap.flavor.save", "load_model"),
     "log_model": ("wrap.flavor.save", "log_model"),
     "optimize": ("wrap.optimization.optimizer", "optimize"),
-    "predict_frame": ("ship.batch.spark", "predict_frame"),
+    "predict_frame": ("contrib.spark.batch", "predict_frame"),
     "robustness": ("wrap.evaluation.curves", "robustness"),
     "run_batch": ("ship.batch.run", "run_batch"),
     "save_model": ("wrap.flavor.save", "save_model"),

@@ -25,7 +25,11 @@ from mlflow_deploy_plugin.cli.options import (
     show_result,
     usage_errors,
 )
-from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, METRICS, parse_strengths
+from mlflow_deploy_plugin.core.spec.evaluation_names import (
+    METRICS,
+    disturbance_names,
+    parse_strengths,
+)
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.registry.runs import LoggedRun
@@ -72,7 +76,7 @@ def _show_places(
 @option(
     "--strengths NAME[=S,S,…]",
     "Disturbance and its strengths. May be repeated. The disturbances are "
-    f"{', '.join(DISTURBANCES)}.",
+    f"{', '.join(disturbance_names())}.",
     multiple=True,
     show_default="all that apply to the model",
 )

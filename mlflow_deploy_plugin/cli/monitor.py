@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.cli.options import (
     why_option,
 )
 from mlflow_deploy_plugin.core.errors import AlreadyExists, NotFound
+from mlflow_deploy_plugin.core.extensions import PROFILES
 from mlflow_deploy_plugin.core.messages import format_time, join_names, one_line
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
 from mlflow_deploy_plugin.core.spec.types import parse_duration
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.alerts import Silence
     from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
     from mlflow_deploy_plugin.watch.monitors.schedule import MonitorOverview
-    from mlflow_deploy_plugin.watch.result import Engine, Finding, MonitorResult, WindowRequest
+    from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequest
 
 _HEAD = (
     "ENDPOINT",
@@ -204,8 +205,9 @@ def expire(keep: str, dry_run: bool) -> None:
 @_monitor_option
 @_window_option
 @engine_option(
+    PROFILES,
     "Engine that aggregates the rows: this process, or Spark for large logs. Both give the "
-    "same numbers."
+    "same numbers.",
 )
 @_exit_code_flag
 @output_option
@@ -593,7 +595,7 @@ def _judge_window(
     window: str | None,
     output: str,
     exit_code: bool,
-    engine: "Engine" = "local",
+    engine: str = "local",
     **bounds: Any,
 ) -> None:
     """Judge a window now and show the result. The result is not stored if `bounds`

@@ -20,6 +20,7 @@ import click
 import orjson
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.extensions import registered_in
 from mlflow_deploy_plugin.core.messages import closest_match
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 
@@ -132,7 +133,12 @@ folder_option = partial(option, type=click.Path(file_okay=False, path_type=Path)
 """An option for the path of a folder, which may not be a file."""
 original_option = partial(option, "--original URI", default="")
 max_rows_option = partial(option, "--max-rows ROWS", "Maximum number of rows.")
-engine_option = partial(option, "--engine", type=click.Choice(["local", "spark"]), default="local")
+
+
+def engine_option(group: str, text: str) -> Callable[[_Command], _Command]:
+    """Return the option of the engines of an entry point group."""
+    choice = click.Choice(["local", *registered_in(group)])
+    return option("--engine", text, type=choice, default="local")
 
 
 def combine_options(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:

@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.cli.options import (
     to_names,
 )
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.extensions import BATCH
 from mlflow_deploy_plugin.core.registry.connection import hidden_pandas
 from mlflow_deploy_plugin.core.tabular.row_files import (
     FILE_FORMATS,
@@ -299,7 +300,7 @@ def _show_line(line: str) -> None:
 )
 @option("--workers CORES", "Number of cores to use.", type=POSITIVE, show_default="all")
 @option("--device", "Device.", type=click.Choice(["cpu", "cuda"]), default="cpu")
-@engine_option(help="Engine: this machine, or the cluster from the Spark configuration.")
+@engine_option(BATCH, "Engine: this machine, or the cluster from the Spark configuration.")
 @flag("--restart", "Delete the output of an earlier batch, and start from the beginning.")
 @option(
     "--run EXPERIMENT",

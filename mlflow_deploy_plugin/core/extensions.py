@@ -2,18 +2,26 @@
 (docs/extend.md).
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points
-from typing import Any, TypeVar
+from typing import Any
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.messages import did_you_mean, one_line
 
 EXPORTERS = "onnxserve.exporters"
 """The group of export formats: the name of a format → its
 `wrap.exporter.exporting.Exporter`.
 """
-_T = TypeVar("_T")
+BATCH = "onnxserve.batch"
+"""The group of engines of batches: the name of an engine → a function like
+`predict_locally` of ship.batch.run.
+"""
+PROFILES = "onnxserve.profiles"
+"""The group of engines of monitors: the name of an engine → a function like
+`window_profile` of watch.drift.sketches.hourly.
+"""
 
 
 def registered_in(group: str) -> dict[str, EntryPoint]:
@@ -33,12 +41,12 @@ def describe_entry(entry: EntryPoint) -> str:
     return described
 
 
-def load_entry(entry: EntryPoint, kind: type[_T]) -> _T:
+def load_entry(entry: EntryPoint, kind: type = object) -> Any:
     """Return the object of an entry point. Raises OnnxserveError if its code fails, or
     the object is not of this kind.
     """
     try:
-        loaded: Any = entry.load()
+        loaded = entry.load()
     except (Exception, SystemExit) as error:
         raise OnnxserveError(
             f"{describe_entry(entry)} cannot be loaded: {one_line(error, 300)}; update or "
@@ -47,3 +55,23 @@ def load_entry(entry: EntryPoint, kind: type[_T]) -> _T:
     if not isinstance(loaded, kind):
         raise OnnxserveError(f"{describe_entry(entry)} is not a {kind.__name__}")
     return loaded
+
+
+def find_entry(group: str, name: str, what: str, own: Iterable[str], kind: type = object) -> Any:
+    """Return the object of an entry point by its name.
+
+    Args:
+        what: a word for the objects of the group, in messages.
+        own: the names of ours, which are not entry points.
+        kind: the type of the object.
+
+    Raises:
+        InvalidConfig: the name is unknown.
+        OnnxserveError: the entry point cannot be loaded.
+    """
+    registered = registered_in(group)
+    if name not in registered:
+        names = [*own, *registered]
+        listed = f"the {what}s are {', '.join(names)}"
+        raise InvalidConfig(f"there is no {what} {name!r}{did_you_mean(name, names, listed)}")
+    return load_entry(registered[name], kind)

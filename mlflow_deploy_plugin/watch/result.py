@@ -32,7 +32,6 @@ from mlflow_deploy_plugin.watch.sequential.evidence import (
     alarm_key,
 )
 
-Engine = Literal["local", "spark"]
 State = Literal["drift", "changed", "no drift", "violated", "kept", "cannot tell", "not judged"]
 """`drift` uses all states, `performance` all but `changed` and `no drift`, and the
 other kinds all but the first three. `changed` is a drift without a sign of harm.
@@ -526,7 +525,7 @@ class WindowRequest:
     settings: Settings
     capture: CaptureSpec = field(default_factory=CaptureSpec)
     notes: tuple[str, ...] = ()
-    engine: Engine = "local"
+    engine: str = "local"
     tried: str = ""
     endpoint_created: str = ""
     columns: tuple[str, ...] = ()

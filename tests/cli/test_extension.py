@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from mlflow_deploy_plugin import export
+from mlflow_deploy_plugin import export, robustness
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.registry.policy import parse_policy
+from tests.support.classifiers import labelled, write_classifier
 from tests.support.commands import done, onnxserve, said
 from tests.support.guides import blocks
 from tests.support.models import mixed_model
@@ -19,6 +21,17 @@ from tests.support.waiting import wait_until
 
 PAGE = Path("docs/extend.md").read_text()
 MODULES = dict(re.findall(r"^`(\w+)\.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+UNFIT_DISTURBANCES = {
+    "useless": "None",
+    "raising": "lambda version: 1 / 0",
+    "empty": "lambda version: lambda strength, rng: []",
+    "longer": "lambda version: lambda strength, rng: [('', {'a': [1.0] * 9})]",
+    "texts": "lambda version: lambda strength, rng: [('', {'a': ['x'] * 100})]",
+    "unknown": "lambda version: lambda strength, rng: [('', {'c': [1.0] * 100})]",
+    "untyped": "lambda version: lambda strength, rng: [3]",
+    "unfit": "lambda version: Refused('too few rows')",
+}
+"""Functions of disturbances that fail or do not fit the model."""
 BROKEN = """
 [onnxserve.commands]
 absent = no_such_module:command
@@ -26,6 +39,10 @@ number = flights_report:__name__
 serve = flights_report:report
 [onnxserve.exporters]
 absent = no_such_module:write
+[onnxserve.disturbances]
+absent = no_such_module:DISTURBANCE
+noise = stuck_sensor:STUCK
+number = stuck_sensor:__name__
 """
 
 
@@ -47,11 +64,20 @@ def example(site, tmp_path, monkeypatch):
     metadata = tmp_path / "broken-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(BROKEN)
+    unfit = [f"{name} = unfit:{name.upper()}" for name in UNFIT_DISTURBANCES]
+    (metadata / "entry_points.txt").write_text(BROKEN + "\n".join(unfit))
+    (tmp_path / "unfit.py").write_text(
+        "from mlflow_deploy_plugin.core.errors import Refused\n"
+        "from mlflow_deploy_plugin.core.spec.evaluation_names import Disturbance\n"
+        + "".join(
+            f"{name.upper()} = Disturbance('', (0.5,), disturber={function})\n"
+            for name, function in UNFIT_DISTURBANCES.items()
+        )
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(site))
     yield
-    for name in MODULES:
+    for name in (*MODULES, "unfit"):
         sys.modules.pop(name, None)
 
 
@@ -99,6 +125,39 @@ def test_server_uses_protocol_and_sink(site, serve, tmp_path, monkeypatch):
     event = json.loads(received.read_text().splitlines()[1])
     assert event["id"] == answer.headers["X-Prediction-Id"]
     assert event["data"]["inputs"][0]["data"] == ["AA"]
+
+
+@pytest.fixture
+def disturbed(example, tmp_path):
+    model = str(write_classifier(tmp_path / "model"))
+    return lambda strengths: robustness(model, labelled(100), "label", strengths=strengths)
+
+
+def test_disturbance_of_another_distribution_is_measured(disturbed):
+    report = disturbed({"unfit": [], "stuck": [], "noise": [], "texts": []})
+    assert [name for name, _ in report.curves()] == ["noise", "stuck", "texts"]
+    *_, stuck, texts = report.points
+    assert (stuck.strength, stuck.variant) == (0.5, "a")
+    assert stuck.loss > 0.1
+    assert mentions(texts.refusal, "'a'")
+    assert report.cannot == {"unfit": "too few rows"}
+
+
+@pytest.mark.parametrize(
+    "name", ["absent", "number", "useless", "raising", "empty", "longer", "unknown", "untyped"]
+)
+def test_broken_disturbance_is_named(name, disturbed):
+    with refused(OnnxserveError, name):
+        disturbed({name: [0.5]})
+
+
+@pytest.mark.usefixtures("example")
+def test_policy_reads_disturbance_of_another_distribution():
+    policy = "robustness: {disturbances: {stuck: }, dataset: d.csv, target: label}"
+    assert parse_policy(policy, "p").robustness.disturbances == {"stuck": (0.1, 0.5)}
+    for unusable in ("absent", "stick"):
+        with refused(InvalidConfig, unusable):
+            parse_policy(policy.replace("stuck", unusable), "p")
 
 
 def test_copy_without_entry_points_has_help(monkeypatch):

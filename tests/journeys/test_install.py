@@ -57,10 +57,10 @@ IMPORTS_OF_EXTRAS = {
     "ui": "import mlflow_deploy_plugin.ui.app",
     "sklearn": "import mlflow_deploy_plugin.wrap.convert.sklearn.conversion",
     "torch": "import mlflow_deploy_plugin.wrap.convert.torch, onnxscript",
-    "statsmodels": "import mlflow_deploy_plugin.wrap.convert.statsmodels",
+    "statsmodels": "import mlflow_deploy_plugin.contrib.estimators.statsmodels",
     "text": "import tokenizers",
     "transformers": "import sentence_transformers, transformers",
-    "pmml": "import mlflow_deploy_plugin.wrap.flavor.pmml_model",
+    "pmml": "import mlflow_deploy_plugin.contrib.estimators.pmml_model",
     "desktop": "import PyInstaller, mlflow_deploy_plugin.contrib.edge.desktop",
     "jwt": "import threading, pathlib, mlflow_deploy_plugin.serve.agent.keys as keys; "
     "keys.issuer_key_fetcher(pathlib.Path('.'), 'https://here', threading.Event())",
@@ -81,7 +81,7 @@ IMPORTS_OF_EXTRAS = {
     "explain": "import shap",
     "bom": "import mlflow_deploy_plugin.promote.evidence.bom",
     "signing": "import model_signing.signing, mlflow_deploy_plugin.core.signatures",
-    "spark": "import pyspark.sql, mlflow_deploy_plugin.ship.batch.spark",
+    "spark": "import pyspark.sql, mlflow_deploy_plugin.contrib.spark.batch",
     "otel": (
         "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; from "
         "mlflow_deploy_plugin.serve.observability.tracing import open_tracer; assert open_tracer()"

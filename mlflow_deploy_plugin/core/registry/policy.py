@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, ScopeMissing
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, ScopeMissing
 from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
@@ -132,7 +132,7 @@ class RobustnessPolicy(SpecPart):
         lists |= {name: [] for name, value in lists.items() if value is None}
         try:
             return check_strengths(lists)
-        except InvalidConfig as error:
+        except OnnxserveError as error:
             raise ValueError(error.message) from None
 
     _has_a_target = model_validator(mode="after")(_with_target)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.messages import did_you_mean
+from mlflow_deploy_plugin.core.extensions import find_entry, registered_in
 
 MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
@@ -22,18 +22,26 @@ _MAX_STRENGTH = 1e6
 
 @dataclass(frozen=True)
 class Disturbance:
-    """A disturbance of rows. `unit` describes the strength, which is between 0 and 1 if
-    `is_share`.
+    """A disturbance of rows.
+
+    Attributes:
+        unit: the meaning of the strength.
+        strengths: the default strengths.
+        is_share: True if a strength is between 0 and 1.
+        by_default: True if it is measured unless strengths are requested.
+        disturber: for an entry point, a function that takes a `DisturbedVersion` of
+            wrap.evaluation.disturbances, and returns a `Disturber` or a Refused.
     """
 
     unit: str
     strengths: tuple[float, ...]
     is_share: bool = True
     by_default: bool = True
+    disturber: Any = None
 
 
+_GROUP = "onnxserve.disturbances"
 _SHARES = (0.05, 0.1, 0.2, 0.5)
-_ATTACK = "largest change: standard deviations of a column, or share of an image's value range"
 DISTURBANCES: Mapping[str, Disturbance] = {
     "noise": Disturbance(
         "standard deviations of the column",
@@ -54,15 +62,22 @@ DISTURBANCES: Mapping[str, Disturbance] = {
         _SHARES,
     ),
     "occlusion": Disturbance("covered share of the image", _SHARES),
-    "fgsm": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False),
-    "pgd": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False),
-    "spsa": Disturbance(
-        _ATTACK,
-        (0.01, 0.03, 0.1, 0.3),
-        is_share=False,
-        by_default=False,
-    ),
 }
+
+
+def disturbance_names() -> tuple[str, ...]:
+    """Return the names of our disturbances, then those of entry points."""
+    return tuple(dict.fromkeys([*DISTURBANCES, *registered_in(_GROUP)]))
+
+
+def find_disturbance(name: str) -> Disturbance:
+    """Return one of `disturbance_names`. Raises InvalidConfig for another name, and
+    OnnxserveError if an entry point cannot be loaded.
+    """
+    if name in DISTURBANCES:
+        return DISTURBANCES[name]
+    found: Disturbance = find_entry(_GROUP, name, "disturbance", DISTURBANCES, Disturbance)
+    return found
 
 
 def check_metric(metric: str | None) -> None:
@@ -73,18 +88,14 @@ def check_metric(metric: str | None) -> None:
 
 def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
     """Return the strengths per disturbance, ascending; an empty sequence selects the
-    defaults. Raises InvalidConfig.
+    defaults. Raises InvalidConfig, and OnnxserveError like `find_disturbance`.
     """
-    if unknown := [name for name in requested if name not in DISTURBANCES]:
-        listed = f"the disturbances are {', '.join(DISTURBANCES)}"
-        raise InvalidConfig(
-            "there is no disturbance "
-            f"{unknown[0]!r}{did_you_mean(unknown[0], DISTURBANCES, listed)}",
-        )
+    found = {name: find_disturbance(name) for name in requested}
     checked: dict[str, tuple[float, ...]] = {}
-    for name, disturbance in DISTURBANCES.items():
-        if name not in requested:
+    for name in dict.fromkeys([*DISTURBANCES, *sorted(found)]):
+        if name not in found:
             continue
+        disturbance = found[name]
         value = requested[name]
         strengths: list[object] = [value]
         if isinstance(value, Iterable) and not isinstance(value, str):

@@ -70,9 +70,8 @@ from mlflow_deploy_plugin.promote.gate.verdict import (
     verdict_as_json,
 )
 from mlflow_deploy_plugin.promote.replay.traffic import open_traffic
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count, sample_positions
+from mlflow_deploy_plugin.serve.runtime.feeds import row_count, sample_positions
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
-from mlflow_deploy_plugin.wrap.evaluation.adversarial import LossGradient, torch_gradient
 from mlflow_deploy_plugin.wrap.evaluation.agreement import graph_digest
 from mlflow_deploy_plugin.wrap.evaluation.curves import measure_robustness
 from mlflow_deploy_plugin.wrap.evaluation.dataset import (
@@ -84,6 +83,7 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     reference_rows,
     take_rows,
 )
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import DisturbedVersion
 from mlflow_deploy_plugin.wrap.evaluation.metrics import default_metric
 from mlflow_deploy_plugin.wrap.evaluation.model import (
     LoadedModel,
@@ -312,34 +312,20 @@ class _Checks:
             source = policy if policy.dataset else evaluation
             labelled = self.load_rows(source, policy.max_rows)
         positions = sample_positions(len(labelled.truth), policy.max_rows, self.policy.seed)
-        report = measure_robustness(
+        version = DisturbedVersion(
+            take_rows(labelled.rows, positions),
+            labelled.truth[positions],
             self.candidate,
-            LabelledRows(take_rows(labelled.rows, positions), labelled.truth[positions]),
-            policy.metric or evaluation.metric,
-            policy.disturbances,
-            self.policy.seed,
-            self.find_gradient,
-            self.progress,
-        )
-        return check_disturbances(report, policy)
-
-    def find_gradient(self, rows: NamedArrays, truth: Array) -> LossGradient | errors.Refused:
-        """Return the gradient of the torch original's loss for the rows, or why there
-        is none.
-        """
-        if not self.allows_code:
-            return errors.Refused(
-                "the torch original runs its own code, which this server does not allow"
-            )
-        return torch_gradient(
             self.resolved,
             self.folder,
-            self.candidate.artifact,
             self.original,
-            rows,
-            truth,
-            has_consent=True,
+            allows_code=self.allows_code,
         )
+        metric = policy.metric or evaluation.metric
+        report = measure_robustness(
+            version, metric, policy.disturbances, self.policy.seed, self.progress
+        )
+        return check_disturbances(report, policy)
 
     def budget(self) -> CheckResult:
         """Measure the cost, together with the current version if both predict the same

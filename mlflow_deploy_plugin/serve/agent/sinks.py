@@ -437,7 +437,7 @@ def _sender(scheme: str) -> Any:
     entry = registered_in("onnxserve.sinks").get(scheme)
     if entry is None:
         raise NotInstalled(f"the server's environment has no sink for {scheme}://")
-    return load_entry(entry, object)
+    return load_entry(entry)
 
 
 def _documents(batch: CapturedBatch) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -45,7 +45,6 @@ from mlflow_deploy_plugin.ship.batch.table_model import (
 )
 
 OnError = Literal["fail", "skip-row", "skip-part"]
-Engine = Literal["local", "spark"]
 REJECTED = "_rejected"
 """The output folder for the omitted rows, with one JSON Lines file per part."""
 _WRITTEN_ROWS = 2**17
@@ -96,7 +95,8 @@ class BatchPlan:
         workers: the number of cores of this machine to use; None means all cores. Spark
             has a separate setting.
         device: the device of each process: `cpu` or `cuda`.
-        engine: `local`, the processes of this machine, or `spark`.
+        engine: `local`, the processes of this machine, or an entry point, such as
+            `spark`.
         restart: delete the files of another batch in the output.
         experiment: the MLflow experiment in which a run records the batch; empty if the
             batch is not recorded.
@@ -111,7 +111,7 @@ class BatchPlan:
     on_error: OnError = "fail"
     workers: int | None = None
     device: Device = "cpu"
-    engine: Engine = "local"
+    engine: str = "local"
     restart: bool = False
     experiment: str = ""
 

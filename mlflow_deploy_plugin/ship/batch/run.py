@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.extensions import BATCH, find_entry
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker, WorkerPool
 from mlflow_deploy_plugin.core.registry.model_files import download
@@ -138,12 +139,9 @@ def run_batch(
         }
         finished = output.begin(manifest, plan.restart)
         tally = _Tally(plan, parts, finished, temporary / "progress", report)
-        if plan.engine == "local":
-            predict = _predict_locally
-        else:
-            from mlflow_deploy_plugin.ship.batch.spark import predict_parts  # Spark is an extra.
-
-            predict = predict_parts
+        predict = predict_locally
+        if plan.engine != "local":
+            predict = find_entry(BATCH, plan.engine, "engine", ["local"])
         with predict(tally.jobs(model), plan.workers) as running:
             tally.follow(*running)
         result = BatchResult(resolved, tally.progress(), tally.failed)
@@ -166,7 +164,7 @@ def run_batch(
 
 
 @contextmanager
-def _predict_locally(
+def predict_locally(
     jobs: Sequence[PartJob], workers: int | None
 ) -> Iterator[tuple[list[Future[None]], Ended]]:
     """Predict the parts in worker processes, which end when the calling process

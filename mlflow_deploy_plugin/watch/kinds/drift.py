@@ -23,8 +23,8 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
     Refused,
 )
+from mlflow_deploy_plugin.core.extensions import PROFILES, find_entry
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
-from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
 from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_both_names
@@ -44,7 +44,6 @@ from mlflow_deploy_plugin.watch.drift.sketches.columns import (
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
     SketchStore,
     profile_to_parquet,
-    store_hours_with_spark,
     window_profile,
     window_versions,
 )
@@ -430,9 +429,11 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         store = SketchStore(request.log, request.endpoint, {}, "none")
     else:
         store = SketchStore(request.log, request.endpoint, reference.bins, reference.bins_key)
-    if request.engine == "spark":
-        store_hours_with_spark(spark_session(), store, request.window)
-    profile = window_profile(store, *version, request.window)
+    if request.engine == "local":
+        profile = window_profile(store, *version, request.window)
+    else:
+        profiler = find_entry(PROFILES, request.engine, "engine", ["local"])
+        profile = profiler(store, *version, request.window)
     columns = [*without_projections(_all_columns(profile, reference)), ROWS]
     for name in (*request.columns, *request.exclude):
         if not select_columns(columns, [name]):

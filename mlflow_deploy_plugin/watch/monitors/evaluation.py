@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, window_at
-from mlflow_deploy_plugin.watch.result import Engine, MonitorResult, ReportData, WindowRequest
+from mlflow_deploy_plugin.watch.result import MonitorResult, ReportData, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, LevelSeries
 
 IDLE_SECONDS = 300.0
@@ -77,7 +77,7 @@ class SelectedMonitor:
     columns: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     has_own_rate: bool = False
-    engine: Engine = "local"
+    engine: str = "local"
 
     def with_bounds(
         self,

@@ -50,7 +50,7 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import (
 from mlflow_deploy_plugin.watch.monitors.maintenance import files_digests
 from mlflow_deploy_plugin.watch.monitors.schedule import windows_between
 from mlflow_deploy_plugin.watch.monitors.scheduler import lease_name
-from mlflow_deploy_plugin.watch.result import Engine, MonitorResult
+from mlflow_deploy_plugin.watch.result import MonitorResult
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0
@@ -117,20 +117,20 @@ def run_window(
     monitor: SelectedMonitor,
     window: Window | None,
     judge: Judge,
-    engine: Engine = "local",
+    engine: str = "local",
 ) -> tuple[MonitorWindow, MonitorResult]:
     """Judge a window; by default, the latest complete window of the monitor's length
     that has rows.
 
     If the window is already in the store, a new revision is added. If the bounds differ
     from the monitor's, the result is logged to MLflow and not stored. Raises
-    InvalidConfig if Spark does not support this kind of monitor, NotFound if the window
-    has no rows, and OnnxserveError if the window cannot be judged or the controller is
-    judging it.
+    InvalidConfig if the engine does not support this kind of monitor, NotFound if the
+    window has no rows, and OnnxserveError if the window cannot be judged or the
+    controller is judging it.
     """
-    if engine == "spark" and monitor.spec.kind != "drift":
+    if engine != "local" and monitor.spec.kind != "drift":
         raise InvalidConfig(
-            f"--engine spark: Spark supports monitors of kind drift, not {monitor.spec.kind}",
+            f"--engine {engine}: it supports monitors of kind drift, not {monitor.spec.kind}",
         )
     endpoint = deployments.store.endpoint(monitor.endpoint)
     log = evaluation.endpoint_log(deployments.settings, endpoint)

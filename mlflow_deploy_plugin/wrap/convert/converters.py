@@ -21,6 +21,11 @@ from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.wrap.convert.converted import Converter, DynamicAxes, Forms, TrainedModel
 
 GROUP = "onnxserve.converters"
+LIBRARIES = "onnxserve.libraries"
+"""The group of modules by the name of a library. Its models need `read_batch` and
+`forms` of `FrameworkConverter`, and steps of scikit-learn models need `stand_in`, a
+function from a step to a step of scikit-learn or None.
+"""
 _FOLDER = "mlflow_deploy_plugin.wrap.convert"
 _MODULES = {
     **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "sklearn"),
@@ -39,7 +44,7 @@ _MODULES = {
     "sentence_transformers": "transformers",
 }
 """The pip extra for each package of model classes. The converter module has the same
-name, except in `_RENAMED`.
+name, except in `_RENAMED`, or is an entry point of `LIBRARIES`.
 """
 _RENAMED = {"sklearn": "sklearn.conversion"}
 
@@ -86,7 +91,7 @@ class _Registered:
 
     def read_batch(self, model: TrainedModel, data: ModelData) -> ModelInput:
         if hasattr(self.converter, "read_batch"):
-            batch: ModelInput = self._call(self.converter.read_batch, model, data)
+            batch: ModelInput = run_entry(self.entry, self.converter.read_batch, model, data)
             return batch
         return Batch.read(data).data
 
@@ -98,18 +103,22 @@ class _Registered:
         dynamic_axes: DynamicAxes,
     ) -> Forms:
         options = {"predict_fn": predict_fn, "dynamic_axes": dynamic_axes}
-        return [partial(self._call, self.converter.convert, model, batch, **options)]
+        return [partial(run_entry, self.entry, self.converter.convert, model, batch, **options)]
 
-    def _call(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return function(*arguments, **options)
-        except OnnxserveError:
-            raise
-        except Exception as error:
-            raise ConversionError(
-                f"the converter {describe_entry(self.entry)} failed: {type(error).__name__}: "
-                f"{one_line(error, 300)}"
-            ) from error
+
+def run_entry(
+    entry: EntryPoint, function: Callable[P, R], *arguments: P.args, **options: P.kwargs
+) -> R:
+    """Return the value of a function. Raises ConversionError if it fails."""
+    try:
+        return function(*arguments, **options)
+    except OnnxserveError:
+        raise
+    except Exception as error:
+        raise ConversionError(
+            f"the converter {describe_entry(entry)} failed: {type(error).__name__}: "
+            f"{one_line(error, 300)}"
+        ) from error
 
 
 def check_flavor(flavor: str) -> None:
@@ -145,7 +154,10 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
     if framework not in _MODULES:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
+    library = registered_in(LIBRARIES).get(framework)
     try:
+        if library is not None:
+            return cast(FrameworkConverter, library.load())
         return cast(FrameworkConverter, import_module(f"{_FOLDER}.{_RENAMED.get(extra, extra)}"))
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError):

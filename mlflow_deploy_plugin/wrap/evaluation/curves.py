@@ -10,9 +10,8 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -31,33 +30,30 @@ from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
 from mlflow_deploy_plugin.core.spec.evaluation_names import (
-    DISTURBANCES,
     MetricName,
     check_metric,
     check_strengths,
+    disturbance_names,
+    find_disturbance,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
-from mlflow_deploy_plugin.wrap.evaluation.adversarial import (
-    LossGradient,
-    estimated_gradient,
-    fgsm,
-    pgd,
-    torch_gradient,
-)
+from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.wrap.evaluation.dataset import (
-    LabelledRows,
     NamedArrays,
     labelled_rows,
     own_columns,
     read_data,
     take_rows,
 )
-from mlflow_deploy_plugin.wrap.evaluation.disturbances import DISTURB, unfit_reason, with_missing
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import (
+    DisturbedVersion,
+    Disturber,
+    find_disturber,
+    with_missing,
+)
 from mlflow_deploy_plugin.wrap.evaluation.metrics import Baseline
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, downloaded_version, load_version
 
 FOLDER = "robustness"
-ATTACKS = ("fgsm", "pgd", "spsa")
 _LINE = "#2563eb"
 _STEPS_PER_UNIT = 1000
 _MAX_VALUES = 30_000_000
@@ -191,7 +187,7 @@ class RobustnessReport:
                 panel.set_xscale("log")
             else:
                 panel.set_xlim(left=0)
-            panel.set_xlabel(f"{name}: {DISTURBANCES[name].unit}", fontsize=8)
+            panel.set_xlabel(f"{name}: {find_disturbance(name).unit}", fontsize=8)
             panel.set_ylabel(self.metric, fontsize=8)
             panel.set_title(f"{self.model}, {self.rows:,} rows", fontsize=9, loc="left")
             panel.legend(fontsize=7, frameon=False)
@@ -258,17 +254,18 @@ def robustness(
         run = None
         if log:
             run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id)
-        # A user who requests an attack consents to run the original's code, which the
-        # attack needs.
-        find_gradient = partial(
-            torch_gradient,
+        version = DisturbedVersion(
+            labelled.rows,
+            labelled.truth,
+            model,
             resolved,
             folder,
-            model.artifact,
             original,
+            # A user who requests an attack consents to run the original's code, which
+            # the attack needs.
             has_consent=checked is not None,
         )
-        report = measure_robustness(model, labelled, metric, checked, seed, find_gradient, progress)
+        report = measure_robustness(version, metric, checked, seed, progress)
     report = replace(report, model=model_uri, dataset=source, target=target)
     if run is None:
         return report
@@ -278,26 +275,21 @@ def robustness(
 
 
 def measure_robustness(
-    model: LoadedModel,
-    labelled: LabelledRows,
+    version: DisturbedVersion,
     metric: MetricName | None,
     strengths: Mapping[str, Sequence[float]] | None,
     seed: int,
-    find_gradient: Callable[[NamedArrays, Array], LossGradient | Refused],
     progress: ProgressCallback,
 ) -> RobustnessReport:
     """Measure the curves of a loaded model. The report does not include the names of
     model, dataset and target.
 
     Args:
-        model: the loaded model.
-        labelled: the rows and their truth, [N].
+        version: the loaded model and its rows, which may have more columns.
         metric: the metric; default: accuracy for labels, rmse for numbers.
         strengths: a result of `check_strengths`; None for the default strengths that
             fit the model.
         seed: the seed that samples the rows and the disturbances.
-        find_gradient: a function that returns the gradient of the torch original for
-            rows and their truth.
         progress: called with a line before each long step.
 
     Raises:
@@ -306,24 +298,27 @@ def measure_robustness(
         SchemaMismatch: the model rejects the undisturbed rows.
         InferenceError: the model cannot compute the undisturbed rows.
     """
-    sample = _limited_sample(model, labelled, seed)
-    baseline = Baseline.of(model.predict(sample.rows), sample.truth, metric)
-    original_gradient = cache(lambda: find_gradient(sample.rows, sample.truth))
+    version = _limited_sample(version, seed)
+    model = version.model
+    rows = version.rows
+    baseline = Baseline.of(model.predict(rows), version.truth, metric)
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
     notes: list[str] = []
     if not strengths:
-        strengths = {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
+        kinds = {name: find_disturbance(name) for name in disturbance_names()}
+        strengths = {name: kind.strengths for name, kind in kinds.items() if kind.by_default}
     for name, values in strengths.items():
-        changed = sample.rows
+        disturbed = version
         if name == "missing":
-            changed, notes = _rows_with_gaps(model, changed)
-        variants = _disturber(name, model, changed, sample.truth, original_gradient)
-        if isinstance(variants, Refused):
-            cannot[name] = variants.reason
+            changed, notes = _rows_with_gaps(model, rows)
+            disturbed = replace(version, rows=changed)
+        disturb = find_disturber(name, disturbed)
+        if isinstance(disturb, Refused):
+            cannot[name] = disturb.reason
             continue
         progress(f"measuring {name}")
-        curve = _Curve(name, model, baseline, sample.rows, variants, seed)
+        curve = _Curve(name, model, baseline, rows, disturb, seed)
         points += map(curve.worst_point, values)
     if not points:
         reasons = "; ".join(map(": ".join, cannot.items()))
@@ -333,7 +328,7 @@ def measure_robustness(
         dataset="",
         target="",
         metric=baseline.metric,
-        rows=len(sample.truth),
+        rows=len(version.truth),
         seed=seed,
         clean=baseline.value,
         points=tuple(points),
@@ -342,21 +337,21 @@ def measure_robustness(
     )
 
 
-def _limited_sample(model: LoadedModel, labelled: LabelledRows, seed: int) -> LabelledRows:
-    """Return the columns that the model reads, with at most `_MAX_VALUES` values.
-    Raises InvalidConfig if there are fewer than two rows.
+def _limited_sample(version: DisturbedVersion, seed: int) -> DisturbedVersion:
+    """Return the version with the columns that the model reads, and at most
+    `_MAX_VALUES` values. Raises InvalidConfig if there are fewer than two rows.
     """
-    rows = own_columns(model.artifact, labelled.rows)
-    truth = labelled.truth
+    rows = own_columns(version.model.artifact, version.rows)
+    truth = version.truth
     if len(truth) < 2:
         raise InvalidConfig(
             "the data has one row with a known target; a standard deviation needs at least two"
         )
     width = sum(values[:1].size for values in rows.values())
     if len(truth) * width <= _MAX_VALUES:
-        return LabelledRows(rows, truth)
+        return replace(version, rows=rows)
     picked = sample_positions(len(truth), max(_MAX_VALUES // width, 2), seed)
-    return LabelledRows(take_rows(rows, picked), truth[picked])
+    return replace(version, rows=take_rows(rows, picked), truth=truth[picked])
 
 
 def _rows_with_gaps(model: LoadedModel, rows: NamedArrays) -> tuple[NamedArrays, list[str]]:
@@ -379,12 +374,6 @@ def _rows_with_gaps(model: LoadedModel, rows: NamedArrays) -> tuple[NamedArrays,
     return accepted, [note]
 
 
-_Variants = Callable[[float, np.random.Generator], Iterable[tuple[str, NamedArrays]]]
-"""A function that yields the name and the disturbed columns of each variant of a
-disturbance, for a strength.
-"""
-
-
 class _Curve(NamedTuple):
     """The measurement of one disturbance at several strengths."""
 
@@ -392,7 +381,7 @@ class _Curve(NamedTuple):
     model: LoadedModel
     baseline: Baseline
     rows: NamedArrays
-    variants: _Variants
+    disturb: Disturber
     seed: int
 
     def worst_point(self, strength: float) -> RobustnessPoint:
@@ -403,7 +392,7 @@ class _Curve(NamedTuple):
         # equal the noise.
         random = np.random.default_rng([zlib.crc32(self.name.encode()), self.seed])
         outcomes = []
-        for variant, disturbed in self.variants(strength, random):
+        for variant, disturbed in self.disturb(strength, random):
             point = RobustnessPoint(self.name, strength, value=None, variant=variant)
             outcomes.append(self.measured(point, {**self.rows, **disturbed}))
         return max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss)
@@ -422,39 +411,6 @@ class _Curve(NamedTuple):
             return replace(point, value=value, loss=self.baseline.loss(value))
         reason = f"{self.baseline.metric} is {value}: the answers are not numbers"
         return replace(point, refusal=reason)
-
-
-def _disturber(
-    name: str,
-    model: LoadedModel,
-    rows: NamedArrays,
-    truth: Array,
-    original_gradient: Callable[[], LossGradient | Refused],
-) -> _Variants | Refused:
-    """Return a function that takes strength and generator and yields the disturbed
-    rows, each with a variant name; a Refused if the rows do not fit or an attack has no
-    gradient.
-
-    Args:
-        name: the disturbance.
-        model: the loaded version.
-        rows: the columns that are disturbed.
-        truth: the target of the rows, [N].
-        original_gradient: a function that returns the gradient of the torch original.
-    """
-    reason = unfit_reason(name, rows)
-    if reason:
-        return Refused(reason)
-    if name not in ATTACKS:
-        return partial(DISTURB[name], rows)
-    if name == "spsa":
-        gradient = estimated_gradient(model, rows, truth)
-    else:
-        gradient = original_gradient()
-    if isinstance(gradient, Refused):
-        return gradient
-    attack = fgsm if name == "fgsm" else pgd
-    return lambda strength, rng: [("", attack(rows, strength, gradient, rng))]
 
 
 def require_matplotlib() -> None:

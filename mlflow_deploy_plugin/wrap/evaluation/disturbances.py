@@ -7,20 +7,30 @@ the second or the last dimension, whichever is smaller.
 """
 
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.random import Generator
 
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, Refused
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
+from mlflow_deploy_plugin.core.spec.evaluation_names import find_disturbance
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.wrap.evaluation.metrics import spread
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel
 
-_Variants = Iterator[tuple[str, NamedArrays]]
-"""The variants of a disturbance, with their names."""
+_Variants: TypeAlias = Iterable[tuple[str, NamedArrays]]
+"""The name and the disturbed columns of each variant of a disturbance."""
+Disturber: TypeAlias = Callable[[float, Generator], _Variants]
+"""A function from a strength to the variants."""
 UNSEEN = "(never seen)"
 _SHARE_OUT_OF_RANGE = 0.1
 _EXACT_INTEGERS = 2**53  # A 64-bit float represents all smaller integers exactly.
@@ -28,6 +38,35 @@ _MAX_SCALED = 50
 """The maximum number of columns that are scaled separately; each column costs a
 prediction of all rows.
 """
+
+
+@dataclass(frozen=True, eq=False)
+class DisturbedVersion:
+    """A version, and the rows that a disturbance changes.
+
+    Attributes:
+        rows: N rows with the columns that the model reads.
+        truth: the target of the rows, [N].
+        model: the loaded version.
+        resolved: the source of the version.
+        folder: the folder of the version.
+        original: the URI of the torch model from which the version was made, or "".
+        has_consent: True if the user consents to run the code of an original whose URI
+            is read from the version.
+        allows_code: False if no code of an original may run.
+        shared: values that the disturbances of a measurement share, such as a loaded
+            original.
+    """
+
+    rows: NamedArrays
+    truth: Array
+    model: LoadedModel
+    resolved: ResolvedModel
+    folder: Path
+    original: str = ""
+    has_consent: bool = True
+    allows_code: bool = True
+    shared: dict[str, Any] = field(default_factory=dict)
 
 
 def with_noise(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
@@ -289,3 +328,43 @@ DISTURB: Mapping[str, _Disturb] = {
 """The functions that yield the variants of a disturbance with their names. A single
 variant has an empty name.
 """
+
+
+def find_disturber(name: str, version: DisturbedVersion) -> Disturber | Refused:
+    """Return the function that disturbs the rows; a Refused if the disturbance does not
+    apply to them. Both functions raise InvalidConfig if the code of an entry point
+    fails.
+    """
+    if name in DISTURB:
+        reason = unfit_reason(name, version.rows)
+        return Refused(reason) if reason else partial(DISTURB[name], version.rows)
+    registered = find_disturbance(name)
+    with _running(name):
+        disturb = registered.disturber(version)
+    if isinstance(disturb, Refused):
+        return disturb
+
+    def reshaped(rows: NamedArrays) -> NamedArrays:
+        shapes = {name: values.shape for name, values in version.rows.items()}
+        return {name: np.reshape(values, shapes[name]) for name, values in rows.items()}
+
+    def variants(strength: float, rng: Generator) -> _Variants:
+        with _running(name):
+            changed = [(str(label), reshaped(rows)) for label, rows in disturb(strength, rng)]
+        if not changed:
+            raise InvalidConfig(f"the disturbance {name} yields no rows")
+        return changed
+
+    return variants
+
+
+@contextmanager
+def _running(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OnnxserveError:
+        raise
+    except Exception as error:
+        raise InvalidConfig(
+            f"the disturbance {name} failed: {type(error).__name__}: {one_line(error, 300)}"
+        ) from error

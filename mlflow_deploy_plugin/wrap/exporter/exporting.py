@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.core.errors import (
     ParityError,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.core.extensions import EXPORTERS, load_entry, registered_in
+from mlflow_deploy_plugin.core.extensions import EXPORTERS, find_entry
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
@@ -231,11 +231,8 @@ def _find_exporter(format: str) -> Exporter:
     """Raises InvalidConfig for an unknown format; OnnxserveError if its code fails."""
     if format in _EXPORTERS:
         return _EXPORTERS[format]
-    registered = registered_in(EXPORTERS)
-    if format not in registered:
-        names = ", ".join([*_EXPORTERS, *registered])
-        raise InvalidConfig(f"the format {format!r} is unknown; supported are {names}")
-    return cast(Exporter, load_entry(registered[format], object))
+    exporter: Exporter = find_entry(EXPORTERS, format, "format", _EXPORTERS)
+    return exporter
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:

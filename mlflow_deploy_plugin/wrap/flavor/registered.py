@@ -16,8 +16,9 @@ import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import mlflow.pyfunc
 import numpy as np
@@ -29,6 +30,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import MODEL_CONFIG
 
 from mlflow_deploy_plugin.core import errors, mlflow_private
+from mlflow_deploy_plugin.core.extensions import load_entry, registered_in
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import (
     COLUMN_TYPES,
@@ -72,7 +74,6 @@ from mlflow_deploy_plugin.wrap.flavor.example_rows import (
     saved_example,
 )
 from mlflow_deploy_plugin.wrap.flavor.parity import ParityReport
-from mlflow_deploy_plugin.wrap.flavor.pmml import read_pmml
 from mlflow_deploy_plugin.wrap.flavor.save import log_wrapped
 from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel
 from mlflow_deploy_plugin.wrap.flavor.wrap import (
@@ -84,7 +85,12 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import (
 )
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
-_FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")
+_FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS)
+_FILES = "onnxserve.files"
+"""The group of functions by the ending of a file, such as `pmml`. Each takes the path
+and rows (or None), and returns the kind of model in words, and the arguments of
+mlflow.pyfunc.log_model, whose artifact has the same name. It raises InvalidArtifact.
+"""
 _FRAMEWORKS = (
     "scikit-learn",
     "xgboost",
@@ -224,8 +230,8 @@ def wrap_registered(
             f"{model_uri} is not registered; set --register NAME (in Python register=)"
         )
     name = register or resolved.name
-    if file is not None and file.suffix.lower() == ".pmml":
-        return _wrap_pmml(file, resolved, name, data, dry_run, progress)
+    if file is not None and _entry_of(file) is not None:
+        return _wrap_as_pyfunc(file, resolved, name, data, dry_run, progress)
     with temporary_folder("onnxserve-wrap-") as temporary:
         if file is not None:
             original = load_file(file, allow_pickle)
@@ -267,14 +273,21 @@ def _model_file(model_uri: str) -> Path | None:
         path = absolute_path(model_uri)
     if path.is_file():
         return path
-    if path.suffix.lower() not in _FILE_ENDINGS or ":" in model_uri:
+    is_model = path.suffix.lower() in _FILE_ENDINGS or _entry_of(path) is not None
+    if not is_model or ":" in model_uri:
         return None
     if not path.exists():
         raise errors.NotFound(f"the file {path} does not exist")
     return path
 
 
-def _wrap_pmml(
+def _entry_of(path: Path) -> EntryPoint | None:
+    """Return the entry point that reads files with this ending, if it is not ours."""
+    ending = path.suffix.lower()
+    return None if ending in _FILE_ENDINGS else registered_in(_FILES).get(ending[1:])
+
+
+def _wrap_as_pyfunc(
     path: Path,
     resolved: ResolvedModel,
     name: str,
@@ -282,11 +295,11 @@ def _wrap_pmml(
     dry_run: bool,
     progress: ProgressCallback,
 ) -> WrappedVersion:
-    """Evaluate the rows with a PMML file and, unless `dry_run`, register the file as a
+    """Evaluate the rows with the file and, unless `dry_run`, register the file as a
     pyfunc.
 
     Args:
-        path: the PMML file.
+        path: a file that an entry point reads.
         resolved: the file as the source of the version.
         name: the registered model of the new version.
         data: rows for the check, or None.
@@ -294,7 +307,8 @@ def _wrap_pmml(
         progress: a function that is called with a line of text before each step.
     """
     progress(f"reading {path}")
-    kind, options = read_pmml(path, data)
+    entry = cast(EntryPoint, _entry_of(path))
+    kind, options = load_entry(entry)(path, data)
     signature = options["signature"]
     inputs = [
         Input(spec.name, dtype=COLUMN_TYPES[spec.type.name], shape=(-1,), columns=(spec.name,))
@@ -307,7 +321,7 @@ def _wrap_pmml(
     outcome = WrappedVersion(
         source=str(path),
         name=name,
-        model=f"{kind} in PMML",
+        model=kind,
         is_pyfunc=True,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
@@ -319,7 +333,7 @@ def _wrap_pmml(
     progress(f"registering the next version of {name}")
     with temporary_folder("onnxserve-wrap-") as folder, registry_errors(f"model {name}"):
         # MLflow cannot read a path with the characters # or %.
-        options |= {"artifacts": {"pmml": shutil.copy(path, str(folder / "model.pmml"))}}
+        options["artifacts"] = {entry.name: shutil.copy(path, str(folder / f"model.{entry.name}"))}
         tags = {WRAPPED_FROM_TAG: resolved.source}
         info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
     version = str(info.registered_model_version)
@@ -770,8 +784,9 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
     if ending in converters.FILE_ENDINGS:
         return Original(path, str(path), converters.load_file(str(path)))
     if ending not in _PICKLES:
+        endings = [*_FILE_ENDINGS, *(f".{name}" for name in registered_in(_FILES))]
         raise errors.InvalidConfig(
-            f"{path} is not a model: the file name must end with {', '.join(_FILE_ENDINGS)}; "
+            f"{path} is not a model: the file name must end with {', '.join(endings)}; "
             "alternatively name a model in MLflow, or the folder of an MLmodel file"
         )
     require_model_code(str(path))

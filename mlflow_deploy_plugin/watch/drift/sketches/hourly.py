@@ -8,10 +8,6 @@ version. An hour is profiled again if its log files have changed. If a log file 
 unreadable, the hour is profiled every time, so that the file is reported. Profiles are
 computed from only the log, so two concurrent processes only duplicate work.
 
-For logs that are too large for one machine, Spark stores the profiles of each day with
-the same functions (pyspark's mapInArrow). The numbers are those of a single machine,
-which merges the stored profiles.
-
 Each row of the stored table describes a column of a profile. A row without a name has
 the profile's number of rows.
 """
@@ -24,7 +20,6 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -32,10 +27,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
-from mlflow_deploy_plugin.core.errors import NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.spec.types import EPOCH
-from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.storage import (
     HOUR,
@@ -51,14 +46,12 @@ from mlflow_deploy_plugin.watch.drift.sketches import sketch
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.watch.segments import is_segment
 
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
 Identity = tuple[str, str]
 """A model name and a version."""
 Profiles = dict[Identity, sketch.Profile]
 Files = list[tuple[str, int]]
 """Names and sizes of log files."""
+
 
 _META = b"onnxserve"
 _FORMAT = 4
@@ -256,6 +249,14 @@ def _pieces(sketches: SketchStore, hours: list[Hour], window: Window) -> Iterato
         yield from _hours_of_day(sketches, hours_of_day).values()
 
 
+def days_of(sketches: SketchStore, window: Window) -> list[Window]:
+    """Return the parts of the window per day (UTC), of the hours that have rows."""
+    return [
+        Window(max(day[0].start, window.start), min(day[-1].end, window.end))
+        for day in _by_day(_list(sketches.log, sketches.endpoint, window))
+    ]
+
+
 def _by_day(hours: list[Hour]) -> Iterator[list[Hour]]:
     for _, hours_of_day in groupby(hours, key=lambda hour: hour.start.date()):
         yield [*hours_of_day]
@@ -364,45 +365,6 @@ def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
         write_file(location, name, content.getvalue())
     except (OSError, pa.ArrowException, NotInstalled) as error:
         _log.debug("%s cannot be stored next to the log: %s", name, one_line(error))
-
-
-def store_hours_with_spark(session: "SparkSession", sketches: SketchStore, window: Window) -> None:
-    """Let Spark profile and store the whole hours of the window, which `window_profile`
-    reads afterwards. A task has a day (UTC). Raises OnnxserveError that names a failed
-    day.
-    """
-    # The log's file system cannot be serialised for Spark's workers.
-    uri = sketches.log.location.shown
-    since = sketches.log.since
-    endpoint = sketches.endpoint
-    bins = sketches.bins
-    key = sketches.bins_key
-    days = [
-        Window(max(day[0].start, window.start), min(day[-1].end, window.end))
-        for day in _by_day(_list(sketches.log, endpoint, window))
-    ]
-    if not days:
-        return
-
-    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield each numbered day with the reason why its rows cannot be read; empty if
-        its hours are stored. Spark calls this function on its workers.
-        """
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                failure = ""
-                try:
-                    store = SketchStore(open_log(uri, since), endpoint, bins, key)
-                    for _ in hour_profiles(store, "", "", days[number]):
-                        pass  # The hour is stored.
-                except (OSError, pa.ArrowException, OnnxserveError) as error:
-                    failure = one_line(error)
-                yield pa.RecordBatch.from_pydict({"number": [number], "failure": [failure]})
-
-    numbers = session.range(0, len(days), step=1, numPartitions=len(days))
-    for day in numbers.mapInArrow(task, "number long, failure string").collect():
-        if day["failure"]:
-            raise OnnxserveError(f"{days[day['number']]}: {day['failure']}")
 
 
 def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:

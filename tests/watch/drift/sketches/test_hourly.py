@@ -1,12 +1,8 @@
 """Profiles of whole hours, stored next to the log. They make long windows cheap and
 always match the log.
-
-On a real Spark cluster the profiles are bit-identical to the profiles of a single
-machine.
 """
 
 import io
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,15 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.core.processes.spark import spark_session
-from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
     SketchStore,
-    store_hours_with_spark,
     window_profile,
     window_versions,
 )
@@ -169,39 +162,3 @@ def test_duplicate_row_counts_once(log, bins, days, writer):
     writer.write(days[1], segment="s1", suffix="-again")
 
     assert_same(profile(log, bins), expected(bins, days))
-
-
-@pytest.fixture
-def session():
-    pytest.importorskip("pyspark")
-    session = spark_session("local[2]")
-    yield session
-    session.stop()
-
-
-@pytest.mark.long
-def test_spark_profile_equals_local_profile(session, writer):
-    rng = np.random.default_rng(0)
-    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=200) for number in range(3)]
-    for day in days:
-        writer.write(day)
-    bins = freeze_table(event_table(days[0]), (), "the reference")[0]
-    log = open_log(str(writer.root))
-    sketches = SketchStore(log, ENDPOINT, bins, bins_digest(bins))
-
-    store_hours_with_spark(session, sketches, CUT)
-
-    files = [*Path(log.location.root).glob("_sketches/**/hours.parquet")]
-    assert len(files) == 3
-    spread = window_profile(sketches, MODEL, "1", CUT)
-    for path in files:
-        path.unlink()
-    local = window_profile(sketches, MODEL, "1", CUT)
-    assert_same(spread, local)
-    for name, column in local.columns.items():
-        exact = spread.columns[name]
-        assert (column.mean.hex(), column.m2.hex()) == (exact.mean.hex(), exact.m2.hex())
-
-    lost = replace(sketches, log=InferenceLog(replace(log.location, shown="ftp://nowhere")))
-    with pytest.raises(OnnxserveError, match=r"^2013-01-01T05:20:00/2013-01-02: .*ftp://nowhere"):
-        store_hours_with_spark(session, lost, CUT)

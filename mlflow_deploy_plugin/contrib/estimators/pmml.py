@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from mlflow.models import ModelSignature
@@ -14,7 +15,6 @@ from mlflow.types import ColSpec, Schema
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData
-from mlflow_deploy_plugin.wrap.flavor.python_model import LogOptions
 from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS
 
 PMML_MODEL = Path(__file__).with_name("pmml_model.py")
@@ -39,7 +39,7 @@ def require_java() -> None:
         )
 
 
-def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
+def read_pmml(path: Path, data: ModelData) -> tuple[str, dict[str, Any]]:
     """Evaluate the rows, and return the kind of model, as the file names it, and the
     arguments of MLflow's `log_model` except `artifacts`.
 
@@ -52,7 +52,7 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     import jpype  # The packages of the extra are optional.
     from jpmml_evaluator import make_backend
 
-    from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
+    from mlflow_deploy_plugin.contrib.estimators.pmml_model import PmmlModel
 
     try:
         # This starts Java, which would print each error of the XML to the standard
@@ -89,7 +89,7 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         raise InvalidArtifact(
             f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}"
         ) from None
-    return str(model.evaluator.javaEvaluator.getSummary()), {
+    return f"{model.evaluator.javaEvaluator.getSummary()} in PMML", {
         "python_model": str(PMML_MODEL),
         "signature": signature,
         "input_example": example,

@@ -1,5 +1,5 @@
-"""Replace skrub's vectorizers, and affine estimators of other libraries, with
-stand-ins.
+"""Replace estimators of other libraries with stand-ins: of entry points, and of affine
+estimators.
 """
 
 from contextlib import suppress
@@ -8,13 +8,15 @@ from copy import deepcopy
 import numpy as np
 from sklearn.preprocessing import FunctionTransformer
 
+from mlflow_deploy_plugin.core.extensions import load_entry, registered_in
+from mlflow_deploy_plugin.wrap.convert.converters import LIBRARIES, run_entry
+from mlflow_deploy_plugin.wrap.convert.sklearn import affine
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     Estimator,
     first_steps,
     sub_estimators,
     thawed,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import affine, category_tables
 
 _CONVERTED = ("sklearn", "xgboost", "lightgbm", "catboost")
 """The packages whose estimators are converted without stand-ins."""
@@ -45,11 +47,12 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int) -> Estimator:
                 is_converted = True
         if is_converted or id(part) in replaced_inside:
             continue
-        part_columns = columns if id(part) in first_ids else 0
-        if package == "skrub":
-            stand_in = category_tables.of_skrub(part)
-        else:
-            stand_in = affine.stand_in(part, part_columns)
+        stand_in: Estimator | None = None
+        entry = registered_in(LIBRARIES).get(package)
+        if entry is not None:
+            stand_in = run_entry(entry, load_entry(entry).stand_in, part)
+        if stand_in is None:
+            stand_in = affine.stand_in(part, columns if id(part) in first_ids else 0)
         if stand_in is not None:
             stand_ins[id(part)] = stand_in
             replaced_inside.update(map(id, sub_estimators(part)))

@@ -12,12 +12,13 @@ import onnx
 import pytest
 
 import onnxserve
+from mlflow_deploy_plugin.contrib.attacks.adversarial import fgsm, pgd, torch_gradient
 from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.promote.gate.run import run_gate
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.wrap.evaluation.adversarial import fgsm, pgd, torch_gradient
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import DisturbedVersion
+from mlflow_deploy_plugin.wrap.evaluation.model import load_version
 from tests.support.models import parse_graph
 from tests.support.refusals import mentions, refused
 
@@ -68,10 +69,15 @@ def measured(model, **options):
 
 def gradient_of(folders, rows, may_run_code=True):
     folder = folders["onnx"]
-    artifact = read_served_artifact(folder)
-    resolved = resolve(str(folder))
     return torch_gradient(
-        resolved, folders["original"], artifact, "", {"": rows}, LABELS, may_run_code
+        DisturbedVersion(
+            {"": rows},
+            LABELS,
+            load_version(folder),
+            resolve(str(folder)),
+            folders["original"],
+            has_consent=may_run_code,
+        )
     )
 
 
@@ -87,7 +93,9 @@ def test_named_original_gives_gradients(folders):
 
 
 @pytest.mark.long
-def test_optimized_version_has_gradients(folders, new_tracking, tmp_path):
+@pytest.mark.usefixtures("new_mlflow")
+def test_optimized_version_has_gradients(folders, tmp_path):
+    new_tracking = mlflow.MlflowClient()
     new_tracking.create_registered_model("net")
     for name in ("original", "onnx"):
         new_tracking.create_model_version("net", folders[name].as_uri())

@@ -1,40 +1,22 @@
-"""The example of an own converter converts encoders of category_encoders."""
-
-import sys
-import tomllib
-from pathlib import Path
+"""Encoders of category_encoders and vectorizers of skrub are proven."""
 
 import category_encoders
+import pandas as pd
 import pytest
+import skrub
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mlflow_deploy_plugin.core.errors import ConversionError
+from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.category_table import delays
+from tests.support.refusals import refused
 from tests.wrap.conftest import is_proven
 
 COLUMNS = ["city", "zip", "sex"]
-FOLDER = Path(__file__).parents[2] / "projects" / "own_converter"
-
-
-@pytest.fixture(autouse=True)
-def installed(tmp_path, monkeypatch):
-    """Add the example's distribution to the path."""
-    entry_points = tomllib.loads((FOLDER / "pyproject.toml").read_text())["project"]["entry-points"]
-    ((group, entries),) = entry_points.items()
-    ((name, module),) = entries.items()
-    metadata = tmp_path / "category_encoders_onnx-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: category-encoders-onnx\nVersion: 1.0\n"
-    )
-    (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield
-    sys.modules.pop(module, None)
 
 
 @pytest.mark.long
@@ -86,3 +68,17 @@ def test_column_without_values_is_proven():
     table = table[["city", "sex"]].assign(city=None)
     model = make_pipeline(category_encoders.TargetEncoder(), LogisticRegression())
     assert is_proven(model.fit(table, delayed), table)
+
+
+@pytest.mark.long
+def test_table_vectorizer_without_dates_is_proven():
+    table, delayed = delays()
+
+    def fitted(rows):
+        classifier = HistGradientBoostingClassifier(max_iter=10)
+        return make_pipeline(skrub.TableVectorizer(), classifier).fit(rows, delayed)
+
+    assert is_proven(fitted(table), table)
+    dated = table.assign(day=pd.date_range("2026-01-01", periods=300).astype(str))
+    with refused(ConversionError, "no converter", "skrub", "TableVectorizer"):
+        wrap(fitted(dated), dated)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from mlflow_deploy_plugin.contrib.spark.session import NO_CONNECT, spark_context
 from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names, one_line
-from mlflow_deploy_plugin.core.processes.spark import NO_CONNECT, spark_context
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder

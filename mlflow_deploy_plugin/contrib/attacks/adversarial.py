@@ -35,10 +35,14 @@ from mlflow_deploy_plugin.core.registry.tags import WRAPPED_FROM_TAG, wrapped_fr
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, concatenate_feeds, row_count
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
-from mlflow_deploy_plugin.wrap.evaluation.disturbances import value_range, within_type
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import (
+    DisturbedVersion,
+    Disturber,
+    value_range,
+    within_type,
+)
 from mlflow_deploy_plugin.wrap.evaluation.metrics import argmax_labels
 from mlflow_deploy_plugin.wrap.evaluation.model import (
-    LoadedModel,
     ModelPredictions,
     chunk_rows,
     downloaded_version,
@@ -48,11 +52,26 @@ LossGradient = Callable[[NamedArrays, Generator], tuple[Array, NamedArrays]]
 """A function from N rows and a random generator to the loss of each row, [N], and the
 gradients by array.
 """
+_ORIGINAL = "gradient of the torch original"
 _STEPS = 10
 # All step lengths add up to 2.5 times the strength, enough to reach any corner (Madry).
 _STEP_SIZE = 2.5
 _DIRECTIONS = 8
 _SPSA_STEP = 0.1  # standard deviations
+
+
+def attack(name: str, version: DisturbedVersion) -> Disturber | Refused:
+    """Return the attack `fgsm`, `pgd` or `spsa`; a Refused if it has no gradient."""
+    if name == "spsa":
+        gradient = estimated_gradient(version)
+    else:
+        if _ORIGINAL not in version.shared:
+            version.shared[_ORIGINAL] = torch_gradient(version)
+        gradient = version.shared[_ORIGINAL]
+    if isinstance(gradient, Refused):
+        return gradient
+    step = fgsm if name == "fgsm" else pgd
+    return lambda strength, rng: [("", step(version.rows, strength, gradient, rng))]
 
 
 def fgsm(rows: NamedArrays, strength: float, gradient: LossGradient, rng: Generator) -> NamedArrays:
@@ -138,39 +157,33 @@ def _floats(rows: NamedArrays) -> NamedArrays:
     return {name: values for name, values in rows.items() if values.dtype.kind == "f"}
 
 
-def estimated_gradient(
-    model: LoadedModel, rows: NamedArrays, truth: Array
-) -> LossGradient | Refused:
+def estimated_gradient(version: DisturbedVersion) -> LossGradient | Refused:
     """Return a gradient that is estimated from predictions at small steps (SPSA, Spall
-    1992); a Refused without floating-point inputs, or if the predictions and the
-    target, `truth` [N], do not fit.
+    1992); a Refused without floating-point inputs, or if the predictions and the target
+    do not fit.
     """
-    if not _floats(rows):
+    truth = version.truth
+    floats = _floats(version.rows)
+    if not floats:
         return Refused("the model has no floating-point inputs")
-    losses = _losses(truth, model.predict(rows))
+    losses = _losses(truth, version.model.predict(version.rows))
     if isinstance(losses, Refused):
         return losses
-    steps = {
-        name: _SPSA_STEP * np.maximum(_unit(values), 1e-12)
-        for name, values in _floats(rows).items()
-    }
+    steps = {name: _SPSA_STEP * np.maximum(_unit(values), 1e-12) for name, values in floats.items()}
 
     def loss_of(changed: NamedArrays) -> Array:
         """Return the loss of each row, or zeros for predictions that do not fit."""
-        losses = _losses(truth, model.predict(changed))
-        if not isinstance(losses, Refused):
-            return losses
-        return np.zeros(len(truth))
+        losses = _losses(truth, version.model.predict(changed))
+        return np.zeros(len(truth)) if isinstance(losses, Refused) else losses
 
     def move(changed: NamedArrays, signs: NamedArrays) -> NamedArrays:
-        stepped = {
+        return changed | {
             name: (changed[name] + steps[name] * sign).astype(changed[name].dtype)
             for name, sign in signs.items()
         }
-        return changed | stepped
 
     def gradient(current: NamedArrays, rng: Generator) -> tuple[Array, NamedArrays]:
-        slopes = {name: np.zeros(values.shape) for name, values in _floats(current).items()}
+        slopes = {name: np.zeros(values.shape) for name, values in floats.items()}
         for _ in range(_DIRECTIONS):
             ahead = {name: rng.choice((-1.0, 1.0), values.shape) for name, values in slopes.items()}
             behind = {name: -sign for name, sign in ahead.items()}
@@ -207,29 +220,17 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
     return np.square(scores.astype(np.float64) - truth)
 
 
-def torch_gradient(
-    model: ResolvedModel,
-    folder: Path,
-    artifact: Artifact,
-    original: str,
-    rows: NamedArrays,
-    truth: Array,
-    has_consent: bool,
-) -> LossGradient | Refused:
-    """Return the gradient of the torch original for the rows and their truth, [N]; a
-    Refused if there is no original, or if it cannot compute the rows.
-
-    Args:
-        model: the loaded version.
-        folder: the folder of the version.
-        artifact: the description of the version.
-        original: the URI of the torch model, or "".
-        has_consent: True if the code of an original that was read from the version may
-            run.
+def torch_gradient(version: DisturbedVersion) -> LossGradient | Refused:
+    """Return the gradient of the torch original for the rows; a Refused if there is no
+    original, or if it cannot compute the rows.
     """
-    if not _floats(rows):
+    if not version.allows_code:
+        return Refused("the torch original runs its own code, which this server does not allow")
+    if not _floats(version.rows):
         return Refused("the model has no floating-point inputs")
-    module = torch_original(model, folder, original, has_consent)
+    artifact = version.model.artifact
+    truth = version.truth
+    module = torch_original(version)
     if isinstance(module, Refused):
         return module
     with suppress(NotImplementedError):  # An exported program does not support `eval`.
@@ -248,31 +249,23 @@ def torch_gradient(
         return np.concatenate(losses), concatenate_feeds(slopes)
 
     try:
-        gradient(rows, np.random.default_rng(0))
+        gradient(version.rows, np.random.default_rng(0))
     except Exception as error:  # noqa: BLE001 - The model may raise any exception.
         return Refused(f"the torch original cannot compute these rows: {one_line(error, 200)}")
     return gradient
 
 
-def torch_original(model: ResolvedModel, folder: Path, original: str, has_consent: bool) -> Any:
-    """Return the torch module in the model's folder, or the module from which the model
-    was made. Return a `Refused` if there is none, if it may not run, or if it cannot be
-    loaded. An optimized version has the original of its base.
-
-    Args:
-        model: the loaded version.
-        folder: the folder of the version.
-        original: the URI of a torch model whose code the caller consents to run. If it
-            is empty, the URI is read from the version.
-        has_consent: True if the code of an original that was read from the version may
-            run.
+def torch_original(version: DisturbedVersion) -> Any:
+    """Return the torch module in the version's folder, or the module from which the
+    version was made. Return a `Refused` if there is none, if it may not run, or if it
+    cannot be loaded. An optimized version has the original of its base.
     """
-    document = read_mlmodel(folder)
+    document = read_mlmodel(version.folder)
     flavors = document.get("flavors", {})
-    uri = original
+    uri = version.original
     try:
-        uri = uri or _original_uri(model, flavors, document.get("metadata") or {})
-        resolved = None if uri in ("", model.source) else resolve(uri)
+        uri = uri or _original_uri(version.resolved, flavors, document.get("metadata") or {})
+        resolved = None if uri in ("", version.resolved.source) else resolve(uri)
         if resolved is not None:
             flavors = fetch_mlmodel(resolved.source).flavors
         if not uri:
@@ -285,7 +278,7 @@ def torch_original(model: ResolvedModel, folder: Path, original: str, has_consen
                 f"the original {uri} is not a torch module, which is needed for gradients; its "
                 f"flavors are {', '.join(sorted(flavors))}"
             )
-        if not (original or has_consent):
+        if not (version.original or version.has_consent):
             return Refused(
                 f"loading the torch original {uri} runs its own code; to consent, set --original "
                 f"{uri}"
@@ -294,7 +287,7 @@ def torch_original(model: ResolvedModel, folder: Path, original: str, has_consen
         if refusal:
             return Refused(refusal)
         if resolved is None:
-            return _load_torch(folder)
+            return _load_torch(version.folder)
         with downloaded_version(resolved) as downloaded:
             return _load_torch(downloaded)
     except OnnxserveError as error:

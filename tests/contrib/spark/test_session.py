@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from mlflow_deploy_plugin.contrib.spark.session import spark_context, spark_session
 from mlflow_deploy_plugin.core.errors import NotInstalled
-from mlflow_deploy_plugin.core.processes.spark import spark_context, spark_session
 
 
 @pytest.mark.parametrize("start", [spark_session, spark_context])

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 import onnxserve
+from mlflow_deploy_plugin.contrib.estimators.pmml import read_pmml, require_java
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotInstalled
 from mlflow_deploy_plugin.core.registry.model_files import download
-from mlflow_deploy_plugin.wrap.flavor.pmml import read_pmml, require_java
 from tests.support.pmml import DELAY, needs_java, write_pmml
 from tests.support.refusals import refused
 from tests.support.servers import gunicorn, one_endpoint
@@ -108,7 +108,7 @@ def test_integers_may_be_missing(name, tmp_path):
     rows = ROWS.rename(columns={"distance": name})
     rows[name] = [100, None]
     kind, options = read_pmml(path, rows)
-    assert kind == "Regression"
+    assert kind == "Regression in PMML"
     assert options["signature"].inputs.input_names() == ["carrier", name]
     assert options["input_example"][name].isna().tolist() == [False, True]
     rows[name] = [100, 0.5]

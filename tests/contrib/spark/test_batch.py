@@ -1,18 +1,15 @@
 """Tests that Spark predicts parts of a batch and DataFrames as this machine does."""
 
-import shutil
-import sys
 from dataclasses import replace
 
 import pytest
 
+from mlflow_deploy_plugin.contrib.spark.batch import predict_frame
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.ship.batch.run import run_batch
-from mlflow_deploy_plugin.ship.batch.spark import predict_frame
+from tests.ship.batch.conftest import flights, labels, plan_of, write
 from tests.support.models import tensor_model
-
-from .conftest import flights, labels, plan_of, write
+from tests.support.refusals import refused
 
 
 def test_spark_connect_is_refused(model, tmp_path, monkeypatch):
@@ -23,17 +20,10 @@ def test_spark_connect_is_refused(model, tmp_path, monkeypatch):
         run_batch(plan_of(model, tmp_path / "in", tmp_path / "out", engine="spark"))
 
 
-@pytest.fixture(scope="module")
-def session():
-    pytest.importorskip("pyspark")
-    if not shutil.which("java"):
-        pytest.skip("Spark needs Java 17")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
-        patch.setenv("PYSPARK_PYTHON", sys.executable)
-        session = spark_session("local[4]")
-        yield session
-        session.stop()
+def test_unknown_engine_is_refused(model, tmp_path):
+    write(flights(10), tmp_path / "in" / "a.parquet")
+    with refused(InvalidConfig, "'sparc'", "'spark'"):
+        run_batch(plan_of(model, tmp_path / "in", tmp_path / "out", engine="sparc"))
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ INTEGER = DELAY.replace(HOURS, "").replace(
 @pytest.mark.long
 @needs_java
 def test_missing_value_keeps_the_types(tmp_path):
-    from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
+    from mlflow_deploy_plugin.contrib.estimators.pmml_model import PmmlModel
 
     model = PmmlModel(str(write_pmml(tmp_path, INTEGER)))
     rows = pd.DataFrame({"carrier": ["UA", "AA", None], "distance": [100, np.nan, 100]})

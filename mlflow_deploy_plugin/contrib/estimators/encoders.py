@@ -1,4 +1,5 @@
-"""Convert encoders of categories, such as skrub's, to tables of numbers per category.
+"""Convert the encoders of category_encoders, and skrub's vectorizers, to tables of
+numbers per category.
 
 Each number depends on one column, so the fitted encoder is called for each known
 category, for a missing value, and for an unknown category.
@@ -30,21 +31,27 @@ scikit-learn's encoders.
 _MOST_NUMBERS = 20_000_000
 
 
-def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None:
-    """Return the tables of a TableVectorizer, or None if it reads dates or free
-    text.
+def stand_in(encoder: Estimator) -> CategoryTables | ColumnTransformer | None:
+    """Return the tables of an encoder, or None without categories, and for a
+    TableVectorizer that reads dates or free text. Raises the errors of `_as_tables`.
     """
-    steps = getattr(vectorizer, "transformers_", {})
+    if type(encoder).__module__.startswith("category_encoders."):
+        mapping = getattr(getattr(encoder, "ordinal_encoder", encoder), "mapping", None) or {}
+        if isinstance(mapping, list):
+            mapping = {entry["col"]: entry["mapping"] for entry in mapping}
+        learned = {name: getattr(values, "index", values) for name, values in mapping.items()}
+        return _as_tables(encoder, learned)
+    steps = getattr(encoder, "transformers_", {})
     learned = {
         name: step.categories_[0] for name, step in steps.items() if hasattr(step, "categories_")
     }
     kinds = (type(step).__name__ for name, step in steps.items() if name not in learned)
     if all(other == "PassThrough" for other in kinds):
-        return as_tables(vectorizer, learned)
+        return _as_tables(encoder, learned)
     return None
 
 
-def as_tables(
+def _as_tables(
     encoder: Estimator, learned: Mapping[Hashable, Iterable[Category]]
 ) -> CategoryTables | ColumnTransformer | None:
     """Return a table per column, or a step per column if some columns have no

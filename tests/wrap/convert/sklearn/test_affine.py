@@ -14,7 +14,7 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.core.errors import ConversionError
-from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import affine
+from mlflow_deploy_plugin.wrap.convert.sklearn import affine
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
 from tests.support.refusals import refused

@@ -1,0 +1,1 @@
+"""Disturb rows in the direction of the largest loss (docs/examine.md)."""

@@ -1,0 +1,1 @@
+"""Models and steps of libraries that few models use, and PMML files."""

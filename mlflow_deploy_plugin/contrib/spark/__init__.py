@@ -1,0 +1,1 @@
+"""Batches, and the profiles of monitored windows, on a Spark cluster."""
