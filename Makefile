@@ -6,6 +6,7 @@
 # make test-light     the tests of core, serve, promote, ui and cli in .venv-light
 # make test-install   builds the wheel and runs README's commands with it outside of this checkout, with the newest dependencies
 # make test-long      the long tests: more than a second of CPU, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/serve/agent runs some of them
+# make test-release   the drills before a release: no network, killed pods and controllers, a drained node, rollouts in containers (docs/release.md)
 # make test-trees-asan opens 200,000 mutated models with the library of projects/trees, under sanitizers (needs g++); MODELS=5000 SEED=0
 # make test-all       make test, make test-long and make test-install
 # make stack-test     checks the statements of docker/stack/README.md with the services of docker/compose.yaml, without containers
@@ -33,7 +34,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)$(if $(filter Linux,$(sh
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install install-light test-light demo demo-stop test test-install test-long test-trees-asan test-graphs-hostile test-all stack-test images helm bench docs lint format constraints clean
+.PHONY: install install-light test-light demo demo-stop test test-install test-long test-release test-trees-asan test-graphs-hostile test-all stack-test images helm bench docs lint format constraints clean
 
 install: $(VENV)/.installed
 
@@ -92,6 +93,9 @@ test-install: install
 test-long: install
 	$(PIP) install -q -c constraints.txt -e '.[spark]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m '(long or install) and not stack' --ignore tests/journeys/test_install.py $(DRILLS)
+
+test-release: install
+	$(BIN)/python -m pytest -m release
 
 # g++ has the libraries of the sanitizers. zig has not.
 test-trees-asan: install

@@ -9,12 +9,15 @@ from contextlib import suppress
 from itertools import chain
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.ship.deployments.backends import local
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.docker.conftest import load, run_docker
+from tests.docker.test_image import log_version
+from tests.support.commands import onnxserve
 from tests.support.deployments import save_models
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port
@@ -312,3 +315,21 @@ def test_deleted_deployment_leaves_nothing(client, name, models, image, home):
     assert run_docker("volume", "ls", "-q", "--filter", f"name={name}").stdout == ""
     assert not (home / "docker" / name).exists()
     assert not (home / "deployments" / name).is_symlink()
+
+
+@pytest.mark.release
+def test_rollout_promotes_a_version(client, name, image, times, tracking_uri):
+    first, second = (log_version(times, 2) for _ in range(2))
+    MlflowClient().set_registered_model_alias("times", "live", first)
+    client.create_deployment(name, "models:/times@live", config={"container.image": image})
+    criteria = "--abort-on error_rate>1%,disagreement>20% --min-requests 20"
+
+    with load(client.get_deployment(name)["url"], {"inputs": [[1.0, 2.0]]}) as answers:
+        done = onnxserve(
+            f"rollout start {name} --to {second} --steps 50,100 --every 1s {criteria} --wait"
+        )
+
+    assert done.exit_code == 0, done.output
+    assert client.get_deployment(name)["version"] == second
+    assert str(MlflowClient().get_model_version_by_alias("times", "live").version) == second
+    assert list(answers) == [str(b'{"predictions":{"y":[[2.0,4.0]]}}')]

@@ -67,6 +67,19 @@ def test_requests_are_answered_and_captured(hardened):
     wait_until(lambda: hardened.run(*find), 30, "the rows are in the log")
 
 
+@pytest.mark.release
+def test_image_starts_and_answers_without_network(image, start, model_folder):
+    request = (
+        "import urllib.request as r; print(r.urlopen(r.Request('http://127.0.0.1:8080/invocations',"
+        " b'{\"inputs\": [[1, 2]]}', {'Content-Type': 'application/json'})).read().decode())"
+    )
+    options = ["--network", "none", "-v", f"{model_folder}:/model:ro"]
+    with start(image, *options, command=["serve", "/model", "--insecure"]) as container:
+        container.wait_healthy()
+        answer = json.loads(container.run("python", "-c", request))
+    assert answer["predictions"]["y"] == [[2.0, 4.0]]
+
+
 def test_installed_versions_are_the_tested_ones(hardened):
     listed = (
         "import importlib.metadata as m, json; print(json.dumps([[d.name, d.version] for d in "

@@ -7,6 +7,8 @@ Pods follow an MLflow server on docker0's address.
 import base64
 import itertools
 import os
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ from tests.support.waiting import wait_until
 pytestmark = [NEEDS_CLUSTER, pytest.mark.docker, pytest.mark.long]
 KUBECONFIG = os.environ.get("KUBECONFIG", "")
 ROW = {"inputs": [[1.0]]}
+ANSWER = str(b'{"predictions":{"y":[[2.0]]}}')
+ANSWER_OF_VERSION_2 = ANSWER.replace("2.0", "3.0")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +112,14 @@ class Endpoint:
             for pod in all_pods
             if "deletionTimestamp" not in pod["metadata"]
         }
+
+    def kill(self, pod):
+        self.cluster.kubectl("delete", "pod", pod, "--grace-period=0", "--force")
+
+    def is_whole(self, without=""):
+        """Return True if two pods serve, and the killed pod is gone."""
+        workers = self.client.get_deployment(self.name)["workers"]
+        return len(workers) == 2 and without not in self.pods()
 
     def update(self, **fields):
         config = {name.replace("__", "."): value for name, value in fields.items()}
@@ -200,7 +212,48 @@ def test_rolling_update_fails_no_request(endpoint):
     with load(endpoint.url, ROW) as answers:
         endpoint.update(server__threads=5)
     assert not before & endpoint.pods()
-    assert list(answers) == [str(b'{"predictions":{"y":[[2.0]]}}')]
+    assert list(answers) == [ANSWER]
+
+
+@pytest.mark.release
+def test_killed_pod_fails_only_requests_in_flight(endpoint):
+    killed = min(endpoint.pods())
+    with load(endpoint.url, ROW) as answers:
+        endpoint.kill(killed)
+        wait_until(lambda: endpoint.is_whole(without=killed), 120, "two pods serve again")
+    # Until the Service forgets the pod, connections are refused, and may be retried.
+    ended = [number for answer, number in answers.items() if "Refused" not in answer]
+    assert sum(ended) - answers[ANSWER] <= 4  # Each of the four clients awaited one answer.
+    with load(endpoint.url, ROW) as answers:
+        wait_until(lambda: answers[ANSWER] > 100, what="one hundred answers")
+    assert list(answers) == [ANSWER]
+
+
+@pytest.mark.release
+def test_endpoint_of_a_drained_node_comes_back(endpoint, client, cluster):
+    nodes = [node["metadata"]["name"] for node in cluster.items("node")]
+    selector = f"--pod-selector=app.kubernetes.io/instance={endpoint.name}"
+    drain = ["drain", *nodes, selector, "--delete-emptydir-data", "--ignore-daemonsets"]
+    try:
+        with (
+            load(endpoint.url, ROW) as answers,
+            pytest.raises(AssertionError, match="disruption budget"),
+        ):
+            cluster.kubectl(*drain, "--timeout=20s")
+        assert list(answers) == [ANSWER]
+        assert client.get_deployment(endpoint.name)["state"] == "running"
+        cluster.kubectl(*drain, "--disable-eviction")
+        assert mentions(client.get_deployment(endpoint.name)["reason"], "unschedulable")
+        states = {row["name"]: row["state"] for row in client.list_deployments()}
+        assert states[endpoint.name] == "starting"
+        with pytest.raises(requests.ConnectionError):
+            endpoint.predict()
+    finally:
+        for node in nodes:
+            cluster.kubectl("uncordon", node)
+    wait_until(endpoint.is_whole, 120, "two pods serve again")
+    assert client.get_deployment(endpoint.name)["version"] == "1"
+    assert endpoint.predict() == 2.0
 
 
 def test_unservable_update_is_undone(endpoint, monkeypatch):
@@ -276,6 +329,29 @@ def test_shipped_controller_role_suffices_for_rollouts(
     back = CliRunner().invoke(main, ["rollback", endpoint.name, "--to", "1"])
     assert back.exit_code == 0, back.output
     assert set(traffic.answers) == {("1", 200), ("2", 200)}
+
+
+@pytest.mark.release
+def test_rollout_with_a_killed_pod_counts_correctly(create):
+    endpoint = create()
+    command = ["rollout", "start", endpoint.name, "--to", "2", "--steps", "50,100", "--every"]
+    command += ["20s", "--abort-on", "error_rate>1%,p99>5s", "--min-requests", "50", "--wait"]
+    with (
+        load(endpoint.url, ROW) as answers,
+        subprocess.Popen([sys.executable, "-m", "mlflow_deploy_plugin.cli", *command]) as rollout,
+    ):
+        wait_until(lambda: answers[ANSWER_OF_VERSION_2], 300, "version 2 answers")
+        endpoint.kill(min(endpoint.pods()))
+        assert rollout.wait(400) == 0
+    MlflowClient().set_registered_model_alias("adder", "live", "1")
+    with open_deployments(lambda line: None) as deployments:
+        events = deployments.store.events(endpoint.name, actions=["rollout.step", "rollout.end"])
+        steps = [event.detail for event in events if event.detail.get("criteria")]
+    for role, answer in (("candidate", ANSWER_OF_VERSION_2), ("current", ANSWER)):
+        assert [step[role]["errors"] for step in steps] == [0, 0]
+        counted = sum(step[role]["requests"] for step in steps)
+        # No request to the killed pod is counted twice.
+        assert 50 <= counted <= answers[answer]
 
 
 def test_metrics_of_pods_with_api_keys_are_readable(create, image, tmp_path):
