@@ -29,13 +29,6 @@ def spark_window_profile(
     version) answered. Raises OnnxserveError that names a failed day.
     """
     days = days_of(sketches, window)
-    if days:
-        _store_hours(sketches, days)
-    return window_profile(sketches, model, version, window)
-
-
-def _store_hours(sketches: SketchStore, days: list[Window]) -> None:
-    """Let Spark profile and store the whole hours of the days."""
     # The log's file system cannot be serialised for Spark's workers.
     location = sketches.log.location.shown, sketches.log.since
     fields = sketches.endpoint, sketches.bins, sketches.bins_key
@@ -55,7 +48,8 @@ def _store_hours(sketches: SketchStore, days: list[Window]) -> None:
                     failure = one_line(error)
                 yield pa.RecordBatch.from_pydict({"number": [number], "failure": [failure]})
 
-    numbers = spark_session().range(0, len(days), step=1, numPartitions=len(days))
+    numbers = spark_session().range(0, len(days), step=1, numPartitions=max(len(days), 1))
     for day in numbers.mapInArrow(task, "number long, failure string").collect():
         if day["failure"]:
             raise OnnxserveError(f"{days[day['number']]}: {day['failure']}")
+    return window_profile(sketches, model, version, window)

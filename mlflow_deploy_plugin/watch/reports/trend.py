@@ -159,6 +159,7 @@ def _level_line(series: LevelSeries, judged: datetime, marked: Mapping[datetime,
         half = _DEVIATIONS * series.deviation
         bounds = np.add([[-half], [half]], series.usual[last])
         other = _FINE
+    show = partial(format_number, digits=3)
     return TrendLine(
         title,
         starts,
@@ -166,14 +167,10 @@ def _level_line(series: LevelSeries, judged: datetime, marked: Mapping[datetime,
         bounds,
         [marked.get(start, other) for start in starts],
         judged,
-        _shown_logarithm if series.is_logarithmic else partial(format_number, digits=3),
+        (lambda value: show(math.exp(value))) if series.is_logarithmic else show,
         onset=series.onset,
         is_logarithmic=series.is_logarithmic,
     )
-
-
-def _shown_logarithm(value: float) -> str:
-    return format_number(math.exp(value), digits=3)
 
 
 def trend_lines(

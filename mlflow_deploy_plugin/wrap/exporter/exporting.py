@@ -121,7 +121,7 @@ def export(
         NotFound: the version does not exist.
         RegistryUnavailable: MLflow does not answer.
     """
-    exporter = _find_exporter(format)
+    exporter = _EXPORTERS.get(format) or find_entry(EXPORTERS, format, "format", _EXPORTERS)
     accepted = [*signature(exporter).parameters][3:]
     for name in options:
         if name not in accepted:
@@ -225,14 +225,6 @@ the progress callback and the options of the format, which are its parameters by
 It returns what it has written in the folder and checked. It raises ConversionError, and
 ParityError if the predictions differ.
 """
-
-
-def _find_exporter(format: str) -> Exporter:
-    """Raises InvalidConfig for an unknown format; OnnxserveError if its code fails."""
-    if format in _EXPORTERS:
-        return _EXPORTERS[format]
-    exporter: Exporter = find_entry(EXPORTERS, format, "format", _EXPORTERS)
-    return exporter
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
