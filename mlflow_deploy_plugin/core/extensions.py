@@ -35,7 +35,7 @@ def registered_in(group: str) -> dict[str, EntryPoint]:
 def describe_entry(entry: EntryPoint) -> str:
     """Return the entry point as it is registered, with its distribution."""
     described = f"{entry.name} = {entry.value}"
-    with suppress(PackageNotFoundError):  # The metadata may have been removed.
+    with suppress(PackageNotFoundError, FileNotFoundError):  # The metadata may have been removed.
         if entry.dist:
             described += f" ({entry.dist.name} {entry.dist.version})"
     return described

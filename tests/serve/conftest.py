@@ -92,4 +92,5 @@ def bucket(monkeypatch):
         monkeypatch.setenv(name, "x")
     with s3_server() as bucket:
         monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", bucket.url)  # MLflow keeps its clients.
         yield bucket
