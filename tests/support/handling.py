@@ -30,21 +30,20 @@ def handle(server, request):
     return app.handle(request)
 
 
-def ask(
-    server,
-    path="/invocations",
-    method="POST",
-    body=ROW,
-    **headers,
-):
-    """Answer a request; keywords are headers, with underscores for hyphens.
+def post(path="/invocations", body=ROW, method="POST", **headers):
+    """Return a request; keywords are headers, with underscores for hyphens.
 
     Args:
         body: bytes, or a document that is sent as JSON.
     """
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
-    return handle(server, RawRequest(method, path, {**JSON, **http_headers}, content))
+    return RawRequest(method, path, {**JSON, **http_headers}, content)
+
+
+def ask(server, path="/invocations", method="POST", body=ROW, **headers):
+    """Answer the request that `post` makes of the other arguments."""
+    return handle(server, post(path, body, method, **headers))
 
 
 _OWN_KEYS = ("CONTENT_TYPE", "CONTENT_LENGTH")

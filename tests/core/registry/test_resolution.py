@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.connection import set_service_timeouts
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import registered_version, resolve
 from tests.support.refusals import refused
 from tests.support.services.proxy import proxy_to
@@ -18,35 +19,33 @@ from tests.support.tracking import tracking_at
 
 
 @pytest.mark.parametrize(
-    ("model_uri", "version", "followed", "aspects"),
+    ("model_uri", "version", "aspects"),
     [
-        ("models:/tiny/Production", "2", True, {"stage": "Production", "parity": "proven"}),
-        ("models:/tiny/production", "2", True, {"stage": "Production", "parity": "proven"}),
-        ("models:/tiny/None", "3", True, {}),
+        ("models:/tiny/Production", "2", {"stage": "Production", "parity": "proven"}),
+        ("models:/tiny/production", "2", {"stage": "Production", "parity": "proven"}),
+        ("models:/tiny/None", "3", {}),
         (
             "models:/tiny@live",
             "2",
-            True,
             {"stage": "Production", "alias": "live", "parity": "proven"},
         ),
         (
             "models:/tiny/tag:team=blue",
             "2",
-            True,
             {"stage": "Production", "tag": "team=blue", "parity": "proven"},
         ),
-        ("models:/tiny/tag:team=it's red", "3", True, {"tag": "team=it's red"}),
-        ("models:/tiny/1", "1", False, {"stage": "Production"}),
-        ("models:/tiny/latest", "3", False, {}),
+        ("models:/tiny/tag:team=it's red", "3", {"tag": "team=it's red"}),
+        ("models:/tiny/1", "1", {"stage": "Production"}),
+        ("models:/tiny/latest", "3", {}),
     ],
 )
-def test_reference_resolves_to_one_version(store, model_uri, version, followed, aspects):
+def test_reference_resolves_to_one_version(store, model_uri, version, aspects):
     resolved = resolve(model_uri)
     assert resolved.model_uri == model_uri
     assert resolved.name == "tiny"
     assert resolved.version == version
     assert resolved.source == f"models:/tiny/{version}"
-    assert resolved.followed is followed
+    assert resolved.followed is parse_model_uri(model_uri).followed
     assert resolved.aspects == {"run_id": store.run_id, "model_id": store.model_id, **aspects}
 
 

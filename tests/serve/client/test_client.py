@@ -249,32 +249,32 @@ def test_busy_server_is_asked_again(scripted, status):
     assert len(server.asked) == 3
 
 
-def test_last_attempt_raises_the_server_error(scripted):
-    server = scripted((429, {"Retry-After": "0"}, b'{"message": "at most 5 a second"}', 0.0))
-
-    with pytest.raises(TooManyRequests, match="5 a second"):
-        Client(server.url, retries=FAST).predict([[1]])
-    assert len(server.asked) == 4
-
-
-def test_retry_after_beyond_the_timeout_is_raised(scripted):
-    server = scripted((503, {"Retry-After": "60"}, b'{"error": "loading"}', 0.0))
-
-    with pytest.raises(NotReady, match="loading") as refused:
-        Client(server.url, timeout_seconds=50).predict([[1]])
-
-    assert refused.value.retry_after == 60
-    assert len(server.asked) == 1
-
-
-@pytest.mark.parametrize("status", [500, 502, 301])
-def test_computed_request_is_not_repeated(scripted, status):
-    server = scripted((status, {}, b"<html>", 0.0))
-
-    with pytest.raises(OnnxserveError, match=f"status {status}.*no JSON") as refused:
-        Client(server.url).predict([[1]])
-    assert refused.value.status == status
-    assert len(server.asked) == 1
+@pytest.mark.parametrize(
+    ("refusal", "attempts", "error", "words"),
+    [
+        (
+            (429, {"Retry-After": "0"}, b'{"message": "5 a second"}'),
+            4,
+            TooManyRequests,
+            "5 a second",
+        ),
+        ((503, {"Retry-After": "60"}, b'{"error": "loading"}'), 1, NotReady, "loading"),
+        ((500, {}, b"<html>"), 1, OnnxserveError, "status 500.*no JSON"),
+        ((502, {}, b"<html>"), 1, OnnxserveError, "status 502.*no JSON"),
+        ((301, {}, b"<html>"), 1, OnnxserveError, "status 301.*no JSON"),
+        ((401, {}, b'{"error": "no"}'), 1, Unauthenticated, "no"),
+        ((403, {}, b'{"error": "no"}'), 1, ScopeMissing, "no"),
+        ((404, {}, b'{"error": "no"}'), 1, NotFound, "no"),
+    ],
+)
+def test_last_refusal_is_raised(scripted, refusal, attempts, error, words):
+    status, headers, body = refusal
+    server = scripted((status, {"X-Request-Id": "r-9", **headers}, body, 0.0))
+    with pytest.raises(error, match=words) as refused:
+        Client(server.url, timeout_seconds=50, retries=FAST).predict([[1]])
+    assert (refused.value.status, refused.value.request_id) == (status, "r-9")
+    assert refused.value.retry_after == (float(headers["Retry-After"]) if headers else None)
+    assert len(server.asked) == attempts
 
 
 def test_timed_out_request_is_not_repeated(scripted):
@@ -284,17 +284,6 @@ def test_timed_out_request_is_not_repeated(scripted):
         Client(server.url, timeout_seconds=0.2).predict([[1]])
     wait_until(lambda: server.asked, what="the request is read")
     assert len(server.asked) == 1
-
-
-@pytest.mark.parametrize(
-    ("status", "error"), [(401, Unauthenticated), (403, ScopeMissing), (404, NotFound)]
-)
-def test_refusal_is_the_error_of_its_status(scripted, status, error):
-    server = scripted((status, {"X-Request-Id": "r-9"}, b'{"error": "no"}', 0.0))
-    with pytest.raises(error, match="no") as refused:
-        Client(server.url).predict([[1]])
-    assert refused.value.status == status
-    assert refused.value.request_id == "r-9"
 
 
 @pytest.mark.parametrize(

@@ -150,12 +150,6 @@ def test_array_has_columns_in_signature_order(dtype, order):
     assert feeds["b"].tolist() == [[1], [3], [5]]
 
 
-def test_nan_and_infinity_round_trip():
-    array = np.array([np.nan, np.inf, -0.0])
-    feeds = arrow.decode(encode_rows(array)[0], columns_schema("", a="double"), 10_000)
-    np.testing.assert_array_equal(feeds["a"], array.reshape(3, 1))
-
-
 @pytest.mark.parametrize("array", [np.ones((0, 2), ">f8"), np.ones((2, 0)), np.array(1.0)])
 def test_array_without_arrow_form_is_json(array):
     body, content_type, _ = encode_rows(array)

@@ -13,15 +13,6 @@ _HEADER = b"carrier,distance,hour,late\n"
 CSV = body_cases(
     reading("csv"),
     {
-        "an empty text": b"",
-        "a header without rows": _HEADER,
-        "a word for a boolean in CSV": _HEADER + b"A,1,1,maybe\n",
-        "a fraction for an integer in CSV": _HEADER + b"A,1,1.5,true\n",
-        "without a column in CSV": b"carrier,distance,hour\nA,1,1\n",
-        "a column that stands twice in CSV": b"carrier,distance,hour,late,late\nA,1,1,true,true\n",
-        "a field too many in CSV": _HEADER + b"A,1,1,true,5\n",
-        "a quote that stays open": _HEADER + b'"A,1,1,true\n',
-        "CSV that is no UTF-8": b"carrier\n\xff\n",
         "a hundred thousand commas": b"," * 100_000 + b"\n1",
         "a field of 200,000 characters": _HEADER + b"x" * 200_000 + b",1,1,true\n",
     },
@@ -31,8 +22,6 @@ _LINE = dump(RECORD) + b"\n"
 LINES = body_cases(
     reading("jsonl"),
     {
-        "no lines": b"",
-        "a line that is no JSON": _LINE + b"{\n",
         "the thousandth line does not fit": _LINE * 1500 + _LINE.replace(b"100.5", b'"far"'),
         "a deep line": b"[" * 100_000 + b"\n",
     },
@@ -82,13 +71,18 @@ REPOSITORY = [
     *body_cases(
         tuple(route for route in reading("parameters") if route.path.endswith("/load")),
         {
-            "a config and a model": _parameters(config=json.dumps(_SPEC), model_uri="models:/m/1"),
-            "a config that is an object": _parameters(config=_SPEC),
-            "a config of another name": _parameters(config=json.dumps({**_SPEC, "name": "else"})),
+            "a config and a model": (_parameters(config="a", model_uri="b"), "either config or"),
+            "a config that is an object": (_parameters(config=_SPEC), "a string is expected"),
+            "a config of another name": (
+                _parameters(config=json.dumps({**_SPEC, "name": "else"})),
+                "'other' is expected",
+            ),
             "a config that is no YAML": _parameters(config="{: ["),
+            "a config with a day that is none": (_parameters(config="a: 2001-99-99"), "YAML"),
             "a config that makes objects": _parameters(config="!!python/object/apply:os.getcwd []"),
-            "a config that changes the server": _parameters(
-                config=json.dumps({**_SPEC, "server": {"workers": 9}})
+            "a config that changes the server": (
+                _parameters(config=json.dumps({**_SPEC, "server": {"workers": 9}})),
+                "`server` cannot",
             ),
             "a config of 70,000 characters": (
                 _parameters(config=json.dumps(_SPEC) + " " * 70_000),

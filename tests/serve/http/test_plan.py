@@ -22,12 +22,11 @@ from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from tests.support import servers
 from tests.support.bodies import arrow_stream, v2_tensor
-from tests.support.handling import handle
+from tests.support.handling import JSON, handle, post
 from tests.support.protocols import JSON_FORMS, protocol_paths
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
-JSON = {"content-type": "application/json"}
 FLIGHT = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
 SPLIT = {"columns": list(FLIGHT), "data": [list(FLIGHT.values())]}
 TENSOR = v2_tensor("distance", "FP64", [1.5], [1, 1])
@@ -71,11 +70,6 @@ def shown(response, request):
     assert {len(id_) for id_ in made} == {32}
     body = response.body.replace(made[-1].encode(), b"")  # V2 repeats the id.
     return response.status, body, response.content_type, headers
-
-
-def post(path, document, **headers):
-    fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return RawRequest("POST", path, {**JSON, **fields}, orjson.dumps(document))
 
 
 def check(server, request):

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.observability.tracing import Observer
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from tests.serve.http.listener import play, worker_app
-from tests.support.handling import ROW, V2_ROW, ask, handle
+from tests.support.handling import ROW, V2_ROW, ask, handle, post
 from tests.support.keys import write_keys
 from tests.support.models import write_model
 from tests.support.refusals import mentions
@@ -214,18 +214,17 @@ def test_key_in_path_or_id_is_not_recorded(own_server, uses_plan, caplog):
     observed = replace(server, observer=Observer(log_fraction=1.0))
 
     def new_id(path="/invocations", identity="mine", body=ROW):
-        headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
-        request = RawRequest("POST", path, {**headers, "x-request-id": identity}, body)
+        request = post(path, body, authorization=f"Bearer {KEY}", x_request_id=identity)
         response = plans.answer(request) if uses_plan else handle(observed, request)
         return response.headers.get("X-Request-Id") if response else ""
 
     with caplog.at_level("INFO"):
         new = [new_id(identity=KEY), new_id(identity=f"id={KEY};1")]
-        with_id = json.dumps({**json.loads(V2_ROW), "id": KEY}).encode()
+        with_id = {**json.loads(V2_ROW), "id": KEY}
         new.append(new_id("/v2/models/e/infer", "", with_id))
-        new_id(body=json.dumps({"dataframe_records": [{"x": KEY}]}).encode())
+        new_id(body={"dataframe_records": [{"x": KEY}]})
         split = {"columns": [KEY, KEY], "data": [[1, 2]]}
-        new_id(body=json.dumps({"dataframe_split": split}).encode())
+        new_id(body={"dataframe_split": split})
         for path in (
             f"/{KEY}",
             f"/endpoints/{KEY}/invocations",
@@ -298,8 +297,7 @@ def test_request_with_failed_plan_counts_once(serve_here, tmp_path):
     plans = PlanTable(server)
 
     def ask_for(inputs):
-        headers = {"content-type": "application/json", "authorization": "Bearer k"}
-        request = RawRequest("POST", "/invocations", headers, b'{"inputs": %b}' % inputs)
+        request = post(body=b'{"inputs": %b}' % inputs, authorization="Bearer k")
         return plans.answer(request) or handle(server, request)
 
     answers = [ask_for(inputs) for inputs in (b"[0]", b"[7]", b"[1]", b"[1]")]

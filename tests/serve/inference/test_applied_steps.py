@@ -6,7 +6,6 @@ import json
 
 import grpc
 import jsonschema_rs
-import orjson
 import pyarrow as pa
 import pytest
 from tritonclient.grpc import service_pb2
@@ -18,11 +17,10 @@ from mlflow_deploy_plugin.core.spec.steps import steps_digest
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, WANTED, read_workers, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.runtime.steps import load_steps
 from tests.serve.grpc.conftest import listening, message
 from tests.support.bodies import arrow_stream, v2_tensor
-from tests.support.handling import ask, handle
+from tests.support.handling import ask, handle, post
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, one_endpoint, opened, variant, want, write_spec
 from tests.support.spool import read_spool
@@ -60,11 +58,6 @@ def stepped(serve_here, model_folders):
     return serve
 
 
-def post(path, body, content_type="application/json"):
-    content = body if isinstance(body, bytes) else orjson.dumps(body)
-    return RawRequest("POST", path, {"content-type": content_type}, content)
-
-
 def planned(server, request):
     answer = PlanTable(server).answer(request)
     assert answer is not None
@@ -76,7 +69,7 @@ def planned(server, request):
     [
         (post("/invocations", {"dataframe_records": RECORDS}), {"predictions": TOTALS}),
         (post("/invocations", {"inputs": COLUMNS}), {"predictions": TOTALS}),
-        (post("/invocations", b"zip,b\n8001,5\n8002,7\n", "text/csv"), {"predictions": TOTALS}),
+        (post(body=b"zip,b\n8001,5\n8002,7\n", content_type="text/csv"), {"predictions": TOTALS}),
         (post("/score", {"input_data": RECORDS}), TOTALS),
         (post("/predict/batch", RECORDS), {
             "predictions": TOTALS, "count": 2, "model": "m", "model_version": "1"}),
@@ -95,7 +88,8 @@ def test_steps_apply_to_tensors_and_tables(stepped):
     for answer in (planned, handle):
         outputs = json.loads(answer(server, post("/v2/models/e/infer", V2)).body)["outputs"]
         assert {output["name"]: output["data"] for output in outputs} == TOTALS
-        table = answer(server, post("/invocations", TABLE, "application/vnd.apache.arrow.stream"))
+        request = post(body=TABLE, content_type="application/vnd.apache.arrow.stream")
+        table = answer(server, request)
         assert pa.ipc.open_stream(table.body).read_all().to_pydict() == TOTALS
 
 
@@ -117,7 +111,7 @@ def test_after_returns_arrays_lists_or_rows(stepped, after, expected):
 
 
 def get(server, path):
-    return json.loads(handle(server, RawRequest("GET", path, {}, b"")).body)
+    return json.loads(ask(server, path, "GET").body)
 
 
 def test_caller_of_the_documents_is_answered(stepped):
@@ -140,7 +134,7 @@ def test_caller_of_the_documents_is_answered(stepped):
     assert [entry["name"] for entry in get(server, "/v2/models/e/config")["input"]] == [*example]
     signature = get(server, "/v1/models/e/metadata")["metadata"]["signature_def"]
     assert [*signature["signature_def"]["serving_default"]["inputs"]] == [*example]
-    assert b'value="8001"' in handle(server, RawRequest("GET", "/", {}, b"")).body
+    assert b'value="8001"' in ask(server, "/", "GET").body
     assert described["outputs"] == []
 
 
@@ -457,24 +451,20 @@ def test_hostile_columns_are_the_callers_fault(converting, columns):
         tensors = [v2_tensor(name, datatype, values) for name, values in lists.items()]
         requests.append(("/v2/models/e/infer", {"inputs": tensors}))
     for path, body in requests:
-        answer = handle(converting, post(path, json.dumps(body).encode()))
+        answer = handle(converting, post(path, body))
         assert answer.status == 400 or (answer.status == 200 and {"zip", "a"} <= {*row}), path
 
 
 def test_hostile_tensors_over_grpc_are_refused(converting):
-    messages = [
-        message(
-            "e", name="zip", shape=(1,), datatype="BYTES", contents={"bytes_contents": [b"8001"]}
-        ),
-        message("e", name="zip", shape=(1,), datatype="FP64", contents={"fp64_contents": [1]}),
-        message("e", name="a", shape=(0,), datatype="FP64", contents={"fp64_contents": []}),
-        message("e", name="a", shape=(), datatype="FP64", contents={"fp64_contents": [1]}),
-        message("e", name="", shape=(1, 1, 1), datatype="FP64", contents={"fp64_contents": [1]}),
-    ]
+    numbers = [("zip", (1,), [1]), ("a", (0,), []), ("a", (), [1]), ("", (1, 1, 1), [1])]
+    tensors = [("zip", (1,), "BYTES", {"bytes_contents": [b"8001"]})]
+    tensors += [(name, shape, "FP64", {"fp64_contents": held}) for name, shape, held in numbers]
     with listening(converting) as called, called.stub() as stub:
-        for sent in messages:
+        for name, shape, datatype, contents in tensors:
             with pytest.raises(grpc.RpcError) as raised:
-                stub.ModelInfer(sent)
+                stub.ModelInfer(
+                    message("e", name=name, shape=shape, datatype=datatype, contents=contents)
+                )
             assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         described = stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="e"))
         assert [entry.name for entry in described.inputs] == ["zip", "a"]

@@ -19,13 +19,12 @@ from mlflow_deploy_plugin.core.statedir.metric_files import read_families
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.http.routes import handle_request_async
 from mlflow_deploy_plugin.serve.inference.shadow import Shadows, translate_feeds
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support import servers
-from tests.support.handling import JSON, ask
+from tests.support.handling import ask, post
 from tests.support.models import columns, graph_tensor, numbers_section, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
@@ -161,12 +160,11 @@ def test_batched_requests_are_compared_with_their_answers(serve, bias_folders, t
     answers: SimpleQueue[RawResponse] = SimpleQueue()
 
     def one(number):
-        body = orjson.dumps({"inputs": [[number, 0, 0], [0, number, 1]]})
+        body = {"inputs": [[number, 0, 0], [0, number, 1]]}
         if not is_async:
             answers.put(ask(server, body=body))
             return
-        request = RawRequest("POST", "/invocations", JSON, body)
-        assert handle_request_async(server, request, answers.put)
+        assert handle_request_async(server, post(body=body), answers.put)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(100)))

@@ -97,14 +97,6 @@ def test_file_of_a_newer_onnx_is_refused(tmp_path, newer):
         load_warm(folder, Placement(), 1)
 
 
-def test_version_is_batched_by_its_policy(model_folders):
-    warm = load_warm(model_folders["mixed"], Placement(), 1, BatchPolicy(8))
-
-    assert warm.batcher is not None
-    assert warm.batcher.policy.max_batch_size == 8
-    assert load_warm(model_folders["mixed"], Placement(), 1).batcher is None
-
-
 @pytest.mark.parametrize(
     ("policy", "sizes"),
     [(None, {1}), (BatchPolicy(16, preferred_batch_size=(5,)), {1, 2, 4, 5, 8, 16})],

@@ -149,24 +149,6 @@ def test_endpoint_is_added_by_uri(served, client, model_folders):
         ("new", {"model_uri": "/nowhere"}, 404, "/nowhere"),
         ("first", {"model_uri": "/nowhere"}, 400, "'first' is in the server's spec"),
         ("new", {"model_uri": ""}, 400, "variants.new.model"),
-        ("new", {"config": "name: other\nvariants: {v: {model: x}}"}, 400, "'new' is expected"),
-        (
-            "new",
-            {"config": "name: new\nvariants: {v: {model: x}}\nserver: {workers: 9}"},
-            400,
-            "`server` cannot",
-        ),
-        ("new", {"config": f"name: &a {'x' * 5000}\nvariants: [{'*a,' * 300}]"}, 400, "aliases"),
-        (
-            "new",
-            {"config": "name: new\nvariants: " + "[" * 60_000},
-            400,
-            "nested more than 100 levels",
-        ),
-        ("new", {"config": "name: new\nvariants: {v: {model: 2001-99-99}}"}, 400, "not valid YAML"),
-        ("new", {"config": "x" * 70_000}, 400, "at most 65536"),
-        ("new", {"config": 1}, 400, "a string is expected"),
-        ("new", {"config": "a", "model_uri": "b"}, 400, "either config or model_uri"),
         ("new", {"file:1/model.onnx": "AAAA"}, 400, "'file:1/model.onnx' of a load is not known"),
         ("a b", {"model_uri": "x"}, 400, "name: at most 63 letters, digits, . _ - are expected"),
     ],
@@ -207,26 +189,6 @@ def test_foreign_web_page_changes_nothing(served, client, path):
     headers = {"Sec-Fetch-Site": "cross-site"}
     assert requests.post(url, b"{}", headers=headers, timeout=10).status_code == 403
     assert index(client).get(name) == before  # Another worker may not know `broken` yet.
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "words"),
-    [
-        ("/v2/repository/index", b"[]", "a JSON array; an object is expected"),
-        ("/v2/repository/index", b'{"ready": 1}', "ready is 1; true or false is expected"),
-        ("/v2/repository/index", b"{", "not valid JSON"),
-        ("/v2/repository/models/first/load", b'{"parameters": []}', "parameters is a JSON array"),
-        (
-            "/v2/repository/models/first/unload",
-            b'{"parameters": {"now": true}}',
-            "'now' of an unload",
-        ),
-    ],
-)
-def test_an_invalid_request_body_is_refused(served, path, body, words):
-    answer = requests.post(served.url + path, data=body, timeout=10)
-    assert answer.status_code == 400
-    assert words in answer.json()["error"]
 
 
 @pytest.mark.long

@@ -203,15 +203,6 @@ def test_sticky_callers_keep_their_variant(repository, bias_folders, tmp_path, c
     assert mentions(caplog.text, "e/1", "version 1", "'z'", "sticky")
 
 
-def test_shadow_or_zero_weight_never_answers(serve, repository, bias_folders):
-    serve(
-        a=servers.variant(bias_folders["1"], weight=0),
-        b=servers.variant(bias_folders["2"], "2", weight=100, shadow=True),
-        c=servers.variant(bias_folders["3"], "3", weight=1),
-    )
-    assert versions(repository) == {"3"}
-
-
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [

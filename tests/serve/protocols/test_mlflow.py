@@ -2,7 +2,6 @@
 
 import io
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +20,6 @@ from tests.support.schemas import columns_schema, tensor_schema
 MIXED = columns_schema("?", s="string", d="double", n="long", b="boolean")
 TEXT = columns_schema("?", t="string")
 TENSOR = tensor_schema("float32", -1, 2)
-ROWS: list[list[Any]] = [["a", 1.5, 2, True], [None, None, -3, False]]
-NAMES = ["s", "d", "n", "b"]
-RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
-BY_COLUMN = dict(zip(NAMES, map(list, zip(*ROWS, strict=True)), strict=True))
 
 
 FED = {"s": [["a"], ["?"]], "d": [[1.5], [np.nan]], "n": [[2], [-3]], "b": [[True], [False]]}
@@ -38,56 +33,6 @@ def assert_fed(feeds, expected=FED):
 def decoded(document, schema=MIXED, content_type="application/json"):
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     return {name: array.tolist() for name, array in decode(content_type, body, schema).items()}
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {"dataframe_split": {"columns": NAMES, "data": ROWS}},
-        {"dataframe_split": {"columns": NAMES, "data": ROWS, "index": [5, 6]}},
-        {"dataframe_split": {"data": ROWS}},
-        {
-            "dataframe_split": {
-                "columns": [*NAMES[::-1], "more"],
-                "data": [[*row[::-1], {}] for row in ROWS],
-            }
-        },
-        {"dataframe_records": RECORDS},
-        {"instances": ROWS},
-        {"instances": RECORDS},
-        {"inputs": BY_COLUMN},
-        {"inputs": ROWS},
-        {"inputs": RECORDS},
-        {"inputs": ROWS, "params": {"unknown": 1}},
-        {"inputs": ROWS, "params": None},
-    ],
-)
-def test_all_table_forms_give_equal_feeds(document):
-    feeds = decode("application/json", json.dumps(document).encode(), MIXED)
-    assert_fed(feeds)
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {"instances": [[1, 2], [3, 4]]},
-        {"inputs": [[1, 2], [3, 4]]},
-        {"inputs": {"x": [[1, 2], [3, 4]]}},
-        {"dataframe_split": {"columns": [0, 1], "data": [[1, 2], [3, 4]]}},
-        {"dataframe_split": {"columns": ["p", "q"], "data": [[1, 2], [3, 4]]}},
-        {"dataframe_records": [{"p": 1, "q": 2}, {"p": 3, "q": 4}]},
-    ],
-)
-def test_all_tensor_forms_give_equal_feeds(document):
-    assert decoded(document, TENSOR) == {"x": [[1, 2], [3, 4]]}
-
-
-@pytest.mark.parametrize(
-    "content_type",
-    ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf8"'],
-)
-def test_spellings_of_json_content_types_are_accepted(content_type):
-    assert decoded({"instances": [[1, 2]]}, TENSOR, content_type) == {"x": [[1, 2]]}
 
 
 @pytest.mark.parametrize(
@@ -109,26 +54,6 @@ def test_surrogate_with_nan_is_refused(missing):
     body = b'{"instances": [["\\ud800", MISSING, 1, true]]}'.replace(b"MISSING", missing.encode())
     with pytest.raises(InvalidRequest, match="not valid JSON"):
         decoded(body)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "s,d,n,b\na,1.5,2,true\n,,-3,False\n",
-        "\ufeffs,d,n,b\r\na,1.5,2,TRUE\r\n,,-3,false",
-        'b,"more",n,d,s\ntrue,x,2,1.5,"a"\n\nfalse,,-3,,\n',
-        's,d,n,b\n"a", 1.5,2,true\n,nan,-3,false\n',
-    ],
-)
-def test_csv_is_typed_by_the_signature(text):
-    feeds = decode("text/csv; charset=utf-8", text.encode(), MIXED)
-    assert_fed(feeds)
-
-
-def test_na_in_csv_is_missing_except_in_texts():
-    feeds = decode("text/csv", b"s,d,n,b\nNA,NA,2,true\nnull,<NA>,2.0,0\n", MIXED)
-    assert_fed(feeds, {"s": [["NA"], ["null"]], "d": [[np.nan]] * 2, "n": [[2]] * 2})
-    assert feeds["b"].tolist() == [[True], [False]]
 
 
 @pytest.mark.parametrize("field", ["1_000", "x", "1,5", "0x10", "1e", "--1"])

@@ -9,14 +9,13 @@ from pyarrow import parquet
 
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.runtime.artifact import Column
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.support import servers
 from tests.support.bodies import arrow_stream, v2_tensor
-from tests.support.handling import handle
+from tests.support.handling import handle, post
 from tests.support.inference_log import rows_of
 from tests.support.protocols import JSON_FORMS, protocol_paths
 
@@ -34,10 +33,6 @@ def server(tmp_path_factory, model_folders):
         yield server
 
 
-def as_json(path, document):
-    return RawRequest("POST", path, {"content-type": "application/json"}, orjson.dumps(document))
-
-
 def as_table(keys):
     return as_arrow(pa.table({**keys, **ROWS}))
 
@@ -47,7 +42,7 @@ def array(rows):
 
 
 def as_arrow(table):
-    return RawRequest("POST", "/invocations", {"content-type": ARROW}, arrow_stream(table))
+    return post(body=arrow_stream(table), content_type=ARROW)
 
 
 def with_key(values):
@@ -62,32 +57,33 @@ X = v2_tensor("X", "FP32", [1, 2, 3, 4, 5, 6], [2, 3])
 SCHEMA = compile_schema(tuple(Column(name, "double") for name in ROWS), (), ())
 EXAMPLE = Example({"customer_id": [7, 8], **ROWS}, 2)
 DERIVED = [
-    (f"{protocol.name} {path}", as_json(path, form.example(SCHEMA, EXAMPLE)), [7, 8])
+    (f"{protocol.name} {path}", post(path, form.example(SCHEMA, EXAMPLE)), [7, 8])
     for protocol, form in JSON_FORMS.items()
     if protocol is not v2.V2  # Its example has the datatypes of the model's columns.
     for path in protocol_paths(protocol, "single", "1", "v")
 ]
+CSV_ROWS = b"customer_id,a,b,c\n007,1,2,3\n,4,5,6\n"
 REQUESTS = [
     *DERIVED,
     ("records with a gap",
-     as_json("/invocations", {"dataframe_records": with_key([LARGEST, None])},), [LARGEST, None]),
-    ("split", as_json("/invocations", {"dataframe_split": SPLIT}), ["x", None]),
+     post("/invocations", {"dataframe_records": with_key([LARGEST, None])},), [LARGEST, None]),
+    ("split", post("/invocations", {"dataframe_split": SPLIT}), ["x", None]),
     ("columns",
-     as_json("/invocations", {"inputs": {"customer_id": [0.5, None], **ROWS}},), [0.5, None]),
-    ("no key", as_json("/invocations", {"instances": RECORDS}), []),
-    ("CSV", RawRequest("POST", "/invocations", {"content-type": "text/csv"},
-                       b"customer_id,a,b,c\n007,1,2,3\n,4,5,6\n"), ["007", None]),
-    ("JSON Lines", RawRequest("POST", "/invocations", {"content-type": "application/jsonl"},
-                              b"\n".join(map(orjson.dumps, with_key([7, None]),))), [7, None]),
+     post("/invocations", {"inputs": {"customer_id": [0.5, None], **ROWS}},), [0.5, None]),
+    ("no key", post("/invocations", {"instances": RECORDS}), []),
+    ("CSV", post(body=CSV_ROWS, content_type="text/csv"), ["007", None]),
+    ("JSON Lines",
+     post(body=b"\n".join(map(orjson.dumps, with_key([7, None]))),
+          content_type="application/jsonl"), [7, None]),
     ("Arrow", as_table({"customer_id": pa.array([LARGEST, None])}), [LARGEST, None],),
     ("Arrow dictionary",
      as_table({"customer_id": pa.array(["x", None]).dictionary_encode()}), ["x", None]),
     ("Arrow without names", array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), [],),
-    ("V2 by columns", as_json("/v2/models/single/infer", {"inputs": [*V2, TEXTS]}), ["x", "y"],),
-    ("V2 by input", as_json("/v2/models/single/infer", {"inputs": [IDS, X]}), [7, 8],),
-    ("tensor, CSV", RawRequest("POST", "/endpoints/stock/invocations", {"content-type": "text/csv"},
-                               b"customer_id,a,b,c\n007,1,2,3\n,4,5,6\n"), ["007", None]),
-    ("tensor, V2", as_json("/v2/models/stock/infer", {"inputs": [X, IDS]}), [7, 8],),
+    ("V2 by columns", post("/v2/models/single/infer", {"inputs": [*V2, TEXTS]}), ["x", "y"],),
+    ("V2 by input", post("/v2/models/single/infer", {"inputs": [IDS, X]}), [7, 8],),
+    ("tensor, CSV", post("/endpoints/stock/invocations", CSV_ROWS, content_type="text/csv"),
+     ["007", None]),
+    ("tensor, V2", post("/v2/models/stock/infer", {"inputs": [X, IDS]}), [7, 8],),
 ]  # fmt: skip
 
 
@@ -133,7 +129,7 @@ def test_key_is_captured_and_not_fed(tmp_path, server, request_, expected):
     ],
 )
 def test_key_without_one_value_per_row_is_refused(server, path, document, part):
-    response = handle(server, as_json(path, document))
+    response = handle(server, post(path, document))
     assert response.status == 400
     message = orjson.loads(response.body).get("message") or orjson.loads(response.body)["error"]
     assert "customer" in message

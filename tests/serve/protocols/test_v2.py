@@ -287,68 +287,48 @@ TENSOR_CASES = {
     ),
     "parameters that are none": ({"parameters": [1]}, "parameters"),
 }
-OTHER_CASES = {
-    "no inputs": ("single", {}, "inputs"),
-    "empty inputs": ("single", {"inputs": []}, "'a', 'b', 'c'"),
-    "inputs as an object": ("single", {"inputs": {"X": X}}, "inputs"),
-    "an input that is none": ("single", {"inputs": [5]}, "inputs[0]"),
-    "a tensor twice": ("single", {"inputs": [X, X]}, "repeated"),
-    "no data": (
-        "single",
-        {"inputs": [{"name": "X", "shape": [2, 3], "datatype": "FP32"}]},
-        "data",
-    ),
-    "an array": ("single", [1], "object"),
-    "no JSON": ("single", b"{", "not valid JSON"),
-    "an id that is none": ("single", {"id": 5, "inputs": [X]}, "id"),
-    "an id of two lines": ("single", {"id": "a\nb", "inputs": [X]}, "id"),
-    "an unknown output": ("single", {"inputs": [X], "outputs": [{"name": "z"}]}, "'z'"),
-    "an output twice": (
-        "single",
-        {"inputs": [X], "outputs": [{"name": "y"}, {"name": "y"}]},
-        "repeated",
-    ),
-    "an output that is none": ("single", {"inputs": [X], "outputs": ["y"]}, "outputs[0]"),
+OF_TENSORS = {
+    "no inputs": ({}, "inputs"),
+    "empty inputs": ({"inputs": []}, "'a', 'b', 'c'"),
+    "inputs as an object": ({"inputs": {"X": X}}, "inputs"),
+    "an input that is none": ({"inputs": [5]}, "inputs[0]"),
+    "a tensor twice": ({"inputs": [X, X]}, "repeated"),
+    "no data": ({"inputs": [{"name": "X", "shape": [2, 3], "datatype": "FP32"}]}, "data"),
+    "an array": ([1], "object"),
+    "no JSON": (b"{", "not valid JSON"),
+    "an id that is none": ({"id": 5, "inputs": [X]}, "id"),
+    "an id of two lines": ({"id": "a\nb", "inputs": [X]}, "id"),
+    "an unknown output": ({"inputs": [X], "outputs": [{"name": "z"}]}, "'z'"),
+    "an output twice": ({"inputs": [X], "outputs": [{"name": "y"}, {"name": "y"}]}, "repeated"),
+    "an output that is none": ({"inputs": [X], "outputs": ["y"]}, "outputs[0]"),
     "classification": (
-        "single",
         {"inputs": [X], "outputs": [{"name": "y", "parameters": {"classification": 2}}]},
         "classification",
     ),
     "a flag that is none": (
-        "single",
         {"inputs": [X], "parameters": {"binary_data_output": 1}},
         "binary_data_output",
     ),
-    "a missing column": ("mixed", columns(late=None), "missing"),
-    "columns of two lengths": (
-        "mixed",
-        columns(hour=column("hour", "INT64", 1, 2)),
-        "'hour'",
-    ),
+    "half columns, half tensors": ({"inputs": [X, column("a", "FP32", 1, 2)]}, "unknown"),
+}
+OF_COLUMNS = {
+    "a missing column": (columns(late=None), "missing"),
+    "columns of two lengths": (columns(hour=column("hour", "INT64", 1, 2)), "'hour'"),
     "a column that is a table": (
-        "mixed",
         columns(hour=v2_tensor("hour", "INT64", [1, 2], [1, 2])),
         "'hour'",
     ),
-    "a number for a string": (
-        "mixed",
-        columns(carrier=column("carrier", "INT64", 5)),
-        "'carrier'",
-    ),
-    "floats for integers": ("mixed", columns(hour=column("hour", "FP32", 5)), "INT64"),
-    "an integer for a boolean": ("mixed", columns(late=column("late", "UINT8", 1)), "BOOL"),
-    "a scalar": ("mixed", columns(hour=column("hour", "INT64", 1) | {"shape": []}), "'hour'"),
-    "a missing string": (
-        "mixed",
-        columns(carrier=column("carrier", "BYTES", None)),
-        "'carrier'",
-    ),
-    "half columns, half tensors": (
-        "single",
-        {"inputs": [X, column("a", "FP32", 1, 2)]},
-        "unknown",
-    ),
+    "a number for a string": (columns(carrier=column("carrier", "INT64", 5)), "'carrier'"),
+    "floats for integers": (columns(hour=column("hour", "FP32", 5)), "INT64"),
+    "an integer for a boolean": (columns(late=column("late", "UINT8", 1)), "BOOL"),
+    "a scalar": (columns(hour=column("hour", "INT64", 1) | {"shape": []}), "'hour'"),
+    "a missing string": (columns(carrier=column("carrier", "BYTES", None)), "'carrier'"),
 }
+OTHER_CASES = [
+    pytest.param(model, *case, id=name)
+    for model, cases in (("single", OF_TENSORS), ("mixed", OF_COLUMNS))
+    for name, case in cases.items()
+]
 BINARY_CASES = {
     "too few bytes": (
         binary("X", "FP32", [2, 3], 24),
@@ -395,7 +375,7 @@ def test_wrong_tensor_is_named(server, change, told):
     assert outputs(ask(server, {"inputs": [X]})) == [Y]
 
 
-@pytest.mark.parametrize(("model", "document", "told"), OTHER_CASES.values(), ids=OTHER_CASES)
+@pytest.mark.parametrize(("model", "document", "told"), OTHER_CASES)
 def test_wrong_request_is_refused(server, model, document, told):
     message = error(ask(server, document, model))
     assert told in message

@@ -32,31 +32,92 @@ def parquet(**columns):
 
 
 DAYS = ["when", "name"]
+ABC = ["a", "b", "c"]
 BLOB = "AAECAw=="
+DOCUMENTS = {
+    "days": {
+        "dates": split(DAYS, ["2013-07-01T00:00:00", "ä"], ["2013-12-31", "b"]),
+        "a param": split(DAYS, ["2013-07-01", "a"], params={"plus": 100}),
+        "a param as text": split(DAYS, ["2013-07-01", "a"], params={"plus": "many"}),
+        "a param that the model does not know": split(
+            DAYS, ["2013-07-01", "a"], params={"minus": 1}
+        ),
+        "params that are a list": split(DAYS, ["2013-07-01", "a"], params=[1]),
+        "a date of America": split(DAYS, ["12/31/2013", "a"]),
+        "no date but null": split(DAYS, [None, "a"]),
+        "a number for a date": split(DAYS, [1372723200000, "a"]),
+        "an extra column": split([*DAYS, "more"], ["2013-07-01", "a", 1]),
+        "broken JSON": b"{",
+        "no UTF-8": b"\xff",
+        "a list": b"[]",
+        "two forms": body(inputs=[1], instances=[1]),
+        "no form": body(data=[1]),
+        "empty": b"",
+    },
+    "knn": {
+        "columns of the signature": split(ABC, [1, 2, 3], [-1.0, 2, 3]),
+        "columns in another order": split(["c", "b", "a"], [1, 2, 3]),
+        "null for a number": split(ABC, [1, None, 3]),
+        "NaN for a number": split(ABC, [1, float("nan"), 3]),
+        "no rows": split(ABC),
+        "data that is no list": body(dataframe_split={"columns": ["a"], "data": 3}),
+        "split that is a number": body(dataframe_split=3),
+        "records that are numbers": body(dataframe_records=[1, 2]),
+    },
+    "anything": {
+        "no signature, a table": split(["x", "y"], [1, "a"], [2.5, None]),
+        "no signature, a list": body(inputs=[1, 2, 3]),
+        "no signature, a mapping": body(inputs={"a": [1, 2], "b": [[1], [2]]}),
+        "no signature, texts": body(instances=["a", "b"]),
+        "no signature, ragged": body(instances=[[1], [1, 2]]),
+        "no signature, chat messages": body(messages=[{"role": "user", "content": "hello"}]),
+    },
+    "nested": {
+        "objects": body(
+            dataframe_records=[
+                {"points": [1, 2.5], "place": {"name": "p", "height": 1}, "tags": ["t"]}
+            ]
+        ),
+        "an object that lacks a key": body(
+            dataframe_records=[{"points": [1], "place": {}, "tags": []}]
+        ),
+        "an array of another type": body(
+            dataframe_records=[{"points": ["a"], "place": {"name": "p", "height": 1}, "tags": []}]
+        ),
+    },
+    "bytes": {
+        "no base64": split(["blob"], ["%%"]),
+        "an optional column": split(["blob", "extra"], [BLOB, 1.5]),
+    },
+    "tensors": {
+        "named tensors": body(inputs={"a": [[1, 2], [3, 4]], "b": [1, 2]}),
+        "a tensor missing": body(inputs={"a": [[1, 2]]}),
+        "a tensor of another shape": body(inputs={"a": [[1, 2, 3]], "b": [1]}),
+        "named tensors by row": body(instances=[{"a": [1, 2], "b": 3}]),
+    },
+    "troubled": {
+        "a text out": split(["do"], ["nothing"]),
+        "an exception": split(["do"], ["raise"]),
+    },
+}
+TABLES = {
+    "days": {
+        "dates in CSV": b"when,name\n2013-07-01,a\n",
+        "no column of dates in CSV": b"name\na\n",
+    },
+    "knn": {
+        "a CSV": b"a,b,c\n1,2,3\n",
+        "a CSV with a text": b"a,b,c\n1,two,3\n",
+        "an empty CSV": b"",
+        "a CSV that is no UTF-8": b"a,b,c\n\xff,2,3\n",
+    },
+    "anything": {
+        "no signature, CSV": b"x,y\n1,a\n",
+    },
+}
 CASES = [
-    ("dates", "days", JSON, split(DAYS, ["2013-07-01T00:00:00", "ä"], ["2013-12-31", "b"])),
-    ("a param", "days", JSON, split(DAYS, ["2013-07-01", "a"], params={"plus": 100})),
-    ("a param as text", "days", JSON, split(DAYS, ["2013-07-01", "a"], params={"plus": "many"})),
-    (
-        "a param that the model does not know",
-        "days",
-        JSON,
-        split(DAYS, ["2013-07-01", "a"], params={"minus": 1}),
-    ),
-    ("params that are a list", "days", JSON, split(DAYS, ["2013-07-01", "a"], params=[1])),
-    ("a date of America", "days", JSON, split(DAYS, ["12/31/2013", "a"])),
-    ("no date but null", "days", JSON, split(DAYS, [None, "a"])),
-    ("a number for a date", "days", JSON, split(DAYS, [1372723200000, "a"])),
     ("dates in Parquet", "days", PARQUET, parquet(when=[pd.Timestamp("2013-07-01")], name=["a"])),
-    ("an extra column", "days", JSON, split([*DAYS, "more"], ["2013-07-01", "a", 1])),
-    ("dates in CSV", "days", CSV, b"when,name\n2013-07-01,a\n"),
-    ("no column of dates in CSV", "days", CSV, b"name\na\n"),
-    ("broken JSON", "days", JSON, b"{"),
-    ("no UTF-8", "days", JSON, b"\xff"),
-    ("a list", "days", JSON, b"[]"),
-    ("two forms", "days", JSON, body(inputs=[1], instances=[1])),
-    ("no form", "days", JSON, body(data=[1])),
-    ("empty", "days", JSON, b""),
+    ("Parquet", "knn", PARQUET, parquet(a=[1.0], b=[2.0], c=[3.0])),
     ("another content type", "days", "text/plain", b"x"),
     ("charset", "days", JSON + "; charset=utf-8", split(DAYS, ["2013-07-01", "a"])),
     ("charset latin-1", "days", JSON + "; charset=latin-1", split(DAYS, ["2013-07-01", "a"])),
@@ -66,69 +127,10 @@ CASES = [
         JSON + "; format=pandas-split",
         split(DAYS, ["2013-07-01", "a"]),
     ),
-    ("columns of the signature", "knn", JSON, split(["a", "b", "c"], [1, 2, 3], [-1.0, 2, 3])),
-    ("columns in another order", "knn", JSON, split(["c", "b", "a"], [1, 2, 3])),
-    ("null for a number", "knn", JSON, split(["a", "b", "c"], [1, None, 3])),
-    (
-        "NaN for a number",
-        "knn",
-        JSON,
-        b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}',
-    ),
-    ("no rows", "knn", JSON, split(["a", "b", "c"])),
-    ("a CSV", "knn", CSV, b"a,b,c\n1,2,3\n"),
-    ("a CSV with a text", "knn", CSV, b"a,b,c\n1,two,3\n"),
-    ("an empty CSV", "knn", CSV, b""),
-    ("a CSV that is no UTF-8", "knn", CSV, b"a,b,c\n\xff,2,3\n"),
-    ("data that is no list", "knn", JSON, body(dataframe_split={"columns": ["a"], "data": 3})),
-    ("split that is a number", "knn", JSON, body(dataframe_split=3)),
-    ("records that are numbers", "knn", JSON, body(dataframe_records=[1, 2])),
-    ("no signature, a table", "anything", JSON, split(["x", "y"], [1, "a"], [2.5, None])),
-    ("no signature, a list", "anything", JSON, body(inputs=[1, 2, 3])),
-    ("no signature, a mapping", "anything", JSON, body(inputs={"a": [1, 2], "b": [[1], [2]]})),
-    ("no signature, texts", "anything", JSON, body(instances=["a", "b"])),
-    ("no signature, CSV", "anything", CSV, b"x,y\n1,a\n"),
-    ("no signature, ragged", "anything", JSON, body(instances=[[1], [1, 2]])),
-    (
-        "no signature, chat messages",
-        "anything",
-        JSON,
-        body(messages=[{"role": "user", "content": "hello"}]),
-    ),
-    ("Parquet", "knn", PARQUET, parquet(a=[1.0], b=[2.0], c=[3.0])),
-    (
-        "objects",
-        "nested",
-        JSON,
-        body(
-            dataframe_records=[
-                {"points": [1, 2.5], "place": {"name": "p", "height": 1}, "tags": ["t"]}
-            ]
-        ),
-    ),
-    (
-        "an object that lacks a key",
-        "nested",
-        JSON,
-        body(dataframe_records=[{"points": [1], "place": {}, "tags": []}]),
-    ),
-    (
-        "an array of another type",
-        "nested",
-        JSON,
-        body(
-            dataframe_records=[{"points": ["a"], "place": {"name": "p", "height": 1}, "tags": []}]
-        ),
-    ),
-    ("no base64", "bytes", JSON, split(["blob"], ["%%"])),
-    ("an optional column", "bytes", JSON, split(["blob", "extra"], [BLOB, 1.5])),
-    ("named tensors", "tensors", JSON, body(inputs={"a": [[1, 2], [3, 4]], "b": [1, 2]})),
-    ("a tensor missing", "tensors", JSON, body(inputs={"a": [[1, 2]]})),
-    ("a tensor of another shape", "tensors", JSON, body(inputs={"a": [[1, 2, 3]], "b": [1]})),
-    ("named tensors by row", "tensors", JSON, body(instances=[{"a": [1, 2], "b": 3}])),
-    ("a text out", "troubled", JSON, split(["do"], ["nothing"])),
-    ("an exception", "troubled", JSON, split(["do"], ["raise"])),
 ]
+for content_type, by_model in ((JSON, DOCUMENTS), (CSV, TABLES)):
+    for model, bodies in by_model.items():
+        CASES += [(name, model, content_type, body) for name, body in bodies.items()]
 DIFFERENT = {
     ("its reader of CSV takes no dates", 400, 200): ["dates in CSV"],
     ("it reads all dates in the form of the first one", 400, 200): ["dates"],

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.serve.runtime.log_columns import (
     to_log_columns,
 )
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from tests.support.models import write_model
+from tests.support.models import columns, write_model
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,8 @@ SUM = (
 )
 
 
-def column(name, kind="double"):
-    return {"name": name, "type": kind, "required": True}
-
-
 def test_log_rows_have_columns_and_prediction(tmp_path):
-    model = OnnxModel.load(write_model(tmp_path, SUM, [column("p"), column("q")]))
+    model = OnnxModel.load(write_model(tmp_path, SUM, columns(p="double", q="double")))
     feeds = model.schema.from_columns({"p": [1, 2], "q": [3, 4]})
     rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
     assert {name: array.tolist() for name, array in rows.items()} == {

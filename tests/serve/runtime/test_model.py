@@ -9,7 +9,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.serve.runtime.model import RUN_ROWS, OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import limit_memory
-from tests.support.models import graph_tensor, tensor_column, write_model
+from tests.support.models import columns, graph_tensor, tensor_column, write_model
 from tests.support.waiting import wait_until
 
 SUM = (
@@ -38,15 +38,11 @@ RECURRENT = """g (float[N,L,1] x) => (float[1,N,1] h) <float[1,3,1] w = {1, 1, 1
 }"""
 
 
-def column(name, kind="double"):
-    return {"name": name, "type": kind, "required": True}
-
-
 @pytest.mark.parametrize(
     ("graph", "signature", "data", "answer"),
     [
         (SUM, [], {"X": [[1, 2]]}, {"y": [3.0]}),
-        (SUM, [column("p"), column("q")], {"q": [2], "p": [1]}, {"y": [3.0]}),
+        (SUM, columns(p="double", q="double"), {"q": [2], "p": [1]}, {"y": [3.0]}),
         (SUM, [tensor_column("float64", -1, 2)], {"anything": [[1, 2]]}, {"y": [3.0]}),
         (TWO, [], {"b": [2], "a": [1]}, {"y": [-1.0], "n": [-2]}),
         (TEXT, [tensor_column("object", -1, 1)], {"s": [["a"]]}, {"t": [["a"]]}),
@@ -64,12 +60,17 @@ def test_stock_model_answers_by_graph_names(tmp_path, graph, signature, data, an
     ("graph", "signature", "data", "prediction"),
     [
         (SUM, [], {"X": [[1, 2], [3, 4]]}, {"y": [3.0, 7.0]}),
-        (SUM, [column("a"), column("b")], {"a": [1, 3], "b": [2, 4]}, [{"y": 3.0}, {"y": 7.0}]),
-        (TWO, [column("b", "long"), column("a")], {"b": [2], "a": [1]}, [{"y": -1.0, "n": -2}]),
-        (TEXT, [column("s", "string")], {"s": ["a"]}, [{"t": "a"}]),
+        (
+            SUM,
+            columns(a="double", b="double"),
+            {"a": [1, 3], "b": [2, 4]},
+            [{"y": 3.0}, {"y": 7.0}],
+        ),
+        (TWO, columns(b="long", a="double"), {"b": [2], "a": [1]}, [{"y": -1.0, "n": -2}]),
+        (TEXT, columns(s="string"), {"s": ["a"]}, [{"t": "a"}]),
         (
             FIXED,
-            [column("a"), column("b")],
+            columns(a="double", b="double"),
             {"a": [1, 3], "b": [2, 4]},
             {"y": [[-1, -2], [-3, -4]]},
         ),
@@ -146,7 +147,7 @@ def test_large_table_is_computed_in_parts_if_proven(tmp_path, state, most, runs)
         "parity": {"state": state},
     }
     model = OnnxModel.load(
-        write_model(tmp_path, COUNTED, [column("x")], section if state else None)
+        write_model(tmp_path, COUNTED, columns(x="double"), section if state else None)
     )
     rows = model.run(model.schema.from_columns({"x": [1.0] * (2 * RUN_ROWS + 1)}))["rows"]
     assert np.unique_counts(rows).counts.tolist() == runs
@@ -168,7 +169,7 @@ def test_marked_row_is_refused(tmp_path, row):
         "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "parity": {"state": "proven"},
     }
-    model = OnnxModel.load(write_model(tmp_path, MARKED, [column("x")], section))
+    model = OnnxModel.load(write_model(tmp_path, MARKED, columns(x="double"), section))
     numbers = np.ones(row + 2, np.float32)
 
     assert list(model.run({"x": numbers[:, None]})) == ["y"]

@@ -23,7 +23,6 @@ from mlflow_deploy_plugin.core.errors import (
     InferenceError,
     InvalidArtifact,
     NotInstalled,
-    SchemaMismatch,
 )
 from mlflow_deploy_plugin.serve.runtime.artifact import TokenizerSpec, read_artifact
 from mlflow_deploy_plugin.serve.runtime.batcher import unbatchable_reason
@@ -305,11 +304,6 @@ def test_tokenizer_panic_is_refused(tmp_path):
 def test_half_a_surrogate_pair_is_refused(model):
     with refused(InferenceError, "Unicode"):
         embed(model, "a", "\ud83d")
-
-
-def test_missing_text_is_refused(model):
-    with refused(SchemaMismatch, "text", "null"):
-        model.schema.from_columns({"text": ["a", None]})
 
 
 def test_damaged_tokenizer_file_is_refused(tmp_path):

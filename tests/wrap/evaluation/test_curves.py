@@ -113,7 +113,6 @@ def test_refused_rows_have_no_value(tmp_path):
         ({"data": {}}, ("none",)),
         ({"data": {"a": [1, 2], "label": [1]}}, ("a [2], label [1]",)),
         ({"data": 7}, ("data", "DataFrame")),
-        ({"data": "gone.csv"}, ("gone.csv",)),
         ({"metric": "r2"}, ("'r2'", "accuracy")),
         ({"strengths": {"typos": []}}, ("typos", "no text inputs")),
         ({"log": True}, ("never logged",)),

@@ -83,19 +83,6 @@ def test_gate_fails_a_large_loss(registry):
     assert mentions(gated.verdict.checks[0].reason, "the margin 0.001", "models:/net/1")
 
 
-@pytest.mark.long
-def test_broken_form_is_refused(registry, monkeypatch):
-    def half_precision(graph, rows):
-        graph.graph.node[0].op_type = "Gemmm"
-        return graph
-
-    monkeypatch.setattr(
-        "mlflow_deploy_plugin.wrap.optimization.forms.half_precision", half_precision
-    )
-    with refused(ConversionError, "form fp16", "Gemmm", "other forms"):
-        onnxserve.optimize("models:/net/1", fp16=True)
-
-
 def test_slow_form_is_refused(registry, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.wrap.optimization.optimizer._TRIAL_SECONDS", 0)
     with refused(ConversionError, "form fp16", "0 s"):

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.serve.spool.writer import MAX_SEGMENT_BYTES
 from tests.support import page_models
 from tests.support.bodies import v2_tensor
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromium
-from tests.support.handling import JSON, ask, handle
+from tests.support.handling import ask, handle, post
 from tests.support.keys import write_keys
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, variant, want, write_spec
@@ -35,8 +35,7 @@ def flights(model_folders):
 
 
 def flight(path="/invocations", rows=1, **changed):
-    body = json.dumps({"dataframe_records": [{**FLIGHT, **changed}] * rows}).encode()
-    return RawRequest("POST", path, dict(JSON), body)
+    return post(path, {"dataframe_records": [{**FLIGHT, **changed}] * rows})
 
 
 def get(server, path="/requests", query="", **headers):

@@ -181,12 +181,6 @@ def test_unfitting_tensors_are_refused(ask, words):
         ask()
 
 
-def test_arrays_of_one_named_dimension_agree():
-    arrays = {"a": np.array([[1, 2]]), "b": np.array([0.5, 1.0], np.float32)}
-    with pytest.raises(SchemaMismatch, match=r"'N'.*'a' has 1.*'b' has 2"):
-        PAIR.from_columns(arrays)
-
-
 @pytest.mark.parametrize("scalar", [2.5, np.array(2.5, np.float32)], ids=["number", "array"])
 def test_unnamed_dimensions_have_any_size(scalar):
     kinds = (("b", "float32", (-1,)), ("a", "int64", (-1, 2)), ("s", "float32", ()))
