@@ -202,11 +202,8 @@ def mlflow_server(tmp_path_factory, new_database):
     """The MLflow server of this session; tests use different model names."""
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
     new_database(server.folder)
-    try:
-        server.start()
+    with server.running():
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture
@@ -214,6 +211,19 @@ def serve(tmp_path, new_home):
     """Starts `onnxserve serve ARGUMENTS --state-dir …`, and ends it with the test."""
     with servers_below(tmp_path) as start:
         yield start
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Yield a bucket that boto3 and Arrow use by default."""
+    # The module needs boto3, which most tests do without.
+    from tests.support.services.s3 import s3_server
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with s3_server() as made:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
+        yield made
 
 
 @pytest.fixture

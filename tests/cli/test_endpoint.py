@@ -106,6 +106,7 @@ def test_follow_dry_run_shows_the_version(home, models, registry):
     assert mentions(shown, "staged", alias, "version 2")
     assert follower["alias_uri"] == alias
     assert follower["version"] == "2"
+    assert registry.get_registered_model("sums").aliases == {}
     assert told("endpoint get staged")["deployments"]["staged"]["model_uri"] == stage
     onnxserve("endpoint delete staged")
 

@@ -109,15 +109,12 @@ def test_empty_result_has_a_header(writer):
 @pytest.mark.parametrize(
     ("line", "names"),
     [
-        ("query flihgts", ["'flights'"]),
-        ("query flights --where 'carier = 1'", ["'carrier'"]),
         ("query flights no/such/rows.csv", ["file no/such/rows.csv", "folder no/such"]),
         (
             "query flights rows.csv --select 'INTERVAL 1 DAY'",
             ["cannot be written as csv", "CAST(… AS VARCHAR)"],
         ),
         ("sql flights 'SELECT * FROM failed'", ["--failed"]),
-        ("stats other", ["no rows", "'other'"]),
         ("expire nobody --keep 90d", ["no rows", "'nobody'"]),
         ("errors fligts", ["'fligts'", "'flights'"]),
     ],

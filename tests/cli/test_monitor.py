@@ -305,20 +305,14 @@ def test_accepted_alarms_are_listed(home, store):
 @pytest.mark.parametrize(
     ("line", "names"),
     [
-        ("monitor run flight", ["no endpoint", "'flight'", "'flights'"]),
-        ("monitor run flights --monitor hourly", ["'flights'", "'hourly'", "it has daily"]),
         ("monitor run flights --window 2001-01-01/1d", ["2001-01-01", "latest complete window"]),
         (
             "monitor backfill flights daily --from 2013-07-01 --to 2013-07-01T23:00",
             ["no complete window", "1d"],
         ),
         ("monitor pause flights hourly", ["'flights'", "'hourly'", "it has daily"]),
-        ("monitor add flights a --schedule 'every day'", ["monitors.a.schedule", "five fields"]),
         ("monitor add flights a -C min_row=7", ["'monitors.NAME.min_rows'"]),
-        ("monitor add flights a -C alarms.false_per_year=0", ["alarms.false_per_year", "0.1"]),
-        ("monitor add flights a --time-zone Berlin", ["time_zone", "'Berlin'", "Europe/Berlin"]),
         ("drift run flights --columns xx", ["'xx'", "'x'"]),
-        ("drift run flights --exclude x,xx", ["'xx'", "'x'"]),
     ],
 )
 def test_impossible_request_is_refused(home, line, names):

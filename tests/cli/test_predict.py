@@ -111,10 +111,8 @@ def test_json_documents_are_split_into_batches(by, document, sums):
     ("way", "kind", "text", "names"),
     [
         ("model", "csv", "b,a\n{ok}1,x\n1,y\n{ok}", ["line 1202", "column 'a'", "'x'"]),
-        ("deployment", "csv", "b,a\n{ok}1,x\n1,y\n{ok}", ["line 1202", "column 'a'", "'x'"]),
         ("model", "csv", '\ufeff"b",a\n{ok}1,"x\n{ok}', ["line 1202", "CSV"]),
         ("model", "csv", "c,a\n{ok}", ["'b'", "'c'", "a, b"]),
-        ("deployment", "csv", "c,a\n{ok}", ["'b'", "'c'", "a, b"]),
         ("model", "csv", "b,a\n", ["no rows"]),
         ("deployment", "jsonl", '{ok}{"a": 1, "b": "x"}\n', ["line 1201", "column 'b'", "'x'"]),
         ("model", "json", '[{"a": 1, "b": 2}, {"a": 1, "b": []}]', ["row 1", "column 'b'"]),

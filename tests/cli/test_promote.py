@@ -76,13 +76,10 @@ def test_failed_gate_is_exit_status_1():
     [
         ("gate models:/toy/2 --policy none.yaml", ["policy none.yaml"]),
         ("gate models:/toy/9", ["model toy", "version 9"]),
-        ("gate models:/toy@none", ["model toy", "alias none"]),
         (
             "gate models:/toy/2 --against models:/toy",
             ["'models:/toy'", "does not select a version"],
         ),
-        ("diff models:/toy/1 models:/other/1", ["toy", "other"]),
-        ("diff models:/toy/1 models:/toy/9", ["toy", "9"]),
         ("diff models:/toy/1 runs:/abc/model", ["abc"]),
     ],
 )

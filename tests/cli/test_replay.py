@@ -89,12 +89,6 @@ def test_json_has_the_whole_replay(identity):
     assert document["left_out"] == 5
 
 
-def test_unknown_request_or_row_is_refused(identity):
-    assert mentions(said(onnxserve("replay p-1")), "p-1", "capture.retention")
-    row = said(onnxserve(f"replay {identity} --row 7"))
-    assert mentions(row.splitlines()[-1], "--row 7", "0 to 2")
-
-
 @pytest.fixture(scope="module")
 def pyfuncs(tmp_path_factory):
     return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"), ["troubled"])
@@ -159,12 +153,6 @@ def test_equal_version_has_no_disagreement(backtest):
     assert report["disagreement"] == 0
     assert report["comparison"]["metric"] == "f1"
     assert report["comparison"]["candidate"] == report["comparison"]["current"]
-
-
-def test_impossible_backtest_is_refused(backtest):
-    without_rows = said(backtest("--since 2013-07-02 --against equal"))
-    assert mentions(without_rows, "flights", "onnxserve log stats flights")
-    assert mentions(said(backtest("--against models:/missing/8")), "missing")
 
 
 def test_masked_columns_are_not_replayed(backtest, monkeypatch, tmp_path):

@@ -10,8 +10,9 @@ from tests.support.refusals import mentions
 
 
 @pytest.mark.long
-def test_ended_server_has_shipped_its_rows(serve, register, tmp_path):
-    served = serve(f"models:/{register('+1').name}/1").wait_ready()
+def test_ended_server_has_shipped_its_rows(serve, registered, mlflow_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
+    served = serve(f"models:/{registered}/1").wait_ready()
     assert served.predict(1).json() == {"predictions": {"y": [[2.0]]}}
 
     assert served.end() == 0
@@ -22,40 +23,47 @@ def test_ended_server_has_shipped_its_rows(serve, register, tmp_path):
     assert pq.ParquetFile(shipped).metadata.num_rows == 1
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("kinds", "arguments", "names"),
-    [
-        (("+1",), ["models:/{name}@live"], ["alias live", "versions: 1"]),
-        (("broken",), ["models:/{name}/1"], ["ONNX Runtime", "model.onnx"]),
-        (("+1",), ["models:/{name}/1", "--device", "cuda"], ["--device cuda"]),
-        (("+1",), ["models:/{name}/1", "-p", "{used}"], ["port {used}", "in use"]),
-        ((), ["/no/such/folder"], ["folder /no/such/folder"]),
-        ((), ["models:/x/Production"], ["http://127.0.0.1:9"]),
-    ],
-)
-def test_unservable_model_is_refused(
-    serve, register, taken_port, monkeypatch, kinds, arguments, names
-):
-    name = ""
-    if kinds:
-        name = register(*kinds).name
-    else:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
-
-    def fill(texts):
-        return [text.format(name=name, used=taken_port) for text in texts]
-
-    served = serve(*fill(arguments))
-
+def log_of_refusal(served, *names):
+    """Check that the server ends with an error of these names; return its log."""
     assert served.process.wait(timeout=60) in (1, 2)  # MLflow's retries would take four minutes.
     assert served.end() in (1, 2)
     text = served.log.read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("Error: ")]
-    assert mentions(line, *fill(names))
+    assert mentions(line, *names)
     assert "Traceback" not in text
-    assert "secret" not in text
     assert not (served.state_dir / "server.json").exists()
+    return text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ("models:/{name}@live", ["alias live", "versions: 1"]),
+        ("{broken}", ["ONNX Runtime", "model.onnx"]),
+        ("models:/{name}/1 --device cuda", ["--device cuda"]),
+        ("models:/{name}/1 -p {used}", ["port {used}", "in use"]),
+        ("/no/such/folder", ["folder /no/such/folder"]),
+    ],
+)
+def test_unservable_model_is_refused(
+    serve, registered, mlflow_server, models, taken_port, monkeypatch, arguments, names
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
+
+    def fill(text):
+        return text.format(name=registered, broken=models.broken, used=taken_port)
+
+    served = serve(*fill(arguments).split())
+
+    log_of_refusal(served, *map(fill, names))
+
+
+@pytest.mark.long
+def test_silent_mlflow_is_refused_without_its_password(serve, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    served = serve("models:/x/Production")
+    assert "secret" not in log_of_refusal(served, "http://127.0.0.1:9")
 
 
 def test_deleted_current_folder_is_refused(tmp_path, monkeypatch):

@@ -91,7 +91,6 @@ def test_pmml_file_has_its_fields(tmp_path):
             "models:/lost/1 --data model.pkl",
             ["model.pkl", ".csv, .json, .jsonl or .parquet"],
         ),
-        ("nowhere --register x", ["the folder", "nowhere"]),
         ("lost", ["the folder", "lost"]),
     ],
 )

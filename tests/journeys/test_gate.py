@@ -83,8 +83,6 @@ def test_gate_controls_traffic(journey):
 def good_version_is_promoted(journey):
     judged = json.loads(journey.run("gate {model}/2 -o json").stdout)
     assert {check["state"] for check in judged["checks"]} == {"passed"}
-    artifacts = {entry.path for entry in journey.client.list_artifacts(judged["run"]["run_id"])}
-    assert {"gate_report.html", "gate.json"} <= artifacts
     report = f"{judged['run']['url']}/artifacts/gate_report.html"
     assert journey.tags(2)["onnxserve.gate.report"] == report
 
@@ -105,19 +103,9 @@ def worse_version_is_refused_until_forced(journey):
     assert journey.served() == "3"
     assert journey.tags(3)["onnxserve.gate"] == "forced"
     assert mentions(journey.tags(3)["onnxserve.gate.reason"], "drill", "evaluation")
-    lines = journey.run("audit history toy -o jsonl").stdout.splitlines()
-    events = [json.loads(line) for line in lines]
-    done = [(event["action"], event["version"]) for event in events if event["model"] == MODEL]
-    assert done == [
-        ("gate", "1"),
-        ("promote", "1"),
-        ("gate", "2"),
-        ("promote", "2"),
-        ("gate", "3"),
-        ("refused", "3"),
-        ("promote", "3"),
-    ]
-    assert (events[-1]["why"], events[-1]["detail"]["forced"]) == ("drill", True)
+    *_, promotion = journey.run("audit history toy -o jsonl").stdout.splitlines()
+    event = json.loads(promotion)
+    assert (event["action"], event["version"], event["why"]) == ("promote", "3", "drill")
 
 
 def ungated_version_is_not_served(journey):

@@ -56,11 +56,8 @@ def running(folder, variables):
     server = MlflowServer(
         folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(folder / "home"), **variables}
     )
-    try:
-        server.start()
+    with server.running():
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture(scope="module", params=[without_accounts, with_basic_auth, behind_a_proxy])

@@ -2,16 +2,13 @@
 README and the demo use `--env-manager local`.
 """
 
-import os
 import shutil
-import subprocess
-import sys
-from itertools import chain
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from tests.support.mlflow_runs import mlflow_run, parameter_options
 from tests.support.models import columns, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -43,17 +40,11 @@ pytestmark = pytest.mark.long
 @pytest.mark.timeout(1200)  # MLflow creates the environments from scratch.
 def test_project_trains_and_registers_a_model(folder, entry_point, model, arguments, tmp_path):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": store,
-        "MLFLOW_ENV_ROOT": str(tmp_path / "environments"),
-    }
-    command = [sys.executable, "-m", "mlflow", "run", str(folder), "-e", *entry_point, *arguments]
+    options = ["-e", *entry_point, *arguments]
+    environments = str(tmp_path / "environments")
+    variables = {"MLFLOW_TRACKING_URI": store, "MLFLOW_ENV_ROOT": environments}
 
-    result = subprocess.run(
-        command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    result = mlflow_run(folder, *options, cwd=tmp_path, **variables)
 
     assert result.returncode == 0, result.stdout + result.stderr
     version = MlflowClient(store).get_model_version(model, "1")
@@ -71,28 +62,10 @@ def test_batch_project_logs_to_its_run(new_database, tmp_path):
         "output": tmp_path / "out",
         "keep": "id",
     }
-    project = ROOT / "projects" / "batch"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "run",
-        str(project),
-        "-e",
-        "batch",
-        "--env-manager",
-        "local",
-    ]
-    command += list(
-        chain.from_iterable(("-P", f"{name}={value}") for name, value in parameters.items())
-    )
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": store,
-    }
+    options = ["-e", "batch", "--env-manager", "local", *parameter_options(parameters)]
 
-    result = subprocess.run(
-        command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True
+    result = mlflow_run(
+        ROOT / "projects" / "batch", *options, cwd=tmp_path, MLFLOW_TRACKING_URI=store
     )
 
     assert result.returncode == 0, result.stdout + result.stderr

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import socket
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import mlflow
@@ -11,8 +9,6 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
-from mlflow_deploy_plugin.core.spec.steps import steps_digest
 from tests.support.browser import CHROMIUM, accessibility_findings, chromium
 from tests.support.commands import done
 from tests.support.servers import single_model
@@ -134,27 +130,6 @@ def test_broken_version_affects_no_other(registry, serve, tmp_path):
 
 
 @pytest.mark.long
-def test_hanging_downloads_do_not_delay_healthy_model(registry, serve):
-    client = registry(["team-a"])
-    slow = [f"slow-{number}" for number in range(9)]
-    with socket.create_server(("127.0.0.1", 0)) as store:  # It accepts, and never answers.
-        for name in slow:
-            client.create_registered_model(name)
-            source = f"http://127.0.0.1:{store.getsockname()[1]}/mlflow-artifacts/artifacts/{name}"
-            version = client.create_model_version(name, source).version
-            client.set_registered_model_alias(name, "champion", version)
-        options = ("-C", "server.default_timeout_microseconds=20000000")
-        served = serve("--registry", "@champion", *options).wait_ready()
-        with ThreadPoolExecutor(len(slow)) as callers:
-            hanging = [callers.submit(ask, served, name) for name in slow]
-            loading = lambda: [index(served)[name][0] for name in slow]  # noqa: E731
-            wait_until(lambda: set(loading()) == {"LOADING"}, 20, "loading")
-            assert ask(served, "team-a").json() == {"predictions": [[6.0]]}
-            assert set(loading()) == {"LOADING"}
-            assert {answer.result().status_code for answer in hanging} == {503}
-
-
-@pytest.mark.long
 def test_keys_and_gate_hold_for_each_model(registry, serve):
     registry(["team-a", "team-b"])
     key = done("keys create shop --endpoint team-a --scope infer --scope read").strip()
@@ -175,25 +150,3 @@ def test_keys_and_gate_hold_for_each_model(registry, serve):
     page = requests.get(f"{served.url}/metrics", headers=reader, timeout=30).text
     assert 'endpoint="other"' in page
     assert 'endpoint="team-a"' not in page
-
-
-@pytest.mark.long
-def test_withdrawn_steps_answer_503(registry, serve, tmp_path):
-    client = registry(["team-a", "team-b"])
-    file = tmp_path / "steps.py"
-    file.write_text("def after(outputs, request):\n    return [9.0]\n")
-
-    def approve(*digests):
-        client.set_registered_model_tag("team-a", GATE_POLICY_TAG, f"steps: {[*digests]}")
-
-    digest = steps_digest(file.read_text())
-    approve(digest)
-    for name in ("team-a", "team-b"):
-        pass_gate(name, "1")
-    options = ("-C", f"serve.steps={file}", "-C", "require=gate=passed")
-    served = serve("--registry", "@champion", *options).wait_ready()
-    assert ask(served, "team-a").json() == {"predictions": [9.0]}
-    assert digest in ask(served, "team-b").json()["message"]
-    approve()
-    wait_until(lambda: digest in ask(served, "team-a").text, 20, "the reason")
-    assert ask(served, "team-a").status_code == 503

@@ -24,14 +24,10 @@ def page(tmp_path, new_database):
     """Yield a browser's page, next to a running MLflow server."""
     new_database(tmp_path)
     server = MlflowServer(tmp_path)
-    try:
-        server.start()
-        with tracking_at(server.url), chromium() as browser:
-            page = browser.new_page()
-            page.set_default_timeout(60_000)
-            yield page
-    finally:
-        server.kill()
+    with server.running(), tracking_at(server.url), chromium() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        yield page
 
 
 def test_report_is_shown_in_mlflow_viewer(page):

@@ -83,13 +83,9 @@ def journey(new_database, tmp_path_factory, tmp_path):
     keys = write_key(tmp_path)
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"), app="onnxserve")
     new_database(server.folder)
-    with tracking_at(server.url), empty_home(tmp_path) as deployments:
-        try:
-            server.start()
-            artifacts = server.folder / "artifacts"
-            yield Journey(server.url, MlflowClient(), deployments, keys, artifacts)
-        finally:
-            server.kill()
+    with tracking_at(server.url), empty_home(tmp_path) as deployments, server.running():
+        artifacts = server.folder / "artifacts"
+        yield Journey(server.url, MlflowClient(), deployments, keys, artifacts)
 
 
 def test_only_signed_versions_are_served(journey):

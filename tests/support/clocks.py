@@ -1,6 +1,7 @@
 """A clock that the test sets."""
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 Moment = TypeVar("Moment")
@@ -14,3 +15,6 @@ class Clock(Generic[Moment]):
 
     def __call__(self):
         return self.now
+
+    def pass_by(self: "Clock[datetime]", **length: float) -> None:
+        self.now += timedelta(**length)

@@ -145,13 +145,10 @@ def judged_model(folder, store="", options=(), checkout=None):
     if checkout is not None:
         variables["PYTHONPATH"] = str(checkout)
     server = MlflowServer(folder, app="onnxserve", options=options, variables=variables)
-    try:
-        server.start()
+    with server.running():
         model = JudgedModel(server)
         model.register()
         yield model
-    finally:
-        server.kill()
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,8 @@ def race(folder, seconds):
     """Start a server in the folder, and return the race on it."""
     variables = {"ONNXSERVE_HOME": str(folder / "home")}
     server = MlflowServer(folder, app="onnxserve", variables=variables)
-    try:
-        server.start()
+    with server.running():
         return Race(server.url, folder / "artifacts").run(seconds)
-    finally:
-        server.kill()
 
 
 if __name__ == "__main__":

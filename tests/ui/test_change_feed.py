@@ -32,14 +32,10 @@ def running(folder, *options):
     """Run a server with the models `X` and `other`."""
     server = MlflowServer(folder, app="onnxserve", options=options)
     server.variables = {"ONNXSERVE_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": ""}
-    try:
-        server.start()
-        with tracking_at(server.url):
-            register(server.url, "X")
-            register(server.url, "other")
-            yield server
-    finally:
-        server.kill()
+    with server.running(), tracking_at(server.url):
+        register(server.url, "X")
+        register(server.url, "other")
+        yield server
 
 
 @pytest.fixture(scope="module")

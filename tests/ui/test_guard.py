@@ -212,13 +212,6 @@ def test_earlier_version_needs_its_served_files(ungated):
     assert ungated.enter("1", archive_existing_versions=True) == 200
 
 
-def test_alias_returns_to_its_earlier_version(ungated):
-    for version in "12":
-        ungated.enter(version, "@best")
-    ungated.set_policy("gated_aliases: [best]")
-    assert ungated.enter("1", "@best") == 200
-
-
 def test_verdict_needs_the_current_policy(model):
     model.passed("1", gate="passed without an evaluation")
     for policy, status in ((f"{POLICY}\nseed: 1", 403), (POLICY, 200)):

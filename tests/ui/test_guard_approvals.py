@@ -188,25 +188,6 @@ def test_copies_keep_their_authors(mlflow_app, model, caller, slashes):
         assert version_authors(mlflow_app.store, name, version, created) == authors
 
 
-def test_renamed_model_loses_its_approvals(model, administrator):
-    approve_all(model)
-    assert model.send("registered-models/rename", new_name=f"{model}-away") == 200
-    back = {"name": f"{model}-away", "new_name": model}
-    assert model.mlflow.send("registered-models/rename", **back) == 200
-    assert model.enter("1") == 403
-
-
-def test_deleted_model_loses_its_approvals(model, administrator):
-    approve_all(model)
-    source = model.mlflow.registry.get_model_version(model, "1").source
-    assert model.send("registered-models/delete") == 200
-    tags = [{"key": POLICY_TAG, "value": POLICY}]
-    assert model.send("registered-models/create", tags=tags) == 200
-    model.mlflow.registry.create_model_version(model, source)
-    model.passed("1")
-    assert model.enter("1") == 403
-
-
 def test_deleted_version_loses_its_approvals(model):
     approve_all(model, "2")
     source = model.mlflow.registry.get_model_version(model, "2").source
@@ -214,16 +195,6 @@ def test_deleted_version_loses_its_approvals(model):
     created = str(model.mlflow.registry.create_model_version(model, source).version)
     model.passed(created)
     assert model.enter(created) == 403
-
-
-def test_approvals_lapse_with_changed_files(model):
-    approve_all(model)
-    restore = replace_files(model, "1")
-    model.passed("1")
-    assert mentions(model.refusal("1"), "lapsed", "files")
-    restore()
-    model.passed("1")
-    assert model.enter("1") == 200
 
 
 def test_promotion_uses_up_its_approvals(model):

@@ -101,12 +101,6 @@ def company(monkeypatch):
     return register
 
 
-def test_both_apps_are_entry_points():
-    assert {"onnxserve", "onnxserve-basic-auth"} <= {
-        app.name for app in entry_points(group="mlflow.app")
-    }
-
-
 def test_uvicorn_gets_fastapi_and_others_flask(mlflow_app, monkeypatch):
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "gunicorn")
     assert apps.create_app() is mlflow_app.app
@@ -206,8 +200,7 @@ def test_broken_app_stops_the_server(distribution):
 )
 def test_flask_login_checks_every_request(distribution, options):
     server = MlflowServer(distribution, app="onnxserve", options=options)
-    server.start()
-    try:
+    with server.running():
         # FastAPI answers this path and /v1/traces without Flask.
         artifact = "/api/2.0/mlflow-artifacts/artifacts/x"
         for path in ("/onnxserve", "/onnxserve/console.css", "/", artifact, "/v1/traces"):
@@ -215,5 +208,3 @@ def test_flask_login_checks_every_request(distribution, options):
         page = requests.get(f"{server.url}/onnxserve", headers={"Account": "dora"}, timeout=60)
         assert page.status_code == 200
         assert '<span class="muted">dora</span>' in page.text
-    finally:
-        server.kill()

@@ -251,14 +251,6 @@ def test_shipping_error_degrades_the_server(add, page, observe):
     assert "Roll back" not in html
 
 
-def test_reason_of_a_verdict_is_escaped(store, page, endpoint):
-    judged_window(store, endpoint, "hits", START, "violated", "", "accuracy: 0.84 <since> today")
-    html = page()
-    assert "<h3>Monitors</h3>" in html
-    assert 'mark-alarm">violated</span>' in html
-    assert mentions(html, "accuracy: 0.84 &lt;since&gt; today")
-
-
 def rows_of_monitors(html, endpoint):
     part = html[html.index(f'data-part="monitors {endpoint}"') :]
     body = part[part.index("<tbody>") : part.index("</table>")]
@@ -429,15 +421,6 @@ def offered(html, model, version):
     label = f"Target of version {version} of {model}"
     (form,) = re.findall(rf'<select name="to" [^>]*aria-label="{label}">.*?</form>', html)
     return form
-
-
-def test_gate_status_is_shown(mlflow_app, page, endpoint):
-    model = endpoint.removeprefix("of-")
-    mlflow_app.stands(model, "1", "passed without an evaluation", "checked: parity")
-    html = page(f"?endpoint={endpoint}")
-    assert (
-        'class="mark mark-gate-passed-without-an-evaluation">passed without an evaluation<' in html
-    )
 
 
 ROLLED_BACK = (ROLLED_BACK_TAG, "flights: too slow")

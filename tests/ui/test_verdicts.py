@@ -95,7 +95,6 @@ def test_forced_version_needs_its_current_files(model):
         ("eva", {"files": "0" * 64}, 403, ["files", "differ", "`onnxserve gate"]),
         ("eva", {"policy_digest": "0" * 16}, 403, ["policy", "changed"]),
         ("eva", {"state": "approved"}, 400, ["not a verdict"]),
-        ("eva", {"files": None}, 400, ["not a verdict"]),
         ("eva", {"run_id": "https://elsewhere.example"}, 400, ["run_id"]),
     ],
 )

@@ -3,14 +3,10 @@ possible rollout is refused.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -23,6 +19,7 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from projects.search.train import MODEL, Search, deployed_model
 from tests.support.deployments import empty_home
+from tests.support.mlflow_runs import mlflow_run, parameter_options
 from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
 
@@ -121,31 +118,9 @@ def test_impossible_rollout_is_refused_before_search(options, kind, names):
 @pytest.mark.long
 def test_search_deploys_and_rolls_out_better_model(client, tmp_path):
     def search(**options):
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "run",
-            str(ROOT / "projects" / "search"),
-            "-e",
-            "search",
-        ]
-        command += ["--env-manager", "local", "--experiment-name", "search"]
-        command += list(
-            chain.from_iterable(
-                ("-P", f"{name}={value}") for name, value in {**SMALL, **options}.items()
-            )
-        )
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        return subprocess.run(
-            command,
-            check=False,
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        arguments = ["-e", "search", "--env-manager", "local", "--experiment-name", "search"]
+        arguments += parameter_options({**SMALL, **options})
+        return mlflow_run(ROOT / "projects" / "search", *arguments, cwd=tmp_path)
 
     MlflowClient().create_experiment("search", tmp_path.as_uri())
     created = search()

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.promote.gate.run import run_gate
 from mlflow_deploy_plugin.watch.result import Finding, State
 from tests.support.audit_trail import store_of_server
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
-from tests.support.commands import done, onnxserve, said
+from tests.support.commands import done
 from tests.support.refusals import mentions
 from tests.support.registry_folder import RegistryFolder
 from tests.support.results import result_of
@@ -272,9 +272,3 @@ def test_command_writes_page_and_document(registry):
     assert all(entry["text"] in page.texts for entry in entries)
     assert "No record" not in page.texts
     assert "Considerations" not in page.texts
-
-
-def test_invalid_folder_is_refused(registry):
-    registry.register("toy")
-    folder = "model/MLmodel/below"
-    assert mentions(said(onnxserve("audit card models:/toy/1 --folder", folder)), folder)

@@ -351,18 +351,14 @@ def console(tmp_path, new_database, new_home):
     """An MLflow server with the console, at which version 1 of `toy` is promoted."""
     new_database(tmp_path)
     server = MlflowServer(tmp_path, app="onnxserve", variables=dict(os.environ))
-    server.start()
-    try:
-        with tracking_at(server.url):
-            mlflow_deploy_plugin.log_model(
-                LogisticRegression().fit([[0.0], [1.0]], [0, 1]),
-                "model",
-                registered_model_name="toy",
-                input_example=pd.DataFrame({"a": [0.0, 1.0]}),
-            )
-            yield server
-    finally:
-        server.kill()
+    with server.running(), tracking_at(server.url):
+        mlflow_deploy_plugin.log_model(
+            LogisticRegression().fit([[0.0], [1.0]], [0, 1]),
+            "model",
+            registered_model_name="toy",
+            input_example=pd.DataFrame({"a": [0.0, 1.0]}),
+        )
+        yield server
 
 
 def events_at(url):

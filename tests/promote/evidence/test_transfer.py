@@ -83,11 +83,8 @@ def running(folder, new_database):
     server = MlflowServer(
         folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(folder / "home")}
     )
-    try:
-        server.start()
+    with server.running():
         yield Registry(server)
-    finally:
-        server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -235,10 +232,6 @@ def test_audit_trails_name_the_other_registry(source, target, model):
 def test_target_without_store_setting_has_a_local_store(source, target, model, monkeypatch):
     monkeypatch.delenv("TARGET_ONNXSERVE_STORE_URI")
     assert promote(model, target).exit_code == 0
-    assert [event.action for event in source.events(model, "copy", "promote")] == [
-        "copy",
-        "promote",
-    ]
     assert target.events(model, "copy", "promote") == []
     assert {event.action for event in target.events(model)} >= {"register", "alias"}
     (file,) = source.server.folder.glob(f"home/registries/*{target.server.port}/onnxserve.db")
@@ -419,10 +412,6 @@ def test_promotion_continues_after_approvals_at_the_target(source, guarded, mode
     assert [
         event.action for event in guarded.events(model, "copy", "request", "approve", "promote")
     ] == ["copy", "request", "approve", "promote"]
-    assert [event.action for event in source.events(model, "copy", "promote")] == [
-        "copy",
-        "promote",
-    ]
 
 
 def test_missing_target_account_names_its_variables(guarded, model, monkeypatch):

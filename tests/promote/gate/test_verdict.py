@@ -16,7 +16,6 @@ from mlflow_deploy_plugin.promote.gate.verdict import (
 PASSED = CheckResult("parity", "passed", "the ONNX form is proven")
 SKIPPED = CheckResult("budget", "skipped", "the policy skips it")
 EVALUATED = CheckResult("evaluation", "passed", "0.0000 better")
-UNEVALUATED = CheckResult("evaluation", "skipped", "no dataset")
 FAILED = CheckResult("evaluation", "failed", "worse by more than the margin of 0.0100")
 
 
@@ -28,11 +27,6 @@ FAILED = CheckResult("evaluation", "failed", "worse by more than the margin of 0
             (PASSED, SKIPPED),
             "passed without an evaluation",
             "checked: parity; not checked: budget: the policy skips it",
-        ),
-        (
-            (PASSED, UNEVALUATED),
-            "passed without an evaluation",
-            "checked: parity; not checked: evaluation: no dataset",
         ),
         ((PASSED, EVALUATED), "passed", "checked: parity, evaluation"),
         (

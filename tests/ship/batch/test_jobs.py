@@ -20,7 +20,6 @@ from tests.support.models import write_pyfunc
 from tests.support.refusals import mentions
 from tests.support.servers import variant, write_spec
 from tests.support.services.listener import answering
-from tests.support.services.s3 import s3_server
 
 from .conftest import flights, write
 
@@ -188,19 +187,13 @@ def test_callback_is_not_redirected(accept, rows, callbacks):
 
 
 @pytest.mark.long
-def test_job_reads_and_writes_buckets(accept, rows, monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "any")
-    with s3_server() as bucket:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        client = boto3.session.Session().client("s3")
-        for part in "ab":
-            client.put_object(Bucket="lake", Key=f"in/{part}.csv", Body=rows)
-        state = ran(accept(input="s3://lake/in", output="s3://lake/out", format="jsonl"))
-        assert (state.state, state.rows, state.parts_done, state.parts) == ("succeeded", 6, 2, 2)
-        assert bucket.objects["lake/out/b.jsonl"].count(b"\n") == 3
-        assert (
-            json.loads(bucket.objects["lake/out/_batch.json"])["model"]["source"] == "models:/m/1"
-        )
-        gone = ran(accept(input="s3://lake/nix.csv", output="s3://lake/nix"))
-        assert (gone.state, mentions(gone.error, "s3://lake/nix.csv")) == ("failed", True)
+def test_job_reads_and_writes_buckets(accept, rows, bucket):
+    client = boto3.session.Session().client("s3")
+    for part in "ab":
+        client.put_object(Bucket="lake", Key=f"in/{part}.csv", Body=rows)
+    state = ran(accept(input="s3://lake/in", output="s3://lake/out", format="jsonl"))
+    assert (state.state, state.rows, state.parts_done, state.parts) == ("succeeded", 6, 2, 2)
+    assert bucket.objects["lake/out/b.jsonl"].count(b"\n") == 3
+    assert json.loads(bucket.objects["lake/out/_batch.json"])["model"]["source"] == "models:/m/1"
+    gone = ran(accept(input="s3://lake/nix.csv", output="s3://lake/nix"))
+    assert (gone.state, mentions(gone.error, "s3://lake/nix.csv")) == ("failed", True)

@@ -17,7 +17,6 @@ from tests.support.tracking import tracking_at
 from tests.support.waiting import answers, wait_until
 
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
-TYPED = ("-t", "onnxserve", "--name", "typed")
 # This is `python -m mlflow deployments` without MLflow's other commands, whose import
 # takes two seconds.
 COMMAND = [sys.executable, "-c", "from mlflow.deployments.cli import commands; commands()"]
@@ -58,15 +57,6 @@ def test_interrupted_create_can_be_cleaned_up(client, models, free_port, tmp_pat
 def called(*arguments):
     """Run the command in this process, which has already imported MLflow."""
     return CliRunner().invoke(mlflow.deployments.cli.commands, [*arguments])
-
-
-def test_invalid_config_is_one_line(models, new_home):
-
-    refused = called(
-        "create", "-t", "onnxserve", "--name", "x", "-m", models.once, "-C", "server.prot=1"
-    )
-
-    assert mentions(said(refused), "'server.prot'", "'server.port'")
 
 
 def test_invalid_tracking_uri_is_one_line(new_home):

@@ -226,16 +226,6 @@ def stored(tmp_path_factory):
     [
         (lambda c: c.create_endpoint("e"), ["'e'"], "RESOURCE_ALREADY_EXISTS"),
         (lambda c: c.create_endpoint("../x"), ["letters, digits"], "INVALID_PARAMETER_VALUE"),
-        (
-            lambda c: c.create_endpoint("x", {"traffic.a": 1}),
-            ["deployment 'a'"],
-            "INVALID_PARAMETER_VALUE",
-        ),
-        (
-            lambda c: c.create_endpoint("x", {"server.prot": 1}),
-            ["'server.port'"],
-            "INVALID_PARAMETER_VALUE",
-        ),
         (lambda c: c.get_endpoint("no"), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
         (lambda c: c.update_endpoint("no", {}), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
         (

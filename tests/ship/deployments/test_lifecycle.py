@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
+from tests.support.cases import long_case
 from tests.support.deployments import empty_home, working_in
 from tests.support.refusals import mentions, refused
 
@@ -193,46 +194,29 @@ def test_one_of_concurrent_creates_wins(client, models, processes):
 
 
 @pytest.mark.parametrize(
-    ("model", "config", "said", "code"),
+    ("model", "said", "code"),
     [
+        # tests/serve/runtime tests the message.
+        long_case("broken", "ONNX Runtime cannot load model.onnx", "INTERNAL_ERROR"),
+        ("nowhere", "the folder /nowhere does not exist", "RESOURCE_DOES_NOT_EXIST"),
         (
-            "once",
-            {"server.prot": "1"},
-            "unknown config key 'server.prot'; did you mean 'server.port'?",
-            "parameter",
+            "models:/nowhere",
+            "'models:/nowhere' does not select a version",
+            "INVALID_PARAMETER_VALUE",
         ),
-        pytest.param(  # tests/serve/runtime tests the message.
-            *("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
-            marks=pytest.mark.long,
-        ),
-        ("nowhere", {}, "the folder /nowhere does not exist", "missing"),
-        ("models:/nowhere", {}, "'models:/nowhere' does not select a version", "parameter"),
     ],
 )
-def test_failed_create_leaves_nothing(
-    client, models, tmp_path, processes, model, config, said, code
-):
-    codes = {
-        "parameter": "INVALID_PARAMETER_VALUE",
-        "internal": "INTERNAL_ERROR",
-        "missing": "RESOURCE_DOES_NOT_EXIST",
-    }
+def test_failed_create_leaves_nothing(client, models, tmp_path, processes, model, said, code):
     uri = getattr(models, model, model if ":" in model else f"/{model}")
 
     with pytest.raises(MlflowException) as caught:
-        client.create_deployment("d", uri, config=config)
+        client.create_deployment("d", uri)
 
     assert said in caught.value.message
     assert "\n" not in caught.value.message
-    assert caught.value.error_code == codes[code]
+    assert caught.value.error_code == code
     assert left_behind(tmp_path, client) == []
     assert processes() == []
-
-
-def test_taken_port_is_refused(client, models, taken_port, tmp_path):
-    with refused(MlflowException, f"port {taken_port}", "in use", code="INVALID_PARAMETER_VALUE"):
-        client.create_deployment("d", models.once, config={"server.port": taken_port})
-    assert left_behind(tmp_path, client) == []
 
 
 def test_unwritable_home_is_an_error(client, models, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """Tests of the conversion of an endpoint from a stage to an alias. No server is
 started.
-
-tests/cli/test_promote_stages_removed.py moves an endpoint that answers requests.
 """
 
 import pytest
@@ -112,15 +110,6 @@ def test_deployment_of_a_stage_follows_the_new_alias(deployments, registry, appl
     assert event.detail["stages"] == {"main": "Production"}
     assert event.before == f"main {STAGE} 100"
     assert event.after == f"main {ALIAS} 100"
-
-
-def test_trial_changes_nothing(deployments, registry):
-    (follower,) = deployments.follow_alias("sums", "champion", is_trial=True)
-
-    assert follower.alias_uri == ALIAS
-    assert follower.version == "1"
-    assert aliases(registry) == {}
-    assert models(deployments) == {"main": STAGE}
 
 
 @pytest.mark.parametrize("step", ["alias", "spec", "server"])

@@ -1,7 +1,6 @@
 """Tests of reading a server's counters from its page /metrics."""
 
 import ssl
-import subprocess
 
 import pytest
 
@@ -14,6 +13,7 @@ from mlflow_deploy_plugin.ship.deployments.server_metrics import (
     read_page,
     total_metrics,
 )
+from tests.support.keypairs import Authority
 from tests.support.metrics_page import PAGE, serving
 
 SECONDS = 30.0
@@ -102,22 +102,14 @@ def test_counts_are_summed_over_servers():
 
 
 def test_tls_server_is_read(tmp_path):
-    """The certificate is self-signed and for another host, as for a server behind a
-    public name.
+    """The certificate is of an unknown authority and for another host, as for a server
+    behind a public name.
     """
-    cert = tmp_path / "cert.pem"
-    key = tmp_path / "key.pem"
-    subprocess.run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "
-        f"-subj /CN=models.example -keyout {key} -out {cert}",
-        shell=True,
-        check=True,
-        capture_output=True,
-    )
+    certificate_and_key = Authority(tmp_path / "authority", "private").issue("models.example")
 
     def speak_tls(server):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(cert, key)
+        context.load_cert_chain(*certificate_and_key)
         server.socket = context.wrap_socket(server.socket, server_side=True)
         return "https"
 

@@ -3,8 +3,6 @@ tests/docker/test_trial.py has the real engine.
 """
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,8 +26,6 @@ CONTAINER = (
     "10001",
     "no-new-privileges",
 )
-
-Engine = Callable[..., Path]
 
 
 @pytest.fixture

@@ -309,12 +309,6 @@ def test_secret_files_are_mounted_as_folder():
     assert {"name": "ONNXSERVE_KEYS_FILE", "value": path} in container["env"]
 
 
-def test_zero_replicas_leave_scaling_to_an_autoscaler():
-    documents = rendered({"kubernetes.replicas": "0"})
-    assert "replicas" not in documents["Deployment"]["spec"]
-    assert "HorizontalPodAutoscaler" not in documents
-
-
 KEDA = {"kubernetes.max_replicas": "9", "kubernetes.requests_per_second": "50"}
 
 
@@ -341,7 +335,9 @@ def test_keda_scales_by_the_requests_of_all_pods(tmp_path):
             }
         ],
     }
-    # The other objects do not depend on the autoscaler.
+    # The other objects are those of a Deployment whose replicas any autoscaler sets.
+    assert "replicas" not in documents["Deployment"]["spec"]
+    assert "HorizontalPodAutoscaler" not in documents
     assert documents == rendered({"kubernetes.replicas": "0"})
     # The server exports the metric of the query with its label.
     metrics = Metrics(tmp_path)

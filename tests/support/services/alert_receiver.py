@@ -30,6 +30,10 @@ class Receiver:
     def titles(self, path):
         return [message["title"] for message in self.got.get(f"/{path}", [])]
 
+    def phases(self, path):
+        """Return the word of each title for its alert, such as `Alarm` or `Over`."""
+        return [title.split(": ")[2] for title in self.titles(path)]
+
 
 @contextmanager
 def receiver():

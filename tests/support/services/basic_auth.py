@@ -34,13 +34,10 @@ def basic_auth_server(folder, *users):
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key of sixteen bytes or more",
         "MLFLOW_TRACKING_URI": "",
     }
-    try:
-        server.start()
+    with server.running():
         for user in users:
             new = {"username": user, "password": password(user)}
             path = f"{server.url}/api/2.0/mlflow/users/create"
             admin = ("admin", password("admin"))
             requests.post(path, json=new, auth=admin, timeout=60).raise_for_status()
         yield server
-    finally:
-        server.kill()

@@ -106,6 +106,15 @@ class MlflowServer:
         )
         assert not is_gone(pid), self.log.read_text()[-4000:]
 
+    @contextlib.contextmanager
+    def running(self):
+        """Start the server, and kill it at the end."""
+        try:
+            self.start()
+            yield self
+        finally:
+            self.kill()
+
     def kill(self):
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):

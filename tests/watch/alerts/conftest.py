@@ -1,7 +1,7 @@
 """A store with a fake clock, and a web server that receives alerts."""
 
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -11,18 +11,8 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.watch.alerts.record import record_result
 from mlflow_deploy_plugin.watch.alerts.send import send_due
+from tests.support.clocks import Clock
 from tests.support.services.alert_receiver import receiver as a_receiver
-
-
-@dataclass
-class Clock:
-    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self):
-        return self.now
-
-    def pass_by(self, **length):
-        self.now += timedelta(**length)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +31,7 @@ def receiver(server):
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(datetime(2026, 1, 1, tzinfo=UTC))
 
 
 @pytest.fixture

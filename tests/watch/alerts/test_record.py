@@ -33,7 +33,7 @@ def test_alarm_repeats_if_worse_or_old(see, receiver, clock):
     clock.pass_by(hours=2)
     see(result_of(4, temperature=10.0))
 
-    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse", "Still"]
+    assert receiver.phases("ops") == ["Alarm", "Worse", "Still"]
 
 
 def test_change_without_harm_is_sent_once(see, receiver, store, clock):
@@ -50,9 +50,8 @@ def test_change_without_harm_is_sent_once(see, receiver, store, clock):
     see(result_of(7, state="changed", findings=(wind,)))
     see(result_of(8, state="no drift"))
 
-    titles = [title.split(": ")[2] for title in receiver.titles("ops")]
     # Another column is told, and again when its change returns.
-    assert titles == ["Changed"] * 3 + ["Alarm", "Changed", "Over"]
+    assert receiver.phases("ops") == ["Changed"] * 3 + ["Alarm", "Changed", "Over"]
     message = receiver.got["/ops"][0]["message"]
     assert message.index(estimate) < message.index("- wind")
     assert Alerts(store).open() == []
@@ -68,7 +67,7 @@ def test_undecided_window_changes_no_alarm(see, receiver, store, undecided):
     assert len(Alerts(store).firing()) == 1
 
     see(result_of(3, state="kept"))
-    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
+    assert receiver.phases("ops") == ["Alarm", "Over"]
 
 
 def test_older_or_repeated_window_is_not_announced(see, receiver, store):
@@ -93,7 +92,7 @@ def test_failing_monitor_is_an_alert(see, store, settings, receiver):
         send_due(store, settings)
     see(result_of(0, temperature=1.0))
 
-    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Over"]
+    assert receiver.phases("ops") == ["Failing", "Over"]
     message = receiver.got["/ops"][0]["message"]
     assert mentions(message, "MLflow does not answer", "next: onnxserve monitor list flights")
     assert receiver.titles("science") == []
@@ -173,7 +172,7 @@ def test_lasting_shift_is_announced_until_its_end(see, receiver, store):
     assert len(Alerts(store).firing()) == 1
     see(result_of(2, wind=1.0))
 
-    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
+    assert receiver.phases("ops") == ["Alarm", "Over"]
     message = receiver.got["/ops"][0]["message"]
     since = "since the window of 8 June 2013 (95 % interval: 5 to 10 June 2013, if it was a step)"
     assert mentions(
@@ -210,7 +209,7 @@ def test_second_shift_is_announced_as_worse(see, receiver):
     see(result_of(0, findings=(SHIFT,)))
     see(result_of(1, findings=(SHIFT, replace(SHIFT, subject="humid"))))
 
-    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse"]
+    assert receiver.phases("ops") == ["Alarm", "Worse"]
 
 
 def test_message_stays_short(store, settings, receiver):

@@ -101,7 +101,7 @@ def test_alarms_survive_a_corrected_clock(see, store, settings, receiver, clock)
 
     see(result_of(1, temperature=6.0))
     see(result_of(2, temperature=1.0))
-    assert [title.split(": ")[2] for title in receiver.titles("ops")[2:]] == ["Still", "Over"]
+    assert receiver.phases("ops")[2:] == ["Still", "Over"]
 
 
 def test_alarm_over_before_delivery_is_not_sent(see, store, settings, receiver, clock):

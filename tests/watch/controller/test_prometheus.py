@@ -3,7 +3,6 @@
 import re
 import socket
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -29,7 +28,6 @@ from tests.support.waiting import free_port, wait_until
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST = datetime(2013, 7, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
-Read = Callable[[], dict[tuple[str, ...], float]]
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])

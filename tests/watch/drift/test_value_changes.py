@@ -21,7 +21,6 @@ COUNTS = RNG.poisson(3, 5_000).astype(float)
         (TEMPERATURE, TODAY, ""),
         (TEMPERATURE, np.rint(TODAY), "rounded to integers"),
         (TEMPERATURE, TODAY.astype(np.float32).round(1), "rounded to multiples of 0.1"),
-        (COUNTS * 7, COUNTS[:300] * 100, "rounded to multiples of 100"),
         (COUNTS, RNG.poisson(9, 300), ""),
         (
             TEMPERATURE,

@@ -53,8 +53,12 @@ def captured_rows(world):
     segment.write_bytes(b"x" * 10)
 
 
+def monitor_of(world, name=None):
+    return find_monitor(deployments(world), "flights", name)
+
+
 def run(world, monitor=None, window=None):
-    target = find_monitor(deployments(world), "flights", monitor)
+    target = monitor_of(world, monitor)
     return manual_runs.run_window(deployments(world), target, window, world.answer)[0]
 
 
@@ -73,7 +77,7 @@ def test_latest_window_with_rows_is_judged(world):
 
 def test_service_level_refuses_columns_and_spark(world):
     world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
-    monitor = find_monitor(deployments(world), "flights", "level")
+    monitor = monitor_of(world, "level")
 
     with refused(InvalidConfig, "--exclude", "service_level"):
         monitor.with_bounds(exclude=("x",))
@@ -108,7 +112,7 @@ def test_unstored_endpoint_uses_its_server_spec(world):
     )
     world.rows(NOON, NOON + HOUR)
     world.now = NOON + 2 * HOUR
-    monitor = find_monitor(deployments(world), "flights", None)
+    monitor = monitor_of(world)
 
     run(world)
     list(manual_runs.backfill(deployments(world), monitor, NOON, NOON + HOUR, world.answer))
@@ -131,9 +135,9 @@ def test_rows_without_endpoint_have_default_monitor(world):
 def test_endpoint_without_monitors_has_a_default(world):
     world.store.add_endpoint("onnxserve", new_endpoint("flights", "m", {"server.port": 8080}))
 
-    assert find_monitor(deployments(world), "flights", None).name == "drift"
+    assert monitor_of(world).name == "drift"
     with refused(NotFound, "'flights'", "'drfit'", "onnxserve monitor add"):
-        find_monitor(deployments(world), "flights", "drfit")
+        monitor_of(world, "drfit")
 
 
 def test_temporary_bounds_are_not_stored(world):
@@ -141,7 +145,7 @@ def test_temporary_bounds_are_not_stored(world):
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
     world.judge = lambda asked: "drift"
-    monitor = find_monitor(deployments(world), "flights", None)
+    monitor = monitor_of(world)
 
     shown, _ = manual_runs.run_window(
         deployments(world), monitor.with_bounds(min_rows=9), None, world.answer
@@ -208,7 +212,7 @@ def test_unshipped_rows_are_noted(world):
 def test_unusable_log_is_refused_before_waiting(world, monkeypatch):
     world.endpoint()
     settings = world.settings.model_copy(update={"log_uri": "gs://rows"})
-    monitor = find_monitor(deployments(world), "flights", None)
+    monitor = monitor_of(world)
     monkeypatch.setattr(manual_runs, "wait_until_shipped", lambda *_: pytest.fail("it waits"))
 
     with refused(InvalidConfig, "ONNXSERVE_LOG_URI", "gs://rows"):
@@ -236,7 +240,7 @@ def backfill(world, again=False):
     """Backfill the hour from NOON, and return the rows of its window, and if it was
     judged now.
     """
-    monitor = find_monitor(deployments(world), "flights", None)
+    monitor = monitor_of(world)
     period = NOON, NOON + HOUR
     windows = manual_runs.backfill(deployments(world), monitor, *period, world.answer, again)
     return [(each.window.rows, each.is_judged_now) for each in windows]
@@ -286,7 +290,7 @@ def test_manual_judgement_waits_for_captured_rows(world, server, command):
 
 def test_too_large_backfill_is_refused(world):
     world.endpoint(seconds={"every": "1s"})
-    monitor = find_monitor(deployments(world), "flights", None)
+    monitor = monitor_of(world)
 
     with refused(InvalidConfig, "2,592,000 windows of 1s", "10,000", "--to 2026-11-20T14:46:40"):
         next(
@@ -316,7 +320,7 @@ def test_failed_manual_run_is_not_retried(world):
 def test_run_due_stops_at_a_failed_window(world, monkeypatch):
     def due():
         world.said.clear()
-        monitor = find_monitor(deployments(world), "flights", None)
+        monitor = monitor_of(world)
         taken = manual_runs.run_due(deployments(world), monitor, world.said.append)
         return [(window.state, window.attempts) for window in taken]
 
@@ -361,7 +365,7 @@ def test_page_of_ten_commands(tmp_path, new_database):
 
 def test_run_due_needs_a_stored_endpoint(world):
     left_by_a_server(world)
-    monitor = find_monitor(deployments(world), "flights", None)
+    monitor = monitor_of(world)
 
     with refused(NotFound, "'flights'", "the store"):
         next(manual_runs.run_due(deployments(world), monitor, world.said.append))

@@ -42,6 +42,10 @@ def scores_of(names):
     return dict.fromkeys(names, 1.0)
 
 
+def page_of(result):
+    return str(build_report(result)["report.html"])
+
+
 def columns_of(files):
     """Return the columns that Evidently's JSON describes."""
     document = json.loads(files["evidently.json"])
@@ -172,10 +176,7 @@ def test_findings_are_rows_of_the_page():
         Finding("p99", "criterion", "violated", "2 % took longer", 0.31, 0.25, unit="s"),
     )
 
-    page, calm = (
-        str(build_report(result_of(calm=1.0, findings=given))["report.html"])
-        for given in (findings, ())
-    )
+    page, calm = (page_of(result_of(calm=1.0, findings=given)) for given in (findings, ()))
 
     assert {
         f"wind|criterion|drift|29 June 2013|3||6|3|{change}; on 500 rows",
@@ -202,7 +203,7 @@ SHIFT = Finding(
 
 def test_five_largest_findings_are_visible():
     scores: dict[str, Any] = {f"column_{number}": float(number) for number in range(4, 11)}
-    page = str(build_report(result_of(**scores, calm=1.0, findings=(SHIFT,)))["report.html"])
+    page = page_of(result_of(**scores, calm=1.0, findings=(SHIFT,)))
 
     visible, _, hidden = page.partition("<details><summary>4 more findings, 3 of them alarms<")
 
@@ -211,12 +212,12 @@ def test_five_largest_findings_are_visible():
 
     assert order(visible) == [f"column_{number}" for number in range(10, 5, -1)]
     assert order(hidden) == ["column_5", "column_4", "wind", "calm"]
-    assert "more findings" not in build_report(result_of(a=1.0, b=1.0))["report.html"]
+    assert "more findings" not in page_of(result_of(a=1.0, b=1.0))
 
 
 def test_first_sentence_states_the_change():
     shifted, broken, gone = (
-        str(build_report(result_of(findings=findings))["report.html"])
+        page_of(result_of(findings=findings))
         for findings in (
             (SHIFT, replace(SHIFT, segment="carrier=AA")),
             (Finding("p99", "criterion", "violated", "slow", 0.31, 0.25, unit="s"),),
@@ -234,7 +235,7 @@ def test_alarms_without_effect_are_separate():
     without = replace(SHIFT, subject="depth", effect=0.0, effect_size=0.0, effect_unit="prediction")
     used = replace(SHIFT, effect=152.3, effect_size=152.3, effect_unit="prediction", value=2.0)
 
-    page = str(build_report(result_of(findings=(without, used)))["report.html"])
+    page = page_of(result_of(findings=(without, used)))
 
     main, _, rest = page.partition("<summary>Drift without an effect on the predictions: 1<")
     assert mentions(main, "wind has drifted", "by +150 on", "without an effect on the predictions")
@@ -270,17 +271,15 @@ def test_page_has_the_next_commands(fields, commands):
         evidence=LEVELS,
     )
 
-    page = str(build_report(replace(result, **fields))["report.html"])
+    page = page_of(replace(result, **fields))
 
     assert [html.unescape(text) for text in re.findall("<code>(.*?)</code>", page)] == commands
 
 
 def test_few_rows_are_not_drawn():
-    files = build_report(
-        replace(result_of(plain=9.0), report=ReportData([(plain(SIZE), plain(2))]))
-    )
+    result = replace(result_of(plain=9.0), report=ReportData([(plain(SIZE), plain(2))]))
 
-    assert mentions(str(files["report.html"]), "charts need at least 3 rows")
+    assert mentions(page_of(result), "charts need at least 3 rows")
 
 
 def test_report_without_rows_has_findings():

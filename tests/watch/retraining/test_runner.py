@@ -243,14 +243,6 @@ def test_retraining_waits_while_mlflow_is_down(world, monkeypatch, state):
     assert mentions(waiting.reason, "connection refused")
 
 
-def test_timed_out_run_is_not_repeated(world):
-    long_ago = utc_now() - timedelta(days=1)
-    world.at("running", started_at=long_ago)
-    failed = world.take()
-    assert failed.state == "failed"
-    assert failed.reason == "the run exceeded its timeout of 21600 s and was stopped"
-
-
 ELSEWHERE = {"host": "another 1a2b3c4d"}
 
 

@@ -2,10 +2,9 @@
 and requests to judge them.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +26,6 @@ REFERENCE_DAYS = 60
 ROWS = 80
 FIRST = datetime(2013, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
-Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def rows_of(day):

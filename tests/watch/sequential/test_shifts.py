@@ -113,18 +113,6 @@ def test_shares_spreads_and_rounded_values_are_followed(stream, change, subject,
     assert finding.measure == measure
 
 
-def test_column_that_is_normal_again_has_no_line(stream):
-    stream.follow(range(6))
-    stream.follow([6], lambda rows: {**rows, "temp": 100 * rows["temp"]})
-    stream.follow(range(7, 14))
-
-    verdict = stream.judge(range(14, 22), lambda rows: {**rows, "delay": rows["delay"] + 1.5})
-
-    assert {(finding.subject, finding.measure) for finding in verdict.findings} == {
-        ("delay", "mean")
-    }
-
-
 def test_windows_without_a_budget_have_only_evidence(stream):
     verdict = stream.judge(range(30), warmer, per_year=None)
     assert not verdict.findings

@@ -11,7 +11,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 import yaml
@@ -27,7 +26,6 @@ SERVICE = {"kind": "Service", "metadata": {"name": "flights"}}
 STDOUT = b"\1"
 STATUS = b"\3"
 """The channels of a command in a pod."""
-Answer = tuple[int, dict[str, Any]]
 CUT = 0
 """The status of an answer that never comes, because the connection is cut."""
 

@@ -22,7 +22,6 @@ from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
 )
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
 from tests.support.inference_log import ENDPOINT, MODEL, event_table
-from tests.support.services.s3 import s3_server
 from tests.watch.conftest import FIRST_DAY, day_of_rows
 
 from .test_sketch import assert_same
@@ -130,22 +129,18 @@ def test_unwritable_sketches_do_not_matter(log, bins, days):
     assert_same(profile(log, bins), expected(bins, days))
 
 
-def test_profiles_are_stored_in_the_bucket(log, bins, days, monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    with s3_server() as bucket:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
-            bucket.objects[f"b/log/{path.relative_to(log.location.root)}"] = path.read_bytes()
-        first = profile(open_log("s3://b/log"), bins)
-        bucket.asked.clear()
+def test_profiles_are_stored_in_the_bucket(log, bins, days, bucket):
+    for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
+        bucket.objects[f"b/log/{path.relative_to(log.location.root)}"] = path.read_bytes()
+    first = profile(open_log("s3://b/log"), bins)
+    bucket.asked.clear()
 
-        assert_same(profile(open_log("s3://b/log"), bins), first)
+    assert_same(profile(open_log("s3://b/log"), bins), first)
 
-        assert_same(first, expected(bins, days))
-        assert len([name for name in bucket.objects if "_sketches" in name]) == DAYS
-        assert not bucket.headers_of("GET", "s0-0.parquet")  # No file with rows is opened.
-        assert len(bucket.asked) < 20
+    assert_same(first, expected(bins, days))
+    assert len([name for name in bucket.objects if "_sketches" in name]) == DAYS
+    assert not bucket.headers_of("GET", "s0-0.parquet")  # No file with rows is opened.
+    assert len(bucket.asked) < 20
 
 
 def test_versions_have_separate_profiles(log, bins, days, writer):
