@@ -2,8 +2,9 @@
 (docs/extend.md).
 """
 
+import sys
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points
 from typing import Any
 
@@ -25,17 +26,17 @@ PROFILES = "onnxserve.profiles"
 
 
 def registered_in(group: str) -> dict[str, EntryPoint]:
-    """Return the entry points of a group by name, in the order of their names."""
-    return {
-        entry.name: entry
-        for entry in sorted(entry_points(group=group), key=lambda entry: entry.name)
-    }
+    """Return the entry points of a group by name, in the order of their names. Of two
+    with one name, the last by value is used.
+    """
+    return {entry.name: entry for entry in sorted(entry_points(group=group))}
 
 
 def describe_entry(entry: EntryPoint) -> str:
     """Return the entry point as it is registered, with its distribution."""
     described = f"{entry.name} = {entry.value}"
-    with suppress(PackageNotFoundError, FileNotFoundError):  # The metadata may have been removed.
+    # The metadata may have been removed. importlib_metadata raises FileNotFoundError.
+    with suppress(PackageNotFoundError, FileNotFoundError):
         if entry.dist:
             described += f" ({entry.dist.name} {entry.dist.version})"
     return described
@@ -43,10 +44,11 @@ def describe_entry(entry: EntryPoint) -> str:
 
 def load_entry(entry: EntryPoint, kind: type = object) -> Any:
     """Return the object of an entry point. Raises OnnxserveError if its code fails, or
-    the object is not of this kind.
+    the object is not of this kind. What the code prints goes to standard error.
     """
     try:
-        loaded = entry.load()
+        with redirect_stdout(sys.stderr):
+            loaded = entry.load()
     except (Exception, SystemExit) as error:
         raise OnnxserveError(
             f"{describe_entry(entry)} cannot be loaded: {one_line(error, 300)}; update or "

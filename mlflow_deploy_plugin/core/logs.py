@@ -17,6 +17,8 @@ from mlflow_deploy_plugin.core.version import __version__
 
 ProgressCallback = Callable[[str], None]
 """A function that receives one line for each step of a long operation."""
+LEVEL = "ONNXSERVE_LOG_LEVEL"
+"""The environment variable of `Settings.log_level`, which side processes inherit."""
 _ECS_VERSION = "8.11.0"
 _MANY = {"worker", "pyfunc", "explainer", "monitor"}
 """The roles that several processes may have; such processes add their id to log lines
@@ -45,7 +47,7 @@ def configure_logging(log_format: str, process: str) -> None:
         handler.setFormatter(ecs_logging.StdlibFormatter(extra=extra, exclude_fields=exclude))
     handler.addFilter(_RepeatFilter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
+    logging.getLogger("mlflow_deploy_plugin").setLevel(os.environ.get(LEVEL, "INFO"))
     # The caller logs an outage once; urllib3 logs every retry.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     gunicorn = logging.getLogger("gunicorn.error")

@@ -152,6 +152,8 @@ class Settings(BaseModel):
     """Log format of servers and controllers: text for people, or JSON in the Elastic
     Common Schema.
     """
+    log_level: Literal["INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    """Lowest level of log lines. `onnxserve predict MODEL` uses CRITICAL."""
     log_requests: bool = False
     """Log one line for every request."""
     log_fraction: float = Field(default=1.0, ge=0, le=1)

@@ -4,6 +4,7 @@ prefix.
 DispatcherMiddleware(app, {"/flights": wsgi_app("models:/flight-delay@champion")})
 """
 
+import math
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -95,7 +96,7 @@ def local_app(
     wanted = Wanted(generation=1, endpoints={spec.name: endpoint})
     with temporary_folder("onnxserve-local-") as state_dir:
         write_state(state_dir / WANTED, wanted)
-        with closing(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS)) as model:
+        with closing(EmbeddedModel(spec, state_dir, None, math.inf)) as model:
             yield model.app
 
 

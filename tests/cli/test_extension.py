@@ -37,6 +37,8 @@ BROKEN = """
 absent = no_such_module:command
 number = flights_report:__name__
 serve = flights_report:report
+[onnxserve.batch]
+idle = unfit:IDLE
 [onnxserve.exporters]
 absent = no_such_module:write
 [onnxserve.disturbances]
@@ -69,6 +71,9 @@ def example(site, tmp_path, monkeypatch):
     (tmp_path / "unfit.py").write_text(
         "from mlflow_deploy_plugin.core.errors import Refused\n"
         "from mlflow_deploy_plugin.core.spec.evaluation_names import Disturbance\n"
+        "from contextlib import nullcontext\n"
+        "print('welcome')\n"
+        "IDLE = lambda jobs, workers: nullcontext(([], list))\n"
         + "".join(
             f"{name.upper()} = Disturbance('', (0.5,), disturber={function})\n"
             for name, function in UNFIT_DISTURBANCES.items()
@@ -107,6 +112,18 @@ def test_format_of_another_distribution_is_written(tmp_path):
         export(str(model), "absent", tmp_path / "other")
     with refused(InvalidConfig, "text", "'name'"):
         export(str(model), "text", tmp_path / "other", name="m")
+
+
+@pytest.mark.usefixtures("example")
+def test_engine_without_results_fails(tmp_path):
+    (tmp_path / "rows.csv").write_text("carrier,distance,hour,late\nAA,100.5,3,true\n")
+    model = mixed_model(tmp_path / "m")
+    batch = f"batch {model} -i {tmp_path}/rows.csv --folder {tmp_path}/out --engine idle"
+    ended = onnxserve(batch)
+    assert ended.exit_code == 1
+    assert mentions(ended.stderr, "idle", "0 of 1")
+    assert not ended.stdout
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
 def test_server_uses_protocol_and_sink(site, serve, tmp_path, monkeypatch):

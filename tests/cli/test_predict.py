@@ -282,6 +282,17 @@ def test_deployed_pyfunc_reads_parquet_rows(home, tmp_path):
     assert "JSON" in refused.stderr
 
 
+@pytest.mark.long
+def test_failed_pyfunc_shows_traceback_on_request(tmp_path, monkeypatch, capfd):
+    folder = save_pyfuncs(tmp_path, ["troubled"])["troubled"]
+    monkeypatch.delenv("ONNXSERVE_LOG_LEVEL", raising=False)
+    for is_shown in (False, True):
+        failed = said(onnxserve(f"predict {folder} -t csv", given=b"do\nraise\n"))
+        assert mentions(failed, "line 2", "KeyError")
+        assert ("Traceback" in capfd.readouterr().err) is is_shown
+        monkeypatch.setenv("ONNXSERVE_LOG_LEVEL", "ERROR")
+
+
 def test_parquet_type_widens_after_later_rows(tmp_path):
     out = tmp_path / "out.parquet"
     with (

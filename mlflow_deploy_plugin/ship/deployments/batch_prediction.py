@@ -10,8 +10,9 @@ import base64
 import io
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -28,6 +29,7 @@ from mlflow_deploy_plugin.core.errors import (
     InvalidRequest,
     OnnxserveError,
 )
+from mlflow_deploy_plugin.core.logs import LEVEL
 from mlflow_deploy_plugin.core.messages import REPEATED_HEADER, without_row_number
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_files import download
@@ -135,19 +137,23 @@ def model_predictor(model_uri: str) -> Iterator[Predictor]:
     """
     # Without a handler, the server's warnings would be on stderr, next to the error.
     logging.getLogger("mlflow_deploy_plugin").addHandler(logging.NullHandler())
-    with temporary_folder("onnxserve-predict-") as temporary:
+    with ExitStack() as held:
+        if LEVEL not in os.environ:  # Likewise the tracebacks of a pyfunc.
+            os.environ[LEVEL] = "CRITICAL"
+            held.callback(os.environ.pop, LEVEL)
+        temporary = held.enter_context(temporary_folder("onnxserve-predict-"))
         folder = download(resolve(model_uri).source, temporary)
         has_pyfunc = read_served_artifact(folder).flavor == PYTHON_FUNCTION
-        with local_app(folder, "model", "1", _MODEL_LIMITS) as app:
+        app = held.enter_context(local_app(folder, "model", "1", _MODEL_LIMITS))
 
-            def answer(body: bytes, content_type: str, headers: Mapping[str, str]) -> Answer:
-                fields = {"content-type": content_type, "accept": JSON, **headers}
-                response = app.handle(RawRequest("POST", "/invocations", fields, body))
-                if response.status != HTTPStatus.OK:
-                    raise response_error(response.status, response.body, response.headers)
-                return orjson.loads(response.body), ""
+        def answer(body: bytes, content_type: str, headers: Mapping[str, str]) -> Answer:
+            fields = {"content-type": content_type, "accept": JSON, **headers}
+            response = app.handle(RawRequest("POST", "/invocations", fields, body))
+            if response.status != HTTPStatus.OK:
+                raise response_error(response.status, response.body, response.headers)
+            return orjson.loads(response.body), ""
 
-            yield _predictor(answer, has_pyfunc)
+        yield _predictor(answer, has_pyfunc)
 
 
 def _predictor(

@@ -114,7 +114,7 @@ def run_entry(
         return function(*arguments, **options)
     except OnnxserveError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConversionError(
             f"the converter {describe_entry(entry)} failed: {type(error).__name__}: "
             f"{one_line(error, 300)}"
@@ -141,7 +141,7 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
             converter = entry.load()
             if converter.matches(model):
                 return _Registered(entry, converter)
-        except Exception as error:  # noqa: BLE001 - code of another distribution
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - code of another distribution
             reason = f"{type(error).__name__}: {one_line(error, 300)}"
             _logger.error("the converter %s cannot be used: %s", describe_entry(entry), reason)
     packages = packages_of(model)

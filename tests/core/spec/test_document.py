@@ -163,6 +163,10 @@ def test_first_document_describes_the_server():
             "capture.sinks.a.url: an address like https://host/path, without a user",
         ),
         (
+            "name: x\nvariants: {x: {model: m}}\ncapture: {sinks: {a: {url: 'htps://h'}}}",
+            "capture.sinks.a.url",
+        ),
+        (
             "name: x\nvariants: {x: {model: m}}\n"
             "capture: {sinks: {a: {url: 'http://h', authorization: AWS_SECRET}}}",
             "capture.sinks.a.authorization: an environment variable whose name begins with ",

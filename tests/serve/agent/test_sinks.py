@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+from asyncio import CancelledError
 from types import ModuleType
 from urllib.parse import unquote
 
 import pytest
 
-from mlflow_deploy_plugin.core.errors import InvalidRequest
+from mlflow_deploy_plugin.core.errors import InvalidRequest, RequestTimeout
 from mlflow_deploy_plugin.core.spec.document import dump_spec, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, SinkSpec
 from mlflow_deploy_plugin.core.statedir.files import SPEC, WANTED, write_state
@@ -318,10 +319,12 @@ def test_sink_of_a_distribution_receives_events(writer, start, send, toy_sink, m
     ("scheme", "failure", "counted", "error"),
     [
         ("toy", InvalidRequest("no"), {"rejected": 1}, ""),
+        ("toy", RequestTimeout("no"), {"rejected": 1}, ""),
         ("toy", FileNotFoundError("down"), {}, "down"),
         ("toy", SystemExit(), {}, "SystemExit"),
+        ("toy", CancelledError(), {}, "CancelledError"),
         ("toy", None, {}, "toy_sink:send"),
-        ("other", None, {}, "other://"),
+        ("other", None, {}, "'other'"),
     ],
 )
 def test_failing_sink_rejects_or_waits(

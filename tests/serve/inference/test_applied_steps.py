@@ -151,7 +151,7 @@ def test_step_without_example_has_no_inputs(stepped):
     assert jsonschema_rs.is_valid(schema, {"inputs": COLUMNS})
 
 
-ROWS_OF_NO_USE = ["5", "[1]", "{1: 2}", "{'a': None}", "{'a': [1]}", "{'a': 2**64}"]
+ROWS_OF_NO_USE = ["5", "[1]", "[0]", "'a'", "{1: 2}", "{'a': None}", "{'a': [1]}", "{'a': 2**64}"]
 
 
 @pytest.mark.parametrize("example", [*ROWS_OF_NO_USE, "{'\\ud800': 1}", "{'a': 1j}"])
