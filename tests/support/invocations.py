@@ -251,6 +251,7 @@ OF_OTHER_TYPES = {
     "CSV with a header parameter": (CSV_ROWS.encode(), "text/csv; header=present"),
 }
 CASES = [case(name, "mixed", *sent) for name, sent in OF_OTHER_TYPES.items()]
-for content_type, by_model in ((JSON, DOCUMENTS), (CSV, TABLES)):
-    for model, bodies in by_model.items():
-        CASES += [case(name, model, body, content_type) for name, body in bodies.items()]
+for model, documents in DOCUMENTS.items():
+    CASES += [case(name, model, body, JSON) for name, body in documents.items()]
+for model, tables in TABLES.items():
+    CASES += [case(name, model, body, CSV) for name, body in tables.items()]

@@ -3,6 +3,7 @@ their errors and captured rows, the swap, and calls between endpoints.
 """
 
 import json
+from typing import Any
 
 import grpc
 import jsonschema_rs
@@ -457,7 +458,9 @@ def test_hostile_columns_are_the_callers_fault(converting, columns):
 
 def test_hostile_tensors_over_grpc_are_refused(converting):
     numbers = [("zip", (1,), [1]), ("a", (0,), []), ("a", (), [1]), ("", (1, 1, 1), [1])]
-    tensors = [("zip", (1,), "BYTES", {"bytes_contents": [b"8001"]})]
+    tensors: list[tuple[str, tuple[int, ...], str, dict[str, list[Any]]]] = [
+        ("zip", (1,), "BYTES", {"bytes_contents": [b"8001"]})
+    ]
     tensors += [(name, shape, "FP64", {"fp64_contents": held}) for name, shape, held in numbers]
     with listening(converting) as called, called.stub() as stub:
         for name, shape, datatype, contents in tensors:
