@@ -3,6 +3,7 @@ form and each value.
 """
 
 import json
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def abc(*values):
     return split(["a", "b", "c"], list(values), ABC[1])
 
 
-DOCUMENTS = {
+DOCUMENTS: dict[str, dict[str, Any]] = {
     "mixed": {
         "split": split(NAMES, *ROWS),
         "split with an index": {
@@ -196,7 +197,7 @@ FLIGHTS = {
     "CSV with spaces around true": "AA,900.5,20, True\n",
 }
 """Rows of CSV, which follow the header."""
-TABLES = {
+TABLES: dict[str, dict[str, Any]] = {
     "stock-columns": {
         "stock, CSV": "p,q\n1.0,2.0\n3.0,4.0\n",
     },
