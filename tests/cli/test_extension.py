@@ -12,6 +12,8 @@ import requests
 from mlflow_deploy_plugin import export, robustness
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.registry.policy import parse_policy
+from mlflow_deploy_plugin.ship.batch.part import BatchPlan
+from mlflow_deploy_plugin.ship.batch.run import run_batch
 from tests.support.classifiers import labelled, write_classifier
 from tests.support.commands import done, onnxserve, said
 from tests.support.guides import blocks
@@ -115,14 +117,13 @@ def test_format_of_another_distribution_is_written(tmp_path):
 
 
 @pytest.mark.usefixtures("example")
-def test_engine_without_results_fails(tmp_path):
-    (tmp_path / "rows.csv").write_text("carrier,distance,hour,late\nAA,100.5,3,true\n")
+def test_engine_without_results_fails(tmp_path, capsys):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("carrier,distance,hour,late\nAA,100.5,3,true\n")
     model = mixed_model(tmp_path / "m")
-    batch = f"batch {model} -i {tmp_path}/rows.csv --folder {tmp_path}/out --engine idle"
-    ended = onnxserve(batch)
-    assert ended.exit_code == 1
-    assert mentions(ended.stderr, "idle", "0 of 1")
-    assert not ended.stdout
+    with refused(OnnxserveError, "idle", "0 of 1"):
+        run_batch(BatchPlan(str(model), str(rows), str(tmp_path / "out"), engine="idle"))
+    assert not capsys.readouterr().out
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
