@@ -80,17 +80,3 @@ def certificate(tmp_path_factory):
     command += f" -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}"
     subprocess.run(command.split(), check=True, capture_output=True)
     return cert, key
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """Yield a bucket that boto3 uses by default."""
-    # The module needs boto3, which the other tests do without.
-    from tests.support.services.s3 import s3_server
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    with s3_server() as bucket:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", bucket.url)  # MLflow keeps its clients.
-        yield bucket

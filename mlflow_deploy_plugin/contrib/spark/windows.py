@@ -29,6 +29,8 @@ def spark_window_profile(
     version) answered. Raises OnnxserveError that names a failed day.
     """
     days = days_of(sketches, window)
+    if not days:  # Do not start Spark.
+        return window_profile(sketches, model, version, window)
     # The log's file system cannot be serialised for Spark's workers.
     location = sketches.log.location.shown, sketches.log.since
     fields = sketches.endpoint, sketches.bins, sketches.bins_key
@@ -48,7 +50,7 @@ def spark_window_profile(
                     failure = one_line(error)
                 yield pa.RecordBatch.from_pydict({"number": [number], "failure": [failure]})
 
-    numbers = spark_session().range(0, len(days), step=1, numPartitions=max(len(days), 1))
+    numbers = spark_session().range(0, len(days), step=1, numPartitions=len(days))
     for day in numbers.mapInArrow(task, "number long, failure string").collect():
         if day["failure"]:
             raise OnnxserveError(f"{days[day['number']]}: {day['failure']}")

@@ -398,7 +398,7 @@ class Sink(threading.Thread):
                 _sender(spec.url.partition(":")[0])(spec.url, authorization, orjson.loads(body))
             except InvalidRequest as error:
                 return InvalidRequest.http_status, one_line(error, _MOST_ANSWER_BYTES)
-            except BaseException as error:  # asyncio's CancelledError is no Exception.
+            except BaseException as error:  # CancelledError does not derive from Exception.
                 raise _Unavailable(
                     f"{type(error).__name__}: {one_line(error, 500)}", 0.0
                 ) from error

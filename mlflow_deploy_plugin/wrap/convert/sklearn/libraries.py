@@ -4,6 +4,7 @@ estimators.
 
 from contextlib import suppress
 from copy import deepcopy
+from functools import cache, partial
 
 import numpy as np
 from sklearn.preprocessing import FunctionTransformer
@@ -35,6 +36,7 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int) -> Estimator:
     stand_ins: dict[int, Estimator] = {}
     replaced_inside: set[int] = set()
     first_ids = set(map(id, first_steps(fitted)))
+    libraries = cache(partial(registered_in, LIBRARIES))  # Only other libraries need it.
     for part in sub_estimators(fitted):
         package = type(part).__module__.partition(".")[0]
         is_converted = package in _CONVERTED
@@ -48,7 +50,7 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int) -> Estimator:
         if is_converted or id(part) in replaced_inside:
             continue
         stand_in: Estimator | None = None
-        entry = registered_in(LIBRARIES).get(package)
+        entry = libraries().get(package)
         if entry is not None:
             stand_in = run_entry(entry, load_entry(entry).stand_in, part)
         if stand_in is None:
