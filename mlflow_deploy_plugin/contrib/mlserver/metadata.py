@@ -2,8 +2,8 @@
 server.
 
 The settings are the key `mlserver` of an MLmodel's metadata, which has the form of
-`model-settings.json`. A model without settings is one of MLServer's MLflow runtime, whose
-metadata are the signature (`mlserver_mlflow/metadata.py`).
+`model-settings.json`. A model without settings is one of MLServer's MLflow runtime,
+whose metadata are the signature (`mlserver_mlflow/metadata.py`).
 """
 
 import json
@@ -11,10 +11,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_deploy_plugin.core.mlmodel import read_mlmodel
+from mlflow_deploy_plugin.core.errors import InvalidArtifact
+from mlflow_deploy_plugin.core.mlmodel import MALFORMED, read_mlmodel
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.protocols.v2 import EXTENSIONS
-from mlflow_deploy_plugin.serve.protocols.v2_tensors import datatype_of
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import DATATYPES, datatype_of
 from mlflow_deploy_plugin.serve.runtime.artifact import TENSOR_DTYPES, Artifact
 from mlflow_deploy_plugin.serve.variants import LoadedVersion
 
@@ -29,7 +30,9 @@ _COLUMNS = {
     "binary": ("BYTES", "base64"),
     "datetime": ("BYTES", "datetime"),
 }
-"""The datatype and the content type of MLflow's columns; those of other types are JSON."""
+"""The datatype and the content type of MLflow's columns; those of other types are
+JSON.
+"""
 _OBJECT = ("BYTES", "pd_json")
 
 
@@ -39,8 +42,9 @@ def settings_of(artifact: Artifact) -> Mapping[str, Any]:
     return settings if isinstance(settings, Mapping) else {}
 
 
-def _parameters_of(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    parameters = settings.get("parameters")
+def parameters_of_settings(artifact: Artifact) -> Mapping[str, Any]:
+    """Return the `parameters` of a model's settings; empty without them."""
+    parameters = settings_of(artifact).get("parameters")
     return parameters if isinstance(parameters, Mapping) else {}
 
 
@@ -54,7 +58,7 @@ def content_type_of(request: Mapping[str, object], artifact: Artifact) -> str:
     """Return the content type of a request's parameters, or that of the settings; empty
     without one.
     """
-    of_settings = _parameters_of(settings_of(artifact)).get("content_type")
+    of_settings = parameters_of_settings(artifact).get("content_type")
     return str(request.get("content_type") or of_settings or "")
 
 
@@ -62,11 +66,11 @@ def version_of(loaded: LoadedVersion) -> str:
     """Return the version in a model's settings, or the registered version if the model
     has no settings; empty if there is none.
     """
-    settings = settings_of(loaded.predictor.artifact)
-    if not settings:
+    artifact = loaded.predictor.artifact
+    if not settings_of(artifact):
         return loaded.version
-    version = _parameters_of(settings).get("version")
-    return "" if version is None else str(version)
+    version = str(parameters_of_settings(artifact).get("version") or "")
+    return version if version.isascii() and version.isprintable() else ""
 
 
 def server_name() -> str:
@@ -79,52 +83,73 @@ def describe_server() -> dict[str, object]:
 
 
 def describe_model(endpoint: str, artifact: Artifact) -> dict[str, object]:
-    """Return the document of `GET /v2/models/NAME`: the fields of the settings and, for a
-    model of MLflow, the tensors of its signature.
+    """Return the document of `GET /v2/models/NAME`: the fields of the settings and, for
+    a model of MLflow, the tensors of its signature.
     """
     settings = settings_of(artifact)
-    document: dict[str, object] = {
-        "name": endpoint,
-        "versions": settings.get("versions") or [],
-        "platform": settings.get("platform") or "",
-        "inputs": settings.get("inputs") or [],
-        "outputs": settings.get("outputs") or [],
-    }
-    content_type = _parameters_of(settings).get("content_type")
+    versions = settings.get("versions")
+    content_type = parameters_of_settings(artifact).get("content_type")
+    inputs = _declared(settings.get("inputs"))
+    outputs = _declared(settings.get("outputs"))
     if runtime_of(artifact) == MLFLOW:
         signature = read_mlmodel(artifact.folder).get("signature") or {}
-        inputs = json.loads(signature.get("inputs") or "[]")
-        outputs = json.loads(signature.get("outputs") or "[]")
-        if inputs:
-            document["inputs"] = _tensors(inputs, "input-")
-            document["outputs"] = _tensors(outputs, "output-")
-            content_type = "pd"
-            if inputs[0].get("type") == "tensor":
-                content_type = "dict" if inputs[0].get("name") else "np"
-    document["parameters"] = {"content_type": content_type} if content_type else {}
-    return document
+        try:
+            entries = json.loads(signature.get("inputs") or "[]")
+            if entries:
+                inputs = [_tensor(*entry, "input-") for entry in enumerate(entries)]
+                returned = json.loads(signature.get("outputs") or "[]")
+                outputs = [_tensor(*entry, "output-") for entry in enumerate(returned)]
+                content_type = "pd"
+                if entries[0].get("type") == "tensor":
+                    content_type = "dict" if entries[0].get("name") else "np"
+        except MALFORMED as error:
+            raise InvalidArtifact(
+                f"the signature in the MLmodel file cannot be understood: {type(error).__name__}"
+            ) from None
+    return {
+        "name": endpoint,
+        "versions": list(map(str, versions)) if isinstance(versions, list) else [],
+        "platform": str(settings.get("platform") or ""),
+        "inputs": inputs,
+        "outputs": outputs,
+        "parameters": {"content_type": str(content_type)} if content_type else {},
+    }
 
 
-def _tensors(entries: list[Mapping[str, Any]], prefix: str) -> list[dict[str, object]]:
-    """Return the tensors of a signature. One without a name has the prefix and its
-    position.
+def _declared(entries: object) -> list[dict[str, object]]:
+    """Return the tensors that settings declare, without entries that are not
+    tensors.
     """
     tensors = []
-    for position, entry in enumerate(entries):
-        if entry.get("type") == "tensor":
-            spec = entry["tensor-spec"]
-            shape = list(spec["shape"])
-            kind = datatype_of(TENSOR_DTYPES.get(spec["dtype"], "str")), "np"
-        else:
-            shape = [-1, 1]
-            kind = _COLUMNS.get(str(entry.get("type")), _OBJECT)
-        datatype, content_type = kind
-        tensors.append(
-            {
-                "name": entry.get("name") or f"{prefix}{position}",
-                "datatype": datatype,
-                "shape": shape,
-                "parameters": {"content_type": content_type},
-            }
-        )
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, Mapping) or entry.get("datatype") not in DATATYPES:
+            continue
+        shape = entry.get("shape")
+        if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+            continue
+        tensor = {"name": str(entry.get("name")), "datatype": entry["datatype"], "shape": shape}
+        parameters = entry.get("parameters")
+        if isinstance(parameters, Mapping) and parameters.get("content_type"):
+            tensor["parameters"] = {"content_type": str(parameters["content_type"])}
+        tensors.append(tensor)
     return tensors
+
+
+def _tensor(position: int, entry: Mapping[str, Any], prefix: str) -> dict[str, object]:
+    """Return a tensor of a signature. One without a name has the prefix and its
+    position.
+    """
+    if entry.get("type") == "tensor":
+        spec = entry["tensor-spec"]
+        shape = [int(size) for size in spec["shape"]]
+        datatype = datatype_of(TENSOR_DTYPES.get(spec["dtype"], "str"))
+        content_type = "np"
+    else:
+        shape = [-1, 1]
+        datatype, content_type = _COLUMNS.get(str(entry.get("type")), _OBJECT)
+    return {
+        "name": str(entry.get("name") or f"{prefix}{position}"),
+        "datatype": datatype,
+        "shape": shape,
+        "parameters": {"content_type": content_type},
+    }

@@ -2,8 +2,8 @@
 `server.v2_names: mlserver`.
 
 - https://github.com/SeldonIO/MLServer/tree/1.7.1: `mlserver/codecs`,
-  `mlserver/cloudevents.py`, and the runtimes for scikit-learn, XGBoost, LightGBM, CatBoost
-  and MLflow.
+  `mlserver/cloudevents.py`, and the runtimes for scikit-learn, XGBoost, LightGBM,
+  CatBoost and MLflow.
 - https://github.com/kserve/kserve/tree/v0.20.0/python: `sklearnserver`, `xgbserver` and
   `lgbserver`.
 
@@ -11,7 +11,7 @@
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.contrib.mlserver.metadata import (
     content_type_of,
     describe_model,
     describe_server,
+    parameters_of_settings,
     runtime_of,
     server_name,
     version_of,
@@ -49,9 +50,11 @@ from mlflow_deploy_plugin.serve.protocols.v2 import (
     Tensors,
     V2Request,
     bind_tensors,
+    knows_name,
     parameters_of,
 )
 from mlflow_deploy_plugin.serve.protocols.v2_names import V2Answer, V2Names, V2Output
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import array_datatype
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
@@ -73,7 +76,10 @@ _OF_DOUBLES = ("sklearn", "lightgbm")
 _NP = {"content_type": "np"}
 _STR = {"content_type": "str"}
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_MOST_OUTPUTS = 100
+_MOST_OUTPUTS = 4
+"""The maximum number of requested outputs. A repeated output makes the answer
+longer.
+"""
 
 
 def takes_body(artifact: Artifact) -> bool:
@@ -87,37 +93,34 @@ def bind(
     """Return the feeds of a request or, for a pyfunc without a signature, the body: a
     table for the content type `pd`, otherwise an array.
 
-    A table for a model of one array becomes this array. Raises SchemaMismatch if a tensor
-    does not fit, and InvalidRequest for several tensors in place of one array.
+    A table for a model of one array becomes this array. Raises SchemaMismatch if a
+    tensor does not fit, and InvalidRequest for several tensors in place of one array.
     """
-    if artifact.columns:
-        # MLServer's models ignore additional columns.
-        known = {*schema.dtypes, *schema.tensor_schema.dtypes, *schema.keys, *schema.unread}
-        named = {name: tensor for name, tensor in tensors.items() if name in known}
-        return bind_tensors(named or tensors, schema)
-    if len(artifact.inputs) != 1 and not takes_body(artifact):
-        return bind_tensors(tensors, schema)
     is_table = content_type_of(parameters, artifact) == "pd"
-    if len(tensors) != 1 and not is_table:
+    is_body = takes_body(artifact)
+    takes_columns = bool(artifact.columns or schema.keys) or len(artifact.inputs) != 1
+    if takes_columns and not is_body:
+        # MLServer's models ignore additional columns.
+        known = {name: tensor for name, tensor in tensors.items() if knows_name(name, schema)}
+        return bind_tensors(known or tensors, schema)
+    if not tensors or (len(tensors) > 1 and not is_table):
         raise InvalidRequest(
             f"the model takes one tensor, and the request has {len(tensors)}; for columns, set "
             "the parameter content_type of the request to pd"
         )
-    if takes_body(artifact):
-        document: dict[str, object] = {}
-        if is_table:
-            rows = [list(row) for row in zip(*_columns(tensors), strict=True)]
-            document["dataframe_split"] = {"columns": list(tensors), "data": rows}
-        else:
-            ((_, array),) = tensors.values()
-            document["inputs"] = array
-        return OpaqueBody(JSON, dump_json(document), keys=schema.keys)
+    if is_body and is_table:
+        rows = [list(row) for row in zip(*_columns(tensors), strict=True)]
+        table = {"columns": list(tensors), "data": rows}
+        return OpaqueBody(JSON, dump_json({"dataframe_split": table}), keys=schema.keys)
+    head, array = next(iter(tensors.values()))
+    if is_body:
+        return OpaqueBody(JSON, dump_json({"inputs": array}), keys=schema.keys)
     if len(tensors) > 1:
-        head, array = next(iter(tensors.values()))
-        matrix = np.stack(_columns(tensors), axis=1)
-        if matrix.dtype.kind != array.dtype.kind:
-            raise head.mismatch(" and the other columns have different kinds of datatypes")
-        head = head._replace(shape=matrix.shape)
+        columns = _columns(tensors)
+        matrix = np.stack(columns, axis=1)
+        if matrix.dtype.kind == "O" and {column.dtype.kind for column in columns} != {"O"}:
+            raise head.mismatch(" and the others are texts and numbers; the model takes one array")
+        head = head._replace(shape=matrix.shape, datatype=array_datatype(matrix))
         tensors = {head.name: (head, matrix)}
     return bind_tensors(tensors, schema)
 
@@ -139,33 +142,46 @@ def _columns(tensors: Tensors) -> Sequence[Array]:
 def requested_outputs(
     document: Mapping[str, object], artifact: Artifact
 ) -> tuple[RequestedOutput, ...]:
-    """Return the requested outputs; `predict` if the request names none. An output may be
-    repeated.
+    """Return the requested outputs; `predict` if the request names none. An output may
+    be repeated.
 
     Raises InvalidRequest or SchemaMismatch if `outputs` is not an array of objects with
     the names that the model's runtime knows.
     """
     entries = document.get("outputs")
     entries = [] if entries is None else entries
-    if not isinstance(entries, list) or len(entries) > _MOST_OUTPUTS:
+    if not isinstance(entries, list):
         raise InvalidRequest(
-            f"outputs is a JSON {json_type(entries)}; an array of at most {_MOST_OUTPUTS} objects "
-            "is expected"
+            f"outputs is a JSON {json_type(entries)}; an array of objects is expected",
         )
-    by_request = runtime_of(artifact) in _BY_REQUEST
+    default = (RequestedOutput(default_output(artifact)),)
+    if runtime_of(artifact) not in _BY_REQUEST:
+        return default
+    if len(entries) > _MOST_OUTPUTS:
+        raise InvalidRequest(
+            f"outputs has {len(entries)} objects; at most {_MOST_OUTPUTS} are allowed"
+        )
     requested = []
     for position, entry in enumerate(entries):
         name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str):
-            raise InvalidRequest(
-                f"outputs[{position}] has no name; an object with a name is expected"
-            )
+        if name not in (PREDICT, PREDICT_PROBA):
+            raise unknown_output(str(name), (PREDICT, PREDICT_PROBA))
         parameters = parameters_of(f"outputs[{position}]", entry)
-        if by_request and name not in (PREDICT, PREDICT_PROBA):
-            raise unknown_output(name, (PREDICT, PREDICT_PROBA))
+        is_binary = parameters.get("binary_data") is True
         content_type = str(parameters.get("content_type") or "")
-        requested.append(RequestedOutput(name, parameters.get("binary_data") is True, content_type))
-    return tuple(requested) or (RequestedOutput(PREDICT),)
+        requested.append(RequestedOutput(name, is_binary, content_type))
+    return tuple(requested) or default
+
+
+def default_output(artifact: Artifact) -> str:
+    """Return the output of a request without `outputs`: the setting
+    `parameters.extra.predict_fn` of scikit-learn's runtime, otherwise `predict`.
+    """
+    extra = parameters_of_settings(artifact).get("extra")
+    is_probability = isinstance(extra, Mapping) and extra.get("predict_fn") == PREDICT_PROBA
+    if runtime_of(artifact) == SKLEARN and is_probability:
+        return PREDICT_PROBA
+    return PREDICT
 
 
 def unknown_output(name: str, names: Collection[str]) -> SchemaMismatch:
@@ -175,8 +191,8 @@ def unknown_output(name: str, names: Collection[str]) -> SchemaMismatch:
 
 
 def answer(request: V2Request, variant: ServedVariant, response: InferResponse) -> V2Answer:
-    """Return the answer of MLServer's runtime. Raises SchemaMismatch if the model lacks a
-    requested output.
+    """Return the answer of MLServer's runtime. Raises SchemaMismatch if the model lacks
+    a requested output.
     """
     artifact = variant.loaded.predictor.artifact
     runtime = runtime_of(artifact)
@@ -199,14 +215,14 @@ def answer(request: V2Request, variant: ServedVariant, response: InferResponse) 
 
 
 def named_predictions(artifact: Artifact, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
-    """Return `predict` and, if the model has them, the probabilities as `predict_proba`.
-    The original of a file has these names itself.
+    """Return `predict` and, if the model has them, the probabilities as
+    `predict_proba`. The original of a file has these names itself.
     """
     if PREDICT in outputs:
         return outputs
     predictions = [_widened(artifact, outputs[name]) for name in artifact.prediction or outputs]
     named = {PREDICT: predictions[0]}
-    if len(predictions) > 1:
+    if len(predictions) > 1 and {array.ndim for array in predictions} == {1}:
         named[PREDICT] = np.column_stack(predictions)
     for output in artifact.outputs:
         if output.role == "probabilities":
@@ -234,11 +250,12 @@ def encode_output(output: RequestedOutput, array: Array) -> V2Output:
 def encode_prediction(
     artifact: Artifact, outputs: Mapping[str, Array]
 ) -> tuple[Mapping[str, str], list[V2Output]]:
-    """Return the content type of an answer of MLServer's MLflow runtime, and its outputs.
+    """Return the content type of an answer of MLServer's MLflow runtime, and its
+    outputs.
 
-    A pyfunc of custom code that returns columns has returned a table (`pd`), or arrays by
-    name (`dict`) if one of them is not a column; its texts are a list (`str`). Everything
-    else is an array (`np`), whose name is `output-1`.
+    A pyfunc of custom code that returns columns has returned a table (`pd`), or arrays
+    by name (`dict`) if one of them is not a column; its texts are a list (`str`).
+    Everything else is an array (`np`), whose name is `output-1`.
     """
     names = [name for name in artifact.prediction if name in outputs] or outputs
     arrays = {name: _widened(artifact, outputs[name]) for name in names}
@@ -272,8 +289,8 @@ def _namespace() -> str:
 
 
 def cloud_event(endpoint: str, id_: str) -> dict[str, str]:
-    """Return the headers of an answer as an event (https://cloudevents.io), which payload
-    loggers read.
+    """Return the headers of an answer as an event (https://cloudevents.io), which
+    payload loggers read.
     """
     server = server_name()
     namespace = _namespace()
@@ -299,41 +316,53 @@ def decode_v1(
     """Decode a `:predict` request of KServe's servers, whose content type is ignored:
     rows in `inputs` or `instances`.
 
-    Raises InvalidRequest if the body has no rows, and SchemaMismatch if they do not fit.
+    Raises InvalidRequest if the body has no rows, and SchemaMismatch if they do not
+    fit.
     """
     document = json_object(body)
     name = "inputs" if "inputs" in document else "instances"
     rows = document.get(name)
     if not isinstance(rows, list):
         raise InvalidRequest(f"{name} is a JSON {json_type(rows)}; an array of rows is expected")
-    records = list(_records(rows))
+    first = rows[0] if rows else None
+    first = first[0] if isinstance(first, list) and first else first
+    records = read_records(rows) if isinstance(first, dict) else None
     artifact = variant.loaded.predictor.artifact
     if takes_body(artifact):
-        form: dict[str, object] = {"dataframe_records": records} if records else {"inputs": rows}
+        form = {"inputs": rows} if records is None else {"dataframe_records": records}
         content = OpaqueBody(JSON, dump_json(form), keys=variant.capture.keys)
         return DecodedRequest({}, encode_v1, body=content)
     schema = variant.schema
-    feeds = schema.from_records(records) if records else schema.from_array(rows)
+    feeds = schema.from_array(rows) if records is None else schema.from_records(records)
     return DecodedRequest(feeds, encode_v1)
 
 
-def _records(rows: Sequence[object]) -> Iterator[Mapping[str, object]]:
-    """Yield the records of rows, which are objects or arrays of objects. An object of
-    columns (arrays, or objects by row) has several.
+def read_records(rows: Sequence[object]) -> list[Mapping[str, Any]]:
+    """Return the records of rows: objects, or arrays of objects. An object of columns
+    (arrays, or objects by row) has several records, as in pandas.
+
+    Raises InvalidRequest if a row is not an object, or its columns differ in length.
     """
-    for row in rows:
+    records: list[Mapping[str, Any]] = []
+    for position, row in enumerate(rows):
         for record in row if isinstance(row, list) else [row]:
             if not isinstance(record, dict):
-                return
+                raise InvalidRequest(
+                    f"row {position} is a JSON {json_type(record)}; an object is expected, as in "
+                    "row 0"
+                )
             columns = {
                 name: list(values.values()) if isinstance(values, dict) else values
                 for name, values in record.items()
             }
             if not columns or not all(isinstance(values, list) for values in columns.values()):
-                yield record
+                records.append(record)
                 continue
-            for cells in zip(*columns.values(), strict=False):
-                yield dict(zip(columns, cells, strict=True))
+            if len({len(values) for values in columns.values()}) != 1:
+                raise InvalidRequest(f"the columns of row {position} have different lengths")
+            cells = zip(*columns.values(), strict=True)
+            records += [dict(zip(columns, values, strict=True)) for values in cells]
+    return records
 
 
 def encode_v1(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -350,10 +379,11 @@ def encode_v1(variant: ServedVariant, response: InferResponse) -> EncodedRespons
     arrays = dict(named_predictions(artifact, response.outputs))
     prediction = arrays[PREDICT]
     probabilities = arrays.get(PREDICT_PROBA)
-    asks_for_all = os.environ.get(PROBABILITIES_VARIABLE, "").lower() == "true"
+    wants_all = os.environ.get(PROBABILITIES_VARIABLE, "").lower() == "true"
     if probabilities is not None and runtime == XGBOOST:
-        prediction = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
-    elif probabilities is not None and runtime == SKLEARN and asks_for_all:
+        is_binary = probabilities.shape[1:] == (2,)
+        prediction = probabilities[:, 1] if is_binary else probabilities
+    if probabilities is not None and runtime == SKLEARN and wants_all:
         prediction = probabilities
     return EncodedResponse(dump_json({"predictions": prediction}))
 

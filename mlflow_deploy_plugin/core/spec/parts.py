@@ -249,8 +249,8 @@ class ServerSpec(SpecPart):
     graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)
     """Timeout of the requests in flight after SIGTERM."""
     v2_names: V2Naming = "onnxserve"
-    """Names in the answers of V2 and V1. mlserver: the names, shapes, versions and headers
-    of MLServer and of KServe's servers.
+    """Names in the answers of V2 and V1. mlserver: the names, shapes, versions and
+    headers of MLServer and of KServe's servers.
     """
     model_control_mode: ModelControlMode = "none"
     """explicit: all callers may load and unload endpoints (V2 model repository), except

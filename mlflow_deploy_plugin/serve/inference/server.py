@@ -23,7 +23,8 @@ from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 @dataclass(frozen=True)
 class Server:
     """The parts that answer requests in this process. Every transport receives this
-    object. `names` are the names of another server, which answers have in place of ours.
+    object. `names` are the names of another server, which answers have in place of
+    ours.
     """
 
     dataplane: DataPlane

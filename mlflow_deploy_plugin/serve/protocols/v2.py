@@ -117,8 +117,9 @@ class Binding:
     (`v2_names.py`).
 
     Attributes:
-        bind: returns the feeds, or the body, for the tensors of a request, which may have
-            any names, and its parameters. Raises SchemaMismatch if a tensor does not fit.
+        bind: returns the feeds, or the body, for the tensors of a request, which may
+            have any names, and its parameters. Raises SchemaMismatch if a tensor does
+            not fit.
         requested: returns the requested outputs of a request's document. Raises
             InvalidRequest or SchemaMismatch if `outputs` is invalid.
     """
@@ -365,15 +366,18 @@ def check_name(
         if len(before) >= _MOST_UNNAMED:
             raise head.mismatch(f" is one of too many; at most {_MOST_UNNAMED} are allowed")
         return
-    is_known = (
-        is_only
-        or name in schema.dtypes
+    if name in before or not (is_only or knows_name(name, schema)):
+        raise refused_name(head, before, schema)
+
+
+def knows_name(name: str, schema: Schema) -> bool:
+    """Return True if a request may have a tensor of this name."""
+    return (
+        name in schema.dtypes
         or name in schema.tensor_schema.dtypes
         or name in schema.keys
         or name in schema.unread
     )
-    if name in before or not is_known:
-        raise refused_name(head, before, schema)
 
 
 def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> SchemaMismatch:

@@ -1,4 +1,6 @@
-"""The recorded models as folders of ours, and servers of them that answer like MLServer."""
+"""The recorded models as folders of ours, and servers of them that answer like
+MLServer.
+"""
 
 import json
 import shutil

@@ -4,9 +4,9 @@
     python -m tests.contrib.mlserver.record kserve KSERVE_PYTHON KSERVE_SOURCES
 
 MLSERVER_PYTHON has `mlserver`, its runtimes and pandas 2. KSERVE_PYTHON has `kserve`,
-scikit-learn, XGBoost and LightGBM, and KSERVE_SOURCES is the folder `python` of KServe's
-repository. A request is a value of `requests.py`; a recording has the request and the
-answer.
+scikit-learn, XGBoost and LightGBM, and KSERVE_SOURCES is the folder `python` of
+KServe's repository. A request is a value of `requests.py`; a recording has the request
+and the answer.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""The requests of the recordings: to MLServer by HTTP and gRPC, and to KServe's servers."""
+"""The requests of the recordings: to MLServer by HTTP and gRPC, and to KServe's
+servers.
+"""
 
 ROWS = [[5.1, 3.5, 1.4, 0.2], [6.2, 2.9, 4.3, 1.3], [7.3, 2.9, 6.3, 1.8]]
 FIRST = [row[:3] for row in ROWS]

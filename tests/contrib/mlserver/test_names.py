@@ -1,96 +1,96 @@
 """Every recorded request, answered by this server with `server.v2_names: mlserver`."""
 
-import json
 import re
-from dataclasses import dataclass
 
-import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.http.plan import PlanTable
-from mlflow_deploy_plugin.serve.messages import RawRequest
-from tests.contrib.mlserver.conftest import FORMS, read_recordings
-from tests.support import handling
+from tests.contrib.mlserver import aspects
+from tests.contrib.mlserver.conftest import CODE, FORMS, MAKERS, MODELS, read_recordings
+from tests.contrib.mlserver.record import answer_of_call
+from tests.serve.grpc.conftest import calling
+from tests.support import servers
+
+FORM_CASES = ["onnx", pytest.param("original", marks=pytest.mark.long)]
+_MODEL = re.compile(r"/v[12]/models/([\w-]+)")
 
 
-@dataclass(frozen=True)
-class Difference:
-    """An aspect in which our answers differ, and the reason."""
-
-    aspect: str
-    requests: str
-    reason: str
-    status: int | None = None
-
-
-DIFFERENCES = ()
+def of_form(recordings, form):
+    """Return the recordings of the models of a form, and those of no model."""
+    chosen = []
+    for recording in recordings:
+        match = _MODEL.match(recording["path"])
+        if match is None or match[1] in (*FORMS[form], "unknown"):
+            chosen.append(recording)
+    return chosen
 
 
-def aspects_of(status, headers, body):
-    """Return the aspects of an answer by name. New ids are masked."""
-    aspects = {"status": status, **{name: value for name, value in headers.items() if name.startswith(("content-type", "ce-"))}}
-    if isinstance(body, dict):
-        for key, value in body.items():
-            if key == "outputs" and value and "data" in value[0]:
-                for position, output in enumerate(value):
-                    aspects |= {f"output {position} {name}": part for name, part in output.items()}
-            else:
-                aspects[key] = value
-    else:
-        aspects["body"] = body
-    return aspects
+def compare(server, recordings, allowed):
+    """Return the differences that are not allowed, by the names of requests, and the
+    rows of the table that no answer needs.
+    """
+    wrong = {}
+    unused = set(allowed)
+    for recording in recordings:
+        theirs = aspects.aspects_of(recording["answer"])
+        ours = aspects.aspects_of(aspects.send(server, recording))
+        found, used = aspects.differences(recording, theirs, ours, allowed)
+        unused -= used
+        if found:
+            wrong[recording["name"]] = found
+    return wrong, {row.reason for row in unused}
 
 
-def are_equal(one, other):
-    if isinstance(one, float) or isinstance(other, float):
-        return one is not None and other is not None and bool(np.isclose(one, other, rtol=1e-6, atol=1e-9))
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(are_equal, one, other))
-    return one == other
+@pytest.mark.parametrize("form", FORM_CASES)
+def test_mlserver_recordings_are_answered_equally(served, form):
+    allowed = aspects.MLSERVER + (aspects.ONNX if form == "onnx" else ())
+    recordings = of_form(read_recordings("mlserver"), form)
+    assert compare(served(form), recordings, allowed) == ({}, set())
 
 
-def send(server, recording):
-    body = recording.get("body", b"")
-    content = body if isinstance(body, str | bytes) else json.dumps(body)
-    headers = {"content-type": "application/json"}
-    headers |= {name.lower(): value for name, value in recording.get("headers", {}).items()}
-    request = RawRequest(recording["method"], recording["path"], headers, content.encode() if isinstance(content, str) else content)
-    response = PlanTable(server).answer(request) or handling.handle(server, request)
-    text = response.body.decode()
-    try:
-        answered = json.loads(text)
-    except ValueError:
-        answered = text
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    return response.status, headers | {"content-type": response.content_type}, answered
+@pytest.mark.parametrize("form", FORM_CASES)
+def test_kserve_recordings_are_answered_equally_for_mlserver_names(served, form, monkeypatch):
+    recordings = of_form(read_recordings("kserve"), form)
+    usual = [recording for recording in recordings if not recording["variables"]]
+    assert compare(served(form), usual, aspects.KSERVE) == ({}, set())
+    monkeypatch.setenv("PREDICT_PROBA", "true")
+    others = [recording for recording in recordings if recording["variables"]]
+    wrong, _ = compare(served(form), others, ())
+    assert len(others) == 3
+    assert wrong == {}
 
 
-def model_of(recording):
-    match = re.match(r"/v[12]/models/([\w-]+)", recording["path"])
-    return match[1] if match else ""
+def test_recordings_have_enough_models_and_requests():
+    names = {folder.name for folder in MODELS.iterdir()}
+    assert len(names) >= 12
+    assert names == {*FORMS["onnx"], *FORMS["original"]}
+    assert len(read_recordings("mlserver")) >= 40
 
 
-def compare(recording, answer):
-    """Yield the aspects that differ, with both values."""
-    recorded = recording["answer"]
-    theirs = aspects_of(recorded["status"], recorded["headers"], recorded["body"])
-    ours = aspects_of(*answer)
-    sent = recording.get("body")
-    if not (isinstance(sent, dict) and sent.get("id")):
-        for aspects in (theirs, ours):
-            if "id" in aspects:
-                aspects |= {name: "a new id" for name in ("ce-id", "ce-requestid") if aspects.get(name) == aspects["id"]}
-                aspects["id"] = "a new id"
-    for name in sorted(theirs.keys() | ours.keys()):
-        if not are_equal(theirs.get(name), ours.get(name)):
-            yield name, theirs.get(name), ours.get(name)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_mlserver_show(served, form):
-    server = served(form)
-    for recording in read_recordings("mlserver"):
-        if model_of(recording) not in (*FORMS[form], "", "unknown"):
-            continue
-        for name, theirs, ours in compare(recording, send(server, recording)):
-            print(form, "|", recording["name"], "|", recording["answer"]["status"], "|", name, "|", str(theirs)[:150], "|", str(ours)[:150])
+@pytest.mark.long
+def test_mlserver_calls_are_answered_equally(tmp_path):
+    recordings = read_recordings("grpc")
+    endpoints = {}
+    for name in ("iris", "names", "widths", "flights", "xgb-binary", "lgb-binary", "cat-classes"):
+        MAKERS["onnx"](name, tmp_path / name)
+        endpoints[name] = {"v": servers.variant(tmp_path / name)}
+    for name in (*CODE, "mlflow-array"):
+        MAKERS["original"](name, tmp_path / name)
+        endpoints[name] = {"v": servers.variant(tmp_path / name)}
+    wrong = {}
+    unused = set(aspects.GRPC)
+    with calling(tmp_path / "state", endpoints, v2_names="mlserver") as called:
+        port = called.address.rpartition(":")[2]
+        for recording in recordings:
+            answer = answer_of_call(port, {**recording})["answer"]
+            theirs = aspects.call_aspects(recording["answer"])
+            found, used = aspects.differences(
+                recording, theirs, aspects.call_aspects(answer), aspects.GRPC
+            )
+            unused -= used
+            if found:
+                wrong[recording["name"]] = found
+        usual = read_recordings("mlserver")[0]
+        answer = called.http.post(usual["path"], json=usual["body"])
+    assert (wrong, unused) == ({}, set())
+    assert answer.json() == usual["answer"]["body"]
+    assert answer.headers["Ce-Id"] == usual["body"]["id"]

@@ -257,9 +257,7 @@ class Schema:
             refusals = renamed_refusals(refusals, names)
         # The inputs of a table always have the same number of rows.
         is_foreign = self.is_foreign and not self.columns
-        return Schema(
-            (), tuple(tensors), inputs, self.has_rows, refusals, is_foreign=is_foreign
-        )
+        return Schema((), tuple(tensors), inputs, self.has_rows, refusals, is_foreign=is_foreign)
 
     def count_rows(self, arrays: Mapping[str, Array]) -> int:
         return row_count(arrays) if self.has_rows else 1
