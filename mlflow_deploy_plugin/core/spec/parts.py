@@ -71,6 +71,7 @@ Provider = Annotated[
 GATE_PASSED = "gate=passed"
 _OF_NVIDIA = {"cuda", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
+V2Naming = Literal["onnxserve", "mlserver"]
 PyfuncEnv = Literal["local", "uv"]
 WorkerClass = Literal["fast", "gthread"]
 _SHIP_SECONDS = 40
@@ -247,6 +248,10 @@ class ServerSpec(SpecPart):
     """
     graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)
     """Timeout of the requests in flight after SIGTERM."""
+    v2_names: V2Naming = "onnxserve"
+    """Names in the answers of V2 and V1. mlserver: the names, shapes, versions and
+    headers of MLServer and of KServe's servers.
+    """
     model_control_mode: ModelControlMode = "none"
     """explicit: all callers may load and unload endpoints (V2 model repository), except
     web pages of other origins.

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.protocols import v2, v2_tensors
+from mlflow_deploy_plugin.serve.protocols.v2_names import V2Answer
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_binary, from_texts
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -107,9 +108,11 @@ def decode(
     artifact: Artifact,
     schema: Schema,
     raw: Sequence[bytes | memoryview] = (),
+    binding: v2.Binding | None = None,
 ) -> v2.V2Request:
-    """Decode an infer request; `raw` are the tensors that `read_message` has removed.
-    Raises InvalidRequest if it is malformed or not supported.
+    """Decode an infer request; `raw` are the tensors that `read_message` has removed,
+    and `binding` is as in `v2.decode`. Raises InvalidRequest if it is malformed or not
+    supported.
 
     Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit
     its shape, datatype or model.
@@ -126,13 +129,14 @@ def decode(
     count = len(request.inputs)
     # All headers are checked before any values are decoded.
     heads: dict[str, TensorHeader] = {}
+    known = schema if binding is None else None
     for position, entry in enumerate(request.inputs):
         shape = list(entry.shape[: v2_tensors.MAX_RANK + 1])
         fields = {"name": entry.name, "shape": shape, "datatype": entry.datatype}
         fields["parameters"] = parameter_values(entry.parameters)
         head = v2_tensors.read_tensor_header(position, fields)
         v2.parameters_of(head, fields)
-        v2.check_name(head, heads, schema, is_only=count == 1)
+        v2.check_name(head, heads, known, is_only=count == 1)
         heads[head.name] = head
     if raw and len(raw) != count:
         raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
@@ -148,9 +152,12 @@ def decode(
         else:
             array = from_binary(head, memoryview(raw[position]), is_binary)
         arrays[head.name] = head, array
+    id_ = v2.read_id(request.id)
+    document = {"outputs": requested}
+    if binding is not None:
+        return v2.bind_request(id_, arrays, document, parameters, artifact, schema, binding)
     feeds = v2.bind_tensors(arrays, schema)
-    outputs = v2.requested_outputs({"outputs": requested}, artifact)
-    return v2.V2Request(v2.read_id(request.id), feeds, outputs, parameters)
+    return v2.V2Request(id_, feeds, v2.requested_outputs(document, artifact), parameters)
 
 
 def encode(
@@ -169,14 +176,34 @@ def encode(
         model_version=version,
         id=request.id or request_id,
     )
-    arrays = [
-        (output.name, outputs[output.name])
-        for output in v2.resolve_outputs(request.outputs, outputs)
-    ]
-    is_raw = is_raw or any(array.dtype == np.float16 for _, array in arrays)
-    for name, array in arrays:
+    resolved = v2.resolve_outputs(request.outputs, outputs)
+    add_outputs(response, is_raw, [(output.name, outputs[output.name], {}) for output in resolved])
+    return response
+
+
+def encode_named(endpoint: str, answer: V2Answer, is_raw: bool) -> messages.ModelInferResponse:
+    """Encode an answer with the names of another server, as bytes if `is_raw`."""
+    response = messages.ModelInferResponse(
+        model_name=endpoint, model_version=answer.version, id=answer.id
+    )
+    for name, text in answer.parameters.items():
+        response.parameters[name].string_param = text
+    add_outputs(response, is_raw, [output[:3] for output in answer.outputs])
+    return response
+
+
+def add_outputs(
+    response: messages.ModelInferResponse,
+    is_raw: bool,
+    arrays: Sequence[tuple[str, Array, Mapping[str, str]]],
+) -> None:
+    """Add the outputs to a response, each with its name and parameters."""
+    is_raw = is_raw or any(array.dtype == np.float16 for _, array, _ in arrays)
+    for name, array, parameters in arrays:
         datatype = v2_tensors.array_datatype(array)
         tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        for parameter, text in parameters.items():
+            tensor.parameters[parameter].string_param = text
         if is_raw:
             response.raw_output_contents.append(v2_tensors.to_binary(array))
         else:
@@ -185,7 +212,6 @@ def encode(
             else:
                 values = array.ravel().tolist()
             getattr(tensor.contents, _FIELDS[datatype]).extend(values)
-    return response
 
 
 def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:

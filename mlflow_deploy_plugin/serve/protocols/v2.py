@@ -9,8 +9,9 @@ signature as [N] or [N, 1]. All outputs are computed, because the inference log 
 all outputs.
 """
 
-from collections.abc import Collection, Container, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Container, Mapping, Sequence, Set
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +57,7 @@ from mlflow_deploy_plugin.serve.protocols.v2_tensors import (
 )
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import KeyedSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.schemas.sent_schema import SentSchema
@@ -77,28 +79,53 @@ _CURL = "application/x-www-form-urlencoded"
 """The default content type of `curl -d`, as in the protocol's examples."""
 
 _UNSUPPORTED = ("shared_memory_region", "classification")
+_MOST_UNNAMED = 10_000
+"""The maximum number of tensors of a request that may have any names."""
 _MOST_LENGTH_DIGITS = 12
 """The maximum number of digits of the header with the JSON's length."""
 
 
 class RequestedOutput(NamedTuple):
     """An output of the response, in JSON or as bytes after the JSON. An empty name
-    means all outputs.
+    means all outputs. `content_type` is the one that another server's clients ask for.
     """
 
     name: str
     is_binary: bool = False
+    content_type: str = ""
 
 
 class V2Request(NamedTuple):
     """A decoded infer request of REST or gRPC. `id` is empty if the request has no
-    id.
+    id. For a pyfunc whose inputs are not named arrays, `body` is set instead of
+    `feeds`.
     """
 
     id: str
     feeds: Feeds
     outputs: tuple[RequestedOutput, ...]
     parameters: Mapping[str, object]
+    body: OpaqueBody | None = None
+
+
+Tensors = Mapping[str, tuple[TensorHeader, Array]]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The reading of infer requests, in the usual way or in that of another server
+    (`v2_names.py`).
+
+    Attributes:
+        bind: returns the feeds, or the body, for the tensors of a request, which may
+            have any names, and its parameters. Raises SchemaMismatch if a tensor does
+            not fit.
+        requested: returns the requested outputs of a request's document. Raises
+            InvalidRequest or SchemaMismatch if `outputs` is invalid.
+    """
+
+    bind: Callable[[Tensors, Mapping[str, object], Artifact, Schema], Feeds | OpaqueBody]
+    requested: Callable[[Mapping[str, object], Artifact], tuple[RequestedOutput, ...]]
 
 
 def decode(
@@ -106,8 +133,10 @@ def decode(
     body: bytes,
     artifact: Artifact,
     schema: Schema,
+    binding: Binding | None = None,
 ) -> V2Request:
-    """Decode the body of an infer request. Header names are in lower case.
+    """Decode the body of an infer request. Header names are in lower case. Without
+    `binding`, the request is read in the usual way.
 
     The Content-Type may be missing, as in `tritonclient`'s requests; otherwise it must
     be JSON, bytes or curl's default, or UnsupportedMediaType is raised. Raises
@@ -134,8 +163,8 @@ def decode(
     if (large := load_infer_request(text)) is not None:
         # The second attempt reports the error with the elements as they were sent.
         with suppress(OnnxserveError):
-            return _decode_document(large, binary, artifact, schema)
-    return _decode_document(json_object(text), binary, artifact, schema)
+            return _decode_document(large, binary, artifact, schema, binding)
+    return _decode_document(json_object(text), binary, artifact, schema, binding)
 
 
 def _decode_document(
@@ -143,6 +172,7 @@ def _decode_document(
     binary: memoryview,
     artifact: Artifact,
     schema: Schema,
+    binding: Binding | None,
 ) -> V2Request:
     """Return the request of a JSON document. The bytes of tensors without `data` are
     read from `binary`, the bytes after the JSON, in order.
@@ -156,12 +186,13 @@ def _decode_document(
             f"inputs is a JSON {json_type(entries)}; an array of tensors is expected",
         )
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
+    known = schema if binding is None else None
     start = 0
     with np.errstate(over="raise"):
         for position, entry in enumerate(entries):
             head = v2_tensors.read_tensor_header(position, entry)
             byte_count = parameters_of(head, entry).get("binary_data_size")
-            check_name(head, arrays, schema, is_only=len(entries) == 1)
+            check_name(head, arrays, known, is_only=len(entries) == 1)
             is_binary = byte_count is not None
             if is_binary == ("data" in entry):
                 raise head.mismatch(" needs either data or the parameter binary_data_size")
@@ -180,11 +211,12 @@ def _decode_document(
             arrays[head.name] = head, array
     if start != len(binary):
         raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
+    id_ = read_id(document.get("id"))
+    parameters = parameters_of("the request", document)
+    if binding is not None:
+        return bind_request(id_, arrays, document, parameters, artifact, schema, binding)
     return V2Request(
-        read_id(document.get("id")),
-        bind_tensors(arrays, schema),
-        requested_outputs(document, artifact),
-        parameters_of("the request", document),
+        id_, bind_tensors(arrays, schema), requested_outputs(document, artifact), parameters
     )
 
 
@@ -319,23 +351,33 @@ def parameters_of(
 
 def check_name(
     head: TensorHeader,
-    before: Container[str],
-    schema: Schema,
+    before: Collection[str],
+    schema: Schema | None,
     is_only: bool,
 ) -> None:
     """Raise SchemaMismatch for an unknown or repeated name, before the values are
     decoded: 100,000 unknown tensors took 3 s. The only tensor may have any name.
+    Without a schema, all names are known.
     """
     name = head.name
-    is_known = (
-        is_only
-        or name in schema.dtypes
+    if schema is None:
+        if name in before:
+            raise head.mismatch(" is repeated")
+        if len(before) >= _MOST_UNNAMED:
+            raise head.mismatch(f" is one of too many; at most {_MOST_UNNAMED} are allowed")
+        return
+    if name in before or not (is_only or knows_name(name, schema)):
+        raise refused_name(head, before, schema)
+
+
+def knows_name(name: str, schema: Schema) -> bool:
+    """Return True if a request may have a tensor of this name."""
+    return (
+        name in schema.dtypes
         or name in schema.tensor_schema.dtypes
         or name in schema.keys
         or name in schema.unread
     )
-    if name in before or not is_known:
-        raise refused_name(head, before, schema)
 
 
 def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> SchemaMismatch:
@@ -350,10 +392,26 @@ def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> 
     return head.mismatch(f" is unknown; the model's inputs are {join_names(names, head.name)}")
 
 
-def bind_tensors(
-    arrays: Mapping[str, tuple[TensorHeader, Array]],
+def bind_request(
+    id_: str,
+    arrays: Tensors,
+    document: Mapping[str, object],
+    parameters: Mapping[str, object],
+    artifact: Artifact,
     schema: Schema,
-) -> Feeds:
+    binding: Binding,
+) -> V2Request:
+    """Return the request of these tensors in the way of another server. Raises the
+    errors of `Binding`.
+    """
+    outputs = binding.requested(document, artifact)
+    bound = binding.bind(arrays, parameters, artifact, schema)
+    if isinstance(bound, OpaqueBody):
+        return V2Request(id_, {}, outputs, parameters, bound)
+    return V2Request(id_, bound, outputs, parameters)
+
+
+def bind_tensors(arrays: Tensors, schema: Schema) -> Feeds:
     """Return the feeds of the graph from tensors that are its inputs or the signature's
     columns.
 

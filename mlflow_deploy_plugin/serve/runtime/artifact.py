@@ -171,6 +171,7 @@ class Artifact:
         tokenizer: for a text model, the tokenizer that converts the texts of `inputs`
             into the inputs of the graph.
         unread: columns that requests may contain, and that the model does not read.
+        metadata: the `metadata` of the MLmodel file; empty if not set.
         task: the `metadata.task` of a pyfunc, which defines the format of requests and
             answers; empty if not set.
     """
@@ -202,6 +203,7 @@ class Artifact:
     logged_columns: tuple[Column, ...] = ()
     has_signature: bool = True
     unread: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def reference_file(self) -> Path | None:
@@ -305,11 +307,12 @@ def _parse_artifact(
 
 
 class Origin(TypedDict):
-    """The version of MLflow and the run that saved a model."""
+    """The version of MLflow and the run that saved a model, and its metadata."""
 
     mlflow_version: str
     model_id: str
     run_id: str
+    metadata: Mapping[str, Any]
 
 
 def read_origin(document: Mapping[str, Any]) -> Origin:
@@ -318,6 +321,7 @@ def read_origin(document: Mapping[str, Any]) -> Origin:
         "mlflow_version": str(document.get("mlflow_version", "")),
         "model_id": str(document.get("model_id") or document.get("model_uuid") or ""),
         "run_id": str(document.get("run_id") or ""),
+        "metadata": document.get("metadata") or {},
     }
 
 
