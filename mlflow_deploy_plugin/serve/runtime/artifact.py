@@ -171,6 +171,10 @@ class Artifact:
         tokenizer: for a text model, the tokenizer that converts the texts of `inputs`
             into the inputs of the graph.
         unread: columns that requests may contain, and that the model does not read.
+        default_outputs: the outputs of a V2 response if the request names none; empty
+            for all outputs.
+        runs_code: True for a pyfunc that may run code of its author, such as a pickle
+            or a class of its own.
         task: the `metadata.task` of a pyfunc, which defines the format of requests and
             answers; empty if not set.
     """
@@ -202,6 +206,8 @@ class Artifact:
     logged_columns: tuple[Column, ...] = ()
     has_signature: bool = True
     unread: tuple[str, ...] = ()
+    default_outputs: tuple[str, ...] = ()
+    runs_code: bool = False
 
     @property
     def reference_file(self) -> Path | None:
@@ -301,6 +307,7 @@ def _parse_artifact(
         optimization=dict(content.get("optimization", {})),
         tokenizer=tokenizer,
         unread=tuple(map(str, content.get("unread", ()))),
+        default_outputs=tuple(map(str, content.get("default_outputs", ()))),
     )
 
 

@@ -31,6 +31,21 @@ from mlflow_deploy_plugin.serve.runtime.artifact import (
 UNNAMED_OUTPUT = "prediction"
 """The name of the only output of a model if the signature does not specify a name."""
 
+_DATA_CLASSES = {
+    "mlflow.xgboost": (
+        "xgboost.core.Booster",
+        "xgboost.sklearn.XGBClassifier",
+        "xgboost.sklearn.XGBRegressor",
+        "xgboost.sklearn.XGBRanker",
+        "xgboost.sklearn.XGBRFClassifier",
+        "xgboost.sklearn.XGBRFRegressor",
+    ),
+    "mlflow.lightgbm": ("lightgbm.basic.Booster",),
+    "mlflow.catboost": ("CatBoost", "CatBoostClassifier", "CatBoostRegressor", "CatBoostRanker"),
+}
+"""The classes that MLflow loads from a file of data, by its loader. MLflow imports
+XGBoost's class by name, and pickles LightGBM's other classes.
+"""
 _AS_STRINGS = {"datetime", "binary"}
 _AS_JSON = {"object", "array", "map", "any"}
 _ONLY_INPUT = "input"
@@ -86,12 +101,28 @@ def read_served_artifact(folder: Path) -> Artifact:
                 task=str((document.get("metadata") or {}).get("task") or ""),
                 is_streamable=flavors[PYTHON_FUNCTION].get("streamable") is True,
                 logged_columns=logged_columns,
+                runs_code=runs_code(document),
             )
     except MALFORMED as error:
         raise InvalidArtifact(
             f"the MLmodel file cannot be understood: {type(error).__name__}: {error}"
         ) from None
     return artifact.read_artifact(folder)
+
+
+def runs_code(document: Mapping[str, Any]) -> bool:
+    """Return True unless the model of an MLmodel file is a file in the format of a
+    booster's library, which contains only data, without code of its author beside it.
+    """
+    flavors = document.get("flavors", {})
+    pyfunc = flavors.get(PYTHON_FUNCTION, {})
+    loader = str(pyfunc.get("loader_module"))
+    section = flavors.get(loader.removeprefix("mlflow."), {})
+    model_class = section.get("model_class", section.get("model_type", ""))
+    files = {section.get("data"), pyfunc.get("data")} - {None}
+    is_inside = all(isinstance(name, str) and Path(name).name == name for name in files)
+    has_code = {"code", "model_code_path"} & {*section, *pyfunc}
+    return has_code or not is_inside or model_class not in _DATA_CLASSES.get(loader, ())
 
 
 def column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:

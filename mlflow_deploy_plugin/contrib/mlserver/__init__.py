@@ -1,0 +1,1 @@
+"""What users of MLServer and KServe have: their folders, settings and model files."""
