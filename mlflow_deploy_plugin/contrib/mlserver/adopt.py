@@ -47,7 +47,7 @@ def main() -> int:
     except OnnxserveError as error:
         reason = error.message.replace(str(file), file.name)
     except Exception as error:  # noqa: BLE001 - a damaged file may raise any error
-        reason = f"{kind} cannot load the file: {error_summary(error)}"
+        reason = error_summary(error)
     sys.stderr.write(f"\n{one_line(reason, 400)}\n")
     return 1
 

@@ -452,7 +452,10 @@ def _model_file(file: Path, implementation: str, settings: _Settings) -> ModelFi
         try:
             run_to_end(command, _ADOPT_SECONDS, environment=environment)
         except CommandFailed as error:
-            raise InvalidArtifact(f"{file.name}: {one_line(error.message, 400)}") from None
+            reason = one_line(error.message, 400)
+            raise InvalidArtifact(
+                f"{file.name} cannot be loaded by {runtime.kind}: {reason}"
+            ) from None
 
     installed = [f"{library} {_installed(library)}" for library in runtime.libraries]
     return ModelFile(

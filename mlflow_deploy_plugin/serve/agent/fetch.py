@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 from mlflow_deploy_plugin.core.errors import (
     CodeRefused,
@@ -39,9 +39,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.mlmodel import (
     FLAVOR,
-    JOBLIB,
     MLMODEL,
-    PYTHON_FUNCTION,
     combine_hashes,
     hash_files,
     read_mlmodel,
@@ -83,7 +81,7 @@ from mlflow_deploy_plugin.serve.runtime.artifact import (
     altered_file_message,
     check_digests,
 )
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import proof_rows, read_served_artifact
 
 _log = logging.getLogger(__name__)
 
@@ -342,7 +340,7 @@ class MlflowRegistry:
             folder = self._fetch_approved(resolved, approval, is_lasting, signature)
             artifact = read_served_artifact(folder)
         known_aspects = _known_aspects(artifact)
-        rows = proof_rows(folder)
+        rows = proof_rows(read_mlmodel(folder))
         content = "" if is_served_in_place else folder.name
         if rows and not content:
             content = combine_hashes(hash_files(folder))
@@ -381,14 +379,13 @@ class MlflowRegistry:
         except OSError as error:
             raise OnnxserveError(f"its folder cannot be written: {error.strerror}") from None
         artifact = read_served_artifact(folder)
-        rows = proof_rows(folder)
-        if rows == "made" and file.always_converts:
-            rows = "file"
+        rows = proof_rows(read_mlmodel(folder))
+        converts = rows == "made" and file.always_converts
         changes = {
             "folder": folder,
             "is_file": False,
             "runs_code": artifact.runs_code,
-            "rows": rows,
+            "rows": "file" if converts else rows,
             "content": combine_hashes(hash_files(folder)),
             "aspects": found.aspects | _known_aspects(artifact),
         }
@@ -497,23 +494,6 @@ def _known_aspects(artifact: Artifact) -> dict[str, str]:
     for name in ("git_commit", "dataset_digest"):
         aspects[name] = str(artifact.provenance.get(name) or "")
     return {name: value for name, value in aspects.items() if value}
-
-
-def proof_rows(folder: Path) -> Literal["", "example", "made"]:
-    """Return the rows on which the model of an MLmodel folder could be converted: its
-    input example, or rows made from the model; empty for an ONNX model, and for a model
-    that is not saved by an MLflow flavor of a library.
-    """
-    document = read_mlmodel(folder)
-    flavors = [name for name in document.get("flavors", {}) if name != PYTHON_FUNCTION]
-    if not flavors or {FLAVOR, "onnx"} & {*flavors}:
-        return ""
-    section = _entry(document, "flavors", PYTHON_FUNCTION)
-    loader = str(_entry(section, "loader_module"))
-    is_joblib = _entry(document, "flavors", "sklearn", "serialization_format") == JOBLIB
-    if not (is_joblib or loader.startswith(f"mlflow.{flavors[0]}")):
-        return ""
-    return "example" if document.get("saved_input_example_info") else "made"
 
 
 def _key(text: str) -> str:

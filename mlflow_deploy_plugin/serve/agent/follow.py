@@ -341,7 +341,7 @@ class Follower:
         for label, variant in spec.variants.items():
             model = self._model(spec, variant)
             if model.is_lethal:
-                errors[label] = redact_addresses(model.message(variant.model))
+                errors[label] = _for_callers(model.message(variant.model), variant.model)
             elif model.version is not None:
                 fetched = vars(model.version)
                 if not spec.requirements:
@@ -357,7 +357,7 @@ class Follower:
                 # yet.
                 variants[label] = served[label]
             elif message := model.message(variant.model):
-                errors[label] = redact_addresses(message)
+                errors[label] = _for_callers(message, variant.model)
         models = frozenset(variant.model for variant in variants.values())
         used = None
         if served and models.issubset(variant.model for variant in served.values()):
@@ -515,7 +515,7 @@ class Follower:
             model = self._model(spec, variant)
             failure = model.failure(variant.model) if model.is_settled else None
             if failure is not None:
-                return type(failure)(redact_addresses(failure.message))
+                return type(failure)(_for_callers(failure.message, variant.model))
         return None
 
     def _is_settled(self, spec: EndpointSpec) -> bool:
@@ -582,6 +582,13 @@ class Follower:
         assert_state(self.state_dir / AGENT, state)
         self._written = state
         return state
+
+
+def _for_callers(message: str, model_uri: str) -> str:
+    """Return a message of a model without the addresses and folders of its operator."""
+    if model_uri.startswith("/"):
+        message = message.replace(model_uri, Path(model_uri).name)
+    return redact_addresses(message)
 
 
 def _failed_variant(workers: Sequence[WorkerState], endpoint: str, variant: str) -> LoadedVariant:

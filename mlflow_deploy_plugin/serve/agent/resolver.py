@@ -121,17 +121,20 @@ class PyfuncPolicy:
                 if not variant.allow_pyfunc:
                     self.refused[variant.model] = name
 
-    def check(self, model_uri: str, is_followed: bool, version: FetchedVersion) -> None:
+    def check(
+        self, model_uri: str, is_followed: bool, is_plain: bool = False, is_file: bool = False
+    ) -> None:
         """Raise InvalidArtifact if a version without an ONNX form must not be served
-        for this URI.
+        for this URI. `is_plain` is True for a plain flavor of MLflow, and `is_file` for
+        a joblib or pickle file.
         """
         if reason := model_code_refusal(WITHOUT_ONNX):
             raise errors.InvalidArtifact(reason)
-        is_allowed = self.allow_pickle and bool(version.rows)
-        needs_consent = (is_followed or version.is_file) and model_uri in self.refused
+        is_allowed = self.allow_pickle and is_plain
+        needs_consent = (is_followed or is_file) and model_uri in self.refused
         if model_uri in self.named and (is_allowed or not needs_consent):
             return
-        if version.is_file:
+        if is_file:
             raise errors.InvalidArtifact(
                 "a joblib or pickle file can run any code while it is loaded; if you trust its "
                 "author, set --allow-pickle (ONNXSERVE_ALLOW_PICKLE=true)"
@@ -185,11 +188,11 @@ class VersionResolver:
     fetch_pool: Executor
     polling: PollPolicy
     pyfunc_policy: PyfuncPolicy = field(default_factory=PyfuncPolicy)
-    best_form: Callable[[FetchedVersion, ConvertRule], FetchedVersion] = never_converted
-    refuse_form: Callable[[FetchedVersion, str], None] = lambda version, reason: None
     models: dict[ModelRef, FollowedModel] = field(default_factory=dict)
     finished_polls: int = 0
     covered: frozenset[str] = frozenset()
+    best_form: Callable[[FetchedVersion, ConvertRule], FetchedVersion] = never_converted
+    refuse_form: Callable[[FetchedVersion, str], None] = lambda version, reason: None
     _fetches: dict[_FetchKey, _Fetch] = field(default_factory=dict)
 
     def pending(self) -> list["Future[Any]"]:
@@ -486,7 +489,7 @@ class VersionResolver:
             # Loading a file, or building, runs code of the version, so the version must
             # be permitted.
             builds = fetched.runs_code and self.pyfunc_policy.builds_environments
-            next_step = None
+            next_step: Callable[[FetchedVersion], FetchedVersion] | None = None
             if fetched.is_file:
                 next_step = self.registry.adopt
             elif builds and not fetched.python:
@@ -538,7 +541,8 @@ class VersionResolver:
             return self._temporary_refusal(target, "signature", reason)
         try:
             if fetched.runs_code:
-                self.pyfunc_policy.check(ref.uri, target.followed, fetched)
+                is_plain = bool(fetched.rows)
+                self.pyfunc_policy.check(ref.uri, target.followed, is_plain, fetched.is_file)
         except errors.ModelError as error:
             return _rejection(target, "consent", error.message)
         return None

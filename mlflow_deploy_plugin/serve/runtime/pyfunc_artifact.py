@@ -9,12 +9,13 @@ texts. Dates (ISO 8601) and bytes (base64) are strings.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.core.mlmodel import (
     COLUMN_TYPES,
     FLAVOR,
+    JOBLIB,
     MALFORMED,
     PYTHON_FUNCTION,
     read_mlmodel,
@@ -121,8 +122,24 @@ def runs_code(document: Mapping[str, Any]) -> bool:
     model_class = section.get("model_class", section.get("model_type", ""))
     files = {section.get("data"), pyfunc.get("data")} - {None}
     is_inside = all(isinstance(name, str) and Path(name).name == name for name in files)
-    has_code = {"code", "model_code_path"} & {*section, *pyfunc}
+    has_code = not {"code", "model_code_path"}.isdisjoint({*section, *pyfunc})
     return has_code or not is_inside or model_class not in _DATA_CLASSES.get(loader, ())
+
+
+def proof_rows(document: Mapping[str, Any]) -> Literal["", "example", "made"]:
+    """Return the rows on which the model of an MLmodel file could be converted: its
+    input example, or rows made from the model; empty for an ONNX model, and for a model
+    that is not saved by an MLflow flavor of a library.
+    """
+    sections = document.get("flavors", {})
+    flavors = [name for name in sections if name != PYTHON_FUNCTION]
+    if not flavors or not {FLAVOR, "onnx"}.isdisjoint(flavors):
+        return ""
+    loader = str(sections.get(PYTHON_FUNCTION, {}).get("loader_module"))
+    is_joblib = sections.get("sklearn", {}).get("serialization_format") == JOBLIB
+    if not (is_joblib or loader.startswith(f"mlflow.{flavors[0]}")):
+        return ""
+    return "example" if document.get("saved_input_example_info") else "made"
 
 
 def column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:

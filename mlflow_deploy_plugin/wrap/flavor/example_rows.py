@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -249,8 +250,8 @@ def _fitted_ranges(model: TrainedModel, names: list[str]) -> dict[str, Array]:
     three deviations around the mean, or the minimum and the maximum.
     """
     for step in (model, *(step for _, step in getattr(model, "steps", ()))):
-        lows = getattr(step, "data_min_", None)
-        highs = getattr(step, "data_max_", None)
+        lows: Any = getattr(step, "data_min_", None)
+        highs: Any = getattr(step, "data_max_", None)
         means = getattr(step, "mean_", getattr(step, "center_", None))
         if lows is None and means is not None and getattr(step, "scale_", None) is not None:
             lows = means - 3 * step.scale_
