@@ -18,7 +18,9 @@ from mlflow_deploy_plugin.cli.options import (
     path_option,
     show_progress,
     show_result,
+    show_table,
 )
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.spec.steps import (
     SIGNATURE_SUFFIX,
     STEPS_FILE,
@@ -33,7 +35,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
+@option(
+    "--registry SELECTOR",
+    "Instead of MODEL, list all registered models with this alias, stage or tag, and the form in "
+    "which a server would serve each. Requires --dry-run.",
+)
 @option("--register NAME", "Registered model of the new version.", show_default="the name of MODEL")
 @path_option(
     "--data",
@@ -73,7 +80,12 @@ if TYPE_CHECKING:
 @flag("--dry-run", "Convert and check the model, but do not register it.")
 @output_option
 def wrap(
-    model: str, data: Path | None, content_type: FileFormat | None, output: str, **options: Any
+    model: str | None,
+    registry: str | None,
+    data: Path | None,
+    content_type: FileFormat | None,
+    output: str,
+    **options: Any,
 ) -> None:
     """Convert a model to checked ONNX as a new registered version.
 
@@ -89,7 +101,11 @@ def wrap(
       onnxserve wrap models:/old/3 --dry-run
       onnxserve wrap models:/old/3 --data rows.csv
       onnxserve wrap model.joblib --allow-pickle --data rows.csv --register old
+      onnxserve wrap --registry @champion --dry-run
     """
+    if model is None or registry is not None:
+        _list_forms(model, registry, output, options["dry_run"])
+        return
     from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
     from mlflow_deploy_plugin.wrap.flavor.registered import wrap_registered
 
@@ -144,6 +160,27 @@ def wrap(
             f"  next: onnxserve promote models:/{wrapped.name}/{wrapped.version} --to @champion"
         )
     show_result(output, document, lines)
+
+
+def _list_forms(model: str | None, registry: str | None, output: str, is_dry_run: bool) -> None:
+    """Print the forms of the registered models that the option --registry selects."""
+    if (model is None) == (registry is None):
+        raise click.UsageError("specify either MODEL or --registry SELECTOR")
+    if not is_dry_run:
+        raise click.UsageError(
+            "--registry requires --dry-run, which lists the models; wrap each of them by its URI"
+        )
+    from mlflow_deploy_plugin.wrap.flavor.registry_forms import registered_forms
+
+    separator = "" if str(registry).startswith("@") else "/"
+    forms = [*registered_forms(parse_model_uri(f"models:/*{separator}{registry}"))]
+    table = [("model", "version", "flavor", "form", "reason", "consent")]
+    table += [
+        (form.name, form.version, form.flavor, form.form, form.reason, form.consent)
+        for form in forms
+    ]
+    empty = f"no registered model has {registry}"
+    show_table(output, [asdict(form) for form in forms], table, empty)
 
 
 @click.command()

@@ -132,6 +132,10 @@ class Settings(BaseModel):
     """As `onnxserve serve --env-manager`, if neither the spec nor the option specifies
     it; it is set in images with an environment.
     """
+    allow_pickle: bool = False
+    """As `onnxserve serve --allow-pickle`: serve joblib and pickle files, and versions
+    of MLflow's plain flavors behind a stage or an alias, which can run any code.
+    """
     model_uri: str = ""
     """Model that `onnxserve serve` serves if neither an option nor a spec specifies a
     model; it is set in images that follow the registry.

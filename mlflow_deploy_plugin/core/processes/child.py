@@ -228,6 +228,7 @@ def run_to_end(
     command: Sequence[str],
     seconds: float,
     reason_of: Callable[[str], str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run a command, which is killed with this process. Raise CommandFailed with its
     last line or its exit reason.
@@ -235,6 +236,7 @@ def run_to_end(
     Args:
         reason_of: returns the reason of a failure from the command's output; None for
             the last line.
+        environment: the environment variables; None for those of this process.
     """
     ending = None
     if sys.platform != "win32":
@@ -247,6 +249,7 @@ def run_to_end(
             check=False,
             timeout=seconds,
             preexec_fn=ending,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         raise CommandFailed(f"it did not end within {seconds:g} s") from None

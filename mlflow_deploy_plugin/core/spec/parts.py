@@ -73,6 +73,7 @@ _OF_NVIDIA = {"cuda", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
 V2Naming = Literal["onnxserve", "mlserver"]
 PyfuncEnv = Literal["local", "uv"]
+ConvertRule = Literal["never", "example", "always"]
 WorkerClass = Literal["fast", "gthread"]
 _SHIP_SECONDS = 40
 _PROCESS_BYTES = 256 * 1024 * 1024
@@ -97,6 +98,10 @@ class VariantSpec(SpecPart):
     allow_pyfunc: bool = False
     """Allow a stage, alias or tag to move to a version without an ONNX form, which runs
     its own Python code.
+    """
+    convert: ConvertRule = "example"
+    """Convert a version without an ONNX form when it is loaded: if it has an input
+    example, also on made rows, or never. The original answers until the form is proven.
     """
 
 

@@ -41,6 +41,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
 from mlflow_deploy_plugin.core.statedir.models import (
     AgentState,
     Command,
+    FetchedVersion,
     LoadedVariant,
     RefusedVersion,
     ShippingState,
@@ -64,6 +65,7 @@ from mlflow_deploy_plugin.serve.agent.followed import (
     model_ref,
     restore_checkpoint,
 )
+from mlflow_deploy_plugin.serve.agent.forms import CONVERTING, FORM
 from mlflow_deploy_plugin.serve.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.serve.agent.model_list import ModelList
 from mlflow_deploy_plugin.serve.agent.permitted_steps import LETHAL, MOST_DEATHS, StepsPermits
@@ -82,6 +84,17 @@ earlier versions.
 """
 _LISTEN_SECONDS = 0.02
 """The pause between two looks for commands if callers wait for models to be fetched."""
+
+
+@dataclass(frozen=True)
+class _Converting:
+    """A registered model of a list: its mark, the endpoint in its file, and the fetched
+    versions of its variants.
+    """
+
+    mark: str
+    wanted: WantedEndpoint
+    versions: dict[str, FetchedVersion]
 
 
 @dataclass
@@ -105,6 +118,9 @@ class Follower:
         self._control = EndpointControl(self.state_dir, record=self.record)
         self._list: ModelList | None = None
         """The registered models to serve if the spec has a pattern."""
+        self._converting: dict[str, _Converting] = {}
+        """The registered models whose originals were written while they are converted.
+        """
         self._specs: list[EndpointSpec] = []
         self._is_forced = False
         self._spec_text = ""
@@ -143,6 +159,7 @@ class Follower:
         if self._list is not None:
             self._list.is_stale = self._list.is_stale or self._list.uri in changes
             self._list.round(is_covered=self._list.uri in self.feed.covered)
+            self._write_converted(self._list)
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
         # Wait for versions in the first round, because workers cannot start without a
@@ -222,7 +239,7 @@ class Follower:
                 models[ref] = carry_over(ref, wanted, models_before)
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
             if self._list is not None:
-                self.resolver.set_pyfunc_policy(PyfuncPolicy(specs))
+                self._set_policy(specs)
             else:
                 self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
         for spec in commanded or ():
@@ -241,7 +258,7 @@ class Follower:
             )
         if pattern is None:
             self._control.specs = specs
-            self.resolver.set_pyfunc_policy(PyfuncPolicy(specs))
+            self._set_policy(specs)
             return
         resolver = self.resolver
         self._list = ModelList(
@@ -254,6 +271,10 @@ class Follower:
         )
         self._control.listed = self._list.spec
         self.feed.uris = frozenset({self._list.uri})
+
+    def _set_policy(self, specs: Sequence[EndpointSpec]) -> None:
+        allow_pickle = self.resolver.pyfunc_policy.allow_pickle
+        self.resolver.set_pyfunc_policy(PyfuncPolicy(specs, allow_pickle))
 
     def _lacks_versions(self) -> bool:
         """Return True if the server lacks the list or the versions to start. Of several
@@ -320,7 +341,7 @@ class Follower:
         for label, variant in spec.variants.items():
             model = self._model(spec, variant)
             if model.is_lethal:
-                errors[label] = redact_addresses(model.message(variant.model))
+                errors[label] = _for_callers(model.message(variant.model), variant.model)
             elif model.version is not None:
                 fetched = vars(model.version)
                 if not spec.requirements:
@@ -336,7 +357,7 @@ class Follower:
                 # yet.
                 variants[label] = served[label]
             elif message := model.message(variant.model):
-                errors[label] = redact_addresses(message)
+                errors[label] = _for_callers(message, variant.model)
         models = frozenset(variant.model for variant in variants.values())
         used = None
         if served and models.issubset(variant.model for variant in served.values()):
@@ -396,6 +417,10 @@ class Follower:
                 cause = "death"
             if not error or model.unloadable == model.version.identity:
                 continue
+            if model.version.original is not None:
+                self.resolver.refuse_form(model.version.original, error)
+                model.version = model.version.original
+                continue
             # The caller of a load command receives the error.
             is_commanded = self._control.is_loading(spec.name)
             has_failed = has_failed or not (model.previous or self._has_loaded or is_commanded)
@@ -431,6 +456,7 @@ class Follower:
                     self._list.write(endpoint, command.mark, wanted)
                 except OSError as failure:
                     return NotReady(f"the state folder cannot be written: {failure.strerror}")
+                self._converting[endpoint] = _Converting(command.mark, wanted, self._fetched(spec))
                 return None
         workers = self._living_workers()
         if any(worker.generation != self._wanted.generation for worker in workers):
@@ -444,6 +470,43 @@ class Follower:
                 raise Pending
         return None
 
+    def _fetched(self, spec: EndpointSpec) -> dict[str, FetchedVersion]:
+        """Return the versions of an endpoint by their variants."""
+        models = {label: self._model(spec, variant) for label, variant in spec.variants.items()}
+        return {label: model.version for label, model in models.items() if model.version}
+
+    def _write_converted(self, listed: ModelList) -> None:
+        """Write the ONNX forms of registered models that were converted after their
+        originals were written.
+        """
+        for name, entry in list(self._converting.items()):
+            versions = {
+                label: self.resolver.form_of(entry.wanted.variants[label].model_uri, version)
+                for label, version in entry.versions.items()
+                if label in entry.wanted.variants
+            }
+            if any(version.aspects.get(FORM) == CONVERTING for version in versions.values()):
+                continue
+            del self._converting[name]
+            variants = {
+                label: want.model_copy(
+                    update={
+                        "folder": versions[label].folder,
+                        "digest": want.digest and versions[label].digest,
+                        "python": versions[label].python,
+                        "aspects": want.aspects | versions[label].aspects,
+                    }
+                )
+                for label, want in entry.wanted.variants.items()
+            }
+            is_current = listed.listed is not None and listed.listed.models.get(name) == entry.mark
+            if variants != entry.wanted.variants and is_current:
+                try:
+                    changed = entry.wanted.model_copy(update={"variants": variants})
+                    listed.write(name, entry.mark, changed)
+                except OSError as failure:
+                    _log.error("the ONNX form of %s cannot be written: %s", name, failure.strerror)
+
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
         """Return the error that prevents a model of the endpoint from being served;
         None if there is none. The error's message may be sent to callers.
@@ -452,7 +515,7 @@ class Follower:
             model = self._model(spec, variant)
             failure = model.failure(variant.model) if model.is_settled else None
             if failure is not None:
-                return type(failure)(redact_addresses(failure.message))
+                return type(failure)(_for_callers(failure.message, variant.model))
         return None
 
     def _is_settled(self, spec: EndpointSpec) -> bool:
@@ -519,6 +582,13 @@ class Follower:
         assert_state(self.state_dir / AGENT, state)
         self._written = state
         return state
+
+
+def _for_callers(message: str, model_uri: str) -> str:
+    """Return a message of a model without the addresses and folders of its operator."""
+    if model_uri.startswith("/"):
+        message = message.replace(model_uri, Path(model_uri).name)
+    return redact_addresses(message)
 
 
 def _failed_variant(workers: Sequence[WorkerState], endpoint: str, variant: str) -> LoadedVariant:

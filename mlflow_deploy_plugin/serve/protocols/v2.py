@@ -485,7 +485,7 @@ def requested_outputs(
     artifact: Artifact,
 ) -> tuple[RequestedOutput, ...]:
     """Return the outputs that a request names; by default, all outputs that have a V2
-    datatype.
+    datatype, or the default outputs of the artifact.
 
     The outputs of a pyfunc may be unknown before its first prediction; then any name is
     accepted. Raises InvalidRequest or SchemaMismatch if `outputs` is invalid, or a name
@@ -516,7 +516,8 @@ def requested_outputs(
         )
     if requested:
         return tuple(requested.values())
-    return tuple(RequestedOutput(name, is_binary) for name in names or [""])
+    defaults = artifact.default_outputs or names or [""]
+    return tuple(RequestedOutput(name, is_binary) for name in defaults)
 
 
 def _unknown_output(name: str, names: Collection[str]) -> SchemaMismatch:

@@ -172,6 +172,10 @@ class Artifact:
             into the inputs of the graph.
         unread: columns that requests may contain, and that the model does not read.
         metadata: the `metadata` of the MLmodel file; empty if not set.
+        default_outputs: the outputs of a V2 response if the request names none; empty
+            for all outputs.
+        runs_code: True for a pyfunc that may run code of its author, such as a pickle
+            or a class of its own.
         task: the `metadata.task` of a pyfunc, which defines the format of requests and
             answers; empty if not set.
     """
@@ -204,6 +208,8 @@ class Artifact:
     has_signature: bool = True
     unread: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    default_outputs: tuple[str, ...] = ()
+    runs_code: bool = False
 
     @property
     def reference_file(self) -> Path | None:
@@ -303,6 +309,7 @@ def _parse_artifact(
         optimization=dict(content.get("optimization", {})),
         tokenizer=tokenizer,
         unread=tuple(map(str, content.get("unread", ()))),
+        default_outputs=tuple(map(str, content.get("default_outputs", ()))),
     )
 
 
