@@ -1,0 +1,191 @@
+"""`onnxserve kserve`: the entry point of the image `runtime`, which understands the
+arguments of KServe's servers and the variables of MLServer.
+
+An image changes before its manifests do. An argument or a variable that has no meaning
+here is therefore logged, and never ends the server.
+https://github.com/kserve/kserve/blob/master/python/kserve/kserve/model_server.py and
+MLServer's `mlserver/settings.py` declare them.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import click
+
+from mlflow_deploy_plugin.cli.options import config_option, option
+from mlflow_deploy_plugin.cli.serve import serve
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.settings import load_settings
+
+NAMES: tuple[str, ...] = ()
+"""The arguments of `onnxserve serve` that select MLServer's names of outputs."""
+_IMPLEMENTATION = "MLSERVER_MODEL_IMPLEMENTATION"
+_IMPLEMENTATIONS = {
+    "sklearn": "mlserver_sklearn.SKLearnModel",
+    "xgboost": "mlserver_xgboost.XGBoostModel",
+    "lightgbm": "mlserver_lightgbm.LightGBMModel",
+    "catboost": "mlserver_catboost.CatboostModel",
+    "mlflow": "mlserver_mlflow.MLflowRuntime",
+}
+"""A model format of KServe → MLServer's class for it."""
+_NO_VALUE = "<no value>"
+"""KServe's text for a label or an annotation that an InferenceService lacks."""
+_CONSENT = ("true", "1", "yes")
+_PORT = click.IntRange(1, 65535)
+_READ = frozenset(
+    f"MLSERVER_{name}"
+    for name in (
+        "HOST",
+        "HTTP_PORT",
+        "GRPC_PORT",
+        "METRICS_PORT",
+        "PARALLEL_WORKERS",
+        "MODELS_DIR",
+        "MODEL_REPOSITORY_ROOT",
+    )
+)
+"""MLServer's variables of a server that this command reads. Those of a model begin with
+MLSERVER_MODEL_.
+"""
+
+
+class _Entry(click.Command):
+    """A command whose wrong values are errors of one line, because a pod shows the last
+    line of its log.
+    """
+
+    def make_context(self, *names: Any, **attributes: Any) -> click.Context:
+        try:
+            return super().make_context(*names, **attributes)
+        except click.UsageError as error:
+            raise InvalidConfig(error.format_message()) from None
+
+
+_option = partial(option, show_envvar=True)
+
+
+@click.command(cls=_Entry, context_settings={"ignore_unknown_options": True})
+@_option("--model_name NAME", "Name of the model in the paths.", envvar="MLSERVER_MODEL_NAME")
+@_option(
+    "--model_dir FOLDER",
+    "Folder of the model, or of MLServer's folders.",
+    envvar=["MLSERVER_MODEL_URI", "MLSERVER_MODELS_DIR", "MLSERVER_MODEL_REPOSITORY_ROOT"],
+    default="/mnt/models",
+)
+@_option("--host ADDRESS", "Address to listen on.", envvar="MLSERVER_HOST", default="0.0.0.0")
+@_option("--http_port PORT", "Port of HTTP.", envvar="MLSERVER_HTTP_PORT", type=_PORT, default=8080)
+@_option("--grpc_port PORT", "Port of gRPC.", envvar="MLSERVER_GRPC_PORT", type=_PORT, default=8081)
+@_option(
+    "--metrics_port PORT",
+    "Port of the metrics, which port 8080 also has.",
+    envvar="MLSERVER_METRICS_PORT",
+    type=_PORT,
+    default=8082,
+)
+@_option("--enable_grpc", "Whether to serve gRPC.", type=bool, default=True)
+@_option(
+    "--workers COUNT",
+    "Number of worker processes; 0 means 1.",
+    envvar="MLSERVER_PARALLEL_WORKERS",
+    type=click.IntRange(min=0),
+    default=1,
+)
+@_option("--framework FORMAT", "KServe's name of the model's format.", default="")
+@config_option
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def kserve(framework: str, arguments: Sequence[str], **options: Any) -> None:
+    """Serve a model with the arguments of KServe's servers and the variables of
+    MLServer.
+
+    The image `runtime` runs this command, so that the manifests of KServe and MLServer
+    only need another image. `mlserver start FOLDER` is accepted as arguments.
+
+    \b
+      onnxserve kserve --model_name=iris --model_dir=/mnt/models --http_port=8080
+      onnxserve kserve mlserver start ./models
+
+    A variable ALLOW_PICKLE=true is the consent to load pickles.
+    """
+    configure_logging(load_settings().log_format, "serve")
+    for line in ignored(arguments, os.environ):
+        logging.getLogger(__name__).info("%s", line)
+    changed = server_environment(framework, os.environ)
+    os.environ.pop(_IMPLEMENTATION, None)
+    os.environ.update(changed)
+    serve.main(serve_arguments(arguments, **options), standalone_mode=False)
+
+
+def serve_arguments(
+    arguments: Sequence[str],
+    *,
+    model_name: str | None,
+    model_dir: str,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    enable_grpc: bool,
+    workers: int,
+    config: Sequence[str],
+) -> list[str]:
+    """Return the arguments of `onnxserve serve`.
+
+    `arguments` may contain `mlserver start FOLDER`; the other parameters are the
+    options of this command.
+    """
+    if "mlserver" in arguments:
+        words = arguments[arguments.index("mlserver") + 1 :]
+        match [word for word in words if not word.startswith("-")]:
+            case ["start", str(folder), *_]:
+                model_dir = folder
+    call = [model_dir, "--host", host, "--port", str(http_port), "--insecure", *NAMES]
+    call += ["--workers", str(max(1, workers))]
+    if model_name:
+        call += ["--name", model_name]
+    if enable_grpc:
+        call += ["-C", f"server.grpc_port={grpc_port}"]
+    if metrics_port != http_port:
+        call += ["--metrics-port", str(metrics_port)]
+    for pair in config:
+        call += ["-C", pair]
+    return call
+
+
+def ignored(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Return a line about the arguments that have no meaning here, and a line about the
+    variables of MLServer that have none.
+    """
+    options = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+    variables = [
+        name
+        for name in sorted(environment)
+        if name.startswith("MLSERVER_")
+        and name not in _READ
+        and not name.startswith("MLSERVER_MODEL_")
+    ]
+    return [
+        f"{kind} without a meaning here: {join_names(names)}"
+        for kind, names in (("arguments", options), ("variables", variables))
+        if names
+    ]
+
+
+def server_environment(framework: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the server that follow from KServe's and MLServer's: the
+    class of the model, unless nothing specifies it, and the consent to load pickles.
+    """
+    implementation = environment.get(_IMPLEMENTATION, "")
+    if implementation in ("", _NO_VALUE):
+        implementation = _IMPLEMENTATIONS.get(framework, "")
+    variables = {}
+    if implementation:
+        variables[_IMPLEMENTATION] = implementation
+    is_decided = "ONNXSERVE_ALLOW_PICKLE" in environment
+    if not is_decided and environment.get("ALLOW_PICKLE", "").lower() in _CONSENT:
+        variables["ONNXSERVE_ALLOW_PICKLE"] = "true"
+    return variables

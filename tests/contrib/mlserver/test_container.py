@@ -1,0 +1,188 @@
+"""`onnxserve kserve`: the arguments of KServe's servers and the variables of MLServer
+become the arguments of `onnxserve serve`.
+"""
+
+import os
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli.commands import main
+from mlflow_deploy_plugin.cli.serve import serve
+from mlflow_deploy_plugin.contrib.mlserver import container
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from tests.support.kserve import own_runtimes, predictor_pod
+
+DEFAULT = {
+    "model": "/mnt/models",
+    "name": None,
+    "host": "0.0.0.0",
+    "port": 8080,
+    "metrics_port": 8082,
+    "grpc": "8081",
+    "workers": 1,
+}
+OF_KSERVE = {**DEFAULT, "name": "iris"}
+IRIS = {
+    "metadata": {"name": "iris"},
+    "spec": {"predictor": {"model": {"modelFormat": {"name": "sklearn"}}}},
+}
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Return a function that returns the parameters of `onnxserve serve` for arguments
+    and variables of the command.
+    """
+
+    def read(arguments, environment):
+        for name in [name for name in os.environ if name.startswith("MLSERVER_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        options = dict(container.kserve.make_context("kserve", [*arguments]).params)
+        del options["framework"]
+        call = container.serve_arguments(**options)
+        return serve.make_context("serve", call).params
+
+    return read
+
+
+def served(call):
+    """Return the fields that are compared with `DEFAULT`."""
+    fields = dict(pair.split("=", 1) for pair in call["config"])
+    return {
+        "model": call["model_uri"],
+        "grpc": fields.get("server.grpc_port"),
+        **{name: call[name] for name in ("name", "host", "port", "metrics_port", "workers")},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "changes"),
+    [
+        ([], {}, {}),
+        (["--model_name=iris", "--http_port", "8090"], {}, {"name": "iris", "port": 8090}),
+        (["--model_name=a", "--model_name=b"], {}, {"name": "b"}),
+        (["--model_name=iris"], {"MLSERVER_MODEL_NAME": "other"}, {"name": "iris"}),
+        ([], {"MLSERVER_MODEL_NAME": "iris"}, {"name": "iris"}),
+        ([], {"MLSERVER_HTTP_PORT": "9080", "MLSERVER_HOST": "::"}, {"port": 9080, "host": "::"}),
+        ([], {"MLSERVER_GRPC_PORT": "9000"}, {"grpc": "9000"}),
+        (["--enable_grpc=false"], {}, {"grpc": None}),
+        ([], {"MLSERVER_METRICS_PORT": "8080"}, {"metrics_port": None}),
+        ([], {"MLSERVER_METRICS_PORT": "6000"}, {"metrics_port": 6000}),
+        ([], {"MLSERVER_MODEL_URI": "/models/a"}, {"model": "/models/a"}),
+        ([], {"MLSERVER_MODELS_DIR": "/m"}, {"model": "/m"}),
+        ([], {"MLSERVER_MODEL_URI": ""}, {}),
+        ([], {"MLSERVER_PARALLEL_WORKERS": "0"}, {"workers": 1}),
+        (["--workers=3"], {}, {"workers": 3}),
+        (["mlserver", "start", "/m"], {}, {"model": "/m"}),
+        (["mlserver", "start"], {}, {}),
+        (["mlserver", "start", "."], {"MLSERVER_MODEL_URI": "/x"}, {"model": "."}),
+        (["--nthread=1", "--new", "x", "--log_config_file=/a", "--max_threads", "4"], {}, {}),
+    ],
+)
+def test_mlserver_settings_become_arguments_of_serve(called, arguments, environment, changes):
+    assert served(called(arguments, environment)) == {**DEFAULT, **changes}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("kserve-mlserver", {"grpc": "9000"}),
+        ("kserve-sklearnserver", {}),
+        ("kserve-xgbserver", {}),
+        ("kserve-lgbserver", {}),
+        ("kserve-predictiveserver", {}),
+    ],
+)
+def test_servingruntime_of_kserve_starts_with_another_image(called, name, changes):
+    pod = predictor_pod(own_runtimes()[name], IRIS, {"emptyDir": {}})
+    (made,) = pod["spec"]["containers"]
+    environment = {variable["name"]: variable["value"] for variable in made["env"]}
+    assert served(called(made["args"], environment)) == {**OF_KSERVE, **changes}
+
+
+@pytest.mark.parametrize(
+    ("framework", "environment", "implementation"),
+    [
+        ("", {}, None),
+        ("", {"MLSERVER_MODEL_IMPLEMENTATION": "<no value>"}, None),
+        ("<no value>", {}, None),
+        ("onnx", {}, None),
+        ("xgboost", {}, "mlserver_xgboost.XGBoostModel"),
+        (
+            "xgboost",
+            {"MLSERVER_MODEL_IMPLEMENTATION": "mlserver_mlflow.MLflowRuntime"},
+            "mlserver_mlflow.MLflowRuntime",
+        ),
+    ],
+)
+def test_mlserver_class_follows_from_framework(framework, environment, implementation):
+    variables = container.server_environment(framework, environment)
+    assert variables.get("MLSERVER_MODEL_IMPLEMENTATION") == implementation
+
+
+@pytest.mark.parametrize(
+    ("environment", "consent"),
+    [
+        ({}, None),
+        ({"ALLOW_PICKLE": "true"}, "true"),
+        ({"ALLOW_PICKLE": "True"}, "true"),
+        ({"ALLOW_PICKLE": "false"}, None),
+        ({"ALLOW_PICKLE": "maybe"}, None),
+        ({"ALLOW_PICKLE": "true", "ONNXSERVE_ALLOW_PICKLE": "false"}, "false"),
+    ],
+)
+def test_mlserver_pickles_need_consent(environment, consent):
+    variables = {**environment, **container.server_environment("sklearn", environment)}
+    assert variables.get("ONNXSERVE_ALLOW_PICKLE") == consent
+
+
+def test_mlserver_names_are_served_if_they_exist(called):
+    call = called(["-C", "server.api_keys=true"], {})
+    fields = dict(pair.split("=", 1) for pair in call["config"])
+    assert fields["server.api_keys"] == "true"
+    has_names = "v2_names" in ServerSpec.model_fields
+    assert fields.get("server.v2_names") == ("mlserver" if has_names else None)
+
+
+def test_mlserver_settings_without_meaning_are_named():
+    lines = container.ignored(
+        ["--nthread=1", "--new", "x"],
+        {"MLSERVER_KAFKA_ENABLED": "true", "MLSERVER_HOST": "::", "MLSERVER_MODEL_VERSION": "1"},
+    )
+    named = [line.partition(": ")[2] for line in lines]
+    assert named == ["--nthread, --new", "MLSERVER_KAFKA_ENABLED"]
+    assert container.ignored(["mlserver", "start", "/m"], {"PATH": ""}) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (["--http_port=0"], {}, "--http_port"),
+        (["--http_port=http"], {}, "--http_port"),
+        ([], {"MLSERVER_HTTP_PORT": "70000"}, "MLSERVER_HTTP_PORT"),
+        ([], {"MLSERVER_PARALLEL_WORKERS": "-1"}, "MLSERVER_PARALLEL_WORKERS"),
+        (["--enable_grpc=perhaps"], {}, "--enable_grpc"),
+        (["--model_name=a/b"], {}, "a/b"),
+        (["--model_name=" + "a" * 64], {}, "a" * 64),
+        (["--model_dir=/nowhere/at-all"], {}, "/nowhere/at-all"),
+        (["--model_name"], {}, "--model_name"),
+    ],
+)
+def test_mlserver_mistake_is_one_line(arguments, environment, named, monkeypatch, tmp_path):
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    for name, value in {"MLSERVER_MODEL_IMPLEMENTATION": "", **environment}.items():
+        monkeypatch.setenv(name, value)
+    options = [*arguments] if "/nowhere" in named else [*arguments, f"--model_dir={tmp_path}"]
+    if named == "--model_name":
+        options = arguments
+    result = CliRunner().invoke(main, ["kserve", *options])
+    lines = [line for line in result.output.splitlines() if line.startswith("Error")]
+    assert result.exit_code == 1
+    assert len(lines) == 1
+    assert named in lines[0]
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, (SystemExit, click.ClickException))
