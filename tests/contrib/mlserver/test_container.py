@@ -3,16 +3,26 @@ become the arguments of `onnxserve serve`.
 """
 
 import os
+import socket
+import subprocess
+import sys
 
 import click
+import mlflow
+import mlflow.onnx
 import pytest
+import requests
 from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.cli.serve import serve
 from mlflow_deploy_plugin.contrib.mlserver import container
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
 from tests.support.kserve import own_runtimes, predictor_pod
+from tests.support.models import adder
+from tests.support.serving import Served
+from tests.support.waiting import free_port
 
 DEFAULT = {
     "model": "/mnt/models",
@@ -186,3 +196,49 @@ def test_mlserver_mistake_is_one_line(arguments, environment, named, monkeypatch
     assert named in lines[0]
     assert "Traceback" not in result.output
     assert isinstance(result.exception, (SystemExit, click.ClickException))
+
+
+@pytest.fixture
+def kserve(tmp_path, monkeypatch, new_home):
+    """Start the command with an MLflow folder, and return its server and ports. The
+    server ends with the test.
+    """
+    mlflow.onnx.save_model(adder(1), str(tmp_path / "model"), pip_requirements=["onnxruntime"])
+    ports = {name: free_port() for name in ("HTTP", "GRPC", "METRICS")}
+    for name, port in ports.items():
+        monkeypatch.setenv(f"MLSERVER_{name}_PORT", str(port))
+    monkeypatch.setenv("MLSERVER_MODEL_NAME", "add")
+    monkeypatch.setenv("MLSERVER_HOST", "127.0.0.1")
+    monkeypatch.setenv("ONNXSERVE_METRICS_NAMES", "mlserver")
+    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "kserve", "--nthread=1"]
+    log = tmp_path / "log"
+    state_dir = tmp_path / "home" / "serve" / f"add-{ports['HTTP']}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "mlserver", "start", str(tmp_path / "model")],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    served = Served(process, state_dir, log)
+    try:
+        yield served.wait_ready(), ports
+    finally:
+        served.end()
+        remove_metrics(state_dir)
+
+
+def test_mlserver_variables_start_a_server(kserve):
+    served, ports = kserve
+    assert served.url == f"http://127.0.0.1:{ports['HTTP']}"
+    tensor = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1.5]}
+    answer = requests.post(
+        f"{served.url}/v2/models/add/infer", json={"inputs": [tensor]}, timeout=30
+    )
+    assert answer.json()["outputs"][0]["data"] == [2.5]
+    for port in (ports["HTTP"], ports["METRICS"]):
+        page = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+        assert 'model_infer_request_success_total{model="add",version="None"} 1.0' in page
+    with socket.create_connection(("127.0.0.1", ports["GRPC"]), timeout=10):
+        pass
+    assert "--nthread" in served.log.read_text().splitlines()[0]
