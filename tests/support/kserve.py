@@ -1,5 +1,5 @@
-"""What KServe's controller does with runtimes and InferenceServices, because it needs a
-newer Kubernetes than the tests have.
+"""Select a runtime and make a pod, as KServe's controller does, which needs a newer
+Kubernetes than the tests have.
 
 The functions follow `GetSupportingRuntimes` (predictor_model.go in
 pkg/apis/serving/v1beta1), `SetMlServerDefaults` (inference_service_defaults.go) and
@@ -33,6 +33,7 @@ _CLASSES = {
     "mlflow": "mlserver_mlflow.MLflowRuntime",
 }
 _CLASS = "mlserver_sklearn.SKLearnModel"
+_DEFAULT_PROBE = {"tcpSocket": {"port": 8080}, "timeoutSeconds": 1, "periodSeconds": 10}
 
 
 def own_runtimes():
@@ -102,7 +103,8 @@ def selected_runtime(runtimes, service):
         named = [given for given in formats if given["name"] == wanted["name"]]
         return named[0].get("priority", 0)
 
-    if name := model.get("runtime"):
+    name = model.get("runtime")
+    if name:
         runtimes = [runtime for runtime in runtimes if runtime["metadata"]["name"] == name]
     able = [
         runtime
@@ -118,44 +120,16 @@ def predictor_pod(runtime, service, volume):
     Args:
         volume: the source of the volume with the model.
     """
-    model = service["spec"]["predictor"]["model"]
-    metadata = {
-        "Name": service["metadata"]["name"],
-        "Labels": dict(service["metadata"].get("labels", {})),
-        "Annotations": {
-            "modelFormat": model["modelFormat"]["name"],
-            **service["metadata"].get("annotations", {}),
-        },
-    }
-    environment = list(model.get("env", []))
-    if runtime["metadata"].get("annotations", {}).get(SERVER_TYPE) == "mlserver":
-        metadata["Labels"]["modelClass"] = _CLASSES.get(model["modelFormat"]["name"], _CLASS)
-        names = {variable["name"] for variable in environment}
-        added = {
-            "MLSERVER_MODEL_NAME": service["metadata"]["name"],
-            "MLSERVER_MODEL_URI": "/mnt/models",
-        }
-        environment += [
-            {"name": name, "value": value} for name, value in added.items() if name not in names
-        ]
-    (own,) = runtime["spec"]["containers"]
-    container = {
-        **own,
-        **{name: model[name] for name in ("image", "resources", "ports") if name in model},
-        "args": [*own.get("args", []), *model.get("args", [])],
-        "env": _merged(own.get("env", []), environment),
-    }
-    default = {"tcpSocket": {"port": 8080}, "timeoutSeconds": 1, "periodSeconds": 10}
-    container.setdefault("readinessProbe", default)
-    container = json.loads(_expanded(json.dumps(container), metadata))
+    container = _predictor_container(runtime, service)
     mount = {"name": "kserve-provision-location", "mountPath": "/mnt/models", "readOnly": True}
     container["volumeMounts"] = [*container.get("volumeMounts", []), mount]
+    name = service["metadata"]["name"]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": f"{service['metadata']['name']}-predictor",
-            "labels": {"serving.kserve.io/inferenceservice": service["metadata"]["name"]},
+            "name": f"{name}-predictor",
+            "labels": {"serving.kserve.io/inferenceservice": name},
             "annotations": runtime["spec"].get("annotations", {}),
         },
         "spec": {
@@ -164,6 +138,31 @@ def predictor_pod(runtime, service, volume):
             "volumes": [*runtime["spec"].get("volumes", []), {"name": mount["name"], **volume}],
         },
     }
+
+
+def _predictor_container(runtime, service):
+    model = service["spec"]["predictor"]["model"]
+    name = service["metadata"]["name"]
+    format_name = model["modelFormat"]["name"]
+    labels = dict(service["metadata"].get("labels", {}))
+    annotations = {"modelFormat": format_name, **service["metadata"].get("annotations", {})}
+    own_variables = []
+    if runtime["metadata"].get("annotations", {}).get(SERVER_TYPE) == "mlserver":
+        labels["modelClass"] = _CLASSES.get(format_name, _CLASS)
+        own_variables = [
+            {"name": "MLSERVER_MODEL_NAME", "value": name},
+            {"name": "MLSERVER_MODEL_URI", "value": "/mnt/models"},
+        ]
+    (own,) = runtime["spec"]["containers"]
+    container = {
+        "readinessProbe": _DEFAULT_PROBE,
+        **own,
+        **{field: model[field] for field in ("image", "resources", "ports") if field in model},
+        "args": [*own.get("args", []), *model.get("args", [])],
+        "env": _merged(own.get("env", []), _merged(own_variables, model.get("env", []))),
+    }
+    metadata = {"Name": name, "Labels": labels, "Annotations": annotations}
+    return json.loads(_expanded(json.dumps(container), metadata))
 
 
 def _merged(variables, changes):

@@ -87,7 +87,7 @@ _option = partial(option, show_envvar=True)
     type=_PORT,
     default=8082,
 )
-@_option("--enable_grpc", "Whether to serve gRPC.", type=bool, default=True)
+@_option("--enable_grpc", "Serve gRPC.", type=bool, default=True)
 @_option(
     "--workers COUNT",
     "Number of worker processes; 0 means 1.",
@@ -111,6 +111,8 @@ def kserve(framework: str, arguments: Sequence[str], **options: Any) -> None:
 
     A variable ALLOW_PICKLE=true is the consent to load pickles.
     """
+    # A Service with the name `onnxserve` sets this variable to its address.
+    os.environ.pop("ONNXSERVE_PORT", None)
     configure_logging(load_settings().log_format, "serve")
     for line in ignored(arguments, os.environ):
         logging.getLogger(__name__).info("%s", line)
@@ -120,40 +122,31 @@ def kserve(framework: str, arguments: Sequence[str], **options: Any) -> None:
     serve.main(serve_arguments(arguments, **options), standalone_mode=False)
 
 
-def serve_arguments(
-    arguments: Sequence[str],
-    *,
-    model_name: str | None,
-    model_dir: str,
-    host: str,
-    http_port: int,
-    grpc_port: int,
-    metrics_port: int,
-    enable_grpc: bool,
-    workers: int,
-    config: Sequence[str],
-) -> list[str]:
+def serve_arguments(arguments: Sequence[str], **options: Any) -> list[str]:
     """Return the arguments of `onnxserve serve`.
 
-    `arguments` may contain `mlserver start FOLDER`; the other parameters are the
-    options of this command.
+    Args:
+        arguments: may contain `mlserver start FOLDER`.
+        options: the other options of this command.
     """
+    folder = options["model_dir"]
     if "mlserver" in arguments:
         words = arguments[arguments.index("mlserver") + 1 :]
         match [word for word in words if not word.startswith("-")]:
-            case ["start", str(folder), *_]:
-                model_dir = folder
-    call = [model_dir, "--host", host, "--port", str(http_port), "--insecure", *NAMES]
-    call += ["--workers", str(max(1, workers))]
-    if model_name:
-        call += ["--name", model_name]
-    if enable_grpc:
-        call += ["-C", f"server.grpc_port={grpc_port}"]
-    if metrics_port != http_port:
-        call += ["--metrics-port", str(metrics_port)]
-    for pair in config:
+            case ["start", str(started), *_]:
+                folder = started
+    port = options["http_port"]
+    call = ["--host", options["host"], "--port", str(port), "--insecure", *NAMES]
+    call += ["--workers", str(max(1, options["workers"]))]
+    if options["model_name"]:
+        call += ["--name", options["model_name"]]
+    if options["enable_grpc"]:
+        call += ["-C", f"server.grpc_port={options['grpc_port']}"]
+    if options["metrics_port"] != port:
+        call += ["--metrics-port", str(options["metrics_port"])]
+    for pair in options["config"]:
         call += ["-C", pair]
-    return call
+    return [*call, "--", folder]
 
 
 def ignored(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -177,7 +170,7 @@ def ignored(arguments: Sequence[str], environment: Mapping[str, str]) -> list[st
 
 def server_environment(framework: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the server that follow from KServe's and MLServer's: the
-    class of the model, unless nothing specifies it, and the consent to load pickles.
+    class of the model, if one is known, and the consent to load pickles.
     """
     implementation = environment.get(_IMPLEMENTATION, "")
     if implementation in ("", _NO_VALUE):

@@ -87,6 +87,7 @@ def served(call):
         ([], {"MLSERVER_MODEL_URI": ""}, {}),
         ([], {"MLSERVER_PARALLEL_WORKERS": "0"}, {"workers": 1}),
         (["--workers=3"], {}, {"workers": 3}),
+        (["--model_dir=--registry"], {}, {"model": "--registry"}),
         (["mlserver", "start", "/m"], {}, {"model": "/m"}),
         (["mlserver", "start"], {}, {}),
         (["mlserver", "start", "."], {"MLSERVER_MODEL_URI": "/x"}, {"model": "."}),
@@ -184,7 +185,8 @@ def test_mlserver_settings_without_meaning_are_named():
 )
 def test_mlserver_mistake_is_one_line(arguments, environment, named, monkeypatch, tmp_path):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
-    for name, value in {"MLSERVER_MODEL_IMPLEMENTATION": "", **environment}.items():
+    ports = {f"MLSERVER_{name}_PORT": str(free_port()) for name in ("HTTP", "GRPC", "METRICS")}
+    for name, value in {**ports, "MLSERVER_MODEL_IMPLEMENTATION": "", **environment}.items():
         monkeypatch.setenv(name, value)
     options = [*arguments] if "/nowhere" in named else [*arguments, f"--model_dir={tmp_path}"]
     if named == "--model_name":
@@ -209,6 +211,7 @@ def kserve(tmp_path, monkeypatch, new_home):
         monkeypatch.setenv(f"MLSERVER_{name}_PORT", str(port))
     monkeypatch.setenv("MLSERVER_MODEL_NAME", "add")
     monkeypatch.setenv("MLSERVER_HOST", "127.0.0.1")
+    monkeypatch.setenv("ONNXSERVE_PORT", "tcp://10.96.0.7:80")
     monkeypatch.setenv("ONNXSERVE_METRICS_NAMES", "mlserver")
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "kserve", "--nthread=1"]
     log = tmp_path / "log"

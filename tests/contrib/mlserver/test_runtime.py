@@ -26,7 +26,7 @@ RESTRICTED = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-"""What Pod Security `restricted` requires of a container."""
+"""The fields that Pod Security `restricted` requires of a container."""
 
 
 def rendered(*options):
