@@ -132,7 +132,12 @@ def _speed(
                 ]
                 ours, theirs = zip(*rounds, strict=True)
                 wrong = sum(one.wrong for pair in rounds for one in pair)
-                work = f"{model.name}, {size} rows per request, {wrong} wrong"
+                work = f"{model.name}, {size} × {COLUMNS} floats, {wrong} wrong"
+                rows_per_second = [
+                    f"{size * np.median([one.rate for one in side]):,.0f} rows/s"
+                    for side in (ours, theirs)
+                ]
+                work += f" ({' and '.join(rows_per_second)})"
                 yield table.compared(work, THEIRS, ours, theirs, None)
 
 

@@ -11,16 +11,19 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
+import orjson
 
 from mlflow_deploy_plugin.cli.options import config_option, option
 from mlflow_deploy_plugin.cli.serve import serve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.logs import configure_logging
-from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.text_files import read_text
 
 NAMES: tuple[str, ...] = ()
 """The arguments of `onnxserve serve` that select MLServer's names of outputs."""
@@ -37,21 +40,12 @@ _NO_VALUE = "<no value>"
 """KServe's text for a label or an annotation that an InferenceService lacks."""
 _CONSENT = ("true", "1", "yes")
 _PORT = click.IntRange(1, 65535)
-_READ = frozenset(
-    f"MLSERVER_{name}"
-    for name in (
-        "HOST",
-        "HTTP_PORT",
-        "GRPC_PORT",
-        "METRICS_PORT",
-        "PARALLEL_WORKERS",
-        "MODELS_DIR",
-        "MODEL_REPOSITORY_ROOT",
-    )
-)
-"""MLServer's variables of a server that this command reads. Those of a model begin with
-MLSERVER_MODEL_.
+OF_SERVER = ("HOST", "HTTP_PORT", "GRPC_PORT", "METRICS_PORT", "PARALLEL_WORKERS")
+"""MLServer's variables of a server that this command reads, without MLSERVER_. In
+`settings.json`, they are in lower case.
 """
+_READ = frozenset(f"MLSERVER_{name}" for name in (*OF_SERVER, "MODELS_DIR"))
+_MAX_SETTINGS_BYTES = 1_000_000
 
 
 class _Entry(click.Command):
@@ -59,9 +53,17 @@ class _Entry(click.Command):
     line of its log.
     """
 
-    def make_context(self, *names: Any, **attributes: Any) -> click.Context:
+    def make_context(
+        self, info_name: str | None, args: list[str], *contexts: Any, **attributes: Any
+    ) -> click.Context:
         try:
-            return super().make_context(*names, **attributes)
+            context = super().make_context(info_name, [*args], *contexts, **attributes)
+            # MLServer prefers its file to its variables.
+            variables = settings_variables(model_folder(**context.params))
+            if variables:
+                os.environ.update(variables)
+                context = super().make_context(info_name, [*args], *contexts, **attributes)
+            return context
         except click.UsageError as error:
             raise InvalidConfig(error.format_message()) from None
 
@@ -74,7 +76,7 @@ _option = partial(option, show_envvar=True)
 @_option(
     "--model_dir FOLDER",
     "Folder of the model, or of MLServer's folders.",
-    envvar=["MLSERVER_MODEL_URI", "MLSERVER_MODELS_DIR", "MLSERVER_MODEL_REPOSITORY_ROOT"],
+    envvar=["MLSERVER_MODEL_URI", "MLSERVER_MODELS_DIR"],
     default="/mnt/models",
 )
 @_option("--host ADDRESS", "Address to listen on.", envvar="MLSERVER_HOST", default="0.0.0.0")
@@ -129,12 +131,6 @@ def serve_arguments(arguments: Sequence[str], **options: Any) -> list[str]:
         arguments: may contain `mlserver start FOLDER`.
         options: the other options of this command.
     """
-    folder = options["model_dir"]
-    if "mlserver" in arguments:
-        words = arguments[arguments.index("mlserver") + 1 :]
-        match [word for word in words if not word.startswith("-")]:
-            case ["start", str(started), *_]:
-                folder = started
     port = options["http_port"]
     call = ["--host", options["host"], "--port", str(port), "--insecure", *NAMES]
     call += ["--workers", str(max(1, options["workers"]))]
@@ -146,7 +142,38 @@ def serve_arguments(arguments: Sequence[str], **options: Any) -> list[str]:
         call += ["--metrics-port", str(options["metrics_port"])]
     for pair in options["config"]:
         call += ["-C", pair]
-    return [*call, "--", folder]
+    return [*call, "--", model_folder(arguments, **options)]
+
+
+def model_folder(arguments: Sequence[str], model_dir: str, **_: Any) -> str:
+    """Return the folder of `mlserver start FOLDER`, otherwise of `--model_dir`."""
+    if "mlserver" in arguments:
+        words = arguments[arguments.index("mlserver") + 1 :]
+        match [word for word in words if not word.startswith("-")]:
+            case ["start", str(started), *_]:
+                return started
+    return model_dir
+
+
+def settings_variables(folder: str) -> dict[str, str]:
+    """Return the variables of MLServer that the file `settings.json` of a folder
+    replaces. Raises InvalidConfig if the file cannot be read.
+    """
+    file = Path(folder, "settings.json")
+    if not file.is_file():
+        return {}
+    if file.stat().st_size > _MAX_SETTINGS_BYTES:
+        raise InvalidConfig(f"{file} has more than {_MAX_SETTINGS_BYTES} bytes")
+    try:
+        settings = orjson.loads(read_text(file, "MLServer's file"))
+    except orjson.JSONDecodeError as error:
+        raise InvalidConfig(f"{file} is not JSON: {one_line(error)}") from None
+    variables = {}
+    for name in OF_SERVER:
+        value = settings.get(name.lower()) if isinstance(settings, dict) else None
+        if value is not None:
+            variables[f"MLSERVER_{name}"] = str(value).replace("\0", "")
+    return variables
 
 
 def ignored(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:

@@ -2,7 +2,7 @@
 become the arguments of `onnxserve serve`.
 """
 
-import os
+import json
 import socket
 import subprocess
 import sys
@@ -17,10 +17,12 @@ from click.testing import CliRunner
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.cli.serve import serve
 from mlflow_deploy_plugin.contrib.mlserver import container
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
 from tests.support.kserve import own_runtimes, predictor_pod
 from tests.support.models import adder
+from tests.support.refusals import refused
 from tests.support.serving import Served
 from tests.support.waiting import free_port
 
@@ -47,8 +49,8 @@ def called(monkeypatch):
     """
 
     def read(arguments, environment):
-        for name in [name for name in os.environ if name.startswith("MLSERVER_")]:
-            monkeypatch.delenv(name)
+        for name in (*container.OF_SERVER, "MODEL_NAME", "MODEL_URI", "MODELS_DIR"):
+            monkeypatch.setenv(f"MLSERVER_{name}", "")  # The command may set it; it is restored.
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         options = dict(container.kserve.make_context("kserve", [*arguments]).params)
@@ -96,6 +98,39 @@ def served(call):
 )
 def test_mlserver_settings_become_arguments_of_serve(called, arguments, environment, changes):
     assert served(called(arguments, environment)) == {**DEFAULT, **changes}
+
+
+def test_mlserver_settings_file_wins_over_variables(called, tmp_path):
+    settings = {"http_port": 9090, "host": "::1", "parallel_workers": 2, "debug": False}
+    (tmp_path / "settings.json").write_text(json.dumps({**settings, "grpc_port": None}))
+    variables = {"MLSERVER_HTTP_PORT": "7070", "MLSERVER_GRPC_PORT": "9000"}
+    changes = {"model": str(tmp_path), "port": 9090, "host": "::1", "workers": 2, "grpc": "9000"}
+    arguments = ["mlserver", "start", str(tmp_path)]
+    assert served(called(arguments, variables)) == {**DEFAULT, **changes}
+    assert served(called([*arguments, "--http_port=1"], variables))["port"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "settings.json"),
+        ("[" * 5000, "settings.json"),
+        ('{"http_port": [8080]}', "MLSERVER_HTTP_PORT"),
+        ('{"http_port": -1}', "MLSERVER_HTTP_PORT"),
+        (" " * 1_000_001, "settings.json"),
+        ("\xff", "settings.json"),
+    ],
+)
+def test_mlserver_settings_file_with_mistake_is_refused(called, tmp_path, text, named):
+    (tmp_path / "settings.json").write_text(text, encoding="latin-1")
+    with refused(InvalidConfig, named):
+        called(["mlserver", "start", str(tmp_path)], {})
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"host": "a\\u0000b"}'])
+def test_mlserver_settings_file_without_meaning_is_served(called, tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    assert called(["mlserver", "start", str(tmp_path)], {})["model_uri"] == str(tmp_path)
 
 
 @pytest.mark.parametrize(
