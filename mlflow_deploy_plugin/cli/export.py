@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -21,7 +22,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
 )
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.extensions import EXPORTERS, registered_in
+from mlflow_deploy_plugin.core.extensions import EXPORTERS, RUNTIMES, find_entry, registered_in
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import Device, EndpointSpec, PyfuncEnv
@@ -212,6 +213,8 @@ def build_docker(
 @path_option("--spec", "spec_file", "YAML file with one endpoint.")
 @option("--namespace NAME", "Namespace in Kubernetes.", default="default")
 @folder_option("--folder", "Folder for the files.", show_default="standard output")
+@flag("--runtime", "Show the runtime that serves the models of KServe's InferenceServices.")
+@flag("--no-auto-select", "With --runtime, serve only InferenceServices that name the runtime.")
 @config_option
 def render(
     format_name: str,
@@ -220,6 +223,8 @@ def render(
     spec_file: Path | None,
     namespace: str,
     folder: Path | None,
+    runtime: bool,
+    no_auto_select: bool,
     config: tuple[str, ...],
 ) -> None:
     """Show an endpoint as manifests for GitOps.
@@ -233,9 +238,19 @@ def render(
       onnxserve render --for kubernetes -n flights -C kubernetes.replicas=5
       onnxserve render models:/flight-delay@champion --for compose -n flights \\
           --folder deploy/
+      onnxserve render --for kserve --runtime -C container.image=…/onnxserve:runtime
 
     The command does not apply manifests or change endpoints.
     """
+    if runtime or no_auto_select:
+        if not runtime or name or model_uri or spec_file:
+            raise click.UsageError(
+                "--runtime is for all models, without MODEL, --spec and -n; --no-auto-select is "
+                "for --runtime"
+            )
+        render_runtime = find_entry(RUNTIMES, format_name, "runtime", ())
+        _show_files(render_runtime(key_values(config), not no_auto_select), folder)
+        return
     original: EndpointSpec
     match name, model_uri, spec_file:
         case _, str(uri), None:
@@ -253,6 +268,14 @@ def render(
             raise click.UsageError("specify MODEL, --spec FILE, or -n NAME of a stored endpoint")
     spec = apply_config(original, key_values(config))
     files = FORMATS[format_name](spec, Place(namespace))
+    _show_files(files, folder)
+    if format_name != "helm":  # The chart's values may have the rest.
+        for sentence in missing_settings(spec):
+            show_progress(f"note: the server of {spec.name} {sentence}")
+
+
+def _show_files(files: Mapping[str, str], folder: Path | None) -> None:
+    """Write the files (path → text) into the folder, or to standard output."""
     # The files must be readable for the user of the server, which runs in a unit or
     # container.
     os.umask(0o022)
@@ -268,6 +291,3 @@ def render(
         except OSError as error:
             raise InvalidConfig(f"{folder / path} cannot be written: {error.strerror}") from None
         show_progress(f"written: {folder / path}")
-    if format_name != "helm":  # The chart's values may have the rest.
-        for sentence in missing_settings(spec):
-            show_progress(f"note: the server of {spec.name} {sentence}")

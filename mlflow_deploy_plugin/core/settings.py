@@ -164,6 +164,10 @@ class Settings(BaseModel):
     """Fraction of the successful requests that have a line with
     ONNXSERVE_LOG_REQUESTS. Failed requests always have a line.
     """
+    metrics_names: Literal["", "mlserver"] = ""
+    """Names that /metrics has in addition to its own: mlserver, for the dashboards of
+    MLServer.
+    """
     ready_timeout_seconds: PositiveFloat = 120.0
     """Seconds that `mlflow deployments create` waits until the server is ready."""
 

@@ -1,1 +1,1 @@
-"""What users of MLServer and of KServe's servers need to go on unchanged."""
+"""Serve the folders, objects and clients of MLServer and of KServe's own servers."""
