@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.cli.options import (
     option,
     optional_model_argument,
     path_option,
+    registry_options,
 )
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
@@ -36,6 +37,7 @@ from mlflow_deploy_plugin.core.spec.document import (
     dump_spec,
     load_specs,
     new_endpoint,
+    registry_endpoint,
     steps_files,
 )
 from mlflow_deploy_plugin.core.spec.parts import (
@@ -67,16 +69,7 @@ _log = logging.getLogger(__name__)
     "YAML file with the endpoints to serve. Changes of the file are served without a restart, "
     "except `server`.",
 )
-@option(
-    "--registry SELECTOR",
-    "Serve every registered model that has this alias, stage or tag: @champion, Production or "
-    "tag:KEY=VALUE. A model is loaded at its first request.",
-)
-@option(
-    "--only PATTERN",
-    "With --registry, serve only the models whose names match, such as 'team-*'.",
-    default="*",
-)
+@registry_options
 @option("--host ADDRESS", "Address to listen on.", show_default="127.0.0.1")
 @option(
     "-p --port PORT", "Port to listen on.", type=int, show_default="the first free port from 8080"
@@ -160,8 +153,7 @@ def serve(
         case str(uri), None, None:
             specs, folder_fields = _endpoints_of(uri, name)
         case None, None, str(selector) if "*" in only:
-            separator = "" if selector.startswith("@") else "/"
-            specs = [new_endpoint(name or "registry", f"models:/{only}{separator}{selector}")]
+            specs = [registry_endpoint(selector, only, name)]
         case None, Path() as file, None:
             if name is not None:
                 raise click.UsageError(

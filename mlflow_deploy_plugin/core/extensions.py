@@ -34,6 +34,11 @@ METRICS_NAMES = "onnxserve.metrics"
 of contrib.mlserver.metrics.
 """
 
+PROXIES = "onnxserve.proxies"
+"""The group of formats of `render` for several replicas behind a proxy: the name of a
+format → a function like those of ship.manifests.formats.
+"""
+
 
 def registered_in(group: str, installed: Any = None) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name, in the order of their names. Of two

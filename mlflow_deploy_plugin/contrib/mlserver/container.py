@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.text_files import read_text
 
-NAMES: tuple[str, ...] = ()
+NAMES = ("-C", "server.v2_names=mlserver")
 """The arguments of `onnxserve serve` that select MLServer's names of outputs."""
 _IMPLEMENTATION = "MLSERVER_MODEL_IMPLEMENTATION"
 _IMPLEMENTATIONS = {

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.core.spec.parts import (
     JobsSpec,
     KubernetesSpec,
     ProviderOptions,
+    ProxySpec,
     ServerSpec,
     ServeSpec,
     SinkSpec,
@@ -72,6 +73,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "sticky.": StickySpec,
     "guard.": GuardSpec,
     "kubernetes.": KubernetesSpec,
+    "proxy.": ProxySpec,
     "": EndpointSpec,
 }
 """The parts of a spec by the prefix of their dotted names. A field that contains a part
@@ -243,6 +245,14 @@ def new_endpoint(
     """
     document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
     return apply_config(validate_spec(document), config or {})
+
+
+def registry_endpoint(selector: str, only: str, name: str | None) -> EndpointSpec:
+    """Return the endpoint of all registered models with the alias, stage or tag
+    `selector` whose names match the pattern `only`. Its default name is registry.
+    """
+    separator = "" if selector.startswith("@") else "/"
+    return new_endpoint(name or "registry", f"models:/{only}{separator}{selector}")
 
 
 def empty_endpoint(name: str) -> EndpointSpec:

@@ -658,6 +658,23 @@ class KubernetesSpec(SpecPart):
         return self
 
 
+class ProxySpec(SpecPart):
+    """The replicas of a server of all registered models, behind an nginx that sends
+    each model to the same replica. Only `render` uses these fields.
+    """
+
+    replicas: int = Field(default=2, ge=2, le=16)
+    """Number of servers, each with the settings of `server`."""
+    hot: int = Field(default=2, ge=1, le=2)
+    """Number of replicas of a model with many requests."""
+    hot_requests_per_second: int = Field(default=100, ge=1, le=1_000_000)
+    """Prediction requests per second of a model, in each nginx, above which requests go
+    to its second replica.
+    """
+    image: str = Field(default="nginxinc/nginx-unprivileged:1.28.0-bookworm", pattern=IMAGE)
+    """Image of nginx, whose user is not root."""
+
+
 _DEFAULT_BUDGET = 1.0
 
 
@@ -690,6 +707,7 @@ class EndpointSpec(SpecPart):
     sticky: StickySpec | None = None
     guard: GuardSpec | None = None
     kubernetes: KubernetesSpec = KubernetesSpec()
+    proxy: ProxySpec | None = None
     require: str | None = Field(default=None, pattern=REQUIREMENTS)
     """gate=passed: serve only versions that have passed the gate of their model.
     signature=/FILE: serve only versions that the key or authority in this PEM file has

@@ -1,0 +1,281 @@
+"""The replicas and their nginx as manifests: the formats of `onnxserve render` for a
+spec with `proxy`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+
+import yaml
+
+from mlflow_deploy_plugin.contrib.replicas.routing import nginx_conf
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.registry.model_uri import model_pattern
+from mlflow_deploy_plugin.core.spec.document import apply_config
+from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ProxySpec
+from mlflow_deploy_plugin.core.spec.types import is_loopback
+from mlflow_deploy_plugin.ship.manifests import compose
+from mlflow_deploy_plugin.ship.manifests.kubernetes_objects import (
+    MANAGED_BY,
+    endpoint_labels,
+    kubernetes_documents,
+    spec_of_pod,
+)
+from mlflow_deploy_plugin.ship.manifests.served import (
+    USER,
+    Document,
+    Place,
+    dump_documents,
+    http_port,
+    make_document,
+    refuse_strangers,
+)
+
+_CONFIG_FOLDER = "/etc/onnxserve-proxy"
+_CONFIG = "nginx.conf"
+_COMMAND = ["nginx", "-e", "stderr", "-c", f"{_CONFIG_FOLDER}/{_CONFIG}", "-g", "daemon off;"]
+_LONGEST_NAME = 52
+"""A StatefulSet adds 11 characters to its name for a label, which has at most 63."""
+
+
+def kubernetes_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return the objects as one file. Raises InvalidConfig like `_documents`."""
+    return {f"{spec.name}.yaml": dump_documents(_documents(spec, place))}
+
+
+def helm_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return the objects as values of the Helm chart, whose release sets the namespace.
+    Raises InvalidConfig like `_documents`.
+    """
+    documents = _documents(spec, place)
+    for document in documents:
+        del document["metadata"]["namespace"]
+    return {f"{spec.name}.values.yaml": dump_documents([{"objects": documents}])}
+
+
+def compose_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return compose.yaml, the spec of each replica, and the configuration of nginx.
+    Raises InvalidConfig for fields that the replicas cannot have.
+
+    nginx is in the network of this machine, and reaches the published ports of the
+    replicas there, because the address of a container changes.
+    """
+    spec, proxy = _checked(spec)
+    host = spec.server.host
+    if spec.container.network not in (None, "host"):
+        raise InvalidConfig("container.network: nginx is in this machine's network; remove it")
+    if not is_loopback(host):
+        refuse_strangers(spec, f"server.host {host}")
+    ports = {"http": http_port(spec), "grpc": spec.server.grpc_port}
+    name = f"{spec.name}-proxy"
+    files: dict[str, str] = {}
+    project: Document = {}
+    replicas: dict[str, list[str]] = {}
+    for number in range(1, proxy.replicas + 1):
+        moved: dict[str, object] = {"server.host": "127.0.0.1", "proxy": ""}
+        for field, port in (("port", ports["http"]), ("grpc_port", ports["grpc"])):
+            if port is not None:
+                moved[f"server.{field}"] = port + 10 * number
+        if spec.server.metrics_port is not None:
+            moved["server.metrics_port"] = spec.server.metrics_port + 10 * number
+        replica = apply_config(spec.model_copy(update={"name": f"{spec.name}-{number}"}), moved)
+        rendered = dict(compose.render(replica, place))
+        document = yaml.safe_load(rendered.pop("compose.yaml"))
+        (service,) = document["services"].values()
+        service["volumes"][-1]["source"] = f"state-{number}"
+        project = project or {**document, "services": {}, "volumes": {}}
+        project["name"] = project["name"].removesuffix("-1")
+        project["services"][replica.name] = service
+        project["volumes"][f"state-{number}"] = {}
+        files |= rendered
+        for protocol, port in ports.items():
+            if port is not None:
+                replicas.setdefault(protocol, []).append(f"127.0.0.1:{port + 10 * number}")
+    address = f"[{host}]" if ":" in host else host
+    listen = {protocol: f"{address}:{port}" for protocol, port in ports.items() if port}
+    files[f"{name}/{_CONFIG}"] = nginx_conf(proxy, spec.server, listen, replicas)
+    mounts = {f"./{name}": _CONFIG_FOLDER}
+    for file in filter(None, (spec.server.certfile, spec.server.keyfile)):
+        mounts[file] = file
+    project["services"][name] = {
+        "image": proxy.image,
+        "entrypoint": _COMMAND,
+        "user": f"{USER}:{USER}",
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "network_mode": "host",
+        "tmpfs": ["/tmp:size=1g"],
+        "volumes": [
+            {"type": "bind", "source": source, "target": target, "read_only": True}
+            for source, target in mounts.items()
+        ],
+        "restart": spec.container.restart,
+        "depends_on": list(project["services"]),
+        "deploy": {"resources": {"limits": {"pids": 64}}},
+    }
+    return {"compose.yaml": dump_documents([project]), **files}
+
+
+def _checked(spec: EndpointSpec) -> tuple[EndpointSpec, ProxySpec]:
+    """Return the spec of a replica, and the proxy. Raises InvalidConfig for a spec that
+    does not serve all registered models, or whose fields do not fit several replicas.
+    """
+    proxy = spec.proxy or ProxySpec()
+    if model_pattern([spec]) is None:
+        raise InvalidConfig(
+            "proxy: only a server of all registered models has replicas behind a proxy: render "
+            "--registry @ALIAS, or use kubernetes.replicas"
+        )
+    if spec.server.ca_certs is not None:
+        raise InvalidConfig(
+            "server.ca_certs: a client certificate does not pass the proxy: set -C "
+            "server.api_keys=true or -C server.jwt_issuer=…"
+        )
+    if spec.server.rate_limit is not None and spec.server.rate_limit_header is None:
+        # The address of each caller is nginx's.
+        spec = apply_config(spec, {"server.rate_limit_header": "x-real-ip"})
+    return spec, proxy
+
+
+def _documents(spec: EndpointSpec, place: Place) -> list[Document]:
+    """Return the objects of the replicas and of nginx, in the order in which they must
+    be applied. Raises InvalidConfig like `_checked` and `kubernetes_documents`.
+
+    Each replica has its own Service: nginx looks up a name only when it starts, the
+    address of a Service stays, and a connection to a Service whose pod is not ready is
+    refused.
+    """
+    spec, proxy = _checked(spec)
+    if len(spec.name) > _LONGEST_NAME:
+        raise InvalidConfig(f"{spec.name!r} has more than {_LONGEST_NAME} characters: -n NAME")
+    if spec.kubernetes.max_replicas is not None:
+        raise InvalidConfig(
+            "kubernetes.max_replicas: each replica has its share of the models; set "
+            "proxy.replicas instead"
+        )
+    spec = apply_config(spec, {"kubernetes.replicas": proxy.replicas})
+    documents = []
+    for document in kubernetes_documents(spec, place):
+        match document["kind"]:
+            case "Service":
+                documents += _services(document, spec, proxy)
+            case "Deployment":
+                pod = document["spec"]["template"]["spec"]
+                documents.append(_stateful(document))
+            case "NetworkPolicy":
+                of_proxy = _proxy_documents(spec, proxy, place, pod, document["spec"])
+                documents += [document, *of_proxy]
+            case _:
+                documents.append(document)
+    return documents
+
+
+def _services(document: Document, spec: EndpointSpec, proxy: ProxySpec) -> list[Document]:
+    """Return the Services of nginx, with the endpoint's name, and of each replica."""
+    services = []
+    of_proxy = endpoint_labels(f"{spec.name}-proxy")
+    ports = [port for port in document["spec"]["ports"] if port["name"] != "metrics"]
+    services.append(
+        {
+            **document,
+            "metadata": {**document["metadata"], "labels": {**of_proxy, **MANAGED_BY}},
+            "spec": {"selector": of_proxy, "ports": ports},
+        }
+    )
+    for number in range(proxy.replicas):
+        name = f"{spec.name}-{number}"
+        selector = {**document["spec"]["selector"], "statefulset.kubernetes.io/pod-name": name}
+        services.append(
+            {
+                **document,
+                "metadata": {**document["metadata"], "name": name},
+                "spec": {**document["spec"], "selector": selector},
+            }
+        )
+    return services
+
+
+def _stateful(deployment: Document) -> Document:
+    """Return the StatefulSet of a Deployment, whose pods have names that stay."""
+    fields = {key: value for key, value in deployment["spec"].items() if key != "strategy"}
+    fields |= {
+        "serviceName": deployment["metadata"]["name"],
+        "podManagementPolicy": "Parallel",
+    }
+    return {**deployment, "kind": "StatefulSet", "spec": fields}
+
+
+def _proxy_documents(
+    spec: EndpointSpec, proxy: ProxySpec, place: Place, pod: Document, policy: Document
+) -> list[Document]:
+    """Return the objects of nginx. `pod` and `policy`, a NetworkPolicy, are those of
+    the replicas.
+    """
+    name = f"{spec.name}-proxy"
+    selector = endpoint_labels(name)
+    labels = {**selector, **MANAGED_BY}
+    document = partial(make_document, name, place, labels=labels)
+    server = spec_of_pod(spec).server
+    (container,) = pod["containers"]
+    ports = [port for port in container["ports"] if port["name"] != "metrics"]
+    numbers = {port["name"]: port["containerPort"] for port in ports}
+    listen = {protocol: f"0.0.0.0:{port}" for protocol, port in numbers.items()}
+    replicas = {
+        protocol: [f"{spec.name}-{number}:{port}" for number in range(proxy.replicas)]
+        for protocol, port in numbers.items()
+    }
+    config = nginx_conf(proxy, server, listen, replicas)
+    mounts = [
+        {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},
+        *(mount for mount in container["volumeMounts"] if mount["name"] == "tls"),
+    ]
+    volumes = [
+        {"name": "config", "configMap": {"name": name}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},  # bodies of requests
+        *(volume for volume in pod["volumes"] if volume["name"] == "tls"),
+    ]
+    nginx = {
+        "name": "nginx",
+        "image": proxy.image,
+        "command": _COMMAND,
+        "ports": ports,
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "64Mi"},
+            "limits": {"memory": "512Mi"},
+        },
+        "readinessProbe": container["readinessProbe"],
+        "livenessProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": 10},
+        "lifecycle": container["lifecycle"],
+        "securityContext": container["securityContext"],
+        "volumeMounts": mounts,
+    }
+    kept = ("enableServiceLinks", "terminationGracePeriodSeconds", "securityContext")
+    proxy_pod = {
+        **{field: pod[field] for field in (*kept, "imagePullSecrets") if field in pod},
+        "automountServiceAccountToken": False,
+        "containers": [nginx],
+        "volumes": volumes,
+    }
+    digest = hashlib.sha256(config.encode()).hexdigest()[:16]
+    deployment = {
+        "replicas": 2,
+        "selector": {"matchLabels": selector},
+        "template": {
+            "metadata": {"labels": labels, "annotations": {"onnxserve/config": digest}},
+            "spec": proxy_pod,
+        },
+    }
+    admitted = [
+        {**rule, "ports": [port for port in rule["ports"] if port["port"] in numbers]}
+        for rule in policy["ingress"]
+    ]
+    own_policy = {**policy, "podSelector": {"matchLabels": selector}, "ingress": admitted}
+    budget = {"maxUnavailable": 1, "selector": {"matchLabels": selector}}
+    return [
+        document("v1", "ConfigMap", data={_CONFIG: config}),
+        document("apps/v1", "Deployment", spec=deployment),
+        document("policy/v1", "PodDisruptionBudget", spec=budget),
+        document("networking.k8s.io/v1", "NetworkPolicy", spec=own_policy),
+    ]

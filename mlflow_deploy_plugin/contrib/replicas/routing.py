@@ -1,0 +1,110 @@
+"""The configuration of nginx that sends each model to its replicas."""
+
+import zlib
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mlflow_deploy_plugin.core.spec.parts import ProxySpec, ServerSpec
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+    autoescape=False,
+)
+_ALL = 10_000
+"""All models, in the hundredths of a percent that nginx's split_clients accepts."""
+_POINTS = 160
+"""nginx's points of a server on the ring."""
+_NEXT_POINTS = 20
+"""The points that nginx tries before it ignores the ring."""
+_TRIED_KEYS = 20_000
+
+
+def nginx_conf(
+    proxy: ProxySpec,
+    server: ServerSpec,
+    listen: Mapping[str, str],
+    replicas: Mapping[str, Sequence[str]],
+) -> str:
+    """Return the configuration.
+
+    Args:
+        server: the server of each replica; nginx reads its certificate at the paths of
+            the spec.
+        listen: `http`, and `grpc` if the server has it → the address of nginx.
+        replicas: the same names → HOST:PORT of each replica.
+    """
+    number = len(replicas["http"])
+    upstreams = {}
+    for name, addresses in replicas.items():
+        keys = ring_keys(addresses)
+        upstreams[f"{name}_replicas"] = {
+            "addresses": addresses,
+            "keys": [
+                (first, (second - first) % number, key, keys[second, first])
+                for (first, second), key in keys.items()
+            ],
+        }
+    seconds = max(server.request_timeout_seconds, server.default_timeout_microseconds // 1_000_000)
+    return _TEMPLATES.get_template("nginx.conf").render(
+        n=number,
+        proxy=proxy,
+        server=server,
+        listen={"grpc": None, **listen},
+        upstreams=upstreams,
+        shares=shares(number),
+        wait=seconds,
+    )
+
+
+def shares(number: int) -> list[tuple[int, int]]:
+    """Return ranges of the models as (replica, hundredths of a percent), equal in sum
+    for each replica. From `number` to `number` + 1, no model moves between two of the
+    earlier replicas.
+    """
+    ranges = [(0, _ALL)]
+    for added in range(1, number):
+        given = _ALL // (added * (added + 1))
+        for replica in range(added):
+            places = [place for place, (owner, _) in enumerate(ranges) if owner == replica]
+            largest = max(places, key=lambda place: ranges[place][1])
+            kept = ranges[largest][1] - given
+            ranges[largest : largest + 1] = [(replica, kept), (added, given)]
+    return ranges
+
+
+def ring_keys(addresses: Sequence[str]) -> dict[tuple[int, int], str]:
+    """Return a key on nginx's ring for each pair (first replica, second replica). It
+    leads to the first, and to the second if the first is dead.
+
+    The ring is that of Cache::Memcached::Fast:
+    https://nginx.org/en/docs/http/ngx_http_upstream_module.html#hash
+    """
+    ring: dict[int, int] = {}
+    for replica, address in enumerate(addresses):
+        host, _, port = address.rpartition(":")
+        base = zlib.crc32(f"{host}\0{port}".encode())
+        point = 0
+        for _ in range(_POINTS):
+            point = zlib.crc32(point.to_bytes(4, "little"), base)
+            ring.setdefault(point, replica)
+    points = sorted(ring)
+    keys: dict[tuple[int, int], str] = {}
+    pairs = list(permutations(range(len(addresses)), 2))
+    for number in range(_TRIED_KEYS):
+        begin = bisect_left(points, zlib.crc32(str(number).encode()))
+        following = [ring[points[(begin + step) % len(points)]] for step in range(_NEXT_POINTS)]
+        first, *others = dict.fromkeys(following)
+        if others:
+            keys.setdefault((first, others[0]), str(number))
+        if len(keys) == len(pairs):
+            break
+    # The ring of many replicas may lack a pair, whose first replica then has another
+    # second.
+    of_first = {first: key for (first, _), key in keys.items()}
+    return {pair: keys.get(pair, of_first[pair[0]]) for pair in pairs}

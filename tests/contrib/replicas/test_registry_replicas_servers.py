@@ -1,0 +1,150 @@
+"""Tests of nginx with four real servers of one registry."""
+
+import shutil
+import threading
+from collections import Counter
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.contrib.replicas.routing import nginx_conf
+from mlflow_deploy_plugin.core.spec.parts import ProxySpec, ServerSpec
+from tests.support.commands import done
+from tests.support.servers import single_model
+from tests.support.serving import servers_below
+from tests.support.waiting import free_port, wait_until
+
+pytestmark = pytest.mark.long
+NAMES = [f"team-{number}" for number in range(24)]
+ROW = {"inputs": [[1.0, 2.0, 3.0]]}
+
+
+class Replicas:
+    """Four servers behind nginx; the settings of `server` apply to each."""
+
+    def __init__(self, nginx, serve, options=(), **spec):
+        self._serve = serve
+        self._options = options
+        self.ports = [free_port() for _ in range(4)]
+        self.grpc_ports = [free_port() for _ in range(4)]
+        self.served = [self.start(number) for number in range(4)]
+        for served in self.served:
+            served.wait_ready()
+        listen = {"http": f"127.0.0.1:{free_port()}", "grpc": f"127.0.0.1:{free_port()}"}
+        self.url = f"http://{listen['http']}"
+        self.grpc = listen["grpc"]
+        addresses = {
+            "http": [f"127.0.0.1:{port}" for port in self.ports],
+            "grpc": [f"127.0.0.1:{port}" for port in self.grpc_ports],
+        }
+        self.config = nginx_conf(ProxySpec(replicas=4, **spec), ServerSpec(), listen, addresses)
+        self.proxy = nginx(self.config)
+
+    def start(self, number):
+        options = ["-p", str(self.ports[number]), "-C"]
+        options += [f"server.grpc_port={self.grpc_ports[number]}", *self._options]
+        return self._serve("--registry", "@champion", *options, state=f"state-{number}")
+
+    def loaded(self):
+        """Return the numbers of the replicas that have loaded each model."""
+        logs = [Path(served.log).read_text() for served in self.served]
+        return {
+            name: {number for number, log in enumerate(logs) if f"loaded {name} " in log}
+            for name in NAMES
+        }
+
+    def ask(self, name, **headers):
+        url = f"{self.url}/models/{name}/invocations"
+        return requests.post(url, json=ROW, headers=headers, timeout=60)
+
+
+@pytest.fixture
+def replicas(tmp_path, new_mlflow, new_home, nginx, monkeypatch):
+    """Return a function that starts the replicas with options of `serve`."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow.get_tracking_uri())
+    client = MlflowClient()
+    for number, name in enumerate(NAMES):
+        client.create_registered_model(name)
+        folder = single_model(tmp_path / f"m{number}", float(number))
+        version = client.create_model_version(name, folder.as_uri()).version
+        client.set_registered_model_alias(name, "champion", version)
+    with servers_below(tmp_path) as serve:
+        yield lambda *options, **spec: Replicas(nginx, serve, options, **spec)
+
+
+def test_killed_replica_fails_no_request(replicas):
+    running = replicas()
+    statuses: list[tuple[str, int]] = []
+    stop = threading.Event()
+
+    def load(names):
+        with requests.Session() as session:
+            while not stop.is_set():
+                for name in names:
+                    url = f"{running.url}/models/{name}/invocations"
+                    answer = session.post(url, json=ROW, timeout=60)
+                    assert answer.json() == {"predictions": [[6.0 + NAMES.index(name)]]}
+                    statuses.append((name, answer.status_code))
+
+    with running.proxy:
+        for name in NAMES:
+            assert running.ask(name).status_code == 200
+        before = running.loaded()
+        assert {len(places) for places in before.values()} == {1}
+        clients = [threading.Thread(target=load, args=(NAMES[part::3],)) for part in range(3)]
+        for client in clients:
+            client.start()
+        wait_until(lambda: len(statuses) > 300, 60, "load")
+        killed = running.served[1]
+        for process in killed.members():
+            process.kill()
+        count = len(statuses)
+        wait_until(lambda: len(statuses) > count + 600, 60, "load after the kill")
+        running.served.append(running.start(1).wait_ready())
+        count = len(statuses)
+        wait_until(lambda: len(statuses) > count + 600, 60, "load after the start")
+        stop.set()
+        for client in clients:
+            client.join(60)
+    assert Counter(status for _, status in statuses) == {200: len(statuses)}
+    assert {name for name, _ in statuses} == {*NAMES}
+    after = running.loaded()
+    moved = {name for name in NAMES if after[name] - {4} != before[name]}
+    assert moved == {name for name in NAMES if before[name] == {1}}
+    assert {len(after[name] - {1, 4}) for name in moved} == {1}
+
+
+def test_hot_model_is_loaded_twice_and_others_once(replicas):
+    running = replicas(hot_requests_per_second=20)
+    with running.proxy, requests.Session() as session:
+        for name in NAMES:
+            assert running.ask(name).status_code == 200
+        url = f"{running.url}/models/team-3/invocations"
+        assert {session.post(url, json=ROW).status_code for _ in range(300)} == {200}
+    loaded = running.loaded()
+    assert {name: len(places) for name, places in loaded.items() if len(places) > 1} == {
+        "team-3": 2
+    }
+
+
+def test_keys_and_broken_models_pass_the_proxy(replicas, tmp_path):
+    client = MlflowClient()
+    broken = shutil.copytree(tmp_path / "m0", tmp_path / "broken")
+    (broken / "model.onnx").write_bytes(b"not a graph")
+    version = client.create_model_version("team-0", broken.as_uri()).version
+    client.set_registered_model_alias("team-0", "champion", version)
+    key = done("keys create shop --endpoint team-1 --endpoint team-0 --scope infer").strip()
+    running = replicas("-C", "server.api_keys=true")
+    with running.proxy:
+        mine = {"Authorization": f"Bearer {key}"}
+        assert running.ask("team-1").status_code == 401
+        assert running.ask("team-1", **mine).status_code == 200
+        assert running.ask("team-2", **mine).status_code == 403
+        answers = [running.ask("team-0", **mine) for _ in range(5)]
+        assert {answer.status_code for answer in answers} == {503}
+        assert "model.onnx" in answers[0].json()["message"]
+        assert requests.get(f"{running.url}/v2/health/ready", timeout=30).ok
+    assert running.loaded()["team-1"] != set()
