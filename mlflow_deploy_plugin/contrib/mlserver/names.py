@@ -44,16 +44,18 @@ from mlflow_deploy_plugin.serve.protocols.protocol import (
     InferResponse,
     Protocol,
 )
+from mlflow_deploy_plugin.serve.protocols.schemas import ANY_OBJECT
 from mlflow_deploy_plugin.serve.protocols.v2 import (
-    Binding,
     RequestedOutput,
     Tensors,
+    V2Answer,
+    V2Names,
+    V2Output,
     V2Request,
     bind_tensors,
     knows_name,
     parameters_of,
 )
-from mlflow_deploy_plugin.serve.protocols.v2_names import V2Answer, V2Names, V2Output
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import array_datatype
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
@@ -388,9 +390,10 @@ def encode_v1(variant: ServedVariant, response: InferResponse) -> EncodedRespons
     return EncodedResponse(dump_json({"predictions": prediction}))
 
 
-_V1 = Protocol("tfserving", decode_v1, takes_pyfuncs=True)
+_V1 = Protocol("tfserving", decode_v1, response={JSON: ANY_OBJECT}, takes_pyfuncs=True)
 NAMES = V2Names(
-    Binding(bind, requested_outputs),
+    bind,
+    requested_outputs,
     answer,
     version_of,
     describe_server,

@@ -350,8 +350,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
         ) -> DecodedRequest:
             artifact = variant.loaded.predictor.artifact
             names = server.names
-            binding = None if names is None else names.binding
-            decoded = tensors.decode(message, artifact, variant.schema, raw, binding)
+            decoded = tensors.decode(message, artifact, variant.schema, raw, names)
             is_raw = bool(raw or message.raw_input_contents)
 
             def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:

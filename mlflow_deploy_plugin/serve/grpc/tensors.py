@@ -17,7 +17,6 @@ from google.protobuf.message import DecodeError, Message
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.protocols import v2, v2_tensors
-from mlflow_deploy_plugin.serve.protocols.v2_names import V2Answer
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_binary, from_texts
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -108,10 +107,10 @@ def decode(
     artifact: Artifact,
     schema: Schema,
     raw: Sequence[bytes | memoryview] = (),
-    binding: v2.Binding | None = None,
+    names: v2.V2Names | None = None,
 ) -> v2.V2Request:
     """Decode an infer request; `raw` are the tensors that `read_message` has removed,
-    and `binding` is as in `v2.decode`. Raises InvalidRequest if it is malformed or not
+    and `names` is as in `v2.decode`. Raises InvalidRequest if it is malformed or not
     supported.
 
     Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit
@@ -129,7 +128,7 @@ def decode(
     count = len(request.inputs)
     # All headers are checked before any values are decoded.
     heads: dict[str, TensorHeader] = {}
-    known = schema if binding is None else None
+    known = schema if names is None else None
     for position, entry in enumerate(request.inputs):
         shape = list(entry.shape[: v2_tensors.MAX_RANK + 1])
         fields = {"name": entry.name, "shape": shape, "datatype": entry.datatype}
@@ -154,8 +153,8 @@ def decode(
         arrays[head.name] = head, array
     id_ = v2.read_id(request.id)
     document = {"outputs": requested}
-    if binding is not None:
-        return v2.bind_request(id_, arrays, document, parameters, artifact, schema, binding)
+    if names is not None:
+        return v2.bind_request(id_, arrays, document, parameters, artifact, schema, names)
     feeds = v2.bind_tensors(arrays, schema)
     return v2.V2Request(id_, feeds, v2.requested_outputs(document, artifact), parameters)
 
@@ -181,7 +180,7 @@ def encode(
     return response
 
 
-def encode_named(endpoint: str, answer: V2Answer, is_raw: bool) -> messages.ModelInferResponse:
+def encode_named(endpoint: str, answer: v2.V2Answer, is_raw: bool) -> messages.ModelInferResponse:
     """Encode an answer with the names of another server, as bytes if `is_raw`."""
     response = messages.ModelInferResponse(
         model_name=endpoint, model_version=answer.version, id=answer.id

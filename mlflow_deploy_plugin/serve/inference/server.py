@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.serve.observability.tracing import Observer
 from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
-from mlflow_deploy_plugin.serve.protocols.v2_names import V2Names
+from mlflow_deploy_plugin.serve.protocols.v2 import V2Names
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
 

@@ -62,7 +62,7 @@ from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import KeyedSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.schemas.sent_schema import SentSchema
 from mlflow_deploy_plugin.serve.runtime.values import fits_shape, shape_text, short_repr
-from mlflow_deploy_plugin.serve.variants import ServedVariant
+from mlflow_deploy_plugin.serve.variants import LoadedVersion, ServedVariant
 
 TAG = "Open Inference Protocol V2"
 OCTETS = "application/octet-stream"
@@ -111,10 +111,32 @@ class V2Request(NamedTuple):
 Tensors = Mapping[str, tuple[TensorHeader, Array]]
 
 
-@dataclass(frozen=True)
-class Binding:
-    """The reading of infer requests, in the usual way or in that of another server
-    (`v2_names.py`).
+class V2Output(NamedTuple):
+    """An output with the name that another server gives to it, and its parameters. With
+    `is_binary`, its elements follow the JSON.
+    """
+
+    name: str
+    array: Array
+    parameters: Mapping[str, str]
+    is_binary: bool = False
+
+
+class V2Answer(NamedTuple):
+    """The answer to an infer request in the form of another server. If `version` is
+    empty, the answer has none.
+    """
+
+    id: str
+    version: str
+    outputs: Sequence[V2Output]
+    parameters: Mapping[str, str]
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class V2Names:
+    """The names of another server, for V2 over REST and gRPC (`v2_names.py`).
 
     Attributes:
         bind: returns the feeds, or the body, for the tensors of a request, which may
@@ -122,10 +144,23 @@ class Binding:
             not fit.
         requested: returns the requested outputs of a request's document. Raises
             InvalidRequest or SchemaMismatch if `outputs` is invalid.
+        answer: returns the answer of a version. Raises SchemaMismatch if the version
+            lacks a requested output.
+        version: returns the version in paths and answers; empty if it has none.
+        server_metadata: returns the document of `GET /v2`.
+        model_metadata: returns the document of `GET /v2/models/NAME`, for the name and
+            the version.
+        protocols: protocols that answer in place of others, by the name of the other
+            protocol. `load_names` adds V2.
     """
 
     bind: Callable[[Tensors, Mapping[str, object], Artifact, Schema], Feeds | OpaqueBody]
     requested: Callable[[Mapping[str, object], Artifact], tuple[RequestedOutput, ...]]
+    answer: Callable[[V2Request, ServedVariant, InferResponse], V2Answer]
+    version: Callable[[LoadedVersion], str]
+    server_metadata: Callable[[], dict[str, object]]
+    model_metadata: Callable[[str, Artifact], dict[str, object]]
+    protocols: Mapping[str, Protocol]
 
 
 def decode(
@@ -133,10 +168,10 @@ def decode(
     body: bytes,
     artifact: Artifact,
     schema: Schema,
-    binding: Binding | None = None,
+    names: V2Names | None = None,
 ) -> V2Request:
     """Decode the body of an infer request. Header names are in lower case. Without
-    `binding`, the request is read in the usual way.
+    `names`, the request is read in our own way.
 
     The Content-Type may be missing, as in `tritonclient`'s requests; otherwise it must
     be JSON, bytes or curl's default, or UnsupportedMediaType is raised. Raises
@@ -163,8 +198,8 @@ def decode(
     if (large := load_infer_request(text)) is not None:
         # The second attempt reports the error with the elements as they were sent.
         with suppress(OnnxserveError):
-            return _decode_document(large, binary, artifact, schema, binding)
-    return _decode_document(json_object(text), binary, artifact, schema, binding)
+            return _decode_document(large, binary, artifact, schema, names)
+    return _decode_document(json_object(text), binary, artifact, schema, names)
 
 
 def _decode_document(
@@ -172,7 +207,7 @@ def _decode_document(
     binary: memoryview,
     artifact: Artifact,
     schema: Schema,
-    binding: Binding | None,
+    names: V2Names | None,
 ) -> V2Request:
     """Return the request of a JSON document. The bytes of tensors without `data` are
     read from `binary`, the bytes after the JSON, in order.
@@ -186,7 +221,7 @@ def _decode_document(
             f"inputs is a JSON {json_type(entries)}; an array of tensors is expected",
         )
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
-    known = schema if binding is None else None
+    known = schema if names is None else None
     start = 0
     with np.errstate(over="raise"):
         for position, entry in enumerate(entries):
@@ -213,8 +248,8 @@ def _decode_document(
         raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
     id_ = read_id(document.get("id"))
     parameters = parameters_of("the request", document)
-    if binding is not None:
-        return bind_request(id_, arrays, document, parameters, artifact, schema, binding)
+    if names is not None:
+        return bind_request(id_, arrays, document, parameters, artifact, schema, names)
     return V2Request(
         id_, bind_tensors(arrays, schema), requested_outputs(document, artifact), parameters
     )
@@ -399,13 +434,13 @@ def bind_request(
     parameters: Mapping[str, object],
     artifact: Artifact,
     schema: Schema,
-    binding: Binding,
+    names: V2Names,
 ) -> V2Request:
     """Return the request of these tensors in the way of another server. Raises the
-    errors of `Binding`.
+    errors of `V2Names`.
     """
-    outputs = binding.requested(document, artifact)
-    bound = binding.bind(arrays, parameters, artifact, schema)
+    outputs = names.requested(document, artifact)
+    bound = names.bind(arrays, parameters, artifact, schema)
     if isinstance(bound, OpaqueBody):
         return V2Request(id_, {}, outputs, parameters, bound)
     return V2Request(id_, bound, outputs, parameters)

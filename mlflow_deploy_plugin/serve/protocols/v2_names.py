@@ -4,10 +4,9 @@ the entry points of the group `onnxserve.v2_names`.
 A server with the setting `server.v2_names: onnxserve` has none of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 from mlflow_deploy_plugin.core.extensions import find_entry
 from mlflow_deploy_plugin.serve.protocols import v2, v2_tensors
@@ -16,56 +15,12 @@ from mlflow_deploy_plugin.serve.protocols.protocol import (
     DecodedRequest,
     EncodedResponse,
     InferResponse,
-    Protocol,
 )
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.serve.variants import LoadedVersion, ServedVariant
+from mlflow_deploy_plugin.serve.protocols.schemas import ANY_OBJECT, BYTES
+from mlflow_deploy_plugin.serve.protocols.v2 import V2Answer, V2Names
+from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 OWN = "onnxserve"
-
-
-class V2Output(NamedTuple):
-    """An output of an answer. With `is_binary`, its elements follow the JSON."""
-
-    name: str
-    array: Array
-    parameters: Mapping[str, str]
-    is_binary: bool = False
-
-
-class V2Answer(NamedTuple):
-    """The answer to an infer request. If `version` is empty, the answer has none."""
-
-    id: str
-    version: str
-    outputs: Sequence[V2Output]
-    parameters: Mapping[str, str]
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True, eq=False)
-class V2Names:
-    """The names of another server.
-
-    Attributes:
-        binding: how its requests are read.
-        answer: returns the answer of a version. Raises SchemaMismatch if the version
-            lacks a requested output.
-        version: returns the version in paths and answers; empty if it has none.
-        server_metadata: returns the document of `GET /v2`.
-        model_metadata: returns the document of `GET /v2/models/NAME`, for the name and
-            the version.
-        protocols: protocols that answer in place of others, by the name of the other
-            protocol. `load_names` adds V2.
-    """
-
-    binding: v2.Binding
-    answer: Callable[[v2.V2Request, ServedVariant, InferResponse], V2Answer]
-    version: Callable[[LoadedVersion], str]
-    server_metadata: Callable[[], Mapping[str, object]]
-    model_metadata: Callable[[str, Artifact], dict[str, object]]
-    protocols: Mapping[str, Protocol]
 
 
 def load_names(name: str) -> V2Names | None:
@@ -75,7 +30,8 @@ def load_names(name: str) -> V2Names | None:
     if name == OWN:
         return None
     names: V2Names = find_entry("onnxserve.v2_names", name, "set of names", (OWN,), V2Names)
-    named = replace(v2.V2, decode=partial(decode_named, names))
+    response = {JSON: ANY_OBJECT, v2.OCTETS: BYTES}
+    named = replace(v2.V2, decode=partial(decode_named, names), response=response)
     return replace(names, protocols={**names.protocols, v2.V2.name: named})
 
 
@@ -86,7 +42,7 @@ def decode_named(
     errors of `v2.decode`.
     """
     artifact = variant.loaded.predictor.artifact
-    request = v2.decode(headers, body, artifact, variant.schema, names.binding)
+    request = v2.decode(headers, body, artifact, variant.schema, names)
 
     def respond(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         return encode(variant.endpoint, names.answer(request, variant, response))
