@@ -39,7 +39,8 @@ _CLASS_LOSSES = ("Logloss", "CrossEntropy", "MultiClass", "MultiClassOneVsAll")
 
 
 def main() -> int:
-    file, kind = Path(sys.argv[1]), sys.argv[2]
+    file = Path(sys.argv[1])
+    kind = sys.argv[2]
     logging.disable(logging.WARNING)
     try:
         adopt(file, kind)

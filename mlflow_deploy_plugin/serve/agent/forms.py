@@ -173,11 +173,12 @@ class Forms:
             with tempfile.TemporaryDirectory(dir=self.cache.drafts, prefix="fetching-") as draft:
                 target = Path(draft, "model")
                 made = ["--made-rows"] if version.rows != "example" else []
-                command = [sys.executable, "-B", "-m", _MODULE, str(version.folder), str(target)]
+                command = [sys.executable, "-B", "-m", _MODULE, *made, "--"]
+                command += [str(version.folder), str(target), label]
                 # The agent has permitted the code of the version.
                 permits = {MODEL_CODE: str(version.runs_code).lower()}
                 environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), **permits}
-                run_to_end([*command, label, *made], _SECONDS, environment=environment)
+                run_to_end(command, _SECONDS, environment=environment)
                 if combine_hashes(hash_files(version.folder)) != version.content:
                     return Conversion(reason="its files were changed while it was converted")
                 proof = read_text(target.with_suffix(".proof"), "the proof")

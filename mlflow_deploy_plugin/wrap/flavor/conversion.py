@@ -34,7 +34,6 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.wrap.evaluation.agreement import rounding_tolerance
 from mlflow_deploy_plugin.wrap.flavor.registered import (
-    Original,
     convert_original,
     load_file,
     load_folder,
@@ -85,7 +84,12 @@ def convert_folder(folder: Path, target: Path, label: str, makes_rows: bool = Fa
         ParityError: the ONNX form gives other answers.
         OnnxserveError: the model cannot be loaded, or has no rows.
     """
-    original = _load(folder, label)
+    section = read_mlmodel(folder).get("flavors", {}).get("sklearn", {})
+    if section.get("serialization_format") == JOBLIB:
+        file = load_file(folder / section["pickled_model"], allow_pickle=True)
+        original = replace(file, folder=folder, source=label, mlmodel=Model.load(str(folder)))
+    else:
+        original = load_folder(folder, label)
     rows = proof_rows(original, None)
     if rows.is_made_up and not makes_rows:
         raise ConversionError("its input example cannot be read")
@@ -99,7 +103,7 @@ def convert_folder(folder: Path, target: Path, label: str, makes_rows: bool = Fa
         raise ConversionError(f"its answers are not arrays: {error}") from None
     named = _named_like(wrapped, answers)
     mlmodel = original.mlmodel
-    assert mlmodel is not None  # `_load` reads it.
+    assert mlmodel is not None  # It was read with the folder.
     identity = Model(run_id=mlmodel.run_id, model_id=mlmodel.model_id)
     save_model(target, named, identity, metadata=mlmodel.metadata)
     saved = Model.load(str(target))
@@ -108,15 +112,6 @@ def convert_folder(folder: Path, target: Path, label: str, makes_rows: bool = Fa
     _check_answers(OnnxModel.load(target), named, answers)
     kind = "made" if rows.is_made_up else "example"
     return f"proven on {len(next(iter(answers.values())))} {kind} rows"
-
-
-def _load(folder: Path, label: str) -> Original:
-    flavors = read_mlmodel(folder).get("flavors", {})
-    section = flavors.get("sklearn", {})
-    if section.get("serialization_format") != JOBLIB:
-        return load_folder(folder, label)
-    file = load_file(folder / section["pickled_model"], allow_pickle=True)
-    return replace(file, folder=folder, source=label, mlmodel=Model.load(str(folder)))
 
 
 def _named_like(wrapped: WrappedModel, answers: Mapping[str, Array]) -> WrappedModel:

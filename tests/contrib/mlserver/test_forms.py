@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.core.mlmodel import MLMODEL
 from mlflow_deploy_plugin.core.statedir.files import SERVED, WANTED, read_state
 from mlflow_deploy_plugin.core.statedir.models import ServedModel, Wanted
 from tests.support import mlserver
-from tests.support.cli import onnxserve
+from tests.support.commands import told
 from tests.support.waiting import wait_until
 
 TABLE = pd.DataFrame(mlserver.ROWS, columns=["a", "b", "c", "d"])
@@ -53,17 +53,17 @@ def test_mlflow_folders_answer_alike_before_and_after(serve, tmp_path):
     save(tmp_path / "bare", signature=mlflow.models.infer_signature(TABLE, mlserver.LABELS))
     save(tmp_path / "always", signature=mlflow.models.infer_signature(TABLE, mlserver.LABELS))
     save(tmp_path / "unproven", NearestNeighbors().fit(TABLE), input_example=TABLE[:9])
-    documents = [
-        {"name": name, "variants": {"only": {"model": str(tmp_path / name)}}}
-        for name in ("example", "bare", "always", "unproven")
-    ]
-    documents[2]["variants"]["only"]["convert"] = "always"
+    documents = []
+    for name in ("example", "bare", "always", "unproven"):
+        convert = "always" if name == "always" else "example"
+        variant = {"model": str(tmp_path / name), "convert": convert}
+        documents.append({"name": name, "variants": {"only": variant}})
     spec = tmp_path / "spec.yaml"
     spec.write_text("\n---\n".join(map(json.dumps, documents)))
     served = serve("--spec", str(spec)).wait_ready(180)
 
     def aspects(name):
-        wanted = read_state(served.state_dir / WANTED, Wanted)
+        wanted = read_state(served.state_dir / WANTED, Wanted) or Wanted()
         return wanted.endpoints[name].variants["only"].aspects
 
     before = {name: answers(served.url, name) for name in ("example", "bare", "always")}
@@ -96,7 +96,8 @@ def test_result_is_kept_for_the_next_start(serve, tmp_path):
     served = serve(str(tmp_path / "model")).wait_ready(120)
 
     def form():
-        (endpoint,) = read_state(served.state_dir / WANTED, Wanted).endpoints.values()
+        wanted = read_state(served.state_dir / WANTED, Wanted) or Wanted()
+        (endpoint,) = wanted.endpoints.values()
         return [variant.aspects["form"] for variant in endpoint.variants.values()]
 
     wait_until(lambda: form() == ["converted"], 120, "converted")
@@ -122,9 +123,7 @@ def test_registry_of_plain_models_answers_and_is_converted(mlflow_server, serve,
                 serialization_format="cloudpickle",
             )
         client.set_registered_model_alias(name, "champion", "1")
-    listed = json.loads(
-        onnxserve("wrap", "--registry", "@champion", "--dry-run", "-o", "json").stdout
-    )
+    listed = told("wrap --registry @champion --dry-run")
     assert [(entry["name"], entry["form"], entry["consent"]) for entry in listed] == [
         ("bare", "original", "--allow-pickle"),
         ("plain", "converts", "--allow-pickle"),
@@ -146,6 +145,8 @@ def test_registry_of_plain_models_answers_and_is_converted(mlflow_server, serve,
     )
     assert answers(served.url, "plain")[0] == before
     (file,) = (served.state_dir / SERVED).glob("*.json")
-    (variant,) = read_state(file, ServedModel).endpoint.variants.values()
+    saved = read_state(file, ServedModel)
+    assert saved is not None
+    (variant,) = saved.endpoint.variants.values()
     assert variant.aspects["form"] == "converted"
     assert (variant.folder / MLMODEL).is_file()
