@@ -41,7 +41,8 @@ from mlflow_deploy_plugin.wrap.flavor.registered import (
 )
 from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel, save_model
 
-_LOWEST_PRIORITY = 19
+_NICE = 10
+"""The priority of the agent's other work. A lower one would starve on a busy server."""
 _ROUNDING = rounding_tolerance(1e-4)
 _UNCAST = "_of_graph"
 
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("label")
     parser.add_argument("--made-rows", action="store_true")
     options = parser.parse_args()
-    os.nice(_LOWEST_PRIORITY)
+    os.nice(max(0, _NICE - os.nice(0)))
     logging.disable(logging.WARNING)
     try:
         proof = convert_folder(options.folder, options.target, options.label, options.made_rows)
