@@ -39,7 +39,8 @@ _CLASS_LOSSES = ("Logloss", "CrossEntropy", "MultiClass", "MultiClassOneVsAll")
 
 
 def main() -> int:
-    file, kind = Path(sys.argv[1]), sys.argv[2]
+    file = Path(sys.argv[1])
+    kind = sys.argv[2]
     logging.disable(logging.WARNING)
     try:
         adopt(file, kind)
@@ -73,14 +74,15 @@ def adopt(file: Path, kind: str) -> None:
 
 
 def _signature(model: Any, predict: Callable[[Any], Any]) -> ModelSignature | None:
-    """Return the signature: columns if the model knows their names, otherwise a matrix.
-    The outputs are those of a prediction. None if the number of columns is unknown.
+    """Return the signature: a matrix, which is what MLServer's clients send by default,
+    or named columns if some of them are texts. The outputs are those of a prediction.
+    None if the number of columns is unknown.
     """
     width, names, texts = known_columns(model)
     if not width:
         return None
     inputs = Schema([TensorSpec(np.dtype("float64"), (-1, width))])
-    if names:
+    if texts:
         columns = []
         for name in names:
             kind = DataType.string if name in texts else DataType.double

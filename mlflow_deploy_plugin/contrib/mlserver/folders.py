@@ -13,9 +13,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from mlflow_deploy_plugin.core.mlmodel import MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.registry.model_files import refuse_links
-from mlflow_deploy_plugin.core.registry.model_folders import FoundModels, ModelFile
+from mlflow_deploy_plugin.core.registry.model_folders import FolderReader, FoundModels, ModelFile
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
 
 _log = logging.getLogger(__name__)
@@ -179,11 +181,11 @@ class MlserverFolders:
             return FoundModels({default_endpoint_name(name): {"": path}}, server)
         models: dict[str, dict[str, Path]] = {}
         for folder in folders:
-            try:
+            settings = _Settings(folder, {})
+            with suppress(InvalidArtifact):  # The agent reports it, and serves the other models.
                 settings = _read_settings(folder)
-                name, label = settings.name, settings.version
-            except InvalidArtifact:  # The agent reports the error, and serves the other models.
-                name, label = _Settings(folder, {}).name, ""
+            name = settings.name
+            label = settings.version
             versions = models.setdefault(name, {})
             if label in versions:
                 places = [str(each.relative_to(path)) for each in (versions[label], folder)]
@@ -192,7 +194,10 @@ class MlserverFolders:
                     f"parameters.version in {MODEL_SETTINGS}"
                 )
             versions[label] = folder
-        in_order = {name: dict(sorted(models[name].items(), key=_by_version)) for name in models}
+        in_order = {}
+        for name, versions in models.items():
+            labels = sorted(versions, key=_as_numbers)
+            in_order[name] = {label: versions[label] for label in labels}
         return FoundModels(in_order, server)
 
     def read_model(self, path: Path) -> ModelFile | None:
@@ -213,7 +218,13 @@ class MlserverFolders:
             return None
         else:
             file = path
-        _check_implementation(implementation)
+        if implementation not in ("", _MLFLOW, *RUNTIMES):
+            known = join_names([_MLFLOW, *(name for name in RUNTIMES if name != "onnx")])
+            raise InvalidArtifact(
+                f"the implementation {one_line(repr(implementation), 100)} is not one of {known}; "
+                "a class of your own becomes steps around a model (onnxserve serve --steps FILE), "
+                "or a pyfunc (mlflow.pyfunc.log_model)"
+            )
         if file.is_dir() and (file / MLMODEL).is_file() and implementation in ("", _MLFLOW):
             return _mlflow_folder(file, settings)
         if implementation == _MLFLOW:
@@ -224,12 +235,12 @@ class MlserverFolders:
         return _model_file(file, implementation, settings)
 
 
-MLSERVER = MlserverFolders()
+MLSERVER: FolderReader = MlserverFolders()
 
 
-def _by_version(entry: tuple[str, Path]) -> list[tuple[bool, int, str]]:
+def _as_numbers(version: str) -> list[tuple[bool, int, str]]:
     """Return the key by which versions are ordered: numbers are compared as numbers."""
-    parts = filter(None, _NUMBER.split(entry[0]))
+    parts = filter(None, _NUMBER.split(version))
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
@@ -309,17 +320,6 @@ def _named_runtime() -> str:
     return os.environ.get(_IMPLEMENTATION, "")
 
 
-def _check_implementation(implementation: str) -> None:
-    """Raise InvalidArtifact for an implementation that is not served."""
-    if implementation and implementation != _MLFLOW and implementation not in RUNTIMES:
-        known = join_names([_MLFLOW, *(name for name in RUNTIMES if name != "onnx")])
-        raise InvalidArtifact(
-            f"the implementation {one_line(repr(implementation), 100)} is not one of {known}; "
-            "a class of your own becomes steps around a model (onnxserve serve --steps FILE), or "
-            "a pyfunc (mlflow.pyfunc.log_model)"
-        )
-
-
 def _inside(folder: Path, uri: str) -> Path:
     """Return the path of a file or folder in a folder. Raises InvalidArtifact if it is
     outside, also through links, or does not exist.
@@ -350,7 +350,8 @@ def _find_file(folder: Path, implementation: str = "") -> Path:
         for name in runtime.names:
             if (folder / name).is_file():
                 return folder / name
-    files = [file for file in _visible_files(folder) if _is_of(file, runtimes)]
+    visible = [file for file in sorted(folder.glob("[!.]*")) if file.is_file()]
+    files = [file for file in visible if _is_of(file, runtimes)]
     names = join_names([file.name for file in files])
     if len(files) > 1:
         raise InvalidArtifact(
@@ -358,18 +359,12 @@ def _find_file(folder: Path, implementation: str = "") -> Path:
             "parameters.uri, or keep one file"
         )
     if not files:
-        endings = join_names(sorted({end for runtime in runtimes for end in runtime.endings}))
+        endings = join_names(sorted(set(chain(*(runtime.endings for runtime in runtimes)))))
         raise InvalidArtifact(
             f"the folder has no model: an MLmodel file, {MODEL_SETTINGS}, or a file with one of "
             f"the endings {endings} is expected"
         )
     return files[0]
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and not file.name.startswith("."):
-            yield file
 
 
 def _is_of(file: Path, runtimes: Any) -> bool:
@@ -416,7 +411,8 @@ def _mlflow_folder(folder: Path, settings: _Settings) -> ModelFile:
     def adopt(target: Path) -> None:
         document = dict(read_mlmodel(folder))
         document["metadata"] = {**document.get("metadata", {}), METADATA: metadata}
-        shutil.copytree(folder, target)
+        shutil.copytree(folder, target, symlinks=True)
+        refuse_links(target)  # A link may have been added since.
         (target / MLMODEL).write_text(yaml.safe_dump(document, sort_keys=False))
 
     identity = _digest(str(folder), *stamps, json.dumps(metadata))

@@ -2,9 +2,9 @@
 can be converted and the spec allows it.
 
 Conversions run one at a time in processes that end (`wrap/flavor/conversion.py`), with
-the lowest priority. The original answers until the ONNX form is proven, and if it
-cannot be proven. Each result, also a failure, is stored in the state folder by the
-digest of the original's files and the versions of the libraries:
+a low priority. The original answers until the ONNX form is proven, and if it cannot be
+proven. Each result, also a failure, is stored in the state folder by the digest of the
+original's files and the versions of the libraries:
 
 - `STATE/converted/<key>.json`: the result (`Conversion`)
 - `CACHE/models/<digest>/`: the ONNX form, next to the fetched models
@@ -173,11 +173,12 @@ class Forms:
             with tempfile.TemporaryDirectory(dir=self.cache.drafts, prefix="fetching-") as draft:
                 target = Path(draft, "model")
                 made = ["--made-rows"] if version.rows != "example" else []
-                command = [sys.executable, "-B", "-m", _MODULE, str(version.folder), str(target)]
+                command = [sys.executable, "-B", "-m", _MODULE, *made, "--"]
+                command += [str(version.folder), str(target), label]
                 # The agent has permitted the code of the version.
                 permits = {MODEL_CODE: str(version.runs_code).lower()}
                 environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), **permits}
-                run_to_end([*command, label, *made], _SECONDS, environment=environment)
+                run_to_end(command, _SECONDS, environment=environment)
                 if combine_hashes(hash_files(version.folder)) != version.content:
                     return Conversion(reason="its files were changed while it was converted")
                 proof = read_text(target.with_suffix(".proof"), "the proof")

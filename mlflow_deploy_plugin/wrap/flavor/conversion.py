@@ -34,7 +34,6 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.wrap.evaluation.agreement import rounding_tolerance
 from mlflow_deploy_plugin.wrap.flavor.registered import (
-    Original,
     convert_original,
     load_file,
     load_folder,
@@ -42,7 +41,8 @@ from mlflow_deploy_plugin.wrap.flavor.registered import (
 )
 from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel, save_model
 
-_LOWEST_PRIORITY = 19
+_NICE = 10
+"""The priority of the agent's other work. A lower one would starve on a busy server."""
 _ROUNDING = rounding_tolerance(1e-4)
 _UNCAST = "_of_graph"
 
@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("label")
     parser.add_argument("--made-rows", action="store_true")
     options = parser.parse_args()
-    os.nice(_LOWEST_PRIORITY)
+    os.nice(max(0, _NICE - os.nice(0)))
     logging.disable(logging.WARNING)
     try:
         proof = convert_folder(options.folder, options.target, options.label, options.made_rows)
@@ -85,7 +85,12 @@ def convert_folder(folder: Path, target: Path, label: str, makes_rows: bool = Fa
         ParityError: the ONNX form gives other answers.
         OnnxserveError: the model cannot be loaded, or has no rows.
     """
-    original = _load(folder, label)
+    section = read_mlmodel(folder).get("flavors", {}).get("sklearn", {})
+    if section.get("serialization_format") == JOBLIB:
+        file = load_file(folder / section["pickled_model"], allow_pickle=True)
+        original = replace(file, folder=folder, source=label, mlmodel=Model.load(str(folder)))
+    else:
+        original = load_folder(folder, label)
     rows = proof_rows(original, None)
     if rows.is_made_up and not makes_rows:
         raise ConversionError("its input example cannot be read")
@@ -99,7 +104,7 @@ def convert_folder(folder: Path, target: Path, label: str, makes_rows: bool = Fa
         raise ConversionError(f"its answers are not arrays: {error}") from None
     named = _named_like(wrapped, answers)
     mlmodel = original.mlmodel
-    assert mlmodel is not None  # `_load` reads it.
+    assert mlmodel is not None  # It was read with the folder.
     identity = Model(run_id=mlmodel.run_id, model_id=mlmodel.model_id)
     save_model(target, named, identity, metadata=mlmodel.metadata)
     saved = Model.load(str(target))
@@ -108,15 +113,6 @@ def convert_folder(folder: Path, target: Path, label: str, makes_rows: bool = Fa
     _check_answers(OnnxModel.load(target), named, answers)
     kind = "made" if rows.is_made_up else "example"
     return f"proven on {len(next(iter(answers.values())))} {kind} rows"
-
-
-def _load(folder: Path, label: str) -> Original:
-    flavors = read_mlmodel(folder).get("flavors", {})
-    section = flavors.get("sklearn", {})
-    if section.get("serialization_format") != JOBLIB:
-        return load_folder(folder, label)
-    file = load_file(folder / section["pickled_model"], allow_pickle=True)
-    return replace(file, folder=folder, source=label, mlmodel=Model.load(str(folder)))
 
 
 def _named_like(wrapped: WrappedModel, answers: Mapping[str, Array]) -> WrappedModel:

@@ -15,7 +15,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import Schema
 from pydantic import JsonValue
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -160,7 +160,8 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     for an unnamed text.
     """
     first, *others = signature.inputs.inputs
-    if signature.inputs.is_tensor_spec() and not others and _is_table(first):
+    is_matrix = len(getattr(first, "shape", ())) == 2 and first.shape[1] > 0
+    if is_matrix and not others and np.dtype(first.type).kind == "f":
         kinds = dict.fromkeys(map(str, range(first.shape[1])), str(np.dtype(first.type)))
         rows = _made_up_table(kinds, model).to_numpy()
         return {first.name: rows} if first.name else rows
@@ -218,11 +219,6 @@ def known_columns(model: TrainedModel) -> tuple[int, tuple[str, ...], frozenset[
         or any(isinstance(value, str) for value in boundary.categories.get(name, ()))
     }
     return width, names, frozenset(texts)
-
-
-def _is_table(tensor: TensorSpec) -> bool:
-    """Return True for a tensor [N, columns] of floats."""
-    return len(tensor.shape) == 2 and tensor.shape[1] > 0 and np.dtype(tensor.type).kind == "f"
 
 
 def _known_values(model: TrainedModel, names: list[str]) -> BoundaryValues:

@@ -27,8 +27,20 @@ def _no_variables(monkeypatch):
         monkeypatch.delenv(f"MLSERVER_MODEL_{name}", raising=False)
 
 
+def found(path):
+    models = MLSERVER.find_models(path)
+    assert models is not None
+    return models
+
+
+def read(path):
+    model = MLSERVER.read_model(path)
+    assert model is not None
+    return model
+
+
 def adopted(path, target):
-    MLSERVER.read_model(path).adopt(target)
+    read(path).adopt(target)
     return read_mlmodel(target)
 
 
@@ -77,23 +89,23 @@ def test_settings_name_versions_and_server(tmp_path):
         (folder / "m.joblib").write_bytes(b"")
     mlserver.settings(tmp_path / "deep" / "unnamed", implementation=SKLEARN)
     (tmp_path / "settings.json").write_text('{"parallel_workers": 2, "http_port": 8085}')
-    found = MLSERVER.find_models(tmp_path)
-    assert found.models == {
+    models = found(tmp_path)
+    assert models.models == {
         "churn": {"9": tmp_path / "b", "10": tmp_path / "a"},
         "unnamed": {"": tmp_path / "deep" / "unnamed"},
     }
-    assert [*found.models["churn"]] == ["9", "10"]
-    assert found.server == {"workers": 2, "port": 8085}
-    assert MLSERVER.read_model(tmp_path / "a").version == "10"
+    assert [*models.models["churn"]] == ["9", "10"]
+    assert models.server == {"workers": 2, "port": 8085}
+    assert read(tmp_path / "a").version == "10"
 
 
 def test_variables_name_the_model_and_its_runtime(tmp_path, monkeypatch):
     (tmp_path / "model.bst").write_bytes(b"tree\n")
     monkeypatch.setenv("MLSERVER_MODEL_NAME", "iris")
     monkeypatch.setenv("MLSERVER_MODEL_IMPLEMENTATION", XGBOOST)
-    assert [*MLSERVER.find_models(tmp_path).models] == ["iris"]
+    assert [*found(tmp_path).models] == ["iris"]
     with refused(InvalidArtifact, "model.bst"):
-        MLSERVER.read_model(tmp_path).adopt(tmp_path / "adopted")
+        read(tmp_path).adopt(tmp_path / "adopted")
 
 
 def test_mlflow_folder_without_settings_is_left_alone(tmp_path):
@@ -186,7 +198,7 @@ def test_settings_that_are_a_pipe_do_not_block(tmp_path):
 def test_damaged_files_are_refused_in_one_line(name, content, named, tmp_path):
     (tmp_path / name).write_bytes(content)
     with refused(InvalidArtifact, name, named) as caught:
-        MLSERVER.read_model(tmp_path).adopt(tmp_path / "adopted")
+        read(tmp_path).adopt(tmp_path / "adopted")
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
 
@@ -208,7 +220,7 @@ def test_layout_of_mlserver_serves_all_but_broken_models(serve, tmp_path):
     served = serve(str(root), "--allow-pickle").wait_ready(180)
 
     def forms():
-        wanted = read_state(served.state_dir / WANTED, Wanted)
+        wanted = read_state(served.state_dir / WANTED, Wanted) or Wanted()
         variants = (each for name in expected for each in wanted.endpoints[name].variants.values())
         return {each.model: each.aspects.get("form") for each in variants}
 

@@ -2,19 +2,19 @@ import json
 
 import mlflow
 import mlflow.sklearn
+import numpy as np
 import pandas as pd
 import pytest
 import requests
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL
 from mlflow_deploy_plugin.core.statedir.files import SERVED, WANTED, read_state
 from mlflow_deploy_plugin.core.statedir.models import ServedModel, Wanted
 from tests.support import mlserver
-from tests.support.cli import onnxserve
+from tests.support.commands import told
 from tests.support.waiting import wait_until
 
 TABLE = pd.DataFrame(mlserver.ROWS, columns=["a", "b", "c", "d"])
@@ -39,9 +39,7 @@ def answers(url, name):
     """Return the answers of V2 and of MLflow; None while there is no version."""
     v2 = requests.post(f"{url}/v2/models/{name}/infer", json=COLUMNS, timeout=60)
     records = {"dataframe_records": TABLE[:5].to_dict("records")}
-    invoked = requests.post(
-        f"{url}/invocations", json=records, params={"endpoint": name}, timeout=60
-    )
+    invoked = requests.post(f"{url}/models/{name}/invocations", json=records, timeout=60)
     if v2.status_code != 200:
         return None
     return v2.json()["outputs"], invoked.status_code, invoked.text
@@ -52,28 +50,31 @@ def test_mlflow_folders_answer_alike_before_and_after(serve, tmp_path):
     save(tmp_path / "example", input_example=TABLE[:20])
     save(tmp_path / "bare", signature=mlflow.models.infer_signature(TABLE, mlserver.LABELS))
     save(tmp_path / "always", signature=mlflow.models.infer_signature(TABLE, mlserver.LABELS))
-    save(tmp_path / "unproven", NearestNeighbors().fit(TABLE), input_example=TABLE[:9])
-    documents = [
-        {"name": name, "variants": {"only": {"model": str(tmp_path / name)}}}
-        for name in ("example", "bare", "always", "unproven")
-    ]
-    documents[2]["variants"]["only"]["convert"] = "always"
+    model = make_pipeline(FunctionTransformer(np.sort), LogisticRegression())
+    model.fit(TABLE, mlserver.LABELS)
+    save(tmp_path / "unproven", model, input_example=TABLE[:9])
+    documents = []
+    for name in ("example", "bare", "always", "unproven"):
+        convert = "always" if name == "always" else "example"
+        variant = {"model": str(tmp_path / name), "convert": convert}
+        documents.append({"name": name, "variants": {"only": variant}})
     spec = tmp_path / "spec.yaml"
     spec.write_text("\n---\n".join(map(json.dumps, documents)))
     served = serve("--spec", str(spec)).wait_ready(180)
 
     def aspects(name):
-        wanted = read_state(served.state_dir / WANTED, Wanted)
+        wanted = read_state(served.state_dir / WANTED, Wanted) or Wanted()
         return wanted.endpoints[name].variants["only"].aspects
 
     before = {name: answers(served.url, name) for name in ("example", "bare", "always")}
+    assert all(before.values())
     forms = {"bare": "original", "always": "converted", "unproven": "original"}
     forms["example"] = "converted"
-    wait_until(lambda: {name: aspects(name)["form"] for name in forms} == forms, 240, "the forms")
+    wait_until(lambda: {name: aspects(name)["form"] for name in forms} == forms, 400, "the forms")
     assert aspects("example")["form_reason"] == "proven on 20 example rows"
     assert aspects("always")["form_reason"] == "proven on 500 made rows"
     assert "variants.NAME.convert=always" in aspects("bare")["form_reason"]
-    assert "NearestNeighbors" in aspects("unproven")["form_reason"]
+    assert "FunctionTransformer" in aspects("unproven")["form_reason"]
     metadata = f"{served.url}/v2/models/example"
     wait_until(
         lambda: requests.get(metadata, timeout=30).json()["platform"] == "onnxruntime_onnx",
@@ -96,7 +97,8 @@ def test_result_is_kept_for_the_next_start(serve, tmp_path):
     served = serve(str(tmp_path / "model")).wait_ready(120)
 
     def form():
-        (endpoint,) = read_state(served.state_dir / WANTED, Wanted).endpoints.values()
+        wanted = read_state(served.state_dir / WANTED, Wanted) or Wanted()
+        (endpoint,) = wanted.endpoints.values()
         return [variant.aspects["form"] for variant in endpoint.variants.values()]
 
     wait_until(lambda: form() == ["converted"], 120, "converted")
@@ -122,15 +124,12 @@ def test_registry_of_plain_models_answers_and_is_converted(mlflow_server, serve,
                 serialization_format="cloudpickle",
             )
         client.set_registered_model_alias(name, "champion", "1")
-    listed = json.loads(
-        onnxserve("wrap", "--registry", "@champion", "--dry-run", "-o", "json").stdout
-    )
+    listed = told("wrap --registry @champion --dry-run")
     assert [(entry["name"], entry["form"], entry["consent"]) for entry in listed] == [
         ("bare", "original", "--allow-pickle"),
         ("plain", "converts", "--allow-pickle"),
     ]
     served = serve("--registry", "@champion").wait_ready(120)
-    wait_until(lambda: "plain" in requests.get(served.url, timeout=9).text, 60, "listed")
     refusal = requests.post(f"{served.url}/v2/models/plain/infer", json=COLUMNS, timeout=90)
     assert refusal.status_code == 503
     assert "--allow-pickle" in refusal.text
@@ -146,6 +145,8 @@ def test_registry_of_plain_models_answers_and_is_converted(mlflow_server, serve,
     )
     assert answers(served.url, "plain")[0] == before
     (file,) = (served.state_dir / SERVED).glob("*.json")
-    (variant,) = read_state(file, ServedModel).endpoint.variants.values()
+    saved = read_state(file, ServedModel)
+    assert saved is not None
+    (variant,) = saved.endpoint.variants.values()
     assert variant.aspects["form"] == "converted"
     assert (variant.folder / MLMODEL).is_file()
