@@ -45,6 +45,12 @@ from benchmarks.serving.servers import CLIENT_CORE, Server, cores_given, free_po
 
 COLUMNS = 30
 CONNECTIONS = 8
+ESTIMATORS = {
+    "logistic": lambda seed: LogisticRegression(),
+    "forest": lambda seed: RandomForestClassifier(50, random_state=seed),
+    "boosting": lambda seed: GradientBoostingClassifier(random_state=seed),
+}
+KINDS = [*ESTIMATORS]
 OURS = "onnxserve"
 THEIRS = "MLServer"
 
@@ -75,9 +81,11 @@ def main() -> int:
     rows = rng.normal(size=(500, COLUMNS))
     with tempfile.TemporaryDirectory(prefix="onnxserve-mlserver-") as name:
         folder = Path(name)
-        kinds = _fit(folder, rows)
+        models = _fit(folder, rows, max(len(KINDS), *options.models))
         print(table.HEAD, flush=True)
-        for row in (*_speed(folder, kinds, rows, options), *_memory(folder, kinds, rows, options)):
+        for row in _speed(folder, models[: len(KINDS)], rows, options):
+            print(row, flush=True)
+        for row in _memory(folder, models, rows, options):
             print(row, flush=True)
     return 0
 
@@ -97,17 +105,17 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _fit(folder: Path, rows: np.ndarray) -> list[Model]:
-    """Return three fitted models of (500, 30) float64 rows, on disk in both forms."""
-    target = (rows[:, 0] + rows[:, 1] > 0).astype(int)
-    estimators = {
-        "logistic": LogisticRegression(),
-        "forest": RandomForestClassifier(50, random_state=0),
-        "boosting": GradientBoostingClassifier(random_state=0),
-    }
+def _fit(folder: Path, rows: np.ndarray, number: int) -> list[Model]:
+    """Return different fitted models of (500, 30) float64 rows, on disk in both forms: a
+    logistic regression, a forest, gradient boosting, and again from the start.
+    """
     models = []
-    for name, estimator in estimators.items():
-        model = Model(name, folder / f"{name}.joblib", folder / name, estimator.fit(rows, target))
+    for index in range(number):
+        kind = KINDS[index % len(KINDS)]
+        target = (rows[:, 0] + rows[:, index % COLUMNS] > 0).astype(int)
+        name = f"{kind}-{index}"
+        estimator = ESTIMATORS[kind](index).fit(rows, target)
+        model = Model(name, folder / f"{name}.joblib", folder / name, estimator)
         joblib.dump(estimator, model.pickled)
         onnxserve.save_model(estimator, model.wrapped, input_example=rows[:5])
         models.append(model)
@@ -115,15 +123,15 @@ def _fit(folder: Path, rows: np.ndarray) -> list[Model]:
 
 
 def _speed(
-    folder: Path, kinds: Sequence[Model], rows: np.ndarray, options: argparse.Namespace
+    folder: Path, models: Sequence[Model], rows: np.ndarray, options: argparse.Namespace
 ) -> Iterator[table.Row]:
-    served = {model.name: model for model in kinds}
+    served = {model.name: model for model in models}
     with ExitStack() as stack:
         servers = [
             stack.enter_context(start(folder / "speed", served, rows))
             for start in (_ours, _theirs(options.mlserver))
         ]
-        for model in kinds:
+        for model in models:
             for size in options.batches:
                 targets = [_target(server, model.name, model, rows[:size]) for server in servers]
                 rounds = [
@@ -142,11 +150,11 @@ def _speed(
 
 
 def _memory(
-    folder: Path, kinds: Sequence[Model], rows: np.ndarray, options: argparse.Namespace
+    folder: Path, models: Sequence[Model], rows: np.ndarray, options: argparse.Namespace
 ) -> Iterator[table.Row]:
     """Start each server with several models, one server after the other."""
     for number in options.models:
-        served = {f"model-{index}": kinds[index % len(kinds)] for index in range(number)}
+        served = {model.name: model for model in models[:number]}
         memory: list[float] = []
         seconds: list[float] = []
         for start in (_ours, _theirs(options.mlserver)):

@@ -24,7 +24,6 @@ from tests.support.services.cluster import NEEDS_CLUSTER, own_namespace
 from tests.support.waiting import wait_until
 
 pytestmark = [NEEDS_CLUSTER, pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(1800)]
-KUBECONFIG = os.environ.get("KUBECONFIG", "")
 SMALL = {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 TENSOR = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.5]}
 
@@ -88,12 +87,17 @@ def is_accepted(cluster, document):
         text=True,
         check=False,
     )
-    assert applied.returncode == 0 or "no matches for kind" in applied.stderr, applied.stderr
+    is_new = any(text in applied.stderr for text in ("no matches for kind", "(NotFound)"))
+    assert applied.returncode == 0 or is_new, applied.stderr
     return applied.returncode == 0
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_servingruntime_is_accepted_by_cluster(cluster, release):
+    if cluster.is_old and not os.environ.get("CUSTOM_RESOURCES"):
+        # An API server 1.20 that is built with Go 1.18 or newer ends at the first object
+        # of any definition, unless its reflect2 is 1.0.2 or newer.
+        pytest.skip("CUSTOM_RESOURCES is not set, and this old API server may end")
     made = [for_old_cluster(definition) for definition in definitions(release)]
     names = [definition["metadata"]["name"] for definition in made]
     for definition in made:
