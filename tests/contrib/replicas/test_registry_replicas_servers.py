@@ -1,10 +1,13 @@
 """Tests of nginx with four real servers of one registry."""
 
+import os
 import shutil
+import signal
 import threading
 from collections import Counter
 from pathlib import Path
 
+import grpc
 import mlflow
 import pytest
 import requests
@@ -12,6 +15,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.contrib.replicas.routing import nginx_conf
 from mlflow_deploy_plugin.core.spec.parts import ProxySpec, ServerSpec
+from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from tests.support.commands import done
 from tests.support.servers import single_model
 from tests.support.serving import servers_below
@@ -75,7 +79,8 @@ def replicas(tmp_path, new_mlflow, new_home, nginx, monkeypatch):
         yield lambda *options, **spec: Replicas(nginx, serve, options, **spec)
 
 
-def test_killed_replica_fails_no_request(replicas):
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_ending_replica_fails_no_request(replicas, ending):
     running = replicas()
     statuses: list[tuple[str, int]] = []
     stop = threading.Event()
@@ -99,8 +104,11 @@ def test_killed_replica_fails_no_request(replicas):
             client.start()
         wait_until(lambda: len(statuses) > 300, 60, "load")
         killed = running.served[1]
-        for process in killed.members():
-            process.kill()
+        if ending == signal.SIGKILL:
+            # As if the machine fails: no process answers that another one is gone.
+            os.killpg(killed.process.pid, signal.SIGSTOP)
+            os.killpg(killed.process.pid, signal.SIGKILL)
+        assert killed.end(ending) in (0, -signal.SIGKILL)
         count = len(statuses)
         wait_until(lambda: len(statuses) > count + 600, 60, "load after the kill")
         running.served.append(running.start(1).wait_ready())
@@ -148,3 +156,35 @@ def test_keys_and_broken_models_pass_the_proxy(replicas, tmp_path):
         assert "model.onnx" in answers[0].json()["message"]
         assert requests.get(f"{running.url}/v2/health/ready", timeout=30).ok
     assert running.loaded()["team-1"] != set()
+
+
+def test_grpc_is_routed_by_its_header(replicas):
+    running = replicas()
+    infer = messages.ModelInferRequest(
+        inputs=[
+            messages.ModelInferRequest.InferInputTensor(
+                name="X",
+                datatype="FP32",
+                shape=[1, 3],
+                contents=messages.InferTensorContents(fp32_contents=[1, 2, 3]),
+            )
+        ]
+    )
+    with running.proxy, grpc.insecure_channel(running.grpc) as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            messages.ModelInferRequest.SerializeToString,
+            messages.ModelInferResponse.FromString,
+        )
+        for header in ("mm-model-id", "mm-vmodel-id"):
+            for number, name in enumerate(NAMES[:6]):
+                infer.model_name = name
+                for _ in range(3):
+                    answer = call(infer, metadata=[(header, name)], timeout=60)
+                    assert answer.outputs[0].contents.fp32_contents == [6.0 + number]
+        # The same replica answers over HTTP.
+        for name in NAMES[:6]:
+            assert running.ask(name).status_code == 200
+        assert {len(places) for places in [*running.loaded().values()][:6]} == {1}
+        infer.model_name = "team-9"
+        assert call(infer, timeout=60).outputs[0].contents.fp32_contents == [15.0]
