@@ -106,8 +106,8 @@ def _options() -> argparse.Namespace:
 
 
 def _fit(folder: Path, rows: np.ndarray, number: int) -> list[Model]:
-    """Return different fitted models of (500, 30) float64 rows, on disk in both forms: a
-    logistic regression, a forest, gradient boosting, and again from the start.
+    """Return different fitted models of (500, 30) float64 rows, on disk in both forms:
+    a logistic regression, a forest, gradient boosting, and again from the start.
     """
     models = []
     for index in range(number):

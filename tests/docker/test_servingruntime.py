@@ -95,8 +95,8 @@ def is_accepted(cluster, document):
 @pytest.mark.parametrize("release", RELEASES)
 def test_servingruntime_is_accepted_by_cluster(cluster, release):
     if cluster.is_old and not os.environ.get("CUSTOM_RESOURCES"):
-        # An API server 1.20 that is built with Go 1.18 or newer ends at the first object
-        # of any definition, unless its reflect2 is 1.0.2 or newer.
+        # An API server 1.20 that is built with Go 1.18 or newer ends at the first
+        # object of any definition, unless its reflect2 is 1.0.2 or newer.
         pytest.skip("CUSTOM_RESOURCES is not set, and this old API server may end")
     made = [for_old_cluster(definition) for definition in definitions(release)]
     names = [definition["metadata"]["name"] for definition in made]

@@ -79,7 +79,12 @@ _option = partial(option, show_envvar=True)
     envvar=["MLSERVER_MODEL_URI", "MLSERVER_MODELS_DIR"],
     default="/mnt/models",
 )
-@_option("--host ADDRESS", "Address to listen on.", envvar="MLSERVER_HOST", default="0.0.0.0")
+@_option(
+    "--host ADDRESS",
+    "Address to listen on.",
+    envvar="MLSERVER_HOST",
+    show_default="ONNXSERVE_HOST, which is 0.0.0.0 in the image",
+)
 @_option("--http_port PORT", "Port of HTTP.", envvar="MLSERVER_HTTP_PORT", type=_PORT, default=8080)
 @_option("--grpc_port PORT", "Port of gRPC.", envvar="MLSERVER_GRPC_PORT", type=_PORT, default=8081)
 @_option(
@@ -132,8 +137,11 @@ def serve_arguments(arguments: Sequence[str], **options: Any) -> list[str]:
         options: the other options of this command.
     """
     port = options["http_port"]
-    call = ["--host", options["host"], "--port", str(port), "--insecure", *NAMES]
-    call += ["--workers", str(max(1, options["workers"]))]
+    call = ["--port", str(port), "--workers", str(max(1, options["workers"])), *NAMES]
+    # The gateway authenticates callers, as for MLServer and KServe's own servers.
+    call.append("--insecure")
+    if options["host"]:
+        call += ["--host", options["host"]]
     if options["model_name"]:
         call += ["--name", options["model_name"]]
     if options["enable_grpc"]:
