@@ -18,10 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlflow.pyfunc
-import numpy as np
 import pandas as pd
 from mlflow.models import Model
-from onnx import GraphProto, ModelProto, TensorProto, helper
+from onnx import ModelProto
 
 from mlflow_deploy_plugin.core.errors import ConversionError, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names, one_line
@@ -31,9 +30,10 @@ from mlflow_deploy_plugin.serve.pyfunc.scorer import NotRepresentable, to_output
 from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel
+from mlflow_deploy_plugin.wrap.convert.onnx_file import rename_output
 from mlflow_deploy_plugin.wrap.evaluation.agreement import rounding_tolerance
 from mlflow_deploy_plugin.wrap.flavor.registered import (
+    Original,
     convert_original,
     load_file,
     load_folder,
@@ -44,7 +44,6 @@ from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel, save_mode
 _NICE = 10
 """The priority of the agent's other work. A lower one would starve on a busy server."""
 _ROUNDING = rounding_tolerance(1e-4)
-_UNCAST = "_of_graph"
 
 
 def main() -> int:
@@ -85,12 +84,7 @@ def convert_folder(folder: Path, target: Path, label: str, makes_rows: bool = Fa
         ParityError: the ONNX form gives other answers.
         OnnxserveError: the model cannot be loaded, or has no rows.
     """
-    section = read_mlmodel(folder).get("flavors", {}).get("sklearn", {})
-    if section.get("serialization_format") == JOBLIB:
-        file = load_file(folder / section["pickled_model"], allow_pickle=True)
-        original = replace(file, folder=folder, source=label, mlmodel=Model.load(str(folder)))
-    else:
-        original = load_folder(folder, label)
+    original = load_original(folder, label)
     rows = proof_rows(original, None)
     if rows.is_made_up and not makes_rows:
         raise ConversionError("its input example cannot be read")
@@ -115,6 +109,17 @@ def convert_folder(folder: Path, target: Path, label: str, makes_rows: bool = Fa
     return f"proven on {len(next(iter(answers.values())))} {kind} rows"
 
 
+def load_original(folder: Path, label: str) -> Original:
+    """Load the model of an MLmodel folder like `load_folder`, also an adopted joblib
+    file.
+    """
+    section = read_mlmodel(folder).get("flavors", {}).get("sklearn", {})
+    if section.get("serialization_format") != JOBLIB:
+        return load_folder(folder, label)
+    file = load_file(folder / section["pickled_model"], allow_pickle=True)
+    return replace(file, folder=folder, source=label, mlmodel=Model.load(str(folder)))
+
+
 def _named_like(wrapped: WrappedModel, answers: Mapping[str, Array]) -> WrappedModel:
     """Return the model with the names and types of the original's answers: first the
     prediction, then the probabilities. Raises ConversionError if an answer is missing.
@@ -135,53 +140,29 @@ def _named_like(wrapped: WrappedModel, answers: Mapping[str, Array]) -> WrappedM
     proto.CopyFrom(converted.proto)
     outputs = []
     for output in converted.outputs:
-        name = names.get(output.name)
-        if name is None:
-            outputs.append(output)
-            continue
-        dtype = output.dtype
-        if answers[name].dtype.kind in "fiub":
-            dtype = str(answers[name].dtype)
-        _rename_output(proto.graph, output.name, name, dtype)
-        outputs.append(replace(output, name=name, dtype=dtype))
+        want = answers.get(names.get(output.name, ""))
+        if want is not None:
+            dtype = str(want.dtype) if want.dtype.kind in "fiub" else output.dtype
+            renamed = replace(output, name=names[output.name], dtype=dtype)
+            rename_output(proto.graph, output.name, renamed.name, dtype)
+            output = renamed
+        outputs.append(output)
     figures = [
         replace(entry, name=names.get(entry.name, entry.name)) for entry in wrapped.report.outputs
     ]
     provenance = {
         name: value for name, value in wrapped.provenance.items() if not name.startswith("git_")
     }
-    changed: ConvertedModel = replace(
-        converted, proto=proto, outputs=tuple(outputs), prediction=tuple(answers)
-    )
     # The reference has the names of the outputs; a version of the registry has its own.
     return replace(
         wrapped,
-        converted=changed,
+        converted=replace(
+            converted, proto=proto, outputs=tuple(outputs), prediction=tuple(answers)
+        ),
         report=replace(wrapped.report, outputs=figures),
         reference=None,
         provenance=provenance,
     )
-
-
-def _rename_output(graph: GraphProto, old: str, new: str, dtype: str) -> None:
-    """Rename an output of a graph, and cast it to a numpy dtype; `str` for texts."""
-    inner = old + _UNCAST
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for position, name in enumerate(names):
-                if name == old:
-                    names[position] = inner
-    (value,) = (value for value in graph.output if value.name == old)
-    value.name = new
-    kind = value.type.tensor_type.elem_type
-    wanted = kind
-    if dtype != "str":
-        wanted = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    if kind == wanted or TensorProto.STRING in (kind, wanted):
-        graph.node.append(helper.make_node("Identity", [inner], [new]))
-    else:
-        value.type.tensor_type.elem_type = wanted
-        graph.node.append(helper.make_node("Cast", [inner], [new], to=wanted))
 
 
 def _check_answers(model: OnnxModel, wrapped: WrappedModel, answers: Mapping[str, Array]) -> None:

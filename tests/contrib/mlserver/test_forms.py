@@ -42,7 +42,7 @@ def answers(url, name):
     invoked = requests.post(f"{url}/models/{name}/invocations", json=records, timeout=60)
     if v2.status_code != 200:
         return None
-    return v2.json()["outputs"], invoked.status_code, invoked.text
+    return v2.json()["outputs"], invoked.status_code, invoked.json()
 
 
 @pytest.mark.long
