@@ -514,7 +514,7 @@ class Follower:
             model = self._model(spec, variant)
             failure = model.failure(variant.model) if model.is_settled else None
             if failure is not None:
-                return type(failure)(_for_callers(failure.message, variant.model))
+                return type(failure)(redact_addresses(failure.message))
         return None
 
     def _is_settled(self, spec: EndpointSpec) -> bool:
