@@ -66,8 +66,7 @@ def registered_form(name: str, version: str) -> RegisteredForm:
         return made(str(section.get("framework", library)), "onnx", state)
     if "onnx" in flavors:
         return made("onnx", "onnx", "no-original")
-    example = mlmodel.saved_input_example_info
-    document = {"flavors": flavors, "saved_input_example_info": example}
+    document = mlmodel.to_dict() | {"flavors": flavors}
     rows = proof_rows(document)
     consent = "--allow-pickle" if rows else "variants.NAME.allow_pyfunc"
     made = partial(made, library, consent=consent if runs_code(document) else "")
