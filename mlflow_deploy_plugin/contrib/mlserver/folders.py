@@ -230,10 +230,9 @@ class MlserverFolders:
 MLSERVER: FolderReader = MlserverFolders()
 
 
-def _by_version(settings: _Settings) -> list[tuple[bool, int, str]]:
+def _by_version(settings: _Settings) -> list[str]:
     """Return the key by which versions are ordered: numbers are compared as numbers."""
-    parts = filter(None, _NUMBER.split(settings.version))
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return [part.zfill(64) for part in _NUMBER.split(settings.version)]
 
 
 def _settings_or_none(folder: Path) -> _Settings:
@@ -379,13 +378,12 @@ def _runtime_of(file: Path) -> str:
     with file.open("rb") as stream:
         start = stream.read(_SNIFFED_BYTES)
     is_lightgbm = start.startswith(b"tree")
-    kinds = {
-        ".txt": "lightgbm" if is_lightgbm else "",
-        ".bst": "lightgbm" if is_lightgbm else "xgboost",
-        ".json": "xgboost" if b'"learner"' in start else "",
-    }
+    is_other_text = ending == ".txt" and not is_lightgbm
+    is_other_json = ending == ".json" and b'"learner"' not in start
     for name, runtime in RUNTIMES.items():
-        if ending in runtime.endings and kinds.get(ending, runtime.kind) == runtime.kind:
+        if is_other_text or is_other_json or ending not in runtime.endings:
+            continue
+        if ending != ".bst" or is_lightgbm == (runtime.kind == "lightgbm"):
             return name
     return ""
 

@@ -210,12 +210,10 @@ def known_columns(model: TrainedModel) -> tuple[int, tuple[str, ...], frozenset[
     if list(names) in numbered:  # The library has made these names.
         names = ()
     boundary = _known_values(model, [*names])
-    texts = {
-        name
-        for name in names
-        if name in boundary.texts
-        or any(isinstance(value, str) for value in boundary.categories.get(name, ()))
-    }
+    texts = {*boundary.texts} & {*names}
+    for name, values in boundary.categories.items():
+        if str in map(type, values):
+            texts.add(name)
     return width, names, frozenset(texts)
 
 
