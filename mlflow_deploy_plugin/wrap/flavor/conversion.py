@@ -111,7 +111,7 @@ def original_answers(folder: Path, rows: ModelData) -> dict[str, Array]:
     """
     prediction = mlflow.pyfunc.load_model(str(folder)).predict(rows)
     if isinstance(prediction, pd.DataFrame):
-        raise ConversionError("its answers are tables, and those of an ONNX form are arrays")
+        raise ConversionError("its answers are tables, and an ONNX form answers with arrays")
     try:
         return to_outputs(prediction)
     except NotRepresentable as error:
