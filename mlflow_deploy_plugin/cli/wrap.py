@@ -79,14 +79,7 @@ if TYPE_CHECKING:
 )
 @flag("--dry-run", "Convert and check the model, but do not register it.")
 @output_option
-def wrap(
-    model: str | None,
-    registry: str | None,
-    data: Path | None,
-    content_type: FileFormat | None,
-    output: str,
-    **options: Any,
-) -> None:
+def wrap(data: Path | None, content_type: FileFormat | None, output: str, **options: Any) -> None:
     """Convert a model to checked ONNX as a new registered version.
 
     MODEL is a registered version of any MLflow flavor. With --register, it may also be
@@ -103,9 +96,7 @@ def wrap(
       onnxserve wrap model.joblib --allow-pickle --data rows.csv --register old
       onnxserve wrap --registry @champion --dry-run
     """
-    if model is None or registry is not None:
-        _list_forms(model, registry, output, options["dry_run"])
-        return
+    model = _model_or_listed(output, options)
     from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
     from mlflow_deploy_plugin.wrap.flavor.registered import wrap_registered
 
@@ -162,17 +153,23 @@ def wrap(
     show_result(output, document, lines)
 
 
-def _list_forms(model: str | None, registry: str | None, output: str, is_dry_run: bool) -> None:
-    """Print the forms of the registered models that the option --registry selects."""
-    if (model is None) == (registry is None):
+def _model_or_listed(output: str, options: dict[str, Any]) -> str:
+    """Take MODEL and --registry out of the options, and return MODEL. With --registry,
+    print the forms of the registered models that it selects, and end the command.
+    """
+    model: str | None = options.pop("model")
+    registry: str | None = options.pop("registry")
+    if model is not None and registry is None:
+        return model
+    if registry is None or model is not None:
         raise click.UsageError("specify either MODEL or --registry SELECTOR")
-    if not is_dry_run:
+    if not options["dry_run"]:
         raise click.UsageError(
             "--registry requires --dry-run, which lists the models; wrap each of them by its URI"
         )
     from mlflow_deploy_plugin.wrap.flavor.registry_forms import registered_forms
 
-    separator = "" if str(registry).startswith("@") else "/"
+    separator = "" if registry.startswith("@") else "/"
     forms = [*registered_forms(parse_model_uri(f"models:/*{separator}{registry}"))]
     table = [("model", "version", "flavor", "form", "reason", "consent")]
     table += [
@@ -181,6 +178,7 @@ def _list_forms(model: str | None, registry: str | None, output: str, is_dry_run
     ]
     empty = f"no registered model has {registry}"
     show_table(output, [asdict(form) for form in forms], table, empty)
+    raise click.exceptions.Exit
 
 
 @click.command()

@@ -16,7 +16,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +94,12 @@ def _signature(model: Any, predict: Callable[[Any], Any]) -> ModelSignature | No
     return ModelSignature(inputs, outputs)
 
 
-def _load_sklearn(file: Path) -> tuple[Any, dict[str, Any]]:
-    model = load_file(file, allow_pickle=True).model
+def load_sklearn(file: Path) -> tuple[Any, dict[str, Any]]:
     section = {"pickled_model": file.name, "serialization_format": JOBLIB}
-    return model, section | {"sklearn_version": _version("sklearn")}
+    return load_file(file, allow_pickle=True).model, section
 
 
-def _load_xgboost(file: Path) -> tuple[Any, dict[str, Any]]:
+def load_xgboost(file: Path) -> tuple[Any, dict[str, Any]]:
     """Load a file as a regressor, otherwise as a classifier, like MLServer. Raises
     InvalidArtifact for a file of a newer version.
     """
@@ -130,14 +128,14 @@ def _load_xgboost(file: Path) -> tuple[Any, dict[str, Any]]:
     return model, section
 
 
-def _load_lightgbm(file: Path) -> tuple[Any, dict[str, Any]]:
+def load_lightgbm(file: Path) -> tuple[Any, dict[str, Any]]:
     import lightgbm  # optional library
 
     section = {"data": file.name, "model_class": "lightgbm.basic.Booster"}
     return lightgbm.Booster(model_file=str(file)), section | {"lgb_version": lightgbm.__version__}
 
 
-def _load_catboost(file: Path) -> tuple[Any, dict[str, Any]]:
+def load_catboost(file: Path) -> tuple[Any, dict[str, Any]]:
     """Load a file as a classifier if its loss is one of classes, otherwise as a
     regressor. MLServer loads each file as a classifier, and predicts 0 and 1 with a
     regressor.
@@ -154,15 +152,11 @@ def _load_catboost(file: Path) -> tuple[Any, dict[str, Any]]:
     return model, section | {"catboost_version": catboost.__version__}
 
 
-def _version(module: str) -> str:
-    return str(import_module(module).__version__)
-
-
 _LOADERS = {
-    "sklearn": _load_sklearn,
-    "xgboost": _load_xgboost,
-    "lightgbm": _load_lightgbm,
-    "catboost": _load_catboost,
+    "sklearn": load_sklearn,
+    "xgboost": load_xgboost,
+    "lightgbm": load_lightgbm,
+    "catboost": load_catboost,
 }
 
 if __name__ == "__main__":

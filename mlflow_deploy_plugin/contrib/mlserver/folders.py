@@ -14,9 +14,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
+from mlflow_deploy_plugin.core.packages import installed_version
 from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.registry.model_files import refuse_links
 from mlflow_deploy_plugin.core.registry.model_folders import FolderReader, FoundModels, ModelFile
@@ -168,7 +167,7 @@ class MlserverFolders:
         if path.is_file():
             stem = path.stem if path.stem != "model" else path.absolute().parent.name
             return FoundModels({default_endpoint_name(f"./{stem}"): {"": path}})
-        folders = _settings_folders(path)
+        folders = settings_folders(path)
         if not folders and (path / MLMODEL).is_file():
             return None
         server = _server_fields(path / SETTINGS)
@@ -180,25 +179,16 @@ class MlserverFolders:
             name = os.environ.get(_NAME) or str(path)
             return FoundModels({default_endpoint_name(name): {"": path}}, server)
         models: dict[str, dict[str, Path]] = {}
-        for folder in folders:
-            settings = _Settings(folder, {})
-            with suppress(InvalidArtifact):  # The agent reports it, and serves the other models.
-                settings = _read_settings(folder)
-            name = settings.name
-            label = settings.version
-            versions = models.setdefault(name, {})
-            if label in versions:
-                places = [str(each.relative_to(path)) for each in (versions[label], folder)]
+        for settings in sorted(map(_settings_or_none, folders), key=_by_version):
+            versions = models.setdefault(settings.name, {})
+            if settings.version in versions:
                 raise InvalidConfig(
-                    f"{path}: {join_names(places)} have the same name {name!r} and version; set "
-                    f"parameters.version in {MODEL_SETTINGS}"
+                    f"{path}: {versions[settings.version].relative_to(path)} and "
+                    f"{settings.folder.relative_to(path)} have the same name {settings.name!r} and "
+                    f"version; set parameters.version in {MODEL_SETTINGS}"
                 )
-            versions[label] = folder
-        in_order = {}
-        for name, versions in models.items():
-            labels = sorted(versions, key=_as_numbers)
-            in_order[name] = {label: versions[label] for label in labels}
-        return FoundModels(in_order, server)
+            versions[settings.version] = settings.folder
+        return FoundModels(models, server)
 
     def read_model(self, path: Path) -> ModelFile | None:
         """Return the model of a file, or of a folder with settings or one file; None
@@ -226,25 +216,36 @@ class MlserverFolders:
                 "or a pyfunc (mlflow.pyfunc.log_model)"
             )
         if file.is_dir() and (file / MLMODEL).is_file() and implementation in ("", _MLFLOW):
-            return _mlflow_folder(file, settings)
+            return mlflow_folder(file, settings)
         if implementation == _MLFLOW:
             raise InvalidArtifact(f"{file.name}: {_MLFLOW} needs a folder with an MLmodel file")
         if file.is_dir():
             file = _inside(file, str(_find_file(file, implementation).relative_to(file)))
-        implementation = implementation or _implementation_of(file)
-        return _model_file(file, implementation, settings)
+        implementation = implementation or _runtime_of(file)
+        if not implementation:
+            raise InvalidArtifact(f"{file.name} is not a model of a library that is served")
+        return model_file(file, implementation, settings)
 
 
 MLSERVER: FolderReader = MlserverFolders()
 
 
-def _as_numbers(version: str) -> list[tuple[bool, int, str]]:
+def _by_version(settings: _Settings) -> list[str]:
     """Return the key by which versions are ordered: numbers are compared as numbers."""
-    parts = filter(None, _NUMBER.split(version))
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return [part.zfill(64) for part in _NUMBER.split(settings.version)]
 
 
-def _settings_folders(root: Path) -> list[Path]:
+def _settings_or_none(folder: Path) -> _Settings:
+    """Return the settings of a folder, or none if they cannot be read. The agent then
+    reports the error, and serves the other models.
+    """
+    try:
+        return _read_settings(folder)
+    except InvalidArtifact:
+        return _Settings(folder, {})
+
+
+def settings_folders(root: Path) -> list[Path]:
     """Return the folders below `root` that have model settings, without hidden ones.
     Raises InvalidConfig if there are too many folders.
     """
@@ -345,59 +346,49 @@ def _inside(folder: Path, uri: str) -> Path:
 
 def _find_file(folder: Path, implementation: str = "") -> Path:
     """Return the model file in a folder. Raises InvalidArtifact unless there is one."""
-    runtimes = [RUNTIMES[implementation]] if implementation in RUNTIMES else RUNTIMES.values()
-    for runtime in runtimes if implementation else ():
-        for name in runtime.names:
-            if (folder / name).is_file():
-                return folder / name
-    visible = [file for file in sorted(folder.glob("[!.]*")) if file.is_file()]
-    files = [file for file in visible if _is_of(file, runtimes)]
-    names = join_names([file.name for file in files])
+    runtime = RUNTIMES.get(implementation)
+    files = [file for file in sorted(folder.glob("[!.]*")) if file.is_file()]
+    if runtime is None:
+        files = [file for file in files if _runtime_of(file)]
+    else:
+        known = [folder / name for name in runtime.names if folder / name in files]
+        of_runtime = [file for file in files if file.suffix.lower() in runtime.endings]
+        files = known[:1] or of_runtime
     if len(files) > 1:
         raise InvalidArtifact(
-            f"the folder has several models ({names}): write a {MODEL_SETTINGS} with "
-            "parameters.uri, or keep one file"
+            f"the folder has several models ({join_names([file.name for file in files])}): write a "
+            f"{MODEL_SETTINGS} with parameters.uri, or keep one file"
         )
     if not files:
-        endings = join_names(sorted(set(chain(*(runtime.endings for runtime in runtimes)))))
+        runtimes = RUNTIMES.values() if runtime is None else [runtime]
+        endings = chain.from_iterable(runtime.endings for runtime in runtimes)
         raise InvalidArtifact(
             f"the folder has no model: an MLmodel file, {MODEL_SETTINGS}, or a file with one of "
-            f"the endings {endings} is expected"
+            f"the endings {join_names(sorted({*endings}))} is expected"
         )
     return files[0]
 
 
-def _is_of(file: Path, runtimes: Any) -> bool:
-    """Return True if a file is a model of one of the runtimes. A text or JSON file is a
-    model only if it begins like one.
+def _runtime_of(file: Path) -> str:
+    """Return the implementation for a file by its ending; empty for another file. A
+    text or JSON file is a model only if it begins like one, and so are the two kinds of
+    .bst told apart.
     """
     ending = file.suffix.lower()
-    if not any(ending in runtime.endings for runtime in runtimes):
-        return False
-    if ending in (".txt", ".json"):
-        with file.open("rb") as stream:
-            start = stream.read(_SNIFFED_BYTES)
-        return start.startswith(b"tree") if ending == ".txt" else b'"learner"' in start
-    return True
-
-
-def _implementation_of(file: Path) -> str:
-    """Return the runtime of a file. For the ending .bst, the content decides between
-    XGBoost and LightGBM. Raises InvalidArtifact for another ending.
-    """
-    ending = file.suffix.lower()
-    if ending == ".bst":
-        with file.open("rb") as stream:
-            is_text = stream.read(4) == b"tree"
-        kind = "lightgbm" if is_text else "xgboost"
-        return next(name for name, runtime in RUNTIMES.items() if runtime.kind == kind)
+    with file.open("rb") as stream:
+        start = stream.read(_SNIFFED_BYTES)
+    is_lightgbm = start.startswith(b"tree")
+    is_other_text = ending == ".txt" and not is_lightgbm
+    is_other_json = ending == ".json" and b'"learner"' not in start
     for name, runtime in RUNTIMES.items():
-        if ending in runtime.endings:
+        if is_other_text or is_other_json or ending not in runtime.endings:
+            continue
+        if ending != ".bst" or is_lightgbm == (runtime.kind == "lightgbm"):
             return name
-    raise InvalidArtifact(f"{file.name} has none of the endings of model files")
+    return ""
 
 
-def _mlflow_folder(folder: Path, settings: _Settings) -> ModelFile:
+def mlflow_folder(folder: Path, settings: _Settings) -> ModelFile:
     """Return an MLflow folder with settings, which are added to a copy of its MLmodel
     file.
     """
@@ -419,7 +410,7 @@ def _mlflow_folder(folder: Path, settings: _Settings) -> ModelFile:
     return ModelFile(settings.version, runs_code=False, identity=identity, adopt=adopt)
 
 
-def _model_file(file: Path, implementation: str, settings: _Settings) -> ModelFile:
+def model_file(file: Path, implementation: str, settings: _Settings) -> ModelFile:
     """Return a file of a library, which a process loads to describe its columns."""
     runtime = RUNTIMES[implementation]
     if not file.is_file():
@@ -453,7 +444,7 @@ def _model_file(file: Path, implementation: str, settings: _Settings) -> ModelFi
                 f"{file.name} cannot be loaded by {runtime.kind}: {reason}"
             ) from None
 
-    installed = [f"{library} {_installed(library)}" for library in runtime.libraries]
+    installed = [f"{library} {installed_version(library)}" for library in runtime.libraries]
     return ModelFile(
         settings.version,
         runtime.runs_code,
@@ -461,13 +452,6 @@ def _model_file(file: Path, implementation: str, settings: _Settings) -> ModelFi
         adopt,
         always_converts=not runtime.runs_code,
     )
-
-
-def _installed(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""
 
 
 def _digest(*parts: str) -> str:

@@ -52,7 +52,7 @@ class FoundModels:
 class FolderReader(Protocol):
     def find_models(self, path: Path) -> FoundModels | None:
         """Return the models of a folder or file; None for a folder that this reader
-        does not know. Raises InvalidConfig for one that it cannot serve.
+        does not know. Raises InvalidConfig if it cannot serve them.
         """
 
     def read_model(self, path: Path) -> ModelFile | None:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from mlflow_deploy_plugin.core.errors import (
     CodeRefused,
@@ -341,8 +341,8 @@ class MlflowRegistry:
             artifact = read_served_artifact(folder)
         known_aspects = _known_aspects(artifact)
         rows = proof_rows(read_mlmodel(folder))
-        content = "" if is_served_in_place else folder.name
-        if rows and not content:
+        content = folder.name
+        if rows and is_served_in_place:
             content = combine_hashes(hash_files(folder))
         return FetchedVersion(
             model=resolved.name,
@@ -379,13 +379,14 @@ class MlflowRegistry:
         except OSError as error:
             raise OnnxserveError(f"its folder cannot be written: {error.strerror}") from None
         artifact = read_served_artifact(folder)
-        rows = proof_rows(read_mlmodel(folder))
-        converts = rows == "made" and file.always_converts
+        rows: Literal["", "example", "made", "file"] = proof_rows(read_mlmodel(folder))
+        if rows == "made" and file.always_converts:
+            rows = "file"
         changes = {
             "folder": folder,
             "is_file": False,
             "runs_code": artifact.runs_code,
-            "rows": "file" if converts else rows,
+            "rows": rows,
             "content": combine_hashes(hash_files(folder)),
             "aspects": found.aspects | _known_aspects(artifact),
         }

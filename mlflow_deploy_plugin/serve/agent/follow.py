@@ -94,7 +94,7 @@ class _Converting:
 
     mark: str
     wanted: WantedEndpoint
-    versions: dict[str, FetchedVersion | None]
+    versions: dict[str, FetchedVersion]
 
 
 @dataclass
@@ -456,11 +456,7 @@ class Follower:
                     self._list.write(endpoint, command.mark, wanted)
                 except OSError as failure:
                     return NotReady(f"the state folder cannot be written: {failure.strerror}")
-                models = {
-                    label: self._model(spec, variant) for label, variant in spec.variants.items()
-                }
-                versions = {label: model.version for label, model in models.items()}
-                self._converting[endpoint] = _Converting(command.mark, wanted, versions)
+                self._converting[endpoint] = _Converting(command.mark, wanted, self._versions(spec))
                 return None
         workers = self._living_workers()
         if any(worker.generation != self._wanted.generation for worker in workers):
@@ -474,6 +470,11 @@ class Follower:
                 raise Pending
         return None
 
+    def _versions(self, spec: EndpointSpec) -> dict[str, FetchedVersion]:
+        """Return the fetched versions of an endpoint by the names of its variants."""
+        models = {name: self._model(spec, variant) for name, variant in spec.variants.items()}
+        return {name: model.version for name, model in models.items() if model.version}
+
     def _write_converted(self, listed: ModelList) -> None:
         """Write the ONNX forms of registered models that were converted after their
         originals were written.
@@ -482,7 +483,7 @@ class Follower:
             versions = {
                 label: self.resolver.form_of(entry.wanted.variants[label].model_uri, version)
                 for label, version in entry.versions.items()
-                if version is not None and label in entry.wanted.variants
+                if label in entry.wanted.variants
             }
             if any(version.aspects.get(FORM) == CONVERTING for version in versions.values()):
                 continue
@@ -514,7 +515,7 @@ class Follower:
             model = self._model(spec, variant)
             failure = model.failure(variant.model) if model.is_settled else None
             if failure is not None:
-                return type(failure)(_for_callers(failure.message, variant.model))
+                return type(failure)(redact_addresses(failure.message))
         return None
 
     def _is_settled(self, spec: EndpointSpec) -> bool:

@@ -356,7 +356,9 @@ class LazyModels:
         saved = self._saved(name)
         if saved is None or not is_same_model(saved.mark, mark):
             return error or "the agent has not written its file"
-        model.file = inode if any(map(_is_pyfunc, saved.endpoint.variants.values())) else 0
+        model.file = 0
+        if any(map(_is_pyfunc, saved.endpoint.variants.values())):
+            model.file = inode
         with self._loading:
             reason = self._load_endpoint(name, model, saved.endpoint)
             if reason and saved.previous is not None and name not in self._repository.table:

@@ -120,7 +120,7 @@ def runs_code(document: Mapping[str, Any]) -> bool:
     loader = str(pyfunc.get("loader_module"))
     section = flavors.get(loader.removeprefix("mlflow."), {})
     model_class = section.get("model_class", section.get("model_type", ""))
-    files = {section.get("data"), pyfunc.get("data")} - {None}
+    files = [named["data"] for named in (section, pyfunc) if "data" in named]
     is_inside = all(isinstance(name, str) and Path(name).name == name for name in files)
     has_code = not {"code", "model_code_path"}.isdisjoint({*section, *pyfunc})
     return has_code or not is_inside or model_class not in _DATA_CLASSES.get(loader, ())

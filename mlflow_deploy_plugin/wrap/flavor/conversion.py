@@ -18,10 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlflow.pyfunc
-import numpy as np
 import pandas as pd
 from mlflow.models import Model
-from onnx import GraphProto, ModelProto, TensorProto, helper
+from onnx import ModelProto
 
 from mlflow_deploy_plugin.core.errors import ConversionError, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names, one_line
@@ -31,9 +30,12 @@ from mlflow_deploy_plugin.serve.pyfunc.scorer import NotRepresentable, to_output
 from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
+from mlflow_deploy_plugin.wrap.convert.batch import ModelData
 from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel
+from mlflow_deploy_plugin.wrap.convert.onnx_file import rename_output
 from mlflow_deploy_plugin.wrap.evaluation.agreement import rounding_tolerance
 from mlflow_deploy_plugin.wrap.flavor.registered import (
+    Original,
     convert_original,
     load_file,
     load_folder,
@@ -44,7 +46,6 @@ from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel, save_mode
 _NICE = 10
 """The priority of the agent's other work. A lower one would starve on a busy server."""
 _ROUNDING = rounding_tolerance(1e-4)
-_UNCAST = "_of_graph"
 
 
 def main() -> int:
@@ -85,103 +86,93 @@ def convert_folder(folder: Path, target: Path, label: str, makes_rows: bool = Fa
         ParityError: the ONNX form gives other answers.
         OnnxserveError: the model cannot be loaded, or has no rows.
     """
-    section = read_mlmodel(folder).get("flavors", {}).get("sklearn", {})
-    if section.get("serialization_format") == JOBLIB:
-        file = load_file(folder / section["pickled_model"], allow_pickle=True)
-        original = replace(file, folder=folder, source=label, mlmodel=Model.load(str(folder)))
-    else:
-        original = load_folder(folder, label)
+    original = load_original(folder, label)
     rows = proof_rows(original, None)
     if rows.is_made_up and not makes_rows:
         raise ConversionError("its input example cannot be read")
     wrapped, _ = convert_original(original, None, "require", (), None)
-    prediction = mlflow.pyfunc.load_model(str(folder)).predict(rows.rows)
-    if isinstance(prediction, pd.DataFrame):
-        raise ConversionError("its answers are tables, and those of an ONNX form are arrays")
-    try:
-        answers = to_outputs(prediction)
-    except NotRepresentable as error:
-        raise ConversionError(f"its answers are not arrays: {error}") from None
-    named = _named_like(wrapped, answers)
-    mlmodel = original.mlmodel
-    assert mlmodel is not None  # It was read with the folder.
+    answers = original_answers(folder, rows.rows)
+    # The reference would have the graph's names, and the agent's folder has no commit.
+    own = {name: text for name, text in wrapped.provenance.items() if not name.startswith("git_")}
+    named = replace(named_like(wrapped, answers), reference=None, provenance=own)
+    mlmodel = Model.load(str(folder))
     identity = Model(run_id=mlmodel.run_id, model_id=mlmodel.model_id)
     save_model(target, named, identity, metadata=mlmodel.metadata)
-    saved = Model.load(str(target))
-    saved.flavors[FLAVOR]["default_outputs"] = list(answers)
-    saved.save(str(target / MLMODEL))
+    identity.flavors[FLAVOR]["default_outputs"] = list(answers)
+    identity.save(str(target / MLMODEL))
     _check_answers(OnnxModel.load(target), named, answers)
     kind = "made" if rows.is_made_up else "example"
     return f"proven on {len(next(iter(answers.values())))} {kind} rows"
 
 
-def _named_like(wrapped: WrappedModel, answers: Mapping[str, Array]) -> WrappedModel:
-    """Return the model with the names and types of the original's answers: first the
-    prediction, then the probabilities. Raises ConversionError if an answer is missing.
+def original_answers(folder: Path, rows: ModelData) -> dict[str, Array]:
+    """Return the answers of a pyfunc to these rows by their names. Raises
+    ConversionError for answers that are not arrays.
     """
-    converted = wrapped.converted
+    prediction = mlflow.pyfunc.load_model(str(folder)).predict(rows)
+    if isinstance(prediction, pd.DataFrame):
+        raise ConversionError("its answers are tables, and an ONNX form answers with arrays")
+    try:
+        return to_outputs(prediction)
+    except NotRepresentable as error:
+        raise ConversionError(f"its answers are not arrays: {error}") from None
+
+
+def load_original(folder: Path, label: str) -> Original:
+    """Load the model of an MLmodel folder like `load_folder`, also an adopted joblib
+    file.
+    """
+    section = read_mlmodel(folder).get("flavors", {}).get("sklearn", {})
+    if section.get("serialization_format") != JOBLIB:
+        return load_folder(folder, label)
+    file = load_file(folder / section["pickled_model"], allow_pickle=True)
+    return replace(file, folder=folder, source=label, mlmodel=Model.load(str(folder)))
+
+
+def output_names(converted: ConvertedModel, answers: Mapping[str, Array]) -> dict[str, str]:
+    """Return the names of the original's answers by the names of the graph's outputs:
+    first the prediction, then the probabilities. Raises ConversionError if an answer is
+    missing, or if another output has the name.
+    """
     if len(converted.prediction) != 1 or len(answers) > 2:
         raise ConversionError(f"its answers {join_names(answers)} have no common form in ONNX")
-    old_names = [*converted.prediction]
-    old_names += [output.name for output in converted.outputs if output.role == "probabilities"]
-    if len(answers) > len(old_names):
+    outputs = [*converted.prediction]
+    outputs += [output.name for output in converted.outputs if output.role == "probabilities"]
+    if len(answers) > len(outputs):
         raise ConversionError("its ONNX form has no probabilities")
-    names = dict(zip(old_names, answers, strict=False))
-    kept = {output.name for output in converted.outputs} - names.keys()
-    doubled = kept & {*names.values()}
-    if doubled:
-        raise ConversionError(f"two of its outputs would have the name {join_names(doubled)}")
+    names = dict(zip(outputs, answers, strict=False))
+    others = {output.name for output in converted.outputs} - names.keys()
+    if not others.isdisjoint(answers):
+        raise ConversionError(f"two of its outputs would have the names {join_names(answers)}")
+    return names
+
+
+def named_like(wrapped: WrappedModel, answers: Mapping[str, Array]) -> WrappedModel:
+    """Return the model with the names and types of the original's answers. Raises like
+    `output_names`.
+    """
+    converted = wrapped.converted
+    names = output_names(converted, answers)
     proto = ModelProto()
     proto.CopyFrom(converted.proto)
     outputs = []
     for output in converted.outputs:
-        name = names.get(output.name)
-        if name is None:
+        if output.name in names:
+            want = answers[names[output.name]]
+            dtype = str(want.dtype) if want.dtype.kind in "fiub" else output.dtype
+            rename_output(proto.graph, output.name, names[output.name], dtype)
+            outputs.append(replace(output, name=names[output.name], dtype=dtype))
+        else:
             outputs.append(output)
-            continue
-        dtype = output.dtype
-        if answers[name].dtype.kind in "fiub":
-            dtype = str(answers[name].dtype)
-        _rename_output(proto.graph, output.name, name, dtype)
-        outputs.append(replace(output, name=name, dtype=dtype))
-    figures = [
-        replace(entry, name=names.get(entry.name, entry.name)) for entry in wrapped.report.outputs
-    ]
-    provenance = {
-        name: value for name, value in wrapped.provenance.items() if not name.startswith("git_")
-    }
-    changed: ConvertedModel = replace(
-        converted, proto=proto, outputs=tuple(outputs), prediction=tuple(answers)
+    report = replace(
+        wrapped.report,
+        outputs=[
+            replace(entry, name=names.get(entry.name, entry.name))
+            for entry in wrapped.report.outputs
+        ],
     )
-    # The reference has the names of the outputs; a version of the registry has its own.
-    return replace(
-        wrapped,
-        converted=changed,
-        report=replace(wrapped.report, outputs=figures),
-        reference=None,
-        provenance=provenance,
-    )
-
-
-def _rename_output(graph: GraphProto, old: str, new: str, dtype: str) -> None:
-    """Rename an output of a graph, and cast it to a numpy dtype; `str` for texts."""
-    inner = old + _UNCAST
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for position, name in enumerate(names):
-                if name == old:
-                    names[position] = inner
-    (value,) = (value for value in graph.output if value.name == old)
-    value.name = new
-    kind = value.type.tensor_type.elem_type
-    wanted = kind
-    if dtype != "str":
-        wanted = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    if kind == wanted or TensorProto.STRING in (kind, wanted):
-        graph.node.append(helper.make_node("Identity", [inner], [new]))
-    else:
-        value.type.tensor_type.elem_type = wanted
-        graph.node.append(helper.make_node("Cast", [inner], [new], to=wanted))
+    changes = {"proto": proto, "outputs": tuple(outputs), "prediction": tuple(answers)}
+    return replace(wrapped, converted=replace(converted, **changes), report=report)
 
 
 def _check_answers(model: OnnxModel, wrapped: WrappedModel, answers: Mapping[str, Array]) -> None:

@@ -159,12 +159,6 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     categories if they are known. Return arrays for tensors, for unnamed columns, and
     for an unnamed text.
     """
-    first, *others = signature.inputs.inputs
-    is_matrix = len(getattr(first, "shape", ())) == 2 and first.shape[1] > 0
-    if is_matrix and not others and np.dtype(first.type).kind == "f":
-        kinds = dict.fromkeys(map(str, range(first.shape[1])), str(np.dtype(first.type)))
-        rows = _made_up_table(kinds, model).to_numpy()
-        return {first.name: rows} if first.name else rows
     if signature.inputs.is_tensor_spec():
         tensors = {}
         for spec in signature.inputs.inputs:
@@ -172,7 +166,11 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
             sizes = [_TENSOR_ROWS]
             for size in spec.shape[1:]:
                 sizes.append(size if size > 0 else _FREE_SIZE)
-            if np.dtype(spec.type).kind == "f":
+            is_float = np.dtype(spec.type).kind == "f"
+            if is_float and len(spec.shape) == 2 and len(signature.inputs.inputs) == 1:
+                kinds = dict.fromkeys(map(str, range(sizes[1])), str(np.dtype(spec.type)))
+                tensors[spec.name or ""] = _made_up_table(kinds, model).to_numpy()
+            elif is_float:
                 tensors[spec.name or ""] = random.normal(size=sizes).astype(spec.type)
             else:
                 tensors[spec.name or ""] = random.integers(0, 2, sizes).astype(spec.type)
@@ -212,12 +210,10 @@ def known_columns(model: TrainedModel) -> tuple[int, tuple[str, ...], frozenset[
     if list(names) in numbered:  # The library has made these names.
         names = ()
     boundary = _known_values(model, [*names])
-    texts = {
-        name
-        for name in names
-        if name in boundary.texts
-        or any(isinstance(value, str) for value in boundary.categories.get(name, ()))
-    }
+    texts = {*boundary.texts} & {*names}
+    for name, values in boundary.categories.items():
+        if str in map(type, values):
+            texts.add(name)
     return width, names, frozenset(texts)
 
 

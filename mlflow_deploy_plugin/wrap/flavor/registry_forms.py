@@ -48,10 +48,11 @@ def registered_forms(pattern: ModelURI) -> Iterator[RegisteredForm]:
     *_, marks = selected_models(pattern)  # The last page has all models.
     versions = {name: marks[name].split()[0] for name in sorted(marks)}
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        yield from pool.map(_form, versions.keys(), versions.values())
+        yield from pool.map(registered_form, versions.keys(), versions.values())
 
 
-def _form(name: str, version: str) -> RegisteredForm:
+def registered_form(name: str, version: str) -> RegisteredForm:
+    """Return the form of a registered version."""
     made = partial(RegisteredForm, name, version)
     try:
         mlmodel = fetch_mlmodel(f"models:/{name}/{version}")
@@ -65,8 +66,7 @@ def _form(name: str, version: str) -> RegisteredForm:
         return made(str(section.get("framework", library)), "onnx", state)
     if "onnx" in flavors:
         return made("onnx", "onnx", "no-original")
-    example = mlmodel.saved_input_example_info
-    document = {"flavors": flavors, "saved_input_example_info": example}
+    document = mlmodel.to_dict() | {"flavors": flavors}
     rows = proof_rows(document)
     consent = "--allow-pickle" if rows else "variants.NAME.allow_pyfunc"
     made = partial(made, library, consent=consent if runs_code(document) else "")

@@ -1,5 +1,6 @@
 import json
 import os
+from functools import partial
 
 import numpy as np
 import onnx
@@ -203,6 +204,24 @@ def test_damaged_files_are_refused_in_one_line(name, content, named, tmp_path):
     assert str(tmp_path) not in str(caught.value)
 
 
+def forms_of(served):
+    """Return the form of each model that a server has."""
+    wanted = read_state(served.state_dir / WANTED, Wanted) or Wanted()
+    variants = (
+        each for endpoint in wanted.endpoints.values() for each in endpoint.variants.values()
+    )
+    return {variant.model: variant.aspects["form"] for variant in variants}
+
+
+def outputs_of(served, name):
+    """Return the arrays of a V2 answer by their names and datatypes; None while the
+    model is being loaded.
+    """
+    url = f"{served.url}/v2/models/{name}/versions/v7/infer"
+    answer = requests.post(url, json=mlserver.v2_request(), timeout=30).json()
+    return {(each["name"], each["datatype"]): each["data"] for each in answer.get("outputs", ())}
+
+
 @pytest.mark.long
 def test_layout_of_mlserver_serves_all_but_broken_models(serve, tmp_path):
     root = tmp_path / "models"
@@ -213,41 +232,21 @@ def test_layout_of_mlserver_serves_all_but_broken_models(serve, tmp_path):
         ("demand", mlserver.save_lightgbm, "mlserver_lightgbm.LightGBMModel"),
     ]:
         expected[name] = save(root / name)
-        mlserver.settings(
-            root / name, name=name, implementation=implementation, parameters={"version": "v7"}
-        )
+        version = {"version": "v7"}
+        mlserver.settings(root / name, implementation=implementation, parameters=version)
     mlserver.settings(root / "own", name="own", implementation="mymodels.MyModel")
     served = serve(str(root), "--allow-pickle").wait_ready(180)
-
-    def forms():
-        wanted = read_state(served.state_dir / WANTED, Wanted) or Wanted()
-        variants = (each for name in expected for each in wanted.endpoints[name].variants.values())
-        return {each.model: each.aspects.get("form") for each in variants}
-
-    def answers(name):
-        url = f"{served.url}/v2/models/{name}/versions/v7/infer"
-        answer = requests.post(url, json=mlserver.v2_request(), timeout=30)
-        return answer.status_code == 200 and answer.json()["outputs"]
-
-    names = {}
-    for name, predicted in expected.items():
-        wait_until(lambda name=name: answers(name), 120, name)
-        outputs = answers(name)
-        names[name] = [(output["name"], output["datatype"]) for output in outputs]
-        np.testing.assert_allclose(outputs[0]["data"], predicted, rtol=1e-5)
-    refusal = requests.post(
-        f"{served.url}/v2/models/own/infer", json=mlserver.v2_request(), timeout=9
-    )
+    refusal = requests.post(f"{served.url}/v2/models/own/infer", json=mlserver.v2_request())
     assert refusal.status_code == 503
     assert "mymodels.MyModel" in refusal.text
     assert str(tmp_path) not in refusal.text
+    before = {name: wait_until(partial(outputs_of, served, name)) for name in expected}
     converted = {"churn": "original", "price": "converted", "demand": "converted"}
-    wait_until(lambda: forms() == converted, 180, "the files of boosters are converted")
+    wait_until(lambda: forms_of(served) == converted, 300, "the files of boosters are converted")
     for name, predicted in expected.items():
-        wait_until(lambda name=name: answers(name), 120, name)
-        outputs = answers(name)
-        assert [(output["name"], output["datatype"]) for output in outputs] == names[name]
-        np.testing.assert_allclose(outputs[0]["data"], predicted, rtol=1e-5)
+        after = wait_until(partial(outputs_of, served, name))
+        assert [*after] == [*before[name]]
+        np.testing.assert_allclose(next(iter(after.values())), predicted, rtol=1e-5)
 
 
 @pytest.mark.long
