@@ -55,7 +55,7 @@ def routed(nginx, replicas):
     spec = ProxySpec(replicas=NUMBER, hot_requests_per_second=20)
     listen = {"http": f"127.0.0.1:{port}"}
     server = ServerSpec(max_body_bytes=1024)
-    with nginx(nginx_conf(spec, server, listen, {"http": replicas[1]})):
+    with nginx(nginx_conf(spec, server, listen, [{"http": address} for address in replicas[1]])):
         yield f"http://127.0.0.1:{port}"
 
 
