@@ -245,17 +245,21 @@ def _proxy_documents(
     }
     selected = {"matchLabels": selector}
     deployment = {"replicas": 2, "selector": selected, "template": template}
-    (rule,) = policy["ingress"]
-    ports = [port for port in rule["ports"] if port["port"] != "metrics"]
-    admitted = {**policy, "podSelector": selected, "ingress": [{**rule, "ports": ports}]}
     return [
         document("v1", "ConfigMap", data={_CONFIG: config}),
         document("apps/v1", "Deployment", spec=deployment),
         document(
             "policy/v1", "PodDisruptionBudget", spec={"maxUnavailable": 1, "selector": selected}
         ),
-        document("networking.k8s.io/v1", "NetworkPolicy", spec=admitted),
+        document("networking.k8s.io/v1", "NetworkPolicy", spec=_admitted(policy, selected)),
     ]
+
+
+def _admitted(policy: Document, selected: Document) -> Document:
+    """Return the NetworkPolicy of the replicas for nginx, without the port of metrics."""
+    (rule,) = policy["ingress"]
+    ports = [port for port in rule["ports"] if port["port"] != "metrics"]
+    return {**policy, "podSelector": selected, "ingress": [{**rule, "ports": ports}]}
 
 
 def _proxy_pod(name: str, proxy: ProxySpec, pod: Document) -> Document:

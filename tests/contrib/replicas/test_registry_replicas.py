@@ -4,7 +4,7 @@ number and with what it received.
 
 from collections import Counter
 from contextlib import ExitStack
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from urllib.parse import quote
 
 import pytest
@@ -192,8 +192,8 @@ def test_shares_are_equal(number):
 
 def test_added_replica_takes_only_its_share():
     for few, many in pairwise(range(2, 17)):
-        before = [replica for replica, share in shares(few) for _ in range(share)]
-        after = [replica for replica, share in shares(many) for _ in range(share)]
+        before = chain.from_iterable(repeat(*entry) for entry in shares(few))
+        after = chain.from_iterable(repeat(*entry) for entry in shares(many))
         changed = [new for old, new in zip(before, after, strict=True) if old != new]
         assert set(changed) == {many - 1}
 

@@ -1,13 +1,13 @@
 """Tests of nginx with four real servers of one registry."""
 
 import os
+import re
 import shutil
 import signal
 import threading
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import grpc
 import mlflow
@@ -56,11 +56,11 @@ class Replicas:
 
     def loaded(self):
         """Return the numbers of the replicas that have loaded each model."""
-        logs = [Path(served.log).read_text() for served in self.served]
-        return {
-            name: {number for number, log in enumerate(logs) if f"loaded {name} " in log}
-            for name in NAMES
-        }
+        places: dict[str, set[int]] = {name: set() for name in NAMES}
+        for number, served in enumerate(self.served):
+            for name in re.findall(r"loaded (\S+) ", served.log.read_text()):
+                places[name].add(number)
+        return places
 
     def ask(self, name, **headers):
         url = f"{self.url}/models/{name}/invocations"
