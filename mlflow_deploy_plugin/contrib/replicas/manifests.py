@@ -62,8 +62,6 @@ def compose_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """
     spec, proxy = _checked(spec)
     host = spec.server.host
-    if spec.container.network not in (None, "host"):
-        raise InvalidConfig("container.network: nginx is in this machine's network; remove it")
     if not is_loopback(host):
         refuse_strangers(spec, f"server.host {host}")
     replicas = [_moved(spec, number) for number in range(1, proxy.replicas + 1)]
@@ -256,7 +254,7 @@ def _proxy_documents(
 
 
 def _admitted(policy: Document, selected: Document) -> Document:
-    """Return the NetworkPolicy of the replicas for nginx, without the port of metrics."""
+    """Return the NetworkPolicy of the replicas for nginx, without the metrics port."""
     (rule,) = policy["ingress"]
     ports = [port for port in rule["ports"] if port["port"] != "metrics"]
     return {**policy, "podSelector": selected, "ingress": [{**rule, "ports": ports}]}

@@ -170,7 +170,6 @@ def test_nginx_accepts_the_configuration(nginx, name):
         ("kubernetes", {"kubernetes.max_replicas": "9", "container.cpus": "1"}, "", "max_replicas"),
         ("kubernetes", {**TLS, "server.ca_certs": "t/ca.crt"}, "", "server.ca_certs"),
         ("compose", {"server.host": "0.0.0.0"}, "", "server.host"),
-        ("compose", {"container.network": "front"}, "", "container.network"),
     ],
 )
 def test_unfit_field_is_refused(name, config, model, word):

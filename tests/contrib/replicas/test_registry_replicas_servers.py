@@ -38,7 +38,7 @@ class Replicas:
         self.grpc_ports = [free_port() for _ in range(4)]
         self.served = [self.start(number) for number in range(4)]
         for served in self.served:
-            served.wait_ready()
+            served.wait_ready(250)
         listen = {"http": f"127.0.0.1:{free_port()}", "grpc": f"127.0.0.1:{free_port()}"}
         self.url = f"http://{listen['http']}"
         self.grpc = listen["grpc"]
@@ -142,7 +142,7 @@ def test_ending_replica_fails_no_request(replicas, ending):
                 os.killpg(ended.process.pid, signal.SIGKILL)
             assert ended.end(ending) in (0, -signal.SIGKILL)
             traffic.wait(600)
-            running.served.append(running.start(1).wait_ready())
+            running.served.append(running.start(1).wait_ready(250))
             traffic.wait(600)
     assert Counter(status for _, status in traffic.answered) == {200: len(traffic.answered)}
     assert {name for name, _ in traffic.answered} == {*NAMES}
