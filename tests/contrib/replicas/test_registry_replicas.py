@@ -12,6 +12,7 @@ import requests
 
 from mlflow_deploy_plugin.contrib.replicas.routing import nginx_conf, ring_keys, shares
 from mlflow_deploy_plugin.core.spec.parts import ProxySpec, ServerSpec
+from tests.support.keypairs import Authority
 from tests.support.waiting import free_port
 
 NUMBER = 4
@@ -166,6 +167,24 @@ def test_no_replica_is_503(routed, replicas):
     assert answer.status_code == 503
     assert answer.json()["error_code"] == "TEMPORARILY_UNAVAILABLE"
     assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_tls_ends_at_the_proxy_and_begins_again(nginx, tmp_path):
+    authority = Authority(tmp_path / "ca", "ca")
+    certfile, keyfile = authority.issue("registry")
+    ports = [free_port() for _ in range(3)]
+    server = ServerSpec(certfile=certfile, keyfile=keyfile)
+    addresses = [{"http": f"127.0.0.1:{port}"} for port in ports]
+    text = nginx_conf(ProxySpec(), server, addresses[0], addresses[1:])
+    secret = f" ssl; ssl_certificate {certfile}; ssl_certificate_key {keyfile};"
+    with ExitStack() as stack:
+        for number, port in enumerate(ports[1:]):
+            replica = REPLICA.format(port=port, number=number)
+            stack.enter_context(nginx(replica.replace(f":{port};", f":{port}{secret}"), str(port)))
+        stack.enter_context(nginx(text))
+        url = f"https://127.0.0.1:{ports[0]}/models/m/invocations"
+        answer = requests.post(url, data=b"{}", verify=authority.certificate, timeout=30)
+    assert answer.status_code == 200
 
 
 def test_unknown_names_leave_a_hot_model_hot(routed):
