@@ -154,10 +154,10 @@ def moving_aliases(names: list[str]) -> Iterator[list[str]]:
 def proxied(folder: Path, replicas: list[Replica]) -> Iterator[int]:
     """Run nginx in front of the replicas, and yield its port."""
     port = _free_port()
-    addresses = [f"127.0.0.1:{replica.port}" for replica in replicas]
+    addresses = [{"http": f"127.0.0.1:{replica.port}"} for replica in replicas]
     spec = ProxySpec(replicas=len(replicas))
     listen = {"http": f"127.0.0.1:{port}"}
-    text = nginx_conf(spec, ServerSpec(), listen, {"http": addresses})
+    text = nginx_conf(spec, ServerSpec(), listen, addresses)
     folder.mkdir()
     (folder / "nginx.conf").write_text(text.replace("/tmp/", f"{folder}/"))
     nginx = shutil.which("nginx", path=f"/usr/sbin:{os.environ['PATH']}")

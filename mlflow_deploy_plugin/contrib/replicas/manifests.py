@@ -2,9 +2,9 @@
 spec with `proxy`.
 """
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
+from hashlib import sha256
 
 import yaml
 
@@ -62,42 +62,52 @@ def compose_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """
     spec, proxy = _checked(spec)
     host = spec.server.host
-    if spec.container.network not in (None, "host"):
-        raise InvalidConfig("container.network: nginx is in this machine's network; remove it")
     if not is_loopback(host):
         refuse_strangers(spec, f"server.host {host}")
-    ports = {"http": http_port(spec), "grpc": spec.server.grpc_port}
+    replicas = [_moved(spec, number) for number in range(1, proxy.replicas + 1)]
+    addresses = [_addresses("127.0.0.1", replica) for replica in replicas]
+    listen = _addresses(f"[{host}]" if ":" in host else host, spec)
+    project, files = _compose_replicas(replicas, place)
     name = f"{spec.name}-proxy"
+    files[f"{name}/{_CONFIG}"] = nginx_conf(proxy, spec.server, listen, addresses)
+    project["services"][name] = _compose_proxy(spec, proxy, [*project["services"]])
+    return {"compose.yaml": dump_documents([project]), **files}
+
+
+def _compose_replicas(
+    replicas: list[EndpointSpec], place: Place
+) -> tuple[Document, dict[str, str]]:
+    """Return the project with the services of the replicas, and their specs by path."""
+    project: Document = {"services": {}, "volumes": {}}
     files: dict[str, str] = {}
-    project: Document = {}
-    replicas: dict[str, list[str]] = {}
-    for number in range(1, proxy.replicas + 1):
-        moved: dict[str, object] = {"server.host": "127.0.0.1", "proxy": ""}
-        for field, port in (("port", ports["http"]), ("grpc_port", ports["grpc"])):
-            if port is not None:
-                moved[f"server.{field}"] = port + 10 * number
-        if spec.server.metrics_port is not None:
-            moved["server.metrics_port"] = spec.server.metrics_port + 10 * number
-        replica = apply_config(spec.model_copy(update={"name": f"{spec.name}-{number}"}), moved)
+    for replica in replicas:
         rendered = dict(compose.render(replica, place))
         document = yaml.safe_load(rendered.pop("compose.yaml"))
-        (service,) = document["services"].values()
-        service["volumes"][-1]["source"] = f"state-{number}"
-        project = project or {**document, "services": {}, "volumes": {}}
-        project["name"] = project["name"].removesuffix("-1")
+        service = document["services"][replica.name]
+        service["volumes"][-1]["source"] = replica.name
         project["services"][replica.name] = service
-        project["volumes"][f"state-{number}"] = {}
+        project["volumes"][replica.name] = {}
+        project = {**document, **project, "name": document["name"].rpartition("-")[0]}
         files |= rendered
-        for protocol, port in ports.items():
-            if port is not None:
-                replicas.setdefault(protocol, []).append(f"127.0.0.1:{port + 10 * number}")
-    address = f"[{host}]" if ":" in host else host
-    listen = {protocol: f"{address}:{port}" for protocol, port in ports.items() if port}
-    files[f"{name}/{_CONFIG}"] = nginx_conf(proxy, spec.server, listen, replicas)
-    mounts = {f"./{name}": _CONFIG_FOLDER}
+    return project, files
+
+
+def _moved(spec: EndpointSpec, number: int) -> EndpointSpec:
+    """Return the spec of a replica that listens on loopback, on ports of its own."""
+    server = spec.server
+    ports = {"port": http_port(spec), "grpc_port": server.grpc_port}
+    ports["metrics_port"] = server.metrics_port
+    moved = {f"server.{field}": port + 10 * number for field, port in ports.items() if port}
+    replica = spec.model_copy(update={"name": f"{spec.name}-{number}"})
+    return apply_config(replica, {**moved, "server.host": "127.0.0.1"})
+
+
+def _compose_proxy(spec: EndpointSpec, proxy: ProxySpec, replicas: list[str]) -> Document:
+    """Return the service of nginx."""
+    mounts = {f"./{spec.name}-proxy": _CONFIG_FOLDER}
     for file in filter(None, (spec.server.certfile, spec.server.keyfile)):
         mounts[file] = file
-    project["services"][name] = {
+    return {
         "image": proxy.image,
         "entrypoint": _COMMAND,
         "user": f"{USER}:{USER}",
@@ -111,10 +121,17 @@ def compose_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             for source, target in mounts.items()
         ],
         "restart": spec.container.restart,
-        "depends_on": list(project["services"]),
+        "depends_on": replicas,
         "deploy": {"resources": {"limits": {"pids": 64}}},
     }
-    return {"compose.yaml": dump_documents([project]), **files}
+
+
+def _addresses(host: str, spec: EndpointSpec) -> dict[str, str]:
+    """Return the addresses of the server's protocols on a host."""
+    addresses = {"http": f"{host}:{http_port(spec)}"}
+    if spec.server.grpc_port is not None:
+        addresses["grpc"] = f"{host}:{spec.server.grpc_port}"
+    return addresses
 
 
 def _checked(spec: EndpointSpec) -> tuple[EndpointSpec, ProxySpec]:
@@ -216,31 +233,43 @@ def _proxy_documents(
     selector = endpoint_labels(name)
     labels = {**selector, **MANAGED_BY}
     document = partial(make_document, name, place, labels=labels)
-    server = spec_of_pod(spec).server
-    (container,) = pod["containers"]
-    ports = [port for port in container["ports"] if port["name"] != "metrics"]
-    numbers = {port["name"]: port["containerPort"] for port in ports}
-    listen = {protocol: f"0.0.0.0:{port}" for protocol, port in numbers.items()}
-    replicas = {
-        protocol: [f"{spec.name}-{number}:{port}" for number in range(proxy.replicas)]
-        for protocol, port in numbers.items()
+    replicas = [_addresses(f"{spec.name}-{number}", spec) for number in range(proxy.replicas)]
+    config = nginx_conf(proxy, spec_of_pod(spec).server, _addresses("0.0.0.0", spec), replicas)
+    # A new configuration rolls the Deployment.
+    annotations = {"onnxserve/config": sha256(config.encode()).hexdigest()[:16]}
+    template = {
+        "metadata": {"labels": labels, "annotations": annotations},
+        "spec": _proxy_pod(name, proxy, pod),
     }
-    config = nginx_conf(proxy, server, listen, replicas)
-    mounts = [
-        {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
-        {"name": "tmp", "mountPath": "/tmp"},
-        *(mount for mount in container["volumeMounts"] if mount["name"] == "tls"),
+    selected = {"matchLabels": selector}
+    deployment = {"replicas": 2, "selector": selected, "template": template}
+    return [
+        document("v1", "ConfigMap", data={_CONFIG: config}),
+        document("apps/v1", "Deployment", spec=deployment),
+        document(
+            "policy/v1", "PodDisruptionBudget", spec={"maxUnavailable": 1, "selector": selected}
+        ),
+        document("networking.k8s.io/v1", "NetworkPolicy", spec=_admitted(policy, selected)),
     ]
-    volumes = [
-        {"name": "config", "configMap": {"name": name}},
-        {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},  # bodies of requests
-        *(volume for volume in pod["volumes"] if volume["name"] == "tls"),
-    ]
+
+
+def _admitted(policy: Document, selected: Document) -> Document:
+    """Return the NetworkPolicy of the replicas for nginx, without the metrics port."""
+    (rule,) = policy["ingress"]
+    ports = [port for port in rule["ports"] if port["port"] != "metrics"]
+    return {**policy, "podSelector": selected, "ingress": [{**rule, "ports": ports}]}
+
+
+def _proxy_pod(name: str, proxy: ProxySpec, pod: Document) -> Document:
+    """Return the pod of nginx, with the rights and the certificate of a replica."""
+    (container,) = pod["containers"]
+    of_tls = [mount for mount in container["volumeMounts"] if mount["name"] == "tls"]
+    kept = ("enableServiceLinks", "imagePullSecrets", "securityContext")
     nginx = {
         "name": "nginx",
         "image": proxy.image,
         "command": _COMMAND,
-        "ports": ports,
+        "ports": [port for port in container["ports"] if port["name"] != "metrics"],
         "resources": {
             "requests": {"cpu": "100m", "memory": "64Mi"},
             "limits": {"memory": "512Mi"},
@@ -249,33 +278,20 @@ def _proxy_documents(
         "livenessProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": 10},
         "lifecycle": container["lifecycle"],
         "securityContext": container["securityContext"],
-        "volumeMounts": mounts,
+        "volumeMounts": [
+            {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+            *of_tls,
+        ],
     }
-    kept = ("enableServiceLinks", "terminationGracePeriodSeconds", "securityContext")
-    proxy_pod = {
-        **{field: pod[field] for field in (*kept, "imagePullSecrets") if field in pod},
+    return {
+        **{field: pod[field] for field in kept if field in pod},
+        "terminationGracePeriodSeconds": pod["terminationGracePeriodSeconds"],
         "automountServiceAccountToken": False,
         "containers": [nginx],
-        "volumes": volumes,
+        "volumes": [
+            {"name": "config", "configMap": {"name": name}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},  # bodies of requests
+            *(volume for volume in pod["volumes"] if volume["name"] == "tls"),
+        ],
     }
-    digest = hashlib.sha256(config.encode()).hexdigest()[:16]
-    deployment = {
-        "replicas": 2,
-        "selector": {"matchLabels": selector},
-        "template": {
-            "metadata": {"labels": labels, "annotations": {"onnxserve/config": digest}},
-            "spec": proxy_pod,
-        },
-    }
-    admitted = [
-        {**rule, "ports": [port for port in rule["ports"] if port["port"] in numbers]}
-        for rule in policy["ingress"]
-    ]
-    own_policy = {**policy, "podSelector": {"matchLabels": selector}, "ingress": admitted}
-    budget = {"maxUnavailable": 1, "selector": {"matchLabels": selector}}
-    return [
-        document("v1", "ConfigMap", data={_CONFIG: config}),
-        document("apps/v1", "Deployment", spec=deployment),
-        document("policy/v1", "PodDisruptionBudget", spec=budget),
-        document("networking.k8s.io/v1", "NetworkPolicy", spec=own_policy),
-    ]

@@ -14,7 +14,6 @@ _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     undefined=StrictUndefined,
     keep_trailing_newline=True,
-    autoescape=False,
 )
 _ALL = 10_000
 """All models, in the hundredths of a percent that nginx's split_clients accepts."""
@@ -24,41 +23,34 @@ _NEXT_POINTS = 20
 """The points that nginx tries before it ignores the ring."""
 _TRIED_KEYS = 20_000
 
+Addresses = Mapping[str, str]
+"""`http`, and `grpc` if the server has it → HOST:PORT."""
+
 
 def nginx_conf(
-    proxy: ProxySpec,
-    server: ServerSpec,
-    listen: Mapping[str, str],
-    replicas: Mapping[str, Sequence[str]],
+    proxy: ProxySpec, server: ServerSpec, listen: Addresses, replicas: Sequence[Addresses]
 ) -> str:
-    """Return the configuration.
+    """Return the configuration of nginx.
 
     Args:
-        server: the server of each replica; nginx reads its certificate at the paths of
+        server: the server of each replica. nginx reads its certificate at the paths of
             the spec.
-        listen: `http`, and `grpc` if the server has it → the address of nginx.
-        replicas: the same names → HOST:PORT of each replica.
+        listen: the addresses of nginx.
+        replicas: the addresses of each replica.
     """
-    number = len(replicas["http"])
     upstreams = {}
-    for name, addresses in replicas.items():
-        keys = ring_keys(addresses)
-        upstreams[f"{name}_replicas"] = {
-            "addresses": addresses,
-            "keys": [
-                (first, (second - first) % number, key, keys[second, first])
-                for (first, second), key in keys.items()
-            ],
-        }
-    seconds = max(server.request_timeout_seconds, server.default_timeout_microseconds // 1_000_000)
+    for protocol in listen:
+        addresses = [replica[protocol] for replica in replicas]
+        upstreams[f"{protocol}_replicas"] = addresses, ring_keys(addresses)
+    timeout = max(server.request_timeout_seconds, server.default_timeout_microseconds // 1_000_000)
     return _TEMPLATES.get_template("nginx.conf").render(
-        n=number,
+        n=len(replicas),
         proxy=proxy,
         server=server,
         listen={"grpc": None, **listen},
         upstreams=upstreams,
-        shares=shares(number),
-        wait=seconds,
+        shares=shares(len(replicas)),
+        timeout=timeout,
     )
 
 
@@ -81,30 +73,35 @@ def shares(number: int) -> list[tuple[int, int]]:
 def ring_keys(addresses: Sequence[str]) -> dict[tuple[int, int], str]:
     """Return a key on nginx's ring for each pair (first replica, second replica). It
     leads to the first, and to the second if the first is dead.
-
-    The ring is that of Cache::Memcached::Fast:
-    https://nginx.org/en/docs/http/ngx_http_upstream_module.html#hash
     """
-    ring: dict[int, int] = {}
-    for replica, address in enumerate(addresses):
-        host, _, port = address.rpartition(":")
-        base = zlib.crc32(f"{host}\0{port}".encode())
-        point = 0
-        for _ in range(_POINTS):
-            point = zlib.crc32(point.to_bytes(4, "little"), base)
-            ring.setdefault(point, replica)
-    points = sorted(ring)
+    points = ring(addresses)
     keys: dict[tuple[int, int], str] = {}
     pairs = list(permutations(range(len(addresses)), 2))
     for number in range(_TRIED_KEYS):
-        begin = bisect_left(points, zlib.crc32(str(number).encode()))
-        following = [ring[points[(begin + step) % len(points)]] for step in range(_NEXT_POINTS)]
-        first, *others = dict.fromkeys(following)
-        if others:
-            keys.setdefault((first, others[0]), str(number))
+        begin = bisect_left(points, (zlib.crc32(str(number).encode()), 0))
+        following = [*points, *points][begin : begin + _NEXT_POINTS]
+        pair = tuple(dict.fromkeys(replica for _, replica in following))[:2]
+        if len(pair) == 2:
+            keys.setdefault(pair, str(number))
         if len(keys) == len(pairs):
             break
     # The ring of many replicas may lack a pair, whose first replica then has another
     # second.
     of_first = {first: key for (first, _), key in keys.items()}
     return {pair: keys.get(pair, of_first[pair[0]]) for pair in pairs}
+
+
+def ring(addresses: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the sorted points of nginx's `hash … consistent` as (point, number of its
+    address). The ring is that of Cache::Memcached::Fast, by
+    https://nginx.org/en/docs/http/ngx_http_upstream_module.html#hash
+    """
+    points: dict[int, int] = {}
+    for number, address in enumerate(addresses):
+        host, _, port = address.rpartition(":")
+        base = zlib.crc32(f"{host}\0{port}".encode())
+        point = 0
+        for _ in range(_POINTS):
+            point = zlib.crc32(point.to_bytes(4, "little"), base)
+            points.setdefault(point, number)
+    return sorted(points.items())

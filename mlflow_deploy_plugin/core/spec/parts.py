@@ -668,8 +668,8 @@ class ProxySpec(SpecPart):
     hot: int = Field(default=2, ge=1, le=2)
     """Number of replicas of a model with many requests."""
     hot_requests_per_second: int = Field(default=100, ge=1, le=1_000_000)
-    """Prediction requests per second of a model, in each nginx, above which requests go
-    to its second replica.
+    """Predictions per second of a model in an nginx, above which its second replica
+    answers.
     """
     image: str = Field(default="nginxinc/nginx-unprivileged:1.28.0-bookworm", pattern=IMAGE)
     """Image of nginx, whose user is not root."""

@@ -1,5 +1,6 @@
 """nginx with a generated configuration, on this machine."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ def nginx(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         file = folder / "nginx.conf"
-        file.write_text(text.replace("/tmp/", f"{folder}/"))
+        file.write_text(re.sub(r"/tmp/(?=[a-z.]+;)", f"{folder}/", text))
         command = [NGINX or "", "-e", "stderr", "-c", str(file), "-g", "daemon off;"]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)

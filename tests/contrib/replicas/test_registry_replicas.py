@@ -4,7 +4,7 @@ number and with what it received.
 
 from collections import Counter
 from contextlib import ExitStack
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from urllib.parse import quote
 
 import pytest
@@ -12,6 +12,7 @@ import requests
 
 from mlflow_deploy_plugin.contrib.replicas.routing import nginx_conf, ring_keys, shares
 from mlflow_deploy_plugin.core.spec.parts import ProxySpec, ServerSpec
+from tests.support.keypairs import Authority
 from tests.support.waiting import free_port
 
 NUMBER = 4
@@ -55,7 +56,7 @@ def routed(nginx, replicas):
     spec = ProxySpec(replicas=NUMBER, hot_requests_per_second=20)
     listen = {"http": f"127.0.0.1:{port}"}
     server = ServerSpec(max_body_bytes=1024)
-    with nginx(nginx_conf(spec, server, listen, {"http": replicas[1]})):
+    with nginx(nginx_conf(spec, server, listen, [{"http": address} for address in replicas[1]])):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -168,6 +169,24 @@ def test_no_replica_is_503(routed, replicas):
     assert int(answer.headers["Retry-After"]) > 0
 
 
+def test_tls_ends_at_the_proxy_and_begins_again(nginx, tmp_path):
+    authority = Authority(tmp_path / "ca", "ca")
+    certfile, keyfile = authority.issue("registry")
+    ports = [free_port() for _ in range(3)]
+    server = ServerSpec(certfile=certfile, keyfile=keyfile)
+    addresses = [{"http": f"127.0.0.1:{port}"} for port in ports]
+    text = nginx_conf(ProxySpec(), server, addresses[0], addresses[1:])
+    secret = f" ssl; ssl_certificate {certfile}; ssl_certificate_key {keyfile};"
+    with ExitStack() as stack:
+        for number, port in enumerate(ports[1:]):
+            replica = REPLICA.format(port=port, number=number)
+            stack.enter_context(nginx(replica.replace(f":{port};", f":{port}{secret}"), str(port)))
+        stack.enter_context(nginx(text))
+        url = f"https://127.0.0.1:{ports[0]}/models/m/invocations"
+        answer = requests.post(url, data=b"{}", verify=authority.certificate, timeout=30)
+    assert answer.status_code == 200
+
+
 def test_unknown_names_leave_a_hot_model_hot(routed):
     path = "/models/team-a/invocations"
     post(routed, path, 40)
@@ -192,8 +211,8 @@ def test_shares_are_equal(number):
 
 def test_added_replica_takes_only_its_share():
     for few, many in pairwise(range(2, 17)):
-        before = [replica for replica, share in shares(few) for _ in range(share)]
-        after = [replica for replica, share in shares(many) for _ in range(share)]
+        before = chain.from_iterable(repeat(*entry) for entry in shares(few))
+        after = chain.from_iterable(repeat(*entry) for entry in shares(many))
         changed = [new for old, new in zip(before, after, strict=True) if old != new]
         assert set(changed) == {many - 1}
 

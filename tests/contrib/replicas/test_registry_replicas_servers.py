@@ -1,11 +1,13 @@
 """Tests of nginx with four real servers of one registry."""
 
 import os
+import re
 import shutil
 import signal
 import threading
 from collections import Counter
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import grpc
 import mlflow
@@ -36,14 +38,14 @@ class Replicas:
         self.grpc_ports = [free_port() for _ in range(4)]
         self.served = [self.start(number) for number in range(4)]
         for served in self.served:
-            served.wait_ready()
+            served.wait_ready(250)
         listen = {"http": f"127.0.0.1:{free_port()}", "grpc": f"127.0.0.1:{free_port()}"}
         self.url = f"http://{listen['http']}"
         self.grpc = listen["grpc"]
-        addresses = {
-            "http": [f"127.0.0.1:{port}" for port in self.ports],
-            "grpc": [f"127.0.0.1:{port}" for port in self.grpc_ports],
-        }
+        addresses = [
+            {"http": f"127.0.0.1:{port}", "grpc": f"127.0.0.1:{grpc_port}"}
+            for port, grpc_port in zip(self.ports, self.grpc_ports, strict=True)
+        ]
         self.config = nginx_conf(ProxySpec(replicas=4, **spec), ServerSpec(), listen, addresses)
         self.proxy = nginx(self.config)
 
@@ -54,71 +56,96 @@ class Replicas:
 
     def loaded(self):
         """Return the numbers of the replicas that have loaded each model."""
-        logs = [Path(served.log).read_text() for served in self.served]
-        return {
-            name: {number for number, log in enumerate(logs) if f"loaded {name} " in log}
-            for name in NAMES
-        }
+        places: dict[str, set[int]] = {name: set() for name in NAMES}
+        for number, served in enumerate(self.served):
+            for name in re.findall(r"loaded (\S+) ", served.log.read_text()):
+                places[name].add(number)
+        return places
 
     def ask(self, name, **headers):
         url = f"{self.url}/models/{name}/invocations"
         return requests.post(url, json=ROW, headers=headers, timeout=60)
 
 
+def register(name, folder):
+    """Register a new version and make it the champion."""
+    client = MlflowClient()
+    version = client.create_model_version(name, folder.as_uri()).version
+    client.set_registered_model_alias(name, "champion", version)
+
+
 @pytest.fixture
 def replicas(tmp_path, new_mlflow, new_home, nginx, monkeypatch):
     """Return a function that starts the replicas with options of `serve`."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow.get_tracking_uri())
-    client = MlflowClient()
     for number, name in enumerate(NAMES):
-        client.create_registered_model(name)
-        folder = single_model(tmp_path / f"m{number}", float(number))
-        version = client.create_model_version(name, folder.as_uri()).version
-        client.set_registered_model_alias(name, "champion", version)
+        MlflowClient().create_registered_model(name)
+        register(name, single_model(tmp_path / f"m{number}", float(number)))
     with servers_below(tmp_path) as serve:
         yield lambda *options, **spec: Replicas(nginx, serve, options, **spec)
+
+
+@dataclass
+class Traffic:
+    """Clients that ask the models in turn until they are stopped.
+
+    Attributes:
+        answered: the name and the status of each answer.
+    """
+
+    url: str
+    answered: list[tuple[str, int]] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, names):
+        with requests.Session() as session:
+            while not self.stopped.is_set():
+                for name in names:
+                    url = f"{self.url}/models/{name}/invocations"
+                    answer = session.post(url, json=ROW, timeout=60)
+                    assert answer.json() == {"predictions": [[6.0 + NAMES.index(name)]]}
+                    self.answered.append((name, answer.status_code))
+
+    def wait(self, count):
+        """Wait for further answers."""
+        count += len(self.answered)
+        wait_until(lambda: len(self.answered) > count, 120, "answers")
+
+    @contextmanager
+    def running(self):
+        clients = [threading.Thread(target=self.run, args=(NAMES[part::3],)) for part in range(3)]
+        for client in clients:
+            client.start()
+        try:
+            yield
+        finally:
+            self.stopped.set()
+            for client in clients:
+                client.join(60)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
 def test_ending_replica_fails_no_request(replicas, ending):
     running = replicas()
-    statuses: list[tuple[str, int]] = []
-    stop = threading.Event()
-
-    def load(names):
-        with requests.Session() as session:
-            while not stop.is_set():
-                for name in names:
-                    url = f"{running.url}/models/{name}/invocations"
-                    answer = session.post(url, json=ROW, timeout=60)
-                    assert answer.json() == {"predictions": [[6.0 + NAMES.index(name)]]}
-                    statuses.append((name, answer.status_code))
-
+    traffic = Traffic(running.url)
     with running.proxy:
         for name in NAMES:
             assert running.ask(name).status_code == 200
         before = running.loaded()
         assert {len(places) for places in before.values()} == {1}
-        clients = [threading.Thread(target=load, args=(NAMES[part::3],)) for part in range(3)]
-        for client in clients:
-            client.start()
-        wait_until(lambda: len(statuses) > 300, 60, "load")
-        killed = running.served[1]
-        if ending == signal.SIGKILL:
-            # As if the machine fails: no process answers that another one is gone.
-            os.killpg(killed.process.pid, signal.SIGSTOP)
-            os.killpg(killed.process.pid, signal.SIGKILL)
-        assert killed.end(ending) in (0, -signal.SIGKILL)
-        count = len(statuses)
-        wait_until(lambda: len(statuses) > count + 600, 60, "load after the kill")
-        running.served.append(running.start(1).wait_ready())
-        count = len(statuses)
-        wait_until(lambda: len(statuses) > count + 600, 60, "load after the start")
-        stop.set()
-        for client in clients:
-            client.join(60)
-    assert Counter(status for _, status in statuses) == {200: len(statuses)}
-    assert {name for name, _ in statuses} == {*NAMES}
+        with traffic.running():
+            traffic.wait(300)
+            ended = running.served[1]
+            if ending == signal.SIGKILL:
+                # As if the machine fails: no process answers that another one is gone.
+                os.killpg(ended.process.pid, signal.SIGSTOP)
+                os.killpg(ended.process.pid, signal.SIGKILL)
+            assert ended.end(ending) in (0, -signal.SIGKILL)
+            traffic.wait(600)
+            running.served.append(running.start(1).wait_ready(250))
+            traffic.wait(600)
+    assert Counter(status for _, status in traffic.answered) == {200: len(traffic.answered)}
+    assert {name for name, _ in traffic.answered} == {*NAMES}
     after = running.loaded()
     moved = {name for name in NAMES if after[name] - {4} != before[name]}
     assert moved == {name for name in NAMES if before[name] == {1}}
@@ -139,11 +166,9 @@ def test_hot_model_is_loaded_twice_and_others_once(replicas):
 
 
 def test_keys_and_broken_models_pass_the_proxy(replicas, tmp_path):
-    client = MlflowClient()
     broken = shutil.copytree(tmp_path / "m0", tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"not a graph")
-    version = client.create_model_version("team-0", broken.as_uri()).version
-    client.set_registered_model_alias("team-0", "champion", version)
+    register("team-0", broken)
     key = done("keys create shop --endpoint team-1 --endpoint team-0 --scope infer").strip()
     running = replicas("-C", "server.api_keys=true")
     with running.proxy:
