@@ -1,1 +1,1 @@
-"""What users of MLServer and of KServe's servers need to go on unchanged."""
+"""The answers of MLServer and of KServe's servers."""

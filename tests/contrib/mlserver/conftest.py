@@ -89,8 +89,8 @@ def load_model(name):
         return mlflow.sklearn.load_model(str(folder / "model"))
     (file,) = folder.glob("model.*")
     if name.startswith("xgb"):
-        kind = xgboost.XGBRegressor if "widths" in name else xgboost.XGBClassifier
-        model = kind()
+        kinds = {"xgb-widths": xgboost.XGBRegressor}
+        model = kinds.get(name, xgboost.XGBClassifier)()
         model.load_model(file)
         return model
     if name.startswith("lgb"):
@@ -108,7 +108,7 @@ def make_onnx(name, folder):
         load_model(name),
         folder,
         input_example=example_of(name),
-        pyfunc_predict_fn="predict_proba" if name == "mlflow-array" else "predict",
+        pyfunc_predict_fn={"mlflow-array": "predict_proba"}.get(name, "predict"),
         metadata={"mlserver": settings_of(name)},
         pip_requirements=[],
     )
