@@ -67,7 +67,7 @@ def version_of(loaded: LoadedVersion) -> str:
     has no settings; empty if there is none.
     """
     artifact = loaded.predictor.artifact
-    if not settings_of(artifact):
+    if not settings_of(artifact) and loaded.version.isdigit():
         return loaded.version
     version = str(parameters_of_settings(artifact).get("version") or "")
     if not (version.isascii() and version.isprintable()):

@@ -115,7 +115,9 @@ def bind(
             rows = list(zip(*_columns(tensors), strict=True))
             document = {"dataframe_split": {"columns": list(tensors), "data": rows}}
         return OpaqueBody(JSON, dump_json(document), keys=schema.keys)
-    return bind_tensors(_stacked(tensors) if len(tensors) > 1 else tensors, schema)
+    if len(tensors) > 1:
+        tensors = _stacked(tensors)
+    return bind_tensors(tensors, schema)
 
 
 def _stacked(columns: Tensors) -> Tensors:

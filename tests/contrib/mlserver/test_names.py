@@ -210,6 +210,7 @@ def odd_server(tmp_path_factory):
     endpoints = {}
     for name, settings in {
         "list": [1],
+        "path": [],
         "number": {"implementation": 5, "parameters": "x", "versions": 5},
         "texts": {
             "implementation": SKLEARN,
@@ -239,7 +240,9 @@ def odd_server(tmp_path_factory):
         (folder / "MLmodel").write_text(
             yaml.safe_dump({**document, "metadata": {"mlserver": settings}})
         )
-        endpoints[name] = {"v": servers.variant(folder)}
+        # The version of a folder without a registered version is its digest.
+        version = {"path": "4bfead35"}.get(name, "1")
+        endpoints[name] = {"v": servers.variant(folder, version)}
     spec = ServerSpec.model_validate({"v2_names": "mlserver"})
     with servers.opened(root / "state", endpoints, spec) as server:
         yield server
@@ -249,6 +252,7 @@ def odd_server(tmp_path_factory):
     ("model", "output", "version"),
     [
         ("list", "output-1", "1"),
+        ("path", "output-1", None),
         ("number", "predict", None),
         ("texts", "predict", None),
         ("declared", "predict_proba", None),
