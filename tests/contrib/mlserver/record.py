@@ -158,4 +158,7 @@ def write(name, recorded):
 
 
 if __name__ == "__main__":
-    {"mlserver": record_mlserver, "kserve": record_kserve}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "mlserver":
+        record_mlserver(*sys.argv[2:])
+    else:
+        record_kserve(*sys.argv[2:])

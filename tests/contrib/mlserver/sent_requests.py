@@ -3,10 +3,15 @@ servers.
 """
 
 from itertools import chain
+from typing import Any
 
 ROWS = [[5.1, 3.5, 1.4, 0.2], [6.2, 2.9, 4.3, 1.3], [7.3, 2.9, 6.3, 1.8]]
 FIRST = [row[:3] for row in ROWS]
-FLIGHTS = {"carrier": ["UA", "B6", "AA"], "distance": [1400.0, 2.0, 800.0], "hour": [17, 3, 13]}
+FLIGHTS: dict[str, list[Any]] = {
+    "carrier": ["UA", "B6", "AA"],
+    "distance": [1400.0, 2.0, 800.0],
+    "hour": [17, 3, 13],
+}
 LENGTHS = dict(zip(("length", "width", "petal"), map(list, zip(*FIRST, strict=True)), strict=True))
 UNKNOWN_FLIGHTS = {**FLIGHTS, "carrier": ["UA", "XX", "AA"]}
 _DATATYPES = {str: "BYTES", float: "FP64", int: "INT64"}
