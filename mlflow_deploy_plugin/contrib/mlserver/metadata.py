@@ -30,7 +30,7 @@ _COLUMNS = {
     "binary": ("BYTES", "base64"),
     "datetime": ("BYTES", "datetime"),
 }
-"""The datatype and the content type of MLflow's columns; those of other types are
+"""The datatype and the content type of MLflow's columns; other types are
 JSON.
 """
 _OBJECT = ("BYTES", "pd_json")
@@ -55,8 +55,8 @@ def runtime_of(artifact: Artifact) -> str:
 
 
 def content_type_of(request: Mapping[str, object], artifact: Artifact) -> str:
-    """Return the content type of a request's parameters, or that of the settings; empty
-    without one.
+    """Return the content type in a request's parameters, otherwise in the settings;
+    empty without one.
     """
     of_settings = parameters_of_settings(artifact).get("content_type")
     return str(request.get("content_type") or of_settings or "")
@@ -67,10 +67,12 @@ def version_of(loaded: LoadedVersion) -> str:
     has no settings; empty if there is none.
     """
     artifact = loaded.predictor.artifact
-    if not settings_of(artifact):
+    if not settings_of(artifact) and loaded.version.isdigit():
         return loaded.version
     version = str(parameters_of_settings(artifact).get("version") or "")
-    return version if version.isascii() and version.isprintable() else ""
+    if not (version.isascii() and version.isprintable()):
+        return ""
+    return version
 
 
 def server_name() -> str:
@@ -101,7 +103,9 @@ def describe_model(endpoint: str, artifact: Artifact) -> dict[str, object]:
                 outputs = [_tensor(*entry, "output-") for entry in enumerate(returned)]
                 content_type = "pd"
                 if entries[0].get("type") == "tensor":
-                    content_type = "dict" if entries[0].get("name") else "np"
+                    content_type = "np"
+                    if entries[0].get("name"):
+                        content_type = "dict"
         except MALFORMED as error:
             raise InvalidArtifact(
                 f"the signature in the MLmodel file cannot be understood: {type(error).__name__}"
@@ -120,8 +124,10 @@ def _declared(entries: object) -> list[dict[str, object]]:
     """Return the tensors that settings declare, without entries that are not
     tensors.
     """
+    if not isinstance(entries, list):
+        return []
     tensors = []
-    for entry in entries if isinstance(entries, list) else ():
+    for entry in entries:
         if not isinstance(entry, Mapping) or entry.get("datatype") not in DATATYPES:
             continue
         shape = entry.get("shape")

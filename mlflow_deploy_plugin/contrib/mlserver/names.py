@@ -98,33 +98,38 @@ def bind(
     A table for a model of one array becomes this array. Raises SchemaMismatch if a
     tensor does not fit, and InvalidRequest for several tensors in place of one array.
     """
-    is_table = content_type_of(parameters, artifact) == "pd"
-    is_body = takes_body(artifact)
     takes_columns = bool(artifact.columns or schema.keys) or len(artifact.inputs) != 1
-    if takes_columns and not is_body:
+    if takes_columns and not takes_body(artifact):
         # MLServer's models ignore additional columns.
         known = {name: tensor for name, tensor in tensors.items() if knows_name(name, schema)}
         return bind_tensors(known or tensors, schema)
+    is_table = content_type_of(parameters, artifact) == "pd"
     if not tensors or (len(tensors) > 1 and not is_table):
         raise InvalidRequest(
             f"the model takes one tensor, and the request has {len(tensors)}; for columns, set "
             "the parameter content_type of the request to pd"
         )
-    if is_body and is_table:
-        rows = [list(row) for row in zip(*_columns(tensors), strict=True)]
-        table = {"columns": list(tensors), "data": rows}
-        return OpaqueBody(JSON, dump_json({"dataframe_split": table}), keys=schema.keys)
-    head, array = next(iter(tensors.values()))
-    if is_body:
-        return OpaqueBody(JSON, dump_json({"inputs": array}), keys=schema.keys)
+    if takes_body(artifact):
+        document: dict[str, object] = {"inputs": next(iter(tensors.values()))[1]}
+        if is_table:
+            rows = list(zip(*_columns(tensors), strict=True))
+            document = {"dataframe_split": {"columns": list(tensors), "data": rows}}
+        return OpaqueBody(JSON, dump_json(document), keys=schema.keys)
     if len(tensors) > 1:
-        columns = _columns(tensors)
-        matrix = np.stack(columns, axis=1)
-        if matrix.dtype.kind == "O" and {column.dtype.kind for column in columns} != {"O"}:
-            raise head.mismatch(" and the others are texts and numbers; the model takes one array")
-        head = head._replace(shape=matrix.shape, datatype=array_datatype(matrix))
-        tensors = {head.name: (head, matrix)}
+        tensors = _stacked(tensors)
     return bind_tensors(tensors, schema)
+
+
+def _stacked(columns: Tensors) -> Tensors:
+    """Return one tensor of these columns. Raises SchemaMismatch if they are not
+    columns, or some of them are texts.
+    """
+    head, array = next(iter(columns.values()))
+    matrix = np.stack(_columns(columns), axis=1)
+    if matrix.dtype.kind == "O" != array.dtype.kind:
+        raise head.mismatch(" and the others are texts and numbers; the model takes one array")
+    head = head._replace(shape=matrix.shape, datatype=array_datatype(matrix))
+    return {head.name: (head, matrix)}
 
 
 def _columns(tensors: Tensors) -> Sequence[Array]:
@@ -150,13 +155,14 @@ def requested_outputs(
     Raises InvalidRequest or SchemaMismatch if `outputs` is not an array of objects with
     the names that the model's runtime knows.
     """
+    default = (RequestedOutput(default_output(artifact)),)
     entries = document.get("outputs")
-    entries = [] if entries is None else entries
+    if entries is None:
+        return default
     if not isinstance(entries, list):
         raise InvalidRequest(
             f"outputs is a JSON {json_type(entries)}; an array of objects is expected",
         )
-    default = (RequestedOutput(default_output(artifact)),)
     if runtime_of(artifact) not in _BY_REQUEST:
         return default
     if len(entries) > _MOST_OUTPUTS:
@@ -203,13 +209,12 @@ def answer(request: V2Request, variant: ServedVariant, response: InferResponse) 
         parameters, outputs = encode_prediction(artifact, response.outputs)
     else:
         arrays = named_predictions(artifact, response.outputs)
-        requested = request.outputs if runtime in _BY_REQUEST else (RequestedOutput(PREDICT),)
         outputs = []
-        for output in requested:
+        for output in request.outputs:
             if output.name not in arrays:
                 raise unknown_output(output.name, arrays)
             outputs.append(encode_output(output, arrays[output.name]))
-    # Not a text of the caller without a limit: the id of the response is checked.
+    # The id of the response has a limit, unlike the caller's id in the body.
     headers = cloud_event(variant.endpoint, response.id)
     return V2Answer(
         request.id or response.id, version_of(variant.loaded), outputs, parameters, headers
@@ -245,8 +250,10 @@ def encode_output(output: RequestedOutput, array: Array) -> V2Output:
     """Return an output in the form of MLServer's NumpyCodec or, for texts and if the
     request asks for it, StringCodec.
     """
-    is_text = array.dtype.kind == "O" and output.content_type == "str"
-    return V2Output(output.name, _matrix(array), _STR if is_text else _NP, output.is_binary)
+    content = _NP
+    if array.dtype.kind == "O" and output.content_type == "str":
+        content = _STR
+    return V2Output(output.name, _matrix(array), content, output.is_binary)
 
 
 def encode_prediction(
@@ -264,7 +271,9 @@ def encode_prediction(
     is_code = artifact.framework.startswith("pyfunc.")
     if len(arrays) == 1 and not (is_code and UNNAMED_OUTPUT not in arrays):
         (array,) = arrays.values()
-        content = _STR if is_code and array.dtype.kind == "O" else _NP
+        content = _NP
+        if is_code and array.dtype.kind == "O":
+            content = _STR
         return content, [V2Output("output-1", _matrix(array), content)]
     if any(array.ndim != 1 for array in arrays.values()):
         named_arrays = [V2Output(name, _matrix(array), _NP) for name, array in arrays.items()]
@@ -278,7 +287,9 @@ def encode_prediction(
 
 def _matrix(array: Array) -> Array:
     """Return an array of one dimension as [N, 1], like MLServer's codecs."""
-    return array.reshape(-1, 1) if array.ndim < 2 else array
+    if array.ndim < 2:
+        return array.reshape(-1, 1)
+    return array
 
 
 @cache
@@ -296,10 +307,9 @@ def cloud_event(endpoint: str, id_: str) -> dict[str, str]:
     """
     server = server_name()
     namespace = _namespace()
-    source = f"io.seldon.serving.deployment.{server}"
     headers = {
         "Ce-Specversion": "0.3",
-        "Ce-Source": f"{source}.{namespace}" if namespace else source,
+        "Ce-Source": f"io.seldon.serving.deployment.{server}",
         "Ce-Type": "io.seldon.serving.inference.response",
         "Ce-Modelid": endpoint,
         "Ce-Inferenceservicename": server,
@@ -309,6 +319,7 @@ def cloud_event(endpoint: str, id_: str) -> dict[str, str]:
     }
     if namespace:
         headers["Ce-Namespace"] = namespace
+        headers["Ce-Source"] += f".{namespace}"
     return headers
 
 
@@ -322,33 +333,37 @@ def decode_v1(
     fit.
     """
     document = json_object(body)
-    name = "inputs" if "inputs" in document else "instances"
-    rows = document.get(name)
+    rows = document.get("inputs", document.get("instances"))
     if not isinstance(rows, list):
-        raise InvalidRequest(f"{name} is a JSON {json_type(rows)}; an array of rows is expected")
-    first = rows[0] if rows else None
-    first = first[0] if isinstance(first, list) and first else first
-    records = read_records(rows) if isinstance(first, dict) else None
-    artifact = variant.loaded.predictor.artifact
-    if takes_body(artifact):
-        form = {"inputs": rows} if records is None else {"dataframe_records": records}
+        raise InvalidRequest(
+            f"inputs or instances is a JSON {json_type(rows)}; an array of rows is expected"
+        )
+    records = read_records(rows)
+    if takes_body(variant.loaded.predictor.artifact):
+        form: dict[str, object] = {"inputs": rows}
+        if records:
+            form = {"dataframe_records": records}
         content = OpaqueBody(JSON, dump_json(form), keys=variant.capture.keys)
         return DecodedRequest({}, encode_v1, body=content)
     schema = variant.schema
-    feeds = schema.from_array(rows) if records is None else schema.from_records(records)
+    feeds = schema.from_records(records) if records else schema.from_array(rows)
     return DecodedRequest(feeds, encode_v1)
 
 
 def read_records(rows: Sequence[object]) -> list[Mapping[str, Any]]:
-    """Return the records of rows: objects, or arrays of objects. An object of columns
-    (arrays, or objects by row) has several records, as in pandas.
+    """Return the records of rows: objects, or arrays of objects; empty if the first
+    value is not an object. An object of columns (arrays, or objects by row) has several
+    records, as in pandas.
 
-    Raises InvalidRequest if a row is not an object, or its columns differ in length.
+    Raises InvalidRequest if a later value is not an object, or columns differ in
+    length.
     """
     records: list[Mapping[str, Any]] = []
     for position, row in enumerate(rows):
-        for record in row if isinstance(row, list) else [row]:
+        for record in row if isinstance(row, list) else (row,):
             if not isinstance(record, dict):
+                if not records:
+                    return []
                 raise InvalidRequest(
                     f"row {position} is a JSON {json_type(record)}; an object is expected, as in "
                     "row 0"
@@ -359,11 +374,11 @@ def read_records(rows: Sequence[object]) -> list[Mapping[str, Any]]:
             }
             if not columns or not all(isinstance(values, list) for values in columns.values()):
                 records.append(record)
-                continue
-            if len({len(values) for values in columns.values()}) != 1:
+            elif len(set(map(len, columns.values()))) == 1:
+                cells = zip(*columns.values(), strict=True)
+                records += [dict(zip(columns, values, strict=True)) for values in cells]
+            else:
                 raise InvalidRequest(f"the columns of row {position} have different lengths")
-            cells = zip(*columns.values(), strict=True)
-            records += [dict(zip(columns, values, strict=True)) for values in cells]
     return records
 
 
@@ -383,8 +398,9 @@ def encode_v1(variant: ServedVariant, response: InferResponse) -> EncodedRespons
     probabilities = arrays.get(PREDICT_PROBA)
     wants_all = os.environ.get(PROBABILITIES_VARIABLE, "").lower() == "true"
     if probabilities is not None and runtime == XGBOOST:
-        is_binary = probabilities.shape[1:] == (2,)
-        prediction = probabilities[:, 1] if is_binary else probabilities
+        prediction = probabilities
+        if probabilities.shape[1:] == (2,):
+            prediction = probabilities[:, 1]
     if probabilities is not None and runtime == SKLEARN and wants_all:
         prediction = probabilities
     return EncodedResponse(dump_json({"predictions": prediction}))

@@ -116,10 +116,6 @@ def decode(
     Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit
     its shape, datatype or model.
     """
-    parameters = v2.parameters_of(
-        "the request",
-        {"parameters": parameter_values(request.parameters)},
-    )
     requested = [
         {"name": output.name, "parameters": parameter_values(output.parameters)}
         for output in request.outputs
@@ -128,14 +124,13 @@ def decode(
     count = len(request.inputs)
     # All headers are checked before any values are decoded.
     heads: dict[str, TensorHeader] = {}
-    known = schema if names is None else None
     for position, entry in enumerate(request.inputs):
         shape = list(entry.shape[: v2_tensors.MAX_RANK + 1])
         fields = {"name": entry.name, "shape": shape, "datatype": entry.datatype}
         fields["parameters"] = parameter_values(entry.parameters)
         head = v2_tensors.read_tensor_header(position, fields)
         v2.parameters_of(head, fields)
-        v2.check_name(head, heads, known, is_only=count == 1)
+        v2.check_name(head, heads, schema, count == 1, takes_any=names is not None)
         heads[head.name] = head
     if raw and len(raw) != count:
         raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
@@ -151,12 +146,12 @@ def decode(
         else:
             array = from_binary(head, memoryview(raw[position]), is_binary)
         arrays[head.name] = head, array
-    id_ = v2.read_id(request.id)
-    document = {"outputs": requested}
-    if names is not None:
-        return v2.bind_request(id_, arrays, document, parameters, artifact, schema, names)
-    feeds = v2.bind_tensors(arrays, schema)
-    return v2.V2Request(id_, feeds, v2.requested_outputs(document, artifact), parameters)
+    document = {
+        "id": request.id,
+        "outputs": requested,
+        "parameters": parameter_values(request.parameters),
+    }
+    return v2.bind_request(document, arrays, artifact, schema, names)
 
 
 def encode(

@@ -46,7 +46,9 @@ def list_models(server: Server) -> Document:
 
 
 def server_metadata(server: Server) -> Document:
-    return v2.server_metadata() if server.names is None else server.names.server_metadata()
+    if server.names is not None:
+        return server.names.server_metadata()
+    return v2.server_metadata()
 
 
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:

@@ -87,7 +87,7 @@ _MOST_LENGTH_DIGITS = 12
 
 class RequestedOutput(NamedTuple):
     """An output of the response, in JSON or as bytes after the JSON. An empty name
-    means all outputs. `content_type` is the one that another server's clients ask for.
+    means all outputs. `content_type` is the requested form in another server's terms.
     """
 
     name: str
@@ -221,13 +221,12 @@ def _decode_document(
             f"inputs is a JSON {json_type(entries)}; an array of tensors is expected",
         )
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
-    known = schema if names is None else None
     start = 0
     with np.errstate(over="raise"):
         for position, entry in enumerate(entries):
             head = v2_tensors.read_tensor_header(position, entry)
             byte_count = parameters_of(head, entry).get("binary_data_size")
-            check_name(head, arrays, known, is_only=len(entries) == 1)
+            check_name(head, arrays, schema, len(entries) == 1, takes_any=names is not None)
             is_binary = byte_count is not None
             if is_binary == ("data" in entry):
                 raise head.mismatch(" needs either data or the parameter binary_data_size")
@@ -246,13 +245,7 @@ def _decode_document(
             arrays[head.name] = head, array
     if start != len(binary):
         raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
-    id_ = read_id(document.get("id"))
-    parameters = parameters_of("the request", document)
-    if names is not None:
-        return bind_request(id_, arrays, document, parameters, artifact, schema, names)
-    return V2Request(
-        id_, bind_tensors(arrays, schema), requested_outputs(document, artifact), parameters
-    )
+    return bind_request(document, arrays, artifact, schema, names)
 
 
 def encode(
@@ -387,21 +380,20 @@ def parameters_of(
 def check_name(
     head: TensorHeader,
     before: Collection[str],
-    schema: Schema | None,
+    schema: Schema,
     is_only: bool,
+    takes_any: bool = False,
 ) -> None:
     """Raise SchemaMismatch for an unknown or repeated name, before the values are
     decoded: 100,000 unknown tensors took 3 s. The only tensor may have any name.
-    Without a schema, all names are known.
+
+    With `takes_any`, all names are known, but at most `_MOST_UNNAMED` tensors may have
+    been read before.
     """
     name = head.name
-    if schema is None:
-        if name in before:
-            raise head.mismatch(" is repeated")
-        if len(before) >= _MOST_UNNAMED:
-            raise head.mismatch(f" is one of too many; at most {_MOST_UNNAMED} are allowed")
-        return
-    if name in before or not (is_only or knows_name(name, schema)):
+    if takes_any and len(before) >= _MOST_UNNAMED:
+        raise head.mismatch(f" is one of too many; at most {_MOST_UNNAMED} are allowed")
+    if name in before or not (is_only or takes_any or knows_name(name, schema)):
         raise refused_name(head, before, schema)
 
 
@@ -428,17 +420,20 @@ def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> 
 
 
 def bind_request(
-    id_: str,
-    arrays: Tensors,
     document: Mapping[str, object],
-    parameters: Mapping[str, object],
+    arrays: Tensors,
     artifact: Artifact,
     schema: Schema,
-    names: V2Names,
+    names: V2Names | None,
 ) -> V2Request:
-    """Return the request of these tensors in the way of another server. Raises the
-    errors of `V2Names`.
+    """Return the request of these tensors, and of the other fields of a document.
+    Raises InvalidRequest or SchemaMismatch if one of them is not valid.
     """
+    id_ = read_id(document.get("id"))
+    parameters = parameters_of("the request", document)
+    if names is None:
+        feeds = bind_tensors(arrays, schema)
+        return V2Request(id_, feeds, requested_outputs(document, artifact), parameters)
     outputs = names.requested(document, artifact)
     bound = names.bind(arrays, parameters, artifact, schema)
     if isinstance(bound, OpaqueBody):

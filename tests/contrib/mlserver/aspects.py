@@ -117,6 +117,7 @@ ONNX = (
         "mlflow-plain: metadata",
     ),
 )
+OF_FORM = {"onnx": ONNX, "original": ()}
 KSERVE = (
     Difference(
         ALL,
@@ -154,8 +155,9 @@ GRPC = (
 
 def send(server, recording):
     """Answer the request of a recording, by a plan if there is one."""
-    body = recording.get("body", "")
-    content = body if isinstance(body, str) else json.dumps(body)
+    content = recording.get("body", "")
+    if not isinstance(content, str):
+        content = json.dumps(content)
     headers = {name.lower(): value for name, value in recording.get("headers", {}).items()}
     request = RawRequest(
         recording["method"],
@@ -191,7 +193,9 @@ def aspects_of(answer):
 
 
 def parts_of(document):
-    """Return the entries of a document, with those of each output of an answer."""
+    """Return the entries of a document and, for an answer, the entries of each
+    output.
+    """
     if "model_name" not in document:
         return document
     outputs = document["outputs"]
@@ -211,27 +215,31 @@ def call_aspects(answer):
     }
 
 
+def mask_new_id(recording, aspects):
+    """Replace the id that a server has made for a request without one."""
+    sent = recording.get("body", recording.get("message"))
+    given = recording.get("headers", {}).values()
+    new = aspects.get("id")
+    if isinstance(sent, dict) and not sent.get("id") and new and new not in given:
+        aspects |= {name: NEW_ID for name, value in aspects.items() if value == new}
+
+
 def differences(recording, theirs, ours, allowed):
     """Return the aspects that differ and may not, with both values, and the rows of the
     table that allow the others.
     """
-    sent = recording.get("body", recording.get("message"))
-    given = recording.get("headers", {}).values()
-    for aspects in (theirs, ours):
-        new = aspects.get("id")
-        if isinstance(sent, dict) and not sent.get("id") and new and new not in given:
-            aspects |= {name: NEW_ID for name, value in aspects.items() if value == new}
+    mask_new_id(recording, theirs)
+    mask_new_id(recording, ours)
+    statuses = theirs["status"], ours["status"]
     wrong = {}
     used = set()
-    statuses = theirs["status"], ours["status"]
     for aspect in theirs.keys() | ours.keys():
         values = theirs.get(aspect), ours.get(aspect)
-        if are_equal(*values):
-            continue
-        rows = [row for row in allowed if row.allows(recording["name"], statuses, aspect)]
-        used.update(rows)
-        if not rows:
-            wrong[aspect] = values
+        if not are_equal(*values):
+            rows = [row for row in allowed if row.allows(recording["name"], statuses, aspect)]
+            used.update(rows)
+            if not rows:
+                wrong[aspect] = values
     return wrong, used
 
 

@@ -5,6 +5,7 @@ MLServer.
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,8 +90,8 @@ def load_model(name):
         return mlflow.sklearn.load_model(str(folder / "model"))
     (file,) = folder.glob("model.*")
     if name.startswith("xgb"):
-        kind = xgboost.XGBRegressor if "widths" in name else xgboost.XGBClassifier
-        model = kind()
+        kinds = {"xgb-widths": xgboost.XGBRegressor}
+        model = kinds.get(name, xgboost.XGBClassifier)()
         model.load_model(file)
         return model
     if name.startswith("lgb"):
@@ -104,11 +105,14 @@ def make_onnx(name, folder):
     """Write the ONNX form of a model, with the settings in its metadata."""
     from mlflow_deploy_plugin import save_model
 
+    options: dict[str, Any] = {}
+    if name == "mlflow-array":
+        options["pyfunc_predict_fn"] = "predict_proba"
     save_model(
         load_model(name),
         folder,
         input_example=example_of(name),
-        pyfunc_predict_fn="predict_proba" if name == "mlflow-array" else "predict",
+        **options,
         metadata={"mlserver": settings_of(name)},
         pip_requirements=[],
     )

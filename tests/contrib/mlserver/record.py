@@ -59,12 +59,13 @@ def running(command, variables, url, log):
 
 def answer_of(url, sent):
     """Return the recording of an HTTP request."""
-    body = sent.get("body")
-    data = body if isinstance(body, str) else json.dumps(body)
+    data = sent.get("body")
+    if not isinstance(data, str | None):
+        data = json.dumps(data)
     response = requests.request(
         sent["method"],
         url + sent["path"],
-        data=data if "body" in sent else None,
+        data=data,
         headers={"Content-Type": "application/json", **sent.get("headers", {})},
         timeout=60,
     )
@@ -127,21 +128,28 @@ def record_kserve(python, sources):
     path = os.pathsep.join(str(Path(sources, package)) for package in packages)
     recorded = []
     for server, model, variables, sent_requests in KSERVE:
-        with tempfile.TemporaryDirectory() as folder:
-            port = free_port()
-            # KServe's servers refuse a folder with other files that end like a model.
-            files = Path(folder, "model")
-            files.mkdir()
-            for file in (RECORDINGS / "models" / model).glob("model.*"):
-                (files / file.name).write_bytes(file.read_bytes())
-            command = [python, "-m", server, "--model_dir", files, "--model_name", model]
-            command += ["--http_port", str(port), "--enable_grpc", "false"]
-            url = f"http://127.0.0.1:{port}"
-            environment = {"PYTHONPATH": path, **variables}
-            with running(command, environment, f"{url}/v1/models/{model}", f"{folder}/log"):
-                for sent in sent_requests:
-                    recorded.append({"variables": variables, **answer_of(url, sent)})
+        command = [python, "-m", server, "--model_name", model, "--enable_grpc", "false"]
+        with kserve_server(command, model, {"PYTHONPATH": path, **variables}) as url:
+            answers = [answer_of(url, sent) for sent in sent_requests]
+        recorded += [{"variables": variables, **answer} for answer in answers]
     write("kserve", recorded)
+
+
+@contextmanager
+def kserve_server(command, model, variables):
+    """Start a server of KServe for the file of a model, and yield its URL. The servers
+    refuse a folder with other files that end like a model.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "model")
+        files.mkdir()
+        for file in (RECORDINGS / "models" / model).glob("model.*"):
+            (files / file.name).write_bytes(file.read_bytes())
+        command = [*command, "--model_dir", files, "--http_port", str(port)]
+        with running(command, variables, f"{url}/v1/models/{model}", f"{folder}/log"):
+            yield url
 
 
 def write(name, recorded):
@@ -150,4 +158,7 @@ def write(name, recorded):
 
 
 if __name__ == "__main__":
-    {"mlserver": record_mlserver, "kserve": record_kserve}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "mlserver":
+        record_mlserver(*sys.argv[2:])
+    else:
+        record_kserve(*sys.argv[2:])

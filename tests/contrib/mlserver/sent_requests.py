@@ -2,9 +2,16 @@
 servers.
 """
 
+from itertools import chain
+from typing import Any
+
 ROWS = [[5.1, 3.5, 1.4, 0.2], [6.2, 2.9, 4.3, 1.3], [7.3, 2.9, 6.3, 1.8]]
 FIRST = [row[:3] for row in ROWS]
-FLIGHTS = {"carrier": ["UA", "B6", "AA"], "distance": [1400.0, 2.0, 800.0], "hour": [17, 3, 13]}
+FLIGHTS: dict[str, list[Any]] = {
+    "carrier": ["UA", "B6", "AA"],
+    "distance": [1400.0, 2.0, 800.0],
+    "hour": [17, 3, 13],
+}
 LENGTHS = dict(zip(("length", "width", "petal"), map(list, zip(*FIRST, strict=True)), strict=True))
 UNKNOWN_FLIGHTS = {**FLIGHTS, "carrier": ["UA", "XX", "AA"]}
 _DATATYPES = {str: "BYTES", float: "FP64", int: "INT64"}
@@ -12,7 +19,7 @@ _DATATYPES = {str: "BYTES", float: "FP64", int: "INT64"}
 
 def tensor(rows, name="input-0", datatype="FP64", content_type=None, shape=None, is_flat=True):
     """Return a tensor of rows."""
-    data = [value for row in rows for value in row] if is_flat else rows
+    data = list(chain.from_iterable(rows)) if is_flat else rows
     entry = {"name": name, "shape": shape or [len(rows), len(rows[0])], "datatype": datatype}
     if content_type:
         entry["parameters"] = {"content_type": content_type}
@@ -31,7 +38,7 @@ def columns(table, is_column=True, with_types=True):
             "data": values,
         }
         if with_types:
-            entry["parameters"] = {"content_type": "str" if kind == "BYTES" else "np"}
+            entry["parameters"] = {"content_type": {"BYTES": "str"}.get(kind, "np")}
         tensors.append(entry)
     return tensors
 
@@ -244,7 +251,7 @@ def call(name, model, inputs, **fields):
 
 
 def typed(rows, name="input-0", datatype="FP64", field="fp64_contents", **fields):
-    flat = [value for row in rows for value in row]
+    flat = list(chain.from_iterable(rows))
     return {
         "name": name,
         "datatype": datatype,
@@ -312,7 +319,9 @@ CALLS = [
 
 def predict(name, model, body, headers=None):
     sent = {"name": name, "method": "POST", "path": f"/v1/models/{model}:predict", "body": body}
-    return {**sent, "headers": headers} if headers else sent
+    if headers:
+        sent["headers"] = headers
+    return sent
 
 
 def _usual(model, rows):

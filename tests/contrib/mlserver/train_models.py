@@ -96,8 +96,7 @@ def save_code(name, result, **fields):
         save_mlflow(name, mlflow.pyfunc.save_model, python_model=str(code), **fields)
 
 
-def main():
-    shutil.rmtree(MODELS, ignore_errors=True)
+def save_estimators():
     save_estimator("iris", LogisticRegression(max_iter=500).fit(ROWS, CLASSES))
     save_estimator("names", DecisionTreeClassifier(max_depth=2, random_state=0).fit(ROWS, NAMES))
     save_estimator("widths", LinearRegression().fit(ROWS[:, :3], WIDTHS), version="v3")
@@ -109,6 +108,9 @@ def main():
     )
     flights = make_pipeline(columns, LogisticRegression()).fit(FLIGHTS, IS_LATE)
     save_estimator("flights", flights, content_type="pd")
+
+
+def save_boosters():
     xgboost_runtime = "mlserver_xgboost.XGBoostModel"
     folder = settings("xgb-classes", xgboost_runtime, "model.json")
     xgboost.XGBClassifier(**FEW_TREES).fit(ROWS, CLASSES).save_model(folder / "model.json")
@@ -129,6 +131,9 @@ def main():
     catboost.CatBoostClassifier(
         iterations=3, depth=2, random_seed=0, verbose=False, allow_writing_files=False
     ).fit(ROWS, CLASSES).save_model(str(folder / "model.cbm"))
+
+
+def save_mlflow_estimators():
     on_table = LogisticRegression(max_iter=500).fit(TABLE, CLASSES)
     save_mlflow(
         "mlflow-columns",
@@ -153,6 +158,9 @@ def main():
         signature=infer_signature(ROWS[:, :3], on_array.predict_proba(ROWS[:, :3])),
         pyfunc_predict_fn="predict_proba",
     )
+
+
+def save_functions():
     inputs = Schema([ColSpec("string", "carrier"), ColSpec("long", "hour")])
     table = Schema([ColSpec("double", "delay"), ColSpec("string", "name")])
     save_code("mlflow-table", "table", signature=ModelSignature(inputs, table))
@@ -162,4 +170,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    shutil.rmtree(MODELS, ignore_errors=True)
+    save_estimators()
+    save_boosters()
+    save_mlflow_estimators()
+    save_functions()
