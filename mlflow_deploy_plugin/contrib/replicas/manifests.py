@@ -34,6 +34,10 @@ from mlflow_deploy_plugin.ship.manifests.served import (
 _CONFIG_FOLDER = "/etc/onnxserve-proxy"
 _CONFIG = "nginx.conf"
 _COMMAND = ["nginx", "-e", "stderr", "-c", f"{_CONFIG_FOLDER}/{_CONFIG}", "-g", "daemon off;"]
+_STEP = 10
+"""The ports of a replica in compose are this many above those of the one before it."""
+_ADDRESS = "x-real-ip"
+"""The header in which nginx sends the address of the caller."""
 _LONGEST_NAME = 52
 """A StatefulSet adds 11 characters to its name for a label, which has at most 63."""
 
@@ -67,6 +71,7 @@ def compose_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     if not is_loopback(host):
         refuse_strangers(spec, f"server.host {host}")
     ports = {"http": http_port(spec), "grpc": spec.server.grpc_port}
+    _check_ports(spec, proxy)
     name = f"{spec.name}-proxy"
     files: dict[str, str] = {}
     project: Document = {}
@@ -75,12 +80,12 @@ def compose_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         moved: dict[str, object] = {"server.host": "127.0.0.1", "proxy": ""}
         for field, port in (("port", ports["http"]), ("grpc_port", ports["grpc"])):
             if port is not None:
-                moved[f"server.{field}"] = port + 10 * number
+                moved[f"server.{field}"] = port + _STEP * number
         if spec.server.metrics_port is not None:
-            moved["server.metrics_port"] = spec.server.metrics_port + 10 * number
+            moved["server.metrics_port"] = spec.server.metrics_port + _STEP * number
         replica = apply_config(spec.model_copy(update={"name": f"{spec.name}-{number}"}), moved)
         rendered = dict(compose.render(replica, place))
-        document = yaml.safe_load(rendered.pop("compose.yaml"))
+        document = yaml.safe_load(rendered.pop("compose.yaml").replace("$$", "$"))
         (service,) = document["services"].values()
         service["volumes"][-1]["source"] = f"state-{number}"
         project = project or {**document, "services": {}, "volumes": {}}
@@ -90,7 +95,7 @@ def compose_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         files |= rendered
         for protocol, port in ports.items():
             if port is not None:
-                replicas.setdefault(protocol, []).append(f"127.0.0.1:{port + 10 * number}")
+                replicas.setdefault(protocol, []).append(f"127.0.0.1:{port + _STEP * number}")
     address = f"[{host}]" if ":" in host else host
     listen = {protocol: f"{address}:{port}" for protocol, port in ports.items() if port}
     files[f"{name}/{_CONFIG}"] = nginx_conf(proxy, spec.server, listen, replicas)
@@ -114,7 +119,25 @@ def compose_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         "depends_on": list(project["services"]),
         "deploy": {"resources": {"limits": {"pids": 64}}},
     }
-    return {"compose.yaml": dump_documents([project]), **files}
+    return {"compose.yaml": dump_documents([project]).replace("$", "$$"), **files}
+
+
+def _check_ports(spec: EndpointSpec, proxy: ProxySpec) -> None:
+    """Raise InvalidConfig if two of nginx and the replicas would have the same port of
+    this machine.
+    """
+    server = spec.server
+    owners: dict[int, str] = {}
+    for number in range(proxy.replicas + 1):
+        for port in filter(None, (http_port(spec), server.grpc_port, server.metrics_port)):
+            moved = port + _STEP * number
+            if moved in owners:
+                raise InvalidConfig(
+                    f"the ports {owners[moved]} and {port} meet at {moved}, because each replica "
+                    f"has ports {_STEP} above those of the one before it: set -C server.grpc_port "
+                    "or server.metrics_port whose last digit differs from that of server.port"
+                )
+            owners[moved] = str(port)
 
 
 def _checked(spec: EndpointSpec) -> tuple[EndpointSpec, ProxySpec]:
@@ -134,7 +157,7 @@ def _checked(spec: EndpointSpec) -> tuple[EndpointSpec, ProxySpec]:
         )
     if spec.server.rate_limit is not None and spec.server.rate_limit_header is None:
         # The address of each caller is nginx's.
-        spec = apply_config(spec, {"server.rate_limit_header": "x-real-ip"})
+        spec = apply_config(spec, {"server.rate_limit_header": _ADDRESS})
     return spec, proxy
 
 
@@ -154,6 +177,12 @@ def _documents(spec: EndpointSpec, place: Place) -> list[Document]:
             "kubernetes.max_replicas: each replica has its share of the models; set "
             "proxy.replicas instead"
         )
+    is_scraped = spec.kubernetes.service_monitor and spec.server.metrics_port is None
+    if is_scraped and spec.server.rate_limit_header == _ADDRESS:
+        raise InvalidConfig(
+            "kubernetes.service_monitor: with server.rate_limit, only nginx reaches the port of a "
+            "replica; set -C server.metrics_port=9100"
+        )
     spec = apply_config(spec, {"kubernetes.replicas": proxy.replicas})
     documents = []
     for document in kubernetes_documents(spec, place):
@@ -165,10 +194,26 @@ def _documents(spec: EndpointSpec, place: Place) -> list[Document]:
                 documents.append(_stateful(document))
             case "NetworkPolicy":
                 of_proxy = _proxy_documents(spec, proxy, place, pod, document["spec"])
+                if spec.server.rate_limit_header == _ADDRESS:
+                    document = _only_from_proxy(document, f"{spec.name}-proxy")
                 documents += [document, *of_proxy]
             case _:
                 documents.append(document)
     return documents
+
+
+def _only_from_proxy(document: Document, proxy: str) -> Document:
+    """Return the NetworkPolicy of the replicas, which admits only nginx except for the
+    metrics: any other caller could send the address that is counted.
+    """
+    (rule,) = document["spec"]["ingress"]
+    served = [port for port in rule["ports"] if port["port"] != "metrics"]
+    metrics = [port for port in rule["ports"] if port["port"] == "metrics"]
+    from_proxy = {"from": [{"podSelector": {"matchLabels": endpoint_labels(proxy)}}]}
+    rules = [{**from_proxy, "ports": served}]
+    if metrics:
+        rules.append({**rule, "ports": metrics})
+    return {**document, "spec": {**document["spec"], "ingress": rules}}
 
 
 def _services(document: Document, spec: EndpointSpec, proxy: ProxySpec) -> list[Document]:
