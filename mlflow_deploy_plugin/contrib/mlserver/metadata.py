@@ -108,7 +108,7 @@ def describe_model(endpoint: str, artifact: Artifact) -> dict[str, object]:
             raise InvalidArtifact(
                 f"the signature in the MLmodel file cannot be understood: {type(error).__name__}"
             ) from None
-    document = {
+    document: dict[str, object] = {
         "name": endpoint,
         "versions": list(map(str, versions)) if isinstance(versions, list) else [],
         "platform": str(settings.get("platform") or ""),

@@ -114,10 +114,10 @@ def bind(
         )
     if is_body and is_table:
         # A list shares its small integers; numpy would make an object of each byte.
-        columns = [
+        cells = [
             column if column.dtype.kind == "f" else column.tolist() for column in _columns(tensors)
         ]
-        rows = list(zip(*columns, strict=True))
+        rows = list(zip(*cells, strict=True))
         table = {"columns": list(tensors), "data": rows}
         return _body({"dataframe_split": table}, schema.keys)
     head, array = next(iter(tensors.values()))
