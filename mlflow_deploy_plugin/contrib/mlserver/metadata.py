@@ -14,6 +14,7 @@ from typing import Any
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.core.mlmodel import MALFORMED, read_mlmodel
 from mlflow_deploy_plugin.core.version import __version__
+from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from mlflow_deploy_plugin.serve.protocols.v2 import EXTENSIONS
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import DATATYPES, datatype_of
 from mlflow_deploy_plugin.serve.runtime.artifact import TENSOR_DTYPES, Artifact
@@ -86,7 +87,8 @@ def describe_server() -> dict[str, object]:
 
 def describe_model(endpoint: str, artifact: Artifact) -> dict[str, object]:
     """Return the document of `GET /v2/models/NAME`: the fields of the settings and, for
-    a model of MLflow, the tensors of its signature.
+    a model of MLflow, the tensors of its signature. Raises InvalidArtifact if the
+    MLmodel file has values that cannot be understood, or sent.
     """
     settings = settings_of(artifact)
     versions = settings.get("versions")
@@ -110,7 +112,7 @@ def describe_model(endpoint: str, artifact: Artifact) -> dict[str, object]:
             raise InvalidArtifact(
                 f"the signature in the MLmodel file cannot be understood: {type(error).__name__}"
             ) from None
-    return {
+    document: dict[str, object] = {
         "name": endpoint,
         "versions": list(map(str, versions)) if isinstance(versions, list) else [],
         "platform": str(settings.get("platform") or ""),
@@ -118,6 +120,13 @@ def describe_model(endpoint: str, artifact: Artifact) -> dict[str, object]:
         "outputs": outputs,
         "parameters": {"content_type": str(content_type)} if content_type else {},
     }
+    try:
+        dump_json(document)
+    except TypeError:
+        raise InvalidArtifact(
+            "the MLmodel file has a text or a number that JSON cannot have"
+        ) from None
+    return document
 
 
 def _declared(entries: object) -> list[dict[str, object]]:

@@ -33,6 +33,8 @@ from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.serve.protocols.content import (
     JSON,
+    MOST_CONTAINERS,
+    check_containers,
     dump_json,
     json_object,
     json_type,
@@ -112,9 +114,14 @@ def bind(
     if takes_body(artifact):
         document: dict[str, object] = {"inputs": next(iter(tensors.values()))[1]}
         if is_table:
-            rows = list(zip(*_columns(tensors), strict=True))
+            # A list shares its small integers; numpy would make an object of each byte.
+            cells = [
+                column if column.dtype.kind == "f" else column.tolist()
+                for column in _columns(tensors)
+            ]
+            rows = list(zip(*cells, strict=True))
             document = {"dataframe_split": {"columns": list(tensors), "data": rows}}
-        return OpaqueBody(JSON, dump_json(document), keys=schema.keys)
+        return _body(document, schema.keys)
     if len(tensors) > 1:
         tensors = _stacked(tensors)
     return bind_tensors(tensors, schema)
@@ -132,14 +139,25 @@ def _stacked(columns: Tensors) -> Tensors:
     return {head.name: (head, matrix)}
 
 
+def _body(document: Mapping[str, object], keys: tuple[str, ...]) -> OpaqueBody:
+    """Return the body for a pyfunc. Raises InvalidRequest if it has more arrays than a
+    caller's body may have: a binary tensor may have a byte per row.
+    """
+    content = dump_json(document)
+    check_containers(content)
+    return OpaqueBody(JSON, content, keys=keys)
+
+
 def _columns(tensors: Tensors) -> Sequence[Array]:
     """Return the tensors as columns of the same length. Raises SchemaMismatch if their
-    shapes are not [N] or [N, 1] with the same N.
+    shapes are not [N] or [N, 1] with the same N of at most `MOST_CONTAINERS`.
     """
     columns = []
     for head, array in tensors.values():
         if array.ndim == 0 or array.shape[1:] not in ((), (1,)):
             raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")
+        if len(array) > MOST_CONTAINERS:
+            raise head.mismatch(f" has more rows than a table may have, {MOST_CONTAINERS}")
         columns.append(array.reshape(-1))
         if len(columns[-1]) != len(columns[0]):
             raise head.mismatch(f" has {len(columns[-1])} rows; {len(columns[0])} are expected")
@@ -343,8 +361,7 @@ def decode_v1(
         form: dict[str, object] = {"inputs": rows}
         if records:
             form = {"dataframe_records": records}
-        content = OpaqueBody(JSON, dump_json(form), keys=variant.capture.keys)
-        return DecodedRequest({}, encode_v1, body=content)
+        return DecodedRequest({}, encode_v1, body=_body(form, variant.capture.keys))
     schema = variant.schema
     feeds = schema.from_records(records) if records else schema.from_array(rows)
     return DecodedRequest(feeds, encode_v1)
@@ -355,8 +372,8 @@ def read_records(rows: Sequence[object]) -> list[Mapping[str, Any]]:
     value is not an object. An object of columns (arrays, or objects by row) has several
     records, as in pandas.
 
-    Raises InvalidRequest if a later value is not an object, or columns differ in
-    length.
+    Raises InvalidRequest if a later value is not an object, columns differ in length,
+    or the records are more than the arrays and objects that a body may have.
     """
     records: list[Mapping[str, Any]] = []
     for position, row in enumerate(rows):
@@ -375,6 +392,10 @@ def read_records(rows: Sequence[object]) -> list[Mapping[str, Any]]:
             if not columns or not all(isinstance(values, list) for values in columns.values()):
                 records.append(record)
             elif len(set(map(len, columns.values()))) == 1:
+                if len(records) + len(next(iter(columns.values()))) > MOST_CONTAINERS:
+                    raise InvalidRequest(
+                        f"the columns have more than {MOST_CONTAINERS} rows; send fewer rows"
+                    )
                 cells = zip(*columns.values(), strict=True)
                 records += [dict(zip(columns, values, strict=True)) for values in cells]
             else:

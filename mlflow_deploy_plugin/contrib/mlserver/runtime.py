@@ -5,9 +5,12 @@ https://kserve.github.io/website/docs/concepts/resources/servingruntime has its 
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from string import Template
+
+import yaml
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import join_names
@@ -23,6 +26,13 @@ _DEFAULTS = {"ALLOW_PICKLE": "true", "ONNXSERVE_METRICS_NAMES": "mlserver"}
 """The variables that the file explains."""
 
 
+def _quoted(text: str) -> str:
+    """Return a text as one line of YAML, in ASCII. JSON would write a character above
+    U+FFFF as two, which YAML refuses.
+    """
+    return yaml.safe_dump(text, default_style='"', width=sys.maxsize).strip()
+
+
 def cluster_runtime(config: Mapping[str, str], auto_select: bool) -> Mapping[str, str]:
     """Return the file of the runtime (path → text).
 
@@ -34,23 +44,25 @@ def cluster_runtime(config: Mapping[str, str], auto_select: bool) -> Mapping[str
     Raises:
         InvalidConfig: a field is unknown, or is not one of the runtime's.
     """
-    others = [name for name in config if not name.startswith((*_FIELDS, _VARIABLES))]
+    others = [name for name in config if name not in _FIELDS and not name.startswith(_VARIABLES)]
     if others:
         raise InvalidConfig(
             f"{others[0]} is not a field of a runtime: set {join_names([*_FIELDS, _VARIABLES])}NAME"
         )
     container = new_endpoint("onnxserve", "/mnt/models", config).container
     variables = {**_DEFAULTS, **container.environment}
-    # JSON is YAML, whatever a value contains. Kubernetes reads "$$" as "$".
-    quoted = {name: json.dumps(value.replace("$", "$$")) for name, value in variables.items()}
+    # Kubernetes reads "$$" as "$".
+    quoted = {name: _quoted(value.replace("$", "$$")) for name, value in variables.items()}
     added = [name for name in container.environment if name not in _DEFAULTS]
     text = (files(__package__) / "runtime.yaml").read_text()
     rendered = Template(text).substitute(
         auto_select=json.dumps(auto_select),
-        image=json.dumps(container.image or _IMAGE),
+        image=_quoted(container.image or _IMAGE),
         allow_pickle=quoted["ALLOW_PICKLE"],
         metrics_names=quoted["ONNXSERVE_METRICS_NAMES"],
-        environment="".join(f"    - {{name: {name}, value: {quoted[name]}}}\n" for name in added),
+        environment="".join(
+            f"    - {{name: {_quoted(name)}, value: {quoted[name]}}}\n" for name in added
+        ),
         cpus=json.dumps(f"{round(1000 * (container.cpus or _CPUS))}m"),
         memory=json.dumps(str(container.memory_bytes or _MEMORY_BYTES)),
     )

@@ -34,6 +34,10 @@ from mlflow_deploy_plugin.ship.manifests.served import (
 _CONFIG_FOLDER = "/etc/onnxserve-proxy"
 _CONFIG = "nginx.conf"
 _COMMAND = ["nginx", "-e", "stderr", "-c", f"{_CONFIG_FOLDER}/{_CONFIG}", "-g", "daemon off;"]
+_STEP = 10
+"""The ports of a replica in compose are this many above those of the one before it."""
+_ADDRESS = "x-real-ip"
+"""The header in which nginx sends the address of the caller."""
 _LONGEST_NAME = 52
 """A StatefulSet adds 11 characters to its name for a label, which has at most 63."""
 
@@ -64,6 +68,7 @@ def compose_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     host = spec.server.host
     if not is_loopback(host):
         refuse_strangers(spec, f"server.host {host}")
+    _check_ports(spec, proxy)
     replicas = [_moved(spec, number) for number in range(1, proxy.replicas + 1)]
     addresses = [_addresses("127.0.0.1", replica) for replica in replicas]
     listen = _addresses(f"[{host}]" if ":" in host else host, spec)
@@ -71,7 +76,7 @@ def compose_files(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     name = f"{spec.name}-proxy"
     files[f"{name}/{_CONFIG}"] = nginx_conf(proxy, spec.server, listen, addresses)
     project["services"][name] = _compose_proxy(spec, proxy, [*project["services"]])
-    return {"compose.yaml": dump_documents([project]), **files}
+    return {"compose.yaml": dump_documents([project]).replace("$", "$$"), **files}
 
 
 def _compose_replicas(
@@ -82,7 +87,7 @@ def _compose_replicas(
     files: dict[str, str] = {}
     for replica in replicas:
         rendered = dict(compose.render(replica, place))
-        document = yaml.safe_load(rendered.pop("compose.yaml"))
+        document = yaml.safe_load(rendered.pop("compose.yaml").replace("$$", "$"))
         service = document["services"][replica.name]
         service["volumes"][-1]["source"] = replica.name
         project["services"][replica.name] = service
@@ -97,7 +102,7 @@ def _moved(spec: EndpointSpec, number: int) -> EndpointSpec:
     server = spec.server
     ports = {"port": http_port(spec), "grpc_port": server.grpc_port}
     ports["metrics_port"] = server.metrics_port
-    moved = {f"server.{field}": port + 10 * number for field, port in ports.items() if port}
+    moved = {f"server.{field}": port + _STEP * number for field, port in ports.items() if port}
     replica = spec.model_copy(update={"name": f"{spec.name}-{number}"})
     return apply_config(replica, {**moved, "server.host": "127.0.0.1"})
 
@@ -134,6 +139,24 @@ def _addresses(host: str, spec: EndpointSpec) -> dict[str, str]:
     return addresses
 
 
+def _check_ports(spec: EndpointSpec, proxy: ProxySpec) -> None:
+    """Raise InvalidConfig if two of nginx and the replicas would have the same port of
+    this machine.
+    """
+    server = spec.server
+    owners: dict[int, str] = {}
+    for number in range(proxy.replicas + 1):
+        for port in filter(None, (http_port(spec), server.grpc_port, server.metrics_port)):
+            moved = port + _STEP * number
+            if moved in owners:
+                raise InvalidConfig(
+                    f"the ports {owners[moved]} and {port} meet at {moved}, because each replica "
+                    f"has ports {_STEP} above those of the one before it: set -C server.grpc_port "
+                    "or server.metrics_port whose last digit differs from that of server.port"
+                )
+            owners[moved] = str(port)
+
+
 def _checked(spec: EndpointSpec) -> tuple[EndpointSpec, ProxySpec]:
     """Return the spec of a replica, and the proxy. Raises InvalidConfig for a spec that
     does not serve all registered models, or whose fields do not fit several replicas.
@@ -151,7 +174,7 @@ def _checked(spec: EndpointSpec) -> tuple[EndpointSpec, ProxySpec]:
         )
     if spec.server.rate_limit is not None and spec.server.rate_limit_header is None:
         # The address of each caller is nginx's.
-        spec = apply_config(spec, {"server.rate_limit_header": "x-real-ip"})
+        spec = apply_config(spec, {"server.rate_limit_header": _ADDRESS})
     return spec, proxy
 
 
@@ -171,6 +194,12 @@ def _documents(spec: EndpointSpec, place: Place) -> list[Document]:
             "kubernetes.max_replicas: each replica has its share of the models; set "
             "proxy.replicas instead"
         )
+    is_scraped = spec.kubernetes.service_monitor and spec.server.metrics_port is None
+    if is_scraped and spec.server.rate_limit_header == _ADDRESS:
+        raise InvalidConfig(
+            "kubernetes.service_monitor: with server.rate_limit, only nginx reaches the port of a "
+            "replica; set -C server.metrics_port=9100"
+        )
     spec = apply_config(spec, {"kubernetes.replicas": proxy.replicas})
     documents = []
     for document in kubernetes_documents(spec, place):
@@ -182,10 +211,26 @@ def _documents(spec: EndpointSpec, place: Place) -> list[Document]:
                 documents.append(_stateful(document))
             case "NetworkPolicy":
                 of_proxy = _proxy_documents(spec, proxy, place, pod, document["spec"])
+                if spec.server.rate_limit_header == _ADDRESS:
+                    document = _only_from_proxy(document, f"{spec.name}-proxy")
                 documents += [document, *of_proxy]
             case _:
                 documents.append(document)
     return documents
+
+
+def _only_from_proxy(document: Document, proxy: str) -> Document:
+    """Return the NetworkPolicy of the replicas, which admits only nginx except for the
+    metrics: any other caller could send the address that is counted.
+    """
+    (rule,) = document["spec"]["ingress"]
+    served = [port for port in rule["ports"] if port["port"] != "metrics"]
+    metrics = [port for port in rule["ports"] if port["port"] == "metrics"]
+    from_proxy = {"from": [{"podSelector": {"matchLabels": endpoint_labels(proxy)}}]}
+    rules = [{**from_proxy, "ports": served}]
+    if metrics:
+        rules.append({**rule, "ports": metrics})
+    return {**document, "spec": {**document["spec"], "ingress": rules}}
 
 
 def _services(document: Document, spec: EndpointSpec, proxy: ProxySpec) -> list[Document]:

@@ -1,5 +1,6 @@
 """The configuration of nginx that sends each model to its replicas."""
 
+import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -8,9 +9,27 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.parts import ProxySpec, ServerSpec
 
+_WORD = re.compile(r"[\w.:/@~+\[\]-]*")
+"""What nginx reads as one word, in which nothing is quoted or is a variable."""
+
+
+def _checked_word(value: object) -> object:
+    """Return a value of the configuration. Raises InvalidConfig if it would be more
+    than a word, because nginx has no quotes for a $.
+    """
+    if isinstance(value, str) and not _WORD.fullmatch(value):
+        raise InvalidConfig(
+            f"{value!r} cannot be written in the configuration of nginx: letters, digits and "
+            "._:/@~+- are expected in addresses and paths of files"
+        )
+    return value
+
+
 _TEMPLATES = Environment(
+    finalize=_checked_word,
     loader=FileSystemLoader(Path(__file__).parent),
     undefined=StrictUndefined,
     keep_trailing_newline=True,
@@ -30,7 +49,8 @@ Addresses = Mapping[str, str]
 def nginx_conf(
     proxy: ProxySpec, server: ServerSpec, listen: Addresses, replicas: Sequence[Addresses]
 ) -> str:
-    """Return the configuration of nginx.
+    """Return the configuration of nginx. Raises InvalidConfig if an address or a path
+    is not one word for nginx.
 
     Args:
         server: the server of each replica. nginx reads its certificate at the paths of

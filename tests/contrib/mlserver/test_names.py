@@ -9,12 +9,15 @@ import yaml
 from mlflow_deploy_plugin.contrib.mlserver import names
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.serve.protocols.content import MOST_CONTAINERS, dump_json
+from mlflow_deploy_plugin.serve.protocols.v2 import HEADER_LENGTH_KEY, OCTETS
 from tests.contrib.mlserver import aspects
 from tests.contrib.mlserver.conftest import CODE, FORMS, MAKERS, MODELS, read_recordings
 from tests.contrib.mlserver.record import answer_of_call
 from tests.contrib.mlserver.sent_requests import FOUR, PD, infer, tensor
 from tests.serve.grpc.conftest import calling
 from tests.support import handling, servers
+from tests.support.refusals import refused
 
 FORM_CASES = ["onnx", pytest.param("original", marks=pytest.mark.long)]
 _MODEL = re.compile(r"/v[12]/models/([\w-]+)")
@@ -159,6 +162,26 @@ def test_requests_that_do_not_fit_mlserver_are_refused(served, model, body, plac
     assert (status, place in answer["error"]) == (400, True)
 
 
+def test_more_rows_than_in_json_are_refused_for_mlserver(served):
+    size = MOST_CONTAINERS + 1
+    entries = [
+        {
+            "name": name,
+            "shape": [size],
+            "datatype": "INT8",
+            "parameters": {"binary_data_size": size},
+        }
+        for name in "abcd"
+    ]
+    text = dump_json({"inputs": entries, "parameters": PD})
+    headers = {HEADER_LENGTH_KEY: str(len(text)), "content-type": OCTETS}
+    body = text + bytes(4 * size)
+    answer = handling.ask(served("onnx"), "/v2/models/iris/infer", body=body, **headers)
+    assert answer.status == 400
+    with refused(InvalidRequest, str(MOST_CONTAINERS)):
+        names.read_records([{"a": [1] * size}])
+
+
 def test_columns_of_different_datatypes_become_one_array_for_mlserver(served):
     first, *others = columns_of(1, 1, 1, 1)
     mixed = [{**first, "datatype": "INT64", "data": [1]}, *others]
@@ -212,6 +235,10 @@ def odd_server(tmp_path_factory):
         "list": [1],
         "path": [],
         "number": {"implementation": 5, "parameters": "x", "versions": 5},
+        "large": {
+            "implementation": SKLEARN,
+            "inputs": [{"name": "a", "datatype": "FP64", "shape": [10**30]}],
+        },
         "texts": {
             "implementation": SKLEARN,
             "platform": b"\xff",
@@ -288,6 +315,11 @@ def test_metadata_of_mlserver_have_only_declared_tensors(odd_server, model, expe
     status, _, answer = ask(odd_server, {"method": "GET", "path": f"/v2/models/{model}"})
     assert status == 200
     assert answer | expected == answer
+
+
+def test_metadata_that_json_cannot_have_are_refused_for_mlserver(odd_server):
+    status, _, answer = ask(odd_server, {"method": "GET", "path": "/v2/models/large"})
+    assert (status, "MLmodel" in answer["error"]) == (400, True)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,8 @@ def test_servingruntime_has_configured_container():
         *("-C", "container.image=registry:5000/onnxserve:2"),
         *("-C", "container.cpus=0.5", "-C", "container.memory_bytes=1073741824"),
         *("-C", "container.environment.ALLOW_PICKLE=false"),
-        *("-C", 'container.environment.NOTE=a $HOME "b" {c}: #\n- d'),
+        *("-C", 'container.environment.NOTE=a $HOME "b" {c}: #\n- d \x85\U0001f600'),
+        *("-C", "container.environment.yes=1"),
     )["spec"]["containers"]
     assert container["image"] == "registry:5000/onnxserve:2"
     assert container["resources"]["limits"] == {"cpu": "500m", "memory": "1073741824"}
@@ -155,7 +156,8 @@ def test_servingruntime_has_configured_container():
     assert environment == {
         "ALLOW_PICKLE": "false",
         "ONNXSERVE_METRICS_NAMES": "mlserver",
-        "NOTE": 'a $$HOME "b" {c}: #\n- d',
+        "NOTE": 'a $$HOME "b" {c}: #\n- d \x85\U0001f600',
+        "yes": "1",
     }
 
 

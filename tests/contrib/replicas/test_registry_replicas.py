@@ -2,11 +2,15 @@
 number and with what it received.
 """
 
+import ast
+import socket
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain, pairwise, repeat
 from urllib.parse import quote
 
+import grpc
 import pytest
 import requests
 
@@ -30,6 +34,8 @@ http {{
     location / {{ return 200 "{{}}"; }}
     location /models/full/ {{ add_header X-Replica {number} always; return 503 "full"; }}
     location /models/busy/ {{ add_header X-Replica {number} always; return 429 "busy"; }}
+    location /models/crash/ {{ return 444; }}
+    location /models/long/ {{ set $x {long}; add_header X-Long $x$x$x; return 200 "long"; }}
   }}
 }}
 """
@@ -41,7 +47,9 @@ def replicas(nginx):
     with ExitStack() as stack:
         ports = [free_port() for _ in range(NUMBER)]
         processes = [
-            stack.enter_context(nginx(REPLICA.format(port=port, number=number), f"r{number}"))
+            stack.enter_context(
+                nginx(REPLICA.format(port=port, number=number, long="x" * 3000), f"r{number}")
+            )
             for number, port in enumerate(ports)
         ]
         yield processes, [f"127.0.0.1:{port}" for port in ports]
@@ -124,6 +132,14 @@ def test_hot_model_has_two_replicas(routed, name):
     others = post(routed, f"/endpoints/{quote(name)}/jobs", 30)
     assert {answer.headers["X-Replica"] for answer in others} == {first}
     assert {answer.status_code for answer in others} == {200}
+
+
+@pytest.mark.parametrize(("name", "status"), [("crash", 503), ("long", 200)])
+def test_model_closes_no_replica_for_the_others(routed, name, status):
+    before = places(routed, NAMES[:20])
+    answers = post(routed, f"/models/{name}/invocations", 20)
+    assert {answer.status_code for answer in answers} == {status}
+    assert places(routed, NAMES[:20]) == before
 
 
 @pytest.mark.parametrize(("name", "status"), [("full", 503), ("busy", 429)])
@@ -222,3 +238,39 @@ def test_each_pair_of_replicas_has_a_key(number):
     keys = ring_keys([f"registry-{replica}:8080" for replica in range(number)])
     assert len(keys) == number * (number - 1)
     assert len({*keys.values()}) >= number
+
+
+GET_OF_HTTP_2 = b"\x82\x86\x84\x41\x01x"
+"""A request that a server of gRPC resets: `GET /`, in HPACK."""
+
+
+def test_grpc_caller_chooses_no_address_and_closes_no_replica(nginx):
+    address = f"127.0.0.1:{free_port()}"
+    seen = grpc.unary_unary_rpc_method_handler(
+        lambda _, context: repr(dict(context.invocation_metadata())).encode()
+    )
+    replicas = [grpc.server(ThreadPoolExecutor(2)) for _ in range(2)]
+    ports = []
+    for replica in replicas:
+        replica.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("s", {"m": seen})])
+        ports.append(replica.add_insecure_port("127.0.0.1:0"))
+        replica.start()
+    addresses = [dict.fromkeys(("http", "grpc"), f"127.0.0.1:{port}") for port in ports]
+    listen = {"http": f"127.0.0.1:{free_port()}", "grpc": address}
+    config = nginx_conf(ProxySpec(), ServerSpec(), listen, addresses)
+    with nginx(config), grpc.insecure_channel(address) as channel:
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as caller:
+                caller.sendall(
+                    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
+                )
+                head = len(GET_OF_HTTP_2).to_bytes(3, "big") + bytes.fromhex("010500000001")
+                caller.sendall(head + GET_OF_HTTP_2)
+                while b"nginx" not in caller.recv(65536):
+                    pass
+        call = channel.unary_unary("/s/m")
+        forged = [("x-real-ip", "10.0.0.1"), ("x-forwarded-for", "10.0.0.2"), ("mm-model-id", "m")]
+        metadata = ast.literal_eval(call(b"", metadata=forged, timeout=30).decode())
+    for replica in replicas:
+        replica.stop(None)
+    assert metadata["x-real-ip"] == metadata["x-forwarded-for"] == "127.0.0.1"

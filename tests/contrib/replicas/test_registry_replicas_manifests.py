@@ -95,6 +95,17 @@ def test_callers_are_counted_by_their_address():
     assert served.proxy is None
 
 
+def test_only_nginx_reaches_replicas_that_trust_it():
+    documents = rendered()
+    served, metrics = documents["NetworkPolicy", "registry"]["spec"]["ingress"]
+    (admitted,) = served["from"]
+    labels = documents["Deployment", "registry-proxy"]["spec"]["template"]["metadata"]["labels"]
+    assert labels.items() >= admitted["podSelector"]["matchLabels"].items()
+    assert [port["port"] for port in served["ports"]] == ["http", "grpc"]
+    assert metrics["from"] == [{"podSelector": {}}]
+    assert [port["port"] for port in metrics["ports"]] == ["metrics"]
+
+
 def test_certificate_is_for_the_proxy_too():
     documents = rendered(TLS)
     config = documents["ConfigMap", "registry-proxy"]["data"]["nginx.conf"]
@@ -126,7 +137,7 @@ def test_chart_prints_the_objects():
 
 
 def test_compose_project_is_valid():
-    written = render_files("compose", spec(), Place())
+    written = render_files("compose", spec({"proxy.image": "nginx$x"}), Place())
     document = yaml.safe_load(written["compose.yaml"])
     schema = files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
     jsonschema_rs.validator_for(json.loads(schema.read_text())).validate(document)
@@ -137,6 +148,7 @@ def test_compose_project_is_valid():
     assert all(port.startswith("127.0.0.1:") for port in ports)
     states = {service["volumes"][-1]["source"] for service in [*services.values()][:3]}
     assert states == {*document["volumes"]}
+    assert services["registry-proxy"]["image"] == "nginx$$x"
     proxy = services["registry-proxy"]
     assert (proxy["read_only"], proxy["cap_drop"], proxy["user"]) == (True, ["ALL"], "10001:10001")
     for number in (1, 2, 3):
@@ -170,6 +182,11 @@ def test_nginx_accepts_the_configuration(nginx, name):
         ("kubernetes", {"kubernetes.max_replicas": "9", "container.cpus": "1"}, "", "max_replicas"),
         ("kubernetes", {**TLS, "server.ca_certs": "t/ca.crt"}, "", "server.ca_certs"),
         ("compose", {"server.host": "0.0.0.0"}, "", "server.host"),
+        ("compose", {"server.host": "::1;x", "server.api_keys": "true"}, "", "nginx"),
+        ("compose", {"server.certfile": "/a;b.pem", "server.keyfile": "/k"}, "", "nginx"),
+        ("compose", {"server.certfile": "/a.pem", "server.keyfile": "/$pid"}, "", "nginx"),
+        ("compose", {"server.port": "8080", "server.grpc_port": "8090"}, "", "8090"),
+        ("kubernetes", {"server.metrics_port": ""}, "", "server.metrics_port"),
     ],
 )
 def test_unfit_field_is_refused(name, config, model, word):
