@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.cli.serve import serve
 from mlflow_deploy_plugin.contrib.mlserver import container
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
 from tests.support.kserve import own_runtimes, predictor_pod
@@ -171,19 +172,22 @@ def test_mlserver_class_follows_from_framework(framework, environment, implement
 
 
 @pytest.mark.parametrize(
-    ("environment", "consent"),
+    ("environment", "consent", "code"),
     [
-        ({}, None),
-        ({"ALLOW_PICKLE": "true"}, "true"),
-        ({"ALLOW_PICKLE": "True"}, "true"),
-        ({"ALLOW_PICKLE": "false"}, None),
-        ({"ALLOW_PICKLE": "maybe"}, None),
-        ({"ALLOW_PICKLE": "true", "ONNXSERVE_ALLOW_PICKLE": "false"}, "false"),
+        ({}, None, None),
+        ({"ALLOW_PICKLE": "true"}, "true", None),
+        ({"ALLOW_PICKLE": "True"}, "true", None),
+        ({"ALLOW_PICKLE": "false"}, None, "false"),
+        ({"ALLOW_PICKLE": "maybe"}, None, "false"),
+        ({"ALLOW_PICKLE": "false", MODEL_CODE: "true"}, None, "true"),
+        ({"ALLOW_PICKLE": "true", MODEL_CODE: "false"}, "true", "false"),
+        ({"ALLOW_PICKLE": "true", "ONNXSERVE_ALLOW_PICKLE": "false"}, "false", None),
     ],
 )
-def test_mlserver_pickles_need_consent(environment, consent):
+def test_mlserver_pickles_need_consent(environment, consent, code):
     variables = {**environment, **container.server_environment("sklearn", environment)}
     assert variables.get("ONNXSERVE_ALLOW_PICKLE") == consent
+    assert variables.get(MODEL_CODE) == code
 
 
 def test_mlserver_names_are_served_if_they_exist(called):
