@@ -14,7 +14,6 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -36,7 +35,7 @@ from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.registry.model_files import refuse_links
 from mlflow_deploy_plugin.core.registry.model_folders import FolderReader, FoundModels, ModelFile
-from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.registry.model_uri import endpoint_name
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +52,8 @@ _MOST_BYTES = 2**20
 """The maximum size of a settings file."""
 _MOST_FOLDERS = 20_000
 _SNIFFED_BYTES = 2**16
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,61}")
+"""The versions that become the name of a variant, which begins with v."""
 _NUMBER = re.compile(r"(\d+)")
 _OF_SERVER = {"parallel_workers": "workers", "http_port": "port", "grpc_port": "grpc_port"}
 """The keys of settings.json, and the fields of `server` that they set."""
@@ -141,7 +141,7 @@ class _Settings:
         replaced.
         """
         name = self.document.get("name") or os.environ.get(_NAME) or self.folder.name
-        endpoint = default_endpoint_name(f"./{name}".replace("/", "-")[2:] or "model")
+        endpoint = endpoint_name(name)
         if endpoint != name:
             _log.warning("the model %s is served as %s", one_line(repr(name), 80), endpoint)
         return endpoint
@@ -167,7 +167,7 @@ class MlserverFolders:
         """
         if path.is_file():
             stem = path.stem if path.stem != "model" else path.absolute().parent.name
-            return FoundModels({default_endpoint_name(f"./{stem}"): {"": path}})
+            return FoundModels({endpoint_name(stem): {"": path}})
         folders = _settings_folders(path)
         if not folders and (path / MLMODEL).is_file():
             return None
@@ -177,13 +177,15 @@ class MlserverFolders:
                 _find_file(path, _named_runtime())
             except InvalidArtifact as error:
                 raise InvalidConfig(f"{path}: {error.message}") from None
-            name = os.environ.get(_NAME) or str(path)
-            return FoundModels({default_endpoint_name(name): {"": path}}, server)
+            name = os.environ.get(_NAME) or path.absolute().name
+            return FoundModels({endpoint_name(name): {"": path}}, server)
         models: dict[str, dict[str, Path]] = {}
         for folder in folders:
-            settings = _Settings(folder, {})
-            with suppress(InvalidArtifact):  # The agent reports it, and serves the other models.
+            try:
                 settings = _read_settings(folder)
+            except InvalidArtifact:  # The agent reports it, and serves the other models.
+                place = folder if folder == path else folder.relative_to(path)
+                settings = _Settings(folder, {"name": str(place)})
             name = settings.name
             label = settings.version
             versions = models.setdefault(name, {})
@@ -293,8 +295,8 @@ def _read_settings(folder: Path) -> _Settings:
     settings = _Settings(folder, document)
     if settings.version and not _VERSION.fullmatch(settings.version):
         raise InvalidArtifact(
-            f"{MODEL_SETTINGS}: parameters.version is {settings.version[:80]!r}; at most 63 "
-            "letters, digits and . _ + - are expected"
+            f"{MODEL_SETTINGS}: parameters.version is {settings.version[:80]!r}; at most 62 "
+            "letters, digits and . _ - are expected"
         )
     return settings
 

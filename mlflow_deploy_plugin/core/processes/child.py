@@ -246,6 +246,7 @@ def run_to_end(
             command,
             capture_output=True,
             text=True,
+            errors="replace",  # Libraries print the texts of damaged files.
             check=False,
             timeout=seconds,
             preexec_fn=ending,
