@@ -264,7 +264,9 @@ def run_to_end(
             reason = reason_of(output)
         else:
             reason = output.rpartition("\n")[2].removeprefix("ERROR: ")
-        raise CommandFailed(reason[:500])
+        failure = CommandFailed(reason[:500])
+        failure.exit_status = ran.returncode
+        raise failure
 
 
 def die_with_parent(number: int = KILL, parent: int | None = None) -> None:
