@@ -272,6 +272,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         if len(text) > _MOST_BYTES:
             raise InvalidArtifact(f"{file.name} has more than {_MOST_BYTES:,} bytes")
         document = json.loads(text)
+        json.dumps(document, ensure_ascii=False).encode()  # A YAML file has no lone surrogates.
     except OSError as error:
         raise InvalidArtifact(f"{file.name} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

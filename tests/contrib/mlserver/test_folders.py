@@ -171,6 +171,7 @@ def test_mlflow_folder_with_settings_keeps_them(tmp_path):
         ("{", "not JSON"),
         ("[]", "JSON object"),
         ("[" * 200_000, "not JSON"),
+        ('{"platform": "\\ud800"}', "not JSON"),
         ('{"a": "' + "x" * 2**20 + '"}', "1,048,576 bytes"),
         ('{"implementation": 3}', "implementation"),
         ('{"implementation": "mymodels.MyModel"}', "--steps"),
