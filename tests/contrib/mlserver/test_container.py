@@ -223,6 +223,7 @@ def test_mlserver_settings_without_meaning_are_named():
     ],
 )
 def test_mlserver_mistake_is_one_line(arguments, environment, named, monkeypatch, tmp_path):
+    (tmp_path / "MLmodel").write_text("flavors: {}")
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     ports = {f"MLSERVER_{name}_PORT": str(free_port()) for name in ("HTTP", "GRPC", "METRICS")}
     for name, value in {**ports, "MLSERVER_MODEL_IMPLEMENTATION": "", **environment}.items():
