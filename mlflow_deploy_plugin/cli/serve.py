@@ -4,7 +4,6 @@ for other servers.
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -256,12 +255,11 @@ def _endpoints_of(
         raise click.UsageError("--name requires a folder with one model")
     specs = []
     for endpoint, versions in found.models.items():
-        *others, (_, newest) = versions.items()
-        spec = new_endpoint(name or endpoint, str(newest))
-        older = {
-            f"v{re.sub('[^A-Za-z0-9._-]', '-', label)}": VariantSpec(model=str(path), weight=0)
-            for label, path in others
-        }
+        *others, (label, newest) = versions.items()
+        # The names differ, because the versions do.
+        variant = f"v{label}" if others else None
+        spec = new_endpoint(name or endpoint, str(newest), variant=variant)
+        older = {f"v{label}": VariantSpec(model=str(path), weight=0) for label, path in others}
         specs.append(spec.model_copy(update={"variants": {**older, **spec.variants}}))
     return specs, found.server
 

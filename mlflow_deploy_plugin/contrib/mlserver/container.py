@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.cli.serve import serve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.messages import join_names, one_line
+from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.text_files import read_text
 
@@ -205,7 +206,8 @@ def ignored(arguments: Sequence[str], environment: Mapping[str, str]) -> list[st
 
 def server_environment(framework: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the server that follow from KServe's and MLServer's: the
-    class of the model, if one is known, and the consent to load pickles.
+    class of the model, if one is known, and the consent to load pickles. A refusal of
+    the consent switches all code of models off.
     """
     implementation = environment.get(_IMPLEMENTATION, "")
     if implementation in ("", _NO_VALUE):
@@ -213,7 +215,12 @@ def server_environment(framework: str, environment: Mapping[str, str]) -> dict[s
     variables = {}
     if implementation:
         variables[_IMPLEMENTATION] = implementation
+    consent = environment.get("ALLOW_PICKLE", "").lower()
     is_decided = "ONNXSERVE_ALLOW_PICKLE" in environment
-    if not is_decided and environment.get("ALLOW_PICKLE", "").lower() in _CONSENT:
+    if consent in _CONSENT and not is_decided:
         variables["ONNXSERVE_ALLOW_PICKLE"] = "true"
+    elif consent and not is_decided:
+        # An MLflow folder of a pickle, which needs no consent in `serve FOLDER`, is
+        # refused as well.
+        variables[MODEL_CODE] = environment.get(MODEL_CODE, "false")
     return variables

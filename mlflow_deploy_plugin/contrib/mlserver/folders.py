@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.core.packages import installed_version
 from mlflow_deploy_plugin.core.processes.child import run_to_end
 from mlflow_deploy_plugin.core.registry.model_files import refuse_links
 from mlflow_deploy_plugin.core.registry.model_folders import FolderReader, FoundModels, ModelFile
-from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.registry.model_uri import endpoint_name
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ _MOST_BYTES = 2**20
 """The maximum size of a settings file."""
 _MOST_FOLDERS = 20_000
 _SNIFFED_BYTES = 2**16
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,61}")
+"""The versions that become the name of a variant, which begins with v."""
 _NUMBER = re.compile(r"(\d+)")
 _OF_SERVER = {"parallel_workers": "workers", "http_port": "port", "grpc_port": "grpc_port"}
 """The keys of settings.json, and the fields of `server` that they set."""
@@ -140,7 +141,7 @@ class _Settings:
         replaced.
         """
         name = self.document.get("name") or os.environ.get(_NAME) or self.folder.name
-        endpoint = default_endpoint_name(f"./{name}".replace("/", "-")[2:] or "model")
+        endpoint = endpoint_name(name)
         if endpoint != name:
             _log.warning("the model %s is served as %s", one_line(repr(name), 80), endpoint)
         return endpoint
@@ -166,7 +167,7 @@ class MlserverFolders:
         """
         if path.is_file():
             stem = path.stem if path.stem != "model" else path.absolute().parent.name
-            return FoundModels({default_endpoint_name(f"./{stem}"): {"": path}})
+            return FoundModels({endpoint_name(stem): {"": path}})
         folders = settings_folders(path)
         if not folders and (path / MLMODEL).is_file():
             return None
@@ -176,10 +177,11 @@ class MlserverFolders:
                 _find_file(path, _named_runtime())
             except InvalidArtifact as error:
                 raise InvalidConfig(f"{path}: {error.message}") from None
-            name = os.environ.get(_NAME) or str(path)
-            return FoundModels({default_endpoint_name(name): {"": path}}, server)
+            name = os.environ.get(_NAME) or path.absolute().name
+            return FoundModels({endpoint_name(name): {"": path}}, server)
         models: dict[str, dict[str, Path]] = {}
-        for settings in sorted(map(_settings_or_none, folders), key=_by_version):
+        found = [_settings_or_place(folder, path) for folder in folders]
+        for settings in sorted(found, key=_by_version):
             versions = models.setdefault(settings.name, {})
             if settings.version in versions:
                 raise InvalidConfig(
@@ -235,14 +237,15 @@ def _by_version(settings: _Settings) -> list[str]:
     return [part.zfill(64) for part in _NUMBER.split(settings.version)]
 
 
-def _settings_or_none(folder: Path) -> _Settings:
-    """Return the settings of a folder, or none if they cannot be read. The agent then
-    reports the error, and serves the other models.
+def _settings_or_place(folder: Path, root: Path) -> _Settings:
+    """Return the settings of a folder; if they cannot be read, only its place below
+    `root` as the name. The agent then reports the error, and serves the other models.
     """
     try:
         return _read_settings(folder)
     except InvalidArtifact:
-        return _Settings(folder, {})
+        place = folder.name if folder == root else folder.relative_to(root)
+        return _Settings(folder, {"name": str(place)})
 
 
 def settings_folders(root: Path) -> list[Path]:
@@ -271,6 +274,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         if len(text) > _MOST_BYTES:
             raise InvalidArtifact(f"{file.name} has more than {_MOST_BYTES:,} bytes")
         document = json.loads(text)
+        json.dumps(document, ensure_ascii=False).encode()  # A YAML file has no lone surrogates.
     except OSError as error:
         raise InvalidArtifact(f"{file.name} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -294,8 +298,8 @@ def _read_settings(folder: Path) -> _Settings:
     settings = _Settings(folder, document)
     if settings.version and not _VERSION.fullmatch(settings.version):
         raise InvalidArtifact(
-            f"{MODEL_SETTINGS}: parameters.version is {settings.version[:80]!r}; at most 63 "
-            "letters, digits and . _ + - are expected"
+            f"{MODEL_SETTINGS}: parameters.version is {settings.version[:80]!r}; at most 62 "
+            "letters, digits and . _ - are expected"
         )
     return settings
 

@@ -246,6 +246,7 @@ def run_to_end(
             command,
             capture_output=True,
             text=True,
+            errors="replace",  # Libraries print the texts of damaged files.
             check=False,
             timeout=seconds,
             preexec_fn=ending,
@@ -263,7 +264,9 @@ def run_to_end(
             reason = reason_of(output)
         else:
             reason = output.rpartition("\n")[2].removeprefix("ERROR: ")
-        raise CommandFailed(reason[:500])
+        failure = CommandFailed(reason[:500])
+        failure.exit_status = ran.returncode
+        raise failure
 
 
 def die_with_parent(number: int = KILL, parent: int | None = None) -> None:

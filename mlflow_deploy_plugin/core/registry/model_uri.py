@@ -213,12 +213,12 @@ def default_endpoint_name(model_uri: str) -> str:
     """Return an endpoint name: models:/flight-delay/Production → flight-delay. Raises
     like `parse_model_uri`.
     """
-    name = re.sub(
-        r"[^A-Za-z0-9._-]+",
-        "-",
-        model_name(parse_model_uri(model_uri)),
-    ).strip("-._")
-    return name[:63] or "model"
+    return endpoint_name(model_name(parse_model_uri(model_uri)))
+
+
+def endpoint_name(name: str) -> str:
+    """Return the name of an endpoint for the name of a model, which may be any text."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:63] or "model"
 
 
 def model_name(uri: ModelURI) -> str:

@@ -329,11 +329,14 @@ class FetchedVersion(State):
 class Conversion(State):
     """The result of converting a version when it was loaded: the `digest` of the ONNX
     form's files and the text of its `proof`, or the `reason` why it has none.
+    `attempts` is the number of starts that ended without a result, for example because
+    the process was killed; 0 for a result.
     """
 
     digest: str = ""
     proof: str = ""
     reason: str = ""
+    attempts: int = 0
 
 
 class FollowedReference(State):

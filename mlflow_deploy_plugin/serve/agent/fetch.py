@@ -154,15 +154,8 @@ class ModelCache:
         try:
             if entry is not None and entry.exists():
                 folder = self._models / entry.read_text()
-                if folder.is_dir() and judged in ("", folder.name):
-                    # Mark the folder as used before the check, because another agent
-                    # may delete unused models.
-                    os.utime(folder)
-                    if combine_hashes(hash_files(folder)) == folder.name:
-                        os.utime(folder)
-                        return folder
-                    _log.warning("%s was changed on disk and is fetched again", folder)
-                    shutil.rmtree(folder, ignore_errors=True)
+                if judged in ("", folder.name) and self.holds(folder.name):
+                    return folder
             # Free MLflow's clients of earlier downloads, whose reference cycles keep
             # threads alive.
             gc.collect(1)
@@ -183,6 +176,23 @@ class ModelCache:
 
     def folder_of(self, digest: str) -> Path:
         return self._models / digest
+
+    def holds(self, digest: str) -> bool:
+        """Return True if the models have the files of this digest, and mark them as
+        used. Files that were changed on disk are deleted. Raises OSError.
+        """
+        folder = self.folder_of(digest)
+        if not folder.is_dir():
+            return False
+        # Mark the folder as used before the check, because another agent may delete
+        # unused models.
+        os.utime(folder)
+        if combine_hashes(hash_files(folder)) == folder.name:
+            os.utime(folder)
+            return True
+        _log.warning("%s was changed on disk and is made again", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
 
     def keep(self, draft: Path) -> Path:
         """Move a verified folder to the models, and return its place. Raises the errors

@@ -133,6 +133,7 @@ class Follower:
         they loaded the version or imported the steps.
         """
         self._has_loaded = False
+        self._has_failed = False
         self._permits = StepsPermits(self.resolver.poll_pool, time.monotonic, self._deaths)
         # Discard the deaths of workers of an earlier server that was killed.
         take_load_deaths(self.state_dir)
@@ -381,8 +382,8 @@ class Follower:
 
     def _roll_back_unloadable(self) -> bool:
         """Restore the previous version of a model if the workers could not load the
-        wanted version. Return True if a version without a predecessor failed and no
-        worker has ever loaded a version.
+        wanted version. Return True if a version without a predecessor failed, no worker
+        has ever loaded a version, and of several endpoints none may still have one.
         """
         workers = [
             worker
@@ -426,6 +427,10 @@ class Follower:
             has_failed = has_failed or not (model.previous or self._has_loaded or is_commanded)
             model.roll_back(error, cause)
         self.resolver.advance()  # Start writing the error to the version's tag.
+        self._has_failed = self._has_failed or has_failed
+        if len(self._specs) > 1:
+            may_load = any(model.may_load for model in self.resolver.models.values())
+            return self._has_failed and not self._has_loaded and not may_load
         return has_failed
 
     def _outcome(self, command: Command) -> OnnxserveError | None:

@@ -4,7 +4,9 @@ can be converted and the spec allows it.
 Conversions run one at a time in processes that end (`wrap/flavor/conversion.py`), with
 a low priority. The original answers until the ONNX form is proven, and if it cannot be
 proven. Each result, also a failure, is stored in the state folder by the digest of the
-original's files and the versions of the libraries:
+original's files and the versions of the libraries. A conversion that ends without a
+result, for example because the container's memory does not suffice, is tried again at
+the next start, at most `_MOST_ATTEMPTS` times:
 
 - `STATE/converted/<key>.json`: the result (`Conversion`)
 - `CACHE/models/<digest>/`: the ONNX form, next to the fetched models
@@ -22,7 +24,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import CommandFailed, OnnxserveError
+from mlflow_deploy_plugin.core.errors import CommandFailed, InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
@@ -48,6 +50,7 @@ converting, original), and the proof of a converted form or the reason for an or
 """
 _MODULE = "mlflow_deploy_plugin.wrap.flavor.conversion"
 _SECONDS = 900.0
+_MOST_ATTEMPTS = 3
 _LIBRARIES = (
     "mlflow-onnxserve",
     "mlflow",
@@ -111,7 +114,11 @@ class Forms:
         if not result.digest:
             return original_form(version, result.reason)
         folder = self.cache.folder_of(result.digest)
-        artifact = read_served_artifact(folder)
+        try:
+            artifact = read_served_artifact(folder)
+        except InvalidArtifact:  # The cache was damaged, so it is checked and converted again.
+            self._results.pop(key)
+            return original_form(version, "it is converted again", CONVERTING)
         aspects = {
             "flavor": artifact.flavor,
             "parity": artifact.parity_state,
@@ -121,7 +128,7 @@ class Forms:
         changes = {
             "folder": folder,
             "digest": result.digest,
-            "runs_code": False,
+            "runs_code": artifact.runs_code,
             "python": "",
             "original": version,
             "aspects": version.aspects | aspects,
@@ -147,15 +154,33 @@ class Forms:
             if not self._running[key].done():
                 return None
             self._save(key, self._running.pop(key).result())
-        result = self._results.get(key) or read_state(self._file(key), Conversion)
-        if result is None or (result.digest and not self.cache.folder_of(result.digest).is_dir()):
-            self._running[key] = self.pool.submit(self._convert, version)
-            return None
-        self._results[key] = result
-        return result
+        if key not in self._results:
+            stored = self._stored(key)
+            is_result = stored.digest or (stored.reason and not stored.attempts)
+            if not is_result and stored.attempts < _MOST_ATTEMPTS:
+                work = self.pool.submit(self._convert, key, version, stored.attempts + 1)
+                self._running[key] = work
+                return None
+            self._results[key] = stored
+        return self._results[key]
+
+    def _stored(self, key: str) -> Conversion:
+        """Return the stored result; an empty one if there is none, or the files of its
+        form are not in the cache.
+        """
+        stored = read_state(self._file(key), Conversion) or Conversion()
+        try:
+            if stored.digest and not self.cache.holds(stored.digest):
+                return Conversion()
+        except OSError:  # Another agent has deleted the files.
+            return Conversion()
+        return stored
 
     def _save(self, key: str, result: Conversion) -> None:
         self._results[key] = result
+        self._store(key, result)
+
+    def _store(self, key: str, result: Conversion) -> None:
         try:
             write_state(self._file(key), result)
         except OSError as error:
@@ -164,11 +189,14 @@ class Forms:
     def _file(self, key: str) -> Path:
         return self.state_dir / CONVERTED / f"{key}.json"
 
-    def _convert(self, version: FetchedVersion) -> Conversion:
+    def _convert(self, key: str, version: FetchedVersion, attempt: int) -> Conversion:
         """Convert a version in a process, and return the result. Runs in the thread of
         `pool`. Raises no error.
         """
         label = f"{version.model} version {version.version}"
+        attempts = attempt
+        # This is what the next start finds if this process is killed meanwhile.
+        self._store(key, Conversion(reason="its conversion ended this server", attempts=attempt))
         try:
             with tempfile.TemporaryDirectory(dir=self.cache.drafts, prefix="fetching-") as draft:
                 target = Path(draft, "model")
@@ -180,14 +208,17 @@ class Forms:
                 environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), **permits}
                 run_to_end(command, _SECONDS, environment=environment)
                 if combine_hashes(hash_files(version.folder)) != version.content:
-                    return Conversion(reason="its files were changed while it was converted")
+                    reason = "its files were changed while it was converted"
+                    return Conversion(reason=reason, attempts=attempt)
                 proof = read_text(target.with_suffix(".proof"), "the proof")
                 digest = self.cache.keep(target).name
             _log.info("%s is converted to ONNX: %s", label, proof)
             return Conversion(digest=digest, proof=proof)
         except CommandFailed as error:
             reason = f"it cannot be converted: {one_line(error.message, 400)}"
+            if error.exit_status is not None:
+                attempts = 0
         except (OnnxserveError, OSError) as error:
             reason = f"it cannot be converted: {one_line(error, 400)}"
         _log.warning("%s: the original answers: %s", label, reason)
-        return Conversion(reason=reason)
+        return Conversion(reason=reason, attempts=attempts)

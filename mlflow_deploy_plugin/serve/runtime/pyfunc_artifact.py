@@ -7,6 +7,7 @@ texts. Dates (ISO 8601) and bytes (base64) are strings.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +48,8 @@ _DATA_CLASSES = {
 """The classes that MLflow loads from a file of data, by its loader. MLflow imports
 XGBoost's class by name, and pickles LightGBM's other classes.
 """
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]*")
+"""The names of files that MLflow reads in the folder itself."""
 _AS_STRINGS = {"datetime", "binary"}
 _AS_JSON = {"object", "array", "map", "any"}
 _ONLY_INPUT = "input"
@@ -102,7 +105,7 @@ def read_served_artifact(folder: Path) -> Artifact:
                 task=str((document.get("metadata") or {}).get("task") or ""),
                 is_streamable=flavors[PYTHON_FUNCTION].get("streamable") is True,
                 logged_columns=logged_columns,
-                runs_code=runs_code(document),
+                runs_code=runs_code(document, folder),
             )
     except MALFORMED as error:
         raise InvalidArtifact(
@@ -111,19 +114,25 @@ def read_served_artifact(folder: Path) -> Artifact:
     return artifact.read_artifact(folder)
 
 
-def runs_code(document: Mapping[str, Any]) -> bool:
+def runs_code(document: Mapping[str, Any], folder: Path | None = None) -> bool:
     """Return True unless the model of an MLmodel file is a file in the format of a
     booster's library, which contains only data, without code of its author beside it.
+
+    In a `folder`, the file must exist: MLflow reads the MLmodel file of a folder in its
+    place, which may name another class and a pickle. Without a folder (None), the
+    answer is that of the document.
     """
     flavors = document.get("flavors", {})
     pyfunc = flavors.get(PYTHON_FUNCTION, {})
     loader = str(pyfunc.get("loader_module"))
     section = flavors.get(loader.removeprefix("mlflow."), {})
     model_class = section.get("model_class", section.get("model_type", ""))
-    files = [named["data"] for named in (section, pyfunc) if "data" in named]
-    is_inside = all(isinstance(name, str) and Path(name).name == name for name in files)
+    names = [named["data"] for named in (section, pyfunc) if "data" in named]
+    is_data = all(isinstance(name, str) and _FILE_NAME.fullmatch(name) for name in names)
+    if folder is not None:
+        is_data = is_data and all((folder / name).is_file() for name in names)
     has_code = not {"code", "model_code_path"}.isdisjoint({*section, *pyfunc})
-    return has_code or not is_inside or model_class not in _DATA_CLASSES.get(loader, ())
+    return has_code or not is_data or model_class not in _DATA_CLASSES.get(loader, ())
 
 
 def proof_rows(document: Mapping[str, Any]) -> Literal["", "example", "made"]:

@@ -712,7 +712,7 @@ def load_folder(folder: Path, source: str) -> Original:
         ) from None
     flavor, predict_fn = _framework_flavor(flavors, source)
     differences = version_differences(folder)
-    if not hasattr(environment_variables, MODEL_CODE) and runs_code(read_mlmodel(folder)):
+    if not hasattr(environment_variables, MODEL_CODE) and runs_code(read_mlmodel(folder), folder):
         require_model_code(source)  # MLflow 3.18 and newer refuses only files with code.
     try:
         converters.check_flavor(flavor)

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.cli.serve import serve
 from mlflow_deploy_plugin.contrib.mlserver import container
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
 from tests.support.kserve import own_runtimes, predictor_pod
@@ -29,7 +30,7 @@ from tests.support.waiting import free_port
 DEFAULT = {
     "model": "/mnt/models",
     "name": None,
-    "host": None,
+    "host": "0.0.0.0",
     "port": 8080,
     "metrics_port": 8082,
     "grpc": "8081",
@@ -171,19 +172,22 @@ def test_mlserver_class_follows_from_framework(framework, environment, implement
 
 
 @pytest.mark.parametrize(
-    ("environment", "consent"),
+    ("environment", "consent", "code"),
     [
-        ({}, None),
-        ({"ALLOW_PICKLE": "true"}, "true"),
-        ({"ALLOW_PICKLE": "True"}, "true"),
-        ({"ALLOW_PICKLE": "false"}, None),
-        ({"ALLOW_PICKLE": "maybe"}, None),
-        ({"ALLOW_PICKLE": "true", "ONNXSERVE_ALLOW_PICKLE": "false"}, "false"),
+        ({}, None, None),
+        ({"ALLOW_PICKLE": "true"}, "true", None),
+        ({"ALLOW_PICKLE": "True"}, "true", None),
+        ({"ALLOW_PICKLE": "false"}, None, "false"),
+        ({"ALLOW_PICKLE": "maybe"}, None, "false"),
+        ({"ALLOW_PICKLE": "false", MODEL_CODE: "true"}, None, "true"),
+        ({"ALLOW_PICKLE": "true", MODEL_CODE: "false"}, "true", "false"),
+        ({"ALLOW_PICKLE": "true", "ONNXSERVE_ALLOW_PICKLE": "false"}, "false", None),
     ],
 )
-def test_mlserver_pickles_need_consent(environment, consent):
+def test_mlserver_pickles_need_consent(environment, consent, code):
     variables = {**environment, **container.server_environment("sklearn", environment)}
     assert variables.get("ONNXSERVE_ALLOW_PICKLE") == consent
+    assert variables.get(MODEL_CODE) == code
 
 
 def test_mlserver_names_are_served_if_they_exist(called):
@@ -219,8 +223,8 @@ def test_mlserver_settings_without_meaning_are_named():
     ],
 )
 def test_mlserver_mistake_is_one_line(arguments, environment, named, monkeypatch, tmp_path):
-    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    (tmp_path / "model.ubj").touch()
+    (tmp_path / "MLmodel").write_text("flavors: {}")
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     ports = {f"MLSERVER_{name}_PORT": str(free_port()) for name in ("HTTP", "GRPC", "METRICS")}
     for name, value in {**ports, "MLSERVER_MODEL_IMPLEMENTATION": "", **environment}.items():
         monkeypatch.setenv(name, value)

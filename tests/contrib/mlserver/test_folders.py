@@ -7,6 +7,7 @@ import onnx
 import pytest
 import requests
 
+from mlflow_deploy_plugin.cli.serve import _endpoints_of
 from mlflow_deploy_plugin.contrib.mlserver.folders import MLSERVER
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import read_mlmodel
@@ -100,6 +101,39 @@ def test_settings_name_versions_and_server(tmp_path):
     assert read(tmp_path / "a").version == "10"
 
 
+def test_names_of_models_are_no_uris_or_paths(tmp_path, monkeypatch):
+    names = {"models:/a/1": "models-a-1", "s3://b/c": "s3-b-c", "..": "model", "d\r\nE: 1": "d-E-1"}
+    for number, name in enumerate([*names, "plain"]):
+        mlserver.settings(tmp_path / "models" / str(number), name=name, implementation=XGBOOST)
+    # A registered version in the working folder has no part in it.
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "registered_model_meta").write_text("model_name: other")
+    monkeypatch.chdir(tmp_path)
+    assert {*found(tmp_path / "models").models} == {*names.values(), "plain"}
+
+
+def test_unreadable_settings_are_named_by_their_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLSERVER_MODEL_NAME", "iris")
+    for place in ("a/m", "b/m"):
+        (mlserver.settings(tmp_path / place) / "model-settings.json").write_text("{")
+    mlserver.settings(tmp_path / "good", implementation=XGBOOST)
+    assert {*found(tmp_path).models} == {"a-m", "b-m", "iris"}
+
+
+def test_versions_become_variants_of_their_names(tmp_path):
+    for folder, version in [("a", "1"), ("b", "9" * 62), ("c", "2")]:
+        parameters = {"version": version}
+        mlserver.settings(
+            tmp_path / folder, name="v1", implementation=XGBOOST, parameters=parameters
+        )
+    (spec,), _ = _endpoints_of(str(tmp_path), None)
+    variants = {name: (each.model, each.weight) for name, each in spec.variants.items()}
+    folders = {"v1": ("a", 0), "v2": ("c", 0), "v" + "9" * 62: ("b", 100)}
+    assert variants == {
+        name: (str(tmp_path / at), weight) for name, (at, weight) in folders.items()
+    }
+
+
 def test_variables_name_the_model_and_its_runtime(tmp_path, monkeypatch):
     (tmp_path / "model.bst").write_bytes(b"tree\n")
     monkeypatch.setenv("MLSERVER_MODEL_NAME", "iris")
@@ -138,11 +172,13 @@ def test_mlflow_folder_with_settings_keeps_them(tmp_path):
         ("{", "not JSON"),
         ("[]", "JSON object"),
         ("[" * 200_000, "not JSON"),
+        ('{"platform": "\\ud800"}', "not JSON"),
         ('{"a": "' + "x" * 2**20 + '"}', "1,048,576 bytes"),
         ('{"implementation": 3}', "implementation"),
         ('{"implementation": "mymodels.MyModel"}', "--steps"),
         ('{"implementation": "mymodels.MyModel"}', "pyfunc"),
         ('{"parameters": {"version": "../3"}}', "parameters.version"),
+        ('{"parameters": {"version": "1+2"}}', "parameters.version"),
         ('{"parameters": {"uri": "../other/model.joblib"}}', "parameters.uri"),
         ('{"parameters": {"uri": "/etc/passwd"}}', "parameters.uri"),
         ('{"parameters": {"uri": "s3://bucket/model"}}', "parameters.uri"),
