@@ -34,7 +34,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from mlflow_deploy_plugin.core.errors import CommandFailed
+from mlflow_deploy_plugin.core.errors import CommandFailed, CommandInterrupted
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -231,7 +231,7 @@ def run_to_end(
     environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run a command, which is killed with this process. Raise CommandFailed with its
-    last line or its exit reason.
+    last line or its exit reason, and CommandInterrupted if it did not end by itself.
 
     Args:
         reason_of: returns the reason of a failure from the command's output; None for
@@ -252,12 +252,14 @@ def run_to_end(
             env=environment,
         )
     except subprocess.TimeoutExpired:
-        raise CommandFailed(f"it did not end within {seconds:g} s") from None
+        raise CommandInterrupted(f"it did not end within {seconds:g} s") from None
     except OSError as error:
-        raise CommandFailed(f"it cannot be started: {error.strerror}") from None
+        raise CommandInterrupted(f"it cannot be started: {error.strerror}") from None
     if ran.returncode:
         output = ran.stderr.strip() or ran.stdout.strip()
-        if ran.returncode < 0 or not output:  # A signal has ended it, so no line has the reason.
+        if ran.returncode < 0:  # A signal has ended it, so no line has the reason.
+            raise CommandInterrupted(f"it {exit_reason(ran.returncode)}")
+        if not output:
             raise CommandFailed(f"it {exit_reason(ran.returncode)}")
         if reason_of:
             reason = reason_of(output)
