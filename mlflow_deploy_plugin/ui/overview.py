@@ -136,7 +136,11 @@ class VariantRow:
     """A variant with its served version, and the counters of all versions that it has
     served since its servers started.
 
-    `page` is the URL of the version in MLflow, or empty.
+    Attributes:
+        page: the URL of the version in MLflow, or empty.
+        form: the form that answers: onnx, converting, converted or original; empty if
+            the server does not report it.
+        form_reason: the proof of the ONNX form, or the reason for an original.
     """
 
     name: str
@@ -145,6 +149,8 @@ class VariantRow:
     error: str
     counters: VersionCounters
     page: str
+    form: str = ""
+    form_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -504,8 +510,12 @@ def _variant_row(
     loaded = {worker.loaded(observed.endpoint.name, name).version for worker in observation.workers}
     version = ", ".join(sorted(loaded - {""})) or "–"
     model = parse_model_uri(spec.model).name
+    aspects: Mapping[str, str] = {}
     if observation.wanted is not None and name in observation.wanted.variants:
-        model = observation.wanted.variants[name].model
+        wanted = observation.wanted.variants[name]
+        model = wanted.model
+        if wanted.version == version:  # Another version may answer with another form.
+            aspects = wanted.aspects
     counters = VersionCounters()
     for (variant, _), counted in metrics.by_version(observed.endpoint.name).items():
         if variant == name:
@@ -517,6 +527,9 @@ def _variant_row(
         error=observation.errors.get(name, ""),
         counters=counters,
         page=pages.version(model, version) if version.isdigit() else "",
+        form=aspects.get("form", ""),
+        # A wrapped version has no conversion, so its own proof is shown.
+        form_reason=aspects.get("form_reason", aspects.get("parity", "")),
     )
 
 

@@ -4,8 +4,9 @@ can be converted and the spec allows it.
 Conversions run one at a time in processes that end (`wrap/flavor/conversion.py`), with
 a low priority. The original answers until the ONNX form is proven, and if it cannot be
 proven. An interrupted conversion, for example of a killed process, is tried again at
-the next start, with three attempts in all. Each result, also a failure, is stored in the
-state folder by the digest of the original's files and the versions of the libraries:
+the next start, with three attempts in all. Each result, also a failure, is stored in
+the state folder by the digest of the original's files and the versions of the
+libraries:
 
 - `STATE/converted/<key>.json`: the result (`Conversion`)
 - `CACHE/models/<digest>/`: the ONNX form, next to the fetched models
