@@ -3,12 +3,17 @@ import sys
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
+import mlflow.sklearn
+import numpy as np
 import pytest
+from sklearn.linear_model import LinearRegression
 
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.statedir.models import Conversion, FetchedVersion
 from mlflow_deploy_plugin.serve.agent.fetch import ModelCache
 from mlflow_deploy_plugin.serve.agent.forms import Forms
 from tests.support.models import write_model
+from tests.support.refusals import mentions
 
 PYFUNC = {"flavor": "python_function"}
 
@@ -126,3 +131,20 @@ def test_interrupted_conversion_has_three_attempts(
         assert best.aspects["form_reason"] == f"it cannot be converted: {reason}"
     stored = [json.loads(line)["interruptions"] for line in seen.read_text().splitlines()]
     assert stored == attempts
+
+
+def test_original_answers_if_its_onnx_form_differs(case, tmp_path):
+    rows = np.arange(12.0).reshape(6, 2)
+    model = LinearRegression().fit(rows, rows[:, 0])
+    model.predict = lambda rows: rows[:, 0] + 1  # The converter reads the coefficients.
+    original = version(tmp_path)
+    mlflow.sklearn.save_model(
+        model, original.folder, input_example=rows, serialization_format="cloudpickle"
+    )
+    content = combine_hashes(hash_files(original.folder))
+    original = original.model_copy(update={"content": content})
+    with ThreadPoolExecutor(1) as case.forms.pool:
+        case.forms.best(original, "example")
+    best = case.forms.best(original, "example")
+    assert (best.aspects["form"], best.folder) == ("original", original.folder)
+    assert mentions(best.aspects["form_reason"], "prediction", "tolerance", "original")
