@@ -44,7 +44,6 @@ an error.
     ├── DeploymentFailed            500 INTERNAL_ERROR
     ├── BuildFailed                 500 INTERNAL_ERROR
     ├── CommandFailed               500 INTERNAL_ERROR
-    │   └── CommandInterrupted
     └── InternalError               500 INTERNAL_ERROR
 
 The docstring of a class describes its cause. The message is for the person who made the
@@ -328,12 +327,6 @@ class BuildFailed(OnnxserveError):
 class CommandFailed(OnnxserveError):
     """An external program failed. The message is its last line of output; the caller
     adds the context.
-    """
-
-
-class CommandInterrupted(CommandFailed):
-    """An external program was killed, was not finished in time or was not started.
-    Another attempt may succeed.
     """
 
 

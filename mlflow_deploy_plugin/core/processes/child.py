@@ -34,7 +34,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from mlflow_deploy_plugin.core.errors import CommandFailed, CommandInterrupted
+from mlflow_deploy_plugin.core.errors import CommandFailed
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -231,7 +231,7 @@ def run_to_end(
     environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run a command, which is killed with this process. Raise CommandFailed with its
-    last line or its exit reason, and CommandInterrupted if it did not end by itself.
+    last line or its exit reason.
 
     Args:
         reason_of: returns the reason of a failure from the command's output; None for
@@ -252,14 +252,12 @@ def run_to_end(
             env=environment,
         )
     except subprocess.TimeoutExpired:
-        raise CommandInterrupted(f"it did not end within {seconds:g} s") from None
+        raise CommandFailed(f"it did not end within {seconds:g} s") from None
     except OSError as error:
-        raise CommandInterrupted(f"it cannot be started: {error.strerror}") from None
+        raise CommandFailed(f"it cannot be started: {error.strerror}") from None
     if ran.returncode:
         output = ran.stderr.strip() or ran.stdout.strip()
-        if ran.returncode < 0:  # A signal has ended it, so no line has the reason.
-            raise CommandInterrupted(f"it {exit_reason(ran.returncode)}")
-        if not output:
+        if ran.returncode < 0 or not output:  # A signal has ended it, so no line has the reason.
             raise CommandFailed(f"it {exit_reason(ran.returncode)}")
         if reason_of:
             reason = reason_of(output)

@@ -329,13 +329,11 @@ class FetchedVersion(State):
 class Conversion(State):
     """The result of converting a version when it was loaded: the `digest` of the ONNX
     form's files and the text of its `proof`, or the `reason` why it has none.
-    `interruptions` is the number of attempts that were not completed; 0 for a result.
     """
 
     digest: str = ""
     proof: str = ""
     reason: str = ""
-    interruptions: int = 0
 
 
 class FollowedReference(State):

@@ -3,10 +3,8 @@ can be converted and the spec allows it.
 
 Conversions run one at a time in processes that end (`wrap/flavor/conversion.py`), with
 a low priority. The original answers until the ONNX form is proven, and if it cannot be
-proven. An interrupted conversion, for example of a killed process, is tried again at
-the next start, with three attempts in all. Each result, also a failure, is stored in
-the state folder by the digest of the original's files and the versions of the
-libraries:
+proven. Each result, also a failure, is stored in the state folder by the digest of the
+original's files and the versions of the libraries:
 
 - `STATE/converted/<key>.json`: the result (`Conversion`)
 - `CACHE/models/<digest>/`: the ONNX form, next to the fetched models
@@ -24,7 +22,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import CommandInterrupted, OnnxserveError
+from mlflow_deploy_plugin.core.errors import CommandFailed, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
@@ -50,7 +48,6 @@ converting, original), and the proof of a converted form or the reason for an or
 """
 _MODULE = "mlflow_deploy_plugin.wrap.flavor.conversion"
 _SECONDS = 900.0
-_MOST_ATTEMPTS = 3
 _LIBRARIES = (
     "mlflow-onnxserve",
     "mlflow",
@@ -150,24 +147,15 @@ class Forms:
             if not self._running[key].done():
                 return None
             self._save(key, self._running.pop(key).result())
-        result = self._results.get(key)
-        attempt = 1
-        if result is None:
-            result = read_state(self._file(key), Conversion)
-            if result is not None and 0 < result.interruptions < _MOST_ATTEMPTS:
-                attempt += result.interruptions
-                result = None
+        result = self._results.get(key) or read_state(self._file(key), Conversion)
         if result is None or (result.digest and not self.cache.folder_of(result.digest).is_dir()):
-            self._running[key] = self.pool.submit(self._convert, key, version, attempt)
+            self._running[key] = self.pool.submit(self._convert, version)
             return None
         self._results[key] = result
         return result
 
     def _save(self, key: str, result: Conversion) -> None:
         self._results[key] = result
-        self._write(key, result)
-
-    def _write(self, key: str, result: Conversion) -> None:
         try:
             write_state(self._file(key), result)
         except OSError as error:
@@ -176,15 +164,11 @@ class Forms:
     def _file(self, key: str) -> Path:
         return self.state_dir / CONVERTED / f"{key}.json"
 
-    def _convert(self, key: str, version: FetchedVersion, attempt: int) -> Conversion:
+    def _convert(self, version: FetchedVersion) -> Conversion:
         """Convert a version in a process, and return the result. Runs in the thread of
         `pool`. Raises no error.
         """
         label = f"{version.model} version {version.version}"
-        # This remains if the attempt ends the server, for example at a memory limit.
-        reason = "the server ended while it was converted"
-        self._write(key, Conversion(reason=reason, interruptions=attempt))
-        interruptions = 0
         try:
             with tempfile.TemporaryDirectory(dir=self.cache.drafts, prefix="fetching-") as draft:
                 target = Path(draft, "model")
@@ -201,13 +185,9 @@ class Forms:
                 digest = self.cache.keep(target).name
             _log.info("%s is converted to ONNX: %s", label, proof)
             return Conversion(digest=digest, proof=proof)
-        except OnnxserveError as error:
-            reason = error.message
-            if isinstance(error, CommandInterrupted):
-                interruptions = attempt
-        except OSError as error:  # The disk may be full.
-            reason = str(error.strerror)
-            interruptions = attempt
-        reason = f"it cannot be converted: {one_line(reason, 400)}"
+        except CommandFailed as error:
+            reason = f"it cannot be converted: {one_line(error.message, 400)}"
+        except (OnnxserveError, OSError) as error:
+            reason = f"it cannot be converted: {one_line(error, 400)}"
         _log.warning("%s: the original answers: %s", label, reason)
-        return Conversion(reason=reason, interruptions=interruptions)
+        return Conversion(reason=reason)

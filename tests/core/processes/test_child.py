@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from mlflow_deploy_plugin.core.errors import CommandFailed, CommandInterrupted
+from mlflow_deploy_plugin.core.errors import CommandFailed
 from mlflow_deploy_plugin.core.processes.child import (
     Child,
     backoff_seconds,
@@ -203,36 +203,25 @@ def test_detached_child_keeps_running(new_child):
 
 
 @pytest.mark.parametrize(
-    ("command", "error", "said"),
+    ("command", "said"),
     [
-        (
-            [sys.executable, "-c", "print('first'); print('last'); raise SystemExit(3)"],
-            CommandFailed,
-            "last",
-        ),
+        ([sys.executable, "-c", "print('first'); print('last'); raise SystemExit(3)"], "last"),
         (
             [sys.executable, "-c", "import sys; print('no'); sys.exit('ERROR: no index')"],
-            CommandFailed,
             "no index",
         ),
-        ([sys.executable, "-c", "raise SystemExit(3)"], CommandFailed, "it ended with status 3"),
+        ([sys.executable, "-c", "raise SystemExit(3)"], "it ended with status 3"),
         (
             [sys.executable, "-c", "import os; print('no'); os.kill(os.getpid(), 9)"],
-            CommandInterrupted,
             "it was killed by SIGKILL",
         ),
-        ([sys.executable, "-c", SLEEP], CommandInterrupted, "it did not end within 1 s"),
-        (
-            ["/nowhere/python"],
-            CommandInterrupted,
-            "it cannot be started: No such file or directory",
-        ),
+        ([sys.executable, "-c", SLEEP], "it did not end within 1 s"),
+        (["/nowhere/python"], "it cannot be started: No such file or directory"),
     ],
 )
-def test_command_error_is_its_last_line(command, error, said):
+def test_command_error_is_its_last_line(command, said):
     with pytest.raises(CommandFailed) as failure:
         run_to_end(command, 1 if SLEEP in command else 60)
-    assert type(failure.value) is error
     assert failure.value.message == said
 
 

@@ -1,5 +1,3 @@
-import json
-import sys
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -103,34 +101,6 @@ def test_failure_is_remembered_until_the_files_change(case, tmp_path):
     assert best.aspects["form_reason"] == "no such operator"
     case.forms.best(version(tmp_path, content="changed"), "example")
     assert len(case.pool.futures) == 2
-
-
-@pytest.mark.parametrize(
-    ("end", "attempts", "reason"),
-    [
-        ("kill -9 $$", [1, 2, 3], "it was killed by SIGKILL"),
-        ("echo no such operator >&2; exit 1", [1], "no such operator"),
-    ],
-    ids=["killed", "failed"],
-)
-def test_interrupted_conversion_has_three_attempts(
-    end, attempts, reason, case, tmp_path, monkeypatch
-):
-    """The attempt is stored before it begins, because it may end the server, too."""
-    seen = tmp_path / "seen"
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\ncat {case.state}/converted/* >> {seen}\necho >> {seen}\n{end}\n")
-    python.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(python))
-    for _ in range(5):  # This is the number of starts of the server.
-        with ThreadPoolExecutor(1) as pool:
-            forms = Forms(case.state, case.cache, pool)
-            forms.best(version(tmp_path), "example")
-        best = forms.best(version(tmp_path), "example")
-        assert best.aspects["form"] == "original"
-        assert best.aspects["form_reason"] == f"it cannot be converted: {reason}"
-    stored = [json.loads(line)["interruptions"] for line in seen.read_text().splitlines()]
-    assert stored == attempts
 
 
 def test_original_answers_if_its_onnx_form_differs(case, tmp_path):
