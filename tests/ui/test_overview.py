@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html import unescape
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -234,7 +235,11 @@ def test_counts_of_all_pods_are_added_up(store, page, observe, endpoint, unread,
 )
 def test_form_of_the_served_version_is_shown(add, page, observe, loaded, aspects, shown):
     want = WantedVariant(
-        model_uri="models:/m@live", model="m", version="6", folder="/only/there", aspects=aspects
+        model_uri="models:/m@live",
+        model="m",
+        version="6",
+        folder=Path("/only/there"),
+        aspects=aspects,
     )
     worker = {"formed": {"formed": LoadedVariant(version=loaded)}}
     observe(
@@ -245,6 +250,32 @@ def test_form_of_the_served_version_is_shown(add, page, observe, loaded, aspects
     cell = 'data-label="Model">models:/m/1<br><span class="muted">(.*?)</span>'
     for query in ("", "?endpoint=formed"):
         assert re.findall(cell, page(query)) == shown
+
+
+@pytest.mark.parametrize(
+    ("mlmodel", "form"),
+    [
+        ("flavors: {onnxserve: {parity: {state: warned}}}", "onnx: warned"),
+        (
+            "saved_input_example_info: {type: dataframe}\n"
+            "flavors: {sklearn: {}, python_function: {loader_module: mlflow.sklearn}}",
+            "converts: ",
+        ),
+        (
+            "flavors: {sklearn: {}, python_function: {loader_module: mlflow.sklearn}}",
+            "original: ",
+        ),
+        ("flavors: {python_function: {loader_module: mine}}", "original: "),
+        ("flavors: [", "unreadable: "),
+    ],
+)
+def test_model_page_shows_the_form_of_versions(mlflow_app, page, mlmodel, form):
+    model = mlflow_app.model(versions=1)
+    (model.files("1") / "MLmodel").write_text(mlmodel)
+    cell = r'data-label="Stage and aliases">[^<]*<br><span class="muted">(.*?)</span>'
+    (shown,) = re.findall(cell, page(f"?model={model}"))
+    assert shown.startswith(form)
+    assert re.findall(cell, page()) == []
 
 
 def test_unavailable_traffic_button_is_named(store, add, page, observe):
