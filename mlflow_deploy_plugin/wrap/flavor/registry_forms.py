@@ -2,11 +2,11 @@
 `onnxserve wrap --registry @champion --dry-run`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from mlflow_deploy_plugin.core.errors import ConversionError, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, PYTHON_FUNCTION
@@ -53,12 +53,19 @@ def registered_forms(pattern: ModelURI) -> Iterator[RegisteredForm]:
 
 def registered_form(name: str, version: str) -> RegisteredForm:
     """Return the form of a registered version."""
-    made = partial(RegisteredForm, name, version)
     try:
         mlmodel = fetch_mlmodel(f"models:/{name}/{version}")
     except OnnxserveError as error:
-        return made("", "unreadable", error.message)
-    flavors = mlmodel.flavors
+        return RegisteredForm(name, version, "", "unreadable", error.message)
+    example = mlmodel.saved_input_example_info
+    document = {"flavors": mlmodel.flavors, "saved_input_example_info": example}
+    return form_of(name, version, document)
+
+
+def form_of(name: str, version: str, document: Mapping[str, Any]) -> RegisteredForm:
+    """Return the form of a version with this MLmodel file."""
+    made = partial(RegisteredForm, name, version)
+    flavors = document.get("flavors", {})
     library = next((flavor for flavor in flavors if flavor != PYTHON_FUNCTION), PYTHON_FUNCTION)
     if FLAVOR in flavors:
         section = flavors[FLAVOR]
@@ -66,7 +73,6 @@ def registered_form(name: str, version: str) -> RegisteredForm:
         return made(str(section.get("framework", library)), "onnx", state)
     if "onnx" in flavors:
         return made("onnx", "onnx", "no-original")
-    document = mlmodel.to_dict() | {"flavors": flavors}
     rows = proof_rows(document)
     consent = "--allow-pickle" if rows else "variants.NAME.allow_pyfunc"
     made = partial(made, library, consent=consent if runs_code(document) else "")

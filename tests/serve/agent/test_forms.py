@@ -1,12 +1,17 @@
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
+import mlflow.sklearn
+import numpy as np
 import pytest
+from sklearn.linear_model import LinearRegression
 
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.statedir.models import Conversion, FetchedVersion
 from mlflow_deploy_plugin.serve.agent.fetch import ModelCache
 from mlflow_deploy_plugin.serve.agent.forms import Forms
 from tests.support.models import write_model
+from tests.support.refusals import mentions
 
 PYFUNC = {"flavor": "python_function"}
 
@@ -96,3 +101,20 @@ def test_failure_is_remembered_until_the_files_change(case, tmp_path):
     assert best.aspects["form_reason"] == "no such operator"
     case.forms.best(version(tmp_path, content="changed"), "example")
     assert len(case.pool.futures) == 2
+
+
+def test_original_answers_if_its_onnx_form_differs(case, tmp_path):
+    rows = np.arange(12.0).reshape(6, 2)
+    model = LinearRegression().fit(rows, rows[:, 0])
+    model.predict = lambda rows: rows[:, 0] + 1  # The converter reads the coefficients.
+    original = version(tmp_path)
+    mlflow.sklearn.save_model(
+        model, original.folder, input_example=rows, serialization_format="cloudpickle"
+    )
+    content = combine_hashes(hash_files(original.folder))
+    original = original.model_copy(update={"content": content})
+    with ThreadPoolExecutor(1) as case.forms.pool:
+        case.forms.best(original, "example")
+    best = case.forms.best(original, "example")
+    assert (best.aspects["form"], best.folder) == ("original", original.folder)
+    assert mentions(best.aspects["form_reason"], "prediction", "tolerance", "original")
