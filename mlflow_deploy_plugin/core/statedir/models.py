@@ -328,11 +328,13 @@ class FetchedVersion(State):
 
 class Conversion(State):
     """The result of converting a version when it was loaded: the `digest` of the ONNX
-    form's files and the text of its `proof`, or the `reason` why it has none.
+    form's files, the text of its `proof` and its `parity`, or the `reason` why it has
+    none.
     """
 
     digest: str = ""
     proof: str = ""
+    parity: str = ""
     reason: str = ""
 
 

@@ -456,7 +456,12 @@ class Follower:
                     self._list.write(endpoint, command.mark, wanted)
                 except OSError as failure:
                     return NotReady(f"the state folder cannot be written: {failure.strerror}")
-                self._converting[endpoint] = _Converting(command.mark, wanted, self._versions(spec))
+                fetched = {
+                    name: self._model(spec, variant).version
+                    for name, variant in spec.variants.items()
+                }
+                versions = {name: version for name, version in fetched.items() if version}
+                self._converting[endpoint] = _Converting(command.mark, wanted, versions)
                 return None
         workers = self._living_workers()
         if any(worker.generation != self._wanted.generation for worker in workers):
@@ -469,11 +474,6 @@ class Follower:
             if failed.error:
                 raise Pending
         return None
-
-    def _versions(self, spec: EndpointSpec) -> dict[str, FetchedVersion]:
-        """Return the fetched versions of an endpoint by the names of its variants."""
-        models = {name: self._model(spec, variant) for name, variant in spec.variants.items()}
-        return {name: model.version for name, model in models.items() if model.version}
 
     def _write_converted(self, listed: ModelList) -> None:
         """Write the ONNX forms of registered models that were converted after their

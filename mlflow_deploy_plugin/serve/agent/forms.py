@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import CommandFailed, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, combine_hashes, hash_files
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.packages import installed_version
 from mlflow_deploy_plugin.core.processes.child import run_to_end
@@ -110,16 +110,14 @@ class Forms:
             return original_form(version, "it is being converted", CONVERTING)
         if not result.digest:
             return original_form(version, result.reason)
-        folder = self.cache.folder_of(result.digest)
-        artifact = read_served_artifact(folder)
         aspects = {
-            "flavor": artifact.flavor,
-            "parity": artifact.parity_state,
+            "flavor": FLAVOR,
+            "parity": result.parity,
             FORM: CONVERTED,
             FORM_REASON: result.proof,
         }
         changes = {
-            "folder": folder,
+            "folder": self.cache.folder_of(result.digest),
             "digest": result.digest,
             "runs_code": False,
             "python": "",
@@ -132,10 +130,8 @@ class Forms:
         """Let the original answer from now on, because the workers cannot load its ONNX
         form.
         """
-        key = self._key(version)
-        self._save(
-            key, Conversion(reason=f"its ONNX form cannot be loaded: {one_line(reason, 300)}")
-        )
+        failed = Conversion(reason=f"its ONNX form cannot be loaded: {one_line(reason, 300)}")
+        self._save(self._key(version), failed)
 
     def _key(self, version: FetchedVersion) -> str:
         identity = "\0".join([version.content, version.rows, self._environment])
@@ -182,9 +178,10 @@ class Forms:
                 if combine_hashes(hash_files(version.folder)) != version.content:
                     return Conversion(reason="its files were changed while it was converted")
                 proof = read_text(target.with_suffix(".proof"), "the proof")
-                digest = self.cache.keep(target).name
+                folder = self.cache.keep(target)
             _log.info("%s is converted to ONNX: %s", label, proof)
-            return Conversion(digest=digest, proof=proof)
+            parity = read_served_artifact(folder).parity_state
+            return Conversion(digest=folder.name, proof=proof, parity=parity)
         except CommandFailed as error:
             reason = f"it cannot be converted: {one_line(error.message, 400)}"
         except (OnnxserveError, OSError) as error:
