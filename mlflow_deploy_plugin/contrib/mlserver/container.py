@@ -136,11 +136,11 @@ def serve_arguments(arguments: Sequence[str], **options: Any) -> list[str]:
         call += ["--host", options["host"]]
     if options["model_name"]:
         call += ["--name", options["model_name"]]
-    if options["enable_grpc"]:
-        call += ["-C", f"server.grpc_port={options['grpc_port']}"]
-    if options["metrics_port"] != port:
-        call += ["--metrics-port", str(options["metrics_port"])]
-    for pair in options["config"]:
+    # An empty field also replaces the one of settings.json.
+    grpc_port = options["grpc_port"] if options["enable_grpc"] else ""
+    metrics_port = options["metrics_port"] if options["metrics_port"] != port else ""
+    ports = (f"server.grpc_port={grpc_port}", f"server.metrics_port={metrics_port}")
+    for pair in (*ports, *options["config"]):
         call += ["-C", pair]
     return [*call, "--", model_folder(arguments, **options)]
 

@@ -253,8 +253,8 @@ def _decode_document(
 def own_answer(request: V2Request, variant: ServedVariant, response: InferResponse) -> V2Answer:
     """Return our answer. Raises SchemaMismatch if a requested output is missing."""
     outputs = [
-        V2Output(output.name, response.outputs[output.name], is_binary=output.is_binary)
-        for output in resolve_outputs(request.outputs, response.outputs)
+        V2Output(name, response.outputs[name], {}, is_binary)
+        for name, is_binary, _ in resolve_outputs(request.outputs, response.outputs)
     ]
     return V2Answer(request.id or response.id, variant.loaded.version, outputs)
 

@@ -31,7 +31,7 @@ DEFAULT = {
     "name": None,
     "host": None,
     "port": 8080,
-    "metrics_port": 8082,
+    "metrics": "8082",
     "grpc": "8081",
     "workers": 1,
 }
@@ -63,8 +63,9 @@ def served(call):
     fields = dict(pair.split("=", 1) for pair in call["config"])
     return {
         "model": call["model_uri"],
-        "grpc": fields.get("server.grpc_port"),
-        **{name: call[name] for name in ("name", "host", "port", "metrics_port", "workers")},
+        "grpc": fields["server.grpc_port"],
+        "metrics": fields["server.metrics_port"],
+        **{name: call[name] for name in ("name", "host", "port", "workers")},
     }
 
 
@@ -78,9 +79,9 @@ def served(call):
         ([], {"MLSERVER_MODEL_NAME": "iris"}, {"name": "iris"}),
         ([], {"MLSERVER_HTTP_PORT": "9080", "MLSERVER_HOST": "::"}, {"port": 9080, "host": "::"}),
         ([], {"MLSERVER_GRPC_PORT": "9000"}, {"grpc": "9000"}),
-        (["--enable_grpc=false"], {}, {"grpc": None}),
-        ([], {"MLSERVER_METRICS_PORT": "8080"}, {"metrics_port": None}),
-        ([], {"MLSERVER_METRICS_PORT": "6000"}, {"metrics_port": 6000}),
+        (["--enable_grpc=false"], {}, {"grpc": ""}),
+        ([], {"MLSERVER_METRICS_PORT": "8080"}, {"metrics": ""}),
+        ([], {"MLSERVER_METRICS_PORT": "6000"}, {"metrics": "6000"}),
         ([], {"MLSERVER_MODEL_URI": "/models/a"}, {"model": "/models/a"}),
         ([], {"MLSERVER_MODELS_DIR": "/m"}, {"model": "/m"}),
         ([], {"MLSERVER_MODEL_URI": ""}, {}),
