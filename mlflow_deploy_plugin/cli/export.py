@@ -24,12 +24,11 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.extensions import EXPORTERS, RUNTIMES, find_entry, registered_in
-from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name, registry_uri
 from mlflow_deploy_plugin.core.spec.document import (
     apply_config,
     load_specs,
     new_endpoint,
-    registry_endpoint,
 )
 from mlflow_deploy_plugin.core.spec.parts import Device, EndpointSpec, PyfuncEnv
 from mlflow_deploy_plugin.core.text_files import read_text
@@ -274,7 +273,7 @@ def render(
         case _, str(uri), None, None:
             original = new_endpoint(name or default_endpoint_name(uri), uri)
         case _, None, None, str(selector) if "*" in only:
-            original = registry_endpoint(selector, only, name)
+            original = new_endpoint(name or "registry", registry_uri(selector, only))
         case None, None, Path() as file, None:
             original, *surplus = load_specs(read_text(file, "the spec"), file.parent)
             if surplus:

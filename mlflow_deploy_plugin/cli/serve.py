@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import (
     is_model_file,
     model_pattern,
     parse_model_uri,
+    registry_uri,
 )
 from mlflow_deploy_plugin.core.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.core.spec.document import (
@@ -36,7 +37,6 @@ from mlflow_deploy_plugin.core.spec.document import (
     dump_spec,
     load_specs,
     new_endpoint,
-    registry_endpoint,
     steps_files,
 )
 from mlflow_deploy_plugin.core.spec.parts import (
@@ -152,7 +152,7 @@ def serve(
         case str(uri), None, None:
             specs, folder_fields = _endpoints_of(uri, name)
         case None, None, str(selector) if "*" in only:
-            specs = [registry_endpoint(selector, only, name)]
+            specs = [new_endpoint(name or "registry", registry_uri(selector, only))]
         case None, Path() as file, None:
             if name is not None:
                 raise click.UsageError(

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_result,
     show_table,
 )
-from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, registry_uri
 from mlflow_deploy_plugin.core.spec.steps import (
     SIGNATURE_SUFFIX,
     STEPS_FILE,
@@ -169,8 +169,7 @@ def _model_or_listed(output: str, options: dict[str, Any]) -> str:
         )
     from mlflow_deploy_plugin.wrap.flavor.registry_forms import registered_forms
 
-    separator = "" if registry.startswith("@") else "/"
-    forms = [*registered_forms(parse_model_uri(f"models:/*{separator}{registry}"))]
+    forms = [*registered_forms(parse_model_uri(registry_uri(registry)))]
     table = [("model", "version", "flavor", "form", "reason", "consent")]
     table += [
         (form.name, form.version, form.flavor, form.form, form.reason, form.consent)

@@ -16,6 +16,7 @@ from tests.docker.conftest import built_image
 from tests.support.kserve import (
     RELEASES,
     definitions,
+    inference_service,
     own_runtimes,
     predictor_pod,
     selected_runtime,
@@ -61,21 +62,7 @@ def for_old_cluster(schema):
 
 
 def service(format_name, **model):
-    return {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {"name": "twice"},
-        "spec": {
-            "predictor": {
-                "model": {
-                    "modelFormat": {"name": format_name},
-                    "storageUri": "s3://models/twice",
-                    "resources": SMALL,
-                    **model,
-                }
-            }
-        },
-    }
+    return inference_service("twice", format_name, resources=SMALL, **model)
 
 
 def is_accepted(cluster, document):

@@ -74,6 +74,17 @@ def strict_schema(definition):
     return schema
 
 
+def inference_service(name, format_name, **model):
+    """Return an InferenceService; `model` has further fields of `predictor.model`."""
+    model = {"modelFormat": {"name": format_name}, "storageUri": f"s3://models/{name}", **model}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": name},
+        "spec": {"predictor": {"model": model}},
+    }
+
+
 def selected_runtime(runtimes, service):
     """Return the runtime of an InferenceService that KServe selects, or None.
 

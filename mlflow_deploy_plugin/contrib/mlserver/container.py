@@ -15,38 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 
 from mlflow_deploy_plugin.cli.options import config_option, option
 from mlflow_deploy_plugin.cli.serve import serve
+from mlflow_deploy_plugin.contrib.mlserver.folders import (
+    MLFLOW,
+    OF_SERVER,
+    RUNTIMES,
+    server_settings,
+)
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.logs import configure_logging
-from mlflow_deploy_plugin.core.messages import join_names, one_line
+from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.text_files import read_text
 
 NAMES = ("-C", "server.v2_names=mlserver")
 """The arguments of `onnxserve serve` that select MLServer's names of outputs."""
 _IMPLEMENTATION = "MLSERVER_MODEL_IMPLEMENTATION"
-_IMPLEMENTATIONS = {
-    "sklearn": "mlserver_sklearn.SKLearnModel",
-    "xgboost": "mlserver_xgboost.XGBoostModel",
-    "lightgbm": "mlserver_lightgbm.LightGBMModel",
-    "catboost": "mlserver_catboost.CatboostModel",
-    "mlflow": "mlserver_mlflow.MLflowRuntime",
-}
-"""A model format of KServe → MLServer's class for it."""
 _NO_VALUE = "<no value>"
 """KServe's text for a label or an annotation that an InferenceService lacks."""
 _CONSENT = ("true", "1", "yes")
 _PORT = click.IntRange(1, 65535)
-OF_SERVER = ("HOST", "HTTP_PORT", "GRPC_PORT", "METRICS_PORT", "PARALLEL_WORKERS")
-"""MLServer's variables of a server that this command reads, without MLSERVER_. In
-`settings.json`, they are in lower case.
-"""
-_READ = frozenset(f"MLSERVER_{name}" for name in (*OF_SERVER, "MODELS_DIR"))
-_MAX_SETTINGS_BYTES = 1_000_000
+_READ = {"MLSERVER_MODELS_DIR", *(f"MLSERVER_{key.upper()}" for key in OF_SERVER)}
+"""MLServer's variables of a server that this command reads."""
 
 
 class _Entry(click.Command):
@@ -145,11 +137,11 @@ def serve_arguments(arguments: Sequence[str], **options: Any) -> list[str]:
         call += ["--host", options["host"]]
     if options["model_name"]:
         call += ["--name", options["model_name"]]
-    if options["enable_grpc"]:
-        call += ["-C", f"server.grpc_port={options['grpc_port']}"]
-    if options["metrics_port"] != port:
-        call += ["--metrics-port", str(options["metrics_port"])]
-    for pair in options["config"]:
+    # An empty field also replaces the one of settings.json.
+    grpc_port = options["grpc_port"] if options["enable_grpc"] else ""
+    metrics_port = options["metrics_port"] if options["metrics_port"] != port else ""
+    ports = (f"server.grpc_port={grpc_port}", f"server.metrics_port={metrics_port}")
+    for pair in (*ports, *options["config"]):
         call += ["-C", pair]
     return [*call, "--", model_folder(arguments, **options)]
 
@@ -168,21 +160,10 @@ def settings_variables(folder: str) -> dict[str, str]:
     """Return the variables of MLServer that the file `settings.json` of a folder
     replaces. Raises InvalidConfig if the file cannot be read.
     """
-    file = Path(folder, "settings.json")
-    if not file.is_file():
-        return {}
-    if file.stat().st_size > _MAX_SETTINGS_BYTES:
-        raise InvalidConfig(f"{file} has more than {_MAX_SETTINGS_BYTES} bytes")
-    try:
-        settings = orjson.loads(read_text(file, "MLServer's file"))
-    except orjson.JSONDecodeError as error:
-        raise InvalidConfig(f"{file} is not JSON: {one_line(error)}") from None
-    variables = {}
-    for name in OF_SERVER:
-        value = settings.get(name.lower()) if isinstance(settings, dict) else None
-        if value is not None:
-            variables[f"MLSERVER_{name}"] = str(value).replace("\0", "")
-    return variables
+    settings = server_settings(Path(folder))
+    return {
+        f"MLSERVER_{key.upper()}": str(value).replace("\0", "") for key, value in settings.items()
+    }
 
 
 def ignored(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -211,7 +192,8 @@ def server_environment(framework: str, environment: Mapping[str, str]) -> dict[s
     """
     implementation = environment.get(_IMPLEMENTATION, "")
     if implementation in ("", _NO_VALUE):
-        implementation = _IMPLEMENTATIONS.get(framework, "")
+        kinds = {runtime.kind: name for name, runtime in RUNTIMES.items()}
+        implementation = {**kinds, "mlflow": MLFLOW}.get(framework, "")
     variables = {}
     if implementation:
         variables[_IMPLEMENTATION] = implementation

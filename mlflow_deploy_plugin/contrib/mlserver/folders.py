@@ -45,7 +45,7 @@ MODEL_SETTINGS = "model-settings.json"
 SETTINGS = "settings.json"
 _IMPLEMENTATION = "MLSERVER_MODEL_IMPLEMENTATION"
 _NAME = "MLSERVER_MODEL_NAME"
-_MLFLOW = "mlserver_mlflow.MLflowRuntime"
+MLFLOW = "mlserver_mlflow.MLflowRuntime"
 _ADOPT = "mlflow_deploy_plugin.contrib.mlserver.adopt"
 _ADOPT_SECONDS = 600.0
 _MOST_BYTES = 2**20
@@ -55,7 +55,13 @@ _SNIFFED_BYTES = 2**16
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,61}")
 """The versions that become the name of a variant, which begins with v."""
 _NUMBER = re.compile(r"(\d+)")
-_OF_SERVER = {"parallel_workers": "workers", "http_port": "port", "grpc_port": "grpc_port"}
+OF_SERVER = {
+    "host": "host",
+    "http_port": "port",
+    "grpc_port": "grpc_port",
+    "metrics_port": "metrics_port",
+    "parallel_workers": "workers",
+}
 """The keys of settings.json, and the fields of `server` that they set."""
 
 
@@ -171,7 +177,7 @@ class MlserverFolders:
         folders = settings_folders(path)
         if not folders and (path / MLMODEL).is_file():
             return None
-        server = _server_fields(path / SETTINGS)
+        server = {OF_SERVER[key]: value for key, value in server_settings(path).items()}
         if not folders:
             try:
                 _find_file(path, _named_runtime())
@@ -210,17 +216,17 @@ class MlserverFolders:
             return None
         else:
             file = path
-        if implementation not in ("", _MLFLOW, *RUNTIMES):
-            known = join_names([_MLFLOW, *(name for name in RUNTIMES if name != "onnx")])
+        if implementation not in ("", MLFLOW, *RUNTIMES):
+            known = join_names([MLFLOW, *(name for name in RUNTIMES if name != "onnx")])
             raise InvalidArtifact(
                 f"the implementation {one_line(repr(implementation), 100)} is not one of {known}; "
                 "a class of your own becomes steps around a model (onnxserve serve --steps FILE), "
                 "or a pyfunc (mlflow.pyfunc.log_model)"
             )
-        if file.is_dir() and (file / MLMODEL).is_file() and implementation in ("", _MLFLOW):
+        if file.is_dir() and (file / MLMODEL).is_file() and implementation in ("", MLFLOW):
             return mlflow_folder(file, settings)
-        if implementation == _MLFLOW:
-            raise InvalidArtifact(f"{file.name}: {_MLFLOW} needs a folder with an MLmodel file")
+        if implementation == MLFLOW:
+            raise InvalidArtifact(f"{file.name}: {MLFLOW} needs a folder with an MLmodel file")
         if file.is_dir():
             file = _inside(file, str(_find_file(file, implementation).relative_to(file)))
         implementation = implementation or _runtime_of(file)
@@ -304,21 +310,21 @@ def _read_settings(folder: Path) -> _Settings:
     return settings
 
 
-def _server_fields(file: Path) -> dict[str, object]:
-    """Return the fields of `server` that settings.json sets. Raises InvalidConfig if it
-    cannot be read.
+def server_settings(folder: Path) -> dict[str, Any]:
+    """Return the keys of a folder's settings.json that set a field of `server`
+    (`OF_SERVER`). Raises InvalidConfig if it cannot be read.
     """
+    file = folder / SETTINGS
     if not file.exists():
         return {}
     try:
         document = _read_json(file)
     except InvalidArtifact as error:
-        raise InvalidConfig(f"{file.parent}: {error.message}") from None
-    fields = {_OF_SERVER[name]: document[name] for name in _OF_SERVER if document.get(name)}
-    unused = sorted(document.keys() - _OF_SERVER.keys())
+        raise InvalidConfig(f"{folder}: {error.message}") from None
+    unused = sorted(document.keys() - OF_SERVER.keys())
     if unused:
         _log.info("these keys of %s have no effect: %s", SETTINGS, join_names(unused))
-    return fields
+    return {key: document[key] for key in OF_SERVER if document.get(key)}
 
 
 def _named_runtime() -> str:
@@ -397,7 +403,7 @@ def mlflow_folder(folder: Path, settings: _Settings) -> ModelFile:
     file.
     """
     refuse_links(folder)
-    metadata = {"implementation": _MLFLOW, **settings.metadata}
+    metadata = {"implementation": MLFLOW, **settings.metadata}
     stamps = [
         f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}"
         for path in sorted(folder.rglob("*"))

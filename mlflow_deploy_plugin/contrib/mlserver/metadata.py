@@ -8,7 +8,7 @@ whose metadata are the signature (`mlserver_mlflow/metadata.py`).
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
@@ -85,10 +85,11 @@ def describe_server() -> dict[str, object]:
     return {"name": server_name(), "version": __version__, "extensions": EXTENSIONS}
 
 
-def describe_model(endpoint: str, artifact: Artifact) -> dict[str, object]:
+def describe_model(endpoint: str, loaded: Sequence[str], artifact: Artifact) -> dict[str, object]:
     """Return the document of `GET /v2/models/NAME`: the fields of the settings and, for
-    a model of MLflow, the tensors of its signature. Raises InvalidArtifact if the
-    MLmodel file has values that cannot be understood, or sent.
+    a model of MLflow, the tensors of its signature. MLServer does not list the loaded
+    versions. Raises InvalidArtifact if the MLmodel file has values that cannot be
+    understood, or sent.
     """
     settings = settings_of(artifact)
     versions = settings.get("versions")

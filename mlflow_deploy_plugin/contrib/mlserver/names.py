@@ -11,7 +11,7 @@
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,7 @@ from mlflow_deploy_plugin.contrib.mlserver.metadata import (
     server_name,
     version_of,
 )
-from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.serve.protocols.content import (
     JSON,
@@ -57,6 +56,7 @@ from mlflow_deploy_plugin.serve.protocols.v2 import (
     bind_tensors,
     knows_name,
     parameters_of,
+    unknown_output,
 )
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import array_datatype
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
@@ -208,12 +208,6 @@ def default_output(artifact: Artifact) -> str:
     if runtime_of(artifact) == SKLEARN and is_probability:
         return PREDICT_PROBA
     return PREDICT
-
-
-def unknown_output(name: str, names: Collection[str]) -> SchemaMismatch:
-    return SchemaMismatch(
-        f"output {name[:100]!r} is unknown; the model's outputs are {join_names(names, name)}"
-    )
 
 
 def answer(request: V2Request, variant: ServedVariant, response: InferResponse) -> V2Answer:

@@ -208,7 +208,11 @@ def _documents(spec: EndpointSpec, place: Place) -> list[Document]:
                 documents += _services(document, spec, proxy)
             case "Deployment":
                 pod = document["spec"]["template"]["spec"]
-                documents.append(_stateful(document))
+                # The names of a StatefulSet's pods stay.
+                fields = {**document["spec"], "serviceName": spec.name}
+                fields["podManagementPolicy"] = "Parallel"
+                del fields["strategy"]
+                documents.append({**document, "kind": "StatefulSet", "spec": fields})
             case "NetworkPolicy":
                 of_proxy = _proxy_documents(spec, proxy, place, pod, document["spec"])
                 if spec.server.rate_limit_header == _ADDRESS:
@@ -258,16 +262,6 @@ def _services(document: Document, spec: EndpointSpec, proxy: ProxySpec) -> list[
     return services
 
 
-def _stateful(deployment: Document) -> Document:
-    """Return the StatefulSet of a Deployment, whose pods have names that stay."""
-    fields = {key: value for key, value in deployment["spec"].items() if key != "strategy"}
-    fields |= {
-        "serviceName": deployment["metadata"]["name"],
-        "podManagementPolicy": "Parallel",
-    }
-    return {**deployment, "kind": "StatefulSet", "spec": fields}
-
-
 def _proxy_documents(
     spec: EndpointSpec, proxy: ProxySpec, place: Place, pod: Document, policy: Document
 ) -> list[Document]:
@@ -287,6 +281,10 @@ def _proxy_documents(
         "spec": _proxy_pod(name, proxy, pod),
     }
     selected = {"matchLabels": selector}
+    # nginx has no metrics port.
+    (rule,) = policy["ingress"]
+    open_ports = [port for port in rule["ports"] if port["port"] != "metrics"]
+    admitted = {**policy, "podSelector": selected, "ingress": [{**rule, "ports": open_ports}]}
     deployment = {"replicas": 2, "selector": selected, "template": template}
     return [
         document("v1", "ConfigMap", data={_CONFIG: config}),
@@ -294,15 +292,8 @@ def _proxy_documents(
         document(
             "policy/v1", "PodDisruptionBudget", spec={"maxUnavailable": 1, "selector": selected}
         ),
-        document("networking.k8s.io/v1", "NetworkPolicy", spec=_admitted(policy, selected)),
+        document("networking.k8s.io/v1", "NetworkPolicy", spec=admitted),
     ]
-
-
-def _admitted(policy: Document, selected: Document) -> Document:
-    """Return the NetworkPolicy of the replicas for nginx, without the metrics port."""
-    (rule,) = policy["ingress"]
-    ports = [port for port in rule["ports"] if port["port"] != "metrics"]
-    return {**policy, "podSelector": selected, "ingress": [{**rule, "ports": ports}]}
 
 
 def _proxy_pod(name: str, proxy: ProxySpec, pod: Document) -> Document:

@@ -173,6 +173,14 @@ def parse_model_uri(model_uri: str) -> ModelURI:
     return ModelURI("remote", model_uri)
 
 
+def registry_uri(selector: str, only: str = "*") -> str:
+    """Return the URI of all registered models with the alias, stage or tag `selector`
+    whose names match the pattern `only`.
+    """
+    separator = "" if selector.startswith("@") else "/"
+    return f"models:/{only}{separator}{selector}"
+
+
 def is_model_file(path: Path) -> bool:
     """Return True for a file whose name ends like a model's."""
     return path.suffix.lower() in _FILE_ENDINGS and path.is_file()

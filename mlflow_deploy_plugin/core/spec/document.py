@@ -247,14 +247,6 @@ def new_endpoint(
     return apply_config(validate_spec(document), config or {})
 
 
-def registry_endpoint(selector: str, only: str, name: str | None) -> EndpointSpec:
-    """Return the endpoint of all registered models with the alias, stage or tag
-    `selector` whose names match the pattern `only`. Its default name is registry.
-    """
-    separator = "" if selector.startswith("@") else "/"
-    return new_endpoint(name or "registry", f"models:/{only}{separator}{selector}")
-
-
 def empty_endpoint(name: str) -> EndpointSpec:
     """Return the endpoint `name` without a variant. Such an endpoint cannot be served.
     Raises InvalidConfig.

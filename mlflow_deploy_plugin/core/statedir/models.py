@@ -328,13 +328,14 @@ class FetchedVersion(State):
 
 class Conversion(State):
     """The result of converting a version when it was loaded: the `digest` of the ONNX
-    form's files and the text of its `proof`, or the `reason` why it has none.
-    `attempts` is the number of starts that ended without a result, for example because
-    the process was killed; 0 for a result.
+    form's files, the text of its `proof` and its `parity`, or the `reason` why it has
+    none. `attempts` is the number of starts that ended without a result, for example
+    because the process was killed; 0 for a result.
     """
 
     digest: str = ""
     proof: str = ""
+    parity: str = ""
     reason: str = ""
     attempts: int = 0
 

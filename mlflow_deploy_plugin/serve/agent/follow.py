@@ -88,13 +88,13 @@ _LISTEN_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class _Converting:
-    """A registered model of a list: its mark, the endpoint in its file, and the fetched
-    versions of its variants.
+    """A registered model of a list: its mark, the endpoint in its file, and the
+    originals of the variants that are being converted.
     """
 
     mark: str
     wanted: WantedEndpoint
-    versions: dict[str, FetchedVersion]
+    originals: dict[str, FetchedVersion]
 
 
 @dataclass
@@ -461,7 +461,15 @@ class Follower:
                     self._list.write(endpoint, command.mark, wanted)
                 except OSError as failure:
                     return NotReady(f"the state folder cannot be written: {failure.strerror}")
-                self._converting[endpoint] = _Converting(command.mark, wanted, self._versions(spec))
+                fetched = {
+                    name: self._model(spec, spec.variants[name]).version for name in wanted.variants
+                }
+                originals = {
+                    name: version
+                    for name, version in fetched.items()
+                    if version is not None and version.aspects.get(FORM) == CONVERTING
+                }
+                self._converting[endpoint] = _Converting(command.mark, wanted, originals)
                 return None
         workers = self._living_workers()
         if any(worker.generation != self._wanted.generation for worker in workers):
@@ -475,11 +483,6 @@ class Follower:
                 raise Pending
         return None
 
-    def _versions(self, spec: EndpointSpec) -> dict[str, FetchedVersion]:
-        """Return the fetched versions of an endpoint by the names of its variants."""
-        models = {name: self._model(spec, variant) for name, variant in spec.variants.items()}
-        return {name: model.version for name, model in models.items() if model.version}
-
     def _write_converted(self, listed: ModelList) -> None:
         """Write the ONNX forms of registered models that were converted after their
         originals were written.
@@ -487,23 +490,21 @@ class Follower:
         for name, entry in list(self._converting.items()):
             versions = {
                 label: self.resolver.form_of(entry.wanted.variants[label].model_uri, version)
-                for label, version in entry.versions.items()
-                if label in entry.wanted.variants
+                for label, version in entry.originals.items()
             }
             if any(version.aspects.get(FORM) == CONVERTING for version in versions.values()):
                 continue
             del self._converting[name]
-            variants = {
-                label: want.model_copy(
-                    update={
-                        "folder": versions[label].folder,
-                        "digest": want.digest and versions[label].digest,
-                        "python": versions[label].python,
-                        "aspects": want.aspects | versions[label].aspects,
-                    }
-                )
-                for label, want in entry.wanted.variants.items()
-            }
+            variants = dict(entry.wanted.variants)
+            for label, version in versions.items():
+                want = variants[label]
+                changes = {
+                    "folder": version.folder,
+                    "digest": want.digest and version.digest,
+                    "python": version.python,
+                    "aspects": want.aspects | version.aspects,
+                }
+                variants[label] = want.model_copy(update=changes)
             is_current = listed.listed is not None and listed.listed.models.get(name) == entry.mark
             if variants != entry.wanted.variants and is_current:
                 try:

@@ -24,9 +24,9 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import CommandFailed, InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.core.errors import CommandFailed, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, combine_hashes, hash_files
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.packages import installed_version
 from mlflow_deploy_plugin.core.processes.child import run_to_end
@@ -113,22 +113,16 @@ class Forms:
             return original_form(version, "it is being converted", CONVERTING)
         if not result.digest:
             return original_form(version, result.reason)
-        folder = self.cache.folder_of(result.digest)
-        try:
-            artifact = read_served_artifact(folder)
-        except InvalidArtifact:  # The cache was damaged, so it is checked and converted again.
-            self._results.pop(key)
-            return original_form(version, "it is converted again", CONVERTING)
         aspects = {
-            "flavor": artifact.flavor,
-            "parity": artifact.parity_state,
+            "flavor": FLAVOR,
+            "parity": result.parity,
             FORM: CONVERTED,
             FORM_REASON: result.proof,
         }
         changes = {
-            "folder": folder,
+            "folder": self.cache.folder_of(result.digest),
             "digest": result.digest,
-            "runs_code": artifact.runs_code,
+            "runs_code": False,
             "python": "",
             "original": version,
             "aspects": version.aspects | aspects,
@@ -139,10 +133,8 @@ class Forms:
         """Let the original answer from now on, because the workers cannot load its ONNX
         form.
         """
-        key = self._key(version)
-        self._save(
-            key, Conversion(reason=f"its ONNX form cannot be loaded: {one_line(reason, 300)}")
-        )
+        failed = Conversion(reason=f"its ONNX form cannot be loaded: {one_line(reason, 300)}")
+        self._save(self._key(version), failed)
 
     def _key(self, version: FetchedVersion) -> str:
         identity = "\0".join([version.content, version.rows, self._environment])
@@ -211,9 +203,10 @@ class Forms:
                     reason = "its files were changed while it was converted"
                     return Conversion(reason=reason, attempts=attempt)
                 proof = read_text(target.with_suffix(".proof"), "the proof")
-                digest = self.cache.keep(target).name
+                folder = self.cache.keep(target)
             _log.info("%s is converted to ONNX: %s", label, proof)
-            return Conversion(digest=digest, proof=proof)
+            parity = read_served_artifact(folder).parity_state
+            return Conversion(digest=folder.name, proof=proof, parity=parity)
         except CommandFailed as error:
             reason = f"it cannot be converted: {one_line(error.message, 400)}"
             if error.exit_status is not None:

@@ -349,24 +349,13 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
             limit: int,
         ) -> DecodedRequest:
             artifact = variant.loaded.predictor.artifact
-            names = server.names
-            decoded = tensors.decode(message, artifact, variant.schema, raw, names)
+            decoded = tensors.decode(message, artifact, variant.schema, raw, server.names)
             is_raw = bool(raw or message.raw_input_contents)
 
             def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-                if names is not None:
-                    answer = names.answer(decoded, variant, response)
-                    named = tensors.encode_named(variant.endpoint, answer, is_raw)
-                    return EncodedResponse(named.SerializeToString(), headers=answer.headers)
-                encoded = tensors.encode(
-                    decoded,
-                    is_raw,
-                    variant.endpoint,
-                    response.id,
-                    variant.loaded.version,
-                    response.outputs,
-                )
-                return EncodedResponse(encoded.SerializeToString())
+                answer = server.names.answer(decoded, variant, response)
+                encoded = tensors.encode(variant.endpoint, answer, is_raw)
+                return EncodedResponse(encoded.SerializeToString(), headers=answer.headers)
 
             parameters = with_deadline(decoded.parameters, seconds_left)
             return DecodedRequest(
@@ -582,7 +571,7 @@ def _control(
 METHODS: dict[str, ManagementMethod] = {
     "ServerLive": lambda server, message: {"live": True},
     "ServerReady": lambda server, message: {"ready": not server.repository.not_ready_reason()},
-    "ServerMetadata": lambda server, message: documents.server_metadata(server),
+    "ServerMetadata": lambda server, message: server.names.server_metadata(),
     "ModelReady": _model_ready,
     "ModelMetadata": lambda server, message: documents.model_metadata(
         server,

@@ -107,11 +107,10 @@ def decode(
     artifact: Artifact,
     schema: Schema,
     raw: Sequence[bytes | memoryview] = (),
-    names: v2.V2Names | None = None,
+    names: v2.V2Names = v2.OWN,
 ) -> v2.V2Request:
-    """Decode an infer request; `raw` are the tensors that `read_message` has removed,
-    and `names` is as in `v2.decode`. Raises InvalidRequest if it is malformed or not
-    supported.
+    """Decode an infer request; `raw` are the tensors that `read_message` has removed.
+    Raises InvalidRequest if it is malformed or not supported.
 
     Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit
     its shape, datatype or model.
@@ -130,7 +129,7 @@ def decode(
         fields["parameters"] = parameter_values(entry.parameters)
         head = v2_tensors.read_tensor_header(position, fields)
         v2.parameters_of(head, fields)
-        v2.check_name(head, heads, schema, count == 1, takes_any=names is not None)
+        v2.check_name(head, heads, schema, count == 1, names.takes_any)
         heads[head.name] = head
     if raw and len(raw) != count:
         raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
@@ -154,46 +153,15 @@ def decode(
     return v2.bind_request(document, arrays, artifact, schema, names)
 
 
-def encode(
-    request: v2.V2Request,
-    is_raw: bool,
-    endpoint: str,
-    request_id: str,
-    version: str,
-    outputs: Mapping[str, Array],
-) -> messages.ModelInferResponse:
-    """Encode the response, as bytes if `is_raw`. The response's id is the request's id
-    or `request_id`.
-    """
-    response = messages.ModelInferResponse(
-        model_name=endpoint,
-        model_version=version,
-        id=request.id or request_id,
-    )
-    resolved = v2.resolve_outputs(request.outputs, outputs)
-    add_outputs(response, is_raw, [(output.name, outputs[output.name], {}) for output in resolved])
-    return response
-
-
-def encode_named(endpoint: str, answer: v2.V2Answer, is_raw: bool) -> messages.ModelInferResponse:
-    """Encode an answer with the names of another server, as bytes if `is_raw`."""
+def encode(endpoint: str, answer: v2.V2Answer, is_raw: bool) -> messages.ModelInferResponse:
+    """Encode an answer, as bytes if `is_raw`."""
     response = messages.ModelInferResponse(
         model_name=endpoint, model_version=answer.version, id=answer.id
     )
-    for name, text in answer.parameters.items():
+    for name, text in (answer.parameters or {}).items():
         response.parameters[name].string_param = text
-    add_outputs(response, is_raw, [output[:3] for output in answer.outputs])
-    return response
-
-
-def add_outputs(
-    response: messages.ModelInferResponse,
-    is_raw: bool,
-    arrays: Sequence[tuple[str, Array, Mapping[str, str]]],
-) -> None:
-    """Add the outputs to a response, each with its name and parameters."""
-    is_raw = is_raw or any(array.dtype == np.float16 for _, array, _ in arrays)
-    for name, array, parameters in arrays:
+    is_raw = is_raw or any(output.array.dtype == np.float16 for output in answer.outputs)
+    for name, array, parameters, _ in answer.outputs:
         datatype = v2_tensors.array_datatype(array)
         tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         for parameter, text in parameters.items():
@@ -206,6 +174,7 @@ def add_outputs(
             else:
                 values = array.ravel().tolist()
             getattr(tensor.contents, _FIELDS[datatype]).extend(values)
+    return response
 
 
 def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:

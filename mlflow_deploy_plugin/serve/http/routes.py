@@ -269,7 +269,7 @@ _OWN_ROUTES = (
     ),
     _server_wide(
         "/v2",
-        views.json_document(management.server_metadata),
+        views.json_document(lambda server: server.names.server_metadata()),
         "The server's name and version",
         V2,
         json_object("v2 server", name="string", version="string", extensions="array"),

@@ -45,17 +45,9 @@ def list_models(server: Server) -> Document:
     return {"models": models}
 
 
-def server_metadata(server: Server) -> Document:
-    if server.names is not None:
-        return server.names.server_metadata()
-    return v2.server_metadata()
-
-
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:
     variant = server.repository.select_variant(endpoint, version)
-    if server.names is not None:
-        return server.names.model_metadata(endpoint, variant.described.predictor.artifact)
-    return v2.model_metadata(
+    return server.names.model_metadata(
         endpoint, server.repository.versions(endpoint), variant.described.predictor.artifact
     )
 

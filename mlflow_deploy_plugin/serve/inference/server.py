@@ -16,15 +16,14 @@ from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.serve.observability.tracing import Observer
 from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
-from mlflow_deploy_plugin.serve.protocols.v2 import V2Names
+from mlflow_deploy_plugin.serve.protocols.v2 import OWN, V2Names
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
 
 @dataclass(frozen=True)
 class Server:
     """The parts that answer requests in this process. Every transport receives this
-    object. `names` are the names of another server, which answers have in place of
-    ours.
+    object. `names` are the names in the answers of V2.
     """
 
     dataplane: DataPlane
@@ -41,12 +40,10 @@ class Server:
     observer: Observer = field(default_factory=Observer)
     limits: RequestLimits = field(default_factory=RequestLimits)
     cloud: Cloud = field(default_factory=Cloud)
-    names: V2Names | None = None
+    names: V2Names = OWN
 
     def answering(self, protocol: Protocol) -> Protocol:
         """Return the protocol that answers in place of this one; usually itself."""
-        if self.names is None:
-            return protocol
         return self.names.protocols.get(protocol.name, protocol)
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.statedir.models import AgentState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 logger = logging.getLogger(__name__)
+_find_once = cache(find_entry)
 
 
 def workers_page(folder: Path) -> bytes:
@@ -30,13 +31,8 @@ def workers_page(folder: Path) -> bytes:
     """
     families = read_families(folder)
     if names := load_settings().metrics_names:
-        families += _named_families(names)(families)
+        families += _find_once(METRICS_NAMES, names, "set of metrics names", ())(families)
     return prometheus_text(families)
-
-
-@cache
-def _named_families(names: str) -> Callable[[list[MetricFamily]], list[MetricFamily]]:
-    return find_entry(METRICS_NAMES, names, "set of metrics names", ())  # type: ignore[no-any-return]
 
 
 def gauges_page(state_dir: Path, has_gpu: bool) -> bytes:

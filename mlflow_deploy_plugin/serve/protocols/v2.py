@@ -11,12 +11,15 @@ all outputs.
 
 from collections.abc import Callable, Collection, Container, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.core.extensions import find_entry
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.version import __version__
@@ -112,46 +115,45 @@ Tensors = Mapping[str, tuple[TensorHeader, Array]]
 
 
 class V2Output(NamedTuple):
-    """An output with the name that another server gives to it, and its parameters. With
-    `is_binary`, its elements follow the JSON.
-    """
+    """An output of an answer. With `is_binary`, its elements follow the JSON."""
 
     name: str
     array: Array
-    parameters: Mapping[str, str]
+    parameters: Mapping[str, str] = {}
     is_binary: bool = False
 
 
 class V2Answer(NamedTuple):
-    """The answer to an infer request in the form of another server. If `version` is
-    empty, the answer has none.
+    """The answer to an infer request. If `version` is empty or `parameters` are None,
+    the answer has none.
     """
 
     id: str
     version: str
     outputs: Sequence[V2Output]
-    parameters: Mapping[str, str]
-    headers: Mapping[str, str]
+    parameters: Mapping[str, str] | None = None
+    headers: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class V2Names:
-    """The names of another server, for V2 over REST and gRPC (`v2_names.py`).
+    """The names in the requests and answers of V2 over REST and gRPC: ours (`OWN`), or
+    those of another server, which plug in by the group `onnxserve.v2_names`.
 
     Attributes:
-        bind: returns the feeds, or the body, for the tensors of a request, which may
-            have any names, and its parameters. Raises SchemaMismatch if a tensor does
-            not fit.
+        bind: returns the feeds, or the body, for the tensors of a request and its
+            parameters. Raises SchemaMismatch if a tensor does not fit.
         requested: returns the requested outputs of a request's document. Raises
             InvalidRequest or SchemaMismatch if `outputs` is invalid.
         answer: returns the answer of a version. Raises SchemaMismatch if the version
             lacks a requested output.
         version: returns the version in paths and answers; empty if it has none.
         server_metadata: returns the document of `GET /v2`.
-        model_metadata: returns the document of `GET /v2/models/NAME`, for the name and
-            the version.
+        model_metadata: returns the document of `GET /v2/models/NAME`, for the name, the
+            loaded versions and the version's artifact.
         protocols: protocols that answer in place of others, by the name of the other
             protocol. `load_names` adds V2.
+        takes_any: True if the tensors of a request may have any names.
     """
 
     bind: Callable[[Tensors, Mapping[str, object], Artifact, Schema], Feeds | OpaqueBody]
@@ -159,8 +161,9 @@ class V2Names:
     answer: Callable[[V2Request, ServedVariant, InferResponse], V2Answer]
     version: Callable[[LoadedVersion], str]
     server_metadata: Callable[[], dict[str, object]]
-    model_metadata: Callable[[str, Artifact], dict[str, object]]
+    model_metadata: Callable[[str, Sequence[str], Artifact], dict[str, object]]
     protocols: Mapping[str, Protocol]
+    takes_any: bool = True
 
 
 def decode(
@@ -168,10 +171,9 @@ def decode(
     body: bytes,
     artifact: Artifact,
     schema: Schema,
-    names: V2Names | None = None,
+    names: V2Names,
 ) -> V2Request:
-    """Decode the body of an infer request. Header names are in lower case. Without
-    `names`, the request is read in our own way.
+    """Decode the body of an infer request. Header names are in lower case.
 
     The Content-Type may be missing, as in `tritonclient`'s requests; otherwise it must
     be JSON, bytes or curl's default, or UnsupportedMediaType is raised. Raises
@@ -207,7 +209,7 @@ def _decode_document(
     binary: memoryview,
     artifact: Artifact,
     schema: Schema,
-    names: V2Names | None,
+    names: V2Names,
 ) -> V2Request:
     """Return the request of a JSON document. The bytes of tensors without `data` are
     read from `binary`, the bytes after the JSON, in order.
@@ -226,7 +228,7 @@ def _decode_document(
         for position, entry in enumerate(entries):
             head = v2_tensors.read_tensor_header(position, entry)
             byte_count = parameters_of(head, entry).get("binary_data_size")
-            check_name(head, arrays, schema, len(entries) == 1, takes_any=names is not None)
+            check_name(head, arrays, schema, len(entries) == 1, names.takes_any)
             is_binary = byte_count is not None
             if is_binary == ("data" in entry):
                 raise head.mismatch(" needs either data or the parameter binary_data_size")
@@ -248,42 +250,45 @@ def _decode_document(
     return bind_request(document, arrays, artifact, schema, names)
 
 
-def encode(
-    request: V2Request,
-    endpoint: str,
-    request_id: str,
-    version: str,
-    outputs: Mapping[str, Array],
-) -> tuple[bytes, dict[str, str]]:
-    """Return the response, whose default id is `request_id`, and a header with the
-    JSON's length if bytes follow.
-    """
+def own_answer(request: V2Request, variant: ServedVariant, response: InferResponse) -> V2Answer:
+    """Return our answer. Raises SchemaMismatch if a requested output is missing."""
+    outputs = [
+        V2Output(name, response.outputs[name], {}, is_binary)
+        for name, is_binary, _ in resolve_outputs(request.outputs, response.outputs)
+    ]
+    return V2Answer(request.id or response.id, variant.loaded.version, outputs)
+
+
+def encode(endpoint: str, answer: V2Answer) -> EncodedResponse:
+    """Return the JSON of an answer, and the binary outputs after it."""
     entries = []
     blobs = []
-    for output in resolve_outputs(request.outputs, outputs):
-        array = outputs[output.name]
+    for name, array, parameters, is_binary in answer.outputs:
         entry: dict[str, object] = {
-            "name": output.name,
+            "name": name,
             "shape": array.shape,
             "datatype": array_datatype(array),
         }
-        if output.is_binary:
-            blob = v2_tensors.to_binary(array)
-            blobs.append(blob)
-            entry["parameters"] = {"binary_data_size": len(blob)}
+        if parameters:
+            entry["parameters"] = parameters
+        if is_binary:
+            blobs.append(v2_tensors.to_binary(array))
+            entry["parameters"] = {**parameters, "binary_data_size": len(blobs[-1])}
         else:
             entry["data"] = array.ravel()
         entries.append(entry)
-    document = {
-        "model_name": endpoint,
-        "model_version": version,
-        "id": request.id or request_id,
-        "outputs": entries,
-    }
+    document: dict[str, object] = {"model_name": endpoint}
+    if answer.version:
+        document["model_version"] = answer.version
+    document["id"] = answer.id
+    if answer.parameters is not None:
+        document["parameters"] = answer.parameters
+    document["outputs"] = entries
     text = dump_json(document)
     if not blobs:
-        return text, {}
-    return b"".join([text, *blobs]), {HEADER_LENGTH: str(len(text))}
+        return EncodedResponse(text, JSON, answer.headers)
+    headers = {**answer.headers, HEADER_LENGTH: str(len(text))}
+    return EncodedResponse(b"".join([text, *blobs]), OCTETS, headers)
 
 
 def server_metadata() -> dict[str, object]:
@@ -382,7 +387,7 @@ def check_name(
     before: Collection[str],
     schema: Schema,
     is_only: bool,
-    takes_any: bool = False,
+    takes_any: bool,
 ) -> None:
     """Raise SchemaMismatch for an unknown or repeated name, before the values are
     decoded: 100,000 unknown tensors took 3 s. The only tensor may have any name.
@@ -424,16 +429,13 @@ def bind_request(
     arrays: Tensors,
     artifact: Artifact,
     schema: Schema,
-    names: V2Names | None,
+    names: V2Names,
 ) -> V2Request:
     """Return the request of these tensors, and of the other fields of a document.
     Raises InvalidRequest or SchemaMismatch if one of them is not valid.
     """
     id_ = read_id(document.get("id"))
     parameters = parameters_of("the request", document)
-    if names is None:
-        feeds = bind_tensors(arrays, schema)
-        return V2Request(id_, feeds, requested_outputs(document, artifact), parameters)
     outputs = names.requested(document, artifact)
     bound = names.bind(arrays, parameters, artifact, schema)
     if isinstance(bound, OpaqueBody):
@@ -537,7 +539,7 @@ def requested_outputs(
                 f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected",
             )
         if names and name not in names:
-            raise _unknown_output(name, names)
+            raise unknown_output(name, names)
         if name in requested:
             raise SchemaMismatch(f"output {name!r} is repeated")
         requested[name] = RequestedOutput(
@@ -550,7 +552,7 @@ def requested_outputs(
     return tuple(RequestedOutput(name, is_binary) for name in defaults)
 
 
-def _unknown_output(name: str, names: Collection[str]) -> SchemaMismatch:
+def unknown_output(name: str, names: Collection[str]) -> SchemaMismatch:
     return SchemaMismatch(
         f"output {name[:100]!r} is unknown; the model's outputs are {join_names(names, name)}",
     )
@@ -567,7 +569,7 @@ def resolve_outputs(
         return [RequestedOutput(name, requested[0].is_binary) for name in outputs]
     for output in requested:
         if output.name not in outputs:
-            raise _unknown_output(output.name, outputs)
+            raise unknown_output(output.name, outputs)
     return requested
 
 
@@ -672,34 +674,35 @@ def v2_example(schema: Schema, example: Example) -> Document:
     return {"inputs": inputs}
 
 
-def _decode_v2(
-    headers: Mapping[str, str],
-    body: bytes,
-    variant: ServedVariant,
-    limit: int,
+def decode_request(
+    names: V2Names, headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int
 ) -> DecodedRequest:
-    """Decode an infer request; `limit` does not apply, because V2 has no compressed
-    tables.
+    """Decode an infer request, which is answered with these names; `limit` does not
+    apply, because V2 has no compressed tables.
     """
-    request = decode(headers, body, variant.loaded.predictor.artifact, variant.schema)
+    request = decode(headers, body, variant.loaded.predictor.artifact, variant.schema, names)
 
     def respond(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        answer, headers = encode(
-            request,
-            variant.endpoint,
-            response.id,
-            variant.loaded.version,
-            response.outputs,
-        )
-        media = OCTETS if headers else JSON
-        return EncodedResponse(answer, media, headers)
+        return encode(variant.endpoint, names.answer(request, variant, response))
 
-    return DecodedRequest(request.feeds, respond, request.id, parameters=request.parameters)
+    return DecodedRequest(
+        request.feeds, respond, request.id, request.body, parameters=request.parameters
+    )
 
 
+OWN = V2Names(
+    lambda tensors, parameters, artifact, schema: bind_tensors(tensors, schema),
+    requested_outputs,
+    own_answer,
+    attrgetter("version"),
+    server_metadata,
+    model_metadata,
+    protocols={},
+    takes_any=False,
+)
 V2 = Protocol(
     "v2",
-    _decode_v2,
+    partial(decode_request, OWN),
     paths=("/v2/models/{endpoint}[/versions/{version}]/infer",),
     summary=(
         "Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in "
@@ -710,3 +713,16 @@ V2 = Protocol(
     tag=TAG,
     takes_pyfuncs=True,
 )
+
+
+def load_names(name: str) -> V2Names:
+    """Return the names for `server.v2_names`. Raises InvalidConfig if their entry point
+    is missing, and OnnxserveError if it cannot be loaded.
+    """
+    own = "onnxserve"
+    if name == own:
+        return OWN
+    names: V2Names = find_entry("onnxserve.v2_names", name, "set of names", (own,), V2Names)
+    decode_named = partial(decode_request, names)
+    named = replace(V2, decode=decode_named, response={JSON: ANY_OBJECT, OCTETS: BYTES})
+    return replace(names, protocols={**names.protocols, V2.name: named})

@@ -176,8 +176,6 @@ class Artifact:
             for all outputs.
         runs_code: True for a pyfunc that may run code of its author, such as a pickle
             or a class of its own.
-        task: the `metadata.task` of a pyfunc, which defines the format of requests and
-            answers; empty if not set.
     """
 
     folder: Path
@@ -203,7 +201,6 @@ class Artifact:
     undescribed: str = ""
     is_streamable: bool = False
     tokenizer: TokenizerSpec | None = None
-    task: str = ""
     logged_columns: tuple[Column, ...] = ()
     has_signature: bool = True
     unread: tuple[str, ...] = ()

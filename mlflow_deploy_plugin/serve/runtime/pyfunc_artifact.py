@@ -102,7 +102,6 @@ def read_served_artifact(folder: Path) -> Artifact:
                     "mlflow."
                 ),
                 undescribed=undescribed,
-                task=str((document.get("metadata") or {}).get("task") or ""),
                 is_streamable=flavors[PYTHON_FUNCTION].get("streamable") is True,
                 logged_columns=logged_columns,
                 runs_code=runs_code(document, folder),

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 
 OK = ("iris", "main", "m", "7", "v2", "200")
@@ -104,9 +102,3 @@ def test_mlserver_names_need_the_setting(metrics, monkeypatch):
     names = families(metrics.page().decode())
     assert "onnxserve_requests" in names
     assert not [name for name in names if name.startswith(("model_infer", "rest_", "grpc_"))]
-
-
-def test_metrics_names_other_than_mlserver_are_refused(monkeypatch):
-    monkeypatch.setenv("ONNXSERVE_METRICS_NAMES", "triton")
-    with pytest.raises(InvalidConfig, match="METRICS_NAMES"):
-        load_settings()

@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.cli.commands import main
 from tests.support.kserve import (
     RELEASES,
     definitions,
+    inference_service,
     own_runtimes,
     predictor_pod,
     selected_runtime,
@@ -42,17 +43,11 @@ def validator(definition):
 
 
 def service(format_name, protocol=None, version=None, **model):
-    model["modelFormat"] = {"name": format_name}
     if version:
-        model["modelFormat"]["version"] = version
+        model["modelFormat"] = {"name": format_name, "version": version}
     if protocol:
         model["protocolVersion"] = protocol
-    return {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {"name": "iris"},
-        "spec": {"predictor": {"model": {"storageUri": "s3://models/iris", **model}}},
-    }
+    return inference_service("iris", format_name, **model)
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -76,15 +71,10 @@ def test_servingruntime_pod_is_valid_for_kubernetes(version):
     ("name", "protocol", "version", "selected"),
     [
         ("sklearn", None, None, "onnxserve"),
-        ("sklearn", "v1", "1", "onnxserve"),
         ("sklearn", "v2", "0", "onnxserve"),
-        ("xgboost", "v2", "1", "onnxserve"),
         ("xgboost", "v1", None, "onnxserve"),
-        ("lightgbm", "v2", "3", "onnxserve"),
         ("lightgbm", "v1", "4", "onnxserve"),
         ("catboost", "v2", None, "onnxserve"),
-        ("mlflow", "v2", "1", "onnxserve"),
-        ("mlflow", None, None, "onnxserve"),
         ("mlflow", "v2", "3", "onnxserve"),
         ("onnx", "v2", None, "kserve-openvino"),
         ("tensorflow", "v1", "1", "kserve-openvino"),

@@ -103,14 +103,9 @@ def test_every_route_of_a_model_has_one_replica(routed):
         assert len(found) == 1, name
 
 
-def test_models_are_shared_equally(routed):
-    counts = Counter(places(routed, [f"m{number}" for number in range(400)]).values())
-    assert len(counts) == NUMBER
-    assert min(counts.values()) > 60
-
-
 def test_models_of_a_dead_replica_move_alone(routed, replicas):
     before = places(routed, NAMES)
+    assert min(Counter(before.values())[str(number)] for number in range(NUMBER)) > 15
     processes, _ = replicas
     processes[2].terminate()
     processes[2].wait(timeout=30)

@@ -7,24 +7,23 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.serve.protocols import v2
-from mlflow_deploy_plugin.serve.protocols.v2_names import encode, load_names
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Refusals, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.support.schemas import bare_artifact
 
 
 def test_own_v2_names_are_not_an_entry_point():
-    assert load_names("onnxserve") is None
+    assert v2.load_names("onnxserve") is v2.OWN
 
 
 def test_unknown_v2_names_are_refused():
     with pytest.raises(InvalidConfig, match="mlserver"):
-        load_names("mlservr")
+        v2.load_names("mlservr")
 
 
 def test_answer_with_v2_names_omits_empty_version_and_parameters():
     outputs = [v2.V2Output("y", np.array([[1.5]]), {}), v2.V2Output("z", np.array([2]), {"a": "b"})]
-    body = encode("e", v2.V2Answer("q1", "", outputs, {}, {"Ce-Id": "q1"}))
+    body = v2.encode("e", v2.V2Answer("q1", "", outputs, {}, {"Ce-Id": "q1"}))
     assert json.loads(body.body) == {
         "model_name": "e",
         "id": "q1",
@@ -45,4 +44,4 @@ def test_values_that_the_original_refuses_are_refused_in_v2(name):
     )
     body = {"inputs": [{"name": name, "shape": [1, 2], "datatype": "FP64", "data": [1, None]}]}
     with pytest.raises(SchemaMismatch, match="NaN"):
-        v2.decode({}, json.dumps(body).encode(), bare_artifact("onnxserve"), schema)
+        v2.decode({}, json.dumps(body).encode(), bare_artifact("onnxserve"), schema, v2.OWN)
