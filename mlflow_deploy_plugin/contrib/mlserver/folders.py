@@ -185,9 +185,17 @@ class MlserverFolders:
                 raise InvalidConfig(f"{path}: {error.message}") from None
             name = os.environ.get(_NAME) or path.absolute().name
             return FoundModels({endpoint_name(name): {"": path}}, server)
+        found = []
+        for folder in folders:
+            try:
+                found.append(_read_settings(folder))
+            except InvalidArtifact:  # The agent reports it, and serves the other models.
+                place = folder.name if folder == path else folder.relative_to(path)
+                found.append(_Settings(folder, {"name": str(place)}))
+        # The versions are ordered with their numbers compared as numbers.
+        found.sort(key=lambda found: [part.zfill(64) for part in _NUMBER.split(found.version)])
         models: dict[str, dict[str, Path]] = {}
-        found = [_settings_or_place(folder, path) for folder in folders]
-        for settings in sorted(found, key=_by_version):
+        for settings in found:
             versions = models.setdefault(settings.name, {})
             if settings.version in versions:
                 raise InvalidConfig(
@@ -236,22 +244,6 @@ class MlserverFolders:
 
 
 MLSERVER: FolderReader = MlserverFolders()
-
-
-def _by_version(settings: _Settings) -> list[str]:
-    """Return the key by which versions are ordered: numbers are compared as numbers."""
-    return [part.zfill(64) for part in _NUMBER.split(settings.version)]
-
-
-def _settings_or_place(folder: Path, root: Path) -> _Settings:
-    """Return the settings of a folder; if they cannot be read, only its place below
-    `root` as the name. The agent then reports the error, and serves the other models.
-    """
-    try:
-        return _read_settings(folder)
-    except InvalidArtifact:
-        place = folder.name if folder == root else folder.relative_to(root)
-        return _Settings(folder, {"name": str(place)})
 
 
 def settings_folders(root: Path) -> list[Path]:

@@ -123,20 +123,13 @@ def bind(
             document = {"dataframe_split": {"columns": list(tensors), "data": rows}}
         return _body(document, schema.keys)
     if len(tensors) > 1:
-        tensors = _stacked(tensors)
+        head, array = next(iter(tensors.values()))
+        matrix = np.stack(_columns(tensors), axis=1)
+        if matrix.dtype.kind == "O" != array.dtype.kind:
+            raise head.mismatch(" and the others are texts and numbers; the model takes one array")
+        head = head._replace(shape=matrix.shape, datatype=array_datatype(matrix))
+        tensors = {head.name: (head, matrix)}
     return bind_tensors(tensors, schema)
-
-
-def _stacked(columns: Tensors) -> Tensors:
-    """Return one tensor of these columns. Raises SchemaMismatch if they are not
-    columns, or some of them are texts.
-    """
-    head, array = next(iter(columns.values()))
-    matrix = np.stack(_columns(columns), axis=1)
-    if matrix.dtype.kind == "O" != array.dtype.kind:
-        raise head.mismatch(" and the others are texts and numbers; the model takes one array")
-    head = head._replace(shape=matrix.shape, datatype=array_datatype(matrix))
-    return {head.name: (head, matrix)}
 
 
 def _body(document: Mapping[str, object], keys: tuple[str, ...]) -> OpaqueBody:

@@ -198,6 +198,7 @@ def _run(
             PyfuncPolicy(allow_pickle=settings.allow_pickle),
             best_form=forms.best,
             refuse_form=forms.refuse,
+            wait_for_form=forms.wait,
         )
         key_fetchers = []
         if server.api_keys:

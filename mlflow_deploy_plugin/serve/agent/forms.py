@@ -1,12 +1,13 @@
 """Forms: a version without an ONNX form is converted when it is loaded, if its model
 can be converted and the spec allows it.
 
-Conversions run one at a time in processes that end (`wrap/flavor/conversion.py`), with
-a low priority. The original answers until the ONNX form is proven, and if it cannot be
-proven. Each result, also a failure, is stored in the state folder by the digest of the
-original's files and the versions of the libraries. A conversion that ends without a
-result, for example because the container's memory does not suffice, is tried again at
-the next start, at most `_MOST_ATTEMPTS` times:
+Conversions run one at a time in processes that end
+(`wrap/flavor/load_conversion.py`), with a low priority. The original answers until the
+ONNX form is proven, and if it cannot be proven; a model file that always becomes ONNX
+is not served before. Each result, also a failure, is stored in the state folder by the
+digest of the original's files and the versions of the libraries. A conversion that ends
+without a result, for example because the container's memory does not suffice, is tried
+again at the next start, at most `_MOST_ATTEMPTS` times:
 
 - `STATE/converted/<key>.json`: the result (`Conversion`)
 - `CACHE/models/<digest>/`: the ONNX form, next to the fetched models
@@ -48,7 +49,7 @@ FORM_REASON = "form_reason"
 """The aspects of a version that name the form that answers (onnx, converted,
 converting, original), and the proof of a converted form or the reason for an original.
 """
-_MODULE = "mlflow_deploy_plugin.wrap.flavor.conversion"
+_MODULE = "mlflow_deploy_plugin.wrap.flavor.load_conversion"
 _SECONDS = 900.0
 _MOST_ATTEMPTS = 3
 _LIBRARIES = (
@@ -128,6 +129,15 @@ class Forms:
             "aspects": version.aspects | aspects,
         }
         return version.model_copy(update=changes)
+
+    def wait(self, version: FetchedVersion) -> FetchedVersion:
+        """Wait for the conversion of a version, and return the version. Runs in a
+        thread of the fetches.
+        """
+        running = self._running.get(self._key(version))
+        if running is not None:
+            running.result()
+        return version
 
     def refuse(self, version: FetchedVersion, reason: str) -> None:
         """Let the original answer from now on, because the workers cannot load its ONNX

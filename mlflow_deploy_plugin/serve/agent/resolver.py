@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.serve.agent.followed import (
     Rejection,
     RejectionCause,
 )
+from mlflow_deploy_plugin.serve.agent.forms import CONVERTING, FORM
 
 _log = logging.getLogger(__name__)
 
@@ -193,6 +194,7 @@ class VersionResolver:
     covered: frozenset[str] = frozenset()
     best_form: Callable[[FetchedVersion, ConvertRule], FetchedVersion] = never_converted
     refuse_form: Callable[[FetchedVersion, str], None] = lambda version, reason: None
+    wait_for_form: Callable[[FetchedVersion], FetchedVersion] = lambda version: version
     _fetches: dict[_FetchKey, _Fetch] = field(default_factory=dict)
 
     def pending(self) -> list["Future[Any]"]:
@@ -494,6 +496,10 @@ class VersionResolver:
                 next_step = self.registry.adopt
             elif builds and not fetched.python:
                 next_step = self.registry.build_environment
+            elif rejection is None and fetched.rows == "file":
+                # A side process for each file of a folder would need too much memory.
+                form = self.form_of(ref.uri, fetched).aspects.get(FORM)
+                next_step = self.wait_for_form if form == CONVERTING else None
             if rejection is None and next_step is not None:
                 key = _FetchKey(target.identity, ref.trusted_file)
                 if self._fetches[key].future is fetch:

@@ -30,7 +30,7 @@ from tests.support.waiting import free_port
 DEFAULT = {
     "model": "/mnt/models",
     "name": None,
-    "host": "0.0.0.0",
+    "host": None,
     "port": 8080,
     "metrics": "8082",
     "grpc": "8081",

@@ -190,7 +190,7 @@ def test_tls_ends_at_the_proxy_and_begins_again(nginx, tmp_path):
     secret = f" ssl; ssl_certificate {certfile}; ssl_certificate_key {keyfile};"
     with ExitStack() as stack:
         for number, port in enumerate(ports[1:]):
-            replica = REPLICA.format(port=port, number=number)
+            replica = REPLICA.format(port=port, number=number, long="x")
             stack.enter_context(nginx(replica.replace(f":{port};", f":{port}{secret}"), str(port)))
         stack.enter_context(nginx(text))
         url = f"https://127.0.0.1:{ports[0]}/models/m/invocations"

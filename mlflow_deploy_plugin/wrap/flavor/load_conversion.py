@@ -1,6 +1,6 @@
-"""`python -m mlflow_deploy_plugin.wrap.flavor.conversion FOLDER TARGET LABEL`: convert
-the model of an MLmodel folder, and write the proven ONNX form to the folder TARGET, and
-a line about the proof next to it, to TARGET.proof.
+"""`python -m mlflow_deploy_plugin.wrap.flavor.load_conversion FOLDER TARGET LABEL`:
+convert the model of an MLmodel folder, and write the proven ONNX form to the folder
+TARGET, and a line about the proof next to it, to TARGET.proof.
 
 The agent starts this process for a version without an ONNX form
 (`serve/agent/forms.py`). The form answers callers like the original: its prediction has

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.mlmodel import read_mlmodel
 from mlflow_deploy_plugin.serve.protocols.v2 import requested_outputs
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.wrap.flavor.conversion import convert_folder
+from mlflow_deploy_plugin.wrap.flavor.load_conversion import convert_folder
 from tests.support import mlserver
 
 TABLE = pd.DataFrame(mlserver.ROWS, columns=["a", "b", "c", "d"])
