@@ -3,6 +3,8 @@
     # 1,000 models; some minutes on two cores
     .venv/bin/python -m benchmarks.registry
     .venv/bin/python -m benchmarks.registry --models 9000
+    # benchmarks/replicas.py: four replicas behind nginx; about 20 minutes
+    .venv/bin/python -m benchmarks.registry --replicas 4 --models 10000 --clients 4
 
 The models are copies of three kinds: a logistic regression, a random forest and
 gradient boosting over 30 columns, each version with its own run through fetch,
@@ -48,19 +50,27 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=5000, help="requests by Zipf's law")
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10, help="rounds of 1,000 hot requests")
+    parser.add_argument("--replicas", type=int, default=1, help="more: measure them behind nginx")
+    parser.add_argument("--seconds", type=int, default=180, help="of each part with --replicas")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="onnxserve-registry-") as folder:
         root = Path(folder)
         os.environ["ONNXSERVE_HOME"] = str(root / "home")
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root / 'mlflow.db'}"
         kinds = make_kinds(root)
-        names = register(kinds, options.models)
+        versions = 1 if options.replicas == 1 else 2
+        names = register(kinds, options.models, versions)
         sizes = [
             estimated_bytes(WantedVariant(model_uri="", model="", version="", folder=kind))
             for kind in kinds
         ]
         limit_mebibytes = int(sum(sizes) / len(sizes) * options.models / 10 / 2**20)
         with mlflow_server(root):
+            if options.replicas > 1:
+                from benchmarks.replicas import report_replicas
+
+                report_replicas(root, names, limit_mebibytes, options)
+                return
             every = ["--registry", "@champion", "-C", f"server.model_memory={limit_mebibytes}MiB"]
             with (
                 serving(root / "one", [f"models:/{names[0]}@champion"]) as one,
@@ -85,7 +95,7 @@ def make_kinds(root: Path) -> list[Path]:
     return folders
 
 
-def register(kinds: list[Path], count: int) -> list[str]:
+def register(kinds: list[Path], count: int, versions: int) -> list[str]:
     """Register the models with rows of MLflow's tables, because the API needs 0.1 s per
     model.
     """
@@ -103,7 +113,10 @@ def register(kinds: list[Path], count: int) -> list[str]:
         session.flush()
         for number, name in enumerate(names):
             source = f"mlflow-artifacts:/{kinds[number % len(kinds)].name}"
-            session.add(tables.SqlModelVersion(name=name, version=1, source=source, **times))
+            for version in range(1, versions + 1):
+                session.add(
+                    tables.SqlModelVersion(name=name, version=version, source=source, **times)
+                )
             session.add(tables.SqlRegisteredModelAlias(name=name, alias="champion", version=1))
         session.commit()
     return names

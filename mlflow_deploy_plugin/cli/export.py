@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -17,16 +18,21 @@ from mlflow_deploy_plugin.cli.options import (
     option,
     optional_model_argument,
     path_option,
+    registry_options,
     show_lines,
     show_progress,
 )
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.extensions import EXPORTERS, registered_in
-from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
-from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, new_endpoint
+from mlflow_deploy_plugin.core.extensions import EXPORTERS, RUNTIMES, find_entry, registered_in
+from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name, registry_uri
+from mlflow_deploy_plugin.core.spec.document import (
+    apply_config,
+    load_specs,
+    new_endpoint,
+)
 from mlflow_deploy_plugin.core.spec.parts import Device, EndpointSpec, PyfuncEnv
 from mlflow_deploy_plugin.core.text_files import read_text
-from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
+from mlflow_deploy_plugin.ship.manifests.formats import FORMATS, render_files
 from mlflow_deploy_plugin.ship.manifests.served import Place, missing_settings
 
 _FORMATS = ("onnx", "ort", *registered_in(EXPORTERS))
@@ -210,16 +216,31 @@ def build_docker(
 @option("-n --name NAME", "Stored endpoint; with MODEL, the name of a new endpoint.")
 @optional_model_argument
 @path_option("--spec", "spec_file", "YAML file with one endpoint.")
+@registry_options
+@option(
+    "--replicas COUNT",
+    "Number of servers of all registered models, behind an nginx that sends each model to the same "
+    "one.",
+    type=int,
+    show_default="one Deployment or service",
+)
 @option("--namespace NAME", "Namespace in Kubernetes.", default="default")
 @folder_option("--folder", "Folder for the files.", show_default="standard output")
+@flag("--runtime", "Show the runtime that serves the models of KServe's InferenceServices.")
+@flag("--no-auto-select", "With --runtime, serve only InferenceServices that name the runtime.")
 @config_option
 def render(
     format_name: str,
     name: str | None,
     model_uri: str | None,
     spec_file: Path | None,
+    registry: str | None,
+    only: str,
+    replicas: int | None,
     namespace: str,
     folder: Path | None,
+    runtime: bool,
+    no_auto_select: bool,
     config: tuple[str, ...],
 ) -> None:
     """Show an endpoint as manifests for GitOps.
@@ -233,26 +254,53 @@ def render(
       onnxserve render --for kubernetes -n flights -C kubernetes.replicas=5
       onnxserve render models:/flight-delay@champion --for compose -n flights \\
           --folder deploy/
+      onnxserve render --for kserve --runtime -C container.image=…/onnxserve:runtime
+      onnxserve render --for kubernetes --registry @champion --replicas 4
 
     The command does not apply manifests or change endpoints.
     """
+    if runtime or no_auto_select:
+        if not runtime or name or model_uri or spec_file:
+            raise click.UsageError(
+                "--runtime is for all models, without MODEL, --spec and -n; --no-auto-select is "
+                "for --runtime"
+            )
+        render_runtime = find_entry(RUNTIMES, format_name, "runtime", ())
+        _show_files(render_runtime(key_values(config), not no_auto_select), folder)
+        return
     original: EndpointSpec
-    match name, model_uri, spec_file:
-        case _, str(uri), None:
+    match name, model_uri, spec_file, registry:
+        case _, str(uri), None, None:
             original = new_endpoint(name or default_endpoint_name(uri), uri)
-        case None, None, Path() as file:
+        case _, None, None, str(selector) if "*" in only:
+            original = new_endpoint(name or "registry", registry_uri(selector, only))
+        case None, None, Path() as file, None:
             original, *surplus = load_specs(read_text(file, "the spec"), file.parent)
             if surplus:
                 raise InvalidConfig(
                     f"{file} contains {len(surplus) + 1} endpoints; only one is allowed"
                 )
-        case str(stored), None, None:
+        case str(stored), None, None, None:
             with opened_store() as store:
                 original = store.require_endpoint(stored).spec
         case _:
-            raise click.UsageError("specify MODEL, --spec FILE, or -n NAME of a stored endpoint")
-    spec = apply_config(original, key_values(config))
-    files = FORMATS[format_name](spec, Place(namespace))
+            raise click.UsageError(
+                "specify either MODEL, --spec FILE, -n NAME of a stored endpoint, or --registry "
+                "@ALIAS with a pattern --only that has a *"
+            )
+    changes = key_values(config)
+    if replicas is not None:
+        changes["proxy.replicas"] = str(replicas)
+    spec = apply_config(original, changes)
+    files = render_files(format_name, spec, Place(namespace))
+    _show_files(files, folder)
+    if format_name != "helm":  # The chart's values may have the rest.
+        for sentence in missing_settings(spec):
+            show_progress(f"note: the server of {spec.name} {sentence}")
+
+
+def _show_files(files: Mapping[str, str], folder: Path | None) -> None:
+    """Write the files (path → text) into the folder, or to standard output."""
     # The files must be readable for the user of the server, which runs in a unit or
     # container.
     os.umask(0o022)
@@ -268,6 +316,3 @@ def render(
         except OSError as error:
             raise InvalidConfig(f"{folder / path} cannot be written: {error.strerror}") from None
         show_progress(f"written: {folder / path}")
-    if format_name != "helm":  # The chart's values may have the rest.
-        for sentence in missing_settings(spec):
-            show_progress(f"note: the server of {spec.name} {sentence}")

@@ -170,6 +170,18 @@ config_option = option(
     "onnxserve` lists the fields.",
     multiple=True,
 )
+registry_options = combine_options(
+    option(
+        "--registry SELECTOR",
+        "Serve every registered model that has this alias, stage or tag: @champion, Production or "
+        "tag:KEY=VALUE. A model is loaded at its first request.",
+    ),
+    option(
+        "--only PATTERN",
+        "With --registry, serve only the models whose names match, such as 'team-*'.",
+        default="*",
+    ),
+)
 name_argument = click.argument("name")
 optional_name_argument = click.argument("name", required=False)
 model_argument = click.argument("model_uri", metavar="MODEL")

@@ -3,6 +3,7 @@ for other servers.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,18 @@ from mlflow_deploy_plugin.cli.options import (
     option,
     optional_model_argument,
     path_option,
+    registry_options,
 )
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
-from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name, model_pattern
+from mlflow_deploy_plugin.core.registry.model_folders import find_models
+from mlflow_deploy_plugin.core.registry.model_uri import (
+    default_endpoint_name,
+    is_model_file,
+    model_pattern,
+    parse_model_uri,
+    registry_uri,
+)
 from mlflow_deploy_plugin.core.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.core.spec.document import (
     apply_config,
@@ -30,7 +39,12 @@ from mlflow_deploy_plugin.core.spec.document import (
     new_endpoint,
     steps_files,
 )
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, PyfuncEnv, ServerSpec
+from mlflow_deploy_plugin.core.spec.parts import (
+    EndpointSpec,
+    PyfuncEnv,
+    ServerSpec,
+    VariantSpec,
+)
 from mlflow_deploy_plugin.core.spec.steps import STEPS
 from mlflow_deploy_plugin.core.statedir.files import (
     SPEC,
@@ -54,16 +68,7 @@ _log = logging.getLogger(__name__)
     "YAML file with the endpoints to serve. Changes of the file are served without a restart, "
     "except `server`.",
 )
-@option(
-    "--registry SELECTOR",
-    "Serve every registered model that has this alias, stage or tag: @champion, Production or "
-    "tag:KEY=VALUE. A model is loaded at its first request.",
-)
-@option(
-    "--only PATTERN",
-    "With --registry, serve only the models whose names match, such as 'team-*'.",
-    default="*",
-)
+@registry_options
 @option("--host ADDRESS", "Address to listen on.", show_default="127.0.0.1")
 @option(
     "-p --port PORT", "Port to listen on.", type=int, show_default="the first free port from 8080"
@@ -95,6 +100,11 @@ _log = logging.getLogger(__name__)
     "server.api_keys=true.",
     default=None,
 )
+@flag(
+    "--allow-pickle",
+    "Serve joblib and pickle files, and plain flavors of MLflow behind a stage or an alias. They "
+    "can run any code of their authors.",
+)
 @flag("--no-follow", "Resolve a stage or alias only once, at the start.")
 @config_option
 @path_option(
@@ -110,6 +120,7 @@ def serve(
     registry: str | None,
     only: str,
     name: str | None,
+    allow_pickle: bool,
     no_follow: bool,
     config: tuple[str, ...],
     state_dir: Path | None,
@@ -117,9 +128,9 @@ def serve(
 ) -> None:
     """Serve a model or the endpoints of a spec in the foreground.
 
-    MODEL is a URI or a folder. A stage or alias is followed. On SIGTERM or Ctrl-C, the
-    server finishes the requests in flight and ends. `mlflow deployments create -t
-    onnxserve` serves in the background instead.
+    MODEL is a URI, a folder, or a file of a library. A stage or alias is followed. On
+    SIGTERM or Ctrl-C, the server finishes the requests in flight and ends. `mlflow
+    deployments create -t onnxserve` serves in the background instead.
 
     \b
       onnxserve serve models:/flight-delay@champion -p 8123
@@ -136,12 +147,12 @@ def serve(
     settings = load_settings()
     if not (model_uri or spec_file or registry):
         model_uri = settings.model_uri or cloud.model_uri
+    folder_fields: Mapping[str, object] = {}
     match model_uri or None, spec_file, registry:
         case str(uri), None, None:
-            specs = [new_endpoint(name or default_endpoint_name(uri), uri)]
+            specs, folder_fields = _endpoints_of(uri, name)
         case None, None, str(selector) if "*" in only:
-            separator = "" if selector.startswith("@") else "/"
-            specs = [new_endpoint(name or "registry", f"models:/{only}{separator}{selector}")]
+            specs = [new_endpoint(name or "registry", registry_uri(selector, only))]
         case None, Path() as file, None:
             if name is not None:
                 raise click.UsageError(
@@ -170,6 +181,7 @@ def serve(
         defaults["host"] = "0.0.0.0"
     if first.server.providers or "server.providers" in changes:
         defaults["device"] = None
+    defaults |= folder_fields
     for field, default in defaults.items():
         if default is not None and field not in first.server.model_fields_set:
             changes.setdefault(f"server.{field}", default)
@@ -182,6 +194,9 @@ def serve(
     else:
         suffix = f"-{first.server.port}" if first.server.port is not None else ""
         claimed = claim_free_state_dir(settings.home_path / "serve" / f"{first.name}{suffix}")
+    # The agent is a child of this process.
+    permits = {"ONNXSERVE_ALLOW_PICKLE": "true"} if allow_pickle else {}
+    os.environ.update(permits)
     with claimed as folder:
         _write_specs(folder, first, others)
         refresh = None
@@ -220,6 +235,33 @@ def fetch(model_uri: str, folder: Path, require: str) -> None:
     click.echo(
         f"{version.model} version {version.version} is in {folder} (sha256 {version.digest})"
     )
+
+
+def _endpoints_of(
+    model_uri: str, name: str | None
+) -> tuple[list[EndpointSpec], Mapping[str, object]]:
+    """Return the endpoint of a model, or an endpoint for each model of a folder that is
+    not an MLflow folder, with a variant for each of its versions; and the fields of
+    `server` that the settings of the folder specify. `name` renames a single endpoint.
+    """
+    found = None
+    if parse_model_uri(model_uri).kind == "path":
+        path = absolute_path(parse_model_uri(model_uri).name)
+        if path.is_dir() or is_model_file(path):
+            found = find_models(path)
+    if found is None:
+        return [new_endpoint(name or default_endpoint_name(model_uri), model_uri)], {}
+    if name is not None and len(found.models) > 1:
+        raise click.UsageError("--name requires a folder with one model")
+    specs = []
+    for endpoint, versions in found.models.items():
+        *others, (label, newest) = versions.items()
+        # The names differ, because the versions do.
+        variant = f"v{label}" if others else None
+        spec = new_endpoint(name or endpoint, str(newest), variant=variant)
+        older = {f"v{label}": VariantSpec(model=str(path), weight=0) for label, path in others}
+        specs.append(spec.model_copy(update={"variants": {**older, **spec.variants}}))
+    return specs, found.server
 
 
 class _WatchedSpec:

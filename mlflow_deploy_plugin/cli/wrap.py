@@ -18,7 +18,9 @@ from mlflow_deploy_plugin.cli.options import (
     path_option,
     show_progress,
     show_result,
+    show_table,
 )
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, registry_uri
 from mlflow_deploy_plugin.core.spec.steps import (
     SIGNATURE_SUFFIX,
     STEPS_FILE,
@@ -33,7 +35,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
+@option(
+    "--registry SELECTOR",
+    "Instead of MODEL, list all registered models with this alias, stage or tag, and the form in "
+    "which a server would serve each. Requires --dry-run.",
+)
 @option("--register NAME", "Registered model of the new version.", show_default="the name of MODEL")
 @path_option(
     "--data",
@@ -72,9 +79,7 @@ if TYPE_CHECKING:
 )
 @flag("--dry-run", "Convert and check the model, but do not register it.")
 @output_option
-def wrap(
-    model: str, data: Path | None, content_type: FileFormat | None, output: str, **options: Any
-) -> None:
+def wrap(data: Path | None, content_type: FileFormat | None, output: str, **options: Any) -> None:
     """Convert a model to checked ONNX as a new registered version.
 
     MODEL is a registered version of any MLflow flavor. With --register, it may also be
@@ -89,7 +94,9 @@ def wrap(
       onnxserve wrap models:/old/3 --dry-run
       onnxserve wrap models:/old/3 --data rows.csv
       onnxserve wrap model.joblib --allow-pickle --data rows.csv --register old
+      onnxserve wrap --registry @champion --dry-run
     """
+    model = _model_or_listed(output, options)
     from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
     from mlflow_deploy_plugin.wrap.flavor.registered import wrap_registered
 
@@ -144,6 +151,33 @@ def wrap(
             f"  next: onnxserve promote models:/{wrapped.name}/{wrapped.version} --to @champion"
         )
     show_result(output, document, lines)
+
+
+def _model_or_listed(output: str, options: dict[str, Any]) -> str:
+    """Take MODEL and --registry out of the options, and return MODEL. With --registry,
+    print the forms of the registered models that it selects, and end the command.
+    """
+    model: str | None = options.pop("model")
+    registry: str | None = options.pop("registry")
+    if model is not None and registry is None:
+        return model
+    if registry is None or model is not None:
+        raise click.UsageError("specify either MODEL or --registry SELECTOR")
+    if not options["dry_run"]:
+        raise click.UsageError(
+            "--registry requires --dry-run, which lists the models; wrap each of them by its URI"
+        )
+    from mlflow_deploy_plugin.wrap.flavor.registry_forms import registered_forms
+
+    forms = [*registered_forms(parse_model_uri(registry_uri(registry)))]
+    table = [("model", "version", "flavor", "form", "reason", "consent")]
+    table += [
+        (form.name, form.version, form.flavor, form.form, form.reason, form.consent)
+        for form in forms
+    ]
+    empty = f"no registered model has {registry}"
+    show_table(output, [asdict(form) for form in forms], table, empty)
+    raise click.exceptions.Exit
 
 
 @click.command()

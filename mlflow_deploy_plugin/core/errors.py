@@ -327,7 +327,13 @@ class BuildFailed(OnnxserveError):
 class CommandFailed(OnnxserveError):
     """An external program failed. The message is its last line of output; the caller
     adds the context.
+
+    Attributes:
+        exit_status: the status with which the program ended itself; None if it was
+            killed, did not end in time, or did not start.
     """
+
+    exit_status: int | None = None
 
 
 class InternalError(OnnxserveError):

@@ -24,6 +24,21 @@ PROFILES = "onnxserve.profiles"
 `window_profile` of watch.drift.sketches.hourly.
 """
 
+RUNTIMES = "onnxserve.runtimes"
+"""The group of runtimes for the objects of a platform: a format of `onnxserve render` →
+a function like `cluster_runtime` of contrib.mlserver.runtime.
+"""
+
+METRICS_NAMES = "onnxserve.metrics"
+"""The group of names of ONNXSERVE_METRICS_NAMES → a function like `mlserver_families`
+of contrib.mlserver.metrics.
+"""
+
+PROXIES = "onnxserve.proxies"
+"""The group of formats of `render` for several replicas behind a proxy: the name of a
+format → a function like those of ship.manifests.formats.
+"""
+
 
 def registered_in(group: str, installed: Any = None) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name, in the order of their names. Of two

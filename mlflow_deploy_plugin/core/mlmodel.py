@@ -42,13 +42,17 @@ _MAPPINGS = (
     "refused",
     "tokenizer",
 )
-_PLAIN_LISTS = ("classes", "prediction")
+_PLAIN_LISTS = ("classes", "default_outputs", "prediction")
 _LISTS = ("inputs", "outputs", *_PLAIN_LISTS)
 """The entries of the section `flavors.onnxserve` that are mappings, lists of plain
 values, and lists of any kind.
 """
 _PLAIN = (str, int, float)
 PYTHON_FUNCTION: Final = "python_function"
+JOBLIB = "joblib"
+"""The `serialization_format` of the flavor sklearn for an adopted joblib file, which
+MLflow itself does not write.
+"""
 
 COLUMN_TYPES: dict[str, str] = {
     "double": "float64",

@@ -132,6 +132,10 @@ class Settings(BaseModel):
     """As `onnxserve serve --env-manager`, if neither the spec nor the option specifies
     it; it is set in images with an environment.
     """
+    allow_pickle: bool = False
+    """As `onnxserve serve --allow-pickle`: serve joblib and pickle files, and versions
+    of MLflow's plain flavors behind a stage or an alias, which can run any code.
+    """
     model_uri: str = ""
     """Model that `onnxserve serve` serves if neither an option nor a spec specifies a
     model; it is set in images that follow the registry.
@@ -159,6 +163,10 @@ class Settings(BaseModel):
     log_fraction: float = Field(default=1.0, ge=0, le=1)
     """Fraction of the successful requests that have a line with
     ONNXSERVE_LOG_REQUESTS. Failed requests always have a line.
+    """
+    metrics_names: Literal["", "mlserver"] = ""
+    """Names that /metrics has in addition to its own: mlserver, for the dashboards of
+    MLServer.
     """
     ready_timeout_seconds: PositiveFloat = 120.0
     """Seconds that `mlflow deployments create` waits until the server is ready."""

@@ -41,6 +41,7 @@ from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.serve.observability.tracing import Observer, open_tracer
+from mlflow_deploy_plugin.serve.protocols.v2 import load_names
 from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores, limit_memory
@@ -87,7 +88,9 @@ def open_server(state_dir: Path) -> Server:
     worker_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(worker_bytes, spec.workers)
     loader = _Loader(spec, threads, placement, MemoryLimit(worker_bytes))
+    names = load_names(spec.v2_names)
     repository = Repository(state_dir, loader.load)
+    repository.version_of = names.version
     if model_pattern(specs) is not None:
         share = math.inf
         if spec.model_memory is not None:
@@ -138,6 +141,7 @@ def open_server(state_dir: Path) -> Server:
             are_shared=redis is not None,
         ),
         cloud=read_cloud(),
+        names=names,
     )
     repository.start()
     return server

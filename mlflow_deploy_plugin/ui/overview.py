@@ -6,14 +6,20 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import islice, zip_longest
 from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    Refused,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry import transitions
 from mlflow_deploy_plugin.core.registry.model_uri import (
@@ -98,6 +104,8 @@ class VersionRow:
             empty.
         targets: the followed stages and aliases (the gated aliases, if no endpoint
             follows one), then the other stages.
+        form: the form in which a server would serve the version, with the reason; empty
+            except on the page of the model, because its MLmodel file must be read.
     """
 
     number: str
@@ -106,6 +114,7 @@ class VersionRow:
     standing: GateStatus
     rolled_back: str
     targets: tuple[PromotionTarget, ...]
+    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,11 @@ class VariantRow:
     """A variant with its served version, and the counters of all versions that it has
     served since its servers started.
 
-    `page` is the URL of the version in MLflow, or empty.
+    Attributes:
+        page: the URL of the version in MLflow, or empty.
+        form: the form that answers: onnx, converting, converted or original; empty if
+            the server does not report it.
+        form_reason: the proof of the ONNX form, or the reason for an original.
     """
 
     name: str
@@ -145,6 +158,8 @@ class VariantRow:
     error: str
     counters: VersionCounters
     page: str
+    form: str = ""
+    form_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -281,7 +296,10 @@ def build_overview(
         pages=visible.pages(),
         shown=visible.page_index,
         alerts=alerts,
-        models=tuple(_model_card(store, name, followers.get(name, {})) for name in sorted(models)),
+        models=tuple(
+            _model_card(store, name, followers.get(name, {}), shows_forms=name == model)
+            for name in sorted(models)
+        ),
         rollouts=rollouts,
         events=events,
         requests=tuple(request_rows(store, models if only or model else None)),
@@ -504,8 +522,12 @@ def _variant_row(
     loaded = {worker.loaded(observed.endpoint.name, name).version for worker in observation.workers}
     version = ", ".join(sorted(loaded - {""})) or "–"
     model = parse_model_uri(spec.model).name
+    aspects: Mapping[str, str] = {}
     if observation.wanted is not None and name in observation.wanted.variants:
-        model = observation.wanted.variants[name].model
+        wanted = observation.wanted.variants[name]
+        model = wanted.model
+        if wanted.version == version:  # Another version may answer with another form.
+            aspects = wanted.aspects
     counters = VersionCounters()
     for (variant, _), counted in metrics.by_version(observed.endpoint.name).items():
         if variant == name:
@@ -517,6 +539,9 @@ def _variant_row(
         error=observation.errors.get(name, ""),
         counters=counters,
         page=pages.version(model, version) if version.isdigit() else "",
+        form=aspects.get("form", ""),
+        # A wrapped version has no conversion, so its own proof is shown.
+        form_reason=aspects.get("form_reason", aspects.get("parity", "")),
     )
 
 
@@ -524,7 +549,9 @@ _Followers = Mapping[str, Iterable[str]]
 """The endpoints that follow a stage or @alias of a model."""
 
 
-def _model_card(store: Store, name: str, followers: _Followers) -> ModelCard:
+def _model_card(
+    store: Store, name: str, followers: _Followers, shows_forms: bool = False
+) -> ModelCard:
     """Return the card of a model. If the model or its policy cannot be read, the card
     has the error.
     """
@@ -553,15 +580,39 @@ def _model_card(store: Store, name: str, followers: _Followers) -> ModelCard:
             numbers = {entry.version for entry in entries if entry.current_stage == place.stage}
         holders[place] = frozenset(map(str, numbers))
     gated = policy.gated_places if policy is not None else ()
+    rows = [*_version_rows(model, entries, applied, holders, followers)]
+    if shows_forms:
+        rows = [replace(row, form=_form_of(name, row.number)) for row in rows]
     return ModelCard(
         name,
         may_act,
-        versions=tuple(_version_rows(model, entries, applied, holders, followers)),
+        versions=tuple(rows),
         gated=tuple(map(str, gated)),
         outside=tuple(map(attrgetter("why"), moves.outside_changes(store, model))),
         error=error,
         no_gate=error or actions.gate_blocker(applied, bool(access.caller().user)),
     )
+
+
+def _form_of(name: str, number: str) -> str:
+    """Return the form in which a server would serve a version, with the reason, from
+    its MLmodel file. The servers of all registered models are not in the store.
+    """
+    try:
+        with mlflow_stores.known_to_mlflow():
+            address = mlflow_stores.registry().get_model_version_download_uri(name, number)
+        return _form_at(address)
+    except OnnxserveError as error:
+        return f"unreadable: {error.message}"
+
+
+@lru_cache(maxsize=1024)
+def _form_at(address: str) -> str:
+    # The import takes two seconds, and only the page of a model needs it.
+    from mlflow_deploy_plugin.wrap.flavor.registry_forms import form_of
+
+    form = form_of("", "", mlflow_stores.read_mlmodel_at(address))
+    return f"{form.form}: {form.reason}"
 
 
 def _version_rows(

@@ -71,7 +71,7 @@ def here(home, monkeypatch):
         ("serve --registry champion", ["'champion'", "'@champion'"]),
         ("serve models:/churn/champion", ["'champion'", "models:/churn@champion"]),
         ("fetch cancer f", ["cancer does not exist", "models:/cancer@ALIAS"]),
-        ("serve pair.joblib", ["is a file", "--spec"]),
+        ("serve pair.joblib", ["pair.joblib", "--allow-pickle"]),
         ("render --for compose cancer", ["'cancer'", "models:/NAME@ALIAS"]),
         ("serve --spec .", ["spec .", "Is a directory"]),
         ("render --for compose --spec none.yaml", ["spec none.yaml"]),

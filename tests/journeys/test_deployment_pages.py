@@ -101,3 +101,14 @@ def test_coming_from_page_runs(client, tmp_path, new_database):
     assert azure == [1]
     assert clients.splitlines() == ["[1]", '{"predictions":[1]}', "   0", "0  1"]
     assert client.list_endpoints() == []
+
+
+@pytest.mark.long
+def test_from_mlserver_page_runs(tmp_path, new_database, monkeypatch):
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    _, answered = run_page("from-mlserver.md", tmp_path, new_database(tmp_path))
+
+    answer = json.loads(answered)
+    names = {output["name"]: output["shape"] for output in answer["outputs"]}
+    assert (answer["model_name"], answer["model_version"]) == ("iris", "v3")
+    assert names == {"predict": [1, 1], "predict_proba": [1, 3]}

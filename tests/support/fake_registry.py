@@ -146,6 +146,9 @@ class World:
             raise answer
         return fetched.model_copy(update={"python": answer})
 
+    def adopt(self, found):
+        raise NotImplementedError
+
     def received_bytes(self, resolved):
         return self.received
 

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html import unescape
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -20,7 +21,12 @@ from mlflow_deploy_plugin.core.registry.transitions import (
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import write_state
-from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WorkerState
+from mlflow_deploy_plugin.core.statedir.models import (
+    LoadedVariant,
+    WantedEndpoint,
+    WantedVariant,
+    WorkerState,
+)
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
@@ -201,6 +207,75 @@ def test_counts_of_all_pods_are_added_up(store, page, observe, endpoint, unread,
     if not unread:
         assert latency == "100 ms"
     assert all(f"{pod}: no command" in html for pod in unread)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "aspects", "shown"),
+    [
+        ("6", {"form": "onnx", "parity": "proven"}, ["onnx: proven"]),
+        (
+            "6",
+            {"form": "converting", "form_reason": "it is being converted", "parity": "pyfunc"},
+            ["converting: it is being converted"],
+        ),
+        (
+            "6",
+            {"form": "converted", "form_reason": "proven on 20 example rows"},
+            ["converted: proven on 20 example rows"],
+        ),
+        (
+            "6",
+            {"form": "original", "form_reason": "no <i>ONNX</i> form"},
+            ["original: no &lt;i&gt;ONNX&lt;/i&gt; form"],
+        ),
+        # Version 6 is wanted, and version 5 still answers.
+        ("5", {"form": "onnx", "parity": "proven"}, []),
+        ("6", {"parity": "proven"}, []),  # This is a server of an earlier release.
+    ],
+)
+def test_form_of_the_served_version_is_shown(add, page, observe, loaded, aspects, shown):
+    want = WantedVariant(
+        model_uri="models:/m@live",
+        model="m",
+        version="6",
+        folder=Path("/only/there"),
+        aspects=aspects,
+    )
+    worker = {"formed": {"formed": LoadedVariant(version=loaded)}}
+    observe(
+        add("formed"),
+        wanted=WantedEndpoint(variants={"formed": want}),
+        workers=(WorkerState(pid=1, generation=1, endpoints=worker),),
+    )
+    cell = 'data-label="Model">models:/m/1<br><span class="muted">(.*?)</span>'
+    for query in ("", "?endpoint=formed"):
+        assert re.findall(cell, page(query)) == shown
+
+
+@pytest.mark.parametrize(
+    ("mlmodel", "form"),
+    [
+        ("flavors: {onnxserve: {parity: {state: warned}}}", "onnx: warned"),
+        (
+            "saved_input_example_info: {type: dataframe}\n"
+            "flavors: {sklearn: {}, python_function: {loader_module: mlflow.sklearn}}",
+            "converts: ",
+        ),
+        (
+            "flavors: {sklearn: {}, python_function: {loader_module: mlflow.sklearn}}",
+            "original: ",
+        ),
+        ("flavors: {python_function: {loader_module: mine}}", "original: "),
+        ("flavors: [", "unreadable: "),
+    ],
+)
+def test_model_page_shows_the_form_of_versions(mlflow_app, page, mlmodel, form):
+    model = mlflow_app.model(versions=1)
+    (model.files("1") / "MLmodel").write_text(mlmodel)
+    cell = r'data-label="Stage and aliases">[^<]*<br><span class="muted">(.*?)</span>'
+    (shown,) = re.findall(cell, page(f"?model={model}"))
+    assert shown.startswith(form)
+    assert re.findall(cell, page()) == []
 
 
 def test_unavailable_traffic_button_is_named(store, add, page, observe):

@@ -228,6 +228,7 @@ def run_to_end(
     command: Sequence[str],
     seconds: float,
     reason_of: Callable[[str], str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run a command, which is killed with this process. Raise CommandFailed with its
     last line or its exit reason.
@@ -235,6 +236,7 @@ def run_to_end(
     Args:
         reason_of: returns the reason of a failure from the command's output; None for
             the last line.
+        environment: the environment variables; None for those of this process.
     """
     ending = None
     if sys.platform != "win32":
@@ -244,9 +246,11 @@ def run_to_end(
             command,
             capture_output=True,
             text=True,
+            errors="replace",  # Libraries print the texts of damaged files.
             check=False,
             timeout=seconds,
             preexec_fn=ending,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         raise CommandFailed(f"it did not end within {seconds:g} s") from None
@@ -260,7 +264,9 @@ def run_to_end(
             reason = reason_of(output)
         else:
             reason = output.rpartition("\n")[2].removeprefix("ERROR: ")
-        raise CommandFailed(reason[:500])
+        failure = CommandFailed(reason[:500])
+        failure.exit_status = ran.returncode
+        raise failure
 
 
 def die_with_parent(number: int = KILL, parent: int | None = None) -> None:

@@ -36,6 +36,8 @@ _FORMS = (
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 _TAG = "tag:"
+_FILE_ENDINGS = {".joblib", ".pkl", ".pickle", ".json", ".ubj", ".bst", ".txt", ".cbm", ".onnx"}
+"""The endings of model files that a reader of folders can adopt."""
 _PROXIED = "/mlflow-artifacts/artifacts/"
 _PAGE = re.compile(r"/models/(?P<name>[^/?]+)(?:/versions/(?P<version>\d+))?")
 """The end of the address of a model page in MLflow's UI."""
@@ -171,6 +173,19 @@ def parse_model_uri(model_uri: str) -> ModelURI:
     return ModelURI("remote", model_uri)
 
 
+def registry_uri(selector: str, only: str = "*") -> str:
+    """Return the URI of all registered models with the alias, stage or tag `selector`
+    whose names match the pattern `only`.
+    """
+    separator = "" if selector.startswith("@") else "/"
+    return f"models:/{only}{separator}{selector}"
+
+
+def is_model_file(path: Path) -> bool:
+    """Return True for a file whose name ends like a model's."""
+    return path.suffix.lower() in _FILE_ENDINGS and path.is_file()
+
+
 def missing_folder_message(text: str) -> str:
     """Return the error message for a folder that does not exist, with the URI that the
     user probably meant.
@@ -206,12 +221,12 @@ def default_endpoint_name(model_uri: str) -> str:
     """Return an endpoint name: models:/flight-delay/Production → flight-delay. Raises
     like `parse_model_uri`.
     """
-    name = re.sub(
-        r"[^A-Za-z0-9._-]+",
-        "-",
-        model_name(parse_model_uri(model_uri)),
-    ).strip("-._")
-    return name[:63] or "model"
+    return endpoint_name(model_name(parse_model_uri(model_uri)))
+
+
+def endpoint_name(name: str) -> str:
+    """Return the name of an endpoint for the name of a model, which may be any text."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:63] or "model"
 
 
 def model_name(uri: ModelURI) -> str:

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.core.registry.connection import (
 from mlflow_deploy_plugin.core.registry.model_uri import (
     STAGES,
     ModelURI,
+    is_model_file,
     missing_folder_message,
     model_name,
     parse_model_uri,
@@ -125,7 +126,7 @@ def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedM
     match uri.kind:
         case "path":
             folder = absolute_path(uri.name)
-            if not folder.is_dir():
+            if not (folder.is_dir() or is_model_file(folder)):
                 raise NotFound(missing_folder_message(uri.name))
             version = registered_meta(folder).get("model_version", "")
             return ResolvedModel(model_uri, model_name(uri), version, str(folder))

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.core.spec.parts import (
     JobsSpec,
     KubernetesSpec,
     ProviderOptions,
+    ProxySpec,
     ServerSpec,
     ServeSpec,
     SinkSpec,
@@ -72,6 +73,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "sticky.": StickySpec,
     "guard.": GuardSpec,
     "kubernetes.": KubernetesSpec,
+    "proxy.": ProxySpec,
     "": EndpointSpec,
 }
 """The parts of a spec by the prefix of their dotted names. A field that contains a part

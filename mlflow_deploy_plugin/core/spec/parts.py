@@ -71,7 +71,9 @@ Provider = Annotated[
 GATE_PASSED = "gate=passed"
 _OF_NVIDIA = {"cuda", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
+V2Naming = Literal["onnxserve", "mlserver"]
 PyfuncEnv = Literal["local", "uv"]
+ConvertRule = Literal["never", "example", "always"]
 WorkerClass = Literal["fast", "gthread"]
 _SHIP_SECONDS = 40
 _PROCESS_BYTES = 256 * 1024 * 1024
@@ -96,6 +98,10 @@ class VariantSpec(SpecPart):
     allow_pyfunc: bool = False
     """Allow a stage, alias or tag to move to a version without an ONNX form, which runs
     its own Python code.
+    """
+    convert: ConvertRule = "example"
+    """Convert a version without an ONNX form when it is loaded: if it has an input
+    example, also on made rows, or never. The original answers until the form is proven.
     """
 
 
@@ -247,6 +253,10 @@ class ServerSpec(SpecPart):
     """
     graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)
     """Timeout of the requests in flight after SIGTERM."""
+    v2_names: V2Naming = "onnxserve"
+    """Names in the answers of V2 and V1. mlserver: the names, shapes, versions and
+    headers of MLServer and of KServe's servers.
+    """
     model_control_mode: ModelControlMode = "none"
     """explicit: all callers may load and unload endpoints (V2 model repository), except
     web pages of other origins.
@@ -648,6 +658,23 @@ class KubernetesSpec(SpecPart):
         return self
 
 
+class ProxySpec(SpecPart):
+    """The replicas of a server of all registered models, behind an nginx that sends
+    each model to the same replica. Only `render` uses these fields.
+    """
+
+    replicas: int = Field(default=2, ge=2, le=16)
+    """Number of servers, each with the settings of `server`."""
+    hot: int = Field(default=2, ge=1, le=2)
+    """Number of replicas of a model with many requests."""
+    hot_requests_per_second: int = Field(default=100, ge=1, le=1_000_000)
+    """Predictions per second of a model in an nginx, above which its second replica
+    answers.
+    """
+    image: str = Field(default="nginxinc/nginx-unprivileged:1.28.0-bookworm", pattern=IMAGE)
+    """Image of nginx, whose user is not root."""
+
+
 _DEFAULT_BUDGET = 1.0
 
 
@@ -680,6 +707,7 @@ class EndpointSpec(SpecPart):
     sticky: StickySpec | None = None
     guard: GuardSpec | None = None
     kubernetes: KubernetesSpec = KubernetesSpec()
+    proxy: ProxySpec | None = None
     require: str | None = Field(default=None, pattern=REQUIREMENTS)
     """gate=passed: serve only versions that have passed the gate of their model.
     signature=/FILE: serve only versions that the key or authority in this PEM file has

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.core.statedir.files import METRICS, lock_file, write_a
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-MetricKind = Literal["counter", "gauge", "histogram"]
+MetricKind = Literal["counter", "gauge", "histogram", "summary"]
 _KINDS: tuple[MetricKind, ...] = ("counter", "gauge", "histogram")
 _ESCAPED = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _ENTRIES_AT_ONCE = 500
@@ -171,9 +171,9 @@ class MmapCounters:
 
 @dataclass(slots=True)
 class MetricSeries:
-    """The values of a label set. For a histogram, `value` is the sum of the
-    observations, and `buckets` contains the ascending bounds, each with the number of
-    observations up to the bound.
+    """The values of a label set. For a histogram or a summary, `value` is the sum of
+    the observations, and `buckets` contains the ascending bounds, each with the number
+    of observations up to the bound; the text of a summary has only the last number.
     """
 
     labels: dict[str, str]
@@ -239,11 +239,12 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
                 for label, value in sorted(series.labels.items())
             ]
             braced = f"{{{','.join(labels)}}}" if labels else ""
-            if family.kind != "histogram":
+            if family.kind not in ("histogram", "summary"):
                 lines.append(f"{name}{braced} {series.value!r}\n")
                 continue
-            begin = f"{name}_bucket{{" + "".join(f"{label}," for label in labels)
-            lines += [f'{begin}le="{bound}"}} {count!r}\n' for bound, count in series.buckets]
+            if family.kind == "histogram":
+                begin = f"{name}_bucket{{" + "".join(f"{label}," for label in labels)
+                lines += [f'{begin}le="{bound}"}} {count!r}\n' for bound, count in series.buckets]
             lines.append(
                 f"{name}_count{braced} {series.count!r}\n{name}_sum{braced} {series.value!r}\n",
             )

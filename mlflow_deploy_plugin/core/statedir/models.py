@@ -301,6 +301,12 @@ class FetchedVersion(State):
     stages and @aliases of the model if it requires approvals and the version has none.
     `signed_as` is the URI models:/NAME/VERSION in the required signature, if it has
     one. `python` is as in `WantedVariant`.
+
+    A version without an ONNX form may be converted (`serve/agent/forms.py`): `rows` are
+    the rows for the proof, namely its input example, made rows, or made rows of a
+    `file` that is always converted; empty if it cannot be converted. `content` is a
+    digest of its files. `original` is the version from which this form was converted.
+    `is_file` is True for a model file that has no MLmodel folder yet.
     """
 
     model: str
@@ -314,6 +320,24 @@ class FetchedVersion(State):
     unapproved_at: tuple[str, ...] = ()
     signed_as: str = ""
     python: str = ""
+    rows: Literal["", "example", "made", "file"] = ""
+    content: str = ""
+    original: "FetchedVersion | None" = None
+    is_file: bool = False
+
+
+class Conversion(State):
+    """The result of converting a version when it was loaded: the `digest` of the ONNX
+    form's files, the text of its `proof` and its `parity`, or the `reason` why it has
+    none. `attempts` is the number of starts that ended without a result, for example
+    because the process was killed; 0 for a result.
+    """
+
+    digest: str = ""
+    proof: str = ""
+    parity: str = ""
+    reason: str = ""
+    attempts: int = 0
 
 
 class FollowedReference(State):
@@ -328,6 +352,12 @@ class FollowedReference(State):
     version: FetchedVersion | None = None
     previous: FetchedVersion | None = None
     told: tuple[str, str] = ("", "")
+
+    @property
+    def versions(self) -> "list[FetchedVersion | None]":
+        """All versions, with the originals of converted forms."""
+        forms = [self.version, self.previous]
+        return [*forms, *(form.original for form in forms if form is not None)]
 
 
 class Followed(State):

@@ -47,8 +47,9 @@ from mlflow_deploy_plugin.serve.agent.control import Recorder, audit_recorder, r
 from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
 from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.serve.agent.follow import Follower
+from mlflow_deploy_plugin.serve.agent.forms import Forms
 from mlflow_deploy_plugin.serve.agent.keys import api_key_fetcher, issuer_key_fetcher
-from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, VersionResolver
+from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, PyfuncPolicy, VersionResolver
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.agent.delivery import Delivery
@@ -187,11 +188,17 @@ def _run(
         switch_model_code_off()
         set_service_timeouts()
         ignore_warnings()  # `catch_warnings` would not apply to all threads.
+        cache = ModelCache(settings.cache_path, state_dir)
+        forms = Forms(state_dir, cache, ThreadPoolExecutor(1, "convert"))
         resolver = VersionResolver(
-            MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
+            MlflowRegistry(cache),
             ThreadPoolExecutor(_POLL_THREADS, "look"),
             ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
             PollPolicy(settings.poll_seconds, follow, time.monotonic),
+            PyfuncPolicy(allow_pickle=settings.allow_pickle),
+            best_form=forms.best,
+            refuse_form=forms.refuse,
+            wait_for_form=forms.wait,
         )
         key_fetchers = []
         if server.api_keys:

@@ -25,9 +25,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from mlflow_deploy_plugin.core.errors import (
+    CodeRefused,
     GateRefused,
     InvalidConfig,
     NotFound,
@@ -39,7 +40,6 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.mlmodel import (
     FLAVOR,
     MLMODEL,
-    PYTHON_FUNCTION,
     combine_hashes,
     hash_files,
     read_mlmodel,
@@ -52,6 +52,7 @@ from mlflow_deploy_plugin.core.registry.model_files import (
     refuse_links,
     require_signed,
 )
+from mlflow_deploy_plugin.core.registry.model_folders import read_model
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.tags import ERROR_TAG, tag_version, untag_version
@@ -60,6 +61,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
     FOLLOWED,
     SERVED,
     WANTED,
+    build_once,
     read_state,
     write_atomically,
 )
@@ -75,13 +77,16 @@ from mlflow_deploy_plugin.serve.agent.pyfunc_environment import (
 )
 from mlflow_deploy_plugin.serve.inference.jobs import read_jobs
 from mlflow_deploy_plugin.serve.runtime.artifact import (
+    Artifact,
     altered_file_message,
     check_digests,
 )
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import proof_rows, read_served_artifact
 
 _log = logging.getLogger(__name__)
 
+ADOPTED = "adopted"
+"""The folder in a state folder with the MLmodel folders of model files."""
 _KEPT_LATEST = 5
 _HOUR = 3600
 _DAY = 24 * _HOUR
@@ -101,6 +106,9 @@ class ModelCache:
 
     def __init__(self, root: Path, state_dir: Path) -> None:
         self._root = root
+        self.drafts = root
+        """The folder for files that will be moved to the models."""
+        self.adopted = state_dir / ADOPTED
         self.environments = root / "environments"
         self._models = root / "models"
         self._pruned_at = 0.0
@@ -146,15 +154,8 @@ class ModelCache:
         try:
             if entry is not None and entry.exists():
                 folder = self._models / entry.read_text()
-                if folder.is_dir() and judged in ("", folder.name):
-                    # Mark the folder as used before the check, because another agent
-                    # may delete unused models.
-                    os.utime(folder)
-                    if combine_hashes(hash_files(folder)) == folder.name:
-                        os.utime(folder)
-                        return folder
-                    _log.warning("%s was changed on disk and is fetched again", folder)
-                    shutil.rmtree(folder, ignore_errors=True)
+                if judged in ("", folder.name) and self.holds(folder.name):
+                    return folder
             # Free MLflow's clients of earlier downloads, whose reference cycles keep
             # threads alive.
             gc.collect(1)
@@ -164,20 +165,47 @@ class ModelCache:
                     fetched = download(source, Path(temporary))
                 finally:
                     self._downloads.pop(source, None)
-                folder = self._models / verify_files(fetched)
-                try:
-                    fetched.rename(folder)
-                except OSError:
-                    # Another agent may have put the model there first.
-                    if not (folder / MLMODEL).is_file():
-                        raise
+                folder = self.keep(fetched)
             if entry is not None:
                 write_atomically(entry, folder.name.encode())
-            os.utime(folder)
         except OSError as error:
             raise OnnxserveError(
                 f"the model cache {self._root} cannot store {source}: {error.strerror}",
             ) from None
+        return folder
+
+    def folder_of(self, digest: str) -> Path:
+        return self._models / digest
+
+    def holds(self, digest: str) -> bool:
+        """Return True if the models have the files of this digest, and mark them as
+        used. Files that were changed on disk are deleted. Raises OSError.
+        """
+        folder = self.folder_of(digest)
+        if not folder.is_dir():
+            return False
+        # Mark the folder as used before the check, because another agent may delete
+        # unused models.
+        os.utime(folder)
+        if combine_hashes(hash_files(folder)) == folder.name:
+            os.utime(folder)
+            return True
+        _log.warning("%s was changed on disk and is made again", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+
+    def keep(self, draft: Path) -> Path:
+        """Move a verified folder to the models, and return its place. Raises the errors
+        of `verify_files`, and OSError.
+        """
+        folder = self.folder_of(verify_files(draft))
+        try:
+            draft.rename(folder)
+        except OSError:
+            # Another agent may have put the model there first.
+            if not (folder / MLMODEL).is_file():
+                raise
+        os.utime(folder)
         return folder
 
     def forget(self, identity: str | None) -> None:
@@ -224,12 +252,16 @@ class ModelCache:
                 endpoints += filter(None, (model.endpoint, model.previous))
             for version in chain(
                 *(endpoint.variants.values() for endpoint in endpoints),
-                *((reference.version, reference.previous) for reference in followed.references),
+                *(reference.versions for reference in followed.references),
                 (job.request.variant for job in read_jobs(state_dir) if not job.is_ended),
             ):
                 if version is not None:
                     used |= {version.folder.name, Path(version.python).parent.parent.name}
-        for cached in (self._models.iterdir(), self.environments.glob(f"{PYFUNC_PREFIX}*/")):
+        for cached in (
+            self._models.iterdir(),
+            self.environments.glob(f"{PYFUNC_PREFIX}*/"),
+            self.adopted.glob("*/"),
+        ):
             newest_first = sorted(cached, key=lambda folder: _status(folder).st_mtime, reverse=True)
             for place, folder in enumerate(newest_first):
                 used_at = _status(folder).st_mtime
@@ -295,6 +327,19 @@ class MlflowRegistry:
         is_served_in_place = kind == "path" and signature is None
         if is_served_in_place:
             folder = Path(resolved.source)
+            file = read_model(folder)
+            if file is not None:
+                return FetchedVersion(
+                    model=resolved.name,
+                    version=file.version or "unknown",
+                    folder=folder,
+                    aspects=resolved.aspects,
+                    identity=resolved.identity,
+                    source=resolved.source,
+                    runs_code=file.runs_code,
+                    rows="file",
+                    is_file=True,
+                )
             refuse_links(folder)
             artifact = read_served_artifact(folder)
             check_digests(artifact)
@@ -304,15 +349,11 @@ class MlflowRegistry:
             is_lasting = kind in ("version", "logged_model")
             folder = self._fetch_approved(resolved, approval, is_lasting, signature)
             artifact = read_served_artifact(folder)
-        aspects = {
-            "flavor": artifact.flavor,
-            "run_id": artifact.run_id,
-            "model_id": artifact.model_id,
-            "parity": artifact.parity_state,
-        }
-        for name in ("git_commit", "dataset_digest"):
-            aspects[name] = str(artifact.provenance.get(name) or "")
-        known_aspects = {name: value for name, value in aspects.items() if value}
+        known_aspects = _known_aspects(artifact)
+        rows = proof_rows(read_mlmodel(folder))
+        content = folder.name
+        if rows and is_served_in_place:
+            content = combine_hashes(hash_files(folder))
         return FetchedVersion(
             model=resolved.name,
             version=resolved.version or artifact.model_id or "unknown",
@@ -320,11 +361,46 @@ class MlflowRegistry:
             aspects=known_aspects | resolved.aspects,
             identity=resolved.identity,
             source=resolved.source,
-            runs_code=artifact.flavor == PYTHON_FUNCTION,
+            runs_code=artifact.runs_code,
+            rows=rows,
+            content=content,
             digest="" if is_served_in_place else folder.name,
             signed_as="" if signature is None else signature.signed_as,
             unapproved_at=approval.places if approval.is_required and not approval.files else (),
         )
+
+    def adopt(self, found: FetchedVersion) -> FetchedVersion:
+        """Return the version of a model file, whose MLmodel folder is in the state
+        folder.
+
+        Raises:
+            InvalidArtifact: the file cannot be loaded.
+            CodeRefused: the file was replaced by a pickle.
+            OnnxserveError: the state folder cannot be written.
+        """
+        file = read_model(found.folder)
+        if file is None or (file.runs_code and not found.runs_code):
+            raise CodeRefused("its file was replaced by a file of another kind; load it again")
+        folder = self.cache.adopted / file.identity
+        try:
+            folder.parent.mkdir(exist_ok=True)
+            build_once(folder, MLMODEL, file.adopt)
+            os.utime(folder)
+        except OSError as error:
+            raise OnnxserveError(f"its folder cannot be written: {error.strerror}") from None
+        artifact = read_served_artifact(folder)
+        rows: Literal["", "example", "made", "file"] = proof_rows(read_mlmodel(folder))
+        if rows == "made" and file.always_converts:
+            rows = "file"
+        changes = {
+            "folder": folder,
+            "is_file": False,
+            "runs_code": artifact.runs_code,
+            "rows": rows,
+            "content": combine_hashes(hash_files(folder)),
+            "aspects": found.aspects | _known_aspects(artifact),
+        }
+        return found.model_copy(update=changes)
 
     def _fetch_approved(
         self,
@@ -416,6 +492,19 @@ class MlflowRegistry:
             _log.warning("the version could not be tagged with its error: %s", unreachable)
             return isinstance(unreachable, RegistryRefused)
         return True
+
+
+def _known_aspects(artifact: Artifact) -> dict[str, str]:
+    """Return the details of an MLmodel folder that are reported with its version."""
+    aspects = {
+        "flavor": artifact.flavor,
+        "run_id": artifact.run_id,
+        "model_id": artifact.model_id,
+        "parity": artifact.parity_state,
+    }
+    for name in ("git_commit", "dataset_digest"):
+        aspects[name] = str(artifact.provenance.get(name) or "")
+    return {name: value for name, value in aspects.items() if value}
 
 
 def _key(text: str) -> str:

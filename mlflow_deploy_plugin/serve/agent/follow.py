@@ -41,6 +41,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
 from mlflow_deploy_plugin.core.statedir.models import (
     AgentState,
     Command,
+    FetchedVersion,
     LoadedVariant,
     RefusedVersion,
     ShippingState,
@@ -64,6 +65,7 @@ from mlflow_deploy_plugin.serve.agent.followed import (
     model_ref,
     restore_checkpoint,
 )
+from mlflow_deploy_plugin.serve.agent.forms import CONVERTING, FORM
 from mlflow_deploy_plugin.serve.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.serve.agent.model_list import ModelList
 from mlflow_deploy_plugin.serve.agent.permitted_steps import LETHAL, MOST_DEATHS, StepsPermits
@@ -82,6 +84,17 @@ earlier versions.
 """
 _LISTEN_SECONDS = 0.02
 """The pause between two looks for commands if callers wait for models to be fetched."""
+
+
+@dataclass(frozen=True)
+class _Converting:
+    """A registered model of a list: its mark, the endpoint in its file, and the
+    originals of the variants that are being converted.
+    """
+
+    mark: str
+    wanted: WantedEndpoint
+    originals: dict[str, FetchedVersion]
 
 
 @dataclass
@@ -105,6 +118,9 @@ class Follower:
         self._control = EndpointControl(self.state_dir, record=self.record)
         self._list: ModelList | None = None
         """The registered models to serve if the spec has a pattern."""
+        self._converting: dict[str, _Converting] = {}
+        """The registered models whose originals were written while they are converted.
+        """
         self._specs: list[EndpointSpec] = []
         self._is_forced = False
         self._spec_text = ""
@@ -117,6 +133,7 @@ class Follower:
         they loaded the version or imported the steps.
         """
         self._has_loaded = False
+        self._has_failed = False
         self._permits = StepsPermits(self.resolver.poll_pool, time.monotonic, self._deaths)
         # Discard the deaths of workers of an earlier server that was killed.
         take_load_deaths(self.state_dir)
@@ -143,6 +160,7 @@ class Follower:
         if self._list is not None:
             self._list.is_stale = self._list.is_stale or self._list.uri in changes
             self._list.round(is_covered=self._list.uri in self.feed.covered)
+            self._write_converted(self._list)
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
         # Wait for versions in the first round, because workers cannot start without a
@@ -222,7 +240,7 @@ class Follower:
                 models[ref] = carry_over(ref, wanted, models_before)
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
             if self._list is not None:
-                self.resolver.set_pyfunc_policy(PyfuncPolicy(specs))
+                self._set_policy(specs)
             else:
                 self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
         for spec in commanded or ():
@@ -241,7 +259,7 @@ class Follower:
             )
         if pattern is None:
             self._control.specs = specs
-            self.resolver.set_pyfunc_policy(PyfuncPolicy(specs))
+            self._set_policy(specs)
             return
         resolver = self.resolver
         self._list = ModelList(
@@ -254,6 +272,10 @@ class Follower:
         )
         self._control.listed = self._list.spec
         self.feed.uris = frozenset({self._list.uri})
+
+    def _set_policy(self, specs: Sequence[EndpointSpec]) -> None:
+        allow_pickle = self.resolver.pyfunc_policy.allow_pickle
+        self.resolver.set_pyfunc_policy(PyfuncPolicy(specs, allow_pickle))
 
     def _lacks_versions(self) -> bool:
         """Return True if the server lacks the list or the versions to start. Of several
@@ -320,7 +342,7 @@ class Follower:
         for label, variant in spec.variants.items():
             model = self._model(spec, variant)
             if model.is_lethal:
-                errors[label] = redact_addresses(model.message(variant.model))
+                errors[label] = _for_callers(model.message(variant.model), variant.model)
             elif model.version is not None:
                 fetched = vars(model.version)
                 if not spec.requirements:
@@ -336,7 +358,7 @@ class Follower:
                 # yet.
                 variants[label] = served[label]
             elif message := model.message(variant.model):
-                errors[label] = redact_addresses(message)
+                errors[label] = _for_callers(message, variant.model)
         models = frozenset(variant.model for variant in variants.values())
         used = None
         if served and models.issubset(variant.model for variant in served.values()):
@@ -360,8 +382,8 @@ class Follower:
 
     def _roll_back_unloadable(self) -> bool:
         """Restore the previous version of a model if the workers could not load the
-        wanted version. Return True if a version without a predecessor failed and no
-        worker has ever loaded a version.
+        wanted version. Return True if a version without a predecessor failed, no worker
+        has ever loaded a version, and of several endpoints none may still have one.
         """
         workers = [
             worker
@@ -396,11 +418,19 @@ class Follower:
                 cause = "death"
             if not error or model.unloadable == model.version.identity:
                 continue
+            if model.version.original is not None:
+                self.resolver.refuse_form(model.version.original, error)
+                model.version = model.version.original
+                continue
             # The caller of a load command receives the error.
             is_commanded = self._control.is_loading(spec.name)
             has_failed = has_failed or not (model.previous or self._has_loaded or is_commanded)
             model.roll_back(error, cause)
         self.resolver.advance()  # Start writing the error to the version's tag.
+        self._has_failed = self._has_failed or has_failed
+        if len(self._specs) > 1:
+            may_load = any(model.may_load for model in self.resolver.models.values())
+            return self._has_failed and not self._has_loaded and not may_load
         return has_failed
 
     def _outcome(self, command: Command) -> OnnxserveError | None:
@@ -431,6 +461,15 @@ class Follower:
                     self._list.write(endpoint, command.mark, wanted)
                 except OSError as failure:
                     return NotReady(f"the state folder cannot be written: {failure.strerror}")
+                fetched = {
+                    name: self._model(spec, spec.variants[name]).version for name in wanted.variants
+                }
+                originals = {
+                    name: version
+                    for name, version in fetched.items()
+                    if version is not None and version.aspects.get(FORM) == CONVERTING
+                }
+                self._converting[endpoint] = _Converting(command.mark, wanted, originals)
                 return None
         workers = self._living_workers()
         if any(worker.generation != self._wanted.generation for worker in workers):
@@ -443,6 +482,36 @@ class Follower:
             if failed.error:
                 raise Pending
         return None
+
+    def _write_converted(self, listed: ModelList) -> None:
+        """Write the ONNX forms of registered models that were converted after their
+        originals were written.
+        """
+        for name, entry in list(self._converting.items()):
+            versions = {
+                label: self.resolver.form_of(entry.wanted.variants[label].model_uri, version)
+                for label, version in entry.originals.items()
+            }
+            if any(version.aspects.get(FORM) == CONVERTING for version in versions.values()):
+                continue
+            del self._converting[name]
+            variants = dict(entry.wanted.variants)
+            for label, version in versions.items():
+                want = variants[label]
+                changes = {
+                    "folder": version.folder,
+                    "digest": want.digest and version.digest,
+                    "python": version.python,
+                    "aspects": want.aspects | version.aspects,
+                }
+                variants[label] = want.model_copy(update=changes)
+            is_current = listed.listed is not None and listed.listed.models.get(name) == entry.mark
+            if variants != entry.wanted.variants and is_current:
+                try:
+                    changed = entry.wanted.model_copy(update={"variants": variants})
+                    listed.write(name, entry.mark, changed)
+                except OSError as failure:
+                    _log.error("the ONNX form of %s cannot be written: %s", name, failure.strerror)
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
         """Return the error that prevents a model of the endpoint from being served;
@@ -519,6 +588,13 @@ class Follower:
         assert_state(self.state_dir / AGENT, state)
         self._written = state
         return state
+
+
+def _for_callers(message: str, model_uri: str) -> str:
+    """Return a message of a model without the addresses and folders of its operator."""
+    if model_uri.startswith("/"):
+        message = message.replace(model_uri, Path(model_uri).name)
+    return redact_addresses(message)
 
 
 def _failed_variant(workers: Sequence[WorkerState], endpoint: str, variant: str) -> LoadedVariant:

@@ -149,6 +149,13 @@ class FollowedModel:
             return False
         return bool(self.error or self.rejection or (self.serves_target and self.is_verified))
 
+    @property
+    def may_load(self) -> bool:
+        """True if the workers may load its version, or it may still have one."""
+        if self.version is not None and self.version.identity != self.unloadable:
+            return True
+        return self.rejection is None and self.error is None
+
     def failure(self, uri: str) -> OnnxserveError | None:
         """Return the error that prevents the newest version from being fetched or
         loaded; None if there is none.

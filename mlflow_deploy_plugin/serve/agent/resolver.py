@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.registry.change_feed import Selected
 from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedModel
 from mlflow_deploy_plugin.core.registry.tags import GateStatus
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
+from mlflow_deploy_plugin.core.spec.parts import ConvertRule, EndpointSpec
 from mlflow_deploy_plugin.core.statedir.models import FetchedVersion
 from mlflow_deploy_plugin.serve.agent.followed import (
     NEVER,
@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.serve.agent.followed import (
     Rejection,
     RejectionCause,
 )
+from mlflow_deploy_plugin.serve.agent.forms import CONVERTING, FORM
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Registry(Protocol):
     def resolve(self, model_uri: str) -> ResolvedModel: ...
     def fetch(self, resolved: ResolvedModel, trusted_file: str) -> FetchedVersion: ...
     def build_environment(self, fetched: FetchedVersion) -> FetchedVersion: ...
+    def adopt(self, found: FetchedVersion) -> FetchedVersion: ...
     def received_bytes(self, resolved: ResolvedModel) -> int: ...
     def report_failure(self, source: str, error: str) -> bool: ...
 
@@ -86,6 +88,11 @@ class PollPolicy:
         return self.clock() + seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
 
 
+def never_converted(version: FetchedVersion, _rule: ConvertRule) -> FetchedVersion:
+    """Return the version itself, for an agent that does not convert."""
+    return version
+
+
 class PyfuncPolicy:
     """A server's rule for versions without an ONNX form, which run Python code as this
     server's user.
@@ -95,33 +102,51 @@ class PyfuncPolicy:
     version later, and for a model that a caller loads over HTTP. `named` has the model
     URIs of the spec. `refused` maps each URI that must not be a pyfunc to the name of
     its variant. `builds_environments` is True if a version needs an environment of its
-    own.
+    own. With `allow_pickle`, plain flavors of MLflow, whose models are pickles, need no
+    `allow_pyfunc`. Without both, no joblib or pickle file is served. `convert` has the
+    rule of each model URI.
     """
 
-    def __init__(self, specs: Sequence[EndpointSpec] = ()) -> None:
+    def __init__(self, specs: Sequence[EndpointSpec] = (), allow_pickle: bool = False) -> None:
         self.named: set[str] = set()
         self.refused: dict[str, str] = {}
+        self.convert: dict[str, ConvertRule] = {}
+        self.allow_pickle = allow_pickle
         self.builds_environments = bool(specs) and specs[0].server.pyfunc_env == "uv"
         for spec in specs:
             for name, variant in spec.variants.items():
                 self.named.add(variant.model)
+                # A version with an environment of its own is loaded only there.
+                rule = "never" if self.builds_environments else variant.convert
+                self.convert[variant.model] = rule
                 if not variant.allow_pyfunc:
                     self.refused[variant.model] = name
 
-    def check(self, model_uri: str, is_followed: bool) -> None:
+    def check(
+        self, model_uri: str, is_followed: bool, is_plain: bool = False, is_file: bool = False
+    ) -> None:
         """Raise InvalidArtifact if a version without an ONNX form must not be served
-        for this URI.
+        for this URI. `is_plain` is True for a plain flavor of MLflow, and `is_file` for
+        a joblib or pickle file.
         """
         if reason := model_code_refusal(WITHOUT_ONNX):
             raise errors.InvalidArtifact(reason)
-        if model_uri in self.named and not (is_followed and model_uri in self.refused):
+        is_allowed = self.allow_pickle and is_plain
+        needs_consent = (is_followed or is_file) and model_uri in self.refused
+        if model_uri in self.named and (is_allowed or not needs_consent):
             return
+        if is_file:
+            raise errors.InvalidArtifact(
+                "a joblib or pickle file can run any code while it is loaded; if you trust its "
+                "author, set --allow-pickle (ONNXSERVE_ALLOW_PICKLE=true)"
+            )
         what = "the version has no ONNX form, so serving it would run its own code"
         if model_uri in self.named:
             raise errors.InvalidArtifact(
                 f"{what}; for a stage, an alias or a tag, set -C "
                 f"variants.{self.refused[model_uri]}.allow_pyfunc=true (or --flavor "
-                "python_function in `mlflow deployments create` and `update`)",
+                "python_function in `mlflow deployments create` and `update`), or --allow-pickle "
+                "for a plain flavor of MLflow",
             )
         raise errors.InvalidArtifact(f"{what}, which can be allowed only in the server's spec")
 
@@ -167,6 +192,9 @@ class VersionResolver:
     models: dict[ModelRef, FollowedModel] = field(default_factory=dict)
     finished_polls: int = 0
     covered: frozenset[str] = frozenset()
+    best_form: Callable[[FetchedVersion, ConvertRule], FetchedVersion] = never_converted
+    refuse_form: Callable[[FetchedVersion, str], None] = lambda version, reason: None
+    wait_for_form: Callable[[FetchedVersion], FetchedVersion] = lambda version: version
     _fetches: dict[_FetchKey, _Fetch] = field(default_factory=dict)
 
     def pending(self) -> list["Future[Any]"]:
@@ -260,7 +288,30 @@ class VersionResolver:
                         target, "fetch", reason, 0.0, errors.RegistryUnavailable
                     )
         self._drop_fetches(ended)
+        self._update_forms()
         self._report_failures()
+
+    def _update_forms(self) -> None:
+        """Serve the ONNX forms of versions that were converted, or their originals."""
+        for ref, model in self.models.items():
+            version = model.version
+            if version is None or not model.is_verified:
+                continue
+            best = self.form_of(ref.uri, version.original or version)
+            aspects = {
+                name: value for name, value in best.aspects.items() if name not in _REGISTRY_ASPECTS
+            }
+            for name in version.aspects.keys() & set(_REGISTRY_ASPECTS):
+                aspects[name] = version.aspects[name]
+            best = best.model_copy(update={"aspects": aspects})
+            if best.folder != version.folder:
+                model.serve(best)
+            elif best != version:
+                model.version = best
+
+    def form_of(self, model_uri: str, fetched: FetchedVersion) -> FetchedVersion:
+        """Return the form of a permitted version that answers now."""
+        return self.best_form(fetched, self.pyfunc_policy.convert.get(model_uri, "example"))
 
     def _report_failures(self) -> None:
         """Write the errors of versions to their tags. If the registry is down, retry
@@ -437,20 +488,28 @@ class VersionResolver:
             model.rejection = _rejection(target, "fetch", error.message, retry_at, type(error))
         else:
             rejection = self._fetched_rejection(ref, model, target, fetched)
-            # Building runs code of the version, so the version must be permitted.
+            # Loading a file, or building, runs code of the version, so the version must
+            # be permitted.
             builds = fetched.runs_code and self.pyfunc_policy.builds_environments
-            if rejection is None and builds and not fetched.python:
+            next_step: Callable[[FetchedVersion], FetchedVersion] | None = None
+            if fetched.is_file:
+                next_step = self.registry.adopt
+            elif builds and not fetched.python:
+                next_step = self.registry.build_environment
+            elif rejection is None and fetched.rows == "file":
+                # A side process for each file of a folder would need too much memory.
+                form = self.form_of(ref.uri, fetched).aspects.get(FORM)
+                next_step = self.wait_for_form if form == CONVERTING else None
+            if rejection is None and next_step is not None:
                 key = _FetchKey(target.identity, ref.trusted_file)
                 if self._fetches[key].future is fetch:
-                    future = self.fetch_pool.submit(
-                        self._fetch, target.source, self.registry.build_environment, fetched
-                    )
+                    future = self.fetch_pool.submit(self._fetch, target.source, next_step, fetched)
                     self._fetches[key] = _Fetch(future, self.polling.clock(), math.inf)
                 return
             model.fetch_failures = 0
             model.rejection = rejection
             if rejection is None:
-                model.serve(fetched)
+                model.serve(self.form_of(ref.uri, fetched))
 
     def _fetched_rejection(
         self,
@@ -462,7 +521,8 @@ class VersionResolver:
         """Return the reason why the fetched version must not be served; None if it may
         be. If the gate may have a new verdict later, the next poll is due regularly.
         """
-        is_served = model.version is not None and model.version.folder == fetched.folder
+        served = model.version and (model.version.original or model.version)
+        is_served = served is not None and served.folder == fetched.folder
         status = target.gate_status.on_files(fetched.digest)
         if ref.require and not is_served and not status.passed:
             # Poll regularly, because the gate may have a new verdict.
@@ -487,7 +547,8 @@ class VersionResolver:
             return self._temporary_refusal(target, "signature", reason)
         try:
             if fetched.runs_code:
-                self.pyfunc_policy.check(ref.uri, target.followed)
+                is_plain = bool(fetched.rows)
+                self.pyfunc_policy.check(ref.uri, target.followed, is_plain, fetched.is_file)
         except errors.ModelError as error:
             return _rejection(target, "consent", error.message)
         return None

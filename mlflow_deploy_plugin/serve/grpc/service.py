@@ -37,7 +37,6 @@ from mlflow_deploy_plugin.serve.inference.auth import UNNAMED, Need
 from mlflow_deploy_plugin.serve.inference.pipeline import failure, infer
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply, safe_headers
-from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from mlflow_deploy_plugin.serve.protocols.protocol import (
     DecodedRequest,
@@ -350,21 +349,18 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
             limit: int,
         ) -> DecodedRequest:
             artifact = variant.loaded.predictor.artifact
-            decoded = tensors.decode(message, artifact, variant.schema, raw)
+            decoded = tensors.decode(message, artifact, variant.schema, raw, server.names)
+            is_raw = bool(raw or message.raw_input_contents)
 
             def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-                encoded = tensors.encode(
-                    decoded,
-                    bool(raw or message.raw_input_contents),
-                    variant.endpoint,
-                    response.id,
-                    variant.loaded.version,
-                    response.outputs,
-                )
-                return EncodedResponse(encoded.SerializeToString())
+                answer = server.names.answer(decoded, variant, response)
+                encoded = tensors.encode(variant.endpoint, answer, is_raw)
+                return EncodedResponse(encoded.SerializeToString(), headers=answer.headers)
 
             parameters = with_deadline(decoded.parameters, seconds_left)
-            return DecodedRequest(decoded.feeds, encode, decoded.id, parameters=parameters)
+            return DecodedRequest(
+                decoded.feeds, encode, decoded.id, decoded.body, parameters=parameters
+            )
 
         protocol = Protocol("grpc", decode, takes_pyfuncs=True)
         return infer(
@@ -575,7 +571,7 @@ def _control(
 METHODS: dict[str, ManagementMethod] = {
     "ServerLive": lambda server, message: {"live": True},
     "ServerReady": lambda server, message: {"ready": not server.repository.not_ready_reason()},
-    "ServerMetadata": lambda server, message: v2.server_metadata(),
+    "ServerMetadata": lambda server, message: server.names.server_metadata(),
     "ModelReady": _model_ready,
     "ModelMetadata": lambda server, message: documents.model_metadata(
         server,

@@ -107,6 +107,7 @@ def decode(
     artifact: Artifact,
     schema: Schema,
     raw: Sequence[bytes | memoryview] = (),
+    names: v2.V2Names = v2.OWN,
 ) -> v2.V2Request:
     """Decode an infer request; `raw` are the tensors that `read_message` has removed.
     Raises InvalidRequest if it is malformed or not supported.
@@ -114,10 +115,6 @@ def decode(
     Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit
     its shape, datatype or model.
     """
-    parameters = v2.parameters_of(
-        "the request",
-        {"parameters": parameter_values(request.parameters)},
-    )
     requested = [
         {"name": output.name, "parameters": parameter_values(output.parameters)}
         for output in request.outputs
@@ -132,7 +129,7 @@ def decode(
         fields["parameters"] = parameter_values(entry.parameters)
         head = v2_tensors.read_tensor_header(position, fields)
         v2.parameters_of(head, fields)
-        v2.check_name(head, heads, schema, is_only=count == 1)
+        v2.check_name(head, heads, schema, count == 1, names.takes_any)
         heads[head.name] = head
     if raw and len(raw) != count:
         raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
@@ -148,35 +145,27 @@ def decode(
         else:
             array = from_binary(head, memoryview(raw[position]), is_binary)
         arrays[head.name] = head, array
-    feeds = v2.bind_tensors(arrays, schema)
-    outputs = v2.requested_outputs({"outputs": requested}, artifact)
-    return v2.V2Request(v2.read_id(request.id), feeds, outputs, parameters)
+    document = {
+        "id": request.id,
+        "outputs": requested,
+        "parameters": parameter_values(request.parameters),
+    }
+    return v2.bind_request(document, arrays, artifact, schema, names)
 
 
-def encode(
-    request: v2.V2Request,
-    is_raw: bool,
-    endpoint: str,
-    request_id: str,
-    version: str,
-    outputs: Mapping[str, Array],
-) -> messages.ModelInferResponse:
-    """Encode the response, as bytes if `is_raw`. The response's id is the request's id
-    or `request_id`.
-    """
+def encode(endpoint: str, answer: v2.V2Answer, is_raw: bool) -> messages.ModelInferResponse:
+    """Encode an answer, as bytes if `is_raw`."""
     response = messages.ModelInferResponse(
-        model_name=endpoint,
-        model_version=version,
-        id=request.id or request_id,
+        model_name=endpoint, model_version=answer.version, id=answer.id
     )
-    arrays = [
-        (output.name, outputs[output.name])
-        for output in v2.resolve_outputs(request.outputs, outputs)
-    ]
-    is_raw = is_raw or any(array.dtype == np.float16 for _, array in arrays)
-    for name, array in arrays:
+    for name, text in (answer.parameters or {}).items():
+        response.parameters[name].string_param = text
+    is_raw = is_raw or any(output.array.dtype == np.float16 for output in answer.outputs)
+    for name, array, parameters, _ in answer.outputs:
         datatype = v2_tensors.array_datatype(array)
         tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        for parameter, text in parameters.items():
+            tensor.parameters[parameter].string_param = text
         if is_raw:
             response.raw_output_contents.append(v2_tensors.to_binary(array))
         else:

@@ -150,7 +150,7 @@ class PlanTable:
                 continue
             path = path.replace("{endpoint}", endpoint)
             if path not in self._server.cloud.paths:
-                plan = self._compose_choice(served.answering, protocol)
+                plan = self._compose_choice(served.answering, self._server.answering(protocol))
                 plans[path] = plan if lazy is None else lazy.holding(endpoint, plan)
         return plans
 

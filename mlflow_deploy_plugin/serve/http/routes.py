@@ -38,7 +38,6 @@ from mlflow_deploy_plugin.serve.inference.auth import Need
 from mlflow_deploy_plugin.serve.inference.pipeline import infer_async
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply
-from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.content import media_name
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
 from mlflow_deploy_plugin.serve.protocols.protocol import Bodies, Protocol
@@ -215,7 +214,10 @@ _OWN_ROUTES = (
         {**HTML, **operations.STATUS},
     ),
     Route("/docs", _page("docs"), "This document as a page", PAGES, HTML),
-    _server_wide("/openapi.json", _page("openapi"), "This document", PAGES, operations.DOCUMENT),
+    *(
+        _server_wide(path, _page("openapi"), "This document", PAGES, operations.DOCUMENT)
+        for path in ("/openapi.json", "/v2/docs/dataplane.json")
+    ),
     _server_wide(
         "/requests",
         _page("requests"),
@@ -267,7 +269,7 @@ _OWN_ROUTES = (
     ),
     _server_wide(
         "/v2",
-        views.json_document(lambda server: v2.server_metadata()),
+        views.json_document(lambda server: server.names.server_metadata()),
         "The server's name and version",
         V2,
         json_object("v2 server", name="string", version="string", extensions="array"),
@@ -348,12 +350,14 @@ _OWN_ROUTES = (
         PAGES,
         operations.REQUESTS,
     ),
-    _readable(
-        "/endpoints/{endpoint}/openapi.json",
-        _page("openapi"),
-        "This document for one endpoint",
-        PAGES,
-        operations.DOCUMENT,
+    *(
+        _readable(
+            path, _page("openapi"), "This document for one endpoint", PAGES, operations.DOCUMENT
+        )
+        for path in (
+            "/endpoints/{endpoint}/openapi.json",
+            "/v2/models/{endpoint}/docs/dataplane.json",
+        )
     ),
     _readable(
         "/endpoints/{endpoint}",
@@ -499,7 +503,7 @@ def handle_request_async(
             response = failure_response(request, error)
         done(response)
 
-    return infer_async(server, request, finish, route.protocol, **parameters)
+    return infer_async(server, request, finish, server.answering(route.protocol), **parameters)
 
 
 def handle_route(server: Server, request: RawRequest) -> RawResponse | None:

@@ -79,7 +79,8 @@ def predict(
     protocol: Protocol,
     **names: str | None,
 ) -> RawResponse:
-    return http_response(request.path, infer(server, request, protocol, **names))
+    reply = infer(server, request, server.answering(protocol), **names)
+    return http_response(request.path, reply)
 
 
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:

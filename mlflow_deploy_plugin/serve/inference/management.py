@@ -47,7 +47,7 @@ def list_models(server: Server) -> Document:
 
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:
     variant = server.repository.select_variant(endpoint, version)
-    return v2.model_metadata(
+    return server.names.model_metadata(
         endpoint, server.repository.versions(endpoint), variant.described.predictor.artifact
     )
 

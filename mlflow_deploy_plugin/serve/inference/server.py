@@ -15,13 +15,15 @@ from mlflow_deploy_plugin.serve.models.side_process import SideProcess
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.serve.observability.tracing import Observer
+from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
+from mlflow_deploy_plugin.serve.protocols.v2 import OWN, V2Names
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
 
 @dataclass(frozen=True)
 class Server:
     """The parts that answer requests in this process. Every transport receives this
-    object.
+    object. `names` are the names in the answers of V2.
     """
 
     dataplane: DataPlane
@@ -38,6 +40,11 @@ class Server:
     observer: Observer = field(default_factory=Observer)
     limits: RequestLimits = field(default_factory=RequestLimits)
     cloud: Cloud = field(default_factory=Cloud)
+    names: V2Names = OWN
+
+    def answering(self, protocol: Protocol) -> Protocol:
+        """Return the protocol that answers in place of this one; usually itself."""
+        return self.names.protocols.get(protocol.name, protocol)
 
     def close(self) -> None:
         """Stop following the wanted state, release the spool's segment, and remove the

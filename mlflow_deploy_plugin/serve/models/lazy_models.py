@@ -92,6 +92,8 @@ class _Model:
         error: the reason why the version of `mark` cannot be served; it is tried again
             at `retry_at`, after `failures` in a row.
         is_slow: True if the last download failed after a long time.
+        file: the inode of the file from which a pyfunc was loaded, which the agent
+            replaces when the pyfunc is converted; 0 for another model.
     """
 
     mark: str
@@ -104,6 +106,7 @@ class _Model:
     retry_at: float = 0.0
     failures: int = 0
     is_slow: bool = False
+    file: int = 0
     loading: "Future[ServedEndpoint | None] | None" = None
 
 
@@ -268,6 +271,9 @@ class LazyModels:
         in_memory = self._in_memory()
         for name in in_memory:
             model = self._models[name]
+            if model.file and self._inode(name) not in (0, model.file):
+                model.loaded = ""
+                model.file = 0
             if model.loaded != model.mark and now >= model.retry_at:
                 self._start(name, model)
         self._metrics.set_models(len(in_memory), sum(self.sizes().values()), self.limit)
@@ -285,6 +291,12 @@ class LazyModels:
                     pool = self._loaders
                 model.loading = pool.submit(self._load, name, model)
             return model.loading
+
+    def _inode(self, name: str) -> int:
+        """Return the inode of a model's file; 0 if there is no file."""
+        with suppress(OSError):
+            return served_file(self._repository.state_dir, name).stat().st_ino
+        return 0
 
     def _saved(self, name: str) -> ServedModel | None:
         return read_state(served_file(self._repository.state_dir, name), ServedModel)
@@ -337,12 +349,16 @@ class LazyModels:
             try:
                 self._fetch(name, mark)
                 model.is_slow = False
-                saved = self._saved(name)
             except OnnxserveError as failure:
                 error = failure.message
                 model.is_slow = time.monotonic() - began >= _SLOW_SECONDS
+        inode = self._inode(name)
+        saved = self._saved(name)
         if saved is None or not is_same_model(saved.mark, mark):
             return error or "the agent has not written its file"
+        model.file = 0
+        if any(map(_is_pyfunc, saved.endpoint.variants.values())):
+            model.file = inode
         with self._loading:
             reason = self._load_endpoint(name, model, saved.endpoint)
             if reason and saved.previous is not None and name not in self._repository.table:
@@ -448,9 +464,13 @@ def _is_here(saved: ServedModel | None, mark: str) -> bool:
     return all(want.folder.exists() for want in saved.endpoint.variants.values())
 
 
+def _is_pyfunc(want: WantedVariant) -> bool:
+    return want.aspects.get("flavor") == PYTHON_FUNCTION
+
+
 def estimated_bytes(want: WantedVariant) -> int:
     """Return the estimated memory of a version on this disk."""
-    if want.aspects.get("flavor") == PYTHON_FUNCTION:
+    if _is_pyfunc(want):
         return _PYFUNC_BYTES
     factor = _FILE_FACTOR
     for graph in want.folder.rglob("*.onnx"):

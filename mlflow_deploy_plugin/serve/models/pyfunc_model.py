@@ -69,7 +69,8 @@ class PyfuncPredictor:
         until the model has answered its example. Raises CodeRefused if model code is
         switched off, and InvalidArtifact if the start fails.
         """
-        require_model_code(WITHOUT_ONNX)
+        if artifact.runs_code:
+            require_model_code(WITHOUT_ONNX)
         # With -B, an import of the model's code does not change its folder.
         if python:
             command = [python, "-B", "-c", _IN_ENVIRONMENT, str(_PACKAGE.parent)]

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 
@@ -81,6 +82,7 @@ class Repository:
         has_pyfuncs: True if a side process answers for a version in memory, not
             counting shadows.
         has_steps: True if an endpoint has steps.
+        version_of: returns the version in paths of a version; empty if it has none.
     """
 
     def __init__(self, state_dir: Path, load: Callable[[Path, str], WarmVersion]) -> None:
@@ -90,6 +92,7 @@ class Repository:
         self.lazy: LazyModels | None = None
         self.has_pyfuncs = False
         self.has_steps = False
+        self.version_of: Callable[[LoadedVersion], str] = attrgetter("version")
         self._load = load
         self._listeners: list[Callable[[ServedTable], None]] = []
         self._changing = threading.Lock()
@@ -172,9 +175,10 @@ class Repository:
             raise NotFound(f"endpoint {name!r} has no label {label[:100]!r}; it has {labels}")
         if version is not None:
             for variant in (*served.answering, *served.variants.values()):
-                if variant.loaded.version == version:
+                if self.version_of(variant.loaded) == version:
                     return variant
-            loaded = ", ".join(served.versions) or "none"
+            names = {self.version_of(variant.loaded) for variant in served.variants.values()}
+            loaded = ", ".join(sorted(filter(None, names))) or "none"
             raise NotFound(
                 f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {loaded}"
             )

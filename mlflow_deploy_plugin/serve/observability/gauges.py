@@ -1,5 +1,5 @@
-"""Gauges that workers do not maintain: the state of the agent and of the GPUs, read on
-each request for metrics.
+"""The page of metrics: the values of all workers, and gauges that workers do not
+maintain, the state of the agent and of the GPUs, read on each request for metrics.
 """
 
 import contextlib
@@ -9,16 +9,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlflow_deploy_plugin.core.extensions import METRICS_NAMES, find_entry
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.statedir.files import AGENT, is_alive, read_state
 from mlflow_deploy_plugin.core.statedir.metric_files import (
     MetricFamily,
     MetricSeries,
     prometheus_text,
+    read_families,
 )
 from mlflow_deploy_plugin.core.statedir.models import AgentState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 logger = logging.getLogger(__name__)
+_find_once = cache(find_entry)
+
+
+def workers_page(folder: Path) -> bytes:
+    """Return the metrics of all workers in Prometheus' text format, also by the names
+    of ONNXSERVE_METRICS_NAMES. Raises InvalidConfig if these names are unknown.
+    """
+    families = read_families(folder)
+    if names := load_settings().metrics_names:
+        families += _find_once(METRICS_NAMES, names, "set of metrics names", ())(families)
+    return prometheus_text(families)
 
 
 def gauges_page(state_dir: Path, has_gpu: bool) -> bytes:

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.core.statedir.metric_files import (
     MmapCounters,
 )
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
+from mlflow_deploy_plugin.serve.observability.gauges import workers_page
 from mlflow_deploy_plugin.serve.runtime.agreement import Agreement
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -475,7 +476,7 @@ class Metrics:
 
     def page(self) -> bytes:
         """Return the values of all workers in Prometheus' text format."""
-        return metric_files.prometheus_text(metric_files.read_families(self.folder))
+        return workers_page(self.folder)
 
     def statistics(self) -> dict[tuple[str, str, str], Statistics]:
         """Return the statistics of each (endpoint, model, version), summed over all

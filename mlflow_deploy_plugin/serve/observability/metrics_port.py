@@ -13,8 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.statedir.files import METRICS
-from mlflow_deploy_plugin.core.statedir.metric_files import prometheus_text, read_families
-from mlflow_deploy_plugin.serve.observability.gauges import CONTENT_TYPE, gauges_page
+from mlflow_deploy_plugin.serve.observability.gauges import (
+    CONTENT_TYPE,
+    gauges_page,
+    workers_page,
+)
 
 _MOST_SECONDS = 10.0
 _MOST_CONNECTIONS = 32
@@ -39,9 +42,9 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
                     status = "404 Not Found"
                     page = b""
                     if request.startswith((b"GET /metrics ", b"GET /metrics?")):
-                        families = prometheus_text(read_families(state_dir / METRICS))
+                        counted = workers_page(state_dir / METRICS)
                         status = "200 OK"
-                        page = families + gauges_page(state_dir, has_gpu)
+                        page = counted + gauges_page(state_dir, has_gpu)
                     headers = (
                         f"Content-Type: {CONTENT_TYPE}\r\n"
                         f"Content-Length: {len(page)}\r\n"

@@ -9,13 +9,17 @@ signature as [N] or [N, 1]. All outputs are computed, because the inference log 
 all outputs.
 """
 
-from collections.abc import Collection, Container, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Container, Mapping, Sequence, Set
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.core.extensions import find_entry
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.version import __version__
@@ -56,11 +60,12 @@ from mlflow_deploy_plugin.serve.protocols.v2_tensors import (
 )
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, no_batch_dimension_reason
+from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import KeyedSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.schemas.sent_schema import SentSchema
 from mlflow_deploy_plugin.serve.runtime.values import fits_shape, shape_text, short_repr
-from mlflow_deploy_plugin.serve.variants import ServedVariant
+from mlflow_deploy_plugin.serve.variants import LoadedVersion, ServedVariant
 
 TAG = "Open Inference Protocol V2"
 OCTETS = "application/octet-stream"
@@ -77,28 +82,88 @@ _CURL = "application/x-www-form-urlencoded"
 """The default content type of `curl -d`, as in the protocol's examples."""
 
 _UNSUPPORTED = ("shared_memory_region", "classification")
+_MOST_UNNAMED = 10_000
+"""The maximum number of tensors of a request that may have any names."""
 _MOST_LENGTH_DIGITS = 12
 """The maximum number of digits of the header with the JSON's length."""
 
 
 class RequestedOutput(NamedTuple):
     """An output of the response, in JSON or as bytes after the JSON. An empty name
-    means all outputs.
+    means all outputs. `content_type` is the requested form in another server's terms.
     """
 
     name: str
     is_binary: bool = False
+    content_type: str = ""
 
 
 class V2Request(NamedTuple):
     """A decoded infer request of REST or gRPC. `id` is empty if the request has no
-    id.
+    id. For a pyfunc whose inputs are not named arrays, `body` is set instead of
+    `feeds`.
     """
 
     id: str
     feeds: Feeds
     outputs: tuple[RequestedOutput, ...]
     parameters: Mapping[str, object]
+    body: OpaqueBody | None = None
+
+
+Tensors = Mapping[str, tuple[TensorHeader, Array]]
+
+
+class V2Output(NamedTuple):
+    """An output of an answer. With `is_binary`, its elements follow the JSON."""
+
+    name: str
+    array: Array
+    parameters: Mapping[str, str] = {}
+    is_binary: bool = False
+
+
+class V2Answer(NamedTuple):
+    """The answer to an infer request. If `version` is empty or `parameters` are None,
+    the answer has none.
+    """
+
+    id: str
+    version: str
+    outputs: Sequence[V2Output]
+    parameters: Mapping[str, str] | None = None
+    headers: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class V2Names:
+    """The names in the requests and answers of V2 over REST and gRPC: ours (`OWN`), or
+    those of another server, which plug in by the group `onnxserve.v2_names`.
+
+    Attributes:
+        bind: returns the feeds, or the body, for the tensors of a request and its
+            parameters. Raises SchemaMismatch if a tensor does not fit.
+        requested: returns the requested outputs of a request's document. Raises
+            InvalidRequest or SchemaMismatch if `outputs` is invalid.
+        answer: returns the answer of a version. Raises SchemaMismatch if the version
+            lacks a requested output.
+        version: returns the version in paths and answers; empty if it has none.
+        server_metadata: returns the document of `GET /v2`.
+        model_metadata: returns the document of `GET /v2/models/NAME`, for the name, the
+            loaded versions and the version's artifact.
+        protocols: protocols that answer in place of others, by the name of the other
+            protocol. `load_names` adds V2.
+        takes_any: True if the tensors of a request may have any names.
+    """
+
+    bind: Callable[[Tensors, Mapping[str, object], Artifact, Schema], Feeds | OpaqueBody]
+    requested: Callable[[Mapping[str, object], Artifact], tuple[RequestedOutput, ...]]
+    answer: Callable[[V2Request, ServedVariant, InferResponse], V2Answer]
+    version: Callable[[LoadedVersion], str]
+    server_metadata: Callable[[], dict[str, object]]
+    model_metadata: Callable[[str, Sequence[str], Artifact], dict[str, object]]
+    protocols: Mapping[str, Protocol]
+    takes_any: bool = True
 
 
 def decode(
@@ -106,6 +171,7 @@ def decode(
     body: bytes,
     artifact: Artifact,
     schema: Schema,
+    names: V2Names,
 ) -> V2Request:
     """Decode the body of an infer request. Header names are in lower case.
 
@@ -134,8 +200,8 @@ def decode(
     if (large := load_infer_request(text)) is not None:
         # The second attempt reports the error with the elements as they were sent.
         with suppress(OnnxserveError):
-            return _decode_document(large, binary, artifact, schema)
-    return _decode_document(json_object(text), binary, artifact, schema)
+            return _decode_document(large, binary, artifact, schema, names)
+    return _decode_document(json_object(text), binary, artifact, schema, names)
 
 
 def _decode_document(
@@ -143,6 +209,7 @@ def _decode_document(
     binary: memoryview,
     artifact: Artifact,
     schema: Schema,
+    names: V2Names,
 ) -> V2Request:
     """Return the request of a JSON document. The bytes of tensors without `data` are
     read from `binary`, the bytes after the JSON, in order.
@@ -161,7 +228,7 @@ def _decode_document(
         for position, entry in enumerate(entries):
             head = v2_tensors.read_tensor_header(position, entry)
             byte_count = parameters_of(head, entry).get("binary_data_size")
-            check_name(head, arrays, schema, is_only=len(entries) == 1)
+            check_name(head, arrays, schema, len(entries) == 1, names.takes_any)
             is_binary = byte_count is not None
             if is_binary == ("data" in entry):
                 raise head.mismatch(" needs either data or the parameter binary_data_size")
@@ -180,50 +247,48 @@ def _decode_document(
             arrays[head.name] = head, array
     if start != len(binary):
         raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
-    return V2Request(
-        read_id(document.get("id")),
-        bind_tensors(arrays, schema),
-        requested_outputs(document, artifact),
-        parameters_of("the request", document),
-    )
+    return bind_request(document, arrays, artifact, schema, names)
 
 
-def encode(
-    request: V2Request,
-    endpoint: str,
-    request_id: str,
-    version: str,
-    outputs: Mapping[str, Array],
-) -> tuple[bytes, dict[str, str]]:
-    """Return the response, whose default id is `request_id`, and a header with the
-    JSON's length if bytes follow.
-    """
+def own_answer(request: V2Request, variant: ServedVariant, response: InferResponse) -> V2Answer:
+    """Return our answer. Raises SchemaMismatch if a requested output is missing."""
+    outputs = [
+        V2Output(name, response.outputs[name], {}, is_binary)
+        for name, is_binary, _ in resolve_outputs(request.outputs, response.outputs)
+    ]
+    return V2Answer(request.id or response.id, variant.loaded.version, outputs)
+
+
+def encode(endpoint: str, answer: V2Answer) -> EncodedResponse:
+    """Return the JSON of an answer, and the binary outputs after it."""
     entries = []
     blobs = []
-    for output in resolve_outputs(request.outputs, outputs):
-        array = outputs[output.name]
+    for name, array, parameters, is_binary in answer.outputs:
         entry: dict[str, object] = {
-            "name": output.name,
+            "name": name,
             "shape": array.shape,
             "datatype": array_datatype(array),
         }
-        if output.is_binary:
-            blob = v2_tensors.to_binary(array)
-            blobs.append(blob)
-            entry["parameters"] = {"binary_data_size": len(blob)}
+        if parameters:
+            entry["parameters"] = parameters
+        if is_binary:
+            blobs.append(v2_tensors.to_binary(array))
+            entry["parameters"] = {**parameters, "binary_data_size": len(blobs[-1])}
         else:
             entry["data"] = array.ravel()
         entries.append(entry)
-    document = {
-        "model_name": endpoint,
-        "model_version": version,
-        "id": request.id or request_id,
-        "outputs": entries,
-    }
+    document: dict[str, object] = {"model_name": endpoint}
+    if answer.version:
+        document["model_version"] = answer.version
+    document["id"] = answer.id
+    if answer.parameters is not None:
+        document["parameters"] = answer.parameters
+    document["outputs"] = entries
     text = dump_json(document)
     if not blobs:
-        return text, {}
-    return b"".join([text, *blobs]), {HEADER_LENGTH: str(len(text))}
+        return EncodedResponse(text, JSON, answer.headers)
+    headers = {**answer.headers, HEADER_LENGTH: str(len(text))}
+    return EncodedResponse(b"".join([text, *blobs]), OCTETS, headers)
 
 
 def server_metadata() -> dict[str, object]:
@@ -319,23 +384,32 @@ def parameters_of(
 
 def check_name(
     head: TensorHeader,
-    before: Container[str],
+    before: Collection[str],
     schema: Schema,
     is_only: bool,
+    takes_any: bool,
 ) -> None:
     """Raise SchemaMismatch for an unknown or repeated name, before the values are
     decoded: 100,000 unknown tensors took 3 s. The only tensor may have any name.
+
+    With `takes_any`, all names are known, but at most `_MOST_UNNAMED` tensors may have
+    been read before.
     """
     name = head.name
-    is_known = (
-        is_only
-        or name in schema.dtypes
+    if takes_any and len(before) >= _MOST_UNNAMED:
+        raise head.mismatch(f" is one of too many; at most {_MOST_UNNAMED} are allowed")
+    if name in before or not (is_only or takes_any or knows_name(name, schema)):
+        raise refused_name(head, before, schema)
+
+
+def knows_name(name: str, schema: Schema) -> bool:
+    """Return True if a request may have a tensor of this name."""
+    return (
+        name in schema.dtypes
         or name in schema.tensor_schema.dtypes
         or name in schema.keys
         or name in schema.unread
     )
-    if name in before or not is_known:
-        raise refused_name(head, before, schema)
 
 
 def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> SchemaMismatch:
@@ -350,10 +424,26 @@ def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> 
     return head.mismatch(f" is unknown; the model's inputs are {join_names(names, head.name)}")
 
 
-def bind_tensors(
-    arrays: Mapping[str, tuple[TensorHeader, Array]],
+def bind_request(
+    document: Mapping[str, object],
+    arrays: Tensors,
+    artifact: Artifact,
     schema: Schema,
-) -> Feeds:
+    names: V2Names,
+) -> V2Request:
+    """Return the request of these tensors, and of the other fields of a document.
+    Raises InvalidRequest or SchemaMismatch if one of them is not valid.
+    """
+    id_ = read_id(document.get("id"))
+    parameters = parameters_of("the request", document)
+    outputs = names.requested(document, artifact)
+    bound = names.bind(arrays, parameters, artifact, schema)
+    if isinstance(bound, OpaqueBody):
+        return V2Request(id_, {}, outputs, parameters, bound)
+    return V2Request(id_, bound, outputs, parameters)
+
+
+def bind_tensors(arrays: Tensors, schema: Schema) -> Feeds:
     """Return the feeds of the graph from tensors that are its inputs or the signature's
     columns.
 
@@ -427,7 +517,7 @@ def requested_outputs(
     artifact: Artifact,
 ) -> tuple[RequestedOutput, ...]:
     """Return the outputs that a request names; by default, all outputs that have a V2
-    datatype.
+    datatype, or the default outputs of the artifact.
 
     The outputs of a pyfunc may be unknown before its first prediction; then any name is
     accepted. Raises InvalidRequest or SchemaMismatch if `outputs` is invalid, or a name
@@ -449,7 +539,7 @@ def requested_outputs(
                 f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected",
             )
         if names and name not in names:
-            raise _unknown_output(name, names)
+            raise unknown_output(name, names)
         if name in requested:
             raise SchemaMismatch(f"output {name!r} is repeated")
         requested[name] = RequestedOutput(
@@ -458,10 +548,11 @@ def requested_outputs(
         )
     if requested:
         return tuple(requested.values())
-    return tuple(RequestedOutput(name, is_binary) for name in names or [""])
+    defaults = artifact.default_outputs or names or [""]
+    return tuple(RequestedOutput(name, is_binary) for name in defaults)
 
 
-def _unknown_output(name: str, names: Collection[str]) -> SchemaMismatch:
+def unknown_output(name: str, names: Collection[str]) -> SchemaMismatch:
     return SchemaMismatch(
         f"output {name[:100]!r} is unknown; the model's outputs are {join_names(names, name)}",
     )
@@ -478,7 +569,7 @@ def resolve_outputs(
         return [RequestedOutput(name, requested[0].is_binary) for name in outputs]
     for output in requested:
         if output.name not in outputs:
-            raise _unknown_output(output.name, outputs)
+            raise unknown_output(output.name, outputs)
     return requested
 
 
@@ -583,34 +674,35 @@ def v2_example(schema: Schema, example: Example) -> Document:
     return {"inputs": inputs}
 
 
-def _decode_v2(
-    headers: Mapping[str, str],
-    body: bytes,
-    variant: ServedVariant,
-    limit: int,
+def decode_request(
+    names: V2Names, headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int
 ) -> DecodedRequest:
-    """Decode an infer request; `limit` does not apply, because V2 has no compressed
-    tables.
+    """Decode an infer request, which is answered with these names; `limit` does not
+    apply, because V2 has no compressed tables.
     """
-    request = decode(headers, body, variant.loaded.predictor.artifact, variant.schema)
+    request = decode(headers, body, variant.loaded.predictor.artifact, variant.schema, names)
 
     def respond(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        answer, headers = encode(
-            request,
-            variant.endpoint,
-            response.id,
-            variant.loaded.version,
-            response.outputs,
-        )
-        media = OCTETS if headers else JSON
-        return EncodedResponse(answer, media, headers)
+        return encode(variant.endpoint, names.answer(request, variant, response))
 
-    return DecodedRequest(request.feeds, respond, request.id, parameters=request.parameters)
+    return DecodedRequest(
+        request.feeds, respond, request.id, request.body, parameters=request.parameters
+    )
 
 
+OWN = V2Names(
+    lambda tensors, parameters, artifact, schema: bind_tensors(tensors, schema),
+    requested_outputs,
+    own_answer,
+    attrgetter("version"),
+    server_metadata,
+    model_metadata,
+    protocols={},
+    takes_any=False,
+)
 V2 = Protocol(
     "v2",
-    _decode_v2,
+    partial(decode_request, OWN),
     paths=("/v2/models/{endpoint}[/versions/{version}]/infer",),
     summary=(
         "Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in "
@@ -621,3 +713,16 @@ V2 = Protocol(
     tag=TAG,
     takes_pyfuncs=True,
 )
+
+
+def load_names(name: str) -> V2Names:
+    """Return the names for `server.v2_names`. Raises InvalidConfig if their entry point
+    is missing, and OnnxserveError if it cannot be loaded.
+    """
+    own = "onnxserve"
+    if name == own:
+        return OWN
+    names: V2Names = find_entry("onnxserve.v2_names", name, "set of names", (own,), V2Names)
+    decode_named = partial(decode_request, names)
+    named = replace(V2, decode=decode_named, response={JSON: ANY_OBJECT, OCTETS: BYTES})
+    return replace(names, protocols={**names.protocols, V2.name: named})

@@ -686,7 +686,7 @@ class Scorer:
             os.environ.setdefault("KERAS_BACKEND", backend)
         model = load_model(str(folder))
         artifact = read_served_artifact(folder)
-        if artifact.task == "agent/v1/responses" and artifact.logged_columns:
+        if artifact.metadata.get("task") == "agent/v1/responses" and artifact.logged_columns:
             # These models validate requests themselves, and MLflow's signature rejects
             # the names of tools.
             model.metadata.signature.inputs = _retyped(model.metadata.get_input_schema(), _OPENED)

@@ -171,8 +171,11 @@ class Artifact:
         tokenizer: for a text model, the tokenizer that converts the texts of `inputs`
             into the inputs of the graph.
         unread: columns that requests may contain, and that the model does not read.
-        task: the `metadata.task` of a pyfunc, which defines the format of requests and
-            answers; empty if not set.
+        metadata: the `metadata` of the MLmodel file; empty if not set.
+        default_outputs: the outputs of a V2 response if the request names none; empty
+            for all outputs.
+        runs_code: True for a pyfunc that may run code of its author, such as a pickle
+            or a class of its own.
     """
 
     folder: Path
@@ -198,10 +201,12 @@ class Artifact:
     undescribed: str = ""
     is_streamable: bool = False
     tokenizer: TokenizerSpec | None = None
-    task: str = ""
     logged_columns: tuple[Column, ...] = ()
     has_signature: bool = True
     unread: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    default_outputs: tuple[str, ...] = ()
+    runs_code: bool = False
 
     @property
     def reference_file(self) -> Path | None:
@@ -301,15 +306,17 @@ def _parse_artifact(
         optimization=dict(content.get("optimization", {})),
         tokenizer=tokenizer,
         unread=tuple(map(str, content.get("unread", ()))),
+        default_outputs=tuple(map(str, content.get("default_outputs", ()))),
     )
 
 
 class Origin(TypedDict):
-    """The version of MLflow and the run that saved a model."""
+    """The version of MLflow and the run that saved a model, and its metadata."""
 
     mlflow_version: str
     model_id: str
     run_id: str
+    metadata: Mapping[str, Any]
 
 
 def read_origin(document: Mapping[str, Any]) -> Origin:
@@ -318,6 +325,7 @@ def read_origin(document: Mapping[str, Any]) -> Origin:
         "mlflow_version": str(document.get("mlflow_version", "")),
         "model_id": str(document.get("model_id") or document.get("model_uuid") or ""),
         "run_id": str(document.get("run_id") or ""),
+        "metadata": document.get("metadata") or {},
     }
 
 

@@ -7,14 +7,16 @@ texts. Dates (ISO 8601) and bytes (base64) are strings.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.core.mlmodel import (
     COLUMN_TYPES,
     FLAVOR,
+    JOBLIB,
     MALFORMED,
     PYTHON_FUNCTION,
     read_mlmodel,
@@ -31,6 +33,23 @@ from mlflow_deploy_plugin.serve.runtime.artifact import (
 UNNAMED_OUTPUT = "prediction"
 """The name of the only output of a model if the signature does not specify a name."""
 
+_DATA_CLASSES = {
+    "mlflow.xgboost": (
+        "xgboost.core.Booster",
+        "xgboost.sklearn.XGBClassifier",
+        "xgboost.sklearn.XGBRegressor",
+        "xgboost.sklearn.XGBRanker",
+        "xgboost.sklearn.XGBRFClassifier",
+        "xgboost.sklearn.XGBRFRegressor",
+    ),
+    "mlflow.lightgbm": ("lightgbm.basic.Booster",),
+    "mlflow.catboost": ("CatBoost", "CatBoostClassifier", "CatBoostRegressor", "CatBoostRanker"),
+}
+"""The classes that MLflow loads from a file of data, by its loader. MLflow imports
+XGBoost's class by name, and pickles LightGBM's other classes.
+"""
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]*")
+"""The names of files that MLflow reads in the folder itself."""
 _AS_STRINGS = {"datetime", "binary"}
 _AS_JSON = {"object", "array", "map", "any"}
 _ONLY_INPUT = "input"
@@ -83,15 +102,52 @@ def read_served_artifact(folder: Path) -> Artifact:
                     "mlflow."
                 ),
                 undescribed=undescribed,
-                task=str((document.get("metadata") or {}).get("task") or ""),
                 is_streamable=flavors[PYTHON_FUNCTION].get("streamable") is True,
                 logged_columns=logged_columns,
+                runs_code=runs_code(document, folder),
             )
     except MALFORMED as error:
         raise InvalidArtifact(
             f"the MLmodel file cannot be understood: {type(error).__name__}: {error}"
         ) from None
     return artifact.read_artifact(folder)
+
+
+def runs_code(document: Mapping[str, Any], folder: Path | None = None) -> bool:
+    """Return True unless the model of an MLmodel file is a file in the format of a
+    booster's library, which contains only data, without code of its author beside it.
+
+    In a `folder`, the file must exist: MLflow reads the MLmodel file of a folder in its
+    place, which may name another class and a pickle. Without a folder (None), the
+    answer is that of the document.
+    """
+    flavors = document.get("flavors", {})
+    pyfunc = flavors.get(PYTHON_FUNCTION, {})
+    loader = str(pyfunc.get("loader_module"))
+    section = flavors.get(loader.removeprefix("mlflow."), {})
+    model_class = section.get("model_class", section.get("model_type", ""))
+    names = [named["data"] for named in (section, pyfunc) if "data" in named]
+    is_data = all(isinstance(name, str) and _FILE_NAME.fullmatch(name) for name in names)
+    if folder is not None:
+        is_data = is_data and all((folder / name).is_file() for name in names)
+    has_code = not {"code", "model_code_path"}.isdisjoint({*section, *pyfunc})
+    return has_code or not is_data or model_class not in _DATA_CLASSES.get(loader, ())
+
+
+def proof_rows(document: Mapping[str, Any]) -> Literal["", "example", "made"]:
+    """Return the rows on which the model of an MLmodel file could be converted: its
+    input example, or rows made from the model; empty for an ONNX model, and for a model
+    that is not saved by an MLflow flavor of a library.
+    """
+    sections = document.get("flavors", {})
+    flavors = [name for name in sections if name != PYTHON_FUNCTION]
+    if not flavors or not {FLAVOR, "onnx"}.isdisjoint(flavors):
+        return ""
+    loader = str(sections.get(PYTHON_FUNCTION, {}).get("loader_module"))
+    is_joblib = sections.get("sklearn", {}).get("serialization_format") == JOBLIB
+    if not (is_joblib or loader.startswith(f"mlflow.{flavors[0]}")):
+        return ""
+    return "example" if document.get("saved_input_example_info") else "made"
 
 
 def column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:

@@ -67,6 +67,7 @@ def values_schema() -> Document:
             "propertyNames": {"pattern": f"^{SERVICE_NAME.pattern}$"},
             "additionalProperties": {"allOf": [endpoint], "required": ["variants"]},
         },
+        "objects": {"type": "array", "items": {"type": "object"}},
         "environment": {"type": "object", "additionalProperties": {"type": "string"}},
         "secret": text,
         "controller": _closed(
@@ -100,7 +101,15 @@ def values_schema() -> Document:
         "$schema": "http://json-schema.org/draft-07/schema#",
         **_closed(
             properties,
-            required=("controller", "defaults", "endpoints", "environment", "migration", "secret"),
+            required=(
+                "controller",
+                "defaults",
+                "endpoints",
+                "environment",
+                "migration",
+                "objects",
+                "secret",
+            ),
         ),
         "$defs": definitions,
     }

@@ -44,7 +44,7 @@ _CREDENTIALS = (
     "AZURE_STORAGE_ACCESS_KEY",
     "DATABRICKS_TOKEN",
 )
-_NOT_SERVED = ("monitors", "alarms", "container", "kubernetes")
+_NOT_SERVED = ("monitors", "alarms", "container", "kubernetes", "proxy")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ policy requires approvals. The MLmodel file contains the digests of our flavor's
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.prompt.constants import IS_PROMPT_TAG_KEY
@@ -23,7 +23,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files, read_mlmodel
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.model_files import is_extra_file
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
@@ -139,6 +139,14 @@ def fetch_file(address: str, folder: Path, name: str) -> Path:
         if (size := sizes.get(path)) is not None and size <= _RECORD_BYTES:
             return Path(store.download_artifacts(path, str(folder)))
     raise NotFound(f"the file {name} does not exist, or is larger than {_RECORD_BYTES:,} bytes")
+
+
+def read_mlmodel_at(address: str) -> Mapping[str, Any]:
+    """Return the MLmodel file of the version whose files are at this address. Raises
+    NotFound and InvalidArtifact.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder:
+        return read_mlmodel(fetch_file(address, Path(folder), MLMODEL).parent)
 
 
 @contextmanager

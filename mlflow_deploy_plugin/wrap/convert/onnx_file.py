@@ -8,9 +8,10 @@ https://github.com/onnx/onnx/blob/main/docs/ExternalData.md.
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import Message
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 
@@ -111,3 +112,24 @@ def _copy_fields(source: Message, target: Message, left_out: str) -> None:
             getattr(target, name).CopyFrom(value)
         else:
             setattr(target, name, value)
+
+
+def rename_output(graph: GraphProto, old: str, new: str, dtype: str) -> None:
+    """Rename an output of a graph, and cast it to a numpy dtype; `str` for texts."""
+    inner = f"{old}_of_graph"
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                if name == old:
+                    names[position] = inner
+    (value,) = (value for value in graph.output if value.name == old)
+    value.name = new
+    kind = value.type.tensor_type.elem_type
+    wanted = kind
+    if dtype != "str":
+        wanted = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    if kind == wanted or TensorProto.STRING in (kind, wanted):
+        graph.node.append(helper.make_node("Identity", [inner], [new]))
+    else:
+        value.type.tensor_type.elem_type = wanted
+        graph.node.append(helper.make_node("Cast", [inner], [new], to=wanted))

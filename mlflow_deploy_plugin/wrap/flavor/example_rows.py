@@ -3,8 +3,11 @@ generated from its signature.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -163,29 +166,91 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
             sizes = [_TENSOR_ROWS]
             for size in spec.shape[1:]:
                 sizes.append(size if size > 0 else _FREE_SIZE)
-            if np.dtype(spec.type).kind == "f":
+            is_float = np.dtype(spec.type).kind == "f"
+            if is_float and len(spec.shape) == 2 and len(signature.inputs.inputs) == 1:
+                kinds = dict.fromkeys(map(str, range(sizes[1])), str(np.dtype(spec.type)))
+                tensors[spec.name or ""] = _made_up_table(kinds, model).to_numpy()
+            elif is_float:
                 tensors[spec.name or ""] = random.normal(size=sizes).astype(spec.type)
             else:
                 tensors[spec.name or ""] = random.integers(0, 2, sizes).astype(spec.type)
         return tensors.get("", tensors)
-    random = np.random.default_rng(0)
     names = [str(name) for name in signature.inputs.input_names()]
-    converter = converter_for(model)
-    if hasattr(converter, "known_values"):
-        boundary = converter.known_values(model, names)
-    else:
-        boundary = BoundaryValues()
-    columns = {}
+    kinds = {}
     for name, spec in zip(names, signature.inputs.inputs, strict=True):
         kind = getattr(spec.type, "name", str(spec.type))
         # `Batch.cast_to_signature` later rejects types that are not in `COLUMN_TYPES`.
-        columns[name] = _made_up_column(COLUMN_TYPES.get(kind, "str"), name, boundary, random)
-    table = pd.DataFrame(columns)
+        kinds[name] = COLUMN_TYPES.get(kind, "str")
+    table = _made_up_table(kinds, model)
     if signature.inputs == NAMELESS_TEXT:
         return _only_column(table)
     if signature.inputs.has_input_names():
         return table
     return table.to_numpy()
+
+
+def known_columns(model: TrainedModel) -> tuple[int, tuple[str, ...], frozenset[str]]:
+    """Return what a fitted model of scikit-learn, XGBoost, LightGBM or CatBoost knows
+    about its columns: their number (0 if unknown), their names (empty without names),
+    and the names of the columns of texts.
+    """
+    names: tuple[str, ...] = ()
+    for attribute in ("feature_names_in_", "feature_names_", "feature_names", "feature_name"):
+        with suppress(Exception):  # XGBoost raises errors of its own if it has no names.
+            found = getattr(model, attribute)
+            found = found() if callable(found) else found
+            names = tuple(map(str, found))
+            break
+    width = len(names)
+    for attribute in ("n_features_in_", "num_features", "num_feature"):
+        with suppress(Exception):
+            found = getattr(model, attribute)
+            width = width or int(found() if callable(found) else found)
+    numbered = ([f"Column_{at}" for at in range(width)], [str(at) for at in range(width)])
+    if list(names) in numbered:  # The library has made these names.
+        names = ()
+    boundary = _known_values(model, [*names])
+    texts = {*boundary.texts} & {*names}
+    for name, values in boundary.categories.items():
+        if str in map(type, values):
+            texts.add(name)
+    return width, names, frozenset(texts)
+
+
+def _known_values(model: TrainedModel, names: list[str]) -> BoundaryValues:
+    converter = converter_for(model)
+    if not hasattr(converter, "known_values"):
+        return BoundaryValues()
+    boundary: BoundaryValues = converter.known_values(model, names)
+    return boundary
+
+
+def _made_up_table(kinds: Mapping[str, str], model: TrainedModel) -> pd.DataFrame:
+    """Return a table of `MADE_UP_ROWS` rows. `kinds` has the numpy dtypes of its
+    columns.
+    """
+    random = np.random.default_rng(0)
+    boundary = _known_values(model, [*kinds])
+    edges = _fitted_ranges(model, [*kinds]) | dict(boundary.edges)
+    known = replace(boundary, edges=edges)
+    columns = {name: _made_up_column(kinds[name], name, known, random) for name in kinds}
+    return pd.DataFrame(columns)
+
+
+def _fitted_ranges(model: TrainedModel, names: list[str]) -> dict[str, Array]:
+    """Return the range [2] of each column that the first scaler of a model has learned:
+    three deviations around the mean, or the minimum and the maximum.
+    """
+    for step in (model, *(step for _, step in getattr(model, "steps", ()))):
+        lows: Any = getattr(step, "data_min_", None)
+        highs: Any = getattr(step, "data_max_", None)
+        means = getattr(step, "mean_", getattr(step, "center_", None))
+        if lows is None and means is not None and getattr(step, "scale_", None) is not None:
+            lows = means - 3 * step.scale_
+            highs = means + 3 * step.scale_
+        if np.shape(lows) == np.shape(highs) == (len(names),):
+            return dict(zip(names, np.stack([lows, highs], axis=1), strict=True))
+    return {}
 
 
 def _only_column(rows: pd.DataFrame) -> Array:

@@ -64,6 +64,7 @@ from mlflow_deploy_plugin.serve.pyfunc.process import (
     version_differences,
 )
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import runs_code
 from mlflow_deploy_plugin.wrap.convert import converters
 from mlflow_deploy_plugin.wrap.convert.batch import ModelData
 from mlflow_deploy_plugin.wrap.convert.converted import Settings, TrainedModel
@@ -243,7 +244,7 @@ def wrap_registered(
             original = replace(original, predict_fn=pyfunc_predict_fn)
         kind = "graph" if is_onnx(original.model) else type(original.model).__name__
         progress(f"converting and proving a {kind}")
-        wrapped, notes = _convert(original, data, parity, drop, event_time)
+        wrapped, notes = convert_original(original, data, parity, drop, event_time)
         for note in notes:
             progress(f"warning: {note}")
         converted = wrapped.converted
@@ -340,7 +341,7 @@ def _wrap_as_pyfunc(
     return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
 
 
-def _convert(
+def convert_original(
     original: Original,
     data: ModelData,
     parity: ParityPolicy,
@@ -368,7 +369,7 @@ def _convert(
         if settings:
             effect = "the model always uses their defaults"
         notes.append(f"requests to an ONNX form have no params ({defaults}); {effect}")
-    proof = _proof_rows(original, data)
+    proof = proof_rows(original, data)
     wrapped = _wrap_on(original, settings, proof, parity, drop, event_time)
     # Rows that were generated become neither the example nor the reference.
     if proof.is_made_up:
@@ -384,7 +385,7 @@ def _convert(
     return wrapped, (*notes, *proof.notes)
 
 
-class _ProofRows(NamedTuple):
+class ProofRows(NamedTuple):
     """The rows on which the original and the ONNX form are compared.
 
     Attributes:
@@ -414,7 +415,7 @@ def _request_signature(original: Original) -> ModelSignature | None:
     return ModelSignature(mlmodel.signature.inputs, mlmodel.signature.outputs)
 
 
-def _proof_rows(original: Original, data: ModelData) -> _ProofRows:
+def proof_rows(original: Original, data: ModelData) -> ProofRows:
     """Return the data, the saved example, or rows that are generated from the
     signature. Raises InvalidConfig if there are neither rows nor a signature.
     """
@@ -439,13 +440,13 @@ def _proof_rows(original: Original, data: ModelData) -> _ProofRows:
         )
     names = getattr(model, "feature_names_in_", None)
     columns = None if names is None else [str(name) for name in names]
-    return _ProofRows(fit_to_signature(rows, signature, columns), example, is_made_up, notes)
+    return ProofRows(fit_to_signature(rows, signature, columns), example, is_made_up, notes)
 
 
 def _wrap_on(
     original: Original,
     settings: Settings,
-    proof: _ProofRows,
+    proof: ProofRows,
     parity: ParityPolicy,
     drop: Collection[str],
     event_time: str | None,
@@ -711,7 +712,7 @@ def load_folder(folder: Path, source: str) -> Original:
         ) from None
     flavor, predict_fn = _framework_flavor(flavors, source)
     differences = version_differences(folder)
-    if not hasattr(environment_variables, MODEL_CODE):
+    if not hasattr(environment_variables, MODEL_CODE) and runs_code(read_mlmodel(folder), folder):
         require_model_code(source)  # MLflow 3.18 and newer refuses only files with code.
     try:
         converters.check_flavor(flavor)

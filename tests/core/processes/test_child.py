@@ -212,6 +212,10 @@ def test_detached_child_keeps_running(new_child):
         ),
         ([sys.executable, "-c", "raise SystemExit(3)"], "it ended with status 3"),
         (
+            [sys.executable, "-c", "import os; os.write(2, b'bad \\xff'); os._exit(1)"],
+            "bad \N{REPLACEMENT CHARACTER}",
+        ),
+        (
             [sys.executable, "-c", "import os; print('no'); os.kill(os.getpid(), 9)"],
             "it was killed by SIGKILL",
         ),

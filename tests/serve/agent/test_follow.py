@@ -5,7 +5,7 @@ registry polls.
 import subprocess
 from collections import Counter
 
-from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotFound, OnnxserveError
 from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
     LOADING,
@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.statedir.models import (
     ShippingState,
     Wanted,
 )
-from tests.support.fake_registry import STAGE
+from tests.support.fake_registry import STAGE, Later
 from tests.support.refusals import mentions
 
 
@@ -174,6 +174,37 @@ def test_unloadable_first_version_is_fatal(case, follower):
     state = follower.round()
     assert state.fatal
     assert mentions(state.error, STAGE, "version 1", "cannot be loaded", "bad graph")
+
+
+class _OneAtOnce(Later):
+    """An executor that fetches version 1 immediately, and the others later."""
+
+    def submit(self, function, /, *arguments, **named):
+        submitted = super().submit(function, *arguments, **named)
+        if "models:/tiny/1" in arguments:
+            future, work = self.waiting.pop()
+            future.set_result(work())
+        return submitted
+
+
+def test_unloadable_endpoint_waits_for_the_others(case, monkeypatch):
+    monkeypatch.setattr("mlflow_deploy_plugin.serve.agent.follow._FIRST_POLL_SECONDS", 0.1)
+    case.world.versions = {STAGE: "1", "models:/tiny/2": "2"}
+    specs = [
+        f"name: {name}\nvariants: {{v1: {{model: '{uri}'}}}}\n"
+        for name, uri in zip("ef", case.world.versions, strict=True)
+    ]
+    (case.state_dir / SPEC).write_text("---\n".join(specs))
+    fetches = _OneAtOnce()
+    follower = case.follower(fetches=fetches)
+    assert not follower.round().fatal
+    case.worker_says(v1=LoadedVariant(error="bad graph"))
+    assert not follower.round().fatal
+    assert not follower.round().fatal
+    fetches.waiting[0][0].set_exception(InvalidArtifact("no model"))
+    state = follower.round()
+    assert state.fatal
+    assert mentions(state.error, "bad graph", "no model")
 
 
 def test_unloadable_second_variant_is_not_fatal(case):

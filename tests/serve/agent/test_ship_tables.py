@@ -73,7 +73,7 @@ def by_csv(rows, schema):
 def by_v2(rows, schema):
     columns = columns_of(rows, DATATYPES)
     inputs = [v2_tensor(name, kind, columns[name]) for name, kind in DATATYPES.items()]
-    return v2.decode({}, orjson.dumps({"inputs": inputs}), ARTIFACT, schema).feeds
+    return v2.decode({}, orjson.dumps({"inputs": inputs}), ARTIFACT, schema, v2.OWN).feeds
 
 
 def by_arrow(rows, schema):

@@ -12,6 +12,7 @@ from tritonclient.grpc import InferInput, service_pb2
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc.tensors import MAX_FIELDS, decode, encode, read_message
+from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Output, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import FrameSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
@@ -86,7 +87,8 @@ def test_tensors_round_trip(data, datatype, is_raw):
     question = decode(request_of(array, datatype, is_raw), artifact, schema)
     assert question.feeds["x"].dtype == array.dtype
     np.testing.assert_array_equal(question.feeds["x"], array)
-    response = encode(question, is_raw, "e", "made", "1", {"y": question.feeds["x"]})
+    outputs = [v2.V2Output("y", question.feeds["x"])]
+    response = encode("e", v2.V2Answer(question.id, "1", outputs), is_raw)
     answer = service_pb2.ModelInferResponse.FromString(response.SerializeToString())
     assert answer.id == "mine"
     assert answer.model_version == "1"

@@ -226,7 +226,7 @@ def artifact(model_folders):
 
 def v2_outcome(body, artifact, schema):
     try:
-        array = v2.decode({}, body, artifact, schema).feeds["x"]
+        array = v2.decode({}, body, artifact, schema, v2.OWN).feeds["x"]
     except OnnxserveError as error:
         return type(error), error.message
     return array.dtype, array.shape, repr(array.tolist())
@@ -260,7 +260,7 @@ def test_v2_numbers_take_the_fast_reader(artifact, monkeypatch, datatype, is_fla
     tensor = v2_tensor("x", datatype, data, array.shape)
     monkeypatch.setattr(v2, "json_object", None)
     body = json.dumps({"id": "mine", "inputs": [tensor], "parameters": {"note": [1]}}).encode()
-    question = v2.decode({}, body, artifact, V2_SCHEMAS[datatype])
+    question = v2.decode({}, body, artifact, V2_SCHEMAS[datatype], v2.OWN)
     assert question.id == "mine"
     assert question.parameters == {"note": [1]}
     np.testing.assert_array_equal(question.feeds["x"], array)
@@ -275,6 +275,6 @@ def test_v2_texts_take_the_fast_reader(artifact, monkeypatch):
     ]
     monkeypatch.setattr(v2, "json_object", None)
     body = json.dumps({"inputs": inputs}, ensure_ascii=False).encode()
-    feeds = v2.decode({}, body, artifact, V2_SCHEMAS["table"]).feeds
+    feeds = v2.decode({}, body, artifact, V2_SCHEMAS["table"], v2.OWN).feeds
     for name, (_, value) in columns.items():
         assert feeds[name].ravel().tolist() == [value] * 4000

@@ -58,13 +58,13 @@ def there_and_back(array, datatype, is_binary):
     next request.
     """
     artifact, schema = same(datatype, (-1,) * array.ndim)
-    question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),), {})
-    body, headers = v2.encode(question, "e", "id", "1", {"x": array})
+    answer = v2.V2Answer("id", "1", [v2.V2Output("x", array, is_binary=is_binary)])
+    body, _, headers = v2.encode("e", answer)
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
     document = json.loads(body[:length])
     request_json = json.dumps({"inputs": document["outputs"]}).encode()
     sent = {"inference-header-content-length": str(len(request_json))} if is_binary else {}
-    return v2.decode(sent, request_json + body[length:], artifact, schema).feeds["x"]
+    return v2.decode(sent, request_json + body[length:], artifact, schema, v2.OWN).feeds["x"]
 
 
 @pytest.mark.parametrize("is_binary", [False, True])
@@ -88,7 +88,7 @@ def test_single_column_may_be_named_input_1(shape):
     texts = v2_tensor("input-1", "BYTES", ["a", "b"], shape)
     body = json.dumps({"inputs": [texts]}).encode()
     schema = FrameSchema((Column("do", "string"),), (), (Input("do", "str", (-1,), ("do",)),))
-    feeds = v2.decode({}, body, bare_artifact("python_function"), schema).feeds
+    feeds = v2.decode({}, body, bare_artifact("python_function"), schema, v2.OWN).feeds
     assert {name: array.tolist() for name, array in feeds.items()} == {"do": ["a", "b"]}
 
 
@@ -99,13 +99,13 @@ def test_output_without_datatype_is_not_offered():
     artifact, schema = same("FP32", (-1,))
     artifact = replace(artifact, outputs=(*artifact.outputs, Output("map", "map", ())))
     inputs = [v2_tensor("x", "FP32", [1])]
-    question = v2.decode({}, json.dumps({"inputs": inputs}).encode(), artifact, schema)
+    question = v2.decode({}, json.dumps({"inputs": inputs}).encode(), artifact, schema, v2.OWN)
     assert question.outputs == (v2.RequestedOutput("x"),)
     described = v2.model_metadata("e", ("1",), artifact)["outputs"]
     assert [output["name"] for output in described] == ["x"]
     document = {"inputs": inputs, "outputs": [{"name": "map"}]}
     with pytest.raises(SchemaMismatch, match="'map' is unknown"):
-        v2.decode({}, json.dumps(document).encode(), artifact, schema)
+        v2.decode({}, json.dumps(document).encode(), artifact, schema, v2.OWN)
 
 
 @given(body=st.binary(max_size=200), length=st.integers(0, 40))

@@ -539,7 +539,7 @@ def infer(scorers, pyfunc_folders):
 
     def infer(model, body, **headers):
         artifact = read_served_artifact(pyfunc_folders[model])
-        feeds = v2.decode(headers, body, artifact, pyfunc_schema(artifact)).feeds
+        feeds = v2.decode(headers, body, artifact, pyfunc_schema(artifact), v2.OWN).feeds
         return values(scorers[model].predict(feeds).arrays["outputs"])
 
     return infer

@@ -161,3 +161,26 @@ def test_invalid_mlmodel_is_refused(tmp_path, text):
     (tmp_path / "MLmodel").write_text(text)
     with pytest.raises(InvalidArtifact):
         read_served_artifact(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("loader", "section", "data", "runs"),
+    [
+        ("lightgbm", {"data": "a.lgb", "model_class": "lightgbm.basic.Booster"}, "a.lgb", False),
+        ("catboost", {"data": "a.lgb", "model_type": "CatBoostClassifier"}, "a.lgb", False),
+        ("lightgbm", {"data": "a.lgb", "model_class": "lightgbm.LGBMClassifier"}, "a.lgb", True),
+        ("lightgbm", {"data": "a.lgb", "model_class": "lightgbm.basic.Booster"}, "sub", True),
+        ("xgboost", {"data": "sub", "model_class": "xgboost.core.Booster"}, "sub", True),
+        ("xgboost", {"data": "a.lgb", "model_class": "xgboost.core.Booster"}, "..", True),
+        ("xgboost", {"data": "no", "model_class": "xgboost.core.Booster"}, "a.lgb", True),
+        ("xgboost", {"data": ["a.lgb"], "model_class": "xgboost.core.Booster"}, "a.lgb", True),
+    ],
+)
+def test_only_a_file_of_data_runs_no_code(tmp_path, loader, section, data, runs):
+    # MLflow reads the MLmodel file of a folder that `data` names, with another class.
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "MLmodel").write_text("flavors: {}\n")
+    (tmp_path / "a.lgb").write_text("tree")
+    pyfunc = {"loader_module": f"mlflow.{loader}", "data": data}
+    artifact = read(tmp_path, flavors={loader: section, "python_function": pyfunc})
+    assert artifact.runs_code is runs

@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import BuildFailed, InvalidConfig, ParityError
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
-from mlflow_deploy_plugin.serve.protocols.v2 import RequestedOutput, V2Request, encode
+from mlflow_deploy_plugin.serve.protocols.v2 import V2Answer, V2Output, encode
 from mlflow_deploy_plugin.ship.images import trial as trials
 from mlflow_deploy_plugin.ship.images.trial import try_image
 from tests.support.models import tensor_model, write_model
@@ -42,10 +42,9 @@ def engine(tmp_path, monkeypatch):
     """
 
     def answer(doubled, *, exec_status=0, exit_status=""):
-        request = V2Request("", {}, (RequestedOutput("", is_binary=True),), {})
-        body, headers = encode(
-            request, "model", "id", "3", {"doubled": doubled, "total": IMAGES.sum((1, 2))}
-        )
+        arrays = {"doubled": doubled, "total": IMAGES.sum((1, 2))}
+        outputs = [V2Output(name, array, is_binary=True) for name, array in arrays.items()]
+        body, _, headers = encode("model", V2Answer("id", "3", outputs))
         (tmp_path / "answer").write_text(
             json.dumps([int(*headers.values()), body.decode("latin-1")])
         )

@@ -381,7 +381,7 @@ def test_unread_column_is_left_out(event_time, read, tracking, staff, tmp_path):
     answers = []
     for unread in ([], [{"name": name, **text} for name in ("id", "hired")]):
         body = json.dumps({"inputs": [*unread, *tensors]}).encode()
-        request = v2.decode({}, body, loaded.artifact, loaded.schema)
+        request = v2.decode({}, body, loaded.artifact, loaded.schema, v2.OWN)
         answers.append(loaded.run(request.feeds, loaded.artifact.prediction))
     assert answers[0] == answers[1]
 

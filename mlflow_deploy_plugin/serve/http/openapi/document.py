@@ -4,7 +4,7 @@ and versions.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
@@ -191,12 +191,13 @@ def document(
             "description": "; ".join(texts) or "no model is loaded yet",
         },
         "servers": [{"url": root}],
-        "paths": _paths(endpoints, default, schemes, components),
+        "paths": _paths(server, endpoints, default, schemes, components),
         "components": {"schemas": components, **security},
     }
 
 
 def _paths(
+    server: Server,
     endpoints: list[DescribedEndpoint],
     default: DescribedEndpoint | None,
     schemes: Mapping[str, JsonSchema],
@@ -209,6 +210,8 @@ def _paths(
     """
     paths: dict[str, JsonSchema] = {}
     for route in list_routes():
+        if route.protocol is not None:
+            route = replace(route, response=server.answering(route.protocol).response)
         needed = {}
         errors: set[int] = set()
         described_endpoints: Sequence[DescribedEndpoint | None] = [default]

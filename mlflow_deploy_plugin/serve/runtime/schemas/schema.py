@@ -245,6 +245,7 @@ class Schema:
         that it feeds.
         """
         inputs = self.inputs
+        refusals = self.refusals
         if self.columns:
             tensors = [Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs]
             inputs = tuple(
@@ -252,11 +253,11 @@ class Schema:
             )
         else:
             tensors = [replace(tensor, name=entry.name) for entry, tensor in self._bound_tensors]
+            names = {tensor.name: entry.name for entry, tensor in self._bound_tensors}
+            refusals = renamed_refusals(refusals, names)
         # The inputs of a table always have the same number of rows.
         is_foreign = self.is_foreign and not self.columns
-        return Schema(
-            (), tuple(tensors), inputs, self.has_rows, self.refusals, is_foreign=is_foreign
-        )
+        return Schema((), tuple(tensors), inputs, self.has_rows, refusals, is_foreign=is_foreign)
 
     def count_rows(self, arrays: Mapping[str, Array]) -> int:
         return row_count(arrays) if self.has_rows else 1
@@ -508,6 +509,15 @@ class Schema:
             return [(self.inputs[0], self.tensors[0])]
         by_name = {tensor.name: tensor for tensor in self.tensors}
         return [(entry, by_name[entry.name]) for entry in self.inputs]
+
+
+def renamed_refusals(refusals: Refusals, names: Mapping[str, str]) -> Refusals:
+    """Return the refusals with new names of the tensors."""
+    return Refusals(
+        frozenset(names.get(name, name) for name in refusals.missing),
+        frozenset(names.get(name, name) for name in refusals.infinite),
+        {names.get(name, name): known for name, known in refusals.categories.items()},
+    )
 
 
 def check_records(records: Sequence[Mapping[str, object]]) -> None:
