@@ -124,9 +124,9 @@ def apply_flavor(
     """Return `config` with the field that `flavor` implies for the deployment `name`.
 
     The flavor python_function also allows versions without an ONNX form, to which a
-    stage or alias may move later. With any flavor, a version with an ONNX form is
-    served as ONNX. Raises InvalidConfig if the flavor is unknown or the model does not
-    have it, and the errors of `resolve`.
+    stage or alias may move later, and does not convert them. With any flavor, a version
+    with an ONNX form is served as ONNX. Raises InvalidConfig if the flavor is unknown
+    or the model does not have it, and the errors of `resolve`.
     """
     if flavor is None:
         return config or {}
@@ -138,7 +138,12 @@ def apply_flavor(
             raise InvalidConfig(
                 f"{model_uri} has no flavor {flavor!r}; it has {', '.join(sorted(flavors))}"
             )
-    return {f"variants.{name}.allow_pyfunc": flavor == PYTHON_FUNCTION, **(config or {})}
+    is_pyfunc = flavor == PYTHON_FUNCTION
+    fields = {
+        f"variants.{name}.allow_pyfunc": is_pyfunc,
+        f"variants.{name}.convert": "never" if is_pyfunc else "example",
+    }
+    return {**fields, **(config or {})}
 
 
 def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:

@@ -55,7 +55,8 @@ def main() -> int:
     parser.add_argument("label")
     parser.add_argument("--made-rows", action="store_true")
     options = parser.parse_args()
-    os.nice(max(0, _NICE - os.nice(0)))
+    if sys.platform != "win32":
+        os.nice(max(0, _NICE - os.nice(0)))
     logging.disable(logging.WARNING)
     try:
         proof = convert_folder(options.folder, options.target, options.label, options.made_rows)

@@ -25,10 +25,14 @@ def test_invalid_traffic_is_refused(traffic):
         configure(new_endpoint("flights", "models:/X/1"), {"traffic": traffic})
 
 
-@pytest.mark.parametrize(("flavor", "is_allowed"), [("python_function", True), ("onnx", False)])
-def test_flavor_of_a_followed_model_permits_pyfuncs(flavor, is_allowed):
+@pytest.mark.parametrize(
+    ("flavor", "is_allowed", "convert"),
+    [("python_function", True, "never"), ("onnx", False, "example")],
+)
+def test_flavor_of_a_followed_model_permits_pyfuncs(flavor, is_allowed, convert):
     assert apply_flavor("s", None, flavor, {"server.threads": 2}) == {
         "variants.s.allow_pyfunc": is_allowed,
+        "variants.s.convert": convert,
         "server.threads": 2,
     }
 
