@@ -31,7 +31,7 @@ def workers_page(folder: Path) -> bytes:
     """
     families = read_families(folder)
     if names := load_settings().metrics_names:
-        families += _find_once(METRICS_NAMES, names, "set of metrics names", ())(families)
+        families += _find_once(METRICS_NAMES, names, "metrics naming", ())(families)
     return prometheus_text(families)
 
 

@@ -722,7 +722,7 @@ def load_names(name: str) -> V2Names:
     own = "onnxserve"
     if name == own:
         return OWN
-    names: V2Names = find_entry("onnxserve.v2_names", name, "set of names", (own,), V2Names)
+    names: V2Names = find_entry("onnxserve.v2_names", name, "naming", (own,), V2Names)
     decode_named = partial(decode_request, names)
     named = replace(V2, decode=decode_named, response={JSON: ANY_OBJECT, OCTETS: BYTES})
     return replace(names, protocols={**names.protocols, V2.name: named})
