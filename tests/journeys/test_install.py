@@ -57,6 +57,7 @@ IMPORTS_OF_EXTRAS = {
     "ui": "import mlflow_deploy_plugin.ui.app",
     "sklearn": "import mlflow_deploy_plugin.wrap.convert.sklearn.conversion",
     "torch": "import mlflow_deploy_plugin.wrap.convert.torch, onnxscript",
+    "mlserver": "import catboost, lightgbm, xgboost, mlflow_deploy_plugin.contrib.mlserver.adopt",
     "statsmodels": "import mlflow_deploy_plugin.contrib.estimators.statsmodels",
     "text": "import tokenizers",
     "transformers": "import sentence_transformers, transformers",
