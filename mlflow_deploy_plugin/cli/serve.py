@@ -23,10 +23,9 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
-from mlflow_deploy_plugin.core.registry.model_folders import find_models
+from mlflow_deploy_plugin.core.registry.model_folders import find_models, is_model_file
 from mlflow_deploy_plugin.core.registry.model_uri import (
     default_endpoint_name,
-    is_model_file,
     model_pattern,
     parse_model_uri,
     registry_uri,
@@ -245,8 +244,9 @@ def _endpoints_of(
     `server` that the settings of the folder specify. `name` renames a single endpoint.
     """
     found = None
-    if parse_model_uri(model_uri).kind == "path":
-        path = absolute_path(parse_model_uri(model_uri).name)
+    uri = parse_model_uri(model_uri)
+    if uri.kind == "path":
+        path = absolute_path(uri.name)
         if path.is_dir() or is_model_file(path):
             found = find_models(path)
     if found is None:

@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,10 @@ class _Settings:
 
 class MlserverFolders:
     """The `FolderReader` of model files and of MLServer's layout."""
+
+    endings: Collection[str] = frozenset(
+        chain.from_iterable(runtime.endings for runtime in RUNTIMES.values())
+    )
 
     def find_models(self, path: Path) -> FoundModels | None:
         """Return the models of a folder or file; None for an MLflow folder without
@@ -396,10 +401,13 @@ def mlflow_folder(folder: Path, settings: _Settings) -> ModelFile:
     """
     refuse_links(folder)
     metadata = {"implementation": MLFLOW, **settings.metadata}
-    stamps = [
-        f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}"
-        for path in sorted(folder.rglob("*"))
-    ]
+
+    def identify() -> str:
+        stamps = [
+            f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}"
+            for path in sorted(folder.rglob("*"))
+        ]
+        return _digest(str(folder), *stamps, json.dumps(metadata))
 
     def adopt(target: Path) -> None:
         document = dict(read_mlmodel(folder))
@@ -408,8 +416,7 @@ def mlflow_folder(folder: Path, settings: _Settings) -> ModelFile:
         refuse_links(target)  # A link may have been added since.
         (target / MLMODEL).write_text(yaml.safe_dump(document, sort_keys=False))
 
-    identity = _digest(str(folder), *stamps, json.dumps(metadata))
-    return ModelFile(settings.version, runs_code=False, identity=identity, adopt=adopt)
+    return ModelFile(settings.version, runs_code=False, identify=identify, adopt=adopt)
 
 
 def model_file(file: Path, implementation: str, settings: _Settings) -> ModelFile:
@@ -418,18 +425,23 @@ def model_file(file: Path, implementation: str, settings: _Settings) -> ModelFil
     if not file.is_file():
         raise InvalidArtifact(f"{file.name} is not a file")
     metadata = {**settings.metadata, "implementation": implementation}
-    with file.open("rb") as stream:
-        content = hashlib.file_digest(stream, "sha256").hexdigest()
     # The suffix of a file with another name, such as model.bin, is that of the library.
     name = f"model{file.suffix.lower()}"
+
+    @cache
+    def content() -> str:
+        return _content_of(file)
+
+    def identify() -> str:
+        installed = [f"{library} {installed_version(library)}" for library in runtime.libraries]
+        return _digest(content(), name, json.dumps(metadata), *installed)
 
     def adopt(target: Path) -> None:
         target.mkdir()
         copy = target / name
         shutil.copyfile(file, copy)
-        with copy.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != content:
-                raise OnnxserveError(f"{file.name} was changed while it was read")
+        if _content_of(copy) != content():
+            raise OnnxserveError(f"{file.name} was changed while it was read")
         (target / MODEL_SETTINGS).write_text(json.dumps(metadata))
         if runtime.kind == "onnx":
             flavors = {"onnx": {"data": name, "onnx_version": ""}}
@@ -446,14 +458,18 @@ def model_file(file: Path, implementation: str, settings: _Settings) -> ModelFil
                 f"{file.name} cannot be loaded by {runtime.kind}: {reason}"
             ) from None
 
-    installed = [f"{library} {installed_version(library)}" for library in runtime.libraries]
     return ModelFile(
         settings.version,
         runtime.runs_code,
-        _digest(content, name, json.dumps(metadata), *installed),
+        identify,
         adopt,
         always_converts=not runtime.runs_code,
     )
+
+
+def _content_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(*parts: str) -> str:

@@ -401,7 +401,7 @@ def encode_v1(variant: ServedVariant, response: InferResponse) -> EncodedRespons
         if isinstance(prediction, dict):
             prediction = rows_of(prediction)
         return EncodedResponse(dump_json({"predictions": prediction}))
-    arrays = dict(named_predictions(artifact, response.outputs))
+    arrays = named_predictions(artifact, response.outputs)
     prediction = arrays[PREDICT]
     probabilities = arrays.get(PREDICT_PROBA)
     wants_all = os.environ.get(PROBABILITIES_VARIABLE, "").lower() == "true"

@@ -150,9 +150,10 @@ def _check_ports(spec: EndpointSpec, proxy: ProxySpec) -> None:
             moved = port + _STEP * number
             if moved in owners:
                 raise InvalidConfig(
-                    f"the ports {owners[moved]} and {port} meet at {moved}, because each replica "
-                    f"has ports {_STEP} above those of the one before it: set -C server.grpc_port "
-                    "or server.metrics_port whose last digit differs from that of server.port"
+                    f"the ports {owners[moved]} and {port} meet at {moved}, because the ports of "
+                    f"each replica are {_STEP} above the previous replica's: set -C "
+                    "server.grpc_port or server.metrics_port whose last digit differs from that of "
+                    "server.port"
                 )
             owners[moved] = str(port)
 
@@ -228,8 +229,8 @@ def _only_from_proxy(document: Document, proxy: str) -> Document:
     metrics: any other caller could send the address that is counted.
     """
     (rule,) = document["spec"]["ingress"]
-    served = [port for port in rule["ports"] if port["port"] != "metrics"]
-    metrics = [port for port in rule["ports"] if port["port"] == "metrics"]
+    served = _without_metrics(rule["ports"])
+    metrics = [port for port in rule["ports"] if port not in served]
     from_proxy = {"from": [{"podSelector": {"matchLabels": endpoint_labels(proxy)}}]}
     rules = [{**from_proxy, "ports": served}]
     if metrics:
@@ -237,11 +238,18 @@ def _only_from_proxy(document: Document, proxy: str) -> Document:
     return {**document, "spec": {**document["spec"], "ingress": rules}}
 
 
+def _without_metrics(ports: list[Document]) -> list[Document]:
+    """Return the ports that nginx also has. A rule of a NetworkPolicy names the port in
+    `port`.
+    """
+    return [port for port in ports if "metrics" not in (port.get("name"), port.get("port"))]
+
+
 def _services(document: Document, spec: EndpointSpec, proxy: ProxySpec) -> list[Document]:
     """Return the Services of nginx, with the endpoint's name, and of each replica."""
     services = []
     of_proxy = endpoint_labels(f"{spec.name}-proxy")
-    ports = [port for port in document["spec"]["ports"] if port["name"] != "metrics"]
+    ports = _without_metrics(document["spec"]["ports"])
     services.append(
         {
             **document,
@@ -281,10 +289,9 @@ def _proxy_documents(
         "spec": _proxy_pod(name, proxy, pod),
     }
     selected = {"matchLabels": selector}
-    # nginx has no metrics port.
     (rule,) = policy["ingress"]
-    open_ports = [port for port in rule["ports"] if port["port"] != "metrics"]
-    admitted = {**policy, "podSelector": selected, "ingress": [{**rule, "ports": open_ports}]}
+    ingress = [{**rule, "ports": _without_metrics(rule["ports"])}]
+    admitted = {**policy, "podSelector": selected, "ingress": ingress}
     deployment = {"replicas": 2, "selector": selected, "template": template}
     return [
         document("v1", "ConfigMap", data={_CONFIG: config}),
@@ -305,7 +312,7 @@ def _proxy_pod(name: str, proxy: ProxySpec, pod: Document) -> Document:
         "name": "nginx",
         "image": proxy.image,
         "command": _COMMAND,
-        "ports": [port for port in container["ports"] if port["name"] != "metrics"],
+        "ports": _without_metrics(container["ports"]),
         "resources": {
             "requests": {"cpu": "100m", "memory": "64Mi"},
             "limits": {"memory": "512Mi"},

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.parts import ProxySpec, ServerSpec
 
 _WORD = re.compile(r"[\w.:/@~+\[\]-]*")
-"""What nginx reads as one word, in which nothing is quoted or is a variable."""
+"""A word of nginx's configuration without quotes and variables."""
 
 
 def _checked_word(value: object) -> object:

@@ -2,7 +2,7 @@
 another server. The readers of the group `onnxserve.folders` find and adopt them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,8 @@ class ModelFile:
     Attributes:
         version: the version that its settings specify; empty if they specify none.
         runs_code: True if loading the file can run any code, as for a pickle.
-        identity: a digest of the file and its settings.
+        identify: a function that returns a digest of the file and its settings. It
+            reads the whole file.
         always_converts: True for a file of data, which becomes ONNX without example
             rows.
         adopt: a function that writes the MLmodel folder to a path that does not exist.
@@ -30,7 +31,7 @@ class ModelFile:
 
     version: str
     runs_code: bool
-    identity: str
+    identify: Callable[[], str]
     adopt: Callable[[Path], None]
     always_converts: bool = False
 
@@ -50,6 +51,14 @@ class FoundModels:
 
 
 class FolderReader(Protocol):
+    """A reader of model files and folders.
+
+    Attributes:
+        endings: the endings of model files, in lower case, such as .onnx.
+    """
+
+    endings: Collection[str]
+
     def find_models(self, path: Path) -> FoundModels | None:
         """Return the models of a folder or file; None for a folder that this reader
         does not know. Raises InvalidConfig if it cannot serve them.
@@ -64,6 +73,12 @@ class FolderReader(Protocol):
 @cache
 def _readers() -> Sequence[FolderReader]:
     return [load_entry(entry) for entry in registered_in(FOLDERS).values()]
+
+
+def is_model_file(path: Path) -> bool:
+    """Return True for a file whose name ends like a model's."""
+    ending = path.suffix.lower()
+    return path.is_file() and any(ending in reader.endings for reader in _readers())
 
 
 def find_models(path: Path) -> FoundModels | None:

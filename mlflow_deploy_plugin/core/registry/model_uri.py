@@ -36,8 +36,6 @@ _FORMS = (
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 STAGES = {stage.lower(): stage for stage in ("Production", "Staging", "Archived", "None")}
 _TAG = "tag:"
-_FILE_ENDINGS = {".joblib", ".pkl", ".pickle", ".json", ".ubj", ".bst", ".txt", ".cbm", ".onnx"}
-"""The endings of model files that a reader of folders can adopt."""
 _PROXIED = "/mlflow-artifacts/artifacts/"
 _PAGE = re.compile(r"/models/(?P<name>[^/?]+)(?:/versions/(?P<version>\d+))?")
 """The end of the address of a model page in MLflow's UI."""
@@ -179,11 +177,6 @@ def registry_uri(selector: str, only: str = "*") -> str:
     """
     separator = "" if selector.startswith("@") else "/"
     return f"models:/{only}{separator}{selector}"
-
-
-def is_model_file(path: Path) -> bool:
-    """Return True for a file whose name ends like a model's."""
-    return path.suffix.lower() in _FILE_ENDINGS and path.is_file()
 
 
 def missing_folder_message(text: str) -> str:

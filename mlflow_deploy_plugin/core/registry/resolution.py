@@ -27,10 +27,10 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_client,
     registry_errors,
 )
+from mlflow_deploy_plugin.core.registry.model_folders import is_model_file
 from mlflow_deploy_plugin.core.registry.model_uri import (
     STAGES,
     ModelURI,
-    is_model_file,
     missing_folder_message,
     model_name,
     parse_model_uri,

@@ -381,7 +381,7 @@ class MlflowRegistry:
         file = read_model(found.folder)
         if file is None or (file.runs_code and not found.runs_code):
             raise CodeRefused("its file was replaced by a file of another kind; load it again")
-        folder = self.cache.adopted / file.identity
+        folder = self.cache.adopted / file.identify()
         try:
             folder.parent.mkdir(exist_ok=True)
             build_once(folder, MLMODEL, file.adopt)

@@ -91,7 +91,7 @@ def convert_folder(folder: Path, target: Path, label: str, makes_rows: bool = Fa
     rows = proof_rows(original, None)
     if rows.is_made_up and not makes_rows:
         raise ConversionError("its input example cannot be read")
-    wrapped, _ = convert_original(original, None, "require", (), None)
+    wrapped, _ = convert_original(original, rows, "require", (), None)
     answers = original_answers(folder, rows.rows)
     # The reference would have the graph's names, and the agent's folder has no commit.
     own = {name: text for name, text in wrapped.provenance.items() if not name.startswith("git_")}
@@ -188,8 +188,8 @@ def _check_answers(model: OnnxModel, wrapped: WrappedModel, answers: Mapping[str
         is_text = {want.dtype.kind, got.dtype.kind} <= {*"OUT"}
         if want.shape != got.shape or not (is_text or want.dtype == got.dtype):
             raise ConversionError(
-                f"its answer {name!r} is {want.dtype} {list(want.shape)}, and that of its ONNX "
-                f"form {got.dtype} {list(got.shape)}"
+                f"its answer {name!r} is {want.dtype} {list(want.shape)}, and its ONNX form "
+                f"answers {got.dtype} {list(got.shape)}"
             )
         differing = compare(want, got, _ROUNDING).differing_rows
         if differing > ties:

@@ -244,7 +244,9 @@ def wrap_registered(
             original = replace(original, predict_fn=pyfunc_predict_fn)
         kind = "graph" if is_onnx(original.model) else type(original.model).__name__
         progress(f"converting and proving a {kind}")
-        wrapped, notes = convert_original(original, data, parity, drop, event_time)
+        wrapped, notes = convert_original(
+            original, proof_rows(original, data), parity, drop, event_time
+        )
         for note in notes:
             progress(f"warning: {note}")
         converted = wrapped.converted
@@ -343,7 +345,7 @@ def _wrap_as_pyfunc(
 
 def convert_original(
     original: Original,
-    data: ModelData,
+    proof: "ProofRows",
     parity: ParityPolicy,
     drop: Collection[str],
     event_time: str | None,
@@ -352,7 +354,7 @@ def convert_original(
 
     Args:
         original: the loaded model.
-        data: rows for the proof; None for the saved or generated rows.
+        proof: the rows for the proof (`proof_rows`).
         parity: the policy if the predictions differ.
         drop: columns that the model does not read.
         event_time: the column of event times, or None.
@@ -369,7 +371,6 @@ def convert_original(
         if settings:
             effect = "the model always uses their defaults"
         notes.append(f"requests to an ONNX form have no params ({defaults}); {effect}")
-    proof = proof_rows(original, data)
     wrapped = _wrap_on(original, settings, proof, parity, drop, event_time)
     # Rows that were generated become neither the example nor the reference.
     if proof.is_made_up:

@@ -221,6 +221,13 @@ def test_namespace_is_in_headers_of_mlserver(tmp_path, monkeypatch):
 
 
 SKLEARN = "mlserver_sklearn.SKLearnModel"
+DECLARED = {
+    "name": "a",
+    "datatype": "FP64",
+    "shape": [-1, 4],
+    "parameters": {"content_type": "np"},
+}
+"""A tensor that settings declare."""
 
 
 @pytest.fixture(scope="module")
@@ -248,14 +255,7 @@ def odd_server(tmp_path_factory):
         "declared": {
             "implementation": SKLEARN,
             "versions": ["sklearn/1.9"],
-            "inputs": [
-                {
-                    "name": "a",
-                    "datatype": "FP64",
-                    "shape": [-1, 4],
-                    "parameters": {"content_type": "np"},
-                }
-            ],
+            "inputs": [DECLARED],
             "parameters": {"extra": {"predict_fn": "predict_proba"}},
         },
     }.items():
@@ -299,14 +299,7 @@ def test_settings_of_mlserver_may_be_odd(odd_server, model, output, version):
             "declared",
             {
                 "versions": ["sklearn/1.9"],
-                "inputs": [
-                    {
-                        "name": "a",
-                        "datatype": "FP64",
-                        "shape": [-1, 4],
-                        "parameters": {"content_type": "np"},
-                    }
-                ],
+                "inputs": [DECLARED],
             },
         ),
     ],

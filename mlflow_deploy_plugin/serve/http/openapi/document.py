@@ -268,7 +268,7 @@ def _operation_object(
     schemas to which the operation refers are added to `components`.
     """
     named: JsonSchema = {"job": {"schema": STRING, "description": "the id of the job"}}
-    if described is not None:  # These are the values of now.
+    if described is not None:  # the versions and labels that are served now
         for name, values in (
             ("version", described.served.versions),
             ("label", described.served.variants),
