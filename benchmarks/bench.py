@@ -1,126 +1,91 @@
-"""Reproduce the figures of README.md and the main figures of RESULTS.md, within ten
-minutes on two cores, as one table.
+"""Run the short forms of the benchmarks within ten minutes on two cores, and write what
+they print into `figures.json`, beside the figures of README.md and RESULTS.md.
 
     make bench
     .venv/bin/python benchmarks/bench.py --only serve start
     .venv/bin/python benchmarks/bench.py --minutes 3
+    # a section of RESULTS.md, from the complete run of its script
+    .venv/bin/python benchmarks/bench.py --record "Swaps under load" swap.py --swaps 20
+    # after an edit of README.md or RESULTS.md
+    .venv/bin/python benchmarks/bench.py --pages
 
-Each part is one of the other scripts with few rounds; run the script itself for more.
-A peer that is not installed has a row that says how to install it. The last part,
-coverage, judges models in the time that is left. A column that a script does not
-measure is empty.
+The machine is measured first, and compared with the one of `--reference`: a machine
+that is slower, or busy, needs more time for everything, so compare ratios. Each part is
+another script with few rounds; run the script itself for more. A peer that is not
+installed has a row that says how to install it. The last part, coverage, judges models
+in the time that is left.
 """
 
 import argparse
 import os
-import platform
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# numba would import coverage.py of this folder
+sys.path.remove(str(Path(__file__).resolve().parent))
+
+from benchmarks import figures, machine
+from benchmarks.figures import ROOT, Cells
+
 LEAST_SECONDS = 20
 CLOSING_SECONDS = 75
 """The time that coverage needs for the models that it judges at the end of its time."""
-Cells = dict[str, str]
-NONE = "no column"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A script with the columns of its tables, by the beginnings of their heads.
+    """The short form of a script.
 
     Attributes:
-        measured, ratio, p99: columns of the printed table; NONE: the script has none.
-        unit: of the measured figure, if its column has none.
-        name: the columns that name a row; empty: the first column.
+        heading: its section of RESULTS.md.
+        seconds: after this time, it is stopped, and its last rows are missing.
     """
 
+    heading: str
     command: str
-    measured: str
-    unit: str = ""
-    ratio: str = NONE
-    p99: str = NONE
-    name: tuple[str, ...] = ()
+    seconds: float = 90.0
 
 
+_SERVING = "Serving, beside what others use"
+_COVERAGE = "What converts, and whether it answers as its original"
 PARTS = {
-    "serve": Part(
-        "serve.py --only one-row --rounds 3 --no-install",
-        "onnxserve",
-        ratio="ratio",
-        p99="onnxserve",
-        name=("work", "compared with"),
-    ),
-    "start": Part(
-        "serve.py --only start --rounds 3 --no-install",
-        "onnxserve",
-        ratio="ratio",
-        name=("work", "compared with"),
-    ),
-    "path": Part("request_path.py", "now, µs", " µs", p99="p99"),
-    "swap": Part("swap.py --swaps 5 --seconds 2", "measured", p99="p99"),
-    "boosters": Part("boosters.py HistGradient", NONE, "", "ratio", name=("model", "rows")),
-    "explain": Part("explain.py --rows 500", "rows/s", " rows/s", "ratio"),
-    "coverage": Part("coverage.py", "equal", " equal as ONNX", name=("of", "judged")),
+    "serve": Part(_SERVING, "serve.py --only one-row --rounds 3 --no-install"),
+    "start": Part(_SERVING, "serve.py --only start --rounds 3 --no-install"),
+    "path": Part("The way of a request", "request_path.py"),
+    "swap": Part("Swaps under load", "swap.py --swaps 5 --seconds 2"),
+    "boosters": Part("Boosters as ONNX, beside their libraries", "boosters.py HistGradient"),
+    "explain": Part("Explanations", "explain.py --rows 500"),
+    "coverage": Part(_COVERAGE, "coverage.py", 600.0),
 }
-LONGER = {
-    "image with the model": "needs Docker: python benchmarks/images.py",
-    "verdicts over a year": "python benchmarks/drift.py --share 0.1",
-}
+LONGER = ("images.py (needs Docker)", "drift.py --share 0.1", "public_shifts.py")
 
 
-def tables(text: str) -> Iterator[Cells]:
-    """Yield the rows of the tables of a script by the heads of their columns: lines of
-    Markdown, or otherwise columns with two spaces between them.
+@dataclass(frozen=True)
+class Printed:
+    """The rows of all tables that a script printed, and its remarks: peers that are not
+    installed, or the end of its errors.
     """
-    lines = text.splitlines()
-    heads: list[str] = []
-    for line in [line for line in lines if line.startswith("|")] or lines:
-        if line.startswith("|"):
-            cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        else:
-            cells = re.split(r"\s{2,}", line.rstrip())
-        if any(cell[:1].isdigit() for cell in cells):
-            yield dict(zip(heads, cells, strict=False))
-        elif not all(set(cell) <= set("-: ") for cell in cells):
-            heads = cells
+
+    rows: list[Cells]
+    remarks: list[str]
 
 
-def column(row: Cells, head: str) -> str:
-    return next((cell for name, cell in row.items() if name.startswith(head)), "")
-
-
-def figures(part: Part, output: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the rows of a part: name, measured, ratio, p99."""
-    for row in tables(output):
-        name = ", ".join(column(row, head) for head in part.name) or next(iter(row.values()))
-        measured = column(row, part.measured)
-        p99 = column(row, part.p99)
-        if " / " in p99:
-            measured, _, p99 = measured.partition(" / ")
-        yield name, measured + part.unit, column(row, part.ratio), p99
-    for note in re.findall(r"^- (.*): (install it .*)", output, re.MULTILINE):
-        yield (*note, "", "")
-
-
-def run(part: Part, seconds: float) -> Iterator[tuple[str, str, str, str]]:
-    command = [sys.executable, *f"benchmarks/{part.command}".split(" ")]
-    if part.command == "coverage.py":
-        command += ["--seconds", str(round(max(seconds - CLOSING_SECONDS, 1)))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def run(command: Sequence[str], seconds: float | None) -> Printed:
+    """Run a script of this folder, with its progress on stderr."""
     with subprocess.Popen(
-        command,
+        [sys.executable, f"benchmarks/{command[0]}", *command[1:]],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE if seconds else None,
         text=True,
     ) as script:
         try:
@@ -128,19 +93,86 @@ def run(part: Part, seconds: float) -> Iterator[tuple[str, str, str, str]]:
         except subprocess.TimeoutExpired:
             script.send_signal(signal.SIGINT)  # The script then ends its servers.
             output, errors = script.communicate()
-            errors += f"\nIt was stopped after {seconds:.0f} s."
-    yield from figures(part, output)
+            errors = f"it was stopped after {seconds:.0f} s"
+    rows = [row for table in figures.tables(output) for row in table]
+    remarks = re.findall(r"^- (.*: install it .*)", output, re.MULTILINE)
     if script.returncode:
-        last = errors.strip().splitlines()[-1:] or output.strip().splitlines()[-1:]
-        yield part.command, f"exit status {script.returncode}: {''.join(last)[:120]}", "", ""
+        last = ((errors or "").strip() or output.strip()).splitlines()[-1:]
+        remarks.append(f"exit status {script.returncode}: {''.join(last)[:120]}")
+    return Printed(rows, remarks)
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0))
-    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    return f"{now}, {models[0]}, {cores} cores, Python {platform.python_version()}"
+def short_forms(names: Sequence[str], minutes: float) -> None:
+    """Run the parts in the time, and write and print what each prints."""
+    document = figures.read()
+    end = time.monotonic() + 60 * minutes
+    here = machine.describe()
+    measured = machine.speed()
+    reference = document["reference"]
+    slower = machine.slowness(measured, reference["speed"])
+    disturbed = machine.disturbance(measured)
+    there = f"{reference['date']}, {reference['cpu']}"
+    here |= {"slowness": round(slower, 2), "disturbance": round(disturbed, 2)}
+    print(f"{here['cpu']}, {here['cores']} cores, Python {here['python']}, load {here['load']}.")
+    print(f"It takes {slower:.2f} times as long as the reference ({there});", end=" ")
+    print(f"a median run takes {disturbed:.2f} times as long as the fastest.")
+    for name in names:
+        part = PARTS[name]
+        left = min(end - time.monotonic(), part.seconds)
+        command = part.command.split()
+        if left < LEAST_SECONDS:
+            print(f"\n{name}: no time was left: --only {name}", flush=True)
+            continue
+        if name == "coverage":
+            command += ["--seconds", str(round(max(left - CLOSING_SECONDS, 1)))]
+        printed = run(command, left)
+        print(f"\n**{name}**: `{part.command}`", *printed.remarks, sep="\n- ")
+        print("\n" + _markdown(printed.rows), flush=True)
+        section = document["sections"].setdefault(part.heading, {})
+        short = section.setdefault("short", {})
+        short[name] = _measurement(part.command, here, printed.rows)
+    figures.write(document)
+    print(f"\nNot among the short forms: {', '.join(LONGER)}.")
+    taken = minutes + (time.monotonic() - end) / 60
+    print(
+        f"{taken:.1f} minutes; figures.json has the figures. The load is {os.getloadavg()[0]:.1f}."
+    )
+
+
+def _measurement(command: str, here: dict[str, Any], rows: list[Cells]) -> dict[str, Any]:
+    return {"command": f"python benchmarks/{command}", "machine": here, "rows": rows}
+
+
+def _markdown(rows: list[Cells]) -> str:
+    lines = []
+    heads: list[str] = []
+    for row in rows:
+        if [*row] != heads:
+            heads = [*row]
+            lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        lines.append(f"| {' | '.join(row.values())} |")
+    return "\n".join(lines)
+
+
+def record(heading: str, command: Sequence[str]) -> None:
+    """Run a script to its end, and write the rows that it prints into the section."""
+    here = machine.describe()
+    printed = run(command, None)
+    document = figures.read()
+    section = document["sections"].setdefault(heading, {})
+    runs = section.setdefault("printed", {})
+    runs[" ".join(command)] = _measurement(" ".join(command), here, printed.rows)
+    figures.write(document)
+    print("\n".join([*printed.remarks, _markdown(printed.rows)]))
+
+
+def write_pages() -> None:
+    """Write the figures of the pages, and remove sections that no page has."""
+    document = figures.read()
+    sections = document["sections"]
+    pages = figures.pages()
+    document["sections"] = {name: {**sections.get(name, {}), "page": pages[name]} for name in pages}
+    figures.write(document)
 
 
 def main() -> None:
@@ -148,26 +180,22 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="run only these parts")
+    parser.add_argument("--only", nargs="+", choices=[*PARTS], help="run only these parts")
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--record", metavar="HEADING", help="a section for the following command")
+    parser.add_argument("--pages", action="store_true", help="only read README.md and RESULTS.md")
+    parser.add_argument("--reference", action="store_true", help="compare others with this machine")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    end = time.monotonic() + 60 * options.minutes
-    started = os.getloadavg()[0]
-    print(f"{machine()}\n\n| | measured | ratio | p99 |\n|---|---|---|---|", flush=True)
-    for name in options.only or PARTS:
-        left = end - time.monotonic()
-        if left < LEAST_SECONDS:
-            print(f"| {name} | no time was left: --only {name} | | |", flush=True)
-            continue
-        for cells in run(PARTS[name], left):
-            print(f"| {name}: {' | '.join(cells)} |", flush=True)
-    for name, command in LONGER.items():
-        print(f"| {name} | {command} | | |")
-    taken = (time.monotonic() - end) / 60 + options.minutes
-    print(
-        f"\nload average {started:.1f} at the start, {os.getloadavg()[0]:.1f} at the end; ", end=""
-    )
-    print(f"{taken:.1f} minutes")
+    if options.record:
+        record(options.record, options.command)
+    elif options.reference:
+        reference = {**machine.describe(), "speed": machine.speed()}
+        figures.write({**figures.read(), "reference": reference})
+    elif options.pages:
+        write_pages()
+    else:
+        short_forms(options.only or [*PARTS], options.minutes)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ projects/trees, in their own library and as C of Treelite: 1 to 100,000 rows.
     .venv/bin/python benchmarks/boosters.py [XGBoost CatBoost …]
     # on a machine without other jobs
     THREADS=2 .venv/bin/python benchmarks/boosters.py XGBoost LightGBM
-    # through load_model().predict, Arrow over HTTP and `onnxserve batch`
-    PATHS=1 .venv/bin/python benchmarks/boosters.py LightGBM
 
 The models have 100 trees (or 1,000) on 20 columns. The graphs and the originals
 use one thread each, and alternate in rounds. The script prints the minimum of the CPU
@@ -19,7 +17,6 @@ tl2cgen` and gcc, Treelite is measured as well.
 
 import importlib.util
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -34,10 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import catboost
 import lightgbm
-import mlflow.pyfunc
 import numpy as np
-import pandas as pd
-import urllib3
 import xgboost
 from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -52,7 +46,6 @@ _LEARNED = 20_000
 _COUNTS = (1, 100, 10_000, 100_000)
 _ROUNDS = 7
 _ROUND_SECONDS = 0.05
-_PORT = 18723
 
 
 def models() -> dict[str, Any]:
@@ -131,24 +124,17 @@ def main() -> None:
         + random.normal(size=_LEARNED) * 0.1
     )
     labels = ["library", "ONNX", "trees", "C"]
-    print(f"| model | rows | {', µs | '.join(labels)}, µs | ratio |", flush=True)
     if importlib.util.find_spec("onnxserve_trees") is None:
         print("- onnxserve-trees: install it with pip install ./projects/trees", flush=True)
+    print(f"| model | rows | {', µs | '.join(labels)}, µs | ratio |", flush=True)
+    print("|---" * (len(labels) + 3) + "|", flush=True)
     for name, model in models().items():
         if len(sys.argv) > 1 and not name.startswith(tuple(sys.argv[1:])):
             continue
         model.fit(learned, target)
         with TemporaryDirectory() as folder:
             saved = Path(folder) / "model"
-            columns = [f"f{index}" for index in range(_COLUMNS)]
-            example: Any = learned[:200]
-            if os.environ.get("PATHS"):
-                example = pd.DataFrame(example, columns=columns)
-            onnxserve.save_model(model, saved, input_example=example)
-            if os.environ.get("PATHS"):
-                table = pd.DataFrame(random.normal(size=(_COUNTS[-1], _COLUMNS)), columns=columns)
-                show_paths(name, model, saved, table)
-                continue
+            onnxserve.save_model(model, saved, input_example=learned[:200])
             treelite = treelite_predictors(model, Path(folder))
             for count in _COUNTS:
                 rows = random.normal(size=(count, _COLUMNS))
@@ -179,45 +165,6 @@ def session_parts(
     if isinstance(model, xgboost.XGBModel):
         rows = rows.astype(np.float32)
     return parts | {label: partial(predict, rows) for label, predict in treelite.items()}
-
-
-def show_paths(name: str, model: Any, saved: Path, rows: pd.DataFrame) -> None:
-    """Print the wall-clock milliseconds of the library, of `load_model().predict`, of
-    Arrow over HTTP and of `onnxserve batch`, which starts a process per call.
-    """
-    program = Path(sys.executable).with_name("onnxserve")
-    command: list[str | Path] = [program, "serve", saved, "-p", str(_PORT)]
-    command += ["-w", str(_THREADS)]
-    source = saved.with_name("rows.parquet")
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    try:
-        pool = urllib3.PoolManager(retries=urllib3.Retry(60, backoff_factor=0.5, backoff_max=0.5))
-        pool.request("GET", f"http://127.0.0.1:{_PORT}/ping")
-        loaded = mlflow.pyfunc.load_model(str(saved))
-        with onnxserve.Client(f"http://127.0.0.1:{_PORT}") as client:
-            for count in _COUNTS:
-                part = rows[:count]
-                part.to_parquet(source)
-                batch = [program, "batch", saved, "-i", source, "--folder", saved.with_name("out")]
-                batch += ["--workers", str(_THREADS), "--restart"]
-                parts: dict[str, Callable[[], Any]] = {
-                    "library": partial(model.predict, part.to_numpy()),
-                    "load_model": partial(loaded.predict, part),
-                    "Arrow": partial(client.predict, part),
-                    "batch": partial(subprocess.run, batch, check=True, capture_output=True),
-                }
-                figures = []
-                for label, predict in parts.items():
-                    taken = []
-                    for _ in range(3):
-                        began = time.perf_counter()
-                        predict()
-                        taken.append(time.perf_counter() - began)
-                    figures.append(f"{label} {min(taken) * 1e3:.1f}")
-                print(f"{name:24}{count:8}  {'  '.join(figures)}", flush=True)
-    finally:
-        server.terminate()
-        server.wait()
 
 
 if __name__ == "__main__":

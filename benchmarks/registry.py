@@ -20,12 +20,11 @@ import http.client
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,11 +35,14 @@ from sklearn.base import ClassifierMixin
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.serving.endpoints import COLUMNS, HEADERS, Server, wait_ready
+from benchmarks.serving.servers import Server, free_port, running
 from mlflow_deploy_plugin import save_model
 from mlflow_deploy_plugin.core.statedir.models import WantedVariant
 from mlflow_deploy_plugin.serve.models.lazy_models import estimated_bytes
+from tests.support.services.mlflow_server import MlflowServer
 
+COLUMNS = 30
+HEADERS = {"Content-Type": "application/json"}
 BODY = json.dumps({"inputs": [[0.5] * COLUMNS]})
 
 
@@ -65,7 +67,10 @@ def main() -> None:
             for kind in kinds
         ]
         limit_mebibytes = int(sum(sizes) / len(sizes) * options.models / 10 / 2**20)
-        with mlflow_server(root):
+        os.environ.pop("MLFLOW_TRACKING_URI")
+        mlflow = MlflowServer(root, app="onnxserve", options=("--workers", "1"))
+        with mlflow.running():
+            os.environ["MLFLOW_TRACKING_URI"] = mlflow.url
             if options.replicas > 1:
                 from benchmarks.replicas import report_replicas
 
@@ -123,47 +128,14 @@ def register(kinds: list[Path], count: int, versions: int) -> list[str]:
 
 
 @contextmanager
-def mlflow_server(root: Path) -> Iterator[None]:
-    command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"]
-    command += ["--app-name", "onnxserve", "--port", "5999"]
-    command += ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]]
-    command += ["--artifacts-destination", str(root / "artifacts")]
-    os.environ.pop("MLFLOW_TRACKING_URI")
-    with (root / "mlflow.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5999"
-        deadline = time.monotonic() + 120
-        while True:
-            connection = http.client.HTTPConnection("127.0.0.1", 5999)
-            try:
-                connection.request("GET", "/health")
-                connection.getresponse()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise SystemExit((root / "mlflow.log").read_text()[-3000:]) from None
-                time.sleep(0.2)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
-
-
-@contextmanager
-def serving(state_dir: Path, arguments: list[str]) -> Iterator[Server]:
-    state_dir.mkdir()
+def serving(folder: Path, arguments: list[str]) -> Iterator[Server]:
+    folder.mkdir()
+    port = free_port()
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", *arguments]
-    command += ["--state-dir", str(state_dir / "state")]
-    began = time.monotonic()
-    with (state_dir / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        state = wait_ready(process, state_dir)
-        yield Server(process, state["port"], time.monotonic() - began, [str(state_dir)])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+    command += ["-p", str(port), "--state-dir", str(folder / "state")]
+    question = urllib.request.Request(f"http://127.0.0.1:{port}/v2/health/ready")
+    with running("onnxserve", command, port, folder / "log", {}, question, core=None) as server:
+        yield server
 
 
 def measure(
@@ -191,11 +163,14 @@ def measure(
 
 
 def loads(server: Server) -> int:
-    return len(re.findall(r"loaded model-", Path(server.names[0], "log").read_text()))
+    return len(re.findall(r"loaded model-", server.log.read_text()))
 
 
 def resident_mebibytes(server: Server) -> float:
-    return max(worker.memory_info().rss for worker in server.workers()) / 2**20
+    """Return the memory of the workers, the children of gunicorn."""
+    _, *children = server.processes()
+    workers = [worker for child in children for worker in child.children()]
+    return max(worker.memory_info().rss for worker in workers) / 2**20
 
 
 def report(
@@ -207,7 +182,7 @@ def report(
     chosen = rng.choice(len(names), options.requests, p=weights / weights.sum())
     paths = [f"/models/{names[number]}/invocations" for number in chosen]
     began = time.monotonic()
-    while "registered models are listed" not in Path(server.names[0], "log").read_text():
+    while "registered models are listed" not in server.log.read_text():
         time.sleep(0.1)
     listed_seconds = time.monotonic() - began
     measure(server, [f"/models/{names[-1]}/invocations"], set())  # Import ONNX Runtime.

@@ -12,11 +12,11 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +25,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.serving.endpoints import COLUMNS, HEADERS, wait_ready
+from benchmarks.serving.servers import answers, free_port
 from mlflow_deploy_plugin.contrib.replicas.routing import nginx_conf
 from mlflow_deploy_plugin.core.spec.parts import ProxySpec, ServerSpec
 
+COLUMNS = 30
+HEADERS = {"Content-Type": "application/json"}
 BODY = b'{"inputs": [[' + b", ".join([b"0.5"] * COLUMNS) + b"]]}"
 MOVED_PER_MINUTE = 0.1
 
@@ -54,9 +56,8 @@ class Replica:
 
     def wait_listed(self) -> None:
         """Wait until the server is ready and knows all models."""
-        assert self.process is not None
-        wait_ready(self.process, self.folder)
-        while "registered models are listed" not in self.log():
+        question = urllib.request.Request(f"http://127.0.0.1:{self.port}/v2/health/ready")
+        while not answers(question) or "registered models are listed" not in self.log():
             time.sleep(0.2)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -153,7 +154,7 @@ def moving_aliases(names: list[str]) -> Iterator[list[str]]:
 @contextmanager
 def proxied(folder: Path, replicas: list[Replica]) -> Iterator[int]:
     """Run nginx in front of the replicas, and yield its port."""
-    port = _free_port()
+    port = free_port()
     addresses = [{"http": f"127.0.0.1:{replica.port}"} for replica in replicas]
     spec = ProxySpec(replicas=len(replicas))
     listen = {"http": f"127.0.0.1:{port}"}
@@ -171,12 +172,6 @@ def proxied(folder: Path, replicas: list[Replica]) -> Iterator[int]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def measure_phase(
@@ -230,7 +225,7 @@ def report_replicas(
     for number in (options.replicas, 1):
         memory = f"server.model_memory={limit_mebibytes // number}MiB"
         replicas = [
-            Replica(root / f"{number}-{index}", _free_port(), ["-C", memory])
+            Replica(root / f"{number}-{index}", free_port(), ["-C", memory])
             for index in range(number)
         ]
         with ExitStack() as stack:

@@ -10,6 +10,9 @@ Commands::
     .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.
     .venv/bin/python benchmarks/request_path.py --beside plain=. canary=. sampled=. \\
         unsampled=.
+    # functions around the version: `before` adds a column, `after` returns one output
+    .venv/bin/python benchmarks/request_path.py --beside plain=. before-step=. \\
+        after-step=. both-steps=.
     .venv/bin/python benchmarks/request_path.py --observed   # logs and traces
 
 There are two models: a logistic regression of 30 floats, and a pipeline of the flights'
@@ -64,6 +67,17 @@ FLIGHT: dict[str, Any] = {
     "distance": 2475,
 }
 FLIGHT |= {name: 10.25 + place for place, name in enumerate(DOUBLES)} | {"holiday": False}
+_BEFORE = """
+def before(request):
+    return {**request.inputs, "sent": [len(request.headers)]}
+"""
+_AFTER = """
+def after(outputs, request):
+    return outputs["label"]
+"""
+STEPS = {"before-step": _BEFORE, "after-step": _AFTER, "both-steps": _BEFORE + _AFTER}
+STEPPED = ("1 x 30 dataframe_split", "1 x 30 inputs, columns", "flight dataframe_records")
+"""The requests that a server with steps receives."""
 
 
 def make_models(root: Path) -> None:
@@ -111,7 +125,7 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
         label: `keys…`: its key is KEY, which has its own limit if the label contains
             the word `limited`. `canary`: a second variant of the same version has a
             tenth of the weight. `sampled`, `unsampled`: a tenth of the requests is
-            captured, or none.
+            captured, or none. A key of STEPS: the endpoints have these functions.
     """
     from mlflow_deploy_plugin.core.statedir.files import (
         KEYS,
@@ -135,10 +149,12 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
         variants = {"v": {**variant, "weight": 90}}
         if label == "canary":
             variants["w"] = {**variant, "weight": 10}
-        wanted = {
-            "generation": 1,
-            "endpoints": {name: {"variants": variants, "capture": {"fraction": fraction}}},
+        endpoint = {
+            "variants": variants,
+            "capture": {"fraction": fraction},
+            "serve": {"steps": STEPS.get(label)},
         }
+        wanted = {"generation": 1, "endpoints": {name: endpoint}}
         write_state(root / name / WANTED, Wanted.model_validate(wanted))
         if label.startswith("keys"):
             spec = (
@@ -296,6 +312,8 @@ async def answer_by_name(label: str) -> None:
     apps = {name: worker_app.WorkerApp(server, True, 1) for name, server in servers.items()}
     requests: dict[str, Callable[[], Any]] = {}
     for shown, model, path, headers, body in bodies():
+        if label in STEPS and shown not in STEPPED:
+            continue
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = (
             f"POST {path} HTTP/1.1\r\nHost: a\r\n{key}{fields}Content-Length: {len(body)}\r\n\r\n"
@@ -404,7 +422,8 @@ def compare(arguments: list[str]) -> None:
     children = dict(map(_start, arguments))
     names: list[str] = []
     for child in children.values():  # A process is ready when it has printed the names.
-        names = json.loads(child.stdout.readline()) if child.stdout else names
+        found = json.loads(child.stdout.readline()) if child.stdout else []
+        names = [name for name in names or found if name in found]
     first, *others = children
     heads = [f"{first}, µs", "p99", *(f"{label} / {first}" for label in others)]
     print(f"| request | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")

@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.serving.load import Target, closed_loop, post
 from benchmarks.serving.servers import CLIENT_CORE, Server, cores_given, free_port, running
 from benchmarks.serving.timeline import Answers, OpenLoop
+from tests.support.services.mlflow_server import MlflowServer
 
 COLUMNS = 30
 NAME = "swap"
@@ -67,7 +68,9 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="onnxserve-swap-"))
     try:
         with ExitStack() as stack:
-            _start_mlflow(folder, stack)
+            mlflow = MlflowServer(folder, app="onnxserve", options=("--workers", "1"))
+            stack.enter_context(mlflow.running())
+            os.environ["MLFLOW_TRACKING_URI"] = mlflow.url
             values = _register()
             server = _onnxserve(folder, stack)
             raw = post("/invocations", BODY)
@@ -96,22 +99,6 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between two swaps (1)")
     return parser.parse_args()
-
-
-def _start_mlflow(folder: Path, stack: ExitStack) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--app-name", "onnxserve"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    question = urllib.request.Request(f"http://127.0.0.1:{port}/health")
-    environment = {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "ONNXSERVE_HOME": str(folder / "home"),
-    }
-    server = running("MLflow", command, port, folder / "mlflow.log", environment, question)
-    stack.enter_context(server)
-    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
 
 
 def _register() -> dict[str, bytes]:
