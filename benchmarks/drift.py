@@ -2,11 +2,10 @@
 red days, and when lasting shifts of a column's level are found.
 
     .venv/bin/python benchmarks/drift.py --share 0.1   # some minutes on two cores
-    .venv/bin/python benchmarks/drift.py --share 0.1 --only years changes
+    .venv/bin/python benchmarks/drift.py --share 0.1 --only changes
 
-years      days without a change
-changes    a lasting or single change of a column's level
-violated   days that violate a requirement of the accuracy, which varies between days
+years     days without a change
+changes   a lasting or single change of a column's level
 
 The script prints each figure with its 95 % interval. A target is met if the figure is
 inside it, and missed if the whole interval is outside. No setting is tuned on these
@@ -46,7 +45,6 @@ from benchmarks.drifting.streams import (
     simulate,
     stream_of,
 )
-from mlflow_deploy_plugin.watch.statistics.intervals import wilson_interval
 
 _STREAMS = 80
 _YEAR = 365
@@ -89,15 +87,6 @@ def change_lines(streams: range) -> Iterator[Line]:
         courses = on_all_cores(partial(_changed, Change(shift=shift, days=1)), streams)
         found = [[bool(one.alarms[0])] for one in courses]
         yield share_line(f"+ {shift:g} on a single day is found", found)
-
-
-def violated_lines(streams: range) -> Iterator[Line]:
-    for noise in (0.0, 0.3):
-        violated = _violated_days(noise, len(streams))
-        kinds = ("by the rows only", "with the noise of earlier days")
-        for kind, counts in zip(kinds, violated, strict=True):
-            what = f"violated days per year, accuracy 0.81 with noise {noise:g}, {kind}"
-            yield yearly_line(what, counts, _YEAR / 365.25)
 
 
 def _year(make: Callable[[int], Stream], seed: int) -> Course:
@@ -188,26 +177,7 @@ _YEARS: dict[str, Callable[[int], Stream]] = {
 }
 
 
-def _violated_days(noise: float, years: int) -> tuple[list[int], list[int]]:
-    """Return the days of each year on which `accuracy>=0.75` is violated, by the rows
-    only, and with the noise of earlier days. An accuracy of 0.81 has this noise in log
-    odds, and a day 460 rows; the budget is 0.5.
-    """
-    confidence = 1 - 0.5 / 4 / _YEAR
-    by_rows, widened = [0] * years, [0] * years
-    for number in range(years):
-        rng = np.random.default_rng([6, round(10 * noise), number])
-        odds = np.log(0.81 / 0.19) + noise * rng.normal(size=_YEAR)
-        values: list[float] = []
-        for right in rng.binomial(460, 1 / (1 + np.exp(-odds))).tolist():
-            interval = wilson_interval("accuracy", right, 460, confidence)
-            by_rows[number] += interval.high < 0.75
-            widened[number] += interval.widened(values, confidence).high < 0.75
-            values.append(interval.value)
-    return by_rows, widened
-
-
-PARTS = {"years": year_lines, "changes": change_lines, "violated": violated_lines}
+PARTS = {"years": year_lines, "changes": change_lines}
 
 
 def main() -> None:
