@@ -1,4 +1,5 @@
-"""Ten minutes of traffic with ten faults: `python -m benchmarks.soak [SECONDS] [SEED]`.
+"""Ten minutes of traffic with ten faults:
+`python -m tests.journeys.soak [SECONDS] [SEED]`.
 
 Real processes: an MLflow server, PostgreSQL as the store, the S3 of AWS_ENDPOINT_URL as
 the inference log, and `onnxserve serve` with two workers that follows an alias. Four
