@@ -1,5 +1,5 @@
-"""A load client with a closed loop: the next request follows the response. `size` has
-the client with an open loop.
+"""A load client with a closed loop: the next request follows the response. `timeline`
+has the client with an open loop.
 
 It reads responses on uvloop without a library, so that one core sends requests faster
 than any of the servers answers. It never sleeps: on a virtual machine, waking a
@@ -112,6 +112,8 @@ def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
 class Connection(asyncio.Protocol):
     """A connection with one request in flight. `on_answer(connection, answer)` is
     called for each response, and with an empty answer if the connection is lost before.
+    The client keeps in `begun` the start of its request, in `freed` that of its idle
+    time, and in `lag` the delay of its request.
     """
 
     def __init__(self, raw: bytes, on_answer: Callable[["Connection", bytes], None]) -> None:
@@ -119,8 +121,10 @@ class Connection(asyncio.Protocol):
         self._on_answer = on_answer
         self._answer = bytearray()
         self._transport: Any = None
-        self._waits = False
+        self.waits = False
         self.begun = 0.0
+        self.freed = 0.0
+        self.lag = 0.0
         self.is_closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -128,7 +132,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, begun: float) -> None:
         self.begun = begun
-        self._waits = True
+        self.waits = True
         self._transport.write(self._raw)
 
     def data_received(self, data: bytes) -> None:
@@ -137,16 +141,16 @@ class Connection(asyncio.Protocol):
         if length is not None and len(self._answer) >= length:
             answer = bytes(self._answer[:length])
             del self._answer[:length]
-            self._waits = False
+            self.waits = False
             self._on_answer(self, answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_closed = True
-        if self._waits:
+        if self.waits:
             self._on_answer(self, b"")
 
     def close(self) -> None:
-        self._waits = False
+        self.waits = False
         self._transport.close()
 
 

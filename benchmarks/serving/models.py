@@ -17,6 +17,9 @@ from sklearn.preprocessing import StandardScaler
 
 import onnxserve
 
+SMALL = "small"
+"""The name of the served model."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -41,7 +44,7 @@ def small(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
     """
     data, target = load_breast_cancer(return_X_y=True, as_frame=True)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
-    return _saved(pipeline, data.head(), folder / "small"), data, pipeline.predict(data)
+    return _saved(pipeline, data.head(), folder / SMALL), data, pipeline.predict(data)
 
 
 def _saved(pipeline: Any, example: Any, folder: Path) -> Model:

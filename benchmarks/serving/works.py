@@ -66,8 +66,8 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
     targets = {MLFLOW: 50, FASTAPI: 10, BENTOML: 8, MLSERVER: 8, MOSEC: 2.5}
     expected = [int(answers[0])]
     with ExitStack() as stack:
-        ours = _ours(bench, stack, model, _form(OURS, data), expected)
-        found = {peer: _peer(bench, stack, peer, model, data, expected) for peer in targets}
+        ours = started_ours(bench, stack, model, form(OURS, data), expected)
+        found = {peer: started_peer(bench, stack, peer, model, data, expected) for peer in targets}
         others = {peer: asked for peer, asked in found.items() if asked}
         everyone = [ours, *others.values()]
         measured = {"": _rounds(bench, everyone, closed_loop)}
@@ -95,8 +95,10 @@ def start_and_memory(bench: Bench) -> Iterator[table.Row]:
         for peer in (OURS, *targets):
             with ExitStack() as stack:
                 if peer is OURS:
-                    asked = _ours(bench, stack, model, models.as_split(data.head(1)), expected)
-                elif (found := _peer(bench, stack, peer, model, data, expected)) is not None:
+                    asked = started_ours(
+                        bench, stack, model, models.as_split(data.head(1)), expected
+                    )
+                elif (found := started_peer(bench, stack, peer, model, data, expected)) is not None:
                     asked = found
                 else:
                     continue
@@ -117,7 +119,7 @@ WORKS: dict[str, Callable[[Bench], Iterator[table.Row]]] = {
 }
 
 
-def _form(peer: Peer, data: Any) -> bytes:
+def form(peer: Peer, data: Any) -> bytes:
     """Return the first row in the form that this server's users send; MLflow takes rows
     without names only for tensors.
     """
@@ -164,13 +166,13 @@ def _rounds(
     return measured
 
 
-def _ours(
+def started_ours(
     bench: Bench, stack: ExitStack, model: models.Model, body: bytes, expected: list[Any]
 ) -> Asked:
     return _started(bench, stack, OURS, Path("/"), {"ours": model.ours}, body, expected)
 
 
-def _peer(
+def started_peer(
     bench: Bench,
     stack: ExitStack,
     peer: Peer,
@@ -186,7 +188,7 @@ def _peer(
     words = {"mlflow": model.mlflow, "onnx": model.onnx, "pickled": model.pickled}
     try:
         programs = environment(peer.requirements, bench.installs)
-        body = _form(peer, data)
+        body = form(peer, data)
         asked = _started(bench, stack, peer, programs, words, body, expected)
         note = f"{peer.name}: {versions(programs, *peer.shown)}"
     except NotInstalled as error:
@@ -254,8 +256,10 @@ def _write_mlserver(work: Path, port: int, onnx: Path) -> None:
     }
     (work / "settings.json").write_text(json.dumps(settings))
     model = {
-        "name": "small",
+        "name": models.SMALL,
         "implementation": "mlserver_onnx.OnnxModel",
         "parameters": {"uri": str(onnx)},
+        "inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 30]}],
+        "outputs": [{"name": "predictions", "datatype": "INT64", "shape": [-1]}],
     }
     (work / "model-settings.json").write_text(json.dumps(model))

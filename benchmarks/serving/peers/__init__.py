@@ -86,3 +86,7 @@ OURS = Peer(
     "/invocations",
     environment={"ONNXSERVE_HOME": "{work}/home", "MLFLOW_DISABLE_TELEMETRY": "true"},
 )
+PERF_ANALYZER = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12")
+"""Triton's client, which speaks V2. It is the last wheel of tritonclient whose program
+runs with glibc 2.36 (Debian 12); it also needs Debian's libb64-0d.
+"""
