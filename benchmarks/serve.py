@@ -25,10 +25,15 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `projects`, whose models are served
 
-from benchmarks.serving import arrivals, table, works
+from benchmarks.serving import arrivals, many, table, works
 from benchmarks.serving.servers import CLIENT_CORE, cores_given
 
-CLOSED = {name: (table.HEAD, work) for name, work in works.WORKS.items()}
+CLOSED = {
+    "one-row": (table.HEAD, works.one_row),
+    "start": (table.HEAD, works.start_and_memory),
+    "estimators": (table.HEAD, many.estimators),
+    "memory": (many.HEAD, many.memory),
+}
 POISSON = {"one-row": (arrivals.HEAD, arrivals.one_row)}
 """The works of a closed loop and of Poisson arrivals by name: the head of the table,
 and the function that yields its rows.
@@ -45,7 +50,7 @@ def main() -> int:
     installs = not options.no_install
     is_poisson = options.arrivals == "poisson"
     seconds = options.seconds or (60.0 if is_poisson else 1.0)
-    bench = works.Bench(folder, options.rounds, seconds, _say, peers, installs)
+    bench = works.Bench(folder, options.rounds, seconds, _say, peers, installs, options.models)
     chosen = POISSON if is_poisson else CLOSED
     shown = ""
     try:
@@ -81,6 +86,9 @@ def _options() -> argparse.Namespace:
         help="the next request follows the response, or requests arrive independently of it",
     )
     parser.add_argument("--only", nargs="+", choices=list(CLOSED), help="run only these works")
+    parser.add_argument(
+        "--models", nargs="+", type=int, default=[1, 10, 100], help="of memory (1 10 100)"
+    )
     parser.add_argument("--peers", nargs="+", help="only peers whose name contains such a word")
     parser.add_argument("--no-install", action="store_true", help="only peers that are installed")
     return parser.parse_args()

@@ -37,7 +37,7 @@ LAG_LIMIT = 0.001
 DELAYED_LIMIT = 0.01
 """A trial of perf_analyzer is invalid if it sent a larger share of requests late."""
 TRIAL_SECONDS = 3.0
-LEAST_REQUESTS = 200
+LEAST_REQUESTS = 100
 FIRST_SHARE = 0.1
 STEP = 0.95
 """The steps by which a rate is lowered that a longer trial does not confirm."""
@@ -111,7 +111,7 @@ def one_row(bench: Bench) -> Iterator[str]:
     for peer in (OURS, MLFLOW, FASTAPI, BENTOML, MLSERVER, MOSEC):
         with ExitStack() as stack:
             if peer is OURS:
-                asked = started_ours(bench, stack, model, form(OURS, data), expected)
+                asked = started_ours(bench, stack, model, form(OURS, data.head(1)), expected)
             elif (found := started_peer(bench, stack, peer, model, data, expected)) is not None:
                 asked = found
             else:
@@ -233,7 +233,7 @@ def _analyzing(programs: Path, asked: Asked) -> Try:
         words += ["--input-tensor-format", "json", "--output-tensor-format", "json"]
         words += ["--request-rate-range", f"{rate:.1f}", "--request-distribution", "poisson"]
         words += ["--percentile", "99", "--max-threads", str(ANALYZER_THREADS), "--sync", "-v"]
-        words += ["-p", str(round(seconds / 3 * 1e3)), "-r", "3", "-s", "1e6"]
+        words += ["-p", str(round(seconds / 3 * 1e3)), "-r", "3", "-s", "1000000"]
         return _analyzed(rate, _analyze(programs, *words))
 
     return load
@@ -250,8 +250,8 @@ def _analyzed(rate: float, report: str) -> Trial:
     delayed = re.search(r"([\d.]+)% of the requests were delayed", client)
     share = float(delayed[1]) / 100 if delayed else 0.0
     if not client:
-        reason = re.search(r"[^\n]*(error|failed)[^\n]*", report, re.IGNORECASE)
-        return Trial(rate, 0, math.inf, math.inf, 1, reason[0][:80] if reason else "", False)
+        reason = report.strip().splitlines()[-1][:80]
+        return Trial(rate, 0, math.inf, math.inf, 1, reason, False)
     return Trial(
         figure("Throughput"),
         int(figure("Request count")),

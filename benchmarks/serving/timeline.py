@@ -185,7 +185,7 @@ class Client:
         self._connections = [one for one in self._connections if not one.is_closed]
         with suppress(OSError):  # No server listens.
             while len(self._connections) < CONNECTIONS:
-                connection = await connect(self._port, self._raw, self._receive)
+                connection = await connect(self._port, [self._raw], self._receive)
                 self._connections.append(connection)
                 self._idle.append(connection)
             self._is_connected = True

@@ -6,18 +6,19 @@ import json
 import shutil
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from . import models, table
 from .environments import NotInstalled, environment, versions
 from .load import Measured, Target, closed_loop, post, wrk_loop
-from .peers import BENTOML, FASTAPI, HERE, MLFLOW, MLSERVER, MOSEC, OURS, Peer
+from .peers import BENTOML, BENTOML_MODELS, FASTAPI, HERE, MLFLOW, MLSERVER, MOSEC, OURS, Peer
 from .servers import NotStarted, Server, free_port, running
 
 CONNECTIONS = 8
@@ -30,6 +31,7 @@ class Bench:
 
     Attributes:
         installs: peers that are not installed are installed first.
+        models: the numbers of models on one server.
     """
 
     folder: Path
@@ -38,6 +40,7 @@ class Bench:
     say: Callable[[str], None]
     peers: frozenset[str] | None = None
     installs: bool = True
+    models: Sequence[int] = (1, 10, 100)
     notes: list[str] = field(default_factory=list)
     _started: int = 0
 
@@ -66,13 +69,13 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
     targets = {MLFLOW: 50, FASTAPI: 10, BENTOML: 8, MLSERVER: 8, MOSEC: 2.5}
     expected = [int(answers[0])]
     with ExitStack() as stack:
-        ours = started_ours(bench, stack, model, form(OURS, data), expected)
+        ours = started_ours(bench, stack, model, form(OURS, data.head(1)), expected)
         found = {peer: started_peer(bench, stack, peer, model, data, expected) for peer in targets}
         others = {peer: asked for peer, asked in found.items() if asked}
         everyone = [ours, *others.values()]
-        measured = {"": _rounds(bench, everyone, closed_loop)}
+        measured = {"": rounds_of(bench, everyone, closed_loop)}
         if shutil.which("wrk"):
-            measured[" (wrk)"] = _rounds(bench, everyone, wrk_loop)
+            measured[" (wrk)"] = rounds_of(bench, everyone, wrk_loop)
         else:
             bench.notes.append("wrk is not installed: only the polling client was used")
     for client, (mine, *theirs) in measured.items():
@@ -113,22 +116,18 @@ def start_and_memory(bench: Bench) -> Iterator[table.Row]:
             yield table.times_less(what, peer.name, values[OURS], others, unit, target)
 
 
-WORKS: dict[str, Callable[[Bench], Iterator[table.Row]]] = {
-    "one-row": one_row,
-    "start": start_and_memory,
-}
-
-
-def form(peer: Peer, data: Any) -> bytes:
-    """Return the first row in the form that this server's users send; MLflow takes rows
+def form(peer: Peer, rows: pd.DataFrame, name: str = models.SMALL) -> bytes:
+    """Return the rows in the form that this server's users send; MLflow takes rows
     without names only for tensors.
     """
     if peer is MLFLOW:
-        return models.as_split(data.head(1))
-    values = data.to_numpy()[:1].tolist()
+        return models.as_split(rows)
+    values = rows.to_numpy().tolist()
     if peer.is_v2:
-        tensor = {"name": "x", "shape": [1, 30], "datatype": "FP64", "data": values}
+        tensor = {"name": "x", "shape": rows.shape, "datatype": "FP64", "data": values}
         return models.as_json(inputs=[tensor])
+    if peer is BENTOML_MODELS:
+        return models.as_json(name=name, inputs=values)
     return models.as_json(inputs=values)
 
 
@@ -141,7 +140,7 @@ def _worker_memory(server: Server) -> float:
     return max(process.memory_full_info().pss for process in workers or processes) / 1e6
 
 
-def _rounds(
+def rounds_of(
     bench: Bench,
     everyone: Sequence[Asked],
     client: Callable[[Target, int, float], Measured],
@@ -188,7 +187,7 @@ def started_peer(
     words = {"mlflow": model.mlflow, "onnx": model.onnx, "pickled": model.pickled}
     try:
         programs = environment(peer.requirements, bench.installs)
-        body = form(peer, data)
+        body = form(peer, data.head(1))
         asked = _started(bench, stack, peer, programs, words, body, expected)
         note = f"{peer.name}: {versions(programs, *peer.shown)}"
     except NotInstalled as error:
@@ -211,29 +210,47 @@ def _started(
     body: bytes,
     expected: list[Any],
 ) -> Asked:
-    port = free_port()
     work = bench.work_folder()
-    words = {**words, "bin": programs, "port": port, "here": HERE, "work": work}
-    words["python"] = sys.executable
+    port = free_port()
     if peer is MLSERVER:
-        _write_mlserver(work, port, words["onnx"])
+        model = {
+            "name": models.SMALL,
+            "implementation": "mlserver_onnx.OnnxModel",
+            "parameters": {"uri": str(words["onnx"])},
+            "inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 30]}],
+            "outputs": [{"name": "predictions", "datatype": "INT64", "shape": [-1]}],
+        }
+        write_mlserver(work, port, [model])
+    server = launched(stack, peer, {**words, "bin": programs, "port": port, "work": work}, body)
+    return ask(peer, server, body, expected)
+
+
+def launched(stack: ExitStack, peer: Peer, words: dict[str, Any], body: bytes) -> Server:
+    """Start a peer, and return it when it answers `body`.
+
+    Args:
+        words: of the peer's command and variables, with its programs `bin`, its `port`
+            and its folder `work`.
+    """
+    words = {**words, "here": HERE, "python": sys.executable}
     command = [word.format(**words) for word in peer.command.split()]
     variables = {name: value.format(**words) for name, value in peer.environment.items()}
-    question = _question(port, peer.path, body)
-    server = running(peer.name, command, port, work / "log", variables, question)
-    return _asked(peer, stack.enter_context(server), body, expected)
+    port = words["port"]
+    question = question_of(port, peer.path, body)
+    server = running(peer.name, command, port, words["work"] / "log", variables, question)
+    return stack.enter_context(server)
 
 
-def _question(port: int, path: str, body: bytes) -> urllib.request.Request:
+def question_of(port: int, path: str, body: bytes) -> urllib.request.Request:
     headers = {"Content-Type": "application/json"}
     return urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
 
 
-def _asked(peer: Peer, server: Server, body: bytes, expected: list[Any]) -> Asked:
+def ask(peer: Peer, server: Server, body: bytes, expected: list[Any]) -> Asked:
     """Return the request with this body after checking its response; every later
     response must contain the same bytes.
     """
-    with urllib.request.urlopen(_question(server.port, peer.path, body), timeout=60) as response:
+    with urllib.request.urlopen(question_of(server.port, peer.path, body), timeout=60) as response:
         answer = response.read()
     document = json.loads(answer)
     values = document["outputs"][0]["data"] if peer.is_v2 else document["predictions"]
@@ -245,8 +262,9 @@ def _asked(peer: Peer, server: Server, body: bytes, expected: list[Any]) -> Aske
     return Asked(server, Target(server.port, post(peer.path, body), fragment), peer.polls)
 
 
-def _write_mlserver(work: Path, port: int, onnx: Path) -> None:
-    settings = {
+def write_mlserver(work: Path, port: int, settings: Iterable[dict[str, Any]]) -> None:
+    """Write the folder of MLServer with the settings of its models."""
+    server = {
         "host": "127.0.0.1",
         "http_port": port,
         "grpc_port": free_port(),
@@ -254,12 +272,8 @@ def _write_mlserver(work: Path, port: int, onnx: Path) -> None:
         "parallel_workers": 0,
         "debug": False,
     }
-    (work / "settings.json").write_text(json.dumps(settings))
-    model = {
-        "name": models.SMALL,
-        "implementation": "mlserver_onnx.OnnxModel",
-        "parameters": {"uri": str(onnx)},
-        "inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 30]}],
-        "outputs": [{"name": "predictions", "datatype": "INT64", "shape": [-1]}],
-    }
-    (work / "model-settings.json").write_text(json.dumps(model))
+    (work / "settings.json").write_text(json.dumps(server))
+    for model in settings:
+        folder = work / model["name"]
+        folder.mkdir()
+        (folder / "model-settings.json").write_text(json.dumps(model))
