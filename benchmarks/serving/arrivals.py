@@ -27,9 +27,9 @@ from mlflow_deploy_plugin.contrib.sizing.measure import highest_rate
 from . import models
 from .environments import NotInstalled, environment
 from .load import Target, closed_loop
-from .peers import BENTOML, FASTAPI, MLFLOW, MLSERVER, MOSEC, OURS, PERF_ANALYZER, Peer
+from .peers import BENTOML, FASTAPI, MLFLOW, MLSERVER, MOSEC, OURS, PERF_ANALYZER
 from .timeline import FAILED, Answers, Client
-from .works import CONNECTIONS, Asked, Bench, form, started_ours, started_peer
+from .works import CONNECTIONS, Asked, Bench, start
 
 LIMIT = 0.010
 LAG_LIMIT = 0.001
@@ -46,8 +46,8 @@ CONFIRMATIONS = 8
 ANALYZER_THREADS = 32
 SEED = 0
 HEAD = (
-    "| server | client | rate with p99 ≤ 10 ms | p50 / p99 | requests | client late | "
-    "the next rate tried | of closed loop | ratio |\n|---|---|---|---|---|---|---|---|---|"
+    "| server | client | rate with p99 ≤ 10 ms | of closed loop | p50 / p99 | requests "
+    "| client late | the next rate tried | ratio |\n|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -86,51 +86,38 @@ Try = Callable[[float, float, int], Trial]
 """Sends a load: requests per second, seconds, seed."""
 
 
-@dataclass(frozen=True)
-class Knee:
-    """The result of a search.
-
-    Attributes:
-        confirmed: the greatest rate that held for the whole time; None: there is none.
-        failed: the lowest rate that did not hold; None: each rate held.
-    """
-
-    confirmed: Trial | None
-    failed: Trial | None
-
-
 def one_row(bench: Bench) -> Iterator[str]:
     """Search the greatest rate for one row of thirty floats, one server after the
     other, with our client and with Triton's perf_analyzer.
     """
-    model, data, answers = models.small(bench.folder)
-    expected = [int(answers[0])]
-    bench.notes.append(f"Poisson arrivals, seed {SEED}, confirmed over {bench.seconds:g} s")
+    model, data = models.small(bench.folder)
+    bench.note(f"Poisson arrivals, seed {SEED}, confirmed over {bench.seconds:g} s")
     foreign = _perf_analyzer(bench)
     best: dict[str, float] = {}
     for peer in (OURS, MLFLOW, FASTAPI, BENTOML, MLSERVER, MOSEC):
         with ExitStack() as stack:
-            if peer is OURS:
-                asked = started_ours(bench, stack, model, form(OURS, data.head(1)), expected)
-            elif (found := started_peer(bench, stack, peer, model, data, expected)) is not None:
-                asked = found
-            else:
-                continue
-            clients: dict[str, Try] = {"ours, polling": _polling(asked.target)}
-            if foreign is not None and peer in (OURS, MLSERVER):
-                clients["perf_analyzer, V2"] = _analyzing(foreign, asked)
-            closed = closed_loop(asked.target, CONNECTIONS, 1).rate
-            for client, load in clients.items():
-                bench.say(f"  {peer.name}, {client}; closed loop: {closed:,.0f}/s")
-                knee = search(load, closed, bench.seconds, bench.say)
-                rate = knee.confirmed.rate if knee.confirmed else math.nan
-                yield _row(peer, client, knee, closed, best.setdefault(client, rate) / rate)
+            for asked in start(bench, stack, peer, [model], data.head(1)):
+                clients = {"ours, polling": _polling(asked.target)}
+                if foreign is not None and peer in (OURS, MLSERVER):
+                    clients["perf_analyzer, V2"] = _analyzing(foreign, asked)
+                closed = closed_loop(asked.target, CONNECTIONS, 1).rate
+                for client, load in clients.items():
+                    bench.say(f"  {peer.name}, {client}; closed loop: {closed:,.0f}/s")
+                    confirmed, failed = search(load, closed, bench.seconds, bench.say)
+                    cells = [peer.name, client, *(_cells(confirmed, closed) or ["none"] + [""] * 4)]
+                    rate = confirmed.rate if confirmed else math.nan
+                    ratio = best.setdefault(client, rate) / rate
+                    cells += [failed.outcome if failed else "", f"{ratio:.2f}"]
+                    yield f"| {' | '.join(cells)} |"
 
 
-def search(load: Try, closed: float, seconds: float, say: Callable[[str], None]) -> Knee:
-    """Return the greatest rate that holds, within 5 %: found by a bisection with short
-    trials from a tenth of `closed` (requests/s in a closed loop), and confirmed by a
-    trial of `seconds`.
+def search(
+    load: Try, closed: float, seconds: float, say: Callable[[str], None]
+) -> tuple[Trial | None, Trial | None]:
+    """Return the greatest rate that holds, within 5 %, and the lowest that does not.
+
+    The rate is found by a bisection with short trials from a tenth of `closed`
+    (requests/s in a closed loop), and confirmed by a trial of `seconds`.
     """
     trials: dict[float, Trial] = {}
 
@@ -151,18 +138,15 @@ def search(load: Try, closed: float, seconds: float, say: Callable[[str], None])
         rate *= STEP
         tries -= 1
     failed = [rate for rate, trial in trials.items() if not trial.holds]
-    return Knee(trials[rate] if tries else None, trials[min(failed)] if failed else None)
+    return trials[rate] if tries else None, trials[min(failed)] if failed else None
 
 
-def _row(peer: Peer, client: str, knee: Knee, closed: float, ratio: float) -> str:
-    failed = knee.failed.outcome if knee.failed else ""
-    if knee.confirmed is None:
-        return f"| {peer.name} | {client} | none | | | | {failed} | | |"
-    best = knee.confirmed
-    latencies = f"{best.p50 * 1e3:.2f} / {best.p99 * 1e3:.2f} ms"
-    cells = [peer.name, client, f"{best.rate:,.0f}/s", latencies, f"{best.requests:,}", best.late]
-    cells += [failed, f"{best.rate / closed:.0%} of {closed:,.0f}/s", f"{ratio:.2f}"]
-    return f"| {' | '.join(cells)} |"
+def _cells(trial: Trial | None, closed: float) -> list[str]:
+    if trial is None:
+        return []
+    latencies = f"{trial.p50 * 1e3:.2f} / {trial.p99 * 1e3:.2f} ms"
+    share = f"{trial.rate / closed:.0%} of {closed:,.0f}/s"
+    return [f"{trial.rate:,.0f}/s", share, latencies, f"{trial.requests:,}", trial.late]
 
 
 def _polling(target: Target) -> Try:
@@ -174,7 +158,7 @@ def _polling(target: Target) -> Try:
 
     def load(rate: float, seconds: float, seed: int) -> Trial:
         client = Client(target.port, target.raw, judge, tick=0)
-        offsets = memoryview(random_times(rate, seconds, seed))
+        offsets = random_times(rate, seconds, seed).tolist()
         answers = Answers.of(uvloop.run(client.run(offsets)))
         latency = answers.latency
         lag = tail_latency(answers.lag)
@@ -198,13 +182,13 @@ def _perf_analyzer(bench: Bench) -> Path | None:
     try:
         programs = environment(PERF_ANALYZER, bench.installs)
     except NotInstalled as error:
-        bench.notes.append(f"perf_analyzer: {error}")
+        bench.note(f"perf_analyzer: {error}")
         return None
     shown = _analyze(programs, "--version")
     if "Perf Analyzer Version" not in shown:
-        bench.notes.append(f"perf_analyzer: apt-get install libb64-0d ({shown.strip()[-200:]})")
+        bench.note(f"perf_analyzer: apt-get install libb64-0d ({shown.strip()[-200:]})")
         return None
-    bench.notes.append(shown.strip())
+    bench.note(shown.strip())
     return programs
 
 

@@ -82,7 +82,7 @@ MOSEC = Peer(
 )
 OURS = Peer(
     "onnxserve",
-    "{python} -m mlflow_deploy_plugin.cli serve {ours} -p {port} -w 1 --name small "
+    "{python} -m mlflow_deploy_plugin.cli serve {ours} -p {port} -w 1 --name {name} "
     "--state-dir {work}/state",
     "/invocations",
     environment={"ONNXSERVE_HOME": "{work}/home", "MLFLOW_DISABLE_TELEMETRY": "true"},
@@ -109,7 +109,7 @@ MLSERVER_MODELS = replace(
 BENTOML_MODELS = replace(
     BENTOML,
     command=BENTOML.command.replace(":Classifier", ":Classifiers"),
-    environment={**BENTOML.environment, "MODELS": "{models}"},
+    environment={**BENTOML.environment, "MODELS": "{work}"},
 )
 PERF_ANALYZER = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12")
 """Triton's client, which speaks V2. It is the last wheel of tritonclient whose program

@@ -34,7 +34,7 @@ class OnnxModel(MLModel):
         return InferenceResponse(model_name=self.name, outputs=[output])
 
     @custom_handler(rest_path="/v2/models/small/config", rest_method="GET")
-    async def config(self) -> dict:
+    async def config(self) -> dict[str, object]:
         return {
             "name": "small",
             "platform": "onnxruntime_onnx",
