@@ -41,7 +41,6 @@ LEAST_REQUESTS = 100
 FIRST_SHARE = 0.1
 STEP = 0.95
 """The steps by which a rate is lowered that a longer trial does not confirm."""
-TRIES = 2  # A trial that fails is repeated, because the machine disturbs short ones.
 CONFIRMATIONS = 8
 ANALYZER_THREADS = 32
 SEED = 0
@@ -77,9 +76,10 @@ class Trial:
     @property
     def outcome(self) -> str:
         if not self.is_valid:
-            return f"{self.rate:,.0f}/s: the client is late, {self.late}"
+            return f"{self.rate:,.0f}/s: invalid, client late by {self.late}"
         wrong = f", {self.wrong} wrong" if self.wrong else ""
-        return f"{self.rate:,.0f}/s: {self.p99 * 1e3:.1f} ms{wrong}"
+        p99 = f"{self.p99 * 1e3:.1f} ms" if self.requests else self.late
+        return f"{self.rate:,.0f}/s: {p99}{wrong}"
 
 
 Try = Callable[[float, float, int], Trial]
@@ -93,7 +93,7 @@ def one_row(bench: Bench) -> Iterator[str]:
     model, data = models.small(bench.folder)
     bench.note(f"Poisson arrivals, seed {SEED}, confirmed over {bench.seconds:g} s")
     foreign = _perf_analyzer(bench)
-    best: dict[str, float] = {}
+    ours: dict[str, float] = {}
     for peer in (OURS, MLFLOW, FASTAPI, BENTOML, MLSERVER, MOSEC):
         with ExitStack() as stack:
             for asked in start(bench, stack, peer, [model], data.head(1)):
@@ -104,10 +104,11 @@ def one_row(bench: Bench) -> Iterator[str]:
                 for client, load in clients.items():
                     bench.say(f"  {peer.name}, {client}; closed loop: {closed:,.0f}/s")
                     confirmed, failed = search(load, closed, bench.seconds, bench.say)
-                    cells = [peer.name, client, *(_cells(confirmed, closed) or ["none"] + [""] * 4)]
-                    rate = confirmed.rate if confirmed else math.nan
-                    ratio = best.setdefault(client, rate) / rate
-                    cells += [failed.outcome if failed else "", f"{ratio:.2f}"]
+                    cells = [peer.name, client, *_cells(confirmed, closed)]
+                    cells.append(failed.outcome if failed else "")
+                    if confirmed:
+                        ratio = ours.setdefault(client, confirmed.rate) / confirmed.rate
+                        cells.append(f"{ratio:.2f}")
                     yield f"| {' | '.join(cells)} |"
 
 
@@ -117,33 +118,31 @@ def search(
     """Return the greatest rate that holds, within 5 %, and the lowest that does not.
 
     The rate is found by a bisection with short trials from a tenth of `closed`
-    (requests/s in a closed loop), and confirmed by a trial of `seconds`.
+    (requests/s in a closed loop), and confirmed by a trial of `seconds`. A short trial
+    that fails is repeated, because the machine disturbs some.
     """
     trials: dict[float, Trial] = {}
 
-    def holds(rate: float, duration: float) -> bool:
-        duration = max(duration, LEAST_REQUESTS / rate)
-        for seed in range(SEED, SEED + TRIES):
-            trials[rate] = load(rate, duration, seed)
+    def holds(rate: float, duration: float = min(TRIAL_SECONDS, seconds), tries: int = 2) -> bool:
+        for seed in range(SEED, SEED + tries):
+            trials[rate] = load(rate, max(duration, LEAST_REQUESTS / rate), seed)
             say(f"    {duration:.0f} s: {trials[rate].outcome}")
             if trials[rate].holds:
-                break
-        return trials[rate].holds
+                return True
+        return False
 
-    rate = highest_rate(
-        lambda tried: holds(tried, min(TRIAL_SECONDS, seconds)), FIRST_SHARE * closed
-    )
-    tries = CONFIRMATIONS if rate else 0
-    while tries and not holds(rate, seconds):
+    rate = highest_rate(holds, FIRST_SHARE * closed)
+    left = CONFIRMATIONS if rate else 0
+    while left and not holds(rate, seconds, tries=1):
         rate *= STEP
-        tries -= 1
+        left -= 1
     failed = [rate for rate, trial in trials.items() if not trial.holds]
-    return trials[rate] if tries else None, trials[min(failed)] if failed else None
+    return trials[rate] if left else None, trials[min(failed)] if failed else None
 
 
 def _cells(trial: Trial | None, closed: float) -> list[str]:
     if trial is None:
-        return []
+        return ["none", "", "", "", ""]
     latencies = f"{trial.p50 * 1e3:.2f} / {trial.p99 * 1e3:.2f} ms"
     share = f"{trial.rate / closed:.0%} of {closed:,.0f}/s"
     return [f"{trial.rate:,.0f}/s", share, latencies, f"{trial.requests:,}", trial.late]
@@ -218,12 +217,12 @@ def _analyzing(programs: Path, asked: Asked) -> Try:
         words += ["--request-rate-range", f"{rate:.1f}", "--request-distribution", "poisson"]
         words += ["--percentile", "99", "--max-threads", str(ANALYZER_THREADS), "--sync", "-v"]
         words += ["-p", str(round(seconds / 3 * 1e3)), "-r", "3", "-s", "1000000"]
-        return _analyzed(rate, _analyze(programs, *words))
+        return read_report(rate, _analyze(programs, *words))
 
     return load
 
 
-def _analyzed(rate: float, report: str) -> Trial:
+def read_report(rate: float, report: str) -> Trial:
     """Return the load that a report of perf_analyzer describes."""
     client = report.partition("Client:")[2].partition("Server:")[0]
 
@@ -234,8 +233,7 @@ def _analyzed(rate: float, report: str) -> Trial:
     delayed = re.search(r"([\d.]+)% of the requests were delayed", client)
     share = float(delayed[1]) / 100 if delayed else 0.0
     if not client:
-        reason = report.strip().splitlines()[-1][:80]
-        return Trial(rate, 0, math.inf, math.inf, 1, reason, False)
+        return Trial(rate, 0, math.inf, math.inf, 1, report.strip()[-100:], True)
     return Trial(
         figure("Throughput"),
         int(figure("Request count")),

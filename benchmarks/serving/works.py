@@ -270,6 +270,7 @@ def _write_mlserver(work: Path, port: int, peer: Peer, served: Sequence[models.M
                 "implementation": "mlserver_onnx.OnnxModel",
                 "parameters": {"uri": str(model.onnx)},
                 "inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 30]}],
+                "outputs": [{"name": "predictions", "datatype": "INT64", "shape": [-1]}],
             }
         (work / model.name).mkdir()
         (work / model.name / "model-settings.json").write_text(json.dumps(document))
