@@ -1,17 +1,20 @@
 """Compare the speed of onnxserve with other model servers, in one run.
 
-    # everything, about fifteen minutes on two cores
+    # everything, about half an hour on two cores
     .venv/bin/python benchmarks/serve.py
     .venv/bin/python benchmarks/serve.py --only one-row --rounds 1 --seconds 1
     .venv/bin/python benchmarks/serve.py --only one-row --peers fastapi mlflow
-    # the greatest rate with a p99 within 10 ms, about twelve minutes; 600 s of ours
+    .venv/bin/python benchmarks/serve.py --only memory --models 1 10 --peers mlserver
+    # the greatest rate with a p99 within 10 ms, about 20 minutes; 600 s of ours
     .venv/bin/python benchmarks/serve.py --arrivals poisson
     .venv/bin/python benchmarks/serve.py --arrivals poisson --seconds 600 --peers none
 
 The peers are installed into separate environments. The measured server has one core,
 and the clients another. The rounds are interleaved, every response is checked, and
-ratios within a round are compared. For one row, the clients are a polling client and
-wrk, if it is installed. Capture, metrics and limits of onnxserve are on.
+ratios within a round are compared; servers are measured one after the other in
+`memory` and with Poisson arrivals. For one row, the clients are a polling client and,
+if they are installed, wrk (closed loop) and Triton's perf_analyzer (Poisson). Capture,
+metrics and limits of onnxserve are on.
 """
 
 import argparse
@@ -55,6 +58,9 @@ def main() -> int:
     shown = ""
     try:
         for name in options.only or chosen:
+            if name not in chosen:
+                print(f"{name} has no Poisson arrivals: omit --arrivals", file=sys.stderr)
+                return 2
             head, work = chosen[name]
             summary = (work.__doc__ or "").partition("\n\n")[0]
             _say(f"{name}: {' '.join(summary.split())}")

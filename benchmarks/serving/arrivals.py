@@ -76,7 +76,7 @@ class Trial:
     @property
     def outcome(self) -> str:
         if not self.is_valid:
-            return f"{self.rate:,.0f}/s: invalid, client late by {self.late}"
+            return f"{self.rate:,.0f}/s: invalid, client late ({self.late})"
         wrong = f", {self.wrong} wrong" if self.wrong else ""
         p99 = f"{self.p99 * 1e3:.1f} ms" if self.requests else self.late
         return f"{self.rate:,.0f}/s: {p99}{wrong}"
@@ -175,9 +175,11 @@ def _polling(target: Target) -> Try:
 
 
 def _perf_analyzer(bench: Bench) -> Path | None:
-    """Return the folder of the programs with Triton's client; None: it does not run
-    here, with a note of the reason.
+    """Return the folder of the programs with Triton's client; None: it is not wanted,
+    or does not run here, with a note of the reason.
     """
+    if not bench.wants("perf_analyzer"):
+        return None
     try:
         programs = environment(PERF_ANALYZER, bench.installs)
     except NotInstalled as error:

@@ -56,8 +56,8 @@ class Bench:
     notes: list[str] = field(default_factory=list)
     _started: int = 0
 
-    def wants(self, peer: Peer) -> bool:
-        return self.peers is None or any(word.lower() in peer.name.lower() for word in self.peers)
+    def wants(self, name: str) -> bool:
+        return self.peers is None or any(word.lower() in name.lower() for word in self.peers)
 
     def note(self, note: str) -> None:
         if note not in self.notes:
@@ -179,7 +179,7 @@ def start(
     wanted, not installed, or cannot be started, with a note of the reason. `mlflow
     models serve` has a server per model.
     """
-    if peer.requirements and not bench.wants(peer):
+    if peer.requirements and not bench.wants(peer.name):
         return []
     groups = [[model] for model in served] if peer is MLFLOW else [served]
     try:
