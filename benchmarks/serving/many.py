@@ -7,11 +7,13 @@ serves the models' ONNX graphs. `mlflow models serve` has one server per model.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import pandas as pd
 
 from . import models, table
-from .load import closed_loop, mixed_loop
-from .peers import BENTOML_MODELS, MLFLOW, MLSERVER_MODELS, OURS_MODELS
+from .load import Measured, closed_loop, mixed_loop
+from .peers import BENTOML_MODELS, MLFLOW, MLSERVER_MODELS, OURS_MODELS, Peer
 from .servers import Server
 from .works import CONNECTIONS, Bench, ask, rounds_of, start
 
@@ -22,6 +24,16 @@ HEAD = (
     "| models | server | MB | ratio | CPU s per 1,000 requests | ratio | requests/s, p99 "
     "| start |\n|---|---|---|---|---|---|---|---|"
 )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The megabytes of all processes, and their CPU seconds per 1,000 requests."""
+
+    megabytes: float
+    cpu: float
+    load: Measured
+    start_seconds: float
 
 
 def estimators(bench: Bench) -> Iterator[table.Row]:
@@ -54,35 +66,46 @@ def memory(bench: Bench) -> Iterator[str]:
     """
     served, rows = models.several(bench.folder, max(bench.models))
     row = rows.head(1).abs() + 1  # Every model answers 1.
+    costs: dict[tuple[Peer, int], Cost | None] = {}
     for number in bench.models:
-        ours: list[float] = []
         for peer in (OURS_MODELS, MLSERVER_MODELS, BENTOML_MODELS, MLFLOW):
             bench.say(f"  {number} models: {peer.name}")
             count = min(number, MOST_MLFLOW) if peer is MLFLOW else number
-            with ExitStack() as stack:
-                asked = start(bench, stack, peer, served[:count], row)
-                if not asked:
-                    continue
-                servers = list({one.server.pid: one.server for one in asked}.values())
-                # The models' probabilities differ, so only the labels are compared.
-                targets = [
-                    replace(one.target, expected=one.target.expected.partition(b"]")[0])
-                    for one in asked
-                ]
-                connections = max(CONNECTIONS, len(servers))
-                mixed_loop(targets, connections, bench.seconds)
-                before = _cpu_seconds(servers)
-                load = mixed_loop(targets, connections, bench.seconds, warm_up=0)
-                cpu = (_cpu_seconds(servers) - before) / load.requests * 1e3
-                megabytes = _megabytes(servers) * number / count
-                started = sum(server.start_seconds for server in servers)
-            ours = ours or [megabytes, cpu]
+            if (peer, count) not in costs:
+                costs[peer, count] = _cost(bench, peer, served[:count], row)
+            cost = costs[peer, count]
+            ours = costs[OURS_MODELS, number]
+            if cost is None or ours is None:
+                continue
+            megabytes = cost.megabytes * number / count
             note = f" ({number} × the share of {count})" if count < number else ""
             cells = [f"{number}", peer.name, f"{megabytes:,.0f}{note}"]
-            cells += [f"{megabytes / ours[0]:.2f}", f"{cpu:.3f}", f"{cpu / ours[1]:.2f}"]
-            cells += [f"{load.rate:,.0f}/s, {load.p99 * 1e3:.0f} ms", f"{started:.1f} s"]
+            cells += [f"{megabytes / ours.megabytes:.2f}", f"{cost.cpu:.3f}"]
+            speed = f"{cost.load.rate:,.0f}/s, {cost.load.p99 * 1e3:.0f} ms"
+            cells += [f"{cost.cpu / ours.cpu:.2f}", speed, f"{cost.start_seconds:.1f} s"]
             yield f"| {' | '.join(cells)} |"
-            bench.note(f"{number} models, {peer.name}: {load.wrong} wrong answers")
+
+
+def _cost(
+    bench: Bench, peer: Peer, served: Sequence[models.Model], row: pd.DataFrame
+) -> Cost | None:
+    with ExitStack() as stack:
+        asked = start(bench, stack, peer, served, row)
+        if not asked:
+            return None
+        servers = list({one.server.pid: one.server for one in asked}.values())
+        # The models' probabilities differ, so only the labels are compared.
+        targets = [
+            replace(one.target, expected=one.target.expected.partition(b"]")[0]) for one in asked
+        ]
+        connections = max(CONNECTIONS, len(servers))
+        mixed_loop(targets, connections, bench.seconds)
+        before = _cpu_seconds(servers)
+        load = mixed_loop(targets, connections, bench.seconds, warm_up=0)
+        cpu = (_cpu_seconds(servers) - before) / load.requests * 1e3
+        bench.note(f"{len(served)} models, {peer.name}: {load.wrong} wrong answers")
+        start_seconds = sum(server.start_seconds for server in servers)
+        return Cost(_megabytes(servers), cpu, load, start_seconds)
 
 
 def _cpu_seconds(servers: Sequence[Server]) -> float:
