@@ -1,7 +1,7 @@
 """The greatest rate of a server whose 99th percentile of the latency is at most 10 ms,
 when requests arrive independently of each other.
 
-The rule is that of the Server scenario of MLPerf Inference: queries arrive by a Poisson
+The Server scenario of MLPerf Inference has this rule: queries arrive by a Poisson
 process with a fixed seed, latency counts from the scheduled time, a binary search finds
 a candidate, and a longer run must confirm it, otherwise the rate is lowered by a small
 delta (github.com/mlcommons/inference_policies, inference_rules.adoc, "Scenarios" and

@@ -80,7 +80,7 @@ def mixed_loop(
     targets: Sequence[Target], connections: int, seconds: float, warm_up: float = 0.3
 ) -> Measured:
     """Run a closed loop whose connections send the requests in turn. A port has its
-    share of the connections. Every response must contain what the first target expects.
+    share of the connections. Every response must contain the first target's bytes.
     """
     return uvloop.run(_closed_loop(targets, connections, seconds, warm_up))
 
@@ -122,8 +122,8 @@ def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
 class Connection(asyncio.Protocol):
     """A connection with one request in flight. `on_answer(connection, answer)` is
     called for each response, and with an empty answer if the connection is lost before.
-    The client keeps in `begun` the start of its request, in `freed` that of its idle
-    time, and in `lag` the delay of its request.
+    The client keeps the times at which its request began (`begun`) and its last one
+    ended (`freed`), and the delay of its request (`lag`).
     """
 
     def __init__(

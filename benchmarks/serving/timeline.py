@@ -1,5 +1,5 @@
-"""An open loop that keeps every response: when it was due, its latency, and what the
-response was.
+"""An open loop that keeps every response: when it was due, its latency, and its version
+or failure.
 
 Latency counts from the scheduled time of a request, as in MLPerf Inference and in
 `contrib/sizing/load.py`: neither a late client nor a full pool of connections hides a
@@ -113,7 +113,7 @@ class Client:
     Args:
         judge: returns the number of a response, e.g. its version or FAILED.
         tick: the client sleeps for so many seconds between its looks at the clock; 0:
-            it never sleeps, which keeps its lag below that of a timer.
+            it never sleeps, because a timer would make it late.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Client:
         return np.frombuffer(self._kept).reshape(-1, 4)
 
     async def _look(self) -> None:
-        """Send what waits, and let the responses come in."""
+        """Send the waiting requests, and receive responses."""
         if not self._is_connected:
             await self._connect()
         self._send()

@@ -27,7 +27,7 @@ LATE = "    [WARNING] Perf Analyzer was not able to keep up. 25.72% of the reque
 
 
 def loads(greatest, greatest_long=math.inf, client=math.inf):
-    """Return a server with a greatest rate, one for 60 s, and that of its client."""
+    """Return a server with a greatest rate, another for 60 s, and the client's."""
 
     def load(rate, seconds, seed):
         holds = rate <= (greatest_long if seconds >= 60 else greatest)
