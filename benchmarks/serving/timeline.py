@@ -125,7 +125,7 @@ class Client:
         self._tick = tick
         self._kept = array("d")  # Tuples would make the garbage collector stop the client.
         self._connections: list[Connection] = []
-        self._idle: deque[Connection] = deque()
+        self._idle: list[Connection] = []
         self._waiting: deque[float] = deque()
         self._is_connected = False
 
@@ -191,9 +191,11 @@ class Client:
             self._is_connected = True
 
     def _send(self) -> None:
-        """Send the waiting requests on idle connections."""
+        """Send the waiting requests on idle connections, the last used first, as the
+        pools of HTTP clients do: servers close those that are idle for long.
+        """
         while self._waiting and self._idle:
-            connection = self._idle.popleft()
+            connection = self._idle.pop()
             if connection.is_closed:
                 self._is_connected = False
             else:
