@@ -235,7 +235,7 @@ def read_report(rate: float, report: str) -> Trial:
     delayed = re.search(r"([\d.]+)% of the requests were delayed", client)
     share = float(delayed[1]) / 100 if delayed else 0.0
     if not client:
-        return Trial(rate, 0, math.inf, math.inf, 1, report.strip()[-100:], True)
+        return Trial(rate, 0, math.inf, math.inf, 1, " ".join(report.split())[-100:], True)
     return Trial(
         figure("Throughput"),
         int(figure("Request count")),

@@ -9,6 +9,7 @@ from typing import Any
 import mlflow.sklearn
 import numpy as np
 import pandas as pd
+from mlflow.models import Model as MLflowModel
 from mlflow.models import infer_signature
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
@@ -92,7 +93,15 @@ def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
             serialization_format="cloudpickle",
             pip_requirements=["scikit-learn"],
         )
-        onnxserve.save_model(pipeline, model.ours, signature=signature, input_example=example)
+        # As if it were registered: perf_analyzer 2.51 crashes if a version is not numeric.
+        numbered = MLflowModel(model_uuid="1")
+        onnxserve.save_model(
+            pipeline,
+            model.ours,
+            signature=signature,
+            input_example=example,
+            mlflow_model=numbered,
+        )
         model.pickled.write_bytes(pickle.dumps(pipeline))
     return model
 
