@@ -104,12 +104,13 @@ def one_row(bench: Bench) -> Iterator[str]:
                 for client, load in clients.items():
                     bench.say(f"  {peer.name}, {client}; closed loop: {closed:,.0f}/s")
                     confirmed, failed = search(load, closed, bench.seconds, bench.say)
-                    cells = [peer.name, client, *_cells(confirmed, closed)]
-                    cells.append(failed.outcome if failed else "")
-                    if confirmed:
-                        ratio = ours.setdefault(client, confirmed.rate) / confirmed.rate
-                        cells.append(f"{ratio:.2f}")
-                    yield f"| {' | '.join(cells)} |"
+                    cells = [peer.name, client, *_cells(confirmed, failed, closed)]
+                    ratio = ""
+                    if confirmed and peer is OURS:
+                        ours[client] = confirmed.rate
+                    if confirmed and client in ours:
+                        ratio = f"{ours[client] / confirmed.rate:.2f}"
+                    yield f"| {' | '.join([*cells, ratio])} |"
 
 
 def search(
@@ -140,12 +141,14 @@ def search(
     return trials[rate] if left else None, trials[min(failed)] if failed else None
 
 
-def _cells(trial: Trial | None, closed: float) -> list[str]:
+def _cells(trial: Trial | None, failed: Trial | None, closed: float) -> list[str]:
+    following = failed.outcome if failed else ""
     if trial is None:
-        return ["none", "", "", "", ""]
+        rate = "none" if failed and failed.is_valid else "not measured"
+        return [rate, "", "", "", "", following]
     latencies = f"{trial.p50 * 1e3:.2f} / {trial.p99 * 1e3:.2f} ms"
     share = f"{trial.rate / closed:.0%} of {closed:,.0f}/s"
-    return [f"{trial.rate:,.0f}/s", share, latencies, f"{trial.requests:,}", trial.late]
+    return [f"{trial.rate:,.0f}/s", share, latencies, f"{trial.requests:,}", trial.late, following]
 
 
 def _polling(target: Target) -> Try:

@@ -93,7 +93,7 @@ def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
             serialization_format="cloudpickle",
             pip_requirements=["scikit-learn"],
         )
-        # As if it were registered: perf_analyzer 2.51 crashes if a version is not numeric.
+        # As if it were registered: perf_analyzer parses a version as a number.
         numbered = MLflowModel(model_uuid="1")
         onnxserve.save_model(
             pipeline,
