@@ -84,6 +84,8 @@ def memory(bench: Bench) -> Iterator[str]:
             speed = f"{cost.load.rate:,.0f}/s, {cost.load.p99 * 1e3:.0f} ms"
             cells += [f"{cost.cpu / ours.cpu:.2f}", speed, f"{cost.start_seconds:.1f} s"]
             yield f"| {' | '.join(cells)} |"
+    wrong = sum(cost.load.wrong for cost in costs.values() if cost)
+    bench.note(f"memory: {wrong} wrong answers of all servers together")
 
 
 def _cost(
@@ -103,7 +105,6 @@ def _cost(
         before = _cpu_seconds(servers)
         load = mixed_loop(targets, connections, bench.seconds, warm_up=0)
         cpu = (_cpu_seconds(servers) - before) / load.requests * 1e3
-        bench.note(f"{len(served)} models, {peer.name}: {load.wrong} wrong answers")
         start_seconds = sum(server.start_seconds for server in servers)
         return Cost(_megabytes(servers), cpu, load, start_seconds)
 
