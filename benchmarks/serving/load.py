@@ -1,5 +1,5 @@
-"""A load client with a closed loop: the next request follows the response. `size` has
-the client with an open loop.
+"""A load client with a closed loop: the next request follows the response. `timeline`
+has the client with an open loop.
 
 It reads responses on uvloop without a library, so that one core sends requests faster
 than any of the servers answers. It never sleeps: on a virtual machine, waking a
@@ -10,6 +10,7 @@ contains the expected bytes.
 """
 
 import asyncio
+import itertools
 import json
 import subprocess
 import tempfile
@@ -72,7 +73,16 @@ def closed_loop(target: Target, connections: int, seconds: float, warm_up: float
     """Send the next request of every connection after its response; continue until
     there are some responses.
     """
-    return uvloop.run(_closed_loop(target, connections, seconds, warm_up))
+    return mixed_loop([target], connections, seconds, warm_up)
+
+
+def mixed_loop(
+    targets: Sequence[Target], connections: int, seconds: float, warm_up: float = 0.3
+) -> Measured:
+    """Run a closed loop whose connections send the requests in turn. A port has its
+    share of the connections. Every response must contain the first target's bytes.
+    """
+    return uvloop.run(_closed_loop(targets, connections, seconds, warm_up))
 
 
 def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
@@ -112,15 +122,21 @@ def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
 class Connection(asyncio.Protocol):
     """A connection with one request in flight. `on_answer(connection, answer)` is
     called for each response, and with an empty answer if the connection is lost before.
+    The client keeps the times at which its request began (`begun`) and its last one
+    ended (`freed`), and the delay of its request (`lag`).
     """
 
-    def __init__(self, raw: bytes, on_answer: Callable[["Connection", bytes], None]) -> None:
-        self._raw = raw
+    def __init__(
+        self, raws: Sequence[bytes], on_answer: Callable[["Connection", bytes], None]
+    ) -> None:
+        self._raws = itertools.cycle(raws)
         self._on_answer = on_answer
         self._answer = bytearray()
         self._transport: Any = None
-        self._waits = False
+        self.waits = False
         self.begun = 0.0
+        self.freed = 0.0
+        self.lag = 0.0
         self.is_closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -128,8 +144,8 @@ class Connection(asyncio.Protocol):
 
     def send(self, begun: float) -> None:
         self.begun = begun
-        self._waits = True
-        self._transport.write(self._raw)
+        self.waits = True
+        self._transport.write(next(self._raws))
 
     def data_received(self, data: bytes) -> None:
         self._answer += data
@@ -137,16 +153,16 @@ class Connection(asyncio.Protocol):
         if length is not None and len(self._answer) >= length:
             answer = bytes(self._answer[:length])
             del self._answer[:length]
-            self._waits = False
+            self.waits = False
             self._on_answer(self, answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_closed = True
-        if self._waits:
+        if self.waits:
             self._on_answer(self, b"")
 
     def close(self) -> None:
-        self._waits = False
+        self.waits = False
         self._transport.close()
 
 
@@ -178,17 +194,20 @@ def _stay_awake() -> None:
 
 
 async def connect(
-    port: int, raw: bytes, on_answer: Callable[[Connection, bytes], None]
+    port: int, raws: Sequence[bytes], on_answer: Callable[[Connection, bytes], None]
 ) -> Connection:
     _, connection = await asyncio.get_running_loop().create_connection(
-        lambda: Connection(raw, on_answer), "127.0.0.1", port
+        lambda: Connection(raws, on_answer), "127.0.0.1", port
     )
     return connection
 
 
-async def _closed_loop(target: Target, count: int, seconds: float, warm_up: float) -> Measured:
+async def _closed_loop(
+    targets: Sequence[Target], count: int, seconds: float, warm_up: float
+) -> Measured:
     latencies: list[float] = []
     wrong = 0
+    expected = targets[0].expected
     clock = time.perf_counter
     begin = last = clock() + warm_up
     end = begin + seconds
@@ -198,12 +217,17 @@ async def _closed_loop(target: Target, count: int, seconds: float, warm_up: floa
         now = clock()
         if begin <= now and (now < end or len(latencies) < _LEAST_ANSWERS):
             latencies.append(now - connection.begun)
-            wrong += not (answer.startswith(b"HTTP/1.1 200") and target.expected in answer)
+            wrong += not (answer.startswith(b"HTTP/1.1 200") and expected in answer)
             last = now
         if answer and (now < end or len(latencies) < _LEAST_ANSWERS):
             connection.send(now)
 
-    connections = [await connect(target.port, target.raw, on_answer) for _ in range(count)]
+    connections = []
+    ports = itertools.cycle({target.port: None for target in targets})
+    for number, port in zip(range(count), ports, strict=False):
+        raws = [target.raw for target in targets if target.port == port]
+        begun = number % len(raws)
+        connections.append(await connect(port, raws[begun:] + raws[:begun], on_answer))
     _stay_awake()
     for connection in connections:
         connection.send(clock())

@@ -1,4 +1,4 @@
-"""The served models, from scikit-learn or torch and as wrapped by our flavor."""
+"""The served models of scikit-learn, as saved by MLflow and as wrapped by us."""
 
 import json
 import pickle
@@ -9,18 +9,28 @@ from typing import Any
 import mlflow.sklearn
 import numpy as np
 import pandas as pd
+from mlflow.models import Model as MLflowModel
 from mlflow.models import infer_signature
 from sklearn.datasets import load_breast_cancer
+from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import onnxserve
 
+SMALL = "small"
+COLUMNS = 30
+ESTIMATORS = {
+    "logistic": lambda seed: LogisticRegression(),
+    "forest": lambda seed: RandomForestClassifier(50, random_state=seed),
+    "boosting": lambda seed: GradientBoostingClassifier(random_state=seed),
+}
+
 
 @dataclass(frozen=True)
 class Model:
-    """A model on disk.
+    """A fitted model on disk.
 
     Attributes:
         mlflow: as MLflow's scikit-learn flavor saves it.
@@ -29,23 +39,44 @@ class Model:
         onnx: the graph within `ours`.
     """
 
+    name: str
+    estimator: Any
     mlflow: Path
     ours: Path
     pickled: Path
     onnx: Path
 
 
-def small(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
-    """Return a scaler and a logistic regression for breast cancer, 30 columns of
-    floats, with scikit-learn's predictions.
+def small(folder: Path) -> tuple[Model, pd.DataFrame]:
+    """Return a scaler and a logistic regression for breast cancer, with its rows of 30
+    columns of floats.
     """
     data, target = load_breast_cancer(return_X_y=True, as_frame=True)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
-    return _saved(pipeline, data.head(), folder / "small"), data, pipeline.predict(data)
+    return _saved(pipeline, data.head(), folder / SMALL), data
+
+
+def several(folder: Path, number: int) -> tuple[list[Model], pd.DataFrame]:
+    """Return different models with their 500 rows of 30 float64 columns: a logistic
+    regression, a forest of 50 trees, boosting of 100, and again from the start.
+    """
+    names = [f"x{place}" for place in range(COLUMNS)]
+    values = np.random.default_rng(0).normal(size=(500, COLUMNS))
+    rows = pd.DataFrame(values, columns=names)
+    kinds = [*ESTIMATORS]
+    models = []
+    for index in range(number):
+        kind = kinds[index % len(kinds)]
+        target = (values[:, 0] + values[:, index % COLUMNS] > 0).astype(int)
+        estimator = ESTIMATORS[kind](index).fit(rows, target)
+        models.append(_saved(estimator, rows.head(), folder / f"{kind}-{index}"))
+    return models, rows
 
 
 def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
     model = Model(
+        folder.name,
+        pipeline,
         folder / "mlflow",
         folder / "ours",
         folder / "model.pkl",
@@ -62,7 +93,15 @@ def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
             serialization_format="cloudpickle",
             pip_requirements=["scikit-learn"],
         )
-        onnxserve.save_model(pipeline, model.ours, signature=signature, input_example=example)
+        # As if it were registered: perf_analyzer parses a version as a number.
+        numbered = MLflowModel(model_uuid="1")
+        onnxserve.save_model(
+            pipeline,
+            model.ours,
+            signature=signature,
+            input_example=example,
+            mlflow_model=numbered,
+        )
         model.pickled.write_bytes(pickle.dumps(pipeline))
     return model
 

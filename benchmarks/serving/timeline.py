@@ -1,21 +1,23 @@
-"""An open loop that keeps every response: when it was due, its latency, its version,
-and if its value is that version's. It runs in a separate process, so that the process
-that changes the server does not slow it down.
+"""An open loop that keeps every response: when it was due, its latency, and its version
+or failure.
 
-As in `contrib/sizing/load.py`, latency counts from the scheduled time of a request.
-Unlike there, the client sleeps between requests, so that the servers can use the cores.
-A lost connection counts as a failed response.
+Latency counts from the scheduled time of a request, as in MLPerf Inference and in
+`contrib/sizing/load.py`: neither a late client nor a full pool of connections hides a
+queue (coordinated omission). A lost connection counts as a failed response. `OpenLoop`
+runs in a separate process, so that the process that changes the server does not slow it
+down; `arrivals` runs the client in its own process.
 """
 
 import asyncio
+import itertools
 import multiprocessing
 import re
 import time
+from array import array
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Self
 
@@ -26,7 +28,7 @@ from .load import Connection, connect
 
 FAILED = -1
 MIXED = -2
-CONNECTIONS = 32
+CONNECTIONS = 64
 _VERSION = re.compile(rb"\r\nx-model-version: *(\d+)\r\n", re.IGNORECASE)
 _PATIENCE = 30.0
 """Seconds after the last request, after which missing responses count as failed."""
@@ -35,17 +37,26 @@ _TICK_SECONDS = 0.001
 
 @dataclass(frozen=True)
 class Answers:
-    """All responses, by the time at which they were due (seconds of the monotonic
+    """All responses [N], by the time at which they were due (seconds of the monotonic
     clock).
 
     Attributes:
         version: the number of the version that gave the response; FAILED: no response,
             or not 200; MIXED: its value belongs to another version.
+        lag: the seconds from the time at which the client could send the request (it
+            was due, and a connection was idle) until it sent it.
     """
 
     due: np.ndarray
     latency: np.ndarray
     version: np.ndarray
+    lag: np.ndarray
+
+    @classmethod
+    def of(cls, kept: np.ndarray) -> Self:
+        """Return the responses that `Client.run` kept: [N, 4] floats."""
+        due, latency, version, lag = kept.T
+        return cls(due, latency, version.astype(int), lag)
 
     @property
     def failed(self) -> int:
@@ -59,7 +70,7 @@ class Answers:
         return self.only((self.due >= begin) & (self.due < end))
 
     def only(self, chosen: np.ndarray) -> Self:
-        return type(self)(self.due[chosen], self.latency[chosen], self.version[chosen])
+        return type(self).of(np.stack([*vars(self).values()], axis=1)[chosen])
 
 
 class OpenLoop:
@@ -78,7 +89,8 @@ class OpenLoop:
         self._begun = context.Event()
         self._ended = context.Event()
         self._file = file
-        arguments = (port, raw, dict(values), rate, str(file), self._begun, self._ended)
+        events = (self._begun.set, self._ended.is_set)
+        arguments = (port, raw, dict(values), rate, str(file), *events)
         self._process = context.Process(target=_record, args=arguments, daemon=True)
 
     def __enter__(self) -> Self:
@@ -92,69 +104,108 @@ class OpenLoop:
 
     def stop(self) -> Answers:
         self.__exit__()
-        rows = np.load(self._file)
-        return Answers(rows[0], rows[1], rows[2].astype(int))
+        return Answers.of(np.load(self._file))
 
 
-class _Client:
-    def __init__(self, port: int, raw: bytes, values: Mapping[str, bytes]) -> None:
+class Client:
+    """Sends a request at each scheduled time, or as soon as a connection is idle.
+
+    Args:
+        judge: returns the number of a response, e.g. its version or FAILED.
+        tick: the client sleeps for so many seconds between its looks at the clock; 0:
+            it never sleeps, because a timer would make it late.
+    """
+
+    def __init__(
+        self, port: int, raw: bytes, judge: Callable[[bytes], int], tick: float = _TICK_SECONDS
+    ) -> None:
         self._port = port
         self._raw = raw
-        self._values = {version.encode(): value for version, value in values.items()}
-        self.kept: list[tuple[float, float, int]] = []
-        self._idle: deque[Connection] = deque()
+        self._judge = judge
+        self._tick = tick
+        self._kept = array("d")  # Tuples would make the garbage collector stop the client.
+        self._connections: list[Connection] = []
+        self._idle: list[Connection] = []
         self._waiting: deque[float] = deque()
+        self._is_connected = False
 
-    def judge(self, answer: bytes) -> int:
-        version = _VERSION.search(answer)
-        if not answer.startswith(b"HTTP/1.1 200") or version is None:
-            return FAILED
-        value = self._values.get(version[1])
-        if value is not None and value in answer:
-            return int(version[1])
-        return MIXED
+    def _keep(self, due: float, latency: float, version: int, lag: float) -> None:
+        self._kept.extend((due, latency, version, lag))
 
-    def receive(self, connection: Connection, answer: bytes) -> None:
+    def _receive(self, connection: Connection, answer: bytes) -> None:
         now = time.monotonic()
-        self.kept.append((connection.begun, now - connection.begun, self.judge(answer)))
-        if not connection.is_closed:
+        version = self._judge(answer)
+        self._keep(connection.begun, now - connection.begun, version, connection.lag)
+        if connection.is_closed:
+            self._is_connected = False
+        else:
+            connection.freed = now
             self._idle.append(connection)
-            self.send()
+            self._send()
 
-    async def run(self, rate: float, begun: Event, ended: Event) -> list[tuple[float, float, int]]:
-        connections: list[Connection] = []
-        sent = 0
+    async def run(
+        self,
+        offsets: Iterable[float],
+        begun: Callable[[], object] = lambda: None,
+        is_ended: Callable[[], bool] = lambda: False,
+    ) -> np.ndarray:
+        """Send requests at `offsets`, in seconds after the start, until there are none
+        or `is_ended`. Return [N, 4] floats for `Answers.of`.
+
+        Args:
+            begun: is called when the connections are open.
+        """
+        await self._connect()
+        begun()
         begin = time.monotonic()
-        while not ended.is_set():
-            connections = [one for one in connections if not one.is_closed]
-            with suppress(OSError):  # No server listens.
-                while len(connections) < CONNECTIONS:
-                    connections.append(await connect(self._port, self._raw, self.receive))
-                    self._idle.append(connections[-1])
-            if not begun.is_set():
-                begun.set()
-                begin = time.monotonic()
-            while begin + sent / rate <= time.monotonic():
-                self._waiting.append(begin + sent / rate)
-                sent += 1
-            self.send()
-            await asyncio.sleep(_TICK_SECONDS)
+        for offset in offsets:
+            while time.monotonic() < begin + offset and not is_ended():
+                await self._look()
+            if is_ended():
+                break
+            self._waiting.append(begin + offset)
+            self._send()
         last = time.monotonic()
-        while len(self.kept) < sent and time.monotonic() < last + _PATIENCE:
-            self.send()
-            await asyncio.sleep(_TICK_SECONDS)
-        for connection in connections:
+        while self._unanswered() and time.monotonic() < last + _PATIENCE:
+            await self._look()
+        for due in self._unanswered():
+            self._keep(due, _PATIENCE, FAILED, 0.0)
+        for connection in self._connections:
             connection.close()
-        answered = {due for due, _, _ in self.kept}
-        missing = {begin + number / rate for number in range(sent)} - answered
-        return [*self.kept, *((due, _PATIENCE, FAILED) for due in missing)]
+        return np.frombuffer(self._kept).reshape(-1, 4)
 
-    def send(self) -> None:
-        """Send the waiting requests on idle connections."""
+    async def _look(self) -> None:
+        """Send the waiting requests, and receive responses."""
+        if not self._is_connected:
+            await self._connect()
+        self._send()
+        await asyncio.sleep(self._tick)
+
+    async def _connect(self) -> None:
+        self._connections = [one for one in self._connections if not one.is_closed]
+        with suppress(OSError):  # No server listens.
+            while len(self._connections) < CONNECTIONS:
+                connection = await connect(self._port, [self._raw], self._receive)
+                self._connections.append(connection)
+                self._idle.append(connection)
+            self._is_connected = True
+
+    def _send(self) -> None:
+        """Send the waiting requests on idle connections, the last used first, as the
+        pools of HTTP clients do: servers close those that are idle for long.
+        """
         while self._waiting and self._idle:
-            connection = self._idle.popleft()
-            if not connection.is_closed:
-                connection.send(self._waiting.popleft())
+            connection = self._idle.pop()
+            if connection.is_closed:
+                self._is_connected = False
+            else:
+                due = self._waiting.popleft()
+                connection.lag = time.monotonic() - max(due, connection.freed)
+                connection.send(due)
+
+    def _unanswered(self) -> list[float]:
+        sent = [one.begun for one in self._connections if one.waits]
+        return [*sent, *self._waiting]
 
 
 def _record(
@@ -163,8 +214,19 @@ def _record(
     values: dict[str, bytes],
     rate: float,
     file: str,
-    begun: Event,
-    ended: Event,
+    begun: Callable[[], object],
+    is_ended: Callable[[], bool],
 ) -> None:
-    kept = uvloop.run(_Client(port, raw, values).run(rate, begun, ended))
-    np.save(file, np.array(kept, dtype=np.float64).reshape(-1, 3).T)
+    known = {version.encode(): value for version, value in values.items()}
+
+    def judge(answer: bytes) -> int:
+        version = _VERSION.search(answer)
+        if not answer.startswith(b"HTTP/1.1 200") or version is None:
+            return FAILED
+        value = known.get(version[1])
+        if value is not None and value in answer:
+            return int(version[1])
+        return MIXED
+
+    offsets = (number / rate for number in itertools.count())
+    np.save(file, uvloop.run(Client(port, raw, judge).run(offsets, begun, is_ended)))

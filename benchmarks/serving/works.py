@@ -10,14 +10,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
+import yaml
 
 from . import models, table
 from .environments import NotInstalled, environment, versions
 from .load import Measured, Target, closed_loop, post, wrk_loop
-from .peers import BENTOML, FASTAPI, HERE, MLFLOW, MLSERVER, MOSEC, OURS, Peer
+from .peers import (
+    BENTOML,
+    BENTOML_MODELS,
+    FASTAPI,
+    HERE,
+    MLFLOW,
+    MLSERVER,
+    MLSERVER_MODELS,
+    MOSEC,
+    OURS,
+    OURS_MODELS,
+    Peer,
+)
 from .servers import NotStarted, Server, free_port, running
 
 CONNECTIONS = 8
@@ -30,6 +43,7 @@ class Bench:
 
     Attributes:
         installs: peers that are not installed are installed first.
+        models: the numbers of models on one server.
     """
 
     folder: Path
@@ -38,11 +52,16 @@ class Bench:
     say: Callable[[str], None]
     peers: frozenset[str] | None = None
     installs: bool = True
+    models: Sequence[int] = (1, 10, 100)
     notes: list[str] = field(default_factory=list)
     _started: int = 0
 
-    def wants(self, peer: Peer) -> bool:
-        return self.peers is None or any(word.lower() in peer.name.lower() for word in self.peers)
+    def wants(self, name: str) -> bool:
+        return self.peers is None or any(word.lower() in name.lower() for word in self.peers)
+
+    def note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def work_folder(self) -> Path:
         self._started += 1
@@ -62,21 +81,20 @@ class Asked:
 
 def one_row(bench: Bench) -> Iterator[table.Row]:
     """Measure one row of thirty floats, with all servers."""
-    model, data, answers = models.small(bench.folder)
+    model, data = models.small(bench.folder)
     targets = {MLFLOW: 50, FASTAPI: 10, BENTOML: 8, MLSERVER: 8, MOSEC: 2.5}
-    expected = [int(answers[0])]
     with ExitStack() as stack:
-        ours = _ours(bench, stack, model, _form(OURS, data), expected)
-        found = {peer: _peer(bench, stack, peer, model, data, expected) for peer in targets}
-        others = {peer: asked for peer, asked in found.items() if asked}
-        everyone = [ours, *others.values()]
-        measured = {"": _rounds(bench, everyone, closed_loop)}
+        asked: dict[Peer, Asked] = {}
+        for peer in (OURS, *targets):
+            for request in start(bench, stack, peer, [model], data.head(1)):
+                asked[peer] = request
+        measured = {"": rounds_of(bench, [*asked.values()], closed_loop)}
         if shutil.which("wrk"):
-            measured[" (wrk)"] = _rounds(bench, everyone, wrk_loop)
+            measured[" (wrk)"] = rounds_of(bench, [*asked.values()], wrk_loop)
         else:
             bench.notes.append("wrk is not installed: only the polling client was used")
     for client, (mine, *theirs) in measured.items():
-        for peer, rounds in zip(others, theirs, strict=True):
+        for peer, rounds in zip([*asked][1:], theirs, strict=True):
             yield table.compared(ONE_ROW + client, peer.name, mine, rounds, targets[peer])
     wrong = sum(m.wrong for every in measured.values() for rounds in every for m in rounds)
     bench.notes.append(f"{ONE_ROW}: {wrong} wrong answers of all servers together")
@@ -86,22 +104,16 @@ def start_and_memory(bench: Bench) -> Iterator[table.Row]:
     """Measure the time from the command to the first response, and the memory of the
     worker at that time.
     """
-    model, data, answers = models.small(bench.folder)
-    expected = [int(answers[0])]
+    model, data = models.small(bench.folder)
     targets = {MLFLOW: (5, 3), BENTOML: (None, None), MLSERVER: (None, None)}
     seconds: dict[Peer, list[float]] = {}
     memory: dict[Peer, list[float]] = {}
     for _ in range(bench.rounds):
         for peer in (OURS, *targets):
             with ExitStack() as stack:
-                if peer is OURS:
-                    asked = _ours(bench, stack, model, models.as_split(data.head(1)), expected)
-                elif (found := _peer(bench, stack, peer, model, data, expected)) is not None:
-                    asked = found
-                else:
-                    continue
-                seconds.setdefault(peer, []).append(asked.server.start_seconds)
-                memory.setdefault(peer, []).append(_worker_memory(asked.server))
+                for asked in start(bench, stack, peer, [model], data.head(1)):
+                    seconds.setdefault(peer, []).append(asked.server.start_seconds)
+                    memory.setdefault(peer, []).append(_worker_memory(asked.server))
     for what, values, unit, place in (
         ("start to first response", seconds, "s", 0),
         ("memory of the worker (PSS)", memory, "MB", 1),
@@ -111,22 +123,18 @@ def start_and_memory(bench: Bench) -> Iterator[table.Row]:
             yield table.times_less(what, peer.name, values[OURS], others, unit, target)
 
 
-WORKS: dict[str, Callable[[Bench], Iterator[table.Row]]] = {
-    "one-row": one_row,
-    "start": start_and_memory,
-}
-
-
-def _form(peer: Peer, data: Any) -> bytes:
-    """Return the first row in the form that this server's users send; MLflow takes rows
+def form(peer: Peer, rows: pd.DataFrame, name: str = models.SMALL) -> bytes:
+    """Return the rows in the form that this server's users send; MLflow takes rows
     without names only for tensors.
     """
     if peer is MLFLOW:
-        return models.as_split(data.head(1))
-    values = data.to_numpy()[:1].tolist()
+        return models.as_split(rows)
+    values = rows.to_numpy().tolist()
     if peer.is_v2:
-        tensor = {"name": "x", "shape": [1, 30], "datatype": "FP64", "data": values}
+        tensor = {"name": "x", "shape": rows.shape, "datatype": "FP64", "data": values}
         return models.as_json(inputs=[tensor])
+    if peer is BENTOML_MODELS:
+        return models.as_json(name=name, inputs=values)
     return models.as_json(inputs=values)
 
 
@@ -139,7 +147,7 @@ def _worker_memory(server: Server) -> float:
     return max(process.memory_full_info().pss for process in workers or processes) / 1e6
 
 
-def _rounds(
+def rounds_of(
     bench: Bench,
     everyone: Sequence[Asked],
     client: Callable[[Target, int, float], Measured],
@@ -164,62 +172,58 @@ def _rounds(
     return measured
 
 
-def _ours(
-    bench: Bench, stack: ExitStack, model: models.Model, body: bytes, expected: list[Any]
-) -> Asked:
-    return _started(bench, stack, OURS, Path("/"), {"ours": model.ours}, body, expected)
-
-
-def _peer(
-    bench: Bench,
-    stack: ExitStack,
-    peer: Peer,
-    model: models.Model,
-    data: Any,
-    expected: list[Any],
-) -> Asked | None:
-    """Return the started peer; None if it is not installed or cannot be started, with a
-    note of the reason.
+def start(
+    bench: Bench, stack: ExitStack, peer: Peer, served: Sequence[models.Model], rows: pd.DataFrame
+) -> list[Asked]:
+    """Return a request with these rows to each model; without one if the peer is not
+    wanted, not installed, or cannot be started, with a note of the reason. `mlflow
+    models serve` has a server per model.
     """
-    if not bench.wants(peer):
-        return None
-    words = {"mlflow": model.mlflow, "onnx": model.onnx, "pickled": model.pickled}
+    if peer.requirements and not bench.wants(peer.name):
+        return []
+    groups = [[model] for model in served] if peer is MLFLOW else [served]
     try:
-        programs = environment(peer.requirements, bench.installs)
-        body = _form(peer, data)
-        asked = _started(bench, stack, peer, programs, words, body, expected)
-        note = f"{peer.name}: {versions(programs, *peer.shown)}"
-    except NotInstalled as error:
-        asked = None
-        note = f"{peer.name}: {error}"
-    except NotStarted as error:
-        asked = None
-        note = f"{peer.name} was skipped: {error}"
-    if note not in bench.notes:
-        bench.notes.append(note)
-    return asked
+        programs = environment(peer.requirements, bench.installs) if peer.requirements else HERE
+        servers = [_launched(bench, stack, peer, programs, group, rows) for group in groups]
+    except (NotInstalled, NotStarted) as error:
+        if not peer.requirements:
+            raise
+        bench.note(f"{peer.name} was skipped: {error}")
+        return []
+    if peer.shown:
+        bench.note(f"{peer.name}: {versions(programs, *peer.shown)}")
+    pairs = zip(servers, groups, strict=True)
+    return [ask(peer, server, model, rows) for server, group in pairs for model in group]
 
 
-def _started(
+def _launched(
     bench: Bench,
     stack: ExitStack,
     peer: Peer,
     programs: Path,
-    words: dict[str, Any],
-    body: bytes,
-    expected: list[Any],
-) -> Asked:
-    port = free_port()
+    served: Sequence[models.Model],
+    rows: pd.DataFrame,
+) -> Server:
+    """Start a server of these models, and return it when the last answers."""
     work = bench.work_folder()
-    words = {**words, "bin": programs, "port": port, "here": HERE, "work": work}
+    port = free_port()
+    if peer is OURS_MODELS:
+        variants = {model.name: {"main": {"model": str(model.ours)}} for model in served}
+        documents = [{"name": name, "variants": value} for name, value in variants.items()]
+        (work / "spec.yaml").write_text(yaml.safe_dump_all(documents))
+    if peer is BENTOML_MODELS:
+        for model in served:
+            (work / f"{model.name}.onnx").symlink_to(model.onnx)
+    if peer in (MLSERVER, MLSERVER_MODELS):
+        _write_mlserver(work, port, peer, served)
+    last = served[-1]
+    words = {**vars(last), "bin": programs, "port": port, "work": work, "here": HERE}
     words["python"] = sys.executable
-    if peer is MLSERVER:
-        _write_mlserver(work, port, words["onnx"])
     command = [word.format(**words) for word in peer.command.split()]
     variables = {name: value.format(**words) for name, value in peer.environment.items()}
-    question = _question(port, peer.path, body)
+    question = _question(port, peer.path.format(name=last.name), form(peer, rows, last.name))
     server = running(peer.name, command, port, work / "log", variables, question)
-    return _asked(peer, stack.enter_context(server), body, expected)
+    return stack.enter_context(server)
 
 
 def _question(port: int, path: str, body: bytes) -> urllib.request.Request:
@@ -227,23 +231,25 @@ def _question(port: int, path: str, body: bytes) -> urllib.request.Request:
     return urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
 
 
-def _asked(peer: Peer, server: Server, body: bytes, expected: list[Any]) -> Asked:
-    """Return the request with this body after checking its response; every later
+def ask(peer: Peer, server: Server, model: models.Model, rows: pd.DataFrame) -> Asked:
+    """Return the request with these rows after checking its response; every later
     response must contain the same bytes.
     """
-    with urllib.request.urlopen(_question(server.port, peer.path, body), timeout=60) as response:
+    path = peer.path.format(name=model.name)
+    body = form(peer, rows, model.name)
+    with urllib.request.urlopen(_question(server.port, path, body), timeout=60) as response:
         answer = response.read()
     document = json.loads(answer)
-    values = document["outputs"][0]["data"] if peer.is_v2 else document["predictions"]
-    found = np.asarray(values, dtype=np.float64).ravel()
-    wanted = np.asarray(expected, dtype=np.float64).ravel()
-    if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-3, atol=1e-4):
+    found = document["outputs"][0]["data"] if peer.is_v2 else document["predictions"]
+    wanted = model.estimator.predict(rows).tolist()
+    if np.ravel(found).tolist() != wanted:
         raise AssertionError(f"{server.name} answers {answer[:200]!r}; expected {wanted[:5]}")
     fragment = answer[answer.index(b'"data":') :] if peer.is_v2 else answer
-    return Asked(server, Target(server.port, post(peer.path, body), fragment), peer.polls)
+    return Asked(server, Target(server.port, post(path, body), fragment), peer.polls)
 
 
-def _write_mlserver(work: Path, port: int, onnx: Path) -> None:
+def _write_mlserver(work: Path, port: int, peer: Peer, served: Sequence[models.Model]) -> None:
+    """Write the settings of MLServer. The tensors are for Triton's perf_analyzer."""
     settings = {
         "host": "127.0.0.1",
         "http_port": port,
@@ -253,9 +259,18 @@ def _write_mlserver(work: Path, port: int, onnx: Path) -> None:
         "debug": False,
     }
     (work / "settings.json").write_text(json.dumps(settings))
-    model = {
-        "name": "small",
-        "implementation": "mlserver_onnx.OnnxModel",
-        "parameters": {"uri": str(onnx)},
-    }
-    (work / "model-settings.json").write_text(json.dumps(model))
+    for model in served:
+        document: dict[str, object] = {
+            "name": model.name,
+            "implementation": "mlserver_sklearn.SKLearnModel",
+            "parameters": {"uri": str(model.pickled)},
+        }
+        if peer is MLSERVER:
+            document |= {
+                "implementation": "mlserver_onnx.OnnxModel",
+                "parameters": {"uri": str(model.onnx)},
+                "inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 30]}],
+                "outputs": [{"name": "predictions", "datatype": "INT64", "shape": [-1]}],
+            }
+        (work / model.name).mkdir()
+        (work / model.name / "model-settings.json").write_text(json.dumps(document))

@@ -3,7 +3,7 @@ documentation recommends.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -20,7 +20,8 @@ class Peer:
         command: its words, in which `{bin}`, `{port}`, `{here}` and the names of
             `variables` are replaced.
         environment: variables, replaced likewise.
-        path: where it takes `{"inputs": [[…]]}` (MLServer: its V2 form).
+        path: where it takes `{"inputs": [[…]]}` (MLServer: its V2 form); `{name}` is
+            the model of a server with several.
         polls: it is busy without requests, and is stopped while other servers are
             measured.
     """
@@ -81,8 +82,36 @@ MOSEC = Peer(
 )
 OURS = Peer(
     "onnxserve",
-    "{python} -m mlflow_deploy_plugin.cli serve {ours} -p {port} -w 1 --name small "
+    "{python} -m mlflow_deploy_plugin.cli serve {ours} -p {port} -w 1 --name {name} "
     "--state-dir {work}/state",
     "/invocations",
     environment={"ONNXSERVE_HOME": "{work}/home", "MLFLOW_DISABLE_TELEMETRY": "true"},
 )
+OURS_MODELS = replace(
+    OURS,
+    command="{python} -m mlflow_deploy_plugin.cli serve --spec {work}/spec.yaml -p {port} -w 1 "
+    "--state-dir {work}/state",
+    path="/v2/models/{name}/infer",
+    is_v2=True,
+)
+MLSERVER_MODELS = replace(
+    MLSERVER,
+    name="MLServer + scikit-learn",
+    path="/v2/models/{name}/infer",
+    requirements=(
+        "mlserver==1.7.1",
+        "mlserver-sklearn==1.7.1",
+        "scikit-learn==1.9.1",
+        "pandas<3",
+    ),
+    shown=("mlserver", "scikit-learn"),
+)
+BENTOML_MODELS = replace(
+    BENTOML,
+    command=BENTOML.command.replace(":Classifier", ":Classifiers"),
+    environment={**BENTOML.environment, "MODELS": "{work}"},
+)
+PERF_ANALYZER = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12")
+"""Triton's client, which speaks V2. It is the last wheel of tritonclient whose program
+runs with glibc 2.36 (Debian 12); it also needs Debian's libb64-0d.
+"""

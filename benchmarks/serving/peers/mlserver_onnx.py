@@ -1,9 +1,13 @@
-"""MLServer's custom runtime around ONNX Runtime."""
+"""MLServer's custom runtime around ONNX Runtime, with two changes for Triton's
+perf_analyzer: it answers `/config`, which MLServer does not have, and its output has no
+`parameters`, in which perf_analyzer expects the size of binary data.
+"""
 
 import numpy as np
 import onnxruntime
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
+from mlserver.handlers import custom_handler
 from mlserver.types import InferenceRequest, InferenceResponse
 
 
@@ -25,7 +29,16 @@ class OnnxModel(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         inputs = NumpyCodec.decode_input(payload.inputs[0]).astype(self.dtype, copy=False)
         answer = self.session.run(None, {self.input: inputs})[0]
-        return InferenceResponse(
-            model_name=self.name,
-            outputs=[NumpyCodec.encode_output("predictions", answer)],
-        )
+        output = NumpyCodec.encode_output("predictions", answer)
+        output.parameters = None
+        return InferenceResponse(model_name=self.name, outputs=[output])
+
+    @custom_handler(rest_path="/v2/models/small/config", rest_method="GET")
+    async def config(self) -> dict[str, object]:
+        return {
+            "name": "small",
+            "platform": "onnxruntime_onnx",
+            "max_batch_size": 0,
+            "input": [{"name": "X", "data_type": "TYPE_FP32", "dims": [-1, 30]}],
+            "output": [{"name": "predictions", "data_type": "TYPE_INT64", "dims": [-1]}],
+        }
