@@ -82,7 +82,7 @@ class PublicFile:
 
 
 _OLD_CPYTHON = ("--platform", "manylinux1_x86_64", "--python-version", "37", "--abi", "cp37m")
-_SOURCES = {
+_SOURCES: dict[str, Wheel | Repository] = {
     "hotels": Repository("NannyML/nannyml-datasets", "086b0e1b21d2bb2936e94384f70f106133761e7f"),
     "multiflow": Wheel("scikit-multiflow==0.4.1", _OLD_CPYTHON),
     "nannyml": Wheel("nannyml==0.13.1"),
