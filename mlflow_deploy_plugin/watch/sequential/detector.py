@@ -296,9 +296,11 @@ class Tracking:
         """Open the shifts that the evidence shows, and begin to collect evidence anew.
         The evidence of a shift that is too small or not lasting is forgotten.
         """
-        innovations = self.innovations[self._first : now + 1].clip(-_LARGEST, _LARGEST)
+        innovations = self.innovations[: now + 1].clip(-_LARGEST, _LARGEST)
         opened = []
-        for shift in _find_shifts(self._mass, innovations, self._first, self._limit):
+        restarts = np.where(self._windows.restarts <= now, self._windows.restarts, 0)
+        first = np.maximum(restarts, self._first)
+        for shift in _find_shifts(self._mass, innovations, first, self._limit):
             if not self._is_lasting(shift, now):
                 self._mass[:, shift.series] = 0
                 continue
@@ -345,7 +347,7 @@ class Tracking:
 def _find_shifts(
     mass: Array,
     innovations: Array,
-    first: int,
+    first: Array,
     limit: float,
 ) -> Iterator[Shift]:
     """Yield the shift of the series with the most evidence, and of each other series
@@ -353,8 +355,9 @@ def _find_shifts(
 
     Args:
         mass: the evidence by sign and size, [2 · sizes, m].
-        innovations: the innovations since the last alarm, [N, m].
-        first: the index of the first of these windows.
+        innovations: the innovations until now, [N, m].
+        first: the first window of each series that may be the start, [m] int64: after
+            the last alarm, and in the accepted baseline.
         limit: the logarithm of the evidence above which a series is an alarm.
     """
     half = len(_SIZES)
@@ -364,11 +367,11 @@ def _find_shifts(
         if strongest[series] < min(strongest.max(), math.exp(limit)):
             return
         sign = 1 if by_sign[0, series] >= by_sign[1, series] else -1
-        sums = np.cumsum(sign * innovations[::-1, series])
+        sums = np.cumsum(sign * innovations[first[series] :, series][::-1])
         likelihood = np.square(np.maximum(sums, 0)) / (2 * np.arange(1, len(sums) + 1))
         likely = np.flatnonzero(likelihood >= likelihood.max() - _ONSET_DROP)
         length = int(likelihood.argmax()) + 1
-        end = first + len(sums)
+        end = len(innovations)
         yield Shift(
             series,
             sign,
