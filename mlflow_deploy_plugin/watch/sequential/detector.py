@@ -231,7 +231,7 @@ class Tracking:
         windows = self._windows
         accepted = windows.restarts == now
         if accepted.any():
-            self.baseline.restart_level(accepted)
+            self.baseline.restart(accepted)
             self._line.restart(accepted)
             self._mass[:, accepted] = 0
             self._previous[accepted] = 0
@@ -282,6 +282,7 @@ class Tracking:
         )
         innovation = np.where(is_known, innovation, 0.0)
         self.innovations[now] = innovation
+        self._before = self._previous
         is_unusual = np.abs(innovation) > self._unusual
         self._is_left_out[now, is_unusual] = True
         above = np.where(
@@ -327,20 +328,32 @@ class Tracking:
         windows.
         """
         scales = self._windows.scales
-        has_restarted = self._windows.restarts <= now
+        restarts = self._windows.restarts
+        has_restarted = restarts <= now
         is_new = has_restarted & ~self._is_left_out[now]
-        self.baseline.add_level(self.levels[now], is_new, scales[now])
+        baseline = self.baseline
+        above = baseline.scaled(self.levels[now], scales[now]) * baseline.luck(scales[now])
+        is_first = is_new & (now < restarts + CONFIRMED_IN)
+        baseline.add_deviation(above, self._before, is_first, scales[now])
+        baseline.add_level(self.levels[now], is_new, scales[now])
         self._line.add(now, self.levels[now] + self.lines[now], is_new)
         joining = now - JOINS_AFTER
         if joining >= self._windows.reference:
-            joins = ~self._is_left_out[joining] & ~has_restarted
+            is_usual = ~self._is_left_out[joining]
+            joins = is_usual & ~has_restarted
             self._line.add(joining, self.levels[joining] + self.lines[joining], joins)
-            self.baseline.add(
+            baseline.add(
                 self.levels[joining],
                 self.levels[joining - 1],
                 joins,
                 scales[joining],
                 scales[joining - 1],
+            )
+            baseline.add_deviation(
+                baseline.scaled(self.levels[joining], scales[joining]),
+                baseline.scaled(self.levels[joining - 1], scales[joining - 1]),
+                is_usual & (joining >= restarts + CONFIRMED_IN),
+                scales[joining],
             )
 
 

@@ -114,6 +114,14 @@ def test_shift_after_acceptance_starts_in_the_baseline(seed):
     assert onsets == [pytest.approx(REFERENCE + 40, abs=4)]
 
 
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_accepted_baseline_learns_its_deviation(seed):
+    windows = days(seed, 150)
+    windows.values[REFERENCE:, 3] = 80 + 3 * (windows.values[REFERENCE:, 3] - 50)
+    windows.restarts[3] = REFERENCE
+    assert followed(windows).alarms == []
+
+
 def test_gaps_are_no_shifts():
     windows = days(6, 60)
     values = windows.values.copy()
