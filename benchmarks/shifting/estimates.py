@@ -16,7 +16,7 @@ import pandas as pd
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from benchmarks.drifting.judging import Array
-from benchmarks.serving.environments import environment
+from benchmarks.serving.environments import NotInstalled, environment
 from benchmarks.shifting.data import NotHad, public_file
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.watch.statistics.cbpe import LabelledWindow, estimate
@@ -148,7 +148,11 @@ def estimate_lines(share: float = 1.0) -> Iterator[str]:
         reference = reference[: _REFERENCE * rows]
         judged = cut_windows(later[: round(share * len(later))], rows)
         truth = realised(judged)
-        estimators = _estimators(reference, judged, rows)
+        try:
+            estimators = _estimators(reference, judged, rows)
+        except NotInstalled as error:
+            missing.append(f"{name}: {error}")
+            continue
         if is_first:
             is_first = False
             yield f"| windows × rows: metric (mean; deviation) | {' | '.join(estimators)} |"
