@@ -1,9 +1,9 @@
 """Estimates of a classifier's metrics without labels of the window, on public tables
 with a model's answers, next to NannyML's CBPE.
 
-The windows have as many rows as a 24th of the reference. All know the labels of the
-reference only, except the rows that say so: ours with the labels of the eight windows
-before, and the value of the window before.
+The windows have as many rows as a 24th of the reference. An estimate knows the labels
+of the reference only. Two more columns also know later labels: ours with the labels of the
+eight windows before, and the value of the window before.
 """
 
 import subprocess

@@ -32,7 +32,7 @@ MARGIN = 5
 _ROWS = 100
 _ACCEPTED_AFTER = 14
 _LENGTH = timedelta(days=2)
-"""A week, whose cycle a monitor removes by default, is no multiple of this length."""
+"""A week, whose cycle is removed by default, is not a multiple of this length."""
 _SPEC = MonitorSpec.model_validate({"every": "2d", "min_rows": 30})
 _PER_YEAR = 0.5
 _HAZARD = 1 / 365

@@ -209,8 +209,8 @@ class RunningBaseline:
         [m] bool, which have restarted.
 
         Args:
-            above: what the figures were above their mean, divided by their scale.
-            previous: the same of the window before.
+            above: the figures minus their mean, divided by their scale.
+            previous: these figures in the window before.
             scale: the scale of the window.
         """
         weight = np.where(chosen, 1.0, 0.0)
@@ -221,8 +221,8 @@ class RunningBaseline:
         self._lagged = kept * self._lagged + weight * above * previous
 
     def luck(self, scale: Array | float) -> Array:
-        """Return the part of a figure's deviation from its estimated mean that is not
-        the error of this mean.
+        """Return the factor that corrects a difference from the mean for the error of
+        this mean (Welford, Technometrics 4, 1962).
         """
         weights = self._level_weights * np.square(scale)
         part: Array = np.sqrt(weights / (weights + 1))
