@@ -2,8 +2,8 @@
 with a model's answers, next to NannyML's CBPE.
 
 The windows have as many rows as a 24th of the reference. An estimate knows the labels
-of the reference only. Two more columns also know later labels: ours with the labels of the
-eight windows before, and the value of the window before.
+of the reference only. Two more columns also know later labels: ours with
+the labels of the eight windows before, and the value of the window before.
 """
 
 import subprocess
