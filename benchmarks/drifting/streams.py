@@ -8,9 +8,9 @@ figures, so it follows all windows at once.
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_groups
 from mlflow_deploy_plugin.watch.kinds.drift import WindowComparison
 from mlflow_deploy_plugin.watch.result import WindowRequest
+from mlflow_deploy_plugin.watch.sequential import course as courses
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS, window_levels
 
@@ -81,14 +82,21 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """The reference of a monitor and the profiles of the days after it."""
+    """The reference of a monitor and the profiles of the windows after it.
+
+    Attributes:
+        first: the number of windows in the reference.
+        length: the length of the windows.
+    """
 
     reference: DriftReference
     profiles: Sequence[Profile]
+    first: int = REFERENCE
+    length: timedelta = _DAY
 
     def window(self, number: int) -> Window:
-        start = EPOCH + (REFERENCE + number) * _DAY
-        return Window(start, start + _DAY)
+        start = EPOCH + (self.first + number) * self.length
+        return Window(start, start + self.length)
 
 
 def simulate(world: World, seed: int, judged: int, change: Change) -> Stream:
@@ -103,21 +111,30 @@ def simulate(world: World, seed: int, judged: int, change: Change) -> Stream:
     return stream_of(columns, np.full(len(levels), world.rows))
 
 
-def stream_of(columns: dict[str, Array], counts: Array) -> Stream:
-    """Return the stream of rows; `counts` are the numbers of rows of its days."""
+def stream_of(
+    columns: dict[str, Array],
+    counts: Array,
+    first: int = REFERENCE,
+    length: timedelta = _DAY,
+) -> Stream:
+    """Return the stream of rows; `counts` are the numbers of rows of its windows, of
+    which the `first` are the reference.
+    """
     table = pa.table({name: pa.array(each, from_pandas=True) for name, each in columns.items()})
     numbers = np.repeat(np.arange(len(counts)), counts)
-    split = int(np.searchsorted(numbers, REFERENCE))
+    split = int(np.searchsorted(numbers, first))
     earlier = table.slice(0, split)
-    times = numbers[:split] * DAY_US
+    length_us = length // timedelta(microseconds=1)
+    times = numbers[:split] * length_us
     bins, notes = freeze_table(earlier, (), "the rows")
-    pieces = cut_pieces(bins, earlier, times, REFERENCE * DAY_US, DAY_US)
+    pieces = cut_pieces(bins, earlier, times, first * length_us, length_us)
     moments = pa.array(times, pa.timestamp("us", tz="UTC"))
     logged = earlier.append_column(EVENT_TIME, moments)
     frozen = DriftReference(bins, bins_digest(bins), pieces, logged, notes=tuple(notes))
-    judged = len(counts) - REFERENCE
-    later = numbers[split:] - REFERENCE
-    return Stream(frozen, sketch_groups(frozen.bins, table.slice(split), later, judged))
+    judged = len(counts) - first
+    later = numbers[split:] - first
+    profiles = sketch_groups(frozen.bins, table.slice(split), later, judged)
+    return Stream(frozen, profiles, first, length)
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,27 @@ class Course:
 def judge(stream: Stream, per_year: float) -> Course:
     """Judge the days of a stream with a budget."""
     spec = MonitorSpec.model_validate({"every": "1d", "min_rows": 30})
+    course = follow_stream(stream, per_year, spec, {})
+    windows = course.windows
+    judged = slice(windows.reference, None)
+    innovations = course.tracking.innovations[judged]
+    upward = np.where(windows.is_upward, innovations, np.abs(innovations))
+    is_known = np.isfinite(windows.values[judged])
+    jumps = np.any(is_known & (upward > course.limits), axis=1)
+    days = len(stream.profiles)
+    return Course(
+        jumps | _flags(course.tracking.alarms, windows.reference, days),
+        jumps | _flags(course.tracking.red, windows.reference, days),
+    )
+
+
+def follow_stream(
+    stream: Stream,
+    per_year: float,
+    spec: MonitorSpec,
+    baseline: Mapping[str, datetime],
+) -> courses.Course:
+    """Return the course until the last window, with the accepted `baseline`."""
     last = len(stream.profiles) - 1
     columns = [*sorted(stream.reference.bins), ROWS]
     past = []
@@ -150,23 +188,14 @@ def judge(stream: Stream, per_year: float) -> Course:
             settings=Settings(home=Path(home)),
             false_per_year=per_year,
             past=tuple(past),
-            baseline={},
+            baseline=baseline,
         )
         comparison = WindowComparison(
             request, ("m", "1"), stream.reference, "", stream.profiles[last], {}, (), {}
         )
         course = comparison.verdict(()).course
     assert course is not None
-    windows = course.windows
-    judged = slice(windows.reference, None)
-    innovations = course.tracking.innovations[judged]
-    upward = np.where(windows.is_upward, innovations, np.abs(innovations))
-    is_known = np.isfinite(windows.values[judged])
-    jumps = np.any(is_known & (upward > course.limits), axis=1)
-    return Course(
-        jumps | _flags(course.tracking.alarms, windows.reference, last + 1),
-        jumps | _flags(course.tracking.red, windows.reference, last + 1),
-    )
+    return course
 
 
 def _flags(numbers: Sequence[int], first: int, count: int) -> Array:

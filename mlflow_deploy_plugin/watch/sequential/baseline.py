@@ -18,6 +18,8 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 JOINS_AFTER = 21
 LARGEST_CORRELATION = 0.97
+_KEPT_WINDOWS = 7
+"""The windows of the reference that count for the deviation after a restart."""
 
 
 def remove_cycle(
@@ -180,6 +182,51 @@ class RunningBaseline:
         kept = np.where(chosen, self._kept, 1.0).astype(value.dtype)
         self._level_weights = kept * self._level_weights + weight / np.square(scale)
         self._level_sum = kept * self._level_sum + weight * value / np.square(scale)
+
+    def restart(self, chosen: Array) -> None:
+        """Forget the mean of the `chosen` figures, [m] bool, and most windows of their
+        deviation and correlation: both may differ at the new level.
+        """
+        self.restart_level(chosen)
+        of_mean = np.square(self._sum) / (self._weights * self._count)
+        kept = np.minimum((self._season + _KEPT_WINDOWS) / self._count, 1.0)
+        squares = (self._squares - self._count * of_mean) * kept
+        lagged = (self._lagged - (self._count - 1) * of_mean) * kept
+        self._squares = np.where(chosen, squares, self._squares)
+        self._lagged = np.where(chosen, lagged, self._lagged)
+        self._sum = np.where(chosen, 0.0, self._sum)
+        self._count = np.where(chosen, self._count * kept, self._count)
+        self._weights = np.where(chosen, self._weights * kept, self._weights)
+
+    def add_deviation(
+        self,
+        above: Array,
+        previous: Array,
+        chosen: Array,
+        scale: Array | float,
+    ) -> None:
+        """Add a window only to the deviation and correlation of the `chosen` figures,
+        [m] bool, which have restarted.
+
+        Args:
+            above: the figures minus their mean, divided by their scale.
+            previous: these figures in the window before.
+            scale: the scale of the window.
+        """
+        weight = np.where(chosen, 1.0, 0.0)
+        kept = np.where(chosen, self._kept, 1.0)
+        self._count = kept * self._count + weight
+        self._weights = kept * self._weights + weight / np.square(scale)
+        self._squares = kept * self._squares + weight * np.square(above)
+        self._lagged = kept * self._lagged + weight * above * previous
+
+    def luck(self, scale: Array | float) -> Array:
+        """Return the factor that corrects a difference from the mean for the error of
+        this mean (Welford, Technometrics 4, 1962).
+        """
+        weights = self._level_weights * np.square(scale)
+        part: Array = np.sqrt(weights / (weights + 1))
+        return part
 
     def restart_level(self, chosen: Array, weights: Array | float = 0.0) -> None:
         """Set the mean of the `chosen` figures, [m] bool, to 0, as if it were the mean

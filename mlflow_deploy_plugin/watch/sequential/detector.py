@@ -231,7 +231,7 @@ class Tracking:
         windows = self._windows
         accepted = windows.restarts == now
         if accepted.any():
-            self.baseline.restart_level(accepted)
+            self.baseline.restart(accepted)
             self._line.restart(accepted)
             self._mass[:, accepted] = 0
             self._previous[accepted] = 0
@@ -282,6 +282,7 @@ class Tracking:
         )
         innovation = np.where(is_known, innovation, 0.0)
         self.innovations[now] = innovation
+        self._before = self._previous
         is_unusual = np.abs(innovation) > self._unusual
         self._is_left_out[now, is_unusual] = True
         above = np.where(
@@ -296,9 +297,11 @@ class Tracking:
         """Open the shifts that the evidence shows, and begin to collect evidence anew.
         The evidence of a shift that is too small or not lasting is forgotten.
         """
-        innovations = self.innovations[self._first : now + 1].clip(-_LARGEST, _LARGEST)
+        innovations = self.innovations[: now + 1].clip(-_LARGEST, _LARGEST)
         opened = []
-        for shift in _find_shifts(self._mass, innovations, self._first, self._limit):
+        restarts = np.where(self._windows.restarts <= now, self._windows.restarts, 0)
+        first = np.maximum(restarts, self._first)
+        for shift in _find_shifts(self._mass, innovations, first, self._limit):
             if not self._is_lasting(shift, now):
                 self._mass[:, shift.series] = 0
                 continue
@@ -325,27 +328,39 @@ class Tracking:
         windows.
         """
         scales = self._windows.scales
-        has_restarted = self._windows.restarts <= now
+        restarts = self._windows.restarts
+        has_restarted = restarts <= now
         is_new = has_restarted & ~self._is_left_out[now]
-        self.baseline.add_level(self.levels[now], is_new, scales[now])
+        baseline = self.baseline
+        above = baseline.scaled(self.levels[now], scales[now]) * baseline.luck(scales[now])
+        is_first = is_new & (now < restarts + CONFIRMED_IN)
+        baseline.add_deviation(above, self._before, is_first, scales[now])
+        baseline.add_level(self.levels[now], is_new, scales[now])
         self._line.add(now, self.levels[now] + self.lines[now], is_new)
         joining = now - JOINS_AFTER
         if joining >= self._windows.reference:
-            joins = ~self._is_left_out[joining] & ~has_restarted
+            is_usual = ~self._is_left_out[joining]
+            joins = is_usual & ~has_restarted
             self._line.add(joining, self.levels[joining] + self.lines[joining], joins)
-            self.baseline.add(
+            baseline.add(
                 self.levels[joining],
                 self.levels[joining - 1],
                 joins,
                 scales[joining],
                 scales[joining - 1],
             )
+            baseline.add_deviation(
+                baseline.scaled(self.levels[joining], scales[joining]),
+                baseline.scaled(self.levels[joining - 1], scales[joining - 1]),
+                is_usual & (joining >= restarts + CONFIRMED_IN),
+                scales[joining],
+            )
 
 
 def _find_shifts(
     mass: Array,
     innovations: Array,
-    first: int,
+    first: Array,
     limit: float,
 ) -> Iterator[Shift]:
     """Yield the shift of the series with the most evidence, and of each other series
@@ -353,8 +368,9 @@ def _find_shifts(
 
     Args:
         mass: the evidence by sign and size, [2 · sizes, m].
-        innovations: the innovations since the last alarm, [N, m].
-        first: the index of the first of these windows.
+        innovations: the innovations until now, [N, m].
+        first: the first window of each series that may be the start, [m] int64: after
+            the last alarm, and in the accepted baseline.
         limit: the logarithm of the evidence above which a series is an alarm.
     """
     half = len(_SIZES)
@@ -364,11 +380,11 @@ def _find_shifts(
         if strongest[series] < min(strongest.max(), math.exp(limit)):
             return
         sign = 1 if by_sign[0, series] >= by_sign[1, series] else -1
-        sums = np.cumsum(sign * innovations[::-1, series])
+        sums = np.cumsum(sign * innovations[first[series] :, series][::-1])
         likelihood = np.square(np.maximum(sums, 0)) / (2 * np.arange(1, len(sums) + 1))
         likely = np.flatnonzero(likelihood >= likelihood.max() - _ONSET_DROP)
         length = int(likelihood.argmax()) + 1
-        end = first + len(sums)
+        end = len(innovations)
         yield Shift(
             series,
             sign,

@@ -105,6 +105,23 @@ def test_accepted_baseline_is_usual():
     assert [(shift.series, shift.sign) for shift in again.shifts] == [(3, -1)]
 
 
+@pytest.mark.parametrize("seed", [6, 7, 8])
+def test_shift_after_acceptance_starts_in_the_baseline(seed):
+    windows = shifted(days(seed, 60), since=10, by=4.0)
+    windows.restarts[3] = REFERENCE + 20
+    again = followed(shifted(windows, since=40, by=2.0))
+    onsets = [shift.onset for shift in again.shifts if shift.series == 3]
+    assert onsets == [pytest.approx(REFERENCE + 40, abs=4)]
+
+
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_accepted_baseline_learns_its_deviation(seed):
+    windows = days(seed, 150)
+    windows.values[REFERENCE:, 3] = 80 + 3 * (windows.values[REFERENCE:, 3] - 50)
+    windows.restarts[3] = REFERENCE
+    assert followed(windows).alarms == []
+
+
 def test_gaps_are_no_shifts():
     windows = days(6, 60)
     values = windows.values.copy()

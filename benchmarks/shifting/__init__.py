@@ -1,0 +1,1 @@
+"""Verdicts and estimates on public data, with public methods next to ours."""
