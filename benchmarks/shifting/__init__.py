@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/public_shifts.py`."""
