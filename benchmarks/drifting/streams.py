@@ -7,10 +7,10 @@ figures, so it follows all windows at once.
 """
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +85,23 @@ class Stream:
 
     reference: DriftReference
     profiles: Sequence[Profile]
+    first: int = REFERENCE
+    """The number of days of the reference."""
 
     def window(self, number: int) -> Window:
-        start = EPOCH + (REFERENCE + number) * _DAY
+        start = EPOCH + (self.first + number) * _DAY
         return Window(start, start + _DAY)
+
+    @cached_property
+    def past(self) -> list[JudgedWindow]:
+        """All days with the evidence that a monitor stores."""
+        columns = [*sorted(self.reference.bins), ROWS]
+        past = []
+        for number, profile in enumerate(self.profiles):
+            levels = window_levels(self.reference, profile, columns, "")
+            evidence = Evidence(self.reference.bins_key, levels)
+            past.append(JudgedWindow(self.window(number).start, "no drift", evidence))
+        return past
 
 
 def simulate(world: World, seed: int, judged: int, change: Change) -> Stream:
@@ -106,18 +119,24 @@ def simulate(world: World, seed: int, judged: int, change: Change) -> Stream:
 def stream_of(columns: dict[str, Array], counts: Array) -> Stream:
     """Return the stream of rows; `counts` are the numbers of rows of its days."""
     table = pa.table({name: pa.array(each, from_pandas=True) for name, each in columns.items()})
+    return stream_of_table(table, counts, REFERENCE)
+
+
+def stream_of_table(table: pa.Table, counts: Array, reference: int) -> Stream:
+    """Return the stream of a table, whose first days are the reference."""
     numbers = np.repeat(np.arange(len(counts)), counts)
-    split = int(np.searchsorted(numbers, REFERENCE))
+    split = int(np.searchsorted(numbers, reference))
     earlier = table.slice(0, split)
     times = numbers[:split] * DAY_US
     bins, notes = freeze_table(earlier, (), "the rows")
-    pieces = cut_pieces(bins, earlier, times, REFERENCE * DAY_US, DAY_US)
+    pieces = cut_pieces(bins, earlier, times, reference * DAY_US, DAY_US)
     moments = pa.array(times, pa.timestamp("us", tz="UTC"))
     logged = earlier.append_column(EVENT_TIME, moments)
     frozen = DriftReference(bins, bins_digest(bins), pieces, logged, notes=tuple(notes))
-    judged = len(counts) - REFERENCE
-    later = numbers[split:] - REFERENCE
-    return Stream(frozen, sketch_groups(frozen.bins, table.slice(split), later, judged))
+    judged = len(counts) - reference
+    later = numbers[split:] - reference
+    profiles = sketch_groups(frozen.bins, table.slice(split), later, judged)
+    return Stream(frozen, profiles, reference)
 
 
 @dataclass(frozen=True)
@@ -130,32 +149,34 @@ class Course:
     red: Array
 
 
-def judge(stream: Stream, per_year: float) -> Course:
-    """Judge the days of a stream with a budget."""
-    spec = MonitorSpec.model_validate({"every": "1d", "min_rows": 30})
+def request_of(
+    window: Window, past: Sequence[JudgedWindow], per_year: float | None
+) -> WindowRequest:
+    """Return the request to judge a day after the `past` days with a budget."""
+    return WindowRequest(
+        endpoint="simulated",
+        monitor="daily",
+        spec=MonitorSpec.model_validate({"every": "1d", "min_rows": 30}),
+        window=window,
+        revision=1,
+        settings=Settings(home=Path("/nonexistent")),
+        false_per_year=per_year,
+        past=tuple(past),
+        baseline={},
+    )
+
+
+def compare(stream: Stream, number: int, per_year: float) -> WindowComparison:
+    """Return the day of this number, after all days before it, with its reference."""
+    request = request_of(stream.window(number), stream.past[:number], per_year)
+    profile = stream.profiles[number]
+    return WindowComparison(request, ("m", "1"), stream.reference, "", profile, {}, (), {})
+
+
+def judge(stream: Stream, per_year: float, columns: tuple[str, ...] = ()) -> Course:
+    """Judge these columns of the days of a stream, by default all, with a budget."""
     last = len(stream.profiles) - 1
-    columns = [*sorted(stream.reference.bins), ROWS]
-    past = []
-    for number, profile in enumerate(stream.profiles[:last]):
-        levels = window_levels(stream.reference, profile, columns, "")
-        evidence = Evidence(stream.reference.bins_key, levels)
-        past.append(JudgedWindow(stream.window(number).start, "no drift", evidence))
-    with tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-") as home:
-        request = WindowRequest(
-            endpoint="simulated",
-            monitor="daily",
-            spec=spec,
-            window=stream.window(last),
-            revision=1,
-            settings=Settings(home=Path(home)),
-            false_per_year=per_year,
-            past=tuple(past),
-            baseline={},
-        )
-        comparison = WindowComparison(
-            request, ("m", "1"), stream.reference, "", stream.profiles[last], {}, (), {}
-        )
-        course = comparison.verdict(()).course
+    course = compare(stream, last, per_year).verdict(columns).course
     assert course is not None
     windows = course.windows
     judged = slice(windows.reference, None)

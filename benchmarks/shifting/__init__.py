@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/public_shifts.py`."""
+"""Verdicts and estimates on public data, with public methods next to ours."""
