@@ -1,4 +1,6 @@
-"""The product's verdicts on public tables in which the accuracy of a model falls."""
+"""The product's verdicts on public tables in which the accuracy of a model falls, next
+to those of other tools.
+"""
 
 import json
 import math
@@ -6,15 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks.drifting.judging import Array, yearly_line
 from benchmarks.drifting.streams import (
@@ -28,17 +30,9 @@ from benchmarks.drifting.streams import (
 )
 from benchmarks.serving.environments import environment
 from benchmarks.shifting.data import NotHad
-from benchmarks.shifting.sets import (
-    HARM,
-    NO_HARM,
-    SETS,
-    Windowed,
-    fallen,
-    harmful_stretches,
-)
+from benchmarks.shifting.sets import HARM, NO_HARM, SETS, Windowed, harmful_shifts
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.watch.drift.effects import without_harm
-from mlflow_deploy_plugin.watch.kinds.performance import AccuracyChange
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.metric_shifts import (
     LABEL,
@@ -48,37 +42,51 @@ from mlflow_deploy_plugin.watch.sequential.metric_shifts import (
 )
 from mlflow_deploy_plugin.watch.statistics.cbpe import CbpeEstimate, LabelledWindow, estimate
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, wilson_interval
+from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions
 
-BUDGET = 1.0
-_YEARS = 2
+_BUDGET = 1.0
+_YEARS = 1
 _YEAR = 365
-_WEEK = 7
 _EARLIER = 8
 """The windows with labels that correct an estimate, as in `kinds/performance.py`."""
-_HARMLESS_FALL = 0.1
-"""The fall of the accuracy that its estimate must exclude (docs/monitor-method.md)."""
 _FOLLOWED = 3
 """One of so many windows follows the labels; its findings hold until the next one."""
 _FULLY_JUDGED = 30
-"""The red windows of a sequence whose findings are judged, if the estimate is unharmed;
-each stands for the windows around it.
+"""The red, unharmed windows of a sequence whose findings are judged; each stands for
+the windows around it.
 """
-_CONFIDENCE = 1 - 0.25 * BUDGET / 365.25
+_CONFIDENCE = 1 - 0.25 * _BUDGET / _YEAR
 """The confidence of a requirement: a quarter of the budget is for single windows."""
-
 DRIFT = "ours: drift of inputs and predictions"
 PREDICTIONS = "ours: drift of the predictions"
-HARMFUL = "ours: drift with a sign of harm, the default"
+HARMFUL = "ours: drift with a sign of harm (default)"
 ESTIMATED = "ours: estimated accuracy"
-LABELLED_ROWS = "ours: accuracy with labels"
+WITH_LABELS = "ours: accuracy with labels"
+_OURS = (DRIFT, PREDICTIONS, HARMFUL, ESTIMATED, WITH_LABELS)
+_PEERS = {
+    "Evidently: share of drifted columns": ("evidently", "share", DRIFT),
+    "Evidently: most drifted column": ("evidently", "column", DRIFT),
+    "NannyML: univariate drift": ("nannyml", "drift", DRIFT),
+    "alibi-detect: KS, chi-square": ("alibi", "tests", DRIFT),
+    "river: ADWIN of daily figures": ("river", "figures", DRIFT),
+    "CUSUM of daily figures": ("cusum", "figures", DRIFT),
+    "NannyML: CBPE": ("nannyml", "cbpe", ESTIMATED),
+    "river: ADWIN of errors": ("river", "errors", WITH_LABELS),
+    "CUSUM of the daily error": ("cusum", "errors", WITH_LABELS),
+}
+"""The tool and the score in `peers.py`, and the method of ours with the same data."""
+_REQUIREMENTS = {
+    "alibi": ("alibi-detect==0.13.0", "pyarrow<21"),
+    "nannyml": ("nannyml==0.13.1", "pandas<3", "statsmodels"),
+    "river": ("river==0.26.1", "pandas", "pyarrow"),
+}
+"""Of the tools that are not in this process's environment."""
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """The judged windows of a set, and years that are drawn from its reference.
-
-    Attributes:
-        cpu: the CPU seconds for a further window.
+    """The judged windows of a set, years that are drawn from its reference, and the CPU
+    seconds for a further window.
     """
 
     later: Course
@@ -88,29 +96,23 @@ class Judged:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A set and what each method says about it, by the name of the method.
-
-    Attributes:
-        sequences: the windows of `draw_sequences`.
-        estimated: the estimated accuracy of each window, [W] float64.
-    """
+    """A set, the windows of the sequences, and the result of each method."""
 
     windowed: Windowed
     sequences: Sequence[Array]
     judged: dict[str, Judged]
-    estimated: Array
 
 
 def draw_sequences(windowed: Windowed, years: int) -> list[Array]:
-    """Return the judged windows in time, then calm years, whose windows are drawn from
-    those of the reference with the same day of the week: numbers of windows, [n] int64.
+    """Return the judged windows, then calm years, whose windows are drawn from the
+    reference's windows with the same day of the week: numbers of windows, [n] int64.
     """
-    sequences = [np.arange(windowed.reference, len(windowed.counts))]
+    sequences = [np.arange(windowed.reference, len(windowed.windows))]
+    days = np.arange(windowed.reference, windowed.reference + _YEAR) % 7
+    weeks = (windowed.reference - days + 6) // 7
     for seed in range(years):
         rng = np.random.default_rng([88, seed])
-        days = np.arange(windowed.reference, windowed.reference + _YEAR) % _WEEK
-        weeks = (windowed.reference - days + _WEEK - 1) // _WEEK
-        sequences.append(days + _WEEK * rng.integers(weeks))
+        sequences.append(days + 7 * rng.integers(weeks))
     return sequences
 
 
@@ -119,40 +121,64 @@ def flags_of(red: Array) -> Course:
     return Course(red & ~np.concatenate([[False], red[:-1]]), red)
 
 
+def calibrate(scores: Sequence[Array], most: int) -> list[Course]:
+    """Return the courses of the lowest limit such that it and all higher ones have at
+    most this number of alarms in the calm years together.
+
+    Args:
+        scores: of the judged windows and of each calm year, [n] float64 each.
+    """
+    limits = np.unique(np.concatenate(scores[1:]))[::-1].tolist()
+    chosen = limits[0]
+    for limit in limits:
+        if sum(count_alarms(each > limit) for each in scores[1:]) > most:
+            break
+        chosen = limit
+    return [flags_of(each > chosen) for each in scores]
+
+
+def _logged(windows: Sequence[pd.DataFrame]) -> pa.Table:
+    """Return the inputs and outputs of the windows, as an inference log has them."""
+    rows = pd.concat(windows).drop(columns=["truth", "window"])
+    return pa.Table.from_pandas(rows, preserve_index=False)
+
+
 def _stream(windowed: Windowed, sequence: Array) -> Stream:
-    windows = np.concatenate([np.arange(windowed.reference), sequence])
-    rows = np.concatenate(
-        [np.arange(rows.start, rows.stop) for rows in map(windowed.rows, windows.tolist())]
-    )
-    table = windowed.table.take(pa.array(rows))
-    return stream_of_table(table, windowed.counts[windows], windowed.reference)
+    numbers = [*range(windowed.reference), *sequence.tolist()]
+    windows = [windowed.windows[number] for number in numbers]
+    counts = np.array([*map(len, windows)])
+    return stream_of_table(_logged(windows), counts, windowed.reference)
+
+
+def _labelled(window: pd.DataFrame, classes: tuple[str, ...]) -> LabelledWindow:
+    chances = window.filter(like="probability ").to_numpy()
+    if len(classes) == 2:
+        chances = np.hstack([1 - chances, chances])
+    answers = ClassPredictions(window["prediction"].to_numpy(), chances, classes)
+    return LabelledWindow(window["truth"].to_numpy(), answers)
 
 
 def _estimates(windowed: Windowed) -> list[CbpeEstimate]:
     """Return the estimate for each window, corrected by the last labels of the
     reference; later rows have no labels.
     """
-    parts = [*map(windowed.rows, range(len(windowed.counts)))]
-    answers = [windowed.answers.take(np.r_[rows]) for rows in parts]
-    earlier = [
-        LabelledWindow(windowed.truth[parts[window]], answers[window])
-        for window in range(windowed.reference - _EARLIER, windowed.reference)
-    ]
-    estimates = [estimate(each, earlier, ("accuracy",)) for each in answers]
+    windows = [_labelled(window, windowed.classes) for window in windowed.windows]
+    earlier = windows[windowed.reference - _EARLIER : windowed.reference]
+    estimates = [estimate(window.answers, earlier, ("accuracy",)) for window in windows]
     return [each for each in estimates if not isinstance(each, Refused)]
 
 
-def _measured(estimated: CbpeEstimate, confidence: float) -> MetricInterval:
-    measured = estimated.measure("accuracy", 0, confidence)
-    assert not isinstance(measured, Refused)
-    return measured
+def _accuracy(estimated: CbpeEstimate, confidence: float) -> MetricInterval:
+    interval = estimated.measure("accuracy", 0, confidence)
+    assert not isinstance(interval, Refused)
+    return interval
 
 
 def _is_unharmed(estimated: CbpeEstimate) -> bool:
-    """Return True if the estimate excludes a fall, as `accuracy_changes` does."""
-    now = _measured(estimated, 0.95)
-    change = AccuracyChange(float(np.mean(estimated.accuracies)), now)
-    return not change.has_fallen and change.before - now.low < _HARMLESS_FALL
+    """Return True if the estimate excludes a fall by 0.1 (docs/monitor-method.md)."""
+    now = _accuracy(estimated, 0.95)
+    before = float(np.mean(estimated.accuracies))
+    return now.high >= before and before - now.low < 0.1
 
 
 def _with_harm(stream: Stream, course: Course, unharmed: Array) -> Course:
@@ -161,214 +187,144 @@ def _with_harm(stream: Stream, course: Course, unharmed: Array) -> Course:
     """
     red = course.red.copy()
     sought = np.flatnonzero(course.red & unharmed)
-    for windows in np.array_split(sought, max(min(_FULLY_JUDGED, len(sought)), 1)):
+    for windows in np.array_split(sought, min(_FULLY_JUDGED, len(sought)) or 1):
         if not len(windows):
             continue
-        compared = compare(stream, int(windows[len(windows) // 2]), BUDGET)
+        compared = compare(stream, int(windows[len(windows) // 2]), _BUDGET)
         verdict = compared.verdict(())
         findings = [*compared.shifts(verdict).findings, *verdict.findings]
         red[windows] = any(item.is_alarm for item in without_harm(findings, {""}))
     return Course((course.alarms & red) | flags_of(red).alarms, red)
 
 
-def _label_levels(windowed: Windowed, window: int) -> dict[SeriesKey, float]:
+def _levels(window: pd.DataFrame, classes: tuple[str, ...]) -> dict[SeriesKey, float]:
     """Return the shares of the classes among the labels and the predictions of a window
     in which all rows have a label.
     """
-    rows = windowed.rows(window)
     levels = {LABELLED: 1.0}
-    for figure, classes in (
-        (LABEL, windowed.truth),
-        (PREDICTED, windowed.answers.predicted),
-    ):
-        shares = np.bincount(classes[rows], minlength=len(windowed.answers.classes))
-        for name, share in zip(windowed.answers.classes, shares / shares.sum(), strict=True):
-            levels[SeriesKey(name, figure)] = float(share)
+    for figure, column in ((LABEL, "truth"), (PREDICTED, "prediction")):
+        for index, name in enumerate(classes):
+            levels[SeriesKey(name, figure)] = float((window[column] == index).mean())
     return levels
 
 
 def _with_labels(windowed: Windowed, stream: Stream, sequence: Array) -> Course:
-    """Judge `accuracy` >= the reference's - 0.05 on the labels of each window, which
-    are known at once, and follow the accuracy and the labels over time.
+    """Require the usual accuracy - 0.05 of each window, whose labels are known at once,
+    and follow the accuracy and the labels over time.
     """
     past: list[JudgedWindow] = []
     values: list[float] = []
     red = []
     is_open = False
-    bound = windowed.usual - HARM
-    for window in [*range(windowed.reference), *sequence.tolist()]:
-        value = float(windowed.accuracy[window])
-        rows = int(windowed.counts[window])
+    for number in [*range(windowed.reference), *sequence.tolist()]:
+        window = windowed.windows[number]
+        value = float(windowed.accuracy[number])
+        rows = len(window)
         day = stream.window(len(past) - windowed.reference)
         is_followed = len(past) >= windowed.reference and len(past) % _FOLLOWED == 0
-        request = request_of(day, past, BUDGET if is_followed else None)
-        levels = _label_levels(windowed, window)
+        request = request_of(day, past, _BUDGET if is_followed else None)
+        levels = _levels(window, windowed.classes)
         evidence, findings = follow_metrics(request, {"accuracy": value}, rows, levels)
         if is_followed:
             is_open = any(item.is_alarm for item in findings)
         interval = wilson_interval("accuracy", value * rows, rows, _CONFIDENCE)
-        is_violated = interval.widened(values, _CONFIDENCE).high < bound
-        red.append(is_violated or is_open)
+        high = interval.widened(values, _CONFIDENCE).high
+        red.append(is_open or high < windowed.usual - HARM)
         past.append(JudgedWindow(day.start, "", evidence))
         values.append(value)
     return flags_of(np.array(red[windowed.reference :]))
 
 
 def _judge_set(windowed: Windowed, years: int) -> Outcome:
+    """Judge the sequences by all methods of ours."""
     sequences = draw_sequences(windowed, years)
     streams = [_stream(windowed, sequence) for sequence in sequences]
-    outputs = ("prediction", *windowed.outputs)
+    pairs = [*zip(streams, sequences, strict=True)]
     begun = time.process_time()
     estimates = _estimates(windowed)
-    of_estimate = (time.process_time() - begun) / len(windowed.counts)
+    costs = {ESTIMATED: (time.process_time() - begun) / len(estimates)}
     bound = windowed.usual - HARM
-    is_below = np.array([_measured(each, _CONFIDENCE).high < bound for each in estimates])
+    is_below = np.array([_accuracy(each, _CONFIDENCE).high < bound for each in estimates])
     unharmed = np.array([*map(_is_unharmed, estimates)])
-    pairs = [*zip(streams, sequences, strict=True)]
-    courses = {
-        DRIFT: [judge(stream, BUDGET) for stream in streams],
-        PREDICTIONS: [judge(stream, BUDGET, outputs) for stream in streams],
-        ESTIMATED: [flags_of(is_below[sequence]) for sequence in sequences],
-    }
+    begun = time.process_time()
+    courses = {WITH_LABELS: [_with_labels(windowed, *pair) for pair in pairs]}
+    followed = sum(map(len, sequences)) / _FOLLOWED
+    costs[WITH_LABELS] = (time.process_time() - begun) / followed
+    courses[ESTIMATED] = [flags_of(is_below[sequence]) for sequence in sequences]
+    chances = windowed.rows.filter(like="probability ").columns
+    for name, columns in ((DRIFT, ()), (PREDICTIONS, ("prediction", *chances))):
+        courses[name] = [judge(stream, _BUDGET, columns) for stream in streams]
+        begun = time.process_time()
+        compared = compare(streams[0], len(sequences[0]) - 1, _BUDGET)
+        compared.shifts(compared.verdict(columns))
+        costs[name] = time.process_time() - begun
+    costs[HARMFUL] = costs[DRIFT] + costs[ESTIMATED]
     courses[HARMFUL] = [
         _with_harm(stream, course, unharmed[sequence])
         for (stream, sequence), course in zip(pairs, courses[DRIFT], strict=True)
     ]
-    begun = time.process_time()
-    courses[LABELLED_ROWS] = [_with_labels(windowed, *pair) for pair in pairs]
-    followed = sum(map(len, sequences)) / _FOLLOWED
-    of_labels = (time.process_time() - begun) / followed
-    costs = {ESTIMATED: of_estimate, LABELLED_ROWS: of_labels}
-    for name, columns in ((DRIFT, ()), (PREDICTIONS, outputs)):
-        begun = time.process_time()
-        compared = compare(streams[0], len(sequences[0]) - 1, BUDGET)
-        compared.shifts(compared.verdict(columns))
-        costs[name] = time.process_time() - begun
-    costs[HARMFUL] = costs[DRIFT] + of_estimate
-    judged = {
-        name: Judged(courses[name][0], courses[name][1:], costs[name])
-        for name in (DRIFT, PREDICTIONS, HARMFUL, ESTIMATED, LABELLED_ROWS)
+    judged = {name: Judged(courses[name][0], courses[name][1:], costs[name]) for name in _OURS}
+    return Outcome(windowed, sequences, judged)
+
+
+def _write(outcome: Outcome, folder: Path) -> None:
+    """Write the rows and the sequences of a set for `peers.py`."""
+    facts = {
+        "reference": outcome.windowed.reference,
+        "classes": outcome.windowed.classes,
+        "sequences": [sequence.tolist() for sequence in outcome.sequences],
     }
-    estimated = np.array([_measured(each, _CONFIDENCE).value for each in estimates])
-    return Outcome(windowed, sequences, judged, estimated)
+    folder.mkdir()
+    outcome.windowed.rows.to_parquet(folder / "rows.parquet", index=False)
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _run(tool: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the scores of a tool in each folder."""
+    print(f"  {tool}", file=sys.stderr, flush=True)
+    programs = Path(sys.executable).parent
+    if tool in _REQUIREMENTS:
+        programs = environment(_REQUIREMENTS[tool], installs=True)
+    script = Path(__file__).parent / "peers.py"
+    subprocess.run([programs / "python", script, tool, *folders], check=True)
+    return [json.loads((folder / f"{tool}.json").read_text()) for folder in folders]
+
+
+def judge_by_peers(outcomes: Sequence[Outcome], folder: Path) -> dict[str, list[Judged]]:
+    """Return by method of a tool its result for each set, with as many alarms in the
+    calm years of this set as ours.
+    """
+    folders = [folder / str(number) for number in range(len(outcomes))]
+    for each, place in zip(outcomes, folders, strict=True):
+        _write(each, place)
+    found = {
+        tool: _run(tool, folders) for tool in dict.fromkeys(tool for tool, *_ in _PEERS.values())
+    }
+    judged: dict[str, list[Judged]] = {}
+    for peer, (tool, score, ours) in _PEERS.items():
+        judged[peer] = []
+        for outcome, scores in zip(outcomes, found[tool], strict=True):
+            most = sum(count_alarms(year.alarms) for year in outcome.judged[ours].calm)
+            courses = calibrate([*map(np.array, scores[score])], most)
+            judged[peer].append(Judged(courses[0], courses[1:], scores["cpu"]))
+    return judged
 
 
 @cache
-def outcomes(share: float) -> tuple[dict[str, Outcome], list[str]]:
-    """Return the outcome of each set, and the reasons for those that are left out. A
-    small `share` of the work has one calm year, and only the first sets.
+def _outcomes(share: float) -> tuple[dict[str, Outcome], list[str]]:
+    """Return the outcome of each set, and the last lines of a table. A small `share`
+    has one calm year, and only the first sets.
     """
     found = {}
-    reasons = []
-    years = _years(share)
-    chosen = [*SETS.items()][: max(math.ceil(len(SETS) * share), 1)]
-    for name, load in chosen:
-        begun = time.process_time()
+    years = max(round(_YEARS * share), 1)
+    remarks = ["", f"{years} calm years of {_YEAR} windows per set, seeds from 88, 0."]
+    for name, load in [*SETS.items()][: math.ceil(len(SETS) * share)]:
+        print(f"  {name}", file=sys.stderr, flush=True)
         try:
             found[name] = _judge_set(load(), years)
         except NotHad as error:
-            reasons.append(f"{name} is left out: {error}")
-        print(f"  {name}: {time.process_time() - begun:.0f} s of CPU", file=sys.stderr, flush=True)
-    return found, reasons
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A score of a tool in `peers.py`, and the method of ours with the same data."""
-
-    tool: str
-    score: str
-    name: str
-    ours: str
-
-
-PEERS = (
-    Peer("evidently", "share", "Evidently: share of drifted columns", DRIFT),
-    Peer("evidently", "column", "Evidently: most drifted column", DRIFT),
-    Peer("nannyml", "drift", "NannyML: univariate drift", DRIFT),
-    Peer("alibi", "tests", "alibi-detect: KS, chi-square", DRIFT),
-    Peer("river", "figures", "river: ADWIN of daily figures", DRIFT),
-    Peer("cusum", "figures", "CUSUM of daily figures", DRIFT),
-    Peer("", "estimate", "ours: estimate with a calibrated limit", ESTIMATED),
-    Peer("nannyml", "cbpe", "NannyML: CBPE", ESTIMATED),
-    Peer("river", "errors", "river: ADWIN of errors", LABELLED_ROWS),
-    Peer("cusum", "errors", "CUSUM of the daily error", LABELLED_ROWS),
-)
-_REQUIREMENTS = {
-    "alibi": ("alibi-detect==0.13.0", "pyarrow<21"),
-    "nannyml": ("nannyml==0.13.1", "statsmodels"),
-    "river": ("river==0.26.1", "pandas", "pyarrow"),
-}
-"""Of the tools that are not in this process's environment."""
-
-
-def calibrate(candidates: Iterable[Sequence[Array]], most: int) -> list[Course]:
-    """Return the courses of the last candidate before one has more than `most` alarms
-    in the calm years together; without one, no window is red.
-
-    Args:
-        candidates: the red windows of the judged windows and of each calm year, [n]
-            bool each, of the strictest limit first.
-    """
-    courses: list[Course] = []
-    for candidate in candidates:
-        looser = [*map(flags_of, candidate)]
-        if courses and sum(count_alarms(each.alarms) for each in looser[1:]) > most:
-            break
-        courses = looser
-    return courses
-
-
-def _by_limits(scores: Sequence[Array]) -> Iterator[list[Array]]:
-    """Yield the red windows of each limit of the scores of the calm years."""
-    for limit in np.unique(np.concatenate(scores[1:]))[::-1].tolist():
-        yield [each > limit for each in scores]
-
-
-def _run_tool(tool: str, folder: Path) -> dict[str, Any]:
-    requirements = _REQUIREMENTS.get(tool)
-    programs = Path(sys.executable).parent
-    if requirements:
-        programs = environment(requirements, installs=True)
-    script = Path(__file__).parent / "peers.py"
-    print(f"    {tool}", file=sys.stderr, flush=True)
-    subprocess.run([programs / "python", script, tool, folder], check=True)
-    found: dict[str, Any] = json.loads((folder / f"{tool}.json").read_text())
-    return found
-
-
-def _judge_by_peers(outcome: Outcome) -> dict[str, Judged]:
-    """Return what the tools say, with as many alarms in the calm years as ours."""
-    windowed = outcome.windowed
-    rows = windowed.table.append_column("truth", pa.array(windowed.truth))
-    numbers = np.repeat(np.arange(len(windowed.counts)), windowed.counts)
-    rows = rows.append_column("window", pa.array(numbers))
-    facts = {
-        "reference": windowed.reference,
-        "classes": windowed.answers.classes,
-        "sequences": [sequence.tolist() for sequence in outcome.sequences],
-    }
-    judged = {}
-    with tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-") as name:
-        folder = Path(name)
-        pq.write_table(rows, folder / "rows.parquet")
-        (folder / "facts.json").write_text(json.dumps(facts))
-        tools = dict.fromkeys(peer.tool for peer in PEERS if peer.tool)
-        by_tool = {tool: _run_tool(tool, folder) for tool in tools}
-    cpu = outcome.judged[ESTIMATED].cpu
-    by_tool[""] = {"estimate": -outcome.estimated, "cpu": cpu}
-    for peer in PEERS:
-        found = by_tool[peer.tool][peer.score]
-        if peer.tool == "river":
-            candidates = iter([[*map(np.array, each)] for each in found])
-        elif peer.tool == "cusum":
-            candidates = _by_limits([*map(np.array, found)])
-        else:
-            candidates = _by_limits([np.array(found)[each] for each in outcome.sequences])
-        most = sum(count_alarms(year.alarms) for year in outcome.judged[peer.ours].calm)
-        later, *calm = calibrate(candidates, most)
-        judged[peer.name] = Judged(later, calm, by_tool[peer.tool]["cpu"])
-    return judged
+            remarks.append(f"Left out: {name}: {error}")
+    return found, remarks
 
 
 @dataclass(frozen=True)
@@ -377,8 +333,8 @@ class Figures:
 
     Attributes:
         calm: the alarms of each calm year.
-        delays: the windows from the start of each harmful shift to its alarm; NaN if
-            there is none until its end.
+        delays: the windows from the start of each harmful shift to the first alarm that
+            begins in it; infinity without one.
         red: the shares of harmful and of unharmed windows that are red, the mean over
             the sets that have both; NaN without any.
         cpu: CPU seconds per window, the mean over the sets.
@@ -394,137 +350,95 @@ class Figures:
         return int(np.isfinite(self.delays).sum())
 
     @property
-    def delay(self) -> float:
-        """The median delay of the shifts that are found."""
-        return float(np.nanmedian(self.delays)) if self.found else math.nan
-
-    @property
-    def per_year(self) -> float:
-        return float(np.mean(self.calm))
-
-    @property
-    def contrast(self) -> float:
-        return self.red[0] - self.red[1]
+    def shown_red(self) -> str:
+        return "–" if math.isnan(self.red[0]) else f"{self.red[0]:.0%}; {self.red[1]:.0%}"
 
 
 def figures_of(pairs: Sequence[tuple[Windowed, Judged]]) -> Figures:
-    calm: list[int] = []
-    delays: list[float] = []
+    calm = []
+    delays = []
     red = []
     for windowed, judged in pairs:
         calm += [count_alarms(year.alarms) for year in judged.calm]
-        below = fallen(windowed)
+        fall = windowed.fall
         begun = flags_of(judged.later.alarms).alarms
-        for stretch in harmful_stretches(below):
-            alarms = np.flatnonzero(begun[stretch.start : stretch.stop])
-            delays.append(float(alarms[0]) if len(alarms) else math.nan)
-        harmful = judged.later.red[below >= HARM]
-        unharmed = judged.later.red[below < NO_HARM]
-        if len(harmful) and len(unharmed):
-            red.append((float(harmful.mean()), float(unharmed.mean())))
-    shares = np.mean(red, axis=0).tolist() if red else [math.nan, math.nan]
+        for shift in harmful_shifts(fall):
+            alarms = np.flatnonzero(begun[shift.start : shift.stop])
+            delays.append(float(alarms[0]) if len(alarms) else math.inf)
+        parts = [judged.later.red[fall >= HARM], judged.later.red[fall < NO_HARM]]
+        if all(map(len, parts)):
+            red.append([float(part.mean()) for part in parts])
+    harmful, unharmed = np.mean(red, axis=0).tolist() if red else (math.nan, math.nan)
     cpu = float(np.mean([judged.cpu for _, judged in pairs]))
-    return Figures(calm, np.array(delays), (shares[0], shares[1]), cpu)
+    return Figures(calm, np.array(delays), (harmful, unharmed), cpu)
 
 
 def better_in(peer: Figures, ours: Figures) -> str:
-    """Return in what the figures of a tool are better than ours; empty if in nothing.
-    A shift that is not found has the longest delay.
-    """
+    """Return the ways in which a tool is better than ours; otherwise `no`."""
     parts = {
         "finds more": peer.found > ours.found,
-        "sooner": bool(
-            np.median(np.nan_to_num(peer.delays, nan=math.inf))
-            < np.median(np.nan_to_num(ours.delays, nan=math.inf))
-        ),
-        "red fits harm better": peer.contrast > ours.contrast,
+        "sooner": bool(np.median(peer.delays) < np.median(ours.delays)),
+        "red fits harm better": peer.red[0] - peer.red[1] > ours.red[0] - ours.red[1],
     }
-    return ", ".join(part for part, is_better in parts.items() if is_better)
-
-
-def _shares(red: tuple[float, float]) -> str:
-    return "–" if math.isnan(red[0]) else f"{red[0]:.0%}; {red[1]:.0%}"
+    better = ", ".join(part for part, is_better in parts.items() if is_better)
+    return f"**{better}**" if better else "no"
 
 
 def table_lines(share: float) -> Iterator[str]:
-    """Yield the table of the sets: what each method of ours says. `share` is that of
-    the calm years and of the sets.
+    """Yield the table of the sets: false alarms per calm year, harmful shifts found,
+    and red harmful and unharmed windows by each method of ours.
     """
-    found, reasons = outcomes(share)
-    names = (DRIFT, PREDICTIONS, HARMFUL, ESTIMATED, LABELLED_ROWS)
-    yield (
-        "Each cell has false alarms per calm year, harmful shifts found, and the shares of "
-        "harmful and of unharmed windows that are red."
-    )
-    yield ""
-    heads = [name.removeprefix("ours: ") for name in names]
-    yield f"| set | windows | accuracy, lowest mean | shifts | {' | '.join(heads)} |"
-    yield f"|{'---|' * (4 + len(names))}"
+    found, remarks = _outcomes(share)
+    heads = [name.removeprefix("ours: ") for name in _OURS]
+    yield f"| set | windows | accuracy, lowest mean | {' | '.join(heads)} |"
+    yield f"|---|---|---|{'---|' * len(heads)}"
     for name, outcome in found.items():
         windowed = outcome.windowed
-        below = fallen(windowed)
-        count = len(harmful_stretches(below))
         cells = []
-        for method in names:
+        for method in _OURS:
             figures = figures_of([(windowed, outcome.judged[method])])
-            of_shifts = f"{figures.found} of {count}" if count else "–"
-            cells.append(f"{figures.per_year:.1f}; {of_shifts}; {_shares(figures.red)}")
-        size = f"{windowed.reference} + {len(below)}"
-        fall = f"{windowed.usual:.2f}, {windowed.usual - below.max():.2f}"
-        yield f"| {name} | {size} | {fall} | {count} | {' | '.join(cells)} |"
-    yield from _remarks(reasons, share)
+            of_shifts = f"{figures.found} of {len(figures.delays)}"
+            cells.append(f"{np.mean(figures.calm):.1f}; {of_shifts}; {figures.shown_red}")
+        size = f"{windowed.reference} + {len(windowed.windows) - windowed.reference}"
+        lowest = windowed.usual - windowed.fall.max()
+        yield f"| {name} | {size} | {windowed.usual:.2f}, {lowest:.2f} | {' | '.join(cells)} |"
+    yield from remarks
 
 
 def peer_lines(share: float) -> Iterator[str]:
     """Yield the table of the methods, ours and the tools', on all sets together."""
-    found, reasons = outcomes(share)
-    judged = {name: {**outcome.judged} for name, outcome in found.items()}
-    for name, outcome in found.items():
-        print(f"  tools: {name}", file=sys.stderr, flush=True)
-        judged[name] |= _judge_by_peers(outcome)
-    never = {name: np.zeros(len(outcome.sequences[0]), bool) for name, outcome in found.items()}
-    counterparts = {peer.name: peer.ours for peer in PEERS}
+    found, remarks = _outcomes(share)
+    outcomes = [*found.values()]
+    with tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-") as folder:
+        judged = judge_by_peers(outcomes, Path(folder))
+    for method in _OURS:
+        judged[method] = [outcome.judged[method] for outcome in outcomes]
+    never = [flags_of(np.zeros(len(outcome.sequences[0]), bool)) for outcome in outcomes]
+    judged["no alarm at all"] = [Judged(course, [course], 0.0) for course in never]
+    sets = [outcome.windowed for outcome in outcomes]
+    figures = {
+        method: figures_of([*zip(sets, judged[method], strict=True)])
+        for method in (*_OURS, *_PEERS, "no alarm at all")
+    }
     yield (
         "| method | false alarms per year, 95 % | harmful shifts found | delay in windows | "
         "red: harmful; unharmed | CPU ms per window | better than ours |"
     )
     yield "|---|---|---|---|---|---|---|"
-    methods = [DRIFT, PREDICTIONS, HARMFUL, ESTIMATED, LABELLED_ROWS, *counterparts]
-    for method in methods:
-        pairs = [(found[name].windowed, judged[name][method]) for name in found]
-        figures = figures_of(pairs)
+    for method, each in figures.items():
+        low, high = yearly_line(method, each.calm, 1.0).interval
         better = "–"
-        if method in counterparts:
-            of_ours = counterparts[method]
-            ours = [(found[name].windowed, judged[name][of_ours]) for name in found]
-            better = better_in(figures, figures_of(ours))
-            better = f"**{better}**" if better else "no"
-        yield _method_line(method, figures, better)
-    empty = [(found[name].windowed, Judged(flags_of(red), [], 0.0)) for name, red in never.items()]
-    yield _method_line("no alarm at all", replace(figures_of(empty), calm=[0]), "–")
-    yield from _remarks(reasons, share)
-
-
-def _method_line(method: str, figures: Figures, better: str) -> str:
-    low, high = yearly_line(method, figures.calm, 1.0).interval
-    delay = "–" if math.isnan(figures.delay) else f"{figures.delay:g}"
-    cells = [
-        method,
-        f"{figures.per_year:.2f}; {low:.2f} to {high:.2f}",
-        f"{figures.found} of {len(figures.delays)}",
-        delay,
-        _shares(figures.red),
-        f"{1_000 * figures.cpu:,.2g}",
-        better,
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _remarks(reasons: Sequence[str], share: float) -> Iterator[str]:
-    yield ""
-    yield f"{_years(share)} calm years of {_YEAR} windows per set, seeds from 88, 0."
-    yield from reasons
-
-
-def _years(share: float) -> int:
-    return max(round(_YEARS * share), 1)
+        if method in _PEERS:
+            better = better_in(each, figures[_PEERS[method][2]])
+        delays = each.delays[np.isfinite(each.delays)]
+        cells = [
+            method,
+            f"{np.mean(each.calm):.2f}; {low:.2f} to {high:.2f}",
+            f"{each.found} of {len(each.delays)}",
+            f"{np.median(delays):g}" if len(delays) else "–",
+            each.shown_red,
+            f"{1_000 * each.cpu:,.1f}",
+            better,
+        ]
+        yield f"| {' | '.join(cells)} |"
+    yield from remarks
