@@ -65,21 +65,20 @@ class Windowed:
 
 
 def harmful_shifts(fall: Array) -> list[range]:
-    """Return the stretches of at least seven windows that begin with a harmful window
-    and end before the next unharmed one. Shorter ones may be noise.
+    """Return the stretches of at least seven windows that have a harmful window and no
+    unharmed one. Shorter stretches may be noise.
 
     Args:
-        fall: that of the mean accuracy at each window, [N] float64.
+        fall: the fall of the mean accuracy at each window, [N] float64.
     """
-    stretches = []
-    start = -1
-    for window, size in enumerate([*fall.tolist(), 0.0]):
-        if start < 0 and size >= HARM:
-            start = window
-        elif start >= 0 and size < NO_HARM:
-            stretches.append(range(start, window))
-            start = -1
-    return [stretch for stretch in stretches if len(stretch) >= _WIDTH]
+    is_fallen = np.concatenate([[False], fall >= NO_HARM, [False]])
+    edges = np.flatnonzero(np.diff(is_fallen)).reshape(-1, 2)
+    stretches = [range(start, stop) for start, stop in edges.tolist()]
+    return [
+        stretch
+        for stretch in stretches
+        if len(stretch) >= _WIDTH and fall[stretch.start : stretch.stop].max() >= HARM
+    ]
 
 
 def _with_answers(inputs: pd.DataFrame, classes: tuple[str, ...], chances: Array) -> pd.DataFrame:

@@ -48,9 +48,17 @@ def test_flags_begin_an_alarm_per_stretch():
     assert course.alarms.tolist() == [True, False, False, True]
 
 
-def test_harmful_shifts_end_at_unharmed_windows():
-    fall = np.array([0, 0.06, 0.03, 0.03, 0.06, 0.03, 0.03, 0.03, 0.01, 0.06, 0])
-    assert harmful_shifts(fall) == [range(1, 8)]
+@pytest.mark.parametrize(
+    ("fall", "shifts"),
+    [
+        ([0, 0.03, 0.03, 0.06, 0.03, 0.03, 0.03, 0.03, 0.01, 0.06, 0], [range(1, 8)]),
+        ([0.04] * 9, []),
+        ([0.06] * 6 + [0], []),
+        ([0.06] * 7, [range(7)]),
+    ],
+)
+def test_harmful_shifts_lie_between_unharmed_windows(fall, shifts):
+    assert harmful_shifts(np.array(fall)) == shifts
 
 
 def test_draw_sequences_keep_the_weekday():
@@ -68,7 +76,7 @@ def test_figures_of_a_fall():
     judged = Judged(flags_of(red), [flags_of(CALM > 0)], 0.5)
     figures = figures_of([(windowed(accuracies, 20), judged)])
     assert figures.calm == [3]
-    assert figures.delays.tolist() == [4]  # The mean of seven windows falls at 18.
+    assert figures.delays.tolist() == [5]  # The mean of seven windows falls at 17.
     assert figures.red == (pytest.approx(18 / 22), 0)
 
 
