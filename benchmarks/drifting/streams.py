@@ -173,10 +173,10 @@ def compare(stream: Stream, number: int, per_year: float) -> WindowComparison:
     return WindowComparison(request, ("m", "1"), stream.reference, "", profile, {}, (), {})
 
 
-def judge(stream: Stream, per_year: float, columns: tuple[str, ...] = ()) -> Course:
-    """Judge these columns of the days of a stream, by default all, with a budget."""
+def judge(stream: Stream, per_year: float) -> Course:
+    """Judge the days of a stream with a budget."""
     last = len(stream.profiles) - 1
-    course = compare(stream, last, per_year).verdict(columns).course
+    course = compare(stream, last, per_year).verdict(()).course
     assert course is not None
     windows = course.windows
     judged = slice(windows.reference, None)

@@ -89,8 +89,9 @@ def alibi(tests: Any, rows: pd.DataFrame, facts: Facts) -> Scores:
     for number, name in enumerate(_columns(rows)):
         if not _is_number(rows[name]):
             # The test fails on texts that the sample lacks, so they are its rarest.
-            texts = rows[name][positions].value_counts().index
-            codes = pd.Categorical(rows[name], texts).codes
+            column = rows[name].astype(str)
+            texts = column[positions].value_counts().index
+            codes = pd.Categorical(column, texts).codes
             values[name] = codes % len(texts)
             kinds[number] = [*range(len(texts))]
     numbers = values.fillna(-1e9).to_numpy(np.float64)

@@ -154,10 +154,10 @@ def _answered(name: str, label: str, answer: str, rows: int) -> Windowed:
 
 
 SETS: dict[str, Callable[[], Windowed]] = {
+    "California, houses, 60 rows": partial(_answered, "housing", "clf_target", "y_pred", 60),
     "credit cards (simulated), 600 rows": partial(_answered, "cards", "y_true", "y_pred", 600),
     "car loans (simulated), 500 rows": partial(_answered, "loans", "repaid", "y_pred", 500),
     "hotels, cancelled, days": partial(_answered, "hotels", "is_canceled", "y_pred", 0),
-    "California, houses, 60 rows": partial(_answered, "housing", "clf_target", "y_pred", 60),
     "Massachusetts, employed, 1,400 rows": partial(
         _answered, "employment", "employed", "prediction", 1_400
     ),

@@ -1,5 +1,5 @@
-"""The product's verdicts on public tables in which the accuracy of a model falls, next
-to those of other tools.
+"""The product's verdicts on public tables in which the accuracy of a model falls, and
+the verdicts of other tools.
 """
 
 import json
@@ -58,11 +58,10 @@ the windows around it.
 _CONFIDENCE = 1 - 0.25 * _BUDGET / _YEAR
 """The confidence of a requirement: a quarter of the budget is for single windows."""
 DRIFT = "ours: drift of inputs and predictions"
-PREDICTIONS = "ours: drift of the predictions"
 HARMFUL = "ours: drift with a sign of harm (default)"
 ESTIMATED = "ours: estimated accuracy"
 WITH_LABELS = "ours: accuracy with labels"
-_OURS = (DRIFT, PREDICTIONS, HARMFUL, ESTIMATED, WITH_LABELS)
+_OURS = (DRIFT, HARMFUL, ESTIMATED, WITH_LABELS)
 _PEERS = {
     "Evidently: share of drifted columns": ("evidently", "share", DRIFT),
     "Evidently: most drifted column": ("evidently", "column", DRIFT),
@@ -183,7 +182,7 @@ def _is_unharmed(estimated: CbpeEstimate) -> bool:
 
 def _with_harm(stream: Stream, course: Course, unharmed: Array) -> Course:
     """Return the course of the windows whose state is `drift`: of `unharmed` windows,
-    [n] bool, those with a finding that is itself a sign of harm.
+    [n] bool, only windows with a finding that is itself a sign of harm.
     """
     red = course.red.copy()
     sought = np.flatnonzero(course.red & unharmed)
@@ -251,14 +250,12 @@ def _judge_set(windowed: Windowed, years: int) -> Outcome:
     followed = sum(map(len, sequences)) / _FOLLOWED
     costs[WITH_LABELS] = (time.process_time() - begun) / followed
     courses[ESTIMATED] = [flags_of(is_below[sequence]) for sequence in sequences]
-    chances = windowed.rows.filter(like="probability ").columns
-    for name, columns in ((DRIFT, ()), (PREDICTIONS, ("prediction", *chances))):
-        courses[name] = [judge(streams[0], _BUDGET, columns)]
-        begun = time.process_time()
-        compared = compare(streams[0], len(sequences[0]) - 1, _BUDGET)
-        compared.shifts(compared.verdict(columns))
-        costs[name] = time.process_time() - begun
-        courses[name] += [judge(stream, _BUDGET, columns) for stream in streams[1:]]
+    courses[DRIFT] = [judge(streams[0], _BUDGET)]
+    begun = time.process_time()
+    compared = compare(streams[0], len(sequences[0]) - 1, _BUDGET)
+    compared.shifts(compared.verdict(()))
+    costs[DRIFT] = time.process_time() - begun
+    courses[DRIFT] += [judge(stream, _BUDGET) for stream in streams[1:]]
     costs[HARMFUL] = costs[DRIFT] + costs[ESTIMATED]
     courses[HARMFUL] = [
         _with_harm(stream, course, unharmed[sequence])

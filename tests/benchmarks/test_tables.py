@@ -77,7 +77,7 @@ def test_figures_of_a_fall():
     figures = figures_of([(windowed(accuracies, 20), judged)])
     assert figures.calm == [3]
     assert figures.delays.tolist() == [5]  # The mean of seven windows falls at 17.
-    assert figures.red == (pytest.approx(18 / 22), 0)
+    assert figures.red == pytest.approx((18 / 22, 0))
 
 
 def test_better_in_counts_unfound_shifts_as_latest():
