@@ -336,12 +336,14 @@ class Figures:
         red: the shares of harmful and of unharmed windows that are red, the mean over
             the sets that have both; NaN without any.
         cpu: CPU seconds per window, the mean over the sets.
+        alarms: the alarms in all judged windows.
     """
 
     calm: Sequence[int]
     delays: Array
     red: tuple[float, float]
     cpu: float
+    alarms: int
 
     @property
     def found(self) -> int:
@@ -368,7 +370,8 @@ def figures_of(pairs: Sequence[tuple[Windowed, Judged]]) -> Figures:
             red.append([float(part.mean()) for part in parts])
     harmful, unharmed = np.mean(red, axis=0).tolist() if red else (math.nan, math.nan)
     cpu = float(np.mean([judged.cpu for _, judged in pairs]))
-    return Figures(calm, np.array(delays), (harmful, unharmed), cpu)
+    alarms = sum(count_alarms(judged.later.alarms) for _, judged in pairs)
+    return Figures(calm, np.array(delays), (harmful, unharmed), cpu, alarms)
 
 
 def better_in(peer: Figures, ours: Figures) -> str:
@@ -419,10 +422,10 @@ def peer_lines(share: float) -> Iterator[str]:
         for method in (*_OURS, *_PEERS, "no alarm at all")
     }
     yield (
-        "| method | false alarms per year, 95 % | harmful shifts found | delay in windows | "
-        "red: harmful; unharmed | CPU ms per window | better than ours |"
+        "| method | false alarms per year, 95 % | alarms | harmful shifts found | delay in "
+        "windows | red: harmful; unharmed | CPU ms per window | better than ours |"
     )
-    yield "|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|"
     for method, each in figures.items():
         low, high = yearly_line(method, each.calm, 1.0).interval
         better = "–"
@@ -432,6 +435,7 @@ def peer_lines(share: float) -> Iterator[str]:
         cells = [
             method,
             f"{np.mean(each.calm):.2f}; {low:.2f} to {high:.2f}",
+            f"{each.alarms}",
             f"{each.found} of {len(each.delays)}",
             f"{np.median(delays):g}" if len(delays) else "–",
             each.shown_red,

@@ -76,13 +76,14 @@ def test_figures_of_a_fall():
     judged = Judged(flags_of(red), [flags_of(CALM > 0)], 0.5)
     figures = figures_of([(windowed(accuracies, 20), judged)])
     assert figures.calm == [3]
+    assert figures.alarms == 1
     assert figures.delays.tolist() == [5]  # The mean of seven windows falls at 17.
     assert figures.red == pytest.approx((18 / 22, 0))
 
 
 def test_better_in_counts_unfound_shifts_as_latest():
-    ours = Figures([0], np.array([1.0, math.inf, math.inf]), (0.5, 0.1), 1)
-    peer = Figures([0], np.array([3.0, 3.0, math.inf]), (0.5, 0.2), 1)
+    ours = Figures([0], np.array([1.0, math.inf, math.inf]), (0.5, 0.1), 1, 2)
+    peer = Figures([0], np.array([3.0, 3.0, math.inf]), (0.5, 0.2), 1, 2)
     assert better_in(peer, ours) == "**finds more, sooner**"
     assert better_in(ours, peer) == "**red fits harm better**"
     assert better_in(ours, ours) == "no"
