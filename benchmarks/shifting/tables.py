@@ -370,8 +370,8 @@ def figures_of(pairs: Sequence[tuple[Windowed, Judged]]) -> Figures:
             red.append([float(part.mean()) for part in parts])
     harmful, unharmed = np.mean(red, axis=0).tolist() if red else (math.nan, math.nan)
     cpu = float(np.mean([judged.cpu for _, judged in pairs]))
-    alarms = sum(count_alarms(judged.later.alarms) for _, judged in pairs)
-    return Figures(calm, np.array(delays), (harmful, unharmed), cpu, alarms)
+    raised = sum(count_alarms(judged.later.alarms) for _, judged in pairs)
+    return Figures(calm, np.array(delays), (harmful, unharmed), cpu, raised)
 
 
 def better_in(peer: Figures, ours: Figures) -> str:
