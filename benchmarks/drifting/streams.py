@@ -7,10 +7,10 @@ figures, so it follows all windows at once.
 """
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ CHANGED = 3
 _WEEKEND = (1.0, -1.0, 0.5, 0.0, 0.0)
 _DAY = timedelta(days=1)
 DAY_US = 86_400_000_000
+_DAILY = MonitorSpec.model_validate({"every": "1d", "min_rows": 30})
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,17 @@ class Stream:
         start = EPOCH + (self.first + number) * self.length
         return Window(start, start + self.length)
 
+    @cached_property
+    def past(self) -> list[JudgedWindow]:
+        """All windows with the evidence that a monitor stores."""
+        columns = [*sorted(self.reference.bins), ROWS]
+        past = []
+        for number, profile in enumerate(self.profiles):
+            levels = window_levels(self.reference, profile, columns, "")
+            evidence = Evidence(self.reference.bins_key, levels)
+            past.append(JudgedWindow(self.window(number).start, "no drift", evidence))
+        return past
+
 
 def simulate(world: World, seed: int, judged: int, change: Change) -> Stream:
     rng = np.random.default_rng([seed, judged, world.columns])
@@ -111,16 +123,16 @@ def simulate(world: World, seed: int, judged: int, change: Change) -> Stream:
     return stream_of(columns, np.full(len(levels), world.rows))
 
 
-def stream_of(
-    columns: dict[str, Array],
-    counts: Array,
-    first: int = REFERENCE,
-    length: timedelta = _DAY,
-) -> Stream:
-    """Return the stream of rows; `counts` are the numbers of rows of its windows, of
-    which the `first` are the reference.
-    """
+def stream_of(columns: dict[str, Array], counts: Array) -> Stream:
+    """Return the stream of rows; `counts` are the numbers of rows of its days."""
     table = pa.table({name: pa.array(each, from_pandas=True) for name, each in columns.items()})
+    return stream_of_table(table, counts, REFERENCE)
+
+
+def stream_of_table(table: pa.Table, counts: Array, first: int, length: timedelta = _DAY) -> Stream:
+    """Return the stream of a table, of whose windows the `first` are the reference;
+    `counts` are their numbers of rows.
+    """
     numbers = np.repeat(np.arange(len(counts)), counts)
     split = int(np.searchsorted(numbers, first))
     earlier = table.slice(0, split)
@@ -147,55 +159,70 @@ class Course:
     red: Array
 
 
+def request_of(
+    window: Window,
+    past: Sequence[JudgedWindow],
+    per_year: float | None,
+    spec: MonitorSpec = _DAILY,
+    baseline: Mapping[str, datetime] | None = None,
+) -> WindowRequest:
+    """Return the request to judge a window after the `past` ones with a budget."""
+    return WindowRequest(
+        endpoint="simulated",
+        monitor="daily",
+        spec=spec,
+        window=window,
+        revision=1,
+        settings=Settings(home=Path("/nonexistent")),
+        false_per_year=per_year,
+        past=tuple(past),
+        baseline=baseline or {},
+    )
+
+
+def compare(
+    stream: Stream,
+    number: int,
+    per_year: float,
+    spec: MonitorSpec = _DAILY,
+    baseline: Mapping[str, datetime] | None = None,
+) -> WindowComparison:
+    """Return the window of this number, after all windows before it, with its
+    reference.
+    """
+    past = stream.past[:number]
+    request = request_of(stream.window(number), past, per_year, spec, baseline)
+    profile = stream.profiles[number]
+    return WindowComparison(request, ("m", "1"), stream.reference, "", profile, {}, (), {})
+
+
+def follow(
+    stream: Stream,
+    per_year: float,
+    spec: MonitorSpec = _DAILY,
+    baseline: Mapping[str, datetime] | None = None,
+) -> courses.Course:
+    """Return the course until the last window, with the accepted `baseline`."""
+    last = len(stream.profiles) - 1
+    course = compare(stream, last, per_year, spec, baseline).verdict(()).course
+    assert course is not None
+    return course
+
+
 def judge(stream: Stream, per_year: float) -> Course:
-    """Judge the days of a stream with a budget."""
-    spec = MonitorSpec.model_validate({"every": "1d", "min_rows": 30})
-    course = follow_stream(stream, per_year, spec, {})
+    """Judge the windows of a stream with a budget."""
+    course = follow(stream, per_year)
+    count = len(stream.profiles)
     windows = course.windows
     judged = slice(windows.reference, None)
     innovations = course.tracking.innovations[judged]
     upward = np.where(windows.is_upward, innovations, np.abs(innovations))
     is_known = np.isfinite(windows.values[judged])
     jumps = np.any(is_known & (upward > course.limits), axis=1)
-    days = len(stream.profiles)
     return Course(
-        jumps | _flags(course.tracking.alarms, windows.reference, days),
-        jumps | _flags(course.tracking.red, windows.reference, days),
+        jumps | _flags(course.tracking.alarms, windows.reference, count),
+        jumps | _flags(course.tracking.red, windows.reference, count),
     )
-
-
-def follow_stream(
-    stream: Stream,
-    per_year: float,
-    spec: MonitorSpec,
-    baseline: Mapping[str, datetime],
-) -> courses.Course:
-    """Return the course until the last window, with the accepted `baseline`."""
-    last = len(stream.profiles) - 1
-    columns = [*sorted(stream.reference.bins), ROWS]
-    past = []
-    for number, profile in enumerate(stream.profiles[:last]):
-        levels = window_levels(stream.reference, profile, columns, "")
-        evidence = Evidence(stream.reference.bins_key, levels)
-        past.append(JudgedWindow(stream.window(number).start, "no drift", evidence))
-    with tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-") as home:
-        request = WindowRequest(
-            endpoint="simulated",
-            monitor="daily",
-            spec=spec,
-            window=stream.window(last),
-            revision=1,
-            settings=Settings(home=Path(home)),
-            false_per_year=per_year,
-            past=tuple(past),
-            baseline=baseline,
-        )
-        comparison = WindowComparison(
-            request, ("m", "1"), stream.reference, "", stream.profiles[last], {}, (), {}
-        )
-        course = comparison.verdict(()).course
-    assert course is not None
-    return course
 
 
 def _flags(numbers: Sequence[int], first: int, count: int) -> Array:

@@ -200,8 +200,3 @@ def score(estimates: Array, truth: Array) -> str:
         return shown
     held = ((low <= truth) & (truth <= high)).mean()
     return f"{shown}; {held:.0%} of {(high - low).mean():.3f}"
-
-
-if __name__ == "__main__":
-    for line in estimate_lines():
-        print(line, flush=True)

@@ -17,10 +17,11 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from scipy import special, stats
 
 from benchmarks.drifting.judging import Array, on_all_cores
-from benchmarks.drifting.streams import Stream, follow_stream, stream_of
+from benchmarks.drifting.streams import Stream, follow, stream_of_table
 from benchmarks.serving.environments import NotInstalled, environment
 from benchmarks.shifting.data import NotHad, public_file, public_files
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
@@ -148,7 +149,7 @@ def find_by_monitor(series: Series, seed: int = 0) -> list[tuple[Start, bool]]:
     rows -= rows.mean(axis=1, keepdims=True)
     rows = series.values[:, None] + series.values[: series.first].std() * rows
     counts = np.full(len(rows), _ROWS)
-    stream = stream_of({"value": rows.ravel()}, counts, series.first, _LENGTH)
+    stream = stream_of_table(pa.table({"value": rows.ravel()}), counts, series.first, _LENGTH)
     found: list[tuple[Start, bool]] = []
     baseline: dict[str, datetime] = {}
     now = series.first
@@ -166,7 +167,7 @@ def _until_accepted(
     """Add the shifts that are found from window `begin` on, until a person accepts one;
     return the next window and the new baseline.
     """
-    course = follow_stream(stream, _PER_YEAR, _SPEC, baseline)
+    course = follow(stream, _PER_YEAR, _SPEC, baseline)
     limit = limit_for(course.windows, budget.lasting_rate(_SPEC, _PER_YEAR))
     tracking = Tracking(course.windows, limit, course.limits)
     alarm = None
@@ -178,7 +179,7 @@ def _until_accepted(
         if alarm is None:
             alarm = now
             seen = replace(stream, profiles=stream.profiles[: now + 1 - stream.first])
-            shown = shown_shifts(follow_stream(seen, _PER_YEAR, _SPEC, baseline))
+            shown = shown_shifts(follow(seen, _PER_YEAR, _SPEC, baseline))
             found.append((Start(shown[0].onset, now), False))
         if any(shift.is_confirmed for shift in tracking.shifts):
             found[-1] = (found[-1][0], True)
@@ -317,8 +318,3 @@ def _line(name: str, all_series: Sequence[Series], found: Sequence[Sequence[Star
         f"| {name} | {mean:.2f}; {mean - half:.2f} to {mean + half:.2f} | {np.mean(covers):.2f} | "
         f"{per_series:.1f} | {unmarked} | {len(delays)} | {delay} |"
     )
-
-
-if __name__ == "__main__":
-    for line in series_lines():
-        print(line, flush=True)
