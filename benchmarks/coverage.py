@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core runs one process
@@ -33,7 +34,7 @@ if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).resolve().parent))
 
 from benchmarks.covering import estimators, nets, pipelines
-from benchmarks.covering.judge import OUTCOMES, Case, Verdict, judge
+from benchmarks.covering.judge import OUTCOMES, SEED, Case, Verdict, judge, judge_converter
 
 _WIDTH = 150
 _TOGETHER = 12
@@ -50,7 +51,9 @@ def every_case() -> dict[str, Callable[[], Case]]:
     )
 
 
-def verdicts_on(names: list[str]) -> tuple[list[Verdict], list[str]]:
+def verdicts_on(
+    names: list[str], converter: str | None, seed: int
+) -> tuple[list[Verdict], list[str]]:
     """Return the verdicts on the cases with these names, and the reasons why other
     cases cannot be judged.
     """
@@ -62,7 +65,10 @@ def verdicts_on(names: list[str]) -> tuple[list[Verdict], list[str]]:
             cases[name] = every_case()[name]()
         except LookupError as error:
             without.append(f"{name}: {error}")
-    return judge(cases), without
+    if converter is None:
+        return judge(cases, seed), without
+    module, _, function = converter.partition(":")
+    return judge_converter(cases, getattr(import_module(module), function), seed), without
 
 
 def report(verdicts: list[Verdict]) -> str:
@@ -87,12 +93,30 @@ def summary(verdicts: list[Verdict], count: int) -> str:
         some = [one.outcome for one in verdicts if part in one.name]
         counts = [str(some.count(outcome)) for outcome in OUTCOMES]
         lines.append(f"| {kind} | {len(some)} | {' | '.join(counts)} |")
-    return "\n".join([*lines, f"{sum(one.rows for one in verdicts):,} rows through HTTP"])
+    wrong = [one for one in verdicts if one.outcome == "wrong"]
+    plain = sum(any(kind in ("fresh", "trained") for kind in one.wrong) for one in wrong)
+    edges = sum(all(kind.startswith("edges") for kind in one.wrong) for one in wrong)
+    unanswered = sum(one.unanswered == one.wrong.total() for one in wrong)
+    lines += [
+        f"{sum(one.rows for one in verdicts):,} compared rows. Of the wrong, {plain} are wrong for "
+        f"fresh or trained rows, {edges} only where the prediction jumps, and {unanswered} only "
+        "refuse rows.",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--only", nargs="*", default=[], help="parts of the cases' names")
+    parser.add_argument("--converter", help="module:function that is judged instead of onnxserve")
+    parser.add_argument(
+        "--plain",
+        dest="converter",
+        action="store_const",
+        const="benchmarks.covering.plain:convert",
+        help="judge skl2onnx, onnxmltools, and the exports of CatBoost, torch and Keras",
+    )
+    parser.add_argument("--seed", type=int, default=SEED, help="of the hostile rows")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, help="then judge no further cases")
     asked = parser.parse_args()
@@ -106,7 +130,7 @@ def main() -> int:
     without: list[str] = []
     begun = time.monotonic()
     with ProcessPoolExecutor(asked.processes) as pool:
-        futures = [pool.submit(verdicts_on, part) for part in parts]
+        futures = [pool.submit(verdicts_on, part, asked.converter, asked.seed) for part in parts]
         for done in as_completed(futures):
             if done.cancelled():
                 continue
