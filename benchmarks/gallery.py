@@ -14,25 +14,27 @@ own, which then judges (`covering/judge.py`) every estimator of which the exampl
 import argparse
 import inspect
 import os
-import pickle
+import random
 import re
 import resource
 import runpy
-import signal
-import subprocess
 import sys
 import tarfile
+import time
 import urllib.request
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import wraps
 from hashlib import sha256
 from io import BytesIO
+from multiprocessing import TimeoutError, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core runs one process
+os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -42,14 +44,28 @@ import sklearn
 from sklearn.utils import all_estimators
 
 from benchmarks.coverage import report
-from benchmarks.covering.judge import OUTCOMES, Case, Verdict, judge
+from benchmarks.covering.converted import within
+from benchmarks.covering.judge import OUTCOMES, Case, Verdict, empty_database, judge
 from benchmarks.serving.environments import CACHE
 
 _DOWNLOADS = re.compile(r"\bfetch_\w+\(|urlopen|urlretrieve|https?://\S+\.(csv|gz|bz2)")
-_SECONDS = 90
-_KILL = 600
+_SECONDS = 90  # of an example, until it is ended
+_CPU_SECONDS = 300  # of its process
+_MOST = 10  # estimators of one example, drawn by chance
 _BYTES = 6 * 2**30
 _COLUMNS = 100  # of wider rows, some columns would take most of the time
+
+
+@dataclass
+class Judged:
+    """What an example gave: the error that ended it, the verdicts on estimators that it
+    fitted, and why others are not judged.
+    """
+
+    path: Path
+    error: str
+    verdicts: list[Verdict] = field(default_factory=list)
+    without: Counter[str] = field(default_factory=Counter)
 
 
 def examples() -> Path:
@@ -92,14 +108,12 @@ def fitted(path: Path) -> tuple[dict[int, tuple[Any, Any]], str]:
                 setattr(parent, name, recorded(method))
     unlimited = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (_BYTES, unlimited[1]))
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.alarm(_SECONDS)
     try:
-        runpy.run_path(str(path), run_name="__main__")
-    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - not our code
+        with within(_SECONDS):
+            runpy.run_path(str(path), run_name="__main__")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - not our code
         return found, f"{type(error).__name__} {str(error)[:80]}"
     finally:
-        signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_DATA, unlimited)
     return found, ""
 
@@ -137,69 +151,73 @@ def case_of(estimator: Any, rows: Any) -> Case:
     return Case(estimator, example, fresh)
 
 
-def judged(path: Path) -> dict[str, Any]:
-    """Return what an example gave: the error that ended it, verdicts, and the reasons
-    why other estimators are not judged.
-    """
+def judged(path: Path) -> Judged:
+    """Run an example in this process, and judge estimators that it fitted."""
     found, error = fitted(path)
     cases = {}
     without: Counter[str] = Counter()
     for number, (estimator, rows) in enumerate(found.values()):
+        name = f"{path.stem} {number}: {type(estimator).__name__}"
         try:
-            name = f"{path.stem} {number}: {type(estimator).__name__}"
             cases[name] = case_of(estimator, rows)
         except LookupError as reason:
             without[str(reason)] += 1
-    return {"error": error, "without": without, "verdicts": judge(cases) if cases else []}
+    drawn = random.Random(0).sample(sorted(cases), min(len(cases), _MOST))
+    without[f"more than {_MOST} of one example"] += len(cases) - len(drawn)
+    try:
+        return Judged(path, error, judge({name: cases[name] for name in drawn}), without)
+    except Exception as fault:  # noqa: BLE001 - an original may refuse its own rows
+        return Judged(path, f"unjudged: {type(fault).__name__}: {fault}")
 
 
-def in_process(path: Path) -> dict[str, Any]:
-    """Run this file for one example in a process of its own, without a display."""
+def alone(path: Path) -> Judged:
+    """Judge an example in a process that has nothing else to do, and is silent."""
     if _DOWNLOADS.search(path.read_text()):
-        return {"error": "downloads"}
+        return Judged(path, "downloads")
+    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     with TemporaryDirectory(prefix="onnxserve-gallery-") as folder:
-        command = [sys.executable, __file__, "--run", str(path)]
-        variables = os.environ | {"MPLBACKEND": "Agg", "TMPDIR": folder}
-        try:
-            subprocess.run(
-                command, cwd=folder, env=variables, timeout=_KILL, capture_output=True, check=True
-            )
-        except subprocess.SubprocessError as error:
-            return {"error": f"killed: {error}"[:300]}
-        return pickle.loads((Path(folder) / "judged.pickle").read_bytes())
+        os.chdir(folder)
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, sys.stdout.fileno())
+        os.dup2(silence, sys.stderr.fileno())
+        return judged(path)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--only", nargs="*", default=[], help="parts of the examples' paths")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--run", type=Path, help="one example, in this process")
+    parser.add_argument("--seconds", type=float, default=np.inf, help="then judge no further")
     asked = parser.parse_args()
-    if asked.run:
-        Path("judged.pickle").write_bytes(pickle.dumps(judged(asked.run)))
-        return 0
-    root = examples()
-    paths = [
-        path
-        for path in sorted(root.rglob("*.py"))
-        if not asked.only or any(part in str(path.relative_to(root)) for part in asked.only)
-    ]
-    verdicts: list[Verdict] = []
-    without: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-    with ThreadPoolExecutor(asked.processes) as pool:
-        for path, done in zip(paths, pool.map(in_process, paths), strict=True):
-            print(f"{path.name} {done['error']}", file=sys.stderr, flush=True)
-            errors[done["error"].partition(" ")[0] or "ran to its end"] += 1
-            without += done.get("without", Counter())
-            verdicts += done.get("verdicts", [])
+    paths = sorted(examples().rglob("*.py"))
+    random.Random(0).shuffle(paths)  # a part of the examples has all kinds
+    if asked.only:
+        paths = [path for path in paths if any(part in str(path) for part in asked.only)]
+    empty_database()  # once, before the processes fork
+    done: list[Judged] = []
+    end = time.monotonic() + asked.seconds
+    with get_context("fork").Pool(asked.processes, maxtasksperchild=1) as pool:
+        results = pool.imap_unordered(alone, paths)
+        with suppress(TimeoutError):  # the system ends a process that takes too much
+            while len(done) < len(paths):
+                done.append(results.next(min(_CPU_SECONDS * 2, end - time.monotonic())))
+                print(f"{done[-1].path.name} {done[-1].error}", file=sys.stderr, flush=True)
+    verdicts = [verdict for one in done for verdict in one.verdicts]
+    errors = Counter(one.error.partition(" ")[0] or "ran to its end" for one in done)
+    errors["not judged"] = len(paths) - len(done)
     print(report(verdicts))
-    print("\nexamples: " + "; ".join(f"{kind}: {count}" for kind, count in errors.most_common()))
-    print("not judged: " + "; ".join(f"{kind}: {count}" for kind, count in without.most_common()))
+    print(f"\nexamples: {listed(errors)}")
+    print(
+        f"estimators that are not judged: {listed(sum((one.without for one in done), Counter()))}"
+    )
     counts = [sum(one.outcome == outcome for one in verdicts) for outcome in OUTCOMES]
-    print(f"\n| judged | {' | '.join(OUTCOMES)} |\n{'|---' * 6}|")
+    print(f"\n| judged | {' | '.join(OUTCOMES)} |\n{'|---' * (1 + len(OUTCOMES))}|")
     print(f"| {len(verdicts)} | {' | '.join(map(str, counts))} |")
     return 1 if any(counts[2:]) else 0
+
+
+def listed(counts: Counter[str]) -> str:
+    return "; ".join(f"{name}: {count}" for name, count in counts.most_common())
 
 
 if __name__ == "__main__":

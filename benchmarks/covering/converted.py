@@ -1,6 +1,8 @@
 """The result of a converter, run in this process."""
 
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,22 @@ class ConvertedModel:
                 array = array.reshape(like.shape)
             found[name] = array
         return found
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raise `TimeoutError` in the main thread if the block takes longer."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _graph(content: bytes) -> Callable[[Any], Any]:

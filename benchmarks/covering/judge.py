@@ -101,7 +101,7 @@ def judge(cases: Mapping[str, Case], seed: int = SEED) -> list[Verdict]:
     with TemporaryDirectory(prefix="onnxserve-coverage-") as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = Path(temporary)
-        (root / "mlflow.db").write_bytes(_empty_database())
+        (root / "mlflow.db").write_bytes(empty_database())
         with tracking_at(f"sqlite:///{root / 'mlflow.db'}"):
             mlflow.set_experiment(
                 experiment_id=mlflow.create_experiment("coverage", str(root / "artifacts")),
@@ -150,7 +150,7 @@ def judge_converter(
 
 
 @cache
-def _empty_database() -> bytes:
+def empty_database() -> bytes:
     """Create MLflow's tables once, because their migrations take seconds."""
     with TemporaryDirectory() as folder:
         create_database(Path(folder) / "mlflow.db")
