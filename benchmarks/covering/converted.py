@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -15,8 +15,8 @@ from benchmarks.covering.served import Refused
 _TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(string)": object}
 _TYPES |= {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
-Converted = onnx.ModelProto | bytes | Callable[[Any], Any]
-Converter = Callable[[Any, Any], Converted]
+Converted: TypeAlias = onnx.ModelProto | bytes | Callable[[Any], Any]
+Converter: TypeAlias = Callable[[Any, Any], Converted]
 """A fitted model and its example → its ONNX form, or a function that answers rows of
 the example's form with a list of outputs: labels and probabilities, or predictions.
 """
@@ -74,6 +74,7 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def _graph(content: bytes) -> Callable[[Any], Any]:
+    onnxruntime.set_default_logger_severity(4)  # its warnings would hide the progress
     session = onnxruntime.InferenceSession(content)
     inputs = session.get_inputs()
 
@@ -96,7 +97,7 @@ def _tensor(part: Any, dtype: type) -> np.ndarray:
     """Return rows as a tensor [N, …] of this type."""
     if isinstance(part, pd.DataFrame) and dtype is not object:
         part = part.apply(lambda column: column.cat.codes if hasattr(column, "cat") else column)
-    array = np.asarray(part, dtype=dtype)
+    array: np.ndarray = np.asarray(part, dtype=dtype)
     return array[:, None] if array.ndim == 1 else array
 
 

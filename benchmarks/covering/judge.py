@@ -12,7 +12,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
@@ -26,6 +25,7 @@ import onnxserve
 from benchmarks.covering.converted import ConvertedModel, Converter
 from benchmarks.covering.rows import hostile
 from benchmarks.covering.served import Refused, ServedModel, serving
+from benchmarks.serving.environments import CACHE
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from tests.support.tracking import create_database, tracking_at
 
@@ -78,8 +78,9 @@ class Verdict:
             `crashed` (logging ended in a traceback).
         rows / ties: the compared rows; the rows that are ignored because the original's
             own prediction depends on rounding.
-        wrong / unanswered: the number of wrong rows, by the kind of rows; those of them
-            that the served model refuses, and the original accepts.
+        wrong: the number of wrong rows, by the kind of rows.
+        unanswered: the wrong rows that the served model refuses and the original
+            accepts.
         said: the first line of the refusal or of the crash, the reason for a pyfunc, or
             the worst row of a wrong model.
     """
@@ -96,12 +97,14 @@ class Verdict:
 
 def judge(cases: Mapping[str, Case], seed: int = SEED) -> list[Verdict]:
     """Return the verdicts on some cases, which one server serves."""
+    if not cases:
+        return []
     verdicts = {}
     folders = {}
     with TemporaryDirectory(prefix="onnxserve-coverage-") as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = Path(temporary)
-        (root / "mlflow.db").write_bytes(empty_database())
+        (root / "mlflow.db").write_bytes(_empty_database())
         with tracking_at(f"sqlite:///{root / 'mlflow.db'}"):
             mlflow.set_experiment(
                 experiment_id=mlflow.create_experiment("coverage", str(root / "artifacts")),
@@ -149,12 +152,15 @@ def judge_converter(
     return verdicts
 
 
-@cache
-def empty_database() -> bytes:
+def _empty_database() -> bytes:
     """Create MLflow's tables once, because their migrations take seconds."""
-    with TemporaryDirectory() as folder:
-        create_database(Path(folder) / "mlflow.db")
-        return (Path(folder) / "mlflow.db").read_bytes()
+    database = CACHE / f"mlflow-{mlflow.__version__}.db"
+    if not database.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=CACHE) as folder:
+            create_database(Path(folder) / "mlflow.db")
+            (Path(folder) / "mlflow.db").replace(database)
+    return database.read_bytes()
 
 
 def _log(name: str, case: Case) -> tuple[Verdict, Path | None]:

@@ -80,8 +80,8 @@ def _booster(library: str, model: Any, example: Any) -> Converted:
 
 
 def _lent(module: str) -> Any:
-    """Import a module of onnxmltools from an environment of its own, which lends only
-    what this environment lacks.
+    """Import a module of onnxmltools from an environment of its own. The packages of
+    this environment have precedence.
     """
     programs = environment(REQUIREMENTS, installs=True)
     site = str(next(programs.parent.glob("lib/python*/site-packages")))
@@ -134,9 +134,9 @@ def _sklearn(model: Any, example: Any) -> Converted:
 
 
 def _typings(example: Any) -> Iterator[list[tuple[str, Any]]]:
-    """Return the types of the rows for skl2onnx: those that `to_onnx(model, X[:1])`
-    guesses; 32-bit numbers, as its tutorials cast them; for a table of numbers, one
-    matrix.
+    """Return the types of the rows for skl2onnx: as `to_onnx(model, X[:1])` guesses
+    them; with 32-bit numbers, as in its tutorials; as one matrix if a table has only
+    numbers.
     """
     from skl2onnx.algebra.type_helper import guess_initial_types
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
