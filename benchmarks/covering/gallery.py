@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import sklearn
+from joblib import parallel_config
 from sklearn.utils import all_estimators
 
 from benchmarks.covering.converted import within
@@ -37,7 +38,7 @@ _BYTES = 6 * 2**30
 """The limits of an example."""
 _CPU_SECONDS = 300
 """The limit of a process that runs an example and judges its estimators."""
-_MOST = 10
+_MOST = 5
 """The estimators of an example that are judged, drawn by chance."""
 _COLUMNS = 100
 """The judge would take minutes for wider rows."""
@@ -109,6 +110,7 @@ def _fitted(path: Path) -> tuple[list[tuple[Any, Any]], str]:
             chdir(folder),
             redirect_stdout(StringIO()),
             redirect_stderr(StringIO()),
+            parallel_config("sequential"),  # no processes outlive the example
             within(_SECONDS),
         ):
             runpy.run_path(str(path), run_name="__main__")
