@@ -36,8 +36,8 @@ class ConvertedModel:
         self._run = converted if callable(converted) else _graph(converted)
 
     def answers(self, rows: Any, own: Any, want: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs in their order under the names of `want`, and in its shape
-        if only axes of length 1 differ.
+        """Return the outputs in their order under the names of `want`, and in its
+        shapes if they have as many elements.
 
         Raises:
             Refused: the rows cannot be sent, or ONNX Runtime refuses them.
@@ -51,7 +51,7 @@ class ConvertedModel:
         found = {}
         for (name, like), output in zip(want.items(), outputs, strict=False):
             array = _array(output)
-            if array.size == like.size and array.shape[:1] == like.shape[:1]:
+            if array.size == like.size:
                 array = array.reshape(like.shape)
             found[name] = array
         return found
@@ -59,18 +59,18 @@ class ConvertedModel:
 
 @contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raise `TimeoutError` in the main thread if the block takes longer."""
+    """Raise `TimeoutError` in the main thread if the block takes more CPU time."""
 
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"more than {seconds} s")
+        raise TimeoutError(f"more than {seconds} s of CPU time")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _graph(content: bytes) -> Callable[[Any], Any]:

@@ -9,7 +9,7 @@ of a net has any size.
 import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -25,12 +25,14 @@ REQUIREMENTS = ("onnxmltools==1.16.0", "skl2onnx==1.20.0")
 """The newest on PyPI on 2026-11-30."""
 _OLDER_OPSET = {"": 15, "ai.onnx.ml": 3}
 """Some converters ask for it in their error."""
-_SECONDS = 30
-"""Per conversion: skl2onnx 1.20.0 never ends for some trees in 64 bits."""
+_SECONDS = 120
+"""The CPU time of a conversion, which never ends for some trees in 64 bits."""
 
 
-def convert(model: Any, example: Any) -> Converted:
-    """Return the ONNX form of a fitted model, with the converter's own errors."""
+def convert(model: Any, example: Any, narrow: bool = False) -> Converted:
+    """Return the ONNX form of a fitted model, with the converter's own errors; with
+    skl2onnx for rows of 32-bit numbers if `narrow`.
+    """
     library = type(model).__module__.partition(".")[0]
     if library == "keras":
         model.predict(example[:1], verbose=0)  # it exports only a model that was called
@@ -42,7 +44,10 @@ def convert(model: Any, example: Any) -> Converted:
     if not hasattr(model, "get_params"):
         return _torch(model, example)
     _register_boosters()
-    return _sklearn(model, example)
+    return _sklearn(model, example, narrow)
+
+
+in_32_bits = partial(convert, narrow=True)
 
 
 def _exported(export: Callable[[str], Any]) -> bytes:
@@ -113,13 +118,18 @@ def _register_boosters() -> None:
             update_registered_converter(model, alias, shape, converter, options=options)
 
 
-def _sklearn(model: Any, example: Any) -> Converted:
+def _sklearn(model: Any, example: Any, narrow: bool) -> Converted:
     """See https://onnx.ai/sklearn-onnx/auto_tutorial/plot_gbegin_dataframe.html."""
     from skl2onnx import to_onnx
 
     converted = []
     errors = []
-    for types, opset in product(_typings(example), (None, _OLDER_OPSET)):
+    typings = list(_typings(example))
+    if narrow:
+        typings = typings[1:] + typings[:1]
+    for types, opset in product(typings, (None, _OLDER_OPSET)):
+        if errors and isinstance(errors[-1], TimeoutError) and opset:
+            continue
         try:
             with within(_SECONDS):
                 converted.append(to_onnx(model, initial_types=types, target_opset=opset))

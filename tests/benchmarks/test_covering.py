@@ -1,6 +1,6 @@
 """The judge of converters, and what it reads of scikit-learn's examples."""
 
-import time
+from itertools import count
 
 import numpy as np
 import pandas as pd
@@ -92,9 +92,9 @@ def test_probabilities_of_maps_become_a_matrix():
     assert model.answers(None, None, want)["probabilities"].tolist() == [[0.25, 0.75]]
 
 
-def test_block_is_ended_after_its_seconds():
+def test_block_is_ended_after_its_cpu_time():
     with pytest.raises(TimeoutError), within(1):
-        time.sleep(30)
+        all(True for _ in count())
 
 
 @pytest.mark.long
