@@ -123,7 +123,7 @@ def _sklearn(model: Any, example: Any, narrow: bool) -> Converted:
     from skl2onnx import to_onnx
 
     converted = []
-    errors = []
+    errors: list[Exception] = []
     typings = list(_typings(example))
     if narrow:
         typings = typings[1:] + typings[:1]
