@@ -163,6 +163,7 @@ def main() -> int:
     verdicts: list[Verdict] = []
     without: list[tuple[str, str]] = []
     begun = time.monotonic()
+    ended = 0
     with executor(asked.processes) as pool:
         futures = [pool.submit(work, part, asked.converter, asked.seed) for part in parts]
         for done in as_completed(futures):
@@ -171,13 +172,13 @@ def main() -> int:
             found, none = done.result()
             verdicts += found
             without += none
-            ended = sum(future.done() for future in futures)
+            ended += 1
             print(f"{ended} of {len(parts)} parts", file=sys.stderr, flush=True)
             if asked.seconds is not None and time.monotonic() - begun > asked.seconds:
                 for future in futures:
                     future.cancel()
     print(report(verdicts))
-    print(f"\nnot judged ({len(without)}):")
+    print(f"\n{ended} of {len(parts)} parts; seed {asked.seed}; not judged ({len(without)}):")
     for reason, count in Counter(reason for _, reason in without).most_common():
         print(f"{count} {reason}: {' '.join(name for name, why in without if why == reason)}")
     print(f"\n{summary(verdicts)}")
