@@ -113,10 +113,10 @@ def report(verdicts: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def summary(verdicts: list[Verdict]) -> str:
+def summary(verdicts: list[Verdict], count: int) -> str:
     """Return a table of the outcomes, of all cases and by kind."""
     kinds = {"models": "", "boosters": "booster", "nets": " net "}
-    heads = ["", "judged", *OUTCOMES]
+    heads = [f"of {count}", "judged", *OUTCOMES]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for kind, part in kinds.items():
         some = [one.outcome for one in verdicts if part in one.name]
@@ -181,7 +181,8 @@ def main() -> int:
     print(f"\n{ended} of {len(parts)} parts; seed {asked.seed}; not judged ({len(without)}):")
     for reason, count in Counter(reason for _, reason in without).most_common():
         print(f"{count} {reason}: {' '.join(name for name, why in without if why == reason)}")
-    print(f"\n{summary(verdicts)}")
+    count = len(verdicts) if asked.gallery else len(names) - len(without)
+    print(f"\n{summary(verdicts, count)}")
     return 1 if any(one.outcome in ("refused", "wrong", "crashed") for one in verdicts) else 0
 
 
