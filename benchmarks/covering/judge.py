@@ -12,7 +12,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
@@ -23,14 +22,20 @@ import pandas as pd
 from sklearn.base import is_classifier
 
 import onnxserve
+from benchmarks.covering.converted import ConvertedModel, Converter
 from benchmarks.covering.rows import hostile
 from benchmarks.covering.served import Refused, ServedModel, serving
+from benchmarks.serving.environments import CACHE
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from tests.support.tracking import create_database, tracking_at
 
 Outcome = Literal["equal", "pyfunc", "refused", "wrong", "crashed"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
+SEED = 20261121
+"""The seed of the hostile rows."""
+_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
+"""The errors of a program that fails; a converter that refuses raises others."""
 _BOUND = 1e-4  # docs/wrap.md: of probabilities, of a value, and of the spread of the outputs
 _TIE = 1e-4
 # relative to a number: 32-bit floats cannot distinguish smaller differences of a
@@ -74,6 +79,8 @@ class Verdict:
         rows / ties: the compared rows; the rows that are ignored because the original's
             own prediction depends on rounding.
         wrong: the number of wrong rows, by the kind of rows.
+        unanswered: the wrong rows that the served model refuses and the original
+            accepts.
         said: the first line of the refusal or of the crash, the reason for a pyfunc, or
             the worst row of a wrong model.
     """
@@ -84,11 +91,14 @@ class Verdict:
     rows: int = 0
     ties: int = 0
     wrong: Counter[str] = field(default_factory=Counter)
+    unanswered: int = 0
     seconds: float = 0.0
 
 
-def judge(cases: Mapping[str, Case], seed: int = 20261121) -> list[Verdict]:
+def judge(cases: Mapping[str, Case], seed: int = SEED) -> list[Verdict]:
     """Return the verdicts on some cases, which one server serves."""
+    if not cases:
+        return []
     verdicts = {}
     folders = {}
     with TemporaryDirectory(prefix="onnxserve-coverage-") as temporary, warnings.catch_warnings():
@@ -114,12 +124,43 @@ def judge(cases: Mapping[str, Case], seed: int = 20261121) -> list[Verdict]:
     return list(verdicts.values())
 
 
-@cache
+def judge_converter(
+    cases: Mapping[str, Case], convert: Converter, seed: int = SEED
+) -> list[Verdict]:
+    """Return the verdicts on a converter, whose graphs run in this process."""
+    verdicts = []
+    for name, case in cases.items():
+        start = time.perf_counter()
+        verdict = Verdict(name, "equal")
+        verdicts.append(verdict)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                converted = convert(case.model, case.example)
+            except Exception as error:  # noqa: BLE001 - a converter may raise any error
+                verdict.outcome = "crashed" if isinstance(error, _FAULTS) else "refused"
+                verdict.said = f"{type(error).__name__}: {error}"
+                continue
+            try:
+                model = ConvertedModel(converted)
+            except Exception as error:  # noqa: BLE001 - ONNX Runtime has many
+                verdict.outcome = "crashed"
+                verdict.said = f"ONNX Runtime cannot load the graph: {error}"
+                continue
+            _Judged(case, model, verdict).all(seed)
+        verdict.seconds = time.perf_counter() - start
+    return verdicts
+
+
 def _empty_database() -> bytes:
     """Create MLflow's tables once, because their migrations take seconds."""
-    with TemporaryDirectory() as folder:
-        create_database(Path(folder) / "mlflow.db")
-        return (Path(folder) / "mlflow.db").read_bytes()
+    database = CACHE / f"mlflow-{mlflow.__version__}.db"
+    if not database.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=CACHE) as folder:
+            create_database(Path(folder) / "mlflow.db")
+            (Path(folder) / "mlflow.db").replace(database)
+    return database.read_bytes()
 
 
 def _log(name: str, case: Case) -> tuple[Verdict, Path | None]:
@@ -146,7 +187,7 @@ def _log(name: str, case: Case) -> tuple[Verdict, Path | None]:
 class _Judged:
     """Compares a served model with its original on the same rows."""
 
-    def __init__(self, case: Case, served: ServedModel, verdict: Verdict) -> None:
+    def __init__(self, case: Case, served: ServedModel | ConvertedModel, verdict: Verdict) -> None:
         self._case = case
         self._served = served
         self._verdict = verdict
@@ -191,16 +232,14 @@ class _Judged:
                     self._compare(kind, _slice(rows, position, position + 1))
             return
         try:
-            got = self._served.answers(rows, self._own(rows))
+            got = self._served.answers(rows, self._own(rows), want)
         except Refused as error:
+            self._verdict.unanswered += len(rows)
             self._note(kind, len(rows), f"refuses rows that the original accepts: {error}")
             return
-        if not self._served.is_onnx:
-            want = dict([next(iter(want.items()))])
-            got = dict(zip(want, got.values(), strict=True))
         self._verdict.rows += len(rows)
-        for name, expected in want.items():
-            self._judge(kind, rows, name, expected, got[name], want)
+        for name, values in got.items():
+            self._judge(kind, rows, name, want[name], values, want)
 
     def _judge(
         self,

@@ -49,30 +49,26 @@ class ServedModel:
         self._artifact = read_served_artifact(folder)
 
     @cached_property
-    def is_onnx(self) -> bool:
+    def _is_onnx(self) -> bool:
         return self._artifact.flavor != PYTHON_FUNCTION
 
     def is_ready(self) -> bool:
         return self._session.get(f"{self._url}/v2/models/{self._name}/ready", timeout=30).ok
 
-    def answers(self, rows: Any, own: Any) -> dict[str, np.ndarray]:
-        """Return the outputs by name; a pyfunc has one output, whose name is empty.
+    def answers(self, rows: Any, own: Any, want: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs under the names of `want`; a pyfunc has only the first.
 
         Args:
             rows: the rows as a table, or as tensors.
             own: the same rows in the form that the original accepts.
+            want: the original's outputs.
 
         Raises:
             Refused: the server refuses the rows.
         """
-        if not self.is_onnx:
-            return {
-                "": np.asarray(
-                    self._post(f"endpoints/{self._name}/invocations", _mlflow_body(own))[
-                        "predictions"
-                    ],
-                ),
-            }
+        if not self._is_onnx:
+            answer = self._post(f"endpoints/{self._name}/invocations", _mlflow_body(own))
+            return {next(iter(want)): np.asarray(answer["predictions"])}
         if self._artifact.columns:
             tensors = {str(name): _values(rows[name]) for name in rows}
         else:
@@ -81,7 +77,8 @@ class ServedModel:
             f"v2/models/{self._name}/infer",
             {"inputs": list(map(_tensor, tensors, tensors.values()))},
         )
-        return {one["name"]: _array(one) for one in answer["outputs"]}
+        outputs = {one["name"]: _array(one) for one in answer["outputs"]}
+        return {name: outputs[name] for name in want}
 
     def _post(self, path: str, body: Any) -> Any:
         content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
