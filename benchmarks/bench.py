@@ -57,15 +57,31 @@ class Part:
 _SERVING = "Serving, beside what others use"
 _COVERAGE = "What converts, and whether it answers as its original"
 PARTS = {
-    "serve": Part(_SERVING, "serve.py --only one-row --rounds 3 --no-install"),
-    "start": Part(_SERVING, "serve.py --only start --rounds 3 --no-install"),
-    "path": Part("The way of a request", "request_path.py"),
-    "swap": Part("Swaps under load", "swap.py --swaps 5 --seconds 2"),
-    "boosters": Part("Boosters as ONNX, beside their libraries", "boosters.py HistGradient"),
-    "explain": Part("Explanations", "explain.py --rows 500"),
+    "serve": Part(_SERVING, "serve.py --only one-row --rounds 3 --no-install", 110.0),
+    "poisson": Part(
+        _SERVING,
+        "serve.py --only one-row --arrivals poisson --seconds 1 --peers fastapi --no-install",
+    ),
+    "start": Part("Start of one model", "serve.py --only start --rounds 3 --no-install"),
+    "memory": Part(
+        "Several models on one server",
+        "serve.py --only memory --seconds 1 --models 1 --peers mlserver bentoml --no-install",
+        60.0,
+    ),
+    "path": Part("The way of a request", "request_path.py", 60.0),
+    "swap": Part("Swaps under load", "swap.py --swaps 5 --seconds 2", 60.0),
+    "boosters": Part("Boosters as ONNX, beside their libraries", "boosters.py HistGradient", 60.0),
+    "explain": Part("Explanations", "explain.py --rows 500", 60.0),
+    "shifts": Part("Public data", "public_shifts.py --only series --share 0.2", 60.0),
+    "plain": Part(_COVERAGE, "coverage.py --plain --only booster", 60.0),
     "coverage": Part(_COVERAGE, "coverage.py", 600.0),
 }
-LONGER = ("images.py (needs Docker)", "drift.py --share 0.1", "public_shifts.py")
+LONGER = (
+    "images.py (needs Docker)",
+    "drift.py --share 0.1",
+    "public_shifts.py --only tables peers",
+    "coverage.py --gallery",
+)
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,20 @@ equal the original's, through HTTP.
     # the estimators that scikit-learn's own examples fit: a random part in ten minutes
     .venv/bin/python benchmarks/coverage.py --gallery --seconds 600
 
-The cases are every estimator of scikit-learn, some 180 pipelines and boosters of three
-libraries, and neural networks. Each is logged by `log_model`, which uses MLflow's own
-flavor for models without an ONNX form, and served by `onnxserve serve`, a dozen per
-server. Each receives hostile rows (`covering/rows.py`) that the proof does not use. A
-separate judge (`covering/judge.py`) compares each prediction with the original's:
-`equal` (ONNX), `pyfunc` (equal, with the reason for the missing ONNX form), `refused`,
-`wrong` or `crashed`. The exit status is 1 if any case is refused, wrong or crashed.
+The cases are those of `projects/converters`: every estimator of scikit-learn, some 180
+pipelines and boosters of three libraries, and neural networks. Each is logged by
+`log_model`, which uses MLflow's own flavor for models without an ONNX form, and served
+by `onnxserve serve`, a dozen per server. Each receives hostile rows (`rows.py`) that
+the proof does not use. A separate judge (`judge.py`) compares each prediction with the
+original's: `equal` (ONNX), `pyfunc` (equal, with the reason for the missing ONNX form),
+`refused`, `wrong` or `crashed`. The exit status is 1 if any case is refused, wrong or
+crashed.
 
 `--converter module:function` judges another converter, without a server. Its function
 receives a fitted model and the example (a table, a matrix, a list of texts), and
 returns a ModelProto, its bytes, or a function of such rows. The outputs are the label
 and the probabilities, or the prediction. An error refuses the model; an error like
-KeyError is a crash. `--plain` is `--converter benchmarks.covering.plain:convert`.
+KeyError is a crash. `--plain` is `--converter projects.converters.plain:convert`.
 """
 
 import argparse
@@ -45,8 +46,8 @@ if __name__ == "__main__":
     # numba would import this file as `coverage`
     sys.path.remove(str(Path(__file__).resolve().parent))
 
-from benchmarks.covering import estimators, gallery, nets, pipelines
-from benchmarks.covering.judge import OUTCOMES, SEED, Case, Verdict, judge, judge_converter
+from projects.converters import estimators, gallery, nets, pipelines
+from projects.converters.judge import OUTCOMES, SEED, Case, Verdict, judge, judge_converter
 
 _WIDTH = 150
 _TOGETHER = 12
@@ -92,7 +93,7 @@ def alone(
 ) -> tuple[list[Verdict], list[tuple[str, str]]]:
     """Return `verdicts_on` from a process that ends with the example."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.covering.gallery"])  # it takes seconds
+    context.set_forkserver_preload(["projects.converters.gallery"])  # it takes seconds
     try:
         with ProcessPoolExecutor(1, context) as pool:
             return pool.submit(verdicts_on, example, converter, seed).result()
@@ -142,7 +143,7 @@ def main() -> int:
         "--plain",
         dest="converter",
         action="store_const",
-        const="benchmarks.covering.plain:convert",
+        const="projects.converters.plain:convert",
         help="judge skl2onnx, onnxmltools, and the exports of CatBoost, torch and Keras",
     )
     parser.add_argument(

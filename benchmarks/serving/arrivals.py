@@ -23,9 +23,9 @@ import uvloop
 
 from mlflow_deploy_plugin.contrib.sizing.load import random_times, tail_latency
 from mlflow_deploy_plugin.contrib.sizing.measure import highest_rate
+from projects.environments import NotInstalled, environment
 
 from . import models
-from .environments import NotInstalled, environment
 from .load import Target, closed_loop
 from .peers import BENTOML, FASTAPI, MLFLOW, MLSERVER, MOSEC, OURS, PERF_ANALYZER
 from .timeline import FAILED, Answers, Client

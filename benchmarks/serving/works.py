@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from projects.environments import NotInstalled, environment, versions
+
 from . import models, table
-from .environments import NotInstalled, environment, versions
 from .load import Measured, Target, closed_loop, post, wrk_loop
 from .peers import (
     BENTOML,

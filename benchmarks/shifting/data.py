@@ -17,7 +17,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.serving.environments import CACHE
+from projects.environments import CACHE
 
 _FOLDER = CACHE / "public"
 

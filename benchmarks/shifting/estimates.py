@@ -17,11 +17,11 @@ import pandas as pd
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from benchmarks.drifting.judging import Array
-from benchmarks.serving.environments import NotInstalled, environment
 from benchmarks.shifting.data import NotHad, public_file
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.watch.statistics.cbpe import LabelledWindow, estimate
 from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions
+from projects.environments import NotInstalled, environment
 
 _SETS = {
     "hotels": ("is_canceled", "y_pred", "y_pred_proba"),

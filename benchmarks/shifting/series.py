@@ -22,12 +22,12 @@ from scipy import special, stats
 
 from benchmarks.drifting.judging import Array, on_all_cores
 from benchmarks.drifting.streams import Stream, follow, stream_of_table
-from benchmarks.serving.environments import NotInstalled, environment
 from benchmarks.shifting.data import NotHad, public_file, public_files
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.detector import Tracking, limit_for
 from mlflow_deploy_plugin.watch.sequential.shifts import shown_shifts
+from projects.environments import NotInstalled, environment
 
 MARGIN = 5
 _ROWS = 100

@@ -28,7 +28,6 @@ from benchmarks.drifting.streams import (
     request_of,
     stream_of_table,
 )
-from benchmarks.serving.environments import environment
 from benchmarks.shifting.data import NotHad
 from benchmarks.shifting.sets import HARM, NO_HARM, SETS, Windowed, harmful_shifts
 from mlflow_deploy_plugin.core.errors import Refused
@@ -43,6 +42,7 @@ from mlflow_deploy_plugin.watch.sequential.metric_shifts import (
 from mlflow_deploy_plugin.watch.statistics.cbpe import CbpeEstimate, LabelledWindow, estimate
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, wilson_interval
 from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions
+from projects.environments import environment
 
 _BUDGET = 1.0
 _YEARS = 1

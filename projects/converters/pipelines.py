@@ -14,9 +14,9 @@ from sklearn.compose import make_column_transformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.covering import estimators
-from benchmarks.covering.estimators import numbers, sentences, target
-from benchmarks.covering.judge import Case
+from projects.converters import estimators
+from projects.converters.estimators import numbers, sentences, target
+from projects.converters.judge import Case
 
 _NUMBERS = """
 hist()

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 from sklearn.linear_model import LinearRegression
 
 from benchmarks.coverage import alone
-from benchmarks.covering.converted import ConvertedModel, within
-from benchmarks.covering.judge import Case, judge_converter
+from projects.converters.converted import ConvertedModel, within
+from projects.converters.judge import Case, judge_converter
 
 ROWS = np.random.default_rng(0).normal(size=(60, 2))
 CASE = Case(LinearRegression().fit(ROWS, ROWS.sum(axis=1)), ROWS[:30], ROWS[30:])

@@ -22,11 +22,11 @@ import pandas as pd
 from sklearn.base import is_classifier
 
 import onnxserve
-from benchmarks.covering.converted import ConvertedModel, Converter
-from benchmarks.covering.rows import hostile
-from benchmarks.covering.served import Refused, ServedModel, serving
-from benchmarks.serving.environments import CACHE
 from mlflow_deploy_plugin.core.errors import OnnxserveError
+from projects.converters.converted import ConvertedModel, Converter
+from projects.converters.rows import hostile
+from projects.converters.served import Refused, ServedModel, serving
+from projects.environments import CACHE
 from tests.support.tracking import create_database, tracking_at
 
 Outcome = Literal["equal", "pyfunc", "refused", "wrong", "crashed"]

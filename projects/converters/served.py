@@ -15,11 +15,10 @@ import pandas as pd
 import requests
 import yaml
 
-from benchmarks.serving.servers import free_port
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from tests.support.serving import servers_below
-from tests.support.waiting import wait_until
+from tests.support.waiting import free_port, wait_until
 
 _READY_SECONDS = 600
 _DATATYPES = {

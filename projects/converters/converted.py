@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pandas as pd
 
-from benchmarks.covering.served import Refused
+from projects.converters.served import Refused
 
 _TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(string)": object}
 _TYPES |= {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}

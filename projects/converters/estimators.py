@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import all_estimators
 
-from benchmarks.covering.judge import Case
+from projects.converters.judge import Case
 
 WORDS = ["good", "bad", "ugly", "fine", "poor", "slow", "quick", "old", "new", "warm", "cold"]
 _TEXTS = ("CountVectorizer", "HashingVectorizer", "TfidfVectorizer")

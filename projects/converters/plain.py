@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.covering.converted import Converted, ConvertedModel, within
-from benchmarks.serving.environments import environment
+from projects.converters.converted import Converted, ConvertedModel, within
+from projects.environments import environment
 
 REQUIREMENTS = ("onnxmltools==1.16.0", "skl2onnx==1.20.0")
 """The newest on PyPI on 2026-11-30."""

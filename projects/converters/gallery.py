@@ -27,9 +27,9 @@ import sklearn
 from joblib import parallel_config
 from sklearn.utils import all_estimators
 
-from benchmarks.covering.converted import within
-from benchmarks.covering.judge import Case
-from benchmarks.serving.environments import CACHE
+from projects.converters.converted import within
+from projects.converters.judge import Case
+from projects.environments import CACHE
 
 os.environ["MPLBACKEND"] = "Agg"
 _DOWNLOADS = re.compile(r"\bfetch_\w+\(|urlopen|urlretrieve|https?://\S+\.(csv|gz|bz2)")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.covering.judge import Case
+from projects.converters.judge import Case
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # always installed
 
