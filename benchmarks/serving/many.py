@@ -21,8 +21,8 @@ BATCHES = (1, 100)
 MOST_MLFLOW = 10
 """Servers of `mlflow models serve` that run at once; more are extrapolated."""
 HEAD = (
-    "| models | server | MB | ratio | CPU s per 1,000 requests | ratio | requests/s, p99 "
-    "| start |\n|---|---|---|---|---|---|---|---|"
+    "| models | server | MB | ratio of MB | CPU s per 1,000 requests | ratio of CPU "
+    "| requests/s, p99 | start |\n|---|---|---|---|---|---|---|---|"
 )
 
 
