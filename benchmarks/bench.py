@@ -1,5 +1,5 @@
-"""Run the short forms of the benchmarks within ten minutes on two cores, and write what
-they print into `figures.json`, beside the figures of README.md and RESULTS.md.
+"""Run the short forms of the benchmarks within ten minutes on two cores. Their tables
+are written into `figures.json`, which also has the figures of README.md and RESULTS.md.
 
     make bench
     .venv/bin/python benchmarks/bench.py --only serve start
@@ -119,7 +119,9 @@ def run(command: Sequence[str], seconds: float | None) -> Printed:
 
 
 def short_forms(names: Sequence[str], minutes: float) -> None:
-    """Run the parts in the time, and write and print what each prints."""
+    """Run the parts within the time, print their tables, and write them into the
+    file.
+    """
     document = figures.read()
     end = time.monotonic() + 60 * minutes
     here = machine.describe()

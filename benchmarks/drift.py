@@ -12,7 +12,6 @@ inside it, and missed if the whole interval is outside. No setting is tuned on t
 streams: the seeds are fixed.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -31,6 +30,7 @@ from benchmarks.drifting.judging import (
     Line,
     median_line,
     on_all_cores,
+    part_options,
     share_line,
     yearly_line,
 )
@@ -181,13 +181,7 @@ PARTS = {"years": year_lines, "changes": change_lines}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="run only these parts")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the streams")
-    options = parser.parse_args()
+    options = part_options(__doc__, PARTS)
     print("| | measured; 95 % interval | target | outcome |\n|---|---|---|---|")
     for name in options.only or PARTS:
         for line in PARTS[name](range(max(round(_STREAMS * options.share), 4))):

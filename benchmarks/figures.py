@@ -1,12 +1,12 @@
-"""`figures.json`: every figure of README.md and RESULTS.md, and those that the scripts
-printed.
+"""`figures.json`: every figure of README.md and RESULTS.md, and the tables that the
+scripts printed.
 
 A section of the file has the heading of its section of RESULTS.md, or is `README.md`:
 
-    "page":     its tables (rows: head of the column → cell), and its other lines
-    "printed":  what its script printed: command, machine, rows. A number of the page's
-                tables must be one of these numbers, rounded.
-    "short":    what `make bench` printed last: command, machine, rows
+    "page":     the section's tables (rows: head of the column → cell) and other lines
+    "printed":  complete runs of the scripts: command, machine, rows. A number of the
+                page's tables must be one of these numbers, rounded.
+    "short":    the last short forms of `make bench`: command, machine, rows
 
 `tests/benchmarks/test_figures.py` compares the pages with the file.
 """

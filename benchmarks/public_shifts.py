@@ -12,7 +12,6 @@ peers      other tools on the windows of `tables`, with as few false alarms as o
 The script prints Markdown tables. Sets that cannot be had are named after each table.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.drifting.judging import part_options
 from benchmarks.shifting.estimates import estimate_lines
 from benchmarks.shifting.series import series_lines
 from benchmarks.shifting.tables import peer_lines, table_lines
@@ -36,13 +36,7 @@ PARTS: dict[str, Callable[[float], Iterator[str]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="run only these parts")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the work")
-    options = parser.parse_args()
+    options = part_options(__doc__, PARTS)
     for name in options.only or PARTS:
         for line in PARTS[name](options.share):
             print(line, flush=True)

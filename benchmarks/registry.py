@@ -17,7 +17,6 @@ server, in alternating rounds.
 
 import argparse
 import http.client
-import json
 import os
 import re
 import sys
@@ -35,15 +34,12 @@ from sklearn.base import ClassifierMixin
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.replicas import BODY, COLUMNS, HEADERS, report_replicas
 from benchmarks.serving.servers import Server, free_port, running
 from mlflow_deploy_plugin import save_model
 from mlflow_deploy_plugin.core.statedir.models import WantedVariant
 from mlflow_deploy_plugin.serve.models.lazy_models import estimated_bytes
 from tests.support.services.mlflow_server import MlflowServer
-
-COLUMNS = 30
-HEADERS = {"Content-Type": "application/json"}
-BODY = json.dumps({"inputs": [[0.5] * COLUMNS]})
 
 
 def main() -> None:
@@ -72,8 +68,6 @@ def main() -> None:
         with mlflow.running():
             os.environ["MLFLOW_TRACKING_URI"] = mlflow.url
             if options.replicas > 1:
-                from benchmarks.replicas import report_replicas
-
                 report_replicas(root, names, limit_mebibytes, options)
                 return
             every = ["--registry", "@champion", "-C", f"server.model_memory={limit_mebibytes}MiB"]
@@ -167,10 +161,7 @@ def loads(server: Server) -> int:
 
 
 def resident_mebibytes(server: Server) -> float:
-    """Return the memory of the workers, the children of gunicorn."""
-    _, *children = server.processes()
-    workers = [worker for child in children for worker in child.children()]
-    return max(worker.memory_info().rss for worker in workers) / 2**20
+    return max(worker.memory_info().rss for worker in server.workers()) / 2**20
 
 
 def report(

@@ -56,8 +56,11 @@ class Replica:
 
     def wait_listed(self) -> None:
         """Wait until the server is ready and knows all models."""
+        assert self.process is not None
         question = urllib.request.Request(f"http://127.0.0.1:{self.port}/v2/health/ready")
         while not answers(question) or "registered models are listed" not in self.log():
+            if self.process.poll() is not None:
+                raise SystemExit(self.log()[-3000:])
             time.sleep(0.2)
 
     def stop(self, number: int = signal.SIGTERM) -> None:

@@ -2,6 +2,7 @@
 `~/.cache/onnxserve-benchmarks`.
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import re
@@ -36,12 +37,20 @@ def environment(requirements: tuple[str, ...], installs: bool) -> Path:
         if all(importlib.util.find_spec(_MODULES.get(name, name)) for name in names):
             return Path(sys.executable).parent
         raise NotInstalled(f"install it with python benchmarks/serve.py --peers {names[0]}")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # The processes of a benchmark start together.
+        if not (folder / "ready").exists():
+            _install(folder, requirements)
+    return folder / "bin"
+
+
+def _install(folder: Path, requirements: tuple[str, ...]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     print(f"  installing {' '.join(requirements)}", file=sys.stderr, flush=True)
     _uv("venv", "--quiet", "--python", sys.executable, str(folder))
     _uv("pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *requirements)
     (folder / "ready").touch()
-    return folder / "bin"
 
 
 def versions(programs: Path, *packages: str) -> str:

@@ -1,5 +1,6 @@
 """Compare measured rates with their targets, and simulate on both cores."""
 
+import argparse
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +41,19 @@ class Line:
                 outcome = "met"
         target = "–" if self.target is None else f"{self.target[0]:g} to {self.target[1]:g}"
         return f"| {self.what} | {self.shown}; {low:.3g} to {high:.3g} | {target} | {outcome} |"
+
+
+def part_options(description: str | None, parts: Collection[str]) -> argparse.Namespace:
+    """Return the options of a script that runs its `parts` in this order: `only` (None:
+    all), and `share`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", choices=[*parts], help="run only these parts")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the work")
+    return parser.parse_args()
 
 
 def on_all_cores(function: Callable[[Task], Answer], tasks: Sequence[Task]) -> list[Answer]:

@@ -93,7 +93,7 @@ def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
             serialization_format="cloudpickle",
             pip_requirements=["scikit-learn"],
         )
-        # As if it were registered: perf_analyzer parses a version as a number.
+        # perf_analyzer parses the version as a number, as a registered model has it.
         numbered = MLflowModel(model_uuid="1")
         onnxserve.save_model(
             pipeline,

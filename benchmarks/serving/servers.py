@@ -42,6 +42,13 @@ class Server:
         parent = psutil.Process(self.pid)
         return [parent, *parent.children(recursive=True)]
 
+    def workers(self) -> list[psutil.Process]:
+        """Return the processes of gunicorn, without our agent and supervisor; all
+        processes of a server without gunicorn.
+        """
+        processes = self.processes()
+        return [each for each in processes if each.name() == "gunicorn"] or processes
+
     def pause(self) -> None:
         """Take the server off its core while another server is measured, because idle
         servers poll.

@@ -140,12 +140,8 @@ def form(peer: Peer, rows: pd.DataFrame, name: str = models.SMALL) -> bytes:
 
 
 def _worker_memory(server: Server) -> float:
-    """Return the memory of the largest process in megabytes; for ours only gunicorn's,
-    without agent and supervisor.
-    """
-    processes = server.processes()
-    workers = [process for process in processes if process.name() == "gunicorn"]
-    return max(process.memory_full_info().pss for process in workers or processes) / 1e6
+    """Return the memory of the largest worker in megabytes."""
+    return max(worker.memory_full_info().pss for worker in server.workers()) / 1e6
 
 
 def rounds_of(

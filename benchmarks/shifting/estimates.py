@@ -17,7 +17,8 @@ import pandas as pd
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from benchmarks.drifting.judging import Array
-from benchmarks.shifting.data import NotHad, public_file
+from benchmarks.shifting.data import NotHad
+from benchmarks.shifting.sets import EARLIER, read_parts
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.watch.statistics.cbpe import LabelledWindow, estimate
 from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions
@@ -32,8 +33,6 @@ _SETS = {
 """The columns of the label, the predicted class, and the probability of class 1."""
 _METRICS = {"accuracy": accuracy_score, "f1": f1_score, "roc_auc": roc_auc_score}
 _REFERENCE = 24
-_EARLIER = 8
-"""The most windows with labels that the product uses."""
 _NANNYML = ("nannyml==0.13.1", "pandas<3", "statsmodels")
 _CBPE = """
 import sys
@@ -62,19 +61,11 @@ def read_answers(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the reference and the later rows of a set, in time, with the columns
     `truth`, `answer` and `chance`.
     """
-    reference, later = (_read(f"{name} {part}") for part in ("reference", "later"))
     truth, answer, chance = _SETS[name]
-    if truth not in later:
-        later = later.merge(_read(f"{name} targets"), on="id")
     names = {truth: "truth", answer: "answer", chance: "chance"}
-    tables = [table.rename(columns=names)[[*names.values()]] for table in (reference, later)]
+    parts = read_parts(name, truth)
+    tables = [table.rename(columns=names)[[*names.values()]] for table in parts]
     return tables[0], tables[1]
-
-
-def _read(name: str) -> pd.DataFrame:
-    path = public_file(name)
-    is_parquet = path.read_bytes().startswith(b"PAR1")
-    return pd.read_parquet(path) if is_parquet else pd.read_csv(path)
 
 
 def cut_windows(table: pd.DataFrame, rows: int) -> list[pd.DataFrame]:
@@ -104,7 +95,7 @@ def our_estimates(
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in _METRICS}
     for number in range(len(reference), len(labelled)):
         until = number if is_labelled_later else len(reference)
-        earlier = labelled[until - _EARLIER : until]
+        earlier = labelled[until - EARLIER : until]
         of_window = estimate(labelled[number].answers, earlier, tuple(_METRICS))
         assert not isinstance(of_window, Refused)
         for name in _METRICS:

@@ -21,6 +21,8 @@ HARM, NO_HARM = 0.05, 0.02
 """The fall of the mean accuracy from which windows are harmful, and below which they
 are unharmed.
 """
+EARLIER = 8
+"""The most windows with labels for an estimate, as in `kinds/performance.py`."""
 _WIDTH = 7
 """The windows of a mean accuracy, and the fewest windows of a harmful shift."""
 
@@ -119,14 +121,26 @@ def _flights() -> pd.DataFrame:
     return inputs.assign(target=flights[flight_delay.LABEL], window=days)
 
 
+def read_parts(name: str, label: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the reference and the later rows of a set of NannyML, with labels."""
+    reference, later = (_read(f"{name} {part}") for part in ("reference", "later"))
+    if label not in later:
+        later = later.merge(_read(f"{name} targets"), on="id")
+    return reference, later
+
+
+def _read(name: str) -> pd.DataFrame:
+    path = public_file(name)
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    return pd.read_parquet(path) if is_parquet else pd.read_csv(path)
+
+
 def _answered(name: str, label: str, answer: str, rows: int) -> Windowed:
     """Return a set of NannyML with its answers, in windows of this number of rows, or
     of a day if it is 0.
     """
-    read = pd.read_parquet if name in ("hotels", "employment") else pd.read_csv
-    reference, later = (read(public_file(f"{name} {part}")) for part in ("reference", "later"))
-    if label not in later:
-        later = later.merge(read(public_file(f"{name} targets")), on="id")
+    reference, later = read_parts(name, label)
     if rows:
         reference = reference[: len(reference) // rows * rows]
         later = later[: len(later) // rows * rows]

@@ -29,7 +29,7 @@ from benchmarks.drifting.streams import (
     stream_of_table,
 )
 from benchmarks.shifting.data import NotHad
-from benchmarks.shifting.sets import HARM, NO_HARM, SETS, Windowed, harmful_shifts
+from benchmarks.shifting.sets import EARLIER, HARM, NO_HARM, SETS, Windowed, harmful_shifts
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.watch.drift.effects import without_harm
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, SeriesKey
@@ -47,8 +47,6 @@ from projects.environments import environment
 _BUDGET = 1.0
 _YEARS = 1
 _YEAR = 365
-_EARLIER = 8
-"""The windows with labels that correct an estimate, as in `kinds/performance.py`."""
 _FOLLOWED = 3
 """One of so many windows follows the labels; its findings hold until the next one."""
 _FULLY_JUDGED = 30
@@ -162,7 +160,7 @@ def _estimates(windowed: Windowed) -> list[CbpeEstimate]:
     reference; later rows have no labels.
     """
     windows = [_labelled(window, windowed.classes) for window in windowed.windows]
-    earlier = windows[windowed.reference - _EARLIER : windowed.reference]
+    earlier = windows[windowed.reference - EARLIER : windowed.reference]
     estimates = [estimate(window.answers, earlier, ("accuracy",)) for window in windows]
     return [each for each in estimates if not isinstance(each, Refused)]
 

@@ -31,7 +31,7 @@ def test_figures_of_readme_are_in_results():
         first, *cells = row.values()
         head = next(iter(row))
         link = LINK.search(first) or LINK.search(head)
-        assert link, f"{first} names no section of RESULTS.md"
+        assert link, f"{first} needs a link to RESULTS.md"
         page = SECTIONS[heading_of(link[1])]["page"]
         known = [*numbers_in(page["tables"]), *figures.numbers(page["lines"])]
         unknown = [one for one in figures.numbers(cells) if not figures.is_among(one, known)]

@@ -164,11 +164,8 @@ class RunningBaseline:
         weight = np.where(chosen, 1.0, 0.0).astype(value.dtype)
         kept = np.where(chosen, self._kept, 1.0).astype(value.dtype)
         scaled = value / scale
-        self._count = kept * self._count + weight
-        self._weights = kept * self._weights + weight / np.square(scale)
         self._sum = kept * self._sum + weight * scaled / scale
-        self._squares = kept * self._squares + weight * np.square(scaled)
-        self._lagged = kept * self._lagged + weight * scaled * previous / previous_scale
+        self._add_squares(scaled, previous / previous_scale, weight, kept, scale)
         self.add_level(value, chosen, scale)
 
     def add_level(
@@ -215,6 +212,11 @@ class RunningBaseline:
         """
         weight = np.where(chosen, 1.0, 0.0)
         kept = np.where(chosen, self._kept, 1.0)
+        self._add_squares(above, previous, weight, kept, scale)
+
+    def _add_squares(
+        self, above: Array, previous: Array, weight: Array, kept: Array, scale: Array | float
+    ) -> None:
         self._count = kept * self._count + weight
         self._weights = kept * self._weights + weight / np.square(scale)
         self._squares = kept * self._squares + weight * np.square(above)

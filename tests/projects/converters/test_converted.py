@@ -1,4 +1,4 @@
-"""The judge of converters, and what it reads of scikit-learn's examples."""
+"""The judge of converters, and the reader of scikit-learn's examples."""
 
 from itertools import count
 
