@@ -122,11 +122,10 @@ def short_forms(names: Sequence[str], minutes: float) -> None:
     """Run the parts within the time, print their tables, and write them into the
     file.
     """
-    document = figures.read()
     end = time.monotonic() + 60 * minutes
     here = machine.describe()
     measured = machine.speed()
-    reference = document["reference"]
+    reference = figures.read()["reference"]
     slower = machine.slowness(measured, reference["speed"])
     disturbed = machine.disturbance(measured)
     there = f"{reference['date']}, {reference['cpu']}"
@@ -146,10 +145,7 @@ def short_forms(names: Sequence[str], minutes: float) -> None:
         printed = run(command, left)
         print(f"\n**{name}**: `{part.command}`", *printed.remarks, sep="\n- ")
         print("\n" + _markdown(printed.rows), flush=True)
-        section = document["sections"].setdefault(part.heading, {})
-        short = section.setdefault("short", {})
-        short[name] = _measurement(part.command, here, printed.rows)
-    figures.write(document)
+        _write(part.heading, "short", name, _measurement(part.command, here, printed.rows))
     print(f"\nNot among the short forms: {', '.join(LONGER)}.")
     taken = minutes + (time.monotonic() - end) / 60
     print(
@@ -159,6 +155,13 @@ def short_forms(names: Sequence[str], minutes: float) -> None:
 
 def _measurement(command: str, here: dict[str, Any], rows: list[Cells]) -> dict[str, Any]:
     return {"command": f"python benchmarks/{command}", "machine": here, "rows": rows}
+
+
+def _write(heading: str, kind: str, name: str, measurement: dict[str, Any]) -> None:
+    document = figures.read()
+    section = document["sections"].setdefault(heading, {})
+    section.setdefault(kind, {})[name] = measurement
+    figures.write(document)
 
 
 def _markdown(rows: list[Cells]) -> str:
@@ -176,12 +179,11 @@ def record(heading: str, command: Sequence[str]) -> None:
     """Run a script to its end, and write the rows that it prints into the section."""
     here = machine.describe()
     printed = run(command, None)
-    document = figures.read()
-    section = document["sections"].setdefault(heading, {})
-    runs = section.setdefault("printed", {})
-    runs[" ".join(command)] = _measurement(" ".join(command), here, printed.rows)
-    figures.write(document)
     print("\n".join([*printed.remarks, _markdown(printed.rows)]))
+    if not printed.rows:
+        raise SystemExit("the script printed no table, so the file is as before")
+    words = " ".join(command)
+    _write(heading, "printed", words, _measurement(words, here, printed.rows))
 
 
 def write_pages() -> None:

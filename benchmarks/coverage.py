@@ -17,7 +17,7 @@ by `onnxserve serve`, a dozen per server. Each receives hostile rows (`rows.py`)
 the proof does not use. A separate judge (`judge.py`) compares each prediction with the
 original's: `equal` (ONNX), `pyfunc` (equal, with the reason for the missing ONNX form),
 `refused`, `wrong` or `crashed`. The exit status is 1 if any case is refused, wrong or
-crashed.
+crashed, or if none was judged.
 
 `--converter module:function` judges another converter, without a server. Its function
 receives a fitted model and the example (a table, a matrix, a list of texts), and
@@ -35,7 +35,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -47,6 +46,7 @@ if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).resolve().parent))
 
 from projects.converters import estimators, gallery, nets, pipelines
+from projects.converters.converted import load_converter
 from projects.converters.judge import OUTCOMES, SEED, Case, Verdict, judge, judge_converter
 
 _WIDTH = 150
@@ -55,13 +55,7 @@ _TOGETHER = 12
 
 
 def every_case() -> dict[str, Callable[[], Case]]:
-    return dict(
-        [
-            *estimators.cases(),
-            *pipelines.cases(),
-            *nets.cases(),
-        ],
-    )
+    return dict([*estimators.cases(), *pipelines.cases(), *nets.cases()])
 
 
 def verdicts_on(
@@ -84,8 +78,7 @@ def verdicts_on(
             without.append((name, str(error)))
     if converter is None:
         return judge(cases, seed), without
-    module, _, function = converter.partition(":")
-    return judge_converter(cases, getattr(import_module(module), function), seed), without
+    return judge_converter(cases, load_converter(converter), seed), without
 
 
 def alone(
@@ -153,6 +146,11 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, help="then judge no further cases")
     asked = parser.parse_args()
+    if asked.converter is not None:
+        try:
+            load_converter(asked.converter)
+        except (ImportError, AttributeError, ValueError) as error:
+            parser.error(f"--converter {asked.converter}: {error}")
     wanted = [part.lower() for part in asked.only]
     every = map(str, gallery.examples()) if asked.gallery else every_case()
     names = [name for name in every if not wanted or any(part in name.lower() for part in wanted)]
@@ -184,7 +182,8 @@ def main() -> int:
         print(f"{count} {reason}: {' '.join(name for name, why in without if why == reason)}")
     count = len(verdicts) if asked.gallery else len(names) - len(without)
     print(f"\n{summary(verdicts, count)}")
-    return 1 if any(one.outcome in ("refused", "wrong", "crashed") for one in verdicts) else 0
+    is_equal = all(one.outcome in ("equal", "pyfunc") for one in verdicts)
+    return 0 if verdicts and is_equal else 1
 
 
 if __name__ == "__main__":

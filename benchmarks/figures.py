@@ -32,11 +32,17 @@ def read() -> dict[str, Any]:
 
 
 def write(document: dict[str, Any]) -> None:
-    FILE.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    written = FILE.with_suffix(".new")
+    written.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    written.replace(FILE)
 
 
 def tables(text: str) -> Iterator[list[Cells]]:
-    """Yield the tables of Markdown as rows: head of the column → cell."""
+    """Yield the tables of Markdown as rows: head of the column → cell.
+
+    Raises:
+        ValueError: two columns of a table have the same head.
+    """
     rows: list[Cells] = []
     heads: list[str] = []
     for line in [*text.splitlines(), ""]:
@@ -48,6 +54,8 @@ def tables(text: str) -> Iterator[list[Cells]]:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if not heads:
             heads = cells
+            if len({*heads}) < len(heads):
+                raise ValueError(f"two columns have one head: {line}")
         elif not all(set(cell) <= set("-: ") for cell in cells) or not any(cells):
             rows.append(dict(zip(heads, cells, strict=False)))
 

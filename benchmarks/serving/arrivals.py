@@ -232,12 +232,12 @@ def read_report(rate: float, report: str) -> Trial:
     client = report.partition("Client:")[2].partition("Server:")[0]
 
     def figure(name: str) -> float:
-        found = re.search(rf"{name}: ([\d.]+)", client)
-        return float(found[1]) if found else math.inf
+        found = re.search(rf"{name}: ([\d.e+]+)", client)
+        return float(found[1]) if found else 0.0
 
     delayed = re.search(r"([\d.]+)% of the requests were delayed", client)
     share = float(delayed[1]) / 100 if delayed else 0.0
-    if not client:
+    if not figure("Request count"):
         return Trial(rate, 0, math.inf, math.inf, 1, " ".join(report.split())[-100:], True)
     return Trial(
         figure("Throughput"),

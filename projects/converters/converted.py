@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +21,13 @@ Converter: TypeAlias = Callable[[Any, Any], Converted]
 """A fitted model and its example → its ONNX form, or a function that answers rows of
 the example's form with a list of outputs: labels and probabilities, or predictions.
 """
+
+
+def load_converter(name: str) -> Converter:
+    """Return the function that `module:function` names."""
+    module, _, function = name.partition(":")
+    found: Converter = getattr(import_module(module), function)
+    return found
 
 
 class ConvertedModel:
@@ -40,21 +48,16 @@ class ConvertedModel:
         shapes if they have as many elements.
 
         Raises:
-            Refused: the rows cannot be sent, or ONNX Runtime refuses them.
+            Refused: the rows cannot be sent, ONNX Runtime refuses them, or an output is
+                missing or of another kind.
         """
         try:
             outputs = self._run(own)
+            outputs = [outputs] if isinstance(outputs, np.ndarray) else list(outputs)
+            pairs = zip(want.items(), outputs[: len(want)], strict=True)
+            return {name: _like(like, output) for (name, like), output in pairs}
         except Exception as error:  # the graph, or the function, may raise any error
             raise Refused(f"{type(error).__name__}: {error}") from error
-        if isinstance(outputs, np.ndarray):
-            outputs = [outputs]
-        found = {}
-        for (name, like), output in zip(want.items(), outputs, strict=False):
-            array = _array(output)
-            if array.size == like.size:
-                array = array.reshape(like.shape)
-            found[name] = array
-        return found
 
 
 @contextmanager
@@ -101,7 +104,11 @@ def _tensor(part: Any, dtype: type) -> np.ndarray:
     return array[:, None] if array.ndim == 1 else array
 
 
-def _array(output: Any) -> np.ndarray:
+def _like(like: np.ndarray, output: Any) -> np.ndarray:
+    """Return an output in the shape of the original's if it has as many elements."""
     if isinstance(output, list) and isinstance(output[0], dict):  # ZipMap's rows
-        return np.array([list(row.values()) for row in output])
-    return np.asarray(output)
+        output = [list(row.values()) for row in output]
+    array = np.asarray(output)
+    if like.dtype.kind == "f":
+        array = array.astype(np.float64)
+    return array.reshape(like.shape) if array.size == like.size else array

@@ -52,12 +52,18 @@ def examples() -> list[Path]:
     if not folder.exists():
         listed = urllib.request.urlopen("https://pypi.org/simple/scikit-learn/", timeout=60)
         sdist = rf'href="([^"]+/{folder.name}\.tar\.gz)#sha256=(\w+)"'
-        address, digest = re.findall(sdist, listed.read().decode())[0]
+        found = re.search(sdist, listed.read().decode())
+        if found is None:
+            raise SystemExit(f"PyPI lists no sdist of scikit-learn {sklearn.__version__}")
+        address, digest = found.groups()
         content = urllib.request.urlopen(address, timeout=60).read()
         if sha256(content).hexdigest() != digest:
             raise SystemExit(f"{address} has another digest than PyPI lists")
-        with tarfile.open(fileobj=BytesIO(content)) as archive:
-            archive.extractall(CACHE, filter="data")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=CACHE) as whole:
+            with tarfile.open(fileobj=BytesIO(content)) as archive:
+                archive.extractall(whole, filter="data")
+            (Path(whole) / folder.name).rename(folder)
     return sorted((folder / "examples").rglob("*.py"))
 
 

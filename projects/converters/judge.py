@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,7 +137,7 @@ def judge_converter(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                converted = convert(case.model, case.example)
+                converted = convert(deepcopy(case.model), case.example)
             except Exception as error:  # noqa: BLE001 - a converter may raise any error
                 verdict.outcome = "crashed" if isinstance(error, _FAULTS) else "refused"
                 verdict.said = f"{type(error).__name__}: {error}"

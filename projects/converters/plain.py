@@ -8,7 +8,6 @@ of a net has any size.
 
 import sys
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from functools import cache, partial
 from importlib import import_module
 from itertools import product
@@ -79,7 +78,6 @@ def _booster(library: str, model: Any, example: Any) -> Converted:
     given = [("X", types.FloatTensorType([None, example.shape[1]]))]
     if library == "xgboost":
         # The converter asks for these names in its error.
-        model = deepcopy(model)
         model.get_booster().feature_names = [f"f{at}" for at in range(example.shape[1])]
     return getattr(onnxmltools, f"convert_{library}")(model, initial_types=given)
 

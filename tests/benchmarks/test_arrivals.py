@@ -67,6 +67,9 @@ def test_report_of_perf_analyzer_is_read():
     late = read_report(420, REPORT.replace("  Server:", LATE + "  Server:"))
     assert (late.late, late.is_valid, late.holds) == ("25.7% delayed", False, False)
     assert not read_report(420, "Failed to obtain stable measurement.").holds
+    assert not read_report(420, "  Client:\n  Server:\n").holds
+    assert not read_report(420, REPORT.replace("972", "0").replace("12070", "1")).holds
+    assert read_report(420, REPORT.replace("397.952", "1.2e+04")).rate == 12_000
 
 
 def test_latency_counts_from_the_scheduled_time():

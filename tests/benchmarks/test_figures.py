@@ -62,6 +62,11 @@ def test_tables_are_read_by_their_heads():
     assert figures.numbers(first[0].values()) == ["1024", "3.5", "2e-3"]
 
 
+def test_columns_need_different_heads():
+    with pytest.raises(ValueError, match="ratio"):
+        list(figures.tables("| a | ratio | ratio |\n|---|---|---|\n| x | 1 | 2 |\n"))
+
+
 def numbers_in(tables):
     texts = []
     for row in chain.from_iterable(tables):

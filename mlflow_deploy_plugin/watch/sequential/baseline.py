@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 JOINS_AFTER = 21
 LARGEST_CORRELATION = 0.97
+_ROUNDING = 1e-12
 _KEPT_WINDOWS = 7
 """The windows of the reference that count for the deviation after a restart."""
 
@@ -189,6 +190,8 @@ class RunningBaseline:
         kept = np.minimum((self._season + _KEPT_WINDOWS) / self._count, 1.0)
         squares = (self._squares - self._count * of_mean) * kept
         lagged = (self._lagged - (self._count - 1) * of_mean) * kept
+        # What is left of a constant figure is the rounding of its squares.
+        lagged = np.where(squares > _ROUNDING * self._squares, lagged, 0.0)
         self._squares = np.where(chosen, squares, self._squares)
         self._lagged = np.where(chosen, lagged, self._lagged)
         self._sum = np.where(chosen, 0.0, self._sum)
@@ -212,6 +215,8 @@ class RunningBaseline:
         """
         weight = np.where(chosen, 1.0, 0.0)
         kept = np.where(chosen, self._kept, 1.0)
+        # Differences below the least deviation would make constant figures correlated.
+        above = np.where(np.abs(above) > self._floors, above, 0.0)
         self._add_squares(above, previous, weight, kept, scale)
 
     def _add_squares(
@@ -226,9 +231,14 @@ class RunningBaseline:
         """Return the factor that corrects a difference from the mean for the error of
         this mean (Welford, Technometrics 4, 1962).
         """
-        weights = self._level_weights * np.square(scale)
-        part: Array = np.sqrt(weights / (weights + 1))
+        part: Array = np.sqrt(1 - 1 / (1 + self._level_weights * np.square(scale)))
         return part
+
+    @property
+    def has_mean(self) -> Array:
+        """True for the figures whose mean is known, [m] bool: not at a restart."""
+        known: Array = self._level_weights > 0
+        return known
 
     def restart_level(self, chosen: Array, weights: Array | float = 0.0) -> None:
         """Set the mean of the `chosen` figures, [m] bool, to 0, as if it were the mean

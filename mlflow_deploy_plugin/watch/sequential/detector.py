@@ -271,7 +271,7 @@ class Tracking:
 
     def _innovation(self, now: int, is_known: Array) -> Array:
         """Return the limited innovations of the window, [m]; 0 if unknown. An unusual
-        window does not explain the next one.
+        window, and the first one after a restart, do not explain the next one.
         """
         scale = self._windows.scales[now]
         innovation = self.baseline.innovation(
@@ -290,7 +290,7 @@ class Tracking:
             self.baseline.scaled(self.levels[now], scale),
             self.baseline.correlation * self._previous,
         )
-        self._previous = np.where(is_unusual, 0.0, above)
+        self._previous = np.where(is_unusual | ~self.baseline.has_mean, 0.0, above)
         return innovation.clip(-_LARGEST, _LARGEST)
 
     def _raise_alarm(self, now: int) -> None:

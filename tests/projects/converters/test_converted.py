@@ -36,6 +36,23 @@ def shifted(model, example):
     return lambda rows: [model.predict(rows) + 0.1]
 
 
+def silent(model, example):
+    return lambda rows: []
+
+
+def worded(model, example):
+    return lambda rows: [["a word"] * len(rows)]
+
+
+def unequal(model, example):
+    return lambda rows: [[[1.0], [1.0, 2.0]]]
+
+
+def ruining(model, example):
+    model.coef_ = np.zeros(2)
+    return lambda rows: [model.predict(rows)]
+
+
 def refusing(model, example):
     raise ValueError("not this model")
 
@@ -60,6 +77,10 @@ def unloadable(model, example):
     [
         (faithful, "equal"),
         (shifted, "wrong"),
+        (ruining, "wrong"),
+        (silent, "wrong"),
+        (worded, "wrong"),
+        (unequal, "wrong"),
         (unanswering, "wrong"),
         (refusing, "refused"),
         (failing, "crashed"),
@@ -69,7 +90,8 @@ def unloadable(model, example):
 def test_converter_is_judged_by_its_answers(converter, outcome):
     [verdict] = judge_converter({"a case": CASE}, converter)
     assert verdict.outcome == outcome
-    assert verdict.unanswered == (verdict.wrong.total() if converter is unanswering else 0)
+    refuses_rows = converter in (silent, worded, unequal, unanswering)
+    assert verdict.unanswered == (verdict.wrong.total() if refuses_rows else 0)
 
 
 def test_graph_receives_one_input_per_column():

@@ -50,6 +50,11 @@ def shifted(windows, since, by, until=None):
     return replace(windows, values=values)
 
 
+def only_column(windows):
+    """Return windows whose column 3 alone is followed."""
+    return replace(windows, is_followed=np.arange(COLUMNS) == 3)
+
+
 def followed(windows, per_window=YEARLY):
     return track(windows, limit_for(windows, per_window))
 
@@ -120,6 +125,25 @@ def test_accepted_baseline_learns_its_deviation(seed):
     windows.values[REFERENCE:, 3] = 80 + 3 * (windows.values[REFERENCE:, 3] - 50)
     windows.restarts[3] = REFERENCE
     assert followed(windows).alarms == []
+
+
+def test_accepted_jump_is_not_explained_by_itself():
+    alarms = []
+    for seed in range(6):
+        windows = only_column(shifted(days(seed, 200), since=40, by=50.0))
+        windows.restarts[3] = REFERENCE + 40
+        alarms += track(windows, limit_for(windows, YEARLY), np.full(COLUMNS, 4.5)).alarms
+    assert len(alarms) <= 4
+
+
+@pytest.mark.parametrize("value", [3.0, 0.1, 1e4 / 3])
+def test_small_shift_of_an_accepted_constant_is_found(value):
+    windows = only_column(days(0, 160))
+    levels = [value, value + 2.1, value + 2.13]
+    windows.values[:, 3] = np.repeat(levels, [REFERENCE + 60, 80, 20])
+    windows.restarts[3] = REFERENCE + 60
+    (shift,) = followed(windows).shifts
+    assert (shift.series, shift.onset) == (3, REFERENCE + 140)
 
 
 def test_gaps_are_no_shifts():
