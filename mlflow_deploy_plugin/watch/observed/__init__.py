@@ -1,0 +1,3 @@
+"""Observed endpoints: models that another server serves, whose rows are read from a
+source.
+"""
