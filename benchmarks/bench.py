@@ -73,7 +73,7 @@ PARTS = {
     "boosters": Part("Boosters as ONNX, beside their libraries", "boosters.py HistGradient", 60.0),
     "explain": Part("Explanations", "explain.py --rows 500", 60.0),
     "shifts": Part("Public data", "public_shifts.py --only series --share 0.2", 60.0),
-    "plain": Part(_COVERAGE, "coverage.py --plain --only booster", 60.0),
+    "plain": Part("Other converters", "coverage.py --plain --only booster", 60.0),
     "coverage": Part(_COVERAGE, "coverage.py", 600.0),
 }
 LONGER = (

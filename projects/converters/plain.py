@@ -131,7 +131,7 @@ def _sklearn(model: Any, example: Any, narrow: bool) -> Converted:
         try:
             with within(_SECONDS):
                 converted.append(to_onnx(model, initial_types=types, target_opset=opset))
-            ConvertedModel(converted[-1]).answers(None, example[:5], {"": np.empty(0)})
+            ConvertedModel(converted[-1]).answers(None, example[:5], {})
         except Exception as error:  # noqa: BLE001 - another typing may succeed
             errors.append(error)
         else:
