@@ -62,6 +62,7 @@ _GROUPS = {
         "migrate": ("controller", "Create the store, or upgrade it to this version."),
     },
     "Watch": {
+        "observe": ("observe", "Read the rows of a model that another server serves."),
         "monitor": ("monitor", "Judge captured traffic on a schedule or by hand."),
         "drift": ("monitor", "Judge captured traffic against the model's reference."),
         "log": ("log", "Query, count and expire captured rows, and group failures by cause."),
@@ -88,6 +89,7 @@ users need instead.
 _OTHER_WORDS = {
     "undeploy": "delete",
     "ps": "list",
+    "status": "list",
     "models": "serve",
     "convert": "wrap",
     "score": "predict",

@@ -40,6 +40,12 @@ format → a function like those of ship.manifests.formats.
 """
 
 
+SOURCES = "onnxserve.sources"
+"""The group of formats of observed endpoints: the name of a format → a `ReadExchange`
+of watch.observed.exchange.
+"""
+
+
 def registered_in(group: str, installed: Any = None) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name, in the order of their names. Of two
     with one name, the last by value is used. `installed` is the result of

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorKind, MonitorSpec
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.serve.inference_log.labels import EndpointLabels
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.source_state import read_source_state
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.watch.sequential.evidence import (
@@ -547,6 +548,13 @@ class WindowRequest:
         be read.
         """
         return open_log(self.settings.inference_log, self.rows_since)
+
+    @cached_property
+    def source_columns(self) -> tuple[str, ...]:
+        """The columns that the source of an observed endpoint has had so far; empty for
+        other endpoints.
+        """
+        return read_source_state(self.log.location, self.endpoint).columns
 
     @cached_property
     def labels(self) -> EndpointLabels:

@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.core.spec.types import (
     SECRET_KEY,
     SINK_URL,
     SINK_VARIABLE,
+    SOURCE_VARIABLE,
     TAINT,
     VARIABLE,
     VARIABLE_VALUE,
@@ -47,6 +48,7 @@ from mlflow_deploy_plugin.core.spec.types import (
     SpecPart,
     length_of,
     memory_bytes,
+    parse_time,
     split_providers,
 )
 
@@ -512,6 +514,75 @@ class CaptureSpec(SpecPart):
         return self
 
 
+class ObserveSpec(SpecPart):
+    """The source of the rows of an endpoint whose model another server serves."""
+
+    source: str = Field(pattern=r"^[!-~]+$")
+    """Folder or s3://BUCKET/PREFIX of files, delta:FOLDER of a Delta table, the address
+    of a database (postgresql://reader@db/shop), or push: for events that are posted to
+    MLflow's server.
+    """
+    format: Name = "columns"
+    """columns: a row of the source is a row of the log. Otherwise the log of another
+    server: sagemaker, databricks, kserve or bentoml.
+    """
+    id: NonEmpty | None = None
+    """Column that identifies a row, to which labels refer. Default, for files: the name
+    of the file and the number of the row.
+    """
+    time: NonEmpty | None = None
+    """Column with the event time: a time, a text such as 2025-11-01T12:00:00Z, or
+    seconds, milliseconds or microseconds since 1970.
+    """
+    prediction: NonEmpty | None = None
+    """Column with the prediction. The columns without a role are inputs."""
+    version: NonEmpty | None = None
+    """Column with the version that answered. Default: the version of the endpoint's
+    model when the row is read.
+    """
+    query: NonEmpty | None = None
+    """Table of the database, or a SELECT statement."""
+    position: NonEmpty | None = None
+    """Column of the query that grows, by which new rows are found. Default: the column
+    of the time.
+    """
+    password: str | None = Field(default=None, pattern=SOURCE_VARIABLE)
+    """Environment variable of the controller with the password of the database:
+    ONNXSERVE_SOURCE_SHOP.
+    """
+    since: NonEmpty | None = None
+    """Event time from which rows are read: 2025-11-01. Default: all rows."""
+    every: Length = "5m"
+    """Time between two readings by the controller."""
+
+    @property
+    def is_database(self) -> bool:
+        return "://" in self.source and not self.source.startswith(("s3:", "file:", "delta:"))
+
+    @model_validator(mode="after")
+    def _fit_the_source(self) -> "ObserveSpec":
+        """Raise ValueError if the fields do not fit the source, or the source contains
+        a password.
+        """
+        user, at, _ = self.source.partition("://")[2].partition("/")[0].rpartition("@")
+        if at and ":" in user:
+            raise ValueError(
+                "the address contains a password: set it in an environment variable, which "
+                "`password` names"
+            )
+        if self.is_database != (self.query is not None):
+            raise ValueError("a database, and only a database, needs `query`: a table or a SELECT")
+        needed = ["time", "prediction"] if self.format == "columns" else []
+        if self.is_database and needed:
+            needed.append("id")
+        for role in needed:
+            if getattr(self, role) is None:
+                raise ValueError(f"{role} is missing: the name of a column is expected")
+        if self.since is not None:
+            parse_time(self.since)
+        return self
+
+
 class ServeSpec(SpecPart):
     """Your own code around the versions of an endpoint (docs/steps.md)."""
 
@@ -701,6 +772,7 @@ class EndpointSpec(SpecPart):
     server: ServerSpec = ServerSpec()
     container: ContainerSpec = ContainerSpec()
     capture: CaptureSpec = CaptureSpec()
+    observe: ObserveSpec | None = None
     serve: ServeSpec = ServeSpec()
     monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
     alarms: AlarmsSpec = AlarmsSpec()
@@ -735,6 +807,16 @@ class EndpointSpec(SpecPart):
         if self.variants and not answering:
             raise ValueError(
                 "no variant receives traffic: a weight above 0 and shadow: false are expected",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _captures_what_is_observed(self) -> "EndpointSpec":
+        captures = self.capture.model_dump(include={"fraction", "sinks"}, exclude_defaults=True)
+        if self.observe is not None and captures:
+            raise ValueError(
+                f"capture.{min(captures)} applies to requests that onnxserve answers, but this "
+                "endpoint is only observed"
             )
         return self
 

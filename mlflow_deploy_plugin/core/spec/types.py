@@ -40,6 +40,7 @@ SINK_URL = r"^(https?|([a-gi-z]|h[a-su-z])[a-z0-9+.-]{0,30})://[^@/?#\s]+([/?#][
 mistyped `https` is refused.
 """
 SINK_VARIABLE = r"^ONNXSERVE_SINK_[A-Z0-9_]{1,100}$"
+SOURCE_VARIABLE = r"^ONNXSERVE_SOURCE_[A-Z0-9_]{1,100}$"
 NETWORK = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 DNS_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 _LABEL = r"([A-Za-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
@@ -68,6 +69,7 @@ PATTERNS_IN_WORDS = {
     VARIABLE: "the name of an environment variable is expected: letters, digits and _",
     SINK_URL: "an address like https://host/path, without a user or a password, is expected",
     SINK_VARIABLE: "an environment variable whose name begins with ONNXSERVE_SINK_ is expected",
+    SOURCE_VARIABLE: "an environment variable whose name begins with ONNXSERVE_SOURCE_ is expected",
     VARIABLE_VALUE: (
         "a text without the character NUL is expected, which environment variables cannot contain"
     ),

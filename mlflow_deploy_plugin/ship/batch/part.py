@@ -153,7 +153,7 @@ def predict_part(job: PartJob) -> PartResult:
         source = locate_log(job.part.uri, "input")
         with (
             source.filesystem.open_input_file(source.root) as packed,
-            _unpacked(packed, source.root) as file,
+            unpacked(packed, source.root) as file,
         ):
             stream = RowStream(
                 file, job.part.input_format, input_types(model.schema), job.plan.keep
@@ -197,7 +197,7 @@ def write_progress(path: str, number: int, rows: int, rejected: int, position: i
 
 
 @contextmanager
-def _unpacked(file: pa.NativeFile, name: str) -> Iterator[pa.NativeFile]:
+def unpacked(file: pa.NativeFile, name: str) -> Iterator[pa.NativeFile]:
     """Yield the file, decompressed on disk, because readers seek."""
     codec = compression_of(name)
     if codec is None:

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.core.store.store import Endpoint, Store, unknown_endpo
 from mlflow_deploy_plugin.ship.deployments.backends.local import choose_port, is_port_free
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.ship.deployments.backends.targets import (
+    OBSERVED,
     Backend,
     Observation,
     Target,
@@ -104,6 +105,7 @@ class Endpoints:
         """
         # If an SDK is missing, fail before the store changes.
         backend = self.target.backend(self.settings)
+        _check_source(self.target, spec)
         unapproved = permitted_answers(self.store, None, spec)
         written: dict[str, Any] = {
             "why": _with_answers(why, unapproved),
@@ -136,6 +138,7 @@ class Endpoints:
         `restores`, see `permitted_answers`. Raises the errors of `Deployments.update`.
         """
         old = stored.spec
+        _check_source(parse_target(stored.target), new)
         unapproved = permitted_answers(self.store, stored, new, restores=restores)
         audit |= {
             "why": _with_answers(audit.get("why", ""), unapproved),
@@ -176,7 +179,8 @@ class Endpoints:
         """Apply a spec, and report the server's URL and startup time."""
         begun = time.monotonic()
         address = backend.apply(spec, self.progress)
-        self.progress(f"{spec.name}: ready at {address} after {time.monotonic() - begun:.1f} s")
+        if address:
+            self.progress(f"{spec.name}: ready at {address} after {time.monotonic() - begun:.1f} s")
 
     def _serve_new(self, backend: Backend, requested: EndpointSpec, placed: EndpointSpec) -> None:
         """Serve `placed`, the spec `requested` with a port. If another program has
@@ -298,6 +302,17 @@ def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSp
                 if spec.name == endpoint
             ]
     return specs
+
+
+def _check_source(target: Target, spec: EndpointSpec) -> None:
+    """Raise InvalidConfig unless the endpoint has a source if, and only if, it is
+    observed.
+    """
+    if (target.kind == "observed") != (spec.observe is not None):
+        raise InvalidConfig(
+            f"observe.source: `-t {OBSERVED}`, and no other target, reads the rows of an endpoint "
+            "from a source; `onnxserve observe` makes such an endpoint"
+        )
 
 
 def _with_answers(why: str, unapproved: Iterable[UnapprovedAnswer]) -> str:

@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWind
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.serve.agent.progress import agent_name
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.source_state import source_agent
 from mlflow_deploy_plugin.serve.inference_log.storage import endpoint_folder
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, window_at
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -182,6 +183,7 @@ def _wait_for_rows(deployments: Deployments, endpoint: str) -> list[str]:
     waits = [wait_until_shipped(folder, _SHIPPING_SECONDS, pause=pause) for folder in folders]
     # The watermark of a server on this machine can be older than its spool.
     here = {agent_name(folder) for folder in folders}
+    here.add(source_agent(endpoint))  # A source has rows that are on their way at any time.
     deadline = time.monotonic() + _SHIPPING_SECONDS
     while True:
         ready = window_runner.log_readiness(settings, endpoint, store.now(), _SILENT_AFTER, here)

@@ -16,9 +16,9 @@ from mlflow_deploy_plugin.ship.manifests.served import NAMESPACE
 
 Progress = Callable[[str], None]
 """A callback that receives one line per long step."""
-DeploymentState = Literal["running", "starting", "stopped", "failed", "empty"]
+DeploymentState = Literal["running", "starting", "stopped", "failed", "empty", "observed"]
 """The state of an endpoint's server. `empty` means that the endpoint has no deployment,
-and so no server.
+and so no server; `observed`, that another server serves its model.
 """
 
 
@@ -88,6 +88,12 @@ TARGETS = {
         "onnxserve:/kubernetes/NAMESPACE",
         "pods of the cluster that kubectl reaches",
         "kubernetes:KubernetesBackend",
+        is_on_this_machine=False,
+    ),
+    "observed": TargetKind(
+        "onnxserve:/observed",
+        "no server: the rows of a model that another server serves are read from a source",
+        "observed:ObservedBackend",
         is_on_this_machine=False,
     ),
 }
@@ -189,6 +195,7 @@ class Target:
 
 
 LOCAL = Target("local")
+OBSERVED = Target("observed")
 
 
 def parse_target(uri: str) -> Target:

@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.spec.types import EPOCH, bin_period, length_of, rolling_span
 from mlflow_deploy_plugin.serve.inference_log.log_reader import MAX_ROWS, InferenceLog, View
 from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by, microseconds_of
@@ -331,8 +332,17 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
         state_dir = request.settings.state_dir(request.endpoint)
         rows = load_training_rows(state_dir, model, version, request.settings.cache_path / CACHE)
     capture = request.capture
+    # Otherwise, probabilities that another server does not log would be a drift.
+    absent = [
+        name
+        for name in (rows.table.column_names if request.source_columns else ())
+        if not (name.startswith("_") or name in request.source_columns)
+    ]
+    rows = replace(rows, table=rows.table.drop_columns(absent))
     left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
     bins, notes = freeze_table(rows.table, request.spec.columns, rows.shown, left_out)
+    if absent:
+        notes.append(f"the source has no column {join_names(absent)}, which is not judged")
     key = bins_digest(bins)
     if log_reference:
         pieces = log_reference.pieces(bins, key, rows.table, request.window)

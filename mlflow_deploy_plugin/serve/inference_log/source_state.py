@@ -1,0 +1,123 @@
+"""The state of the source of an observed endpoint, in a file of the log:
+LOG/_observed/endpoint=NAME.json. It is written after the rows that it counts.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+import orjson
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
+
+from mlflow_deploy_plugin.serve.inference_log.storage import (
+    LogLocation,
+    endpoint_folder,
+    wrap_log_errors,
+    write_file,
+)
+
+_OBSERVED = "_observed"
+ProblemKind = Literal[
+    "bad_row", "no_id", "no_time", "future", "conflict", "new_column", "lost_column", "unanswered"
+]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The number of rows (for columns and requests: of those) with a problem, and the
+    last one by its id, or its place in the source.
+    """
+
+    count: int
+    last: str
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """The progress of reading a source.
+
+    Attributes:
+        position: the position after the last row in the log, in the form of the source.
+        rows: the number of rows in the log so far.
+        newest: the newest event time of these rows.
+        complete_until: the start of the last complete reading.
+        error: the reason why the last reading was not completed; empty if it was.
+        columns: the inputs and predictions of the rows so far.
+        counted: the hashes of the last faults among the problems, as base64.
+    """
+
+    position: str = ""
+    rows: int = 0
+    newest: AwareDatetime | None = None
+    complete_until: AwareDatetime | None = None
+    read_at: AwareDatetime | None = None
+    error: str = ""
+    columns: tuple[str, ...] = ()
+    problems: Mapping[ProblemKind, Problem] = field(default_factory=dict)
+    counted: str = ""
+
+
+_STATE = TypeAdapter(SourceState)
+_LINES: Mapping[ProblemKind, str] = {
+    "bad_row": "{0.count:,} rows cannot be read and are not in the log (last: {0.last})",
+    "no_id": "{0.count:,} rows have no id and are not in the log (last: {0.last})",
+    "no_time": "{0.count:,} rows have no readable time and are not in the log (last: {0.last})",
+    "future": (
+        "{0.count:,} rows have a time in the future and are not in the log (last: {0.last}); "
+        "correct the clock, and read them again with --since"
+    ),
+    "conflict": (
+        "{0.count:,} rows have the id of another row with other values; the first one of each id "
+        "is kept (last: {0.last})"
+    ),
+    "new_column": "{0.count:,} columns are new since the first rows (last: {0.last})",
+    "lost_column": "{0.count:,} columns are no longer in the source (last: {0.last})",
+    "unanswered": "{0.count:,} requests have had no response for a day (last: {0.last})",
+}
+
+
+def describe_problems(state: SourceState) -> list[str]:
+    """Return a line for each kind of problem."""
+    return [_LINES[kind].format(problem) for kind, problem in state.problems.items()]
+
+
+def source_agent(endpoint: str) -> str:
+    """Return the name of the watermark that readings of an endpoint's source write."""
+    return f"observed-{endpoint}"
+
+
+def read_source_state(location: LogLocation, endpoint: str) -> SourceState:
+    """Return the state of an endpoint's source, or the state before the first reading.
+    Raises OnnxserveError if the log is unreachable.
+    """
+    with wrap_log_errors(location):
+        try:
+            with location.filesystem.open_input_stream(_path(location, endpoint)) as stream:
+                content = stream.read()
+        except FileNotFoundError:
+            return SourceState()
+    try:
+        return _STATE.validate_json(content)
+    except ValidationError:  # Without its position, all rows are read again, and left out.
+        return SourceState()
+
+
+def write_source_state(location: LogLocation, endpoint: str, state: SourceState) -> None:
+    """Replace the state of an endpoint's source. Raises OnnxserveError if the log
+    cannot be written.
+    """
+    with wrap_log_errors(location):
+        write_file(location, f"{_OBSERVED}/{endpoint_folder(endpoint)}.json", orjson.dumps(state))
+
+
+def delete_source_state(location: LogLocation, endpoint: str) -> None:
+    """Delete the state of a deleted endpoint's source. Raises OnnxserveError if the log
+    cannot be changed.
+    """
+    with wrap_log_errors(location), suppress(FileNotFoundError):
+        location.filesystem.delete_file(_path(location, endpoint))
+
+
+def _path(location: LogLocation, endpoint: str) -> str:
+    return f"{location.root}/{_OBSERVED}/{endpoint_folder(endpoint)}.json"

@@ -1,0 +1,259 @@
+"""The sources of observed endpoints: files in a folder or a bucket, Delta tables, and
+databases. A source yields pieces of rows, each with the position after it.
+
+- **Files** are read once each, by their name, size and time of the last change. The
+  position is the set of the files that have been read. If a file grows or is replaced,
+  it is read again, and the rows that are in the log already are left out by their ids.
+- **A database** is read from the position of a growing column. Transactions may become
+  visible in another order, so each reading begins `_READ_AGAIN` rows earlier.
+"""
+
+import base64
+import hashlib
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pyarrow as pa
+from sqlalchemy import column, create_engine, make_url, select, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    InvalidRequest,
+    NotInstalled,
+    OnnxserveError,
+)
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.spec.parts import ObserveSpec
+from mlflow_deploy_plugin.core.tabular.row_files import json_lines
+from mlflow_deploy_plugin.core.tabular.streams import RowStream, typed_tables
+from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
+from mlflow_deploy_plugin.ship.batch.manifest import list_parts
+from mlflow_deploy_plugin.ship.batch.part import Part, unpacked
+from mlflow_deploy_plugin.watch.observed.exchange import Exchange, ReadExchange
+from mlflow_deploy_plugin.watch.observed.rows import ID, Fault, exchange_rows, fault, named_columns
+
+_DELTA = "delta:"
+_PIECE_ROWS = 50_000
+_READ_AGAIN = 1_000
+_MARK_BYTES = 8
+_TABLE_NAME = re.compile(r'[\w."]+')
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a source with the names of the log.
+
+    Attributes:
+        place: the file or the database, for messages.
+        position: the position after these rows; None within a file.
+    """
+
+    table: pa.Table
+    place: str
+    position: str | None
+    faults: Sequence[Fault] = ()
+
+
+@dataclass(frozen=True)
+class SourceReader:
+    """Reads the source of an endpoint.
+
+    Attributes:
+        read_exchange: reads a record of another server's log; None if rows are rows.
+        names: the names of the model's inputs, in order; empty if they are unknown.
+        types: column → its type in the model's signature, for texts of CSV files.
+    """
+
+    spec: ObserveSpec
+    read_exchange: ReadExchange | None
+    names: Sequence[str]
+    types: Mapping[str, pa.DataType]
+
+    def pieces(self, position: str) -> Iterator[Piece]:
+        """Yield the rows after the position.
+
+        Raises:
+            InvalidConfig: the source does not exist, or has no column with a role.
+            OnnxserveError: the source cannot be reached or read.
+        """
+        if self.spec.is_database:
+            yield from self._database_pieces(position)
+            return
+        read = base64.b64decode(position)
+        marks = {read[at : at + _MARK_BYTES] for at in range(0, len(read), _MARK_BYTES)}
+        listed: dict[bytes, Part] = {}
+        for part in self._list_files():
+            state = f"{part.name}\n{part.state}"
+            listed[hashlib.sha256(state.encode()).digest()[:_MARK_BYTES]] = part
+        marks &= listed.keys()
+        for mark, part in listed.items():
+            if mark in marks:
+                continue
+            try:
+                yield from self._file_pieces(part)
+            except (OSError, pa.ArrowException) as error:
+                raise OnnxserveError(f"{part.uri} cannot be read: {one_line(error)}") from None
+            except InvalidRequest as error:
+                raise OnnxserveError(f"{part.uri}: {error.message}") from None
+            marks.add(mark)
+            yield Piece(pa.table({}), part.name, base64.b64encode(b"".join(sorted(marks))).decode())
+
+    def _list_files(self) -> list[Part]:
+        if not self.spec.source.startswith(_DELTA):
+            return list_parts(self.spec.source, None, None)
+        try:
+            from deltalake import DeltaTable
+            from deltalake.exceptions import DeltaError
+        except ImportError:
+            raise NotInstalled(
+                "a Delta table needs deltalake: pip install 'mlflow-onnxserve[delta]'"
+            ) from None
+        uri = self.spec.source.removeprefix(_DELTA)
+        try:
+            files = DeltaTable(uri).file_uris()
+        except (DeltaError, OSError) as error:
+            raise OnnxserveError(
+                f"the Delta table {uri} cannot be read: {one_line(error)}"
+            ) from None
+        # The files of a Delta table never change.
+        return [Part(file, file, file, "parquet", "parquet", 0, "") for file in sorted(files)]
+
+    def _file_pieces(self, part: Part) -> Iterator[Piece]:
+        """Yield the rows of a file."""
+        location = locate_log(part.uri, "observe.source")
+        with (
+            location.filesystem.open_input_file(location.root) as packed,
+            unpacked(packed, location.root) as file,
+        ):
+            if part.input_format == "jsonl" and self.read_exchange is not None:
+                lines = ((f"line {number}", line) for number, line, _ in json_lines(file))
+                yield from self._exchange_pieces(lines, part.name)
+                return
+            stream = RowStream(file, part.input_format, self.types)
+            for block in stream.blocks(stream.schema.names):
+                faults = [
+                    fault("bad_row", f"row {bad.number} of {part.name}: {bad.why}")
+                    for bad in block.bad
+                ]
+                if self.read_exchange is not None:
+                    numbered = zip(block.numbers, block.table.to_pylist(), strict=True)
+                    records = ((f"row {number}", record) for number, record in numbered)
+                    yield from self._exchange_pieces(records, part.name)
+                    yield Piece(pa.table({}), part.name, None, faults)
+                    continue
+                table = block.table
+                if part.input_format == "csv":
+                    (table,) = typed_tables([table], self.types)
+                table = named_columns(table, self.spec, part.name)
+                if ID not in table.column_names:
+                    ids = pa.array([f"{part.name}#{number}" for number in block.numbers])
+                    table = table.append_column(ID, ids)
+                yield Piece(table, part.name, None, faults)
+
+    def _exchange_pieces(self, records: Iterator[tuple[str, Any]], place: str) -> Iterator[Piece]:
+        """Yield the rows of records, each with its place in the source: JSON lines, or
+        mappings.
+        """
+        assert self.read_exchange is not None
+        exchanges: list[Exchange] = []
+        faults = []
+        for where, record in records:
+            try:
+                values = orjson.loads(record) if isinstance(record, bytes) else record
+                if not isinstance(values, dict):
+                    raise InvalidRequest("it is not a JSON object")
+                exchange = self.read_exchange(values, self.names)
+            except (InvalidRequest, orjson.JSONDecodeError) as error:
+                faults.append(fault("bad_row", f"{where} of {place}: {one_line(error)}"))
+                continue
+            if exchange is not None:
+                exchanges.append(exchange)
+            if len(exchanges) == _PIECE_ROWS:
+                yield Piece(exchange_rows(exchanges), place, None)
+                exchanges = []
+        table = exchange_rows(exchanges) if exchanges else pa.table({})
+        yield Piece(table, place, None, faults)
+
+    def _database_pieces(self, position: str) -> Iterator[Piece]:
+        """Yield the rows of the query in the order of the growing column."""
+        try:
+            url = make_url(self.spec.source)
+            if self.spec.password is not None:
+                url = url.set(password=_password(self.spec.password))
+            engine = create_engine(url)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise InvalidConfig(f"observe.source: {one_line(error)}") from None
+        place = url.render_as_string(hide_password=True)
+        query = self.spec.query or ""
+        if not _TABLE_NAME.fullmatch(query):
+            query = f"({query}) AS observed_rows"
+        growing = self.spec.position or self.spec.time
+        if growing is None:
+            raise InvalidConfig("observe.position is missing: the name of a column that grows")
+        statement = select(text("*")).select_from(text(query)).order_by(column(growing))
+        if position:
+            statement = statement.where(column(growing) >= _from_json(orjson.loads(position)))
+        last: deque[Any] = deque(maxlen=_READ_AGAIN)
+        try:
+            with closing(engine.connect()) as connection:
+                result = connection.execution_options(yield_per=_PIECE_ROWS).execute(statement)
+                names = list(result.keys())
+                if growing not in names:
+                    raise InvalidConfig(f"{place} has no column {growing!r}: see observe.position")
+                at = names.index(growing)
+                for rows in result.partitions():
+                    last.extend(row[at] for row in rows)
+                    after = orjson.dumps(_to_json(last[0])).decode()
+                    if self.read_exchange is not None:
+                        records = (
+                            (f"row {row[at]}", dict(zip(names, row, strict=True))) for row in rows
+                        )
+                        yield from self._exchange_pieces(records, place)
+                        yield Piece(pa.table({}), place, after)
+                        continue
+                    columns = [pa.array(values) for values in zip(*rows, strict=True)]
+                    table = pa.table(columns, names=names)
+                    yield Piece(named_columns(table, self.spec, place), place, after)
+        except SQLAlchemyError as error:
+            reason = one_line(getattr(error, "orig", None) or error)
+            raise OnnxserveError(f"{place} cannot be read: {reason}") from None
+        finally:
+            engine.dispose()
+
+
+def _password(variable: str) -> str:
+    if variable not in os.environ:
+        raise InvalidConfig(
+            f"the environment variable {variable}, which observe.password names, is not set"
+        )
+    return os.environ[variable]
+
+
+def _to_json(value: object) -> list[str | int | float]:
+    """Return a position of a database as JSON, with its type."""
+    if isinstance(value, datetime | date):
+        return [type(value).__name__, value.isoformat()]
+    if isinstance(value, int | float):
+        return ["number", value]
+    return [type(value).__name__, str(value)]
+
+
+def _from_json(stored: Sequence[Any]) -> object:
+    kind, value = stored
+    match kind:
+        case "datetime":
+            return datetime.fromisoformat(value)
+        case "date":
+            return date.fromisoformat(value)
+        case "Decimal":
+            return Decimal(value)
+    return value
