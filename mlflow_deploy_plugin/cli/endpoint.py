@@ -292,7 +292,7 @@ def list_(output: str) -> None:
         for name, deployment in described["deployments"].items():
             reasons = (deployment["reason"] or deployment["error"], deployment["unapproved"])
             show_lines(f"{_name(described, name)}: {reason}" for reason in reasons if reason)
-        if described["state"] == "empty":
+        if described["reason"] and not described["deployments"]:
             show_lines([f"{described['name']}: {described['reason']}"])
 
 

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.cli.options import (
     to_names,
     why_option,
 )
-from mlflow_deploy_plugin.core.errors import NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError
 
 
 @click.command()
@@ -94,6 +94,8 @@ def observe(
                 changes[f"variants.{name}.model"] = model_uri
             deployments.update_endpoint(name, changes, why)
         endpoint = store.require_endpoint(name)
+        if endpoint.spec.observe is None:
+            raise InvalidConfig(f"onnxserve serves the endpoint {name!r}, and does not observe it")
 
         def wait_for(holder: str) -> None:
             raise NotReady(f"{name}: {holder} is reading its source; repeat the command later")
@@ -102,10 +104,10 @@ def observe(
             if fields["since"] is not None:
                 read_again(deployments.settings, endpoint)
             state = read_source(deployments.settings, endpoint, show_progress)
+    if state.error:
+        raise OnnxserveError(f"{name}: {state.error}")
     problems = describe_problems(state)
     newest = "no rows yet"
     if state.newest is not None:
         newest = f"{state.rows:,} rows in the log, the newest of {state.newest:%Y-%m-%d %H:%M} UTC"
     show_result(output, asdict(state), [f"{name}: {newest}", *(f"  {line}" for line in problems)])
-    if state.error:
-        raise OnnxserveError(f"{name}: {state.error}")

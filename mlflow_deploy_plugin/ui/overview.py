@@ -458,7 +458,9 @@ def _endpoint_card(
         or "; ".join(observed.observation.errors.values())
         or observed.observation.registry_error
     )
-    if observed.observation.state != "running":
+    if observed.observation.state == "observed":
+        serving = EndpointState("observed", reason, "degraded" if reason else "healthy")
+    elif observed.observation.state != "running":
         serving = EndpointState(observed.observation.state, reason)
     else:
         reason = "; ".join(silent) or reason or observed.observation.shipping_error

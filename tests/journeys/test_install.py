@@ -74,6 +74,7 @@ IMPORTS_OF_EXTRAS = {
     "redis": "from mlflow_deploy_plugin.serve.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",
     "kafka": "import mlflow_deploy_plugin.contrib.kafka.relay",
+    "delta": "import deltalake",
     "docker": (
         "import mlflow_deploy_plugin.ship.deployments.backends.docker, "
         "mlflow_deploy_plugin.ship.images.engine"

@@ -46,9 +46,9 @@ from mlflow_deploy_plugin.core.spec.types import (
     Port,
     Share,
     SpecPart,
+    check_time,
     length_of,
     memory_bytes,
-    parse_time,
     split_providers,
 )
 
@@ -550,7 +550,7 @@ class ObserveSpec(SpecPart):
     """Environment variable of the controller with the password of the database:
     ONNXSERVE_SOURCE_SHOP.
     """
-    since: NonEmpty | None = None
+    since: Annotated[str, AfterValidator(check_time)] | None = None
     """Event time from which rows are read: 2025-11-01. Default: all rows."""
     every: Length = "5m"
     """Time between two readings by the controller."""
@@ -578,8 +578,6 @@ class ObserveSpec(SpecPart):
         for role in needed:
             if getattr(self, role) is None:
                 raise ValueError(f"{role} is missing: the name of a column is expected")
-        if self.since is not None:
-            parse_time(self.since)
         return self
 
 

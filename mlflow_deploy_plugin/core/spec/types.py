@@ -135,6 +135,12 @@ def parse_time(text: str) -> datetime:
     return time.astimezone(UTC)
 
 
+def check_time(text: str) -> str:
+    """Return the text of a time. Raises ValueError for other texts."""
+    parse_time(text)
+    return text
+
+
 def parse_interval(text: str) -> tuple[datetime, datetime]:
     """Return the start and the end of `START/END` or `START/DURATION` in UTC. Raises
     like `parse_time`.

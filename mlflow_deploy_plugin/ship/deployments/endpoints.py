@@ -83,7 +83,7 @@ class Endpoints:
         """
         if stored.unapproved:
             stored = replace(stored, unapproved=as_json(current_answers(self.store, stored)))
-        if not stored.spec.variants:
+        if not (stored.spec.variants or stored.spec.observe):
             create = f"mlflow deployments create -t {stored.target} --endpoint {stored.name} …"
             return ObservedEndpoint(
                 stored, Observation("empty", f"it has no deployment; `{create}` adds one")
@@ -154,7 +154,7 @@ class Endpoints:
             new = with_port(new)
             changed = self.store.replace_spec(new, **audit)
         try:
-            if new.variants:
+            if new.variants or new.observe is not None:
                 self._serve(backend, new)
             else:
                 backend.remove(new.name)

@@ -59,7 +59,7 @@ from mlflow_deploy_plugin.watch.observed.sources import Piece, SourceReader
 
 Progress = Callable[[str], None]
 _GROUP_ROWS = 1_000_000
-_GROUP_BYTES = 192 * 2**20
+_GROUP_BYTES = 128 * 2**20
 _REMEMBERED = timedelta(days=31)
 _WRITERS = 8
 _COUNTED = 10_000
@@ -118,7 +118,9 @@ def read_again(settings: Settings, endpoint: Endpoint) -> None:
     """
     location = open_log(settings.inference_log).location
     state = read_source_state(location, endpoint.name)
-    write_source_state(location, endpoint.name, replace(state, position="", problems={}))
+    write_source_state(
+        location, endpoint.name, replace(state, position="", problems={}, counted="")
+    )
 
 
 def _open_source(

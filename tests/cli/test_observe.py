@@ -1,0 +1,148 @@
+"""Tests of `onnxserve observe`. See tests/watch/observed for the readings."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.store.database import open_store
+from tests.support.commands import done, onnxserve, said, told
+from tests.support.deployments import empty_home
+from tests.support.refusals import mentions
+from tests.support.tracking import tracking_at
+
+ROLES = "--column id=rid,time=ts,prediction=score"
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder with a file of 10 rows, and an empty home."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    write(folder, "a", 0, 10)
+    with empty_home(tmp_path / "home"):
+        yield folder
+
+
+@pytest.fixture
+def model(registered, mlflow_server):
+    """The URI of a registered version."""
+    with tracking_at(mlflow_server.url):
+        yield f"models:/{registered}/1"
+
+
+def write(folder, name, first, last):
+    numbers = range(first, last)
+    rows = {
+        "rid": [f"r{number}" for number in numbers],
+        "ts": [NOW - timedelta(minutes=number) for number in numbers],
+        "x": [float(number) for number in numbers],
+        "score": [0.5 for _ in numbers],
+    }
+    pq.write_table(pa.table(rows), folder / f"{name}.parquet")
+
+
+def observed(*options):
+    result = onnxserve(" ".join(["observe", "churn", *options, "-o json"]))
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_observed_endpoint_is_made_and_read(source, model):
+    made = observed(f"--model {model} --from {source}", ROLES)
+    write(source, "b", 10, 15)
+    again = observed()
+
+    assert (made["rows"], again["rows"]) == (10, 15)
+    (listed,) = told("list")
+    assert (listed["target"], listed["state"]) == ("onnxserve:/observed", "observed")
+    stats = told("log stats churn")
+    assert stats["by_version"] == {"adder version 1": 15}
+
+
+def test_observed_endpoint_needs_no_model(source):
+    assert observed(f"--from {source}", ROLES)["rows"] == 10
+
+
+def test_changed_source_of_an_observed_endpoint_is_read(source):
+    observed(f"--from {source}", ROLES)
+    since = (NOW - timedelta(minutes=4, seconds=30)).isoformat()
+
+    assert observed("--every 1h")["rows"] == 10
+    assert observed(f"--since {since}")["rows"] == 10
+    stored = open_store(load_settings().store_url).require_endpoint("churn").spec.observe
+    assert (stored.every, stored.since) == ("1h", since)
+
+
+def test_deleted_observed_endpoint_begins_anew(source):
+    observed(f"--from {source}", ROLES)
+    done("endpoint delete churn")
+
+    assert observed(f"--from {source}", ROLES)["rows"] == 10
+
+
+def test_rows_of_an_observed_endpoint_are_queried(source):
+    observed(f"--from {source}", ROLES)
+
+    lines = done("log query churn -o jsonl --select _prediction_id,x,prediction").splitlines()
+
+    assert json.loads(lines[-1]) == {"_prediction_id": "r0", "x": 0.0, "prediction": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("observe churn", ["observe.source"]),
+        ("observe churn --from /nowhere {roles}", ["/nowhere"]),
+        ("observe churn --from {source} --column id=rid", ["time"]),
+        ("observe churn --from {source} --column key=rid,time=ts,prediction=score", ["observe.key"]),
+        ("observe churn --from {source} --column time=no,prediction=score", ["no", "observe.time"]),
+        ("observe churn --from {source} --since soon {roles}", ["observe.since", "soon"]),
+        ("observe churn --from {source} --format onnx {roles}", ["onnx", "columns"]),
+        ("observe churn --from {source} {roles} -C capture.fraction=0.5", ["capture.fraction"]),
+        ("observe churn --from mysql://u:p@h/db --query t {roles}", ["password"]),
+        ("observe churn --from nosuch://h/db --query t {roles}", ["nosuch"]),
+        ("endpoint create churn -C observe.source={source}", ["time"]),
+    ],
+)
+def test_source_that_cannot_be_read_is_one_line(source, command, names):
+    result = onnxserve(command.format(source=source, roles=ROLES))
+
+    assert result.exit_code == 1
+    assert mentions(said(result), *names)
+    assert "Traceback" not in result.output
+
+
+def test_served_endpoint_is_not_observed(source):
+    done("endpoint create churn")
+
+    for command in ("observe churn", f"observe churn --from {source} {ROLES}"):
+        result = onnxserve(command)
+        assert result.exit_code == 1
+        assert mentions(said(result), "churn") or mentions(said(result), "observe.source")
+
+
+@pytest.mark.parametrize("command", ["stop churn", "start churn", "logs churn"])
+def test_observed_endpoint_has_no_server(source, command, model):
+    observed(f"--model {model} --from {source}", ROLES)
+
+    result = onnxserve(command)
+
+    assert result.exit_code == (0 if command.startswith("start") else 1)
+    assert "Traceback" not in result.output
+
+
+def test_problems_of_a_source_are_listed(source):
+    observed(f"--from {source}", ROLES)
+    write(source, "b", 3, 4)
+    (source / "c.parquet").write_bytes(b"no")
+
+    result = onnxserve("observe churn")
+
+    assert result.exit_code == 1
+    assert mentions(result.stderr.splitlines()[-1], "c.parquet")
+    assert mentions(done("list"), "c.parquet")
