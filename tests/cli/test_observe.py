@@ -99,7 +99,10 @@ def test_rows_of_an_observed_endpoint_are_queried(source):
         ("observe churn", ["observe.source"]),
         ("observe churn --from /nowhere {roles}", ["/nowhere"]),
         ("observe churn --from {source} --column id=rid", ["time"]),
-        ("observe churn --from {source} --column key=rid,time=ts,prediction=score", ["observe.key"]),
+        (
+            "observe churn --from {source} --column key=rid,time=ts,prediction=score",
+            ["observe.key"],
+        ),
         ("observe churn --from {source} --column time=no,prediction=score", ["no", "observe.time"]),
         ("observe churn --from {source} --since soon {roles}", ["observe.since", "soon"]),
         ("observe churn --from {source} --format onnx {roles}", ["onnx", "columns"]),

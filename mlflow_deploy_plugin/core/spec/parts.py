@@ -809,12 +809,21 @@ class EndpointSpec(SpecPart):
         return self
 
     @model_validator(mode="after")
-    def _captures_what_is_observed(self) -> "EndpointSpec":
+    def _has_what_it_observes(self) -> "EndpointSpec":
+        """Raise ValueError if an observed endpoint needs requests to its own server."""
+        if self.observe is None:
+            return self
         captures = self.capture.model_dump(include={"fraction", "sinks"}, exclude_defaults=True)
-        if self.observe is not None and captures:
+        needs = [f"capture.{name}" for name in captures]
+        needs += [
+            f"monitors.{name}.kind {monitor.kind}"
+            for name, monitor in self.monitors.items()
+            if monitor.kind in ("service_level", "shadow")
+        ]
+        if needs:
             raise ValueError(
-                f"capture.{min(captures)} applies to requests that onnxserve answers, but this "
-                "endpoint is only observed"
+                f"{needs[0]} needs the requests that onnxserve answers, but the endpoint is only "
+                "observed"
             )
         return self
 

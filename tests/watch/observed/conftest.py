@@ -31,9 +31,13 @@ class Observed:
         self.fields = {**self.fields, **fields}
 
     @property
-    def endpoint(self):
+    def document(self):
         parts = {"observe": self.fields, "capture": self.capture}
-        spec = validate_spec({"name": "churn", "variants": {}, **parts})
+        return {"name": "churn", "variants": {}, **parts}
+
+    @property
+    def endpoint(self):
+        spec = validate_spec(self.document)
         created = datetime(2025, 1, 1, tzinfo=UTC)
         return Endpoint("churn", "onnxserve:/observed", spec, created, created)
 
