@@ -74,8 +74,9 @@ def test_changed_source_of_an_observed_endpoint_is_read(source):
 
     assert observed("--every 1h")["rows"] == 10
     assert observed(f"--since {since}")["rows"] == 10
-    stored = open_store(load_settings().store_url).require_endpoint("churn").spec.observe
-    assert (stored.every, stored.since) == ("1h", since)
+    spec = open_store(load_settings().store_url).require_endpoint("churn").spec
+    assert spec.observe is not None
+    assert (spec.observe.every, spec.observe.since) == ("1h", since)
 
 
 def test_deleted_observed_endpoint_begins_anew(source):

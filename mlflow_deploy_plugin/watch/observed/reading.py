@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.core.extensions import SOURCES, find_entry
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.types import EPOCH, parse_time
@@ -165,24 +166,25 @@ def _write_groups(
     group: list[pa.Table] = []
     faults: list[Fault] = []
     failure: OnnxserveError | None = None
+    piece: Piece | None = None
     is_over = False
     while not is_over:
         try:
             piece = next(pieces, None)
+            if piece is not None:
+                faults += piece.faults
+                if piece.table.num_rows:
+                    rows, refused = log_rows(piece.table, context, piece.place)
+                    faults += [*refused, *changed_columns(state.columns, rows, piece.place)]
+                    if since is not None:
+                        rows = rows.filter(pc.greater_equal(rows.column(EVENT_TIME), since))
+                    group.append(rows)
+                state = replace(state, position=piece.position or state.position)
         except OnnxserveError as error:  # The rows before it are written.
             failure = error
-            piece = None
-        is_over = piece is None
-        if piece is not None:
-            faults += piece.faults
-            if piece.table.num_rows:
-                rows, refused = log_rows(piece.table, context, piece.place)
-                faults += refused
-                if since is not None:
-                    rows = rows.filter(pc.greater_equal(rows.column(EVENT_TIME), since))
-                group.append(rows)
-                faults += changed_columns(state.columns, rows, piece.place)
-            state = replace(state, position=piece.position or state.position)
+        except (pa.ArrowException, ArithmeticError, ValueError, TypeError) as error:
+            failure = OnnxserveError(f"rows of the source cannot be read: {one_line(error)}")
+        is_over = piece is None or failure is not None
         is_full = (
             sum(map(len, group)) >= _GROUP_ROWS
             or sum(table.nbytes for table in group) >= _GROUP_BYTES

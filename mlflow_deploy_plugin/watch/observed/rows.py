@@ -121,7 +121,7 @@ def parse_times(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return pc.cast(column.combine_chunks(), TIME, safe=False)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        numbers = column.cast(pa.float64()).to_numpy()
+        numbers = column.cast(pa.float64(), safe=False).to_numpy()
         microseconds_since = np.full(len(numbers), np.nan)
         for limit, unit in reversed(_UNITS):
             is_of_unit = (numbers > 0) & (numbers < limit)
@@ -129,8 +129,7 @@ def parse_times(column: pa.ChunkedArray) -> pa.Array:
         is_missing = np.isnan(microseconds_since)
         whole = np.where(is_missing, 0, microseconds_since).astype(np.int64)
         return pa.array(whole, pa.int64(), mask=is_missing).cast(TIME)
-    texts = column.cast(pa.string()).to_pandas()
-    times = pd.to_datetime(texts, utc=True, errors="coerce", format="ISO8601")
+    times = pd.to_datetime(_texts(column).to_pandas(), utc=True, errors="coerce", format="ISO8601")
     return pa.array(times, TIME, from_pandas=True, safe=False)
 
 
@@ -158,7 +157,7 @@ def log_rows(table: pa.Table, context: RowContext, place: str) -> tuple[pa.Table
     """
     count = len(table)
     names = {*table.column_names}
-    ids = pc.cast(table.column(ID), pa.string()).combine_chunks()
+    ids = _texts(table.column(ID))
     times = parse_times(table.column(EVENT_TIME))
     latest = pa.scalar(microseconds(context.now + CLOCK_SKEW), pa.int64()).cast(TIME)
     has_no_id = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True)
@@ -180,7 +179,7 @@ def log_rows(table: pa.Table, context: RowContext, place: str) -> tuple[pa.Table
             faults.append(Fault(kind, f"id {last} in {place}" if last else place, marks))
     version = pa.nulls(count, pa.string())
     if "_version" in names:
-        version = pc.cast(table.column("_version"), pa.string()).combine_chunks()
+        version = _texts(table.column("_version"))
     row = table.column("_row") if "_row" in names else pa.repeat(pa.scalar(0, pa.int32()), count)
     columns = {
         EVENT_TIME: times,
@@ -222,6 +221,14 @@ def changed_columns(before: Sequence[str], rows: pa.Table, place: str) -> list[F
     new = [fault("new_column", f"{name} in {place}") for name in sorted(names.difference(before))]
     lost = [fault("lost_column", f"{name} in {place}") for name in before if name not in names]
     return new + lost
+
+
+def _texts(column: pa.ChunkedArray) -> pa.Array:
+    """Return the values as texts; null for values that have no text, such as lists."""
+    try:
+        return column.cast(pa.string()).combine_chunks()
+    except pa.ArrowException:
+        return pa.nulls(len(column), pa.string())
 
 
 def _as_logged(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

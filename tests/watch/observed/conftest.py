@@ -22,7 +22,7 @@ class Observed:
         self.source = folder / "source"
         self.source.mkdir()
         self.log = folder / "log"
-        self.settings = Settings(home=str(folder / "home"), log_uri=str(self.log))
+        self.settings = Settings(home=folder / "home", log_uri=str(self.log))
         self.fields = {}
         self.capture = {}
         self.observe(source=str(self.source), **ROLES)
