@@ -121,8 +121,11 @@ def endpoint_pictures(
     store = deployments.store
     name = observed.endpoint.name
     now = store.now()
-    histories = deployments.server_history(observed, span, _HISTORY_SECONDS)
-    charts, notice = traffic_charts(name, histories, span, now)
+    charts: tuple[LineChart, ...] = ()
+    notice = ""
+    if observed.endpoint.spec.observe is None:
+        histories = deployments.server_history(observed, span, _HISTORY_SECONDS)
+        charts, notice = traffic_charts(name, histories, span, now)
     if only_traffic:
         return Pictures(name, charts[:3], notice)
     rollout = None

@@ -315,6 +315,19 @@ def test_reason_is_red_only_for_a_problem(store, page, observe, endpoint, state,
     assert f'<p class="{colour}">loading the model</p>' in html
 
 
+def test_observed_endpoint_shows_its_source_and_no_server(add, page, observe):
+    source = {"source": "/logs", "time": "ts", "prediction": "score"}
+    config = {f"observe.{name}": value for name, value in source.items()}
+    stored = add("churn", config=config)
+    observe(stored, state="observed")
+
+    html = page("?endpoint=churn")
+
+    assert states(html)["serving"] == "observed"
+    assert mentions(html, "/logs", "5m", "models:/m/1")
+    assert not re.search("Requests|Change the traffic|No figures|Last hour", html)
+
+
 def test_shipping_error_degrades_the_server(add, page, observe):
     error = "the inference log s3://rows cannot be written: 403"
     observe(add("behind"), shipping_error=error)
