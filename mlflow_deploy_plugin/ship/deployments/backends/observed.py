@@ -2,8 +2,7 @@
 source of their rows.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
@@ -62,18 +61,7 @@ class ObservedBackend:
     ) -> Mapping[str, bytes | Refused]:
         return {}
 
-    def place(self, name: str) -> str:
-        _refuse(name)
+    def stop(self, *_: object) -> NoReturn:
+        raise NotReady("another server serves the model: onnxserve only observes its rows")
 
-    def stop(self, name: str) -> None:
-        _refuse(name)
-
-    def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
-        _refuse(spec.name)
-
-    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        _refuse(name)
-
-
-def _refuse(name: str) -> NoReturn:
-    raise NotReady(f"another server serves the model of {name!r}: onnxserve only observes its rows")
+    place = reached = logs = stop
