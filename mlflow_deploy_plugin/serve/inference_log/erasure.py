@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.serve.inference_log.maintenance import all_hours, repl
 from mlflow_deploy_plugin.serve.inference_log.scan import FileVanished, read_file
 from mlflow_deploy_plugin.serve.inference_log.storage import LogFile
 from mlflow_deploy_plugin.serve.inference_log.tables import IDENTITY, conform
+from mlflow_deploy_plugin.serve.runtime.log_columns import as_key
 
 _ROUNDS = 5
 _READERS = 4
@@ -47,15 +48,15 @@ Mask = Callable[[pa.Table], pa.Array]
 
 @dataclass
 class Erasure:
-    """The erasure of the rows whose `column` has one of the `texts` (`as_key`), and the
-    numbers of erased rows and labels and of replaced files. A row that is in two files
-    counts twice.
+    """The erasure of the rows whose `column` has one of the `values`, compared as keys
+    (`as_key`), and the numbers of erased rows and labels and of replaced files. A row
+    that is in two files counts twice.
     """
 
     log: InferenceLog
     endpoint: str
     column: str
-    texts: Sequence[str]
+    values: Sequence[str]
     rows: int = 0
     labels: int = 0
     files: int = 0
@@ -70,7 +71,7 @@ class Erasure:
         location = self.log.location
         names: set[str] = set()
         dates: set[str] = set()
-        pairs = [canonical_key({self.column: text})[1:-1] for text in self.texts]
+        pairs = [canonical_key({self.column: value})[1:-1] for value in self.values]
         pattern = f"[{{,](?:{'|'.join(map(re.escape, pairs))})"
 
         def is_label(labels: pa.Table) -> pa.Array:
@@ -111,7 +112,8 @@ class Erasure:
     def _is_row(self, rows: pa.Table) -> pa.Array:
         if self.column not in rows.column_names:
             return pa.array(np.zeros(len(rows), bool))
-        return pc.is_in(key_texts(rows.column(self.column)), pa.array(self.texts, pa.string()))
+        keys = pa.array(map(as_key, self.values), pa.string())
+        return pc.is_in(key_texts(rows.column(self.column)), keys)
 
     def _find(
         self,

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.serve.inference_log.erasure import Erasure
 from mlflow_deploy_plugin.serve.inference_log.labels import SCHEMA, Label, read_labels
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.maintenance import compact
+from mlflow_deploy_plugin.serve.inference_log.storage import write_file
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from tests.support.inference_log import LogWriter, rows_of
 
@@ -63,21 +64,28 @@ def test_rows_leave_every_file(log, writer):
 
 @pytest.mark.parametrize(
     ("values", "text"),
-    [([7, 8], "7"), ([7.0, 8.0], "7"), (np.float32([0.1, 0.2]), "0.1"), ([True, False], "1")],
+    [
+        ([7, 8], "7"),
+        ([7.0, 8.0], "7"),
+        (np.array([0.1, 0.2], np.float32), "0.1"),
+        ([True, False], "1"),
+    ],
 )
 def test_typed_values_are_compared_as_keys(log, writer, values, text):
     writer.write(requests(values))
-    assert erase(log, text)[0] == 1
+    writer.label(Label(None, None, {"customer": values[0]}, 1, 0))
+    assert erase(log, text) == (1, 1, 2)
     assert len(customers(log)) == 1
 
 
 def test_labels_of_erased_rows_are_erased(log, writer):
     writer.write(requests(["7", "8"], _prediction_id=["shared", "shared"]))
     writer.write(requests(["7"], _prediction_id=["own"]))
-    keys = [{"customer": 7}, {"customer": "7", "order": "9"}, {"customer": "77"}]
-    quoted = {"note": '","customer":"7"'}
     writer.label(
-        *(Label(None, None, key, 1, 0, "k", place) for place, key in enumerate([*keys, quoted])),
+        Label(None, None, {"customer": 7}, 1, 0, "k", 0),
+        Label(None, None, {"customer": "7", "order": "9"}, 1, 0, "k", 1),
+        Label(None, None, {"customer": "77"}, 1, 0, "k", 2),
+        Label(None, None, {"note": '","customer":"7"'}, 1, 0, "k", 3),
         Label("own", None, None, 1, 0, "i", 0),
         Label("own", 0, None, 1, 0, "i", 1),
         Label("shared", 0, None, 1, 0, "i", 2),
@@ -122,12 +130,10 @@ def test_copy_of_a_running_compaction_is_dropped(log, writer, monkeypatch):
     for number in range(4):
         writer.write(requests(["7", "8"], x=[number, number + 0.5]))
 
-    write = maintenance.write_file
-
     def erase_before_the_copy(*arguments):
-        monkeypatch.setattr(maintenance, "write_file", write)
+        monkeypatch.setattr(maintenance, "write_file", write_file)
         assert erase(InferenceLog(log.location), "7")[0] == 4
-        write(*arguments)
+        write_file(*arguments)
 
     monkeypatch.setattr(maintenance, "write_file", erase_before_the_copy)
     assert compact(log, "flights", LATER).compacted_files == 0
