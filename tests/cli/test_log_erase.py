@@ -30,7 +30,7 @@ def endpoint(tmp_path, monkeypatch):
 
     def make(customers=("7", "8", "7"), **capture):
         spec = new_endpoint("flights", "m").model_copy(
-            update={"capture": CaptureSpec(keys=["customer"], **capture)}
+            update={"capture": CaptureSpec(keys=("customer",), **capture)}
         )
         with own_store() as store:
             store.add_endpoint("onnxserve", spec)
@@ -38,6 +38,10 @@ def endpoint(tmp_path, monkeypatch):
         LogWriter(tmp_path / "log").write({"_event_time": times, "customer": list(customers)})
 
     return make
+
+
+def masked(key, value):
+    return ColumnMask(key).hash_values({"": value}, frozenset([""]))[""]
 
 
 def left(tmp_path):
@@ -83,8 +87,8 @@ def test_protected_rows_are_not_erased(endpoint, tmp_path, monkeypatch):
 def test_masked_person_needs_the_key(endpoint, tmp_path):
     key = load_settings().state_dir("flights") / MASK_KEY
     key.parent.mkdir(parents=True)
-    hashes = [ColumnMask(key).hash_values({"c": c}, frozenset("c"))["c"] for c in ("7", "8")]
-    endpoint([*hashes, "7"], mask=["customer"])
+    hashes = [masked(key, value) for value in ("7", "8")]
+    endpoint([*hashes, "7"], mask=("customer",))
     kept = key.read_bytes()
 
     key.unlink()
@@ -108,9 +112,9 @@ def test_sinks_are_told(endpoint, tmp_path, is_masked):
     value = "7"
     if is_masked:
         key.parent.mkdir(parents=True)
-        value = ColumnMask(key).hash_values({"c": "7"}, frozenset("c"))["c"]
+        value = masked(key, "7")
     with answering(receive) as url:
-        endpoint(mask=["customer"] if is_masked else [], sinks={"audit": SinkSpec(url=url)})
+        endpoint(mask=("customer",) if is_masked else (), sinks={"audit": SinkSpec(url=url)})
         failed = onnxserve(f"{ERASE} customer=7")
         assert failed.exit_code == 1
         assert mentions(failed.stdout, "sink audit", "503")

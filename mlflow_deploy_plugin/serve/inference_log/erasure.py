@@ -10,20 +10,16 @@ rows, are deleted for the days of the rows.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
-from itertools import chain
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.inference_log import storage
 from mlflow_deploy_plugin.serve.inference_log.labels import (
     SCHEMA,
@@ -34,13 +30,11 @@ from mlflow_deploy_plugin.serve.inference_log.labels import (
 )
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.maintenance import all_hours, replace_files
-from mlflow_deploy_plugin.serve.inference_log.scan import FileVanished, read_file
-from mlflow_deploy_plugin.serve.inference_log.storage import LogFile
+from mlflow_deploy_plugin.serve.inference_log.scan import read_folder
 from mlflow_deploy_plugin.serve.inference_log.tables import IDENTITY, conform
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_key
 
 _ROUNDS = 5
-_READERS = 4
 
 Mask = Callable[[pa.Table], pa.Array]
 """A function that returns a mask of a table's rows, [N] bool."""
@@ -49,8 +43,13 @@ Mask = Callable[[pa.Table], pa.Array]
 @dataclass
 class Erasure:
     """The erasure of the rows whose `column` has one of the `values`, compared as keys
-    (`as_key`), and the numbers of erased rows and labels and of replaced files. A row
-    that is in two files counts twice.
+    (`as_key`).
+
+    Attributes:
+        rows, labels: the numbers of found rows and labels. A row that is in two files
+            counts twice.
+        files: the number of replaced files.
+        profiles: the number of deleted folders of profiles and samples.
     """
 
     log: InferenceLog
@@ -60,6 +59,8 @@ class Erasure:
     rows: int = 0
     labels: int = 0
     files: int = 0
+    profiles: int = 0
+    _names: set[str] = field(default_factory=set)
 
     def run(self, only_count: bool = False) -> None:
         """Erase the rows and labels until a search finds none, or only count them. The
@@ -69,41 +70,32 @@ class Erasure:
         some searches.
         """
         location = self.log.location
-        names: set[str] = set()
-        dates: set[str] = set()
-        pairs = [canonical_key({self.column: value})[1:-1] for value in self.values]
-        pattern = f"[{{,](?:{'|'.join(map(re.escape, pairs))})"
-
-        def is_label(labels: pa.Table) -> pa.Array:
-            """Return True for labels by the key column, and by ids of erased rows."""
-            labels = conform(labels, SCHEMA)
-            has_key = pc.match_substring_regex(labels.column("_key"), pattern)
-            known = pa.array(names, pa.string())
-            has_name = [pc.is_in(texts, known) for texts in row_names(labels)]
-            return reduce(pc.or_, has_name, pc.fill_null(has_key, False))
-
+        profiled: set[str] = set()
         for _ in range(_ROUNDS):
-            hours = chain.from_iterable(hour.files for hour in all_hours(self.log, self.endpoint))
-            found = self._find(hours, self._is_row, [self.column, "_row"])
-            dates.update(file.path.split("/")[-3] for file in found)
-            for file in found:
-                with suppress(FileVanished):
-                    names |= self.names_only_in(file)
-            days = storage.list_days(location, labels_folder(location, self.endpoint))
-            label_files = chain.from_iterable(
-                storage.list_files(location, folder) for _, folder in days
-            )
-            found_labels = self._find(label_files, is_label)
+            all_folders = [hour.folder for hour in all_hours(self.log, self.endpoint)]
+            hours = set[str]()
+            for folder, rows in self._matching(all_folders, self._is_row):
+                hours.add(folder)
+                self.rows += len(rows)
+                for texts in row_names(rows):
+                    self._names.update(texts.to_pylist())
+            # The label of a complete request is kept as long as one of its rows is.
+            for _, rows in self._matching(hours, lambda rows: pc.invert(self._is_row(rows))):
+                for texts in row_names(rows):
+                    self._names.difference_update(texts.to_pylist())
+            listed = storage.list_days(location, labels_folder(location, self.endpoint))
+            days = set[str]()
+            for folder, labels in self._matching([day for _, day in listed], self._is_label):
+                days.add(folder)
+                self.labels += len(labels)
             if only_count:
-                self.files = len(found) + len(found_labels)
-                self.rows = sum(found.values())
-                self.labels = sum(found_labels.values())
                 return
-            self.delete_profiles(dates)
-            if not found and not found_labels:
+            profiled.update(folder.split("/")[-2] for folder in hours)
+            self.delete_profiles(profiled)
+            if not hours and not days:
                 return
-            self.labels += self._erase(found_labels, is_label)
-            self.rows += self._erase(found, self._is_row)
+            self._erase(days, self._is_label)
+            self._erase(hours, self._is_row)
         raise OnnxserveError(
             f"{location.shown}: rows with this {self.column} still appear, because another process "
             "writes them: run the command again",
@@ -111,80 +103,58 @@ class Erasure:
 
     def _is_row(self, rows: pa.Table) -> pa.Array:
         if self.column not in rows.column_names:
-            return pa.array(np.zeros(len(rows), bool))
+            return pa.repeat(False, len(rows))
         keys = pa.array(map(as_key, self.values), pa.string())
         return pc.is_in(key_texts(rows.column(self.column)), keys)
 
-    def _find(
-        self,
-        files: Iterable[LogFile],
-        mask: Mask,
-        columns: Sequence[str] | None = None,
-    ) -> dict[LogFile, int]:
-        """Return the number of matching rows of each file that has any, and 0 for a
-        file that another process has replaced during the search.
+    def _is_label(self, labels: pa.Table) -> pa.Array:
+        """Return True for labels by the key column, and by names of erased rows."""
+        labels = conform(labels, SCHEMA)
+        pairs = (re.escape(canonical_key({self.column: value})[1:-1]) for value in self.values)
+        has_key = pc.match_substring_regex(labels.column("_key"), f"[{{,](?:{'|'.join(pairs)})")
+        names = pa.array(self._names, pa.string())
+        has_name = [pc.is_in(texts, names) for texts in row_names(labels)]
+        return reduce(pc.or_, has_name, pc.fill_null(has_key, False))
+
+    def _matching(self, folders: Iterable[str], mask: Mask) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the matching rows of the folders, without most columns, in tables."""
+        columns = (self.column, "_prediction_id", "_row", "_key")
+        for folder in folders:
+            for table in read_folder(
+                self.log.location,
+                folder,
+                self.log.unreadable,
+                lambda rows: rows.filter(mask(rows)),
+                columns,
+                IDENTITY,
+            ):
+                if len(table):
+                    yield folder, table
+
+    def _erase(self, folders: Iterable[str], mask: Mask) -> None:
+        """Replace the files with matching rows. A file that cannot be read, or that
+        another process has replaced, is left to the next search.
         """
+        location = self.log.location
+        for folder in folders:
+            for file in storage.list_files(location, folder):
+                with suppress(OSError, pa.ArrowException):
+                    schema = pq.read_schema(file.path, filesystem=location.filesystem)
+                    group = {file: schema}
+                    self.files += replace_files(
+                        self.log, folder, group, lambda rows: pc.invert(mask(rows))
+                    )
 
-        def count(file: LogFile) -> int | None:
-            try:
-                matching = (pc.sum(mask(table)).as_py() for table in self._read(file, columns))
-                return sum(rows or 0 for rows in matching) or None
-            except FileVanished:
-                return 0
-            except (pa.ArrowException, TypeError, ValueError) as error:
-                self.log.unreadable[file.path] = one_line(error)
-                return None
-
-        listed = list(files)
-        with ThreadPoolExecutor(_READERS) as pool:
-            counts = pool.map(count, listed)
-            return {
-                file: rows for file, rows in zip(listed, counts, strict=True) if rows is not None
-            }
-
-    def names_only_in(self, file: LogFile) -> set[str]:
-        """Return the names by which labels identify the matching rows of the file, and
-        no other row: a label of a complete request is kept with its other rows. Raises
-        FileVanished if another process has replaced the file.
-        """
-        names: set[str] = set()
-        for change, is_row in ((names.update, True), (names.difference_update, False)):
-            for rows in self._read(file, [self.column, "_prediction_id", "_row"]):
-                selected = rows.filter(pc.equal(self._is_row(rows), is_row))
-                for texts in row_names(selected):
-                    change(texts.to_pylist())
-        return names
-
-    def _read(self, file: LogFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        return read_file(self.log.location, file.path, self.log.unreadable, columns, IDENTITY)
-
-    def _erase(self, found: Mapping[LogFile, int], mask: Mask) -> int:
-        """Replace the files by files without the matching rows, and return the number
-        of erased rows. A file that another process has replaced is left to the next
-        search.
-        """
-        rows = 0
-        for file, count in found.items():
-            with storage.wrap_log_errors(self.log.location), suppress(FileNotFoundError):
-                schema = pq.read_schema(file.path, filesystem=self.log.location.filesystem)
-                folder = file.path.rpartition("/")[0]
-                if replace_files(
-                    self.log, folder, {file: schema}, lambda table: pc.invert(mask(table))
-                ):
-                    rows += count
-                    self.files += 1
-        return rows
-
-    def delete_profiles(self, dates: Collection[str]) -> None:
+    def delete_profiles(self, days: Collection[str]) -> None:
         """Delete the profiles of these days (`date=2013-07-01`), and if there are any,
         all samples.
         """
         location = self.log.location
-        if not dates:
-            return
         for kind in storage.list_folder(location, f"{location.root}/{storage.SKETCHES}"):
             root = f"{kind.path}/{storage.endpoint_folder(self.endpoint)}"
             for _, folder in storage.list_days(location, root):
-                if kind.path.endswith(storage.SAMPLES) or folder.rpartition("/")[2] in dates:
+                is_sample = bool(days) and kind.path.endswith(storage.SAMPLES)
+                if is_sample or folder.rpartition("/")[2] in days:
                     with storage.wrap_log_errors(location), suppress(FileNotFoundError):
                         location.filesystem.delete_dir(folder)
+                        self.profiles += 1

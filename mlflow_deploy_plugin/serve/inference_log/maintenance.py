@@ -209,8 +209,8 @@ def replace_files(
     """Write one file with the kept rows of the group, or none if there are none, delete
     the files of the group, and return the number of deleted files.
 
-    The number is 0 if the files have no row identities, if one of several files is the
-    only one that can be read, or if another process has replaced a file meanwhile.
+    The number is 0 if the files have no row identities, if a single file can be read
+    and all its rows are kept, or if another process has replaced a file meanwhile.
 
     Args:
         is_kept: returns a mask of the table's rows that are kept, [N] bool.
@@ -223,13 +223,15 @@ def replace_files(
         return 0
     rows = _distinct_rows(log, schema, group, complete)
     written = 0
+    dropped = 0
     with pq.ParquetWriter(content, schema, **storage.parquet_options(schema)) as writer:
         for tables in group_tables(rows, _GROUP_ROWS, GROUP_BYTES):
             table = pa.concat_tables(tables)
-            table = table.filter(is_kept(table))
-            written += len(table)
-            writer.write_table(table, row_group_size=_GROUP_ROWS)
-    if len(complete) < min(len(group), 2):
+            kept = table.filter(is_kept(table))
+            written += len(kept)
+            dropped += len(table) - len(kept)
+            writer.write_table(kept, row_group_size=_GROUP_ROWS)
+    if not complete or (len(complete) < 2 and not dropped):
         return 0
     name = f"{folder.removeprefix(location.root).lstrip('/')}/compacted-{uuid4().hex}.parquet"
     with storage.wrap_log_errors(location):
