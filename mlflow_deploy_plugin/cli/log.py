@@ -368,9 +368,9 @@ def erase(name: str, where: str, dry_run: bool) -> None:
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.holds import require_deletable
     from mlflow_deploy_plugin.serve.agent.sinks import post_erased
-    from mlflow_deploy_plugin.serve.inference_log.erasure import Erasure
+    from mlflow_deploy_plugin.serve.inference_log.erasure import Erasure, forms_of
     from mlflow_deploy_plugin.serve.inference_log.stats import agent_counts
-    from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask
+    from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY
 
     column, _, value = where.partition("=")
     opened = open_user_log()
@@ -382,43 +382,36 @@ def erase(name: str, where: str, dry_run: bool) -> None:
                 f"--where must be COLUMN=VALUE with a column of capture.keys, which is {keys}"
             )
         require_deletable(store, name, timedelta())
-        values = [value]
         mask_key = load_settings().state_dir(name) / MASK_KEY
-        if mask_key.exists():
-            # Rows from before or after a change of capture.mask have the other form.
-            masked = ColumnMask(mask_key).hash_values({column: value}, frozenset([column]))
-            values.append(str(masked[column]))
-        elif column in capture.mask:
-            raise InvalidConfig(
-                f"{column} is masked in the log, and the key of the mask is not on this machine: "
-                f"run the command where the server runs, or copy its {MASK_KEY} to {mask_key}"
-            )
+        values = forms_of(column, value, mask_key, column in capture.mask)
         account = agent_counts(opened, name)
         done = Erasure(opened, name, column, values)
+        if dry_run:
+            done.search()
+            click.echo(f"{name}: {done.rows:,} rows and {done.labels:,} labels would be erased")
+            warn_of_unreadable(opened)
+            return
         try:
-            done.run(dry_run)
+            done.run()
         finally:
             detail = {"column": column, "rows": done.rows, "labels": done.labels}
-            if not dry_run:
-                store.record("erase", endpoint=name, detail=detail)
-    outcome = "would be erased" if dry_run else "erased"
-    counts = f"{done.rows:,} rows and {done.labels:,} labels in {done.files:,} files"
-    lines = [f"{name}: {counts} {outcome}"]
-    refused = False
-    if not dry_run:
-        told = values[1:] if column in capture.mask else values
-        for sink, spec in capture.sinks.items():
-            why = post_erased(name, spec, column, told)
-            lines.append(f"sink {sink}: {why or 'it received the event'}")
-            refused |= bool(why)
-        if not opened.unreadable:
-            lines.append(f"no row with {column}=… is left in {opened.location.shown}")
+            store.record("erase", endpoint=name, detail=detail)
+    lines = [
+        f"{name}: {done.rows:,} rows and {done.labels:,} labels erased: {done.files:,} files are "
+        f"rewritten, and {done.profiles:,} folders of samples and profiles deleted"
+    ]
+    # The value of a masked column must not leave the machine.
+    told = values[-1:] if column in capture.mask else values
+    refusals = {sink: post_erased(name, spec, column, told) for sink, spec in capture.sinks.items()}
+    lines += [f"sink {sink}: {why or 'it accepts the event'}" for sink, why in refusals.items()]
+    if not opened.unreadable:
+        lines.append(f"no row with {column}=… is left in {opened.location.shown}")
     if account is not None:
         until = _time(account.complete_until)
         lines.append(f"rows answered after {until} may not be in the log yet: repeat the command")
     show_lines(lines)
     warn_of_unreadable(opened)
-    if refused or opened.unreadable:
+    if opened.unreadable or any(refusals.values()):
         show_progress("the erasure is not complete: correct the cause, and repeat the command")
         sys.exit(1)
 

@@ -100,7 +100,7 @@ def test_masked_person_needs_the_key(endpoint, tmp_path):
 
 
 @pytest.mark.parametrize("is_masked", [False, True])
-def test_sinks_are_told(endpoint, tmp_path, is_masked):
+def test_sinks_receive_an_event(endpoint, tmp_path, is_masked):
     posts = []
     statuses = [503, 202]
 
@@ -126,7 +126,7 @@ def test_sinks_are_told(endpoint, tmp_path, is_masked):
     assert len(posts) == 2
 
 
-def test_unshipped_and_unreadable_rows_are_told(endpoint, tmp_path):
+def test_unshipped_and_unreadable_rows_are_reported(endpoint, tmp_path):
     endpoint()
     log = open_log(str(tmp_path / "log"))
     write_watermark(log.location, Watermark("a", ("flights",), DAY, DAY))

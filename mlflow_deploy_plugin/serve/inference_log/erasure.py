@@ -14,12 +14,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.serve.inference_log import storage
 from mlflow_deploy_plugin.serve.inference_log.labels import (
     SCHEMA,
@@ -33,6 +34,7 @@ from mlflow_deploy_plugin.serve.inference_log.maintenance import all_hours, repl
 from mlflow_deploy_plugin.serve.inference_log.scan import read_folder
 from mlflow_deploy_plugin.serve.inference_log.tables import IDENTITY, conform
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_key
+from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
 
 _ROUNDS = 5
 
@@ -43,7 +45,7 @@ Mask = Callable[[pa.Table], pa.Array]
 @dataclass
 class Erasure:
     """The erasure of the rows whose `column` has one of the `values`, compared as keys
-    (`as_key`).
+    (`as_key`), and of their labels.
 
     Attributes:
         rows, labels: the numbers of found rows and labels. A row that is in two files
@@ -62,44 +64,48 @@ class Erasure:
     profiles: int = 0
     _names: set[str] = field(default_factory=set)
 
-    def run(self, only_count: bool = False) -> None:
-        """Erase the rows and labels until a search finds none, or only count them. The
-        reasons why files cannot be searched are added to `log.unreadable`.
+    def run(self) -> None:
+        """Erase the rows and labels until a search finds none.
 
         Raises OnnxserveError if the log is unreachable, or if rows still appear after
         some searches.
         """
-        location = self.log.location
-        profiled: set[str] = set()
+        profiled = set[str]()
         for _ in range(_ROUNDS):
-            all_folders = [hour.folder for hour in all_hours(self.log, self.endpoint)]
-            hours = set[str]()
-            for folder, rows in self._matching(all_folders, self._is_row):
-                hours.add(folder)
-                self.rows += len(rows)
-                for texts in row_names(rows):
-                    self._names.update(texts.to_pylist())
-            # The label of a complete request is kept as long as one of its rows is.
-            for _, rows in self._matching(hours, lambda rows: pc.invert(self._is_row(rows))):
-                for texts in row_names(rows):
-                    self._names.difference_update(texts.to_pylist())
-            listed = storage.list_days(location, labels_folder(location, self.endpoint))
-            days = set[str]()
-            for folder, labels in self._matching([day for _, day in listed], self._is_label):
-                days.add(folder)
-                self.labels += len(labels)
-            if only_count:
-                return
-            profiled.update(folder.split("/")[-2] for folder in hours)
+            hours, days = self.search()
+            profiled.update(hour.split("/")[-2] for hour in hours)
             self.delete_profiles(profiled)
             if not hours and not days:
                 return
             self._erase(days, self._is_label)
             self._erase(hours, self._is_row)
         raise OnnxserveError(
-            f"{location.shown}: rows with this {self.column} still appear, because another process "
-            "writes them: run the command again",
+            f"{self.log.location.shown}: rows with this {self.column} still appear, because "
+            "another process writes them: run the command again"
         )
+
+    def search(self) -> tuple[set[str], set[str]]:
+        """Count the rows and labels, and return the folders that have any. The reasons
+        why files cannot be searched are added to `log.unreadable`.
+        """
+        hours = set[str]()
+        days = set[str]()
+        folders = (hour.folder for hour in all_hours(self.log, self.endpoint))
+        for folder, rows in self._matching(folders, self._is_row):
+            hours.add(folder)
+            self.rows += len(rows)
+            for names in row_names(rows):
+                self._names.update(names.to_pylist())
+        # The label of a complete request is kept as long as one of its rows is.
+        for _, rows in self._matching(hours, lambda rows: pc.invert(self._is_row(rows))):
+            for names in row_names(rows):
+                self._names.difference_update(names.to_pylist())
+        root = labels_folder(self.log.location, self.endpoint)
+        folders = (folder for _, folder in storage.list_days(self.log.location, root))
+        for folder, labels in self._matching(folders, self._is_label):
+            days.add(folder)
+            self.labels += len(labels)
+        return hours, days
 
     def _is_row(self, rows: pa.Table) -> pa.Array:
         if self.column not in rows.column_names:
@@ -158,3 +164,19 @@ class Erasure:
                     with storage.wrap_log_errors(location), suppress(FileNotFoundError):
                         location.filesystem.delete_dir(folder)
                         self.profiles += 1
+
+
+def forms_of(column: str, value: str, mask_key: Path, is_masked: bool) -> list[str]:
+    """Return the value, and its hash in a masked column if the file of the key exists:
+    rows from before a change of `capture.mask` have the other form. Raises
+    InvalidConfig if the column is masked and the file does not exist.
+    """
+    if mask_key.exists():
+        masked = ColumnMask(mask_key).hash_values({column: value}, frozenset([column]))
+        return [value, str(masked[column])]
+    if is_masked:
+        raise InvalidConfig(
+            f"{column} is masked in the log, and the key of the mask is not on this machine: run "
+            f"the command where the server runs, or copy its {mask_key.name} to {mask_key}"
+        )
+    return [value]

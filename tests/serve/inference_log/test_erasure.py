@@ -31,9 +31,9 @@ def requests(customers, **columns):
     return {"_event_time": times, "customer": customers, **columns}
 
 
-def erase(log, *texts, **options):
-    done = Erasure(log, "flights", "customer", texts)
-    done.run(**options)
+def erase(log, *values):
+    done = Erasure(log, "flights", "customer", values)
+    done.run()
     return done.rows, done.labels
 
 
@@ -50,8 +50,6 @@ def test_rows_leave_every_file(log, writer):
     (before,) = (writer.root / FOLDER).glob(f"{segment}*")
     schema = pq.read_schema(before)
 
-    assert erase(log, "7", only_count=True) == (4, 0)
-    assert customers(log).count("7") == 3
     assert erase(log, "7") == (4, 0)
 
     assert sorted(map(str, customers(log))) == ["8", "8", "None", "None"]
