@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow.parquet as pq
 import pytest
+import requests
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -12,11 +13,13 @@ from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, SinkSpec
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask
-from tests.support.commands import done, onnxserve, said
+from tests.support.commands import done, onnxserve, said, told
+from tests.support.deployments import empty_home
 from tests.support.inference_log import LogWriter
 from tests.support.refusals import mentions
 from tests.support.services.listener import answering
 from tests.support.stores import own_store
+from tests.support.waiting import wait_until
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 ERASE = "log erase flights --where"
@@ -139,3 +142,26 @@ def test_unshipped_and_unreadable_rows_are_reported(endpoint, tmp_path):
     assert mentions(result.stdout, "2 rows", "2013-07-01 00:00:00")
     assert "no row" not in result.stdout
     assert mentions(result.stderr, str(broken))
+
+
+@pytest.mark.parametrize("mask", ["", "customer"])
+def test_server_with_masked_persons(tmp_path, models, mask):
+    """A running server captures the requests and labels of two customers."""
+    with empty_home(tmp_path) as client:
+        config = {"capture.keys": "customer", "capture.mask": mask}
+        url = client.create_deployment("sums", models.once, config=config)["url"]
+        records = [{"a": 1.0, "b": 2.0, "customer": value} for value in ("7", "8", "7")]
+        body = {"dataframe_records": records}
+        assert requests.post(f"{url}/invocations", json=body, timeout=60).ok
+        labels = [{"key": {"customer": value}, "label": 1} for value in ("7", "8")]
+        assert requests.post(f"{url}/feedback", json={"feedback": labels}, timeout=60).ok
+        erased = "2 rows and 1 labels"
+        dry = "log erase sums --where customer=7 --dry-run"
+        wait_until(lambda: erased in onnxserve(dry).stdout, what="the rows in the log")
+
+        assert mentions(done("log erase sums --where customer=7"), erased, "answered after")
+
+        figures = told("log stats sums")
+        assert figures["rows"] == 1
+        assert figures["labels"]["rows"] == 1
+        assert figures["labels"]["unmatched"] == 0
