@@ -1,4 +1,4 @@
-"""`onnxserve log …`: query, count, compact and expire captured rows; failures by
+"""`onnxserve log …`: query, count, compact, expire and erase captured rows; failures by
 cause.
 """
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, cast
@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.cli.options import (
     until_option,
     usage_errors,
 )
-from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.spec.types import parse_duration
 from mlflow_deploy_plugin.core.tabular.row_files import (
     FileFormat,
@@ -108,7 +108,7 @@ cause, and their replacements.
 
 @click.group(cls=Commands, example="query")
 def log() -> None:
-    """Query, count, compact and expire captured rows, and group failures by cause."""
+    """Query, count, compact, expire and erase captured rows, and group failures."""
 
 
 _row_options = combine_options(
@@ -348,6 +348,72 @@ def compact(name: str) -> None:
     done = make_one(opened, name, datetime.now(UTC))
     click.echo(f"{name}: {done.compacted_files:,} files became {done.written_files:,}")
     warn_of_unreadable(opened)
+
+
+@log.command()
+@name_argument
+@option("--where COLUMN=VALUE", "Column of capture.keys, and its value.", required=True)
+@flag("--dry-run", "Show the number of rows and labels that would be erased.")
+def erase(name: str, where: str, dry_run: bool) -> None:
+    """Erase the rows and labels of a person from the log of the endpoint NAME.
+
+    \b
+      onnxserve log erase flights --where customer=4711
+
+    The column identifies persons, and may be masked. Each sink receives an event. The
+    audit trail records the erasure, but not the value. References of versions, counts
+    and runs in MLflow do not change. The command can be repeated; rows that the agent
+    has not shipped yet are not erased.
+    """
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.core.store.holds import require_deletable
+    from mlflow_deploy_plugin.serve.agent.sinks import post_erased
+    from mlflow_deploy_plugin.serve.inference_log.erasure import Erasure, forms_of
+    from mlflow_deploy_plugin.serve.inference_log.stats import agent_counts
+    from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY
+
+    column, _, value = where.partition("=")
+    opened = open_user_log()
+    with opened_store() as store:
+        capture = store.require_endpoint(name).spec.capture
+        if column not in capture.keys or not value:
+            keys = ", ".join(capture.keys) or "empty"
+            raise InvalidConfig(
+                f"--where must be COLUMN=VALUE with a column of capture.keys, which is {keys}"
+            )
+        require_deletable(store, name, timedelta())
+        mask_key = load_settings().state_dir(name) / MASK_KEY
+        values = forms_of(column, value, mask_key, column in capture.mask)
+        account = agent_counts(opened, name)
+        done = Erasure(opened, name, column, values)
+        if dry_run:
+            done.search()
+            click.echo(f"{name}: {done.rows:,} rows and {done.labels:,} labels would be erased")
+            warn_of_unreadable(opened)
+            return
+        try:
+            done.run()
+        finally:
+            detail = {"column": column, "rows": done.rows, "labels": done.labels}
+            store.record("erase", endpoint=name, detail=detail)
+    lines = [
+        f"{name}: {done.rows:,} rows and {done.labels:,} labels erased: {done.files:,} files are "
+        f"rewritten, and {done.profiles:,} folders of samples and profiles deleted"
+    ]
+    # The value of a masked column must not leave the machine.
+    told = values[-1:] if column in capture.mask else values
+    refusals = {sink: post_erased(name, spec, column, told) for sink, spec in capture.sinks.items()}
+    lines += [f"sink {sink}: {why or 'it accepts the event'}" for sink, why in refusals.items()]
+    if not opened.unreadable:
+        lines.append(f"no row with {column}=… is left in {opened.location.shown}")
+    if account is not None:
+        until = _time(account.complete_until)
+        lines.append(f"rows answered after {until} may not be in the log yet: repeat the command")
+    show_lines(lines)
+    warn_of_unreadable(opened)
+    if opened.unreadable or any(refusals.values()):
+        show_progress("the erasure is not complete: correct the cause, and repeat the command")
+        sys.exit(1)
 
 
 @log.command()

@@ -57,6 +57,7 @@ _WORDS = {
     "adopt": "accepted the audit trail, which had lost events or had unknown signatures",
     "hold": "put the data of {endpoint} on hold",
     "release": "released the data of {endpoint}",
+    "erase": "erased the rows of a person from the log of {endpoint}",
     "key.create": "created an API key",
     "key.revoke": "revoked an API key",
 }

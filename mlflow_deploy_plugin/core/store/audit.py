@@ -62,7 +62,7 @@ class AuditEvent:
             promote gate request approve decline refused rollout.start rollout.step
             rollout.end rollback retrain.start retrain.refused retrain.run
             retrain.version retrain.end copy monitor.pause monitor.resume
-            monitor.accept seal adopt gap hold release intend failed outside.
+            monitor.accept seal adopt gap hold release erase intend failed outside.
         model / version: set for changes of a registered model.
         before / after: texts of the values before and after the change.
         detail: the resulting spec, the figures of the decision, or the `move_detail` of

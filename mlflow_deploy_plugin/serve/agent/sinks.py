@@ -8,7 +8,8 @@ a sink of another distribution.
   rejected, or that failed while it accepted later events
 
 An event is a request together with its answer. Events are sent at least once, in the
-order of a segment; an event that is sent again has the same id. Each sink has a thread,
+order of a segment; an event that is sent again has the same id. An erasure of rows
+(`onnxserve log erase`) posts an event itself. Each sink has a thread,
 so that a slow destination delays neither the log nor other sinks. Endpoints whose sinks
 have the same name share its queue.
 
@@ -47,7 +48,7 @@ from mlflow_deploy_plugin.core.spec.parts import SinkSpec
 from mlflow_deploy_plugin.core.statedir import files
 from mlflow_deploy_plugin.core.statedir.models import SinkState, Wanted
 from mlflow_deploy_plugin.serve.agent.ship import captured_columns, to_arrow
-from mlflow_deploy_plugin.serve.messages import VISIBLE, percent_encoded
+from mlflow_deploy_plugin.serve.messages import VISIBLE, new_id, percent_encoded
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import array_datatype
 from mlflow_deploy_plugin.serve.spool.frames import (
     SHIPPED,
@@ -62,6 +63,8 @@ _log = logging.getLogger(__name__)
 
 REQUEST = "org.kubeflow.serving.inference.request"
 RESPONSE = "org.kubeflow.serving.inference.response"
+ERASED = "org.kubeflow.serving.inference.erased"
+"""The type of our event that asks a receiver to erase rows."""
 DEAD = "dead.jsonl"
 _REJECTED = {*range(400, 500)} - {401, 403, 404, 405, 407, 408, 410, 421, 425, 426, 429}
 """The statuses that concern the event. Any other failure seems to concern the address,
@@ -319,17 +322,8 @@ class Sink(threading.Thread):
             if spec.kserve:
                 documents = {REQUEST: request, RESPONSE: response}
             for kind, document in documents.items():
-                attributes = {
-                    "specversion": "1.0",
-                    "id": document["id"],
-                    "source": f"/endpoints/{percent_encoded(batch.endpoint, '')}",
-                    "type": kind,
-                    "time": f"{times[number]}Z",
-                    "inferenceservicename": batch.endpoint,
-                    "namespace": os.environ.get("POD_NAMESPACE", "default"),
-                    "component": "predictor",
-                    "endpoint": batch.variant,
-                }
+                attributes = _attributes(kind, document["id"], times[number], batch.endpoint)
+                attributes["endpoint"] = batch.variant
                 # orjson cannot write arrays of texts.
                 data = orjson.dumps(document, np.ndarray.tolist, orjson.OPT_SERIALIZE_NUMPY)
                 yield Event(int(batch.offsets[number]), spec, attributes, data)
@@ -342,7 +336,7 @@ class Sink(threading.Thread):
             # These events may have another destination, which proves nothing.
             raise _Unavailable(self._suspects[0][2], 0.0)
         try:
-            status, text = self._post(events)
+            status, text = _post(self._pool, events)
         except _Unavailable as failure:
             is_suspicious = self._failures and self._failures % _SUSPICIOUS_FAILURES == 0
             if not is_suspicious or len(self._suspects) == _SUSPICIOUS_FAILURES:
@@ -381,51 +375,76 @@ class Sink(threading.Thread):
         if not self._suspects:
             files.write_atomically(segment.with_suffix(SHIPPED), str(offset).encode())
 
-    def _post(self, events: Sequence[Event]) -> tuple[int, str]:
-        """Post events, and return the status, which is a success or in `_REJECTED`, and
-        the text of the answer. Raises _Unavailable.
-        """
-        spec = events[0].spec
-        authorization = ""
-        if spec.authorization is not None:
-            authorization = os.environ.get(spec.authorization, "").strip()
-            if not authorization:
-                raise _Unavailable(f"set the environment variable {spec.authorization}", 0.0)
-        headers = {"content-type": "application/cloudevents-batch+json"}
-        body = orjson.dumps([event.document() for event in events])
-        if not spec.url.startswith(("http://", "https://")):
-            try:
-                _sender(spec.url.partition(":")[0])(spec.url, authorization, orjson.loads(body))
-            except InvalidRequest as error:
-                return InvalidRequest.http_status, one_line(error, _MOST_ANSWER_BYTES)
-            except BaseException as error:  # CancelledError does not derive from Exception.
-                raise _Unavailable(
-                    f"{type(error).__name__}: {one_line(error, 500)}", 0.0
-                ) from error
-            return 200, ""
-        if spec.batch_size == 1:
-            attributes = events[0].attributes
-            headers = {f"ce-{key}": percent_encoded(attributes[key], _SAFE) for key in attributes}
-            headers["content-type"] = "application/json"
-            body = events[0].data
-        if authorization:
-            headers["authorization"] = authorization
+
+def post_erased(endpoint: str, spec: SinkSpec, column: str, values: Sequence[str]) -> str:
+    """Ask a sink's destination to erase the rows of the endpoint whose column has one
+    of the values, and return why it does not accept the event; empty if it does.
+    """
+    data = orjson.dumps({"column": column, "values": values})
+    attributes = _attributes(ERASED, new_id(), np.datetime64("now", "us"), endpoint)
+    try:
+        status, text = _post(urllib3.PoolManager(), [Event(0, spec, attributes, data)])
+    except _Unavailable as failure:
+        return str(failure.args[0])
+    return f"the destination answers {status}: {text}" if status in _REJECTED else ""
+
+
+def _attributes(kind: str, event_id: str, moment: np.datetime64, endpoint: str) -> dict[str, str]:
+    return {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": f"/endpoints/{percent_encoded(endpoint, '')}",
+        "type": kind,
+        "time": f"{moment}Z",
+        "inferenceservicename": endpoint,
+        "namespace": os.environ.get("POD_NAMESPACE", "default"),
+        "component": "predictor",
+    }
+
+
+def _post(pool: urllib3.PoolManager, events: Sequence[Event]) -> tuple[int, str]:
+    """Post events, and return the status, which is a success or in `_REJECTED`, and
+    the text of the answer. Raises _Unavailable.
+    """
+    spec = events[0].spec
+    authorization = ""
+    if spec.authorization is not None:
+        authorization = os.environ.get(spec.authorization, "").strip()
+        if not authorization:
+            raise _Unavailable(f"set the environment variable {spec.authorization}", 0.0)
+    headers = {"content-type": "application/cloudevents-batch+json"}
+    body = orjson.dumps([event.document() for event in events])
+    if not spec.url.startswith(("http://", "https://")):
         try:
-            with bounded_answers():
-                # Without retries, urllib3 does not follow redirects either.
-                answer = self._pool.request(
-                    "POST", spec.url, body=body, headers=headers, retries=False, timeout=_TIMEOUT
-                )
-        except (urllib3.exceptions.HTTPError, ValueError) as error:
-            # The text of the error may contain the address or a header.
-            raise _Unavailable(f"events cannot be posted: {type(error).__name__}", 0.0) from None
-        if answer.status not in {*range(200, 300), *_REJECTED}:
-            pause = 0.0
-            with suppress(urllib3.exceptions.InvalidHeader):
-                pause = urllib3.Retry().parse_retry_after(answer.headers.get("retry-after", ""))
-            pause = min(pause, _LONGEST_RETRY_AFTER_SECONDS)
-            raise _Unavailable(f"the destination answers {answer.status}", pause)
-        return answer.status, answer.data[:_MOST_ANSWER_BYTES].decode(errors="replace")
+            _sender(spec.url.partition(":")[0])(spec.url, authorization, orjson.loads(body))
+        except InvalidRequest as error:
+            return InvalidRequest.http_status, one_line(error, _MOST_ANSWER_BYTES)
+        except BaseException as error:  # CancelledError does not derive from Exception.
+            raise _Unavailable(f"{type(error).__name__}: {one_line(error, 500)}", 0.0) from error
+        return 200, ""
+    if spec.batch_size == 1:
+        attributes = events[0].attributes
+        headers = {f"ce-{key}": percent_encoded(attributes[key], _SAFE) for key in attributes}
+        headers["content-type"] = "application/json"
+        body = events[0].data
+    if authorization:
+        headers["authorization"] = authorization
+    try:
+        with bounded_answers():
+            # Without retries, urllib3 does not follow redirects either.
+            answer = pool.request(
+                "POST", spec.url, body=body, headers=headers, retries=False, timeout=_TIMEOUT
+            )
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        # The text of the error may contain the address or a header.
+        raise _Unavailable(f"events cannot be posted: {type(error).__name__}", 0.0) from None
+    if answer.status not in {*range(200, 300), *_REJECTED}:
+        pause = 0.0
+        with suppress(urllib3.exceptions.InvalidHeader):
+            pause = urllib3.Retry().parse_retry_after(answer.headers.get("retry-after", ""))
+        pause = min(pause, _LONGEST_RETRY_AFTER_SECONDS)
+        raise _Unavailable(f"the destination answers {answer.status}", pause)
+    return answer.status, answer.data[:_MOST_ANSWER_BYTES].decode(errors="replace")
 
 
 @cache

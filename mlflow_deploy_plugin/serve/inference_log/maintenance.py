@@ -5,8 +5,10 @@ delete expired rows.
 its files no longer change, their rows are written to a new file, and then the old files
 are deleted. Readers drop the temporary duplicates (`scan.py`), and a writer deletes
 only files that it has copied. Therefore a crash or two concurrent writers lose no rows.
-Malformed files, and files that changed after the copy, are kept. Files with different
-columns or types are not merged.
+If a copied file has vanished, another writer has replaced it, perhaps without some of
+its rows (`erasure.py`), so that the copy is deleted instead. Malformed files, and files
+that changed after the copy, are kept. Files with different columns or types are not
+merged.
 
 **Retention.** Rows expire by the hour of event time, labels by the day of receipt, and
 files in `_sketches` by their day. Protected windows are kept. If the log is
@@ -14,7 +16,7 @@ unreachable, OnnxserveError is raised, and the next call continues.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -111,7 +113,7 @@ def expire(
 
     folders = {
         hour.folder: hour.files
-        for hour in _all_hours(log, endpoint)
+        for hour in all_hours(log, endpoint)
         if is_expired(hour.start, hour.end)
     }
     sketches = [
@@ -146,7 +148,7 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResul
     """
     # The folders of finished hours of rows and finished days of labels.
     finished = [
-        (hour.folder, hour.files) for hour in _all_hours(log, endpoint) if hour.end + QUIET <= now
+        (hour.folder, hour.files) for hour in all_hours(log, endpoint) if hour.end + QUIET <= now
     ]
     location = log.location
     for day, day_folder in storage.list_days(location, labels_folder(location, endpoint)):
@@ -156,11 +158,12 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResul
     for folder, files in finished:
         small = [file for file in files if file.size < LARGE_BYTES and file.changed + QUIET <= now]
         for group in _groups(location, small):
-            deleted.append(_compact_group(log, folder, group))
+            deleted.append(replace_files(log, folder, group))
     return MaintenanceResult(sum(deleted), sum(map(bool, deleted)))
 
 
-def _all_hours(log: InferenceLog, endpoint: str) -> Iterator[Hour]:
+def all_hours(log: InferenceLog, endpoint: str) -> Iterator[Hour]:
+    """Yield the hours of the endpoint's rows, and of its requests without an answer."""
     return chain(log.all_hours(endpoint), log.failures.all_hours(endpoint))
 
 
@@ -197,13 +200,20 @@ def _groups(
             yield group
 
 
-def _compact_group(
+def replace_files(
     log: InferenceLog,
     folder: str,
     group: Mapping[LogFile, pa.Schema],
+    is_kept: Callable[[pa.Table], pa.Array] = lambda table: pa.repeat(True, len(table)),
 ) -> int:
-    """Write one file that replaces the group, and return the number of deleted files: 0
-    if the files have no row identities or fewer than two can be read.
+    """Write one file with the kept rows of the group, or none if there are none, delete
+    the files of the group, and return the number of deleted files.
+
+    The number is 0 if the files have no row identities, if a single file can be read
+    and all its rows are kept, or if another process has replaced a file meanwhile.
+
+    Args:
+        is_kept: returns a mask of the table's rows that are kept, [N] bool.
     """
     location = log.location
     complete: list[LogFile] = []
@@ -212,14 +222,27 @@ def _compact_group(
     if not set(IDENTITY) <= set(schema.names):
         return 0
     rows = _distinct_rows(log, schema, group, complete)
+    written = 0
+    dropped = 0
     with pq.ParquetWriter(content, schema, **storage.parquet_options(schema)) as writer:
         for tables in group_tables(rows, _GROUP_ROWS, GROUP_BYTES):
-            writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS)
-    if len(complete) < 2:
+            table = pa.concat_tables(tables)
+            kept = table.filter(is_kept(table))
+            written += len(kept)
+            dropped += len(table) - len(kept)
+            writer.write_table(kept, row_group_size=_GROUP_ROWS)
+    if not complete or (len(complete) < 2 and not dropped):
         return 0
     name = f"{folder.removeprefix(location.root).lstrip('/')}/compacted-{uuid4().hex}.parquet"
     with storage.wrap_log_errors(location):
-        write_file(location, name, content.getvalue())
+        if written:
+            write_file(location, name, content.getvalue())
+        # After this check, every process that replaces a file can see the copy.
+        found = location.filesystem.get_file_info([file.path for file in complete])
+        if any(info.type == fs.FileType.NotFound for info in found):
+            with suppress(FileNotFoundError):  # The copy has no rows, so it was not written.
+                location.filesystem.delete_file(f"{location.root}/{name}")
+            return 0
         return sum(_delete(location, file) for file in complete)
 
 

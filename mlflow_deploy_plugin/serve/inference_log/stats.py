@@ -129,7 +129,7 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     unknown endpoint (the message names the known endpoints), and OnnxserveError if the
     log is unreachable.
     """
-    account = _agent_counts(log, endpoint)
+    account = agent_counts(log, endpoint)
     # An account shows that the endpoint exists.
     if account is None and endpoint not in log.failures.endpoints():
         require_endpoint(log, endpoint)
@@ -246,7 +246,7 @@ def failures_by_code(log: InferenceLog, endpoint: str, times: TimeRange) -> Coun
     return counter
 
 
-def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:
+def agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:
     """Return the sums over all agents of the endpoint, or None if no agent has written
     a watermark. The log is complete up to the earliest time of the running agents, or
     else up to the latest time of the ended agents.

@@ -1,5 +1,5 @@
 """The log in a bucket behind a real S3 API: read, queried, labelled, compacted,
-expired.
+expired, erased.
 """
 
 import uuid
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.serve.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.erasure import Erasure
+from mlflow_deploy_plugin.serve.inference_log.labels import Label, read_labels
 from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log
 from mlflow_deploy_plugin.serve.inference_log.maintenance import compact, expire
 from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
@@ -63,6 +64,25 @@ def test_log_in_a_bucket_is_queried(writer, upload):
     stats = log_stats(log, "flights")
     assert (stats.rows, stats.files) == (6, 6)
     assert (stats.labels.rows, stats.labels.unmatched) == (1, 0)
+
+
+def test_person_in_a_bucket_is_erased(writer, upload):
+    for hour in range(3):
+        times = [DAY + timedelta(hours=hour, seconds=second) for second in range(2)]
+        writer.write({"_event_time": times, "customer": ["7", "8"]})
+    writer.write({"_event_time": [DAY], "customer": ["7"]})
+    writer.label(*(Label(None, None, {"customer": name}, 1, 0, name, 0) for name in "78"))
+    log = open_log(upload(writer))
+
+    done = Erasure(log, "flights", "customer", ["7"])
+    done.run()
+
+    assert (done.rows, done.labels, done.files) == (4, 1, 5)
+    left = [*log.batches("flights", WINDOW), *read_labels(log.location, "flights", {})]
+    assert [row.get("customer") or row["_key"] for row in rows_of(left)] == [
+        *["8"] * 3,
+        '{"customer":"8"}',
+    ]
 
 
 def test_hours_in_a_bucket_are_maintained(writer, upload):
