@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import ColumnElement, delete, func, or_, select
+from sqlalchemy import ColumnElement, delete, func, select
 
 from mlflow_deploy_plugin.core.errors import TooManyRequests
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import InboxRow
 
-MOST_EXCHANGES = 100_000
 MOST_BYTES = 128 * 1024**2
-"""The limits of an endpoint's inbox, which also bound the memory of a pass."""
+"""The limit of an endpoint's inbox, which also bounds the memory of a pass."""
+_ROW_BYTES = 1024
+"""The size of an exchange without its bodies, so that the number of small ones is
+limited too.
+"""
 _AGAIN_SECONDS = 60
 
 Part = Literal["request", "response"]
@@ -61,13 +64,14 @@ def add_events(store: Store, endpoint: str, events: Sequence[PushedEvent]) -> No
     has_id = InboxRow.id.in_({event.id for event in events})
     now = store.now()
     with store.transaction(alone_with=f"inbox of {endpoint}") as session:
-        stored = session.scalars(select(InboxRow).where(of_endpoint, has_id))
+        stored = session.scalars(select(InboxRow).where(of_endpoint, has_id).with_for_update())
         rows = {row.id: row for row in stored}
         for event in events:
             row = rows.get(event.id)
             if row is None:
                 row = InboxRow(endpoint=endpoint, id=event.id, time=event.time, received_at=now)
-                row.size = row.conflicts = 0
+                row.size = _ROW_BYTES
+                row.conflicts = 0
                 rows[event.id] = row
                 session.add(row)
             body = getattr(row, event.part)
@@ -79,12 +83,11 @@ def add_events(store: Store, endpoint: str, events: Sequence[PushedEvent]) -> No
             elif body != event.body:
                 row.conflicts = row.conflicts + 1
         session.flush()
-        used = select(func.count(), func.sum(InboxRow.size)).where(of_endpoint)
-        count, size = session.execute(used).one()
-        if events and (count > MOST_EXCHANGES or size > MOST_BYTES):
+        size = session.scalar(select(func.sum(InboxRow.size)).where(of_endpoint)) or 0
+        if size > MOST_BYTES:
             raise TooManyRequests(
-                f"the inbox of endpoint {endpoint!r} is full ({MOST_EXCHANGES:,} requests or "
-                f"{MOST_BYTES // 1024**2} MiB): check that `onnxserve controller` runs",
+                f"the inbox of endpoint {endpoint!r} is full ({MOST_BYTES // 1024**2} MiB): check "
+                "that `onnxserve controller` runs",
                 _AGAIN_SECONDS,
             )
 
@@ -100,32 +103,28 @@ def exchanges(store: Store, endpoint: str, limit: int) -> list[PushedExchange]:
 
 
 def remove(store: Store, endpoint: str, ids: Collection[str]) -> None:
-    """Delete the events with these ids, which are in the inference log now."""
+    """Delete the exchanges with these ids, which are in the inference log now."""
+    listed = delete(InboxRow).where(InboxRow.endpoint == endpoint, InboxRow.id.in_(ids))
     with store.transaction() as session:
-        listed = InboxRow.id.in_(ids)
-        session.execute(delete(InboxRow).where(InboxRow.endpoint == endpoint, listed))
+        session.execute(listed)
 
 
 def unanswered(store: Store, endpoint: str, before: datetime) -> tuple[int, str]:
-    """Return the number of requests without a response that were received before this
-    time, and the id of one of them; empty if there are none.
+    """Return the number of requests without a response, and of responses without a
+    request, that were received before this time, and the id of one of them; empty if
+    there are none.
     """
-    count_and_id = select(func.count(), func.coalesce(func.min(InboxRow.id), ""))
     with store.reading() as session:
-        is_old = _is_old(endpoint, before)
-        query = count_and_id.where(*is_old, InboxRow.response.is_(None))
-        count, example = session.execute(query).one()
-    return count, example
+        ids = session.scalars(select(InboxRow.id).where(*_is_half(endpoint, before))).all()
+    return len(ids), min(ids, default="")
 
 
 def drop_unanswered(store: Store, endpoint: str, before: datetime) -> None:
-    """Delete the requests of `unanswered`, and responses of this age without a request,
-    such as repeated responses whose exchange was removed.
-    """
-    is_half = or_(InboxRow.request.is_(None), InboxRow.response.is_(None))
+    """Delete the events that `unanswered` counts."""
     with store.transaction() as session:
-        session.execute(delete(InboxRow).where(*_is_old(endpoint, before), is_half))
+        session.execute(delete(InboxRow).where(*_is_half(endpoint, before)))
 
 
-def _is_old(endpoint: str, before: datetime) -> tuple[ColumnElement[bool], ...]:
-    return InboxRow.endpoint == endpoint, InboxRow.received_at < before
+def _is_half(endpoint: str, before: datetime) -> tuple[ColumnElement[bool], ...]:
+    lacks_one = InboxRow.request.is_(None) | InboxRow.response.is_(None)
+    return InboxRow.endpoint == endpoint, InboxRow.received_at < before, lacks_one

@@ -443,8 +443,8 @@ class RegistryChangeRow(Base):
 
 
 class InboxRow(Base):
-    """A pushed request with its response, until its rows are in the inference log. The
-    row is deleted with its endpoint.
+    """A pushed request with its response (`inbox.py`). The row is deleted with its
+    endpoint.
     """
 
     __tablename__ = "onnxserve_inbox"
