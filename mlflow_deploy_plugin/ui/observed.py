@@ -137,21 +137,23 @@ def _store_events(store: Store, name: str, request: Request) -> None:
     keys = ApiKeys(store).valid(digest=hashlib.sha256(text.encode()).hexdigest())
     if not keys:
         raise Unauthenticated(
-            "the key is missing, unknown, expired or revoked: send Authorization: Bearer KEY; "
+            "the key is missing, unknown, expired or revoked; send Authorization: Bearer KEY; "
             "`onnxserve keys create NAME --scope observe` creates a key"
         )
     (key,) = keys
     if "observe" not in key.scopes or (key.endpoints and name not in key.endpoints):
+        places = ", ".join(key.endpoints) or "all endpoints"
         raise ScopeMissing(
-            f"the key {key.name!r} is not for observe, or not for endpoint {name[:100]!r}"
+            f"the key {key.name!r} is for {', '.join(key.scopes)} at {places}; this needs observe "
+            f"at {name[:100]!r}"
         )
     if not takes_pushes(store.endpoint(name)):
         raise NotFound(f"there is no endpoint {name[:100]!r} that is observed by pushed events")
-    length = request.content_length
-    if length is None or length > MOST_BODY_BYTES:
+    if request.content_length is None:
+        raise InvalidRequest("the request has no Content-Length")
+    if request.content_length > MOST_BODY_BYTES:
         raise BodyTooLarge(
-            f"the request needs a Content-Length of at most {MOST_BODY_BYTES:,} bytes: send fewer "
-            "events at once"
+            f"the body is larger than this server's limit of {MOST_BODY_BYTES} bytes"
         )
     headers = {name.lower(): value for name, value in request.headers.items()}
     add_events(store, name, read_events(headers, request.get_data(), store.now()))
