@@ -57,7 +57,8 @@ def keys() -> None:
     "--scope",
     "scopes",
     "Permission: predictions, explanations and feedback (infer); metrics, metadata and pages "
-    "(read); loading and unloading models (admin). May be repeated.",
+    "(read); loading and unloading models (admin); pushing the events of an observed endpoint "
+    "(observe). May be repeated.",
     multiple=True,
     type=click.Choice(_SCOPES),
     default=("infer",),

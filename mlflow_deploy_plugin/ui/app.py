@@ -62,6 +62,7 @@ from mlflow_deploy_plugin.ui.guard import mlflow_stores, views
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins.login import Login
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
+from mlflow_deploy_plugin.ui.observed import install as install_observed
 from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
 from mlflow_deploy_plugin.ui.verdicts import record_verdict, recorded_report
@@ -157,6 +158,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
 
     app.view_functions[_INDEX_VIEW] = serve_with_script
     app.extensions[_EXTENSION] = trail
+    install_observed(app, served, trail)  # last, so that it is in front of the login
 
 
 def _enter_workspace() -> Response | None:

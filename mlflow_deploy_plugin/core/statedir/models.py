@@ -144,9 +144,10 @@ class Control(State):
     added: dict[str, EndpointSpec] = Field(default_factory=dict)
 
 
-Scope = Literal["infer", "read", "admin"]
+Scope = Literal["infer", "read", "admin", "observe"]
 """A caller's right: `infer` (predict, explain, feedback), `read` (metrics, metadata,
-pages), `admin` (load, unload).
+pages), `admin` (load, unload), `observe` (push the events of a model that another
+server serves, to MLflow's server).
 """
 
 

@@ -43,6 +43,7 @@ from mlflow_deploy_plugin.core.store.tables import (
     AlertRow,
     AuditRow,
     EndpointRow,
+    InboxRow,
     Json,
     MonitorRow,
     MonitorWindowRow,
@@ -592,8 +593,8 @@ def unknown_endpoint(
 
 
 def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:
-    """Delete states and windows, resolve alerts and end silences, so that they do not
-    affect a new endpoint.
+    """Delete states, windows and pushed events, resolve alerts and end silences, so
+    that they do not affect a new endpoint.
     """
     alerts = (AlertRow.endpoint == endpoint, AlertRow.state.in_(("firing", "changed")))
     session.execute(update(AlertRow).where(*alerts).values(state="resolved"))
@@ -601,7 +602,7 @@ def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:
     session.execute(silences.values(until=now))
     # `expire` locks the tables in this order too, so that the two transactions do not
     # deadlock.
-    for table in (MonitorWindowRow, MonitorRow):
+    for table in (MonitorWindowRow, MonitorRow, InboxRow):
         session.execute(delete(table).where(table.endpoint == endpoint))
 
 

@@ -440,3 +440,28 @@ class RegistryChangeRow(Base):
     model: Mapped[Str512] = mapped_column(primary_key=True)
     count: Mapped[Long]
     changed_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class InboxRow(Base):
+    """A pushed request with its response (`inbox.py`). The row is deleted with its
+    endpoint.
+    """
+
+    __tablename__ = "onnxserve_inbox"
+    __table_args__ = (
+        sa.UniqueConstraint("endpoint", "id", name="ux_onnxserve_inbox"),
+        # The size of an inbox is read from only this index, not from the bodies.
+        sa.Index("ix_onnxserve_inbox_size", "endpoint", "size"),
+    )
+
+    number: Mapped[RowId]
+    endpoint: Mapped[Str63]
+    id: Mapped[Str255]
+    time: Mapped[datetime]
+    request: Mapped[bytes | None]
+    response: Mapped[bytes | None]
+    request_type: Mapped[EmptyText]
+    response_type: Mapped[EmptyText]
+    size: Mapped[int]
+    conflicts: Mapped[int]
+    received_at: Mapped[datetime]

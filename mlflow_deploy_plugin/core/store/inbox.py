@@ -1,0 +1,130 @@
+"""The inbox of an observed endpoint: the requests and responses that another server has
+pushed, until the endpoint's pass has written them to the inference log.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import ColumnElement, delete, func, select
+
+from mlflow_deploy_plugin.core.errors import TooManyRequests
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import InboxRow
+
+MOST_BYTES = 128 * 1024**2
+"""The limit of an endpoint's inbox, which also bounds the memory of a pass."""
+_ROW_BYTES = 1024
+"""The size of an exchange without its bodies, so that the number of small ones is
+limited too.
+"""
+_AGAIN_SECONDS = 60
+
+Part = Literal["request", "response"]
+
+
+@dataclass(frozen=True)
+class PushedEvent:
+    """A request, or its response, with the same `id`. `time` has a time zone."""
+
+    id: str
+    part: Part
+    time: datetime
+    content_type: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class PushedExchange:
+    """A request and its response. `time` is the time of the earlier event.
+
+    Attributes:
+        request_type / response_type: the content types of the two bodies; may be empty.
+        conflicts: the number of later events with this id and another body. The first
+            body was kept.
+    """
+
+    id: str
+    time: datetime
+    request: bytes
+    response: bytes
+    request_type: str
+    response_type: str
+    conflicts: int
+
+
+def add_events(store: Store, endpoint: str, events: Sequence[PushedEvent]) -> None:
+    """Store all events, or none. A repeated event is kept once; if its body differs,
+    the first body is kept, and the event is counted as a conflict.
+
+    Raises TooManyRequests if the inbox of the endpoint is full, and StoreUnavailable.
+    """
+    of_endpoint = InboxRow.endpoint == endpoint
+    has_id = InboxRow.id.in_({event.id for event in events})
+    now = store.now()
+    with store.transaction(alone_with=f"inbox of {endpoint}") as session:
+        stored = session.scalars(select(InboxRow).where(of_endpoint, has_id).with_for_update())
+        rows = {row.id: row for row in stored}
+        for event in events:
+            row = rows.get(event.id)
+            if row is None:
+                row = InboxRow(endpoint=endpoint, id=event.id, time=event.time, received_at=now)
+                row.size = _ROW_BYTES
+                row.conflicts = 0
+                rows[event.id] = row
+                session.add(row)
+            body = getattr(row, event.part)
+            if body is None:
+                setattr(row, event.part, event.body)
+                setattr(row, f"{event.part}_type", event.content_type)
+                row.time = min(row.time, event.time)
+                row.size = row.size + len(event.body)
+            elif body != event.body:
+                row.conflicts = row.conflicts + 1
+        session.flush()
+        size = session.scalar(select(func.sum(InboxRow.size)).where(of_endpoint)) or 0
+        if size > MOST_BYTES:
+            raise TooManyRequests(
+                f"the inbox of endpoint {endpoint!r} is full ({MOST_BYTES // 1024**2} MiB): check "
+                "that `onnxserve controller` runs",
+                _AGAIN_SECONDS,
+            )
+
+
+def exchanges(store: Store, endpoint: str, limit: int) -> list[PushedExchange]:
+    """Return at most `limit` requests with their responses, in the order of arrival."""
+    query = select(InboxRow).where(
+        InboxRow.endpoint == endpoint,
+        InboxRow.request.is_not(None),
+        InboxRow.response.is_not(None),
+    )
+    return store.read(query.order_by(InboxRow.number).limit(limit), PushedExchange)
+
+
+def remove(store: Store, endpoint: str, ids: Collection[str]) -> None:
+    """Delete the exchanges with these ids, which are in the inference log now."""
+    listed = delete(InboxRow).where(InboxRow.endpoint == endpoint, InboxRow.id.in_(ids))
+    with store.transaction() as session:
+        session.execute(listed)
+
+
+def unanswered(store: Store, endpoint: str, before: datetime) -> tuple[int, str]:
+    """Return the number of requests without a response, and of responses without a
+    request, that were received before this time, and the id of one of them; empty if
+    there are none.
+    """
+    with store.reading() as session:
+        ids = session.scalars(select(InboxRow.id).where(*_is_half(endpoint, before))).all()
+    return len(ids), min(ids, default="")
+
+
+def drop_unanswered(store: Store, endpoint: str, before: datetime) -> None:
+    """Delete the events that `unanswered` counts."""
+    with store.transaction() as session:
+        session.execute(delete(InboxRow).where(*_is_half(endpoint, before)))
+
+
+def _is_half(endpoint: str, before: datetime) -> tuple[ColumnElement[bool], ...]:
+    lacks_one = InboxRow.request.is_(None) | InboxRow.response.is_(None)
+    return InboxRow.endpoint == endpoint, InboxRow.received_at < before, lacks_one

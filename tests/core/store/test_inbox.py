@@ -1,0 +1,82 @@
+"""The inbox of pushed events: once, all or none, in pairs, and bounded."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mlflow_deploy_plugin.core.errors import TooManyRequests
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store import inbox
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.inbox import PushedEvent, PushedExchange
+from tests.support.clocks import Clock
+from tests.support.refusals import refused
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+REQUEST = PushedEvent("a", "request", NOW - timedelta(seconds=2), "application/json", b"[1]")
+RESPONSE = PushedEvent("a", "response", NOW - timedelta(seconds=1), "", b"[0.5]")
+EXCHANGE = PushedExchange("a", REQUEST.time, b"[1]", b"[0.5]", "application/json", "", 0)
+
+
+@pytest.fixture
+def clock():
+    return Clock(NOW)
+
+
+@pytest.fixture
+def store(store_url, clock, name):
+    """Return a store with an observed endpoint."""
+    opened = open_store(store_url, clock)
+    opened.add_endpoint("onnxserve:/observed", new_endpoint(name, "models:/m/1"))
+    yield opened
+    opened.remove_endpoint(name)
+    opened.close()
+
+
+@pytest.mark.parametrize("events", [(REQUEST, RESPONSE), (RESPONSE, REQUEST)])
+def test_observed_events_are_paired_once_in_any_order(store, name, events):
+    for _ in range(2):
+        for event in events:
+            inbox.add_events(store, name, [event])
+    assert inbox.exchanges(store, name, 10) == [EXCHANGE]
+
+    inbox.add_events(store, name, [replace(RESPONSE, body=b"other")])
+    assert inbox.exchanges(store, name, 10) == [replace(EXCHANGE, conflicts=1)]
+
+    inbox.remove(store, f"{name}x", ["a"])
+    store.remove_endpoint(name)
+    assert inbox.exchanges(store, name, 10) == []
+
+
+def test_observed_exchanges_are_read_in_order_of_arrival(store, name):
+    for identity in "cab":
+        both = [replace(event, id=identity) for event in (REQUEST, RESPONSE)]
+        inbox.add_events(store, name, both)
+
+    assert [exchange.id for exchange in inbox.exchanges(store, name, 2)] == ["c", "a"]
+    inbox.remove(store, name, ["c", "a"])
+    assert [exchange.id for exchange in inbox.exchanges(store, name, 2)] == ["b"]
+
+
+def test_unanswered_observed_requests_are_dropped(store, name, clock):
+    inbox.add_events(store, name, [REQUEST, replace(RESPONSE, id="lost")])
+    clock.now += timedelta(hours=1)
+    inbox.add_events(store, name, [replace(REQUEST, id="new")])
+
+    before = NOW + timedelta(minutes=1)
+    assert inbox.unanswered(store, name, before) == (2, "a")
+    inbox.drop_unanswered(store, name, before)
+
+    assert inbox.unanswered(store, name, before) == (0, "")
+    assert inbox.unanswered(store, name, clock.now + timedelta(minutes=1)) == (1, "new")
+
+
+def test_full_observed_inbox_stores_none_of_a_batch(store, name, monkeypatch):
+    monkeypatch.setattr(inbox, "MOST_BYTES", 2000)
+    inbox.add_events(store, name, [REQUEST])
+
+    with refused(TooManyRequests, name):
+        inbox.add_events(store, name, [RESPONSE, replace(REQUEST, id="b")])
+    assert inbox.exchanges(store, name, 10) == []
+    inbox.add_events(store, name, [REQUEST, RESPONSE])

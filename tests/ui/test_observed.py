@@ -1,0 +1,234 @@
+"""Events that machines push to MLflow's server for an observed endpoint."""
+
+import json
+from base64 import b64encode
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store import inbox
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.keys import ApiKeys
+from mlflow_deploy_plugin.ui.observed import MOST_BODY_BYTES
+from tests.support.refusals import mentions
+from tests.support.services.basic_auth import basic_auth_server
+from tests.support.services.mlflow_server import MlflowServer
+
+PATH = "/observed/churn"
+REQUEST = "org.kubeflow.serving.inference.request"
+RESPONSE = "org.kubeflow.serving.inference.response"
+TIME = "2026-11-20T12:00:00.25Z"
+ASKED = b'{"instances": [[1, 2]]}'
+ANSWERED = b'{"predictions": [0.5]}'
+BATCH = {"Content-Type": "application/cloudevents-batch+json"}
+STRUCTURED = {"Content-Type": "application/cloudevents+json; charset=utf-8"}
+LARGE = b" " * (MOST_BODY_BYTES + 1)
+
+
+@pytest.fixture(scope="module")
+def keys(mlflow_app):
+    """Return the texts of keys by name. The endpoint `served` is not observed."""
+    for name, target in (("churn", "onnxserve:/observed"), ("served", "onnxserve")):
+        mlflow_app.store.add_endpoint(target, new_endpoint(name, "models:/m/1"))
+    stored = ApiKeys(mlflow_app.store)
+    texts = {"unknown": "onnxserve_x"}
+    _, texts["kserve"] = stored.create("kserve", ["observe"])
+    _, texts["shop"] = stored.create("shop", ["infer", "read", "admin"])
+    _, texts["other"] = stored.create("other", ["observe"], ["served", "gone"])
+    return texts
+
+
+@pytest.fixture(scope="module")
+def push(mlflow_app, keys):
+    """Return a function that posts a body with a key."""
+
+    def post(headers, body=ASKED, key="kserve", path=PATH):
+        authorized = {"Authorization": f"Bearer {keys[key]}"}
+        return mlflow_app.client.post(path, data=body, headers=authorized | headers)
+
+    return post
+
+
+@pytest.fixture
+def exchanges(mlflow_app):
+    """Return a function that empties the inbox and returns its exchanges."""
+
+    def read():
+        complete = inbox.exchanges(mlflow_app.store, "churn", 1000)
+        inbox.remove(mlflow_app.store, "churn", [exchange.id for exchange in complete])
+        inbox.drop_unanswered(mlflow_app.store, "churn", datetime.now(UTC) + timedelta(1))
+        return complete
+
+    read()
+    return read
+
+
+def binary(kind=REQUEST, **attributes):
+    """Return the headers of KServe's logger (pkg/logger/worker.go)."""
+    sent = event(kind, time=TIME, metadata="{}", component="predictor") | attributes
+    names = {f"Ce-{name}": value for name, value in sent.items()}
+    return {"Content-Type": "application/json"} | names
+
+
+def event(kind=REQUEST, **attributes):
+    return {"specversion": "1.0", "id": "a", "source": "/", "type": kind} | attributes
+
+
+def test_observed_binary_pair_is_stored_once(push, exchanges):
+    later = binary(RESPONSE, time="2026-11-20T13:00:00.5+01:00")
+    for _ in range(2):
+        assert push(later, ANSWERED).status_code == push(binary()).status_code == 202
+    push(binary(), b"other")
+    (exchange,) = exchanges()
+    assert (exchange.id, exchange.time) == ("a", datetime.fromisoformat(TIME))
+    assert (exchange.request, exchange.response) == (ASKED, ANSWERED)
+    assert (exchange.response_type, exchange.conflicts) == ("application/json", 1)
+
+
+def test_observed_json_events_are_stored(push, exchanges):
+    structured = json.dumps(event(data=json.loads(ASKED), time=TIME))
+    assert push(STRUCTURED, structured).status_code == 202
+    # Seldon's two events have a common `requestid`. A sink of onnxserve sends a request
+    # and its response as one event.
+    kind = RESPONSE.replace("org.kubeflow", "io.seldon")
+    answer = event(kind, id="x", requestid="a", data_base64=b64encode(ANSWERED).decode())
+    pair = {"inputs": [], "outputs": []}
+    events = [answer, event(RESPONSE, id="b", data=pair)]
+    assert push(BATCH, json.dumps(events)).status_code == 202
+    first, second = exchanges()
+    assert (first.id, json.loads(first.request), first.response) == (
+        "a",
+        json.loads(ASKED),
+        ANSWERED,
+    )
+    assert json.loads(second.request) == json.loads(second.response) == pair
+    assert datetime.now(UTC) - second.time < timedelta(minutes=5)
+
+
+def test_observed_key_is_accepted_as_password(mlflow_app, keys, exchanges):
+    """Go's HTTP client sends the user and the password of a URL as Basic."""
+    auth = ("any", keys["kserve"])
+    answer = mlflow_app.client.post(PATH, data=ASKED, headers=binary(), auth=auth)
+    assert answer.status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "status", "code"),
+    [
+        ("unknown", PATH, 401, "UNAUTHENTICATED"),
+        ("unknown", "/observed/gone", 401, "UNAUTHENTICATED"),
+        ("shop", PATH, 403, "PERMISSION_DENIED"),
+        ("other", PATH, 403, "PERMISSION_DENIED"),
+        ("other", "/observed/gone", 404, "RESOURCE_DOES_NOT_EXIST"),
+        ("other", "/observed/served", 404, "RESOURCE_DOES_NOT_EXIST"),
+    ],
+)
+def test_observed_event_without_permission_is_refused(push, keys, key, path, status, code):
+    answer = push(binary(), key=key, path=path)
+    assert (answer.status_code, answer.json["error_code"]) == (status, code)
+    assert keys[key] not in answer.text
+
+
+def test_other_site_cannot_push_observed_events(mlflow_app):
+    """A form of another site has no key, and a script may not add one."""
+    headers = {"Origin": "https://evil.example", **binary()}
+    assert mlflow_app.client.post(PATH, data=ASKED, headers=headers).status_code == 401
+    preflight = mlflow_app.client.options(PATH, headers=headers)
+    assert "Access-Control-Allow-Origin" not in preflight.headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "named"),
+    [
+        ({}, ASKED, 400, "0.specversion"),
+        (binary(specversion="0.3"), ASKED, 400, "0.specversion"),
+        (binary(type="io.seldon.serving.feedback"), ASKED, 400, "0.type"),
+        (binary(id="%0A"), ASKED, 400, "0.id"),
+        (binary(id="a" * 201), ASKED, 400, "0.id"),
+        (binary(time="2026-11-20T12:00:00"), ASKED, 400, "0.time"),
+        (binary(time="0001-01-01T00:00:00+14:00"), ASKED, 400, "0.time"),
+        (binary(time=f"{datetime.now(UTC) + timedelta(hours=2)}"), ASKED, 400, "0.time"),
+        (STRUCTURED, "no", 400, "JSON"),
+        (BATCH, "{}", 400, "events"),
+        (BATCH, "[" * 600 + "]" * 600, 400, "500"),
+        (BATCH, json.dumps([event(), event(id=7)]), 400, "1.id"),
+        (BATCH, json.dumps([event(), event(data_base64="*")]), 400, "1.data_base64"),
+        (BATCH, json.dumps([event()] * 1001), 400, "1000"),
+        (binary(), LARGE, 413, f"{MOST_BODY_BYTES}"),
+    ],
+    ids=range(15),
+)
+def test_invalid_observed_events_are_refused(
+    push, exchanges, mlflow_app, headers, body, status, named
+):
+    answer = push(headers, body)
+    assert answer.status_code == status
+    assert mentions(answer.json["message"], named)
+    now = datetime.now(UTC) + timedelta(1)
+    assert inbox.unanswered(mlflow_app.store, "churn", now) == (0, "")
+
+
+def test_full_observed_inbox_asks_to_wait(push, exchanges, monkeypatch):
+    monkeypatch.setattr(inbox, "MOST_BYTES", 2000)
+    assert push(binary()).status_code == 202
+    full = push(binary(id="b"))
+    assert (full.status_code, full.headers["Retry-After"]) == (429, "60")
+
+
+def test_invalid_setting_is_an_outage_for_observed_events(push, monkeypatch):
+    """A sender drops an event after 400, but repeats it after 503."""
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "never")
+    assert push(binary()).status_code == 503
+
+
+VALUES = (
+    st.sampled_from([RESPONSE, TIME, "\x00", "\ud800", 10**400, -1, None, [], "é%"]) | st.text()
+)
+NAMES = st.sampled_from(["id", "type", "time", "data", "data_base64", "datacontenttype", "x"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from([BATCH, STRUCTURED, binary(), {}]),
+    st.lists(st.dictionaries(NAMES, VALUES).map(lambda more: event() | more)) | VALUES,
+    st.dictionaries(NAMES, st.text(st.characters(min_codepoint=32, max_codepoint=255))),
+)
+def test_no_observed_body_is_a_fault(push, headers, body, more):
+    named = {f"Ce-{name}": value for name, value in more.items()}
+    assert push(headers | named, json.dumps(body)).status_code in (202, 400)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("login", ["uvicorn", "gunicorn", "basic-auth"])
+def test_real_servers_store_observed_events(tmp_path, new_database, monkeypatch, login):
+    """The route is in front of every login, and keys and bodies are not logged."""
+    new_database(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    options = ("--gunicorn-opts", "--timeout 120") if login == "gunicorn" else ()
+    running = MlflowServer(tmp_path, app="onnxserve", options=options).running()
+    if login == "basic-auth":
+        running = basic_auth_server(tmp_path)
+    with running as server, closing(open_store(f"sqlite:///{tmp_path}/home/onnxserve.db")) as store:
+        store.add_endpoint("onnxserve:/observed", new_endpoint("churn", "models:/m/1"))
+        _, key = ApiKeys(store).create("kserve", ["observe"], ["churn"])
+
+        def push(headers, body, key=key):
+            headers = {"Authorization": f"Bearer {key}"} | headers
+            return requests.post(f"{server.url}{PATH}", body, headers=headers, timeout=60)
+
+        assert push(binary(), ASKED).status_code == 202
+        assert push(binary(RESPONSE), ANSWERED).status_code == 202
+        assert push(binary(), LARGE).status_code == 413
+        assert push(binary(), iter([LARGE])).status_code == 400  # It is sent without a length.
+        assert push(binary(), ASKED, "unknown").status_code == 401
+        (exchange,) = inbox.exchanges(store, "churn", 10)
+        assert (exchange.request, exchange.response) == (ASKED, ANSWERED)
+        log = server.log.read_text()
+        assert key not in log
+        assert "instances" not in log
