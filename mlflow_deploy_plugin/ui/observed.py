@@ -35,9 +35,10 @@ from mlflow_deploy_plugin.core.errors import (
     Unauthenticated,
 )
 from mlflow_deploy_plugin.core.spec.document import field_problem
+from mlflow_deploy_plugin.core.spec.parts import PUSH
 from mlflow_deploy_plugin.core.store.inbox import Part, PushedEvent, add_events
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
-from mlflow_deploy_plugin.core.store.store import Endpoint, Store
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.protocols.content import check_depth, load_json, media_name
 from mlflow_deploy_plugin.ui.access import refusal, static_prefix
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
@@ -147,7 +148,9 @@ def _store_events(store: Store, name: str, request: Request) -> None:
             f"the key {key.name!r} is for {', '.join(key.scopes)} at {places}; this needs observe "
             f"at {name[:100]!r}"
         )
-    if not takes_pushes(store.endpoint(name)):
+    endpoint = store.endpoint(name)
+    spec = endpoint.spec.observe if endpoint is not None else None
+    if spec is None or spec.source != PUSH:
         raise NotFound(f"there is no endpoint {name[:100]!r} that is observed by pushed events")
     if request.content_length is None:
         raise InvalidRequest("the request has no Content-Length")
@@ -157,11 +160,6 @@ def _store_events(store: Store, name: str, request: Request) -> None:
         )
     headers = {name.lower(): value for name, value in request.headers.items()}
     add_events(store, name, read_events(headers, request.get_data(), store.now()))
-
-
-def takes_pushes(endpoint: Endpoint | None) -> bool:
-    """Return True if another server pushes the rows of the endpoint."""
-    return endpoint is not None and endpoint.target == "onnxserve:/observed"
 
 
 def read_events(headers: Mapping[str, str], body: bytes, now: datetime) -> list[PushedEvent]:

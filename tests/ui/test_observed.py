@@ -27,14 +27,18 @@ ASKED = b'{"instances": [[1, 2]]}'
 ANSWERED = b'{"predictions": [0.5]}'
 BATCH = {"Content-Type": "application/cloudevents-batch+json"}
 STRUCTURED = {"Content-Type": "application/cloudevents+json; charset=utf-8"}
+PUSHED = {"observe.source": "push:", "observe.format": "kserve"}
 LARGE = b" " * (MOST_BODY_BYTES + 1)
 
 
 @pytest.fixture(scope="module")
 def keys(mlflow_app):
     """Return the texts of keys by name. The endpoint `served` is not observed."""
-    for name, target in (("churn", "onnxserve:/observed"), ("served", "onnxserve")):
-        mlflow_app.store.add_endpoint(target, new_endpoint(name, "models:/m/1"))
+    for name, target, config in (
+        ("churn", "onnxserve:/observed", PUSHED),
+        ("served", "onnxserve", {}),
+    ):
+        mlflow_app.store.add_endpoint(target, new_endpoint(name, "models:/m/1", config))
     stored = ApiKeys(mlflow_app.store)
     texts = {"unknown": "onnxserve_x"}
     _, texts["kserve"] = stored.create("kserve", ["observe"])
@@ -59,9 +63,9 @@ def exchanges(mlflow_app):
     """Return a function that empties the inbox and returns its exchanges."""
 
     def read():
-        complete = inbox.exchanges(mlflow_app.store, "churn", 1000)
+        complete = inbox.exchanges(mlflow_app.store, "churn")
         inbox.remove(mlflow_app.store, "churn", [exchange.id for exchange in complete])
-        inbox.drop_unanswered(mlflow_app.store, "churn", datetime.now(UTC) + timedelta(1))
+        inbox.take_unanswered(mlflow_app.store, "churn", datetime.now(UTC) + timedelta(1))
         return complete
 
     read()
@@ -170,7 +174,7 @@ def test_invalid_observed_events_are_refused(
     assert answer.status_code == status
     assert mentions(answer.json["message"], named)
     now = datetime.now(UTC) + timedelta(1)
-    assert inbox.unanswered(mlflow_app.store, "churn", now) == (0, "")
+    assert inbox.take_unanswered(mlflow_app.store, "churn", now) == []
 
 
 def test_full_observed_inbox_asks_to_wait(push, exchanges, monkeypatch):
@@ -215,7 +219,7 @@ def test_real_servers_store_observed_events(tmp_path, new_database, monkeypatch,
     if login == "basic-auth":
         running = basic_auth_server(tmp_path)
     with running as server, closing(open_store(f"sqlite:///{tmp_path}/home/onnxserve.db")) as store:
-        store.add_endpoint("onnxserve:/observed", new_endpoint("churn", "models:/m/1"))
+        store.add_endpoint("onnxserve:/observed", new_endpoint("churn", "models:/m/1", PUSHED))
         _, key = ApiKeys(store).create("kserve", ["observe"], ["churn"])
 
         def push(headers, body, key=key):
@@ -227,7 +231,7 @@ def test_real_servers_store_observed_events(tmp_path, new_database, monkeypatch,
         assert push(binary(), LARGE).status_code == 413
         assert push(binary(), iter([LARGE])).status_code == 400  # It is sent without a length.
         assert push(binary(), ASKED, "unknown").status_code == 401
-        (exchange,) = inbox.exchanges(store, "churn", 10)
+        (exchange,) = inbox.exchanges(store, "churn")
         assert (exchange.request, exchange.response) == (ASKED, ANSWERED)
         log = server.log.read_text()
         assert key not in log

@@ -514,6 +514,10 @@ class CaptureSpec(SpecPart):
         return self
 
 
+PUSH = "push:"
+"""The source of events that are posted to MLflow's server."""
+
+
 class ObserveSpec(SpecPart):
     """The source of the rows of an endpoint whose model another server serves."""
 
@@ -572,6 +576,8 @@ class ObserveSpec(SpecPart):
             )
         if self.is_database != (self.query is not None):
             raise ValueError("a database, and only a database, needs `query`: a table or a SELECT")
+        if self.source == PUSH and self.format == "columns":
+            raise ValueError("format is missing: that of the pushed bodies, such as kserve")
         needed = ["time", "prediction"] if self.format == "columns" else []
         if self.is_database and needed:
             needed.append("id")

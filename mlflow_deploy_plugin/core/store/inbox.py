@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import delete, func, select
 
 from mlflow_deploy_plugin.core.errors import TooManyRequests
 from mlflow_deploy_plugin.core.store.store import Store
@@ -20,6 +20,8 @@ _ROW_BYTES = 1024
 limited too.
 """
 _AGAIN_SECONDS = 60
+_IDS_AT_ONCE = 10_000
+"""The limit of ids in one statement; SQLite accepts 32,766."""
 
 Part = Literal["request", "response"]
 
@@ -92,39 +94,31 @@ def add_events(store: Store, endpoint: str, events: Sequence[PushedEvent]) -> No
             )
 
 
-def exchanges(store: Store, endpoint: str, limit: int) -> list[PushedExchange]:
-    """Return at most `limit` requests with their responses, in the order of arrival."""
+def exchanges(store: Store, endpoint: str) -> list[PushedExchange]:
+    """Return the first requests with their responses, in the order of arrival; empty if
+    there are none.
+    """
     query = select(InboxRow).where(
         InboxRow.endpoint == endpoint,
         InboxRow.request.is_not(None),
         InboxRow.response.is_not(None),
     )
-    return store.read(query.order_by(InboxRow.number).limit(limit), PushedExchange)
+    return store.read(query.order_by(InboxRow.number).limit(_IDS_AT_ONCE), PushedExchange)
 
 
 def remove(store: Store, endpoint: str, ids: Collection[str]) -> None:
     """Delete the exchanges with these ids, which are in the inference log now."""
-    listed = delete(InboxRow).where(InboxRow.endpoint == endpoint, InboxRow.id.in_(ids))
     with store.transaction() as session:
-        session.execute(listed)
+        session.execute(delete(InboxRow).where(InboxRow.endpoint == endpoint, InboxRow.id.in_(ids)))
 
 
-def unanswered(store: Store, endpoint: str, before: datetime) -> tuple[int, str]:
-    """Return the number of requests without a response, and of responses without a
-    request, that were received before this time, and the id of one of them; empty if
-    there are none.
+def take_unanswered(store: Store, endpoint: str, before: datetime) -> list[str]:
+    """Delete the requests without a response, and the responses without a request, that
+    were received before this time. Return their ids.
     """
-    with store.reading() as session:
-        ids = session.scalars(select(InboxRow.id).where(*_is_half(endpoint, before))).all()
-    return len(ids), min(ids, default="")
-
-
-def drop_unanswered(store: Store, endpoint: str, before: datetime) -> None:
-    """Delete the events that `unanswered` counts."""
+    is_half = InboxRow.request.is_(None) | InboxRow.response.is_(None)
+    deleted = delete(InboxRow).where(
+        InboxRow.endpoint == endpoint, InboxRow.received_at < before, is_half
+    )
     with store.transaction() as session:
-        session.execute(delete(InboxRow).where(*_is_half(endpoint, before)))
-
-
-def _is_half(endpoint: str, before: datetime) -> tuple[ColumnElement[bool], ...]:
-    lacks_one = InboxRow.request.is_(None) | InboxRow.response.is_(None)
-    return InboxRow.endpoint == endpoint, InboxRow.received_at < before, lacks_one
+        return [*session.scalars(deleted.returning(InboxRow.id))]

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
-from mlflow_deploy_plugin.core.errors import NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.extensions import SOURCES, find_entry
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.types import EPOCH, parse_time
-from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.source_state import (
@@ -80,8 +81,9 @@ def read_source(
     state = read_source_state(log.location, endpoint.name)
     started = datetime.now(UTC)
     error = ""
+    store = open_store(settings.store_url)
     try:
-        context, reader = _open_source(settings, endpoint, started)
+        context, reader = _open_source(settings, store, endpoint, started)
         pieces = reader.pieces(state.position)
         for written in _write_groups(log, endpoint, pieces, context, state):
             state = written
@@ -90,8 +92,10 @@ def read_source(
                 until = f"{state.newest:%Y-%m-%d %H:%M} UTC"
                 progress(f"{endpoint.name}: {state.rows:,} rows, until {until}")
         state = replace(state, complete_until=started)
-    except (OnnxserveError, NotInstalled) as failure:
+    except OnnxserveError as failure:
         error = failure.message
+    finally:
+        store.close()
     state = replace(state, read_at=started, error=error)
     write_source_state(log.location, endpoint.name, state)
     rows = {endpoint.name: state.rows}
@@ -125,7 +129,7 @@ def read_again(settings: Settings, endpoint: Endpoint) -> None:
 
 
 def _open_source(
-    settings: Settings, endpoint: Endpoint, now: datetime
+    settings: Settings, store: Store, endpoint: Endpoint, now: datetime
 ) -> tuple[RowContext, SourceReader]:
     """Return what all rows of a reading share, and the reader of the source. Raises the
     errors of `resolve` and `find_entry`.
@@ -149,7 +153,7 @@ def _open_source(
     if spec.format != "columns":
         read_exchange = find_entry(SOURCES, spec.format, "format", ["columns"])
     context = RowContext(endpoint.name, model, version, endpoint.spec.capture, mask, now)
-    return context, SourceReader(spec, read_exchange, tuple(types), types)
+    return context, SourceReader(store, endpoint.name, spec, read_exchange, tuple(types), types)
 
 
 def _write_groups(
@@ -186,7 +190,8 @@ def _write_groups(
             failure = OnnxserveError(f"rows of the source cannot be read: {one_line(error)}")
         is_over = piece is None or failure is not None
         is_full = (
-            sum(map(len, group)) >= _GROUP_ROWS
+            (piece is not None and piece.ends_group)
+            or sum(map(len, group)) >= _GROUP_ROWS
             or sum(table.nbytes for table in group) >= _GROUP_BYTES
         )
         if not (is_full or is_over):

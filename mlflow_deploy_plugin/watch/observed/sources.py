@@ -1,9 +1,12 @@
-"""The sources of observed endpoints: files in a folder or a bucket, Delta tables, and
-databases. A source yields pieces of rows, each with the position after it.
+"""The sources of observed endpoints: files in a folder or a bucket, Delta tables,
+databases, and pushed events. A source yields pieces of rows, each with the position
+after it.
 
 - **Files** are read once each, by their name, size and time of the last change. The
   position is the set of the files that have been read. If a file grows or is replaced,
   it is read again, and the rows that are in the log already are left out by their ids.
+- **The inbox** of pushed events is emptied; an event without its other half is reported
+  after a day.
 - **A database** is read from the position of a growing column. Transactions may become
   visible in another order, so each reading begins `_READ_AGAIN` rows earlier.
 """
@@ -15,8 +18,8 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from datetime import date, datetime
+from dataclasses import asdict, dataclass
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -32,10 +35,13 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.spec.parts import ObserveSpec
+from mlflow_deploy_plugin.core.spec.parts import PUSH, ObserveSpec
+from mlflow_deploy_plugin.core.store import inbox
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.tabular.row_files import json_lines
 from mlflow_deploy_plugin.core.tabular.streams import RowStream, typed_tables
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
+from mlflow_deploy_plugin.serve.inference_log.tables import hash_texts
 from mlflow_deploy_plugin.ship.batch.manifest import list_parts
 from mlflow_deploy_plugin.ship.batch.part import Part, unpacked
 from mlflow_deploy_plugin.watch.observed.exchange import Exchange, ReadExchange
@@ -43,6 +49,7 @@ from mlflow_deploy_plugin.watch.observed.rows import ID, Fault, exchange_rows, f
 
 _DELTA = "delta:"
 _PIECE_ROWS = 50_000
+_UNANSWERED_AFTER = timedelta(days=1)
 _READ_AGAIN = 1_000
 _MARK_BYTES = 8
 _TABLE_NAME = re.compile(r'[\w."]+')
@@ -55,12 +62,15 @@ class Piece:
     Attributes:
         place: the file or the database, for messages.
         position: the position after these rows; None within a file.
+        ends_group: True if the source continues only after these rows have been
+            written.
     """
 
     table: pa.Table
     place: str
     position: str | None
     faults: Sequence[Fault] = ()
+    ends_group: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,8 @@ class SourceReader:
         types: column → its type in the model's signature, for texts of CSV files.
     """
 
+    store: Store
+    endpoint: str
     spec: ObserveSpec
     read_exchange: ReadExchange | None
     names: Sequence[str]
@@ -85,6 +97,9 @@ class SourceReader:
             InvalidConfig: the source does not exist, or has no column with a role.
             OnnxserveError: the source cannot be reached or read.
         """
+        if self.spec.source == PUSH:
+            yield from self._pushed_pieces()
+            return
         if self.spec.is_database:
             yield from self._database_pieces(position)
             return
@@ -106,6 +121,21 @@ class SourceReader:
                 raise OnnxserveError(f"{part.uri}: {error.message}") from None
             marks.add(mark)
             yield Piece(pa.table({}), part.name, base64.b64encode(b"".join(sorted(marks))).decode())
+
+    def _pushed_pieces(self) -> Iterator[Piece]:
+        """Yield the rows of the inbox, and empty it after they have been written."""
+        store = self.store
+        name = self.endpoint
+        place = "the pushed events"
+        while pushed := inbox.exchanges(store, name):
+            records = ((f"id {each.id}", asdict(each)) for each in pushed)
+            faults = [fault("conflict", f"id {each.id}") for each in pushed if each.conflicts]
+            yield from self._exchange_pieces(records, place)
+            yield Piece(pa.table({}), place, None, faults, ends_group=True)
+            inbox.remove(store, name, [each.id for each in pushed])
+        if late := inbox.take_unanswered(store, name, store.now() - _UNANSWERED_AFTER):
+            marks = hash_texts(pa.chunked_array([late]))
+            yield Piece(pa.table({}), place, None, [Fault("unanswered", f"id {late[-1]}", marks)])
 
     def _list_files(self) -> list[Part]:
         if not self.spec.source.startswith(_DELTA):

@@ -39,14 +39,14 @@ def test_observed_events_are_paired_once_in_any_order(store, name, events):
     for _ in range(2):
         for event in events:
             inbox.add_events(store, name, [event])
-    assert inbox.exchanges(store, name, 10) == [EXCHANGE]
+    assert inbox.exchanges(store, name) == [EXCHANGE]
 
     inbox.add_events(store, name, [replace(RESPONSE, body=b"other")])
-    assert inbox.exchanges(store, name, 10) == [replace(EXCHANGE, conflicts=1)]
+    assert inbox.exchanges(store, name) == [replace(EXCHANGE, conflicts=1)]
 
     inbox.remove(store, f"{name}x", ["a"])
     store.remove_endpoint(name)
-    assert inbox.exchanges(store, name, 10) == []
+    assert inbox.exchanges(store, name) == []
 
 
 def test_observed_exchanges_are_read_in_order_of_arrival(store, name):
@@ -54,9 +54,9 @@ def test_observed_exchanges_are_read_in_order_of_arrival(store, name):
         both = [replace(event, id=identity) for event in (REQUEST, RESPONSE)]
         inbox.add_events(store, name, both)
 
-    assert [exchange.id for exchange in inbox.exchanges(store, name, 2)] == ["c", "a"]
+    assert [exchange.id for exchange in inbox.exchanges(store, name)] == ["c", "a", "b"]
     inbox.remove(store, name, ["c", "a"])
-    assert [exchange.id for exchange in inbox.exchanges(store, name, 2)] == ["b"]
+    assert [exchange.id for exchange in inbox.exchanges(store, name)] == ["b"]
 
 
 def test_unanswered_observed_requests_are_dropped(store, name, clock):
@@ -65,11 +65,10 @@ def test_unanswered_observed_requests_are_dropped(store, name, clock):
     inbox.add_events(store, name, [replace(REQUEST, id="new")])
 
     before = NOW + timedelta(minutes=1)
-    assert inbox.unanswered(store, name, before) == (2, "a")
-    inbox.drop_unanswered(store, name, before)
+    assert sorted(inbox.take_unanswered(store, name, before)) == ["a", "lost"]
 
-    assert inbox.unanswered(store, name, before) == (0, "")
-    assert inbox.unanswered(store, name, clock.now + timedelta(minutes=1)) == (1, "new")
+    assert inbox.take_unanswered(store, name, before) == []
+    assert inbox.take_unanswered(store, name, clock.now + timedelta(minutes=1)) == ["new"]
 
 
 def test_full_observed_inbox_stores_none_of_a_batch(store, name, monkeypatch):
@@ -78,5 +77,5 @@ def test_full_observed_inbox_stores_none_of_a_batch(store, name, monkeypatch):
 
     with refused(TooManyRequests, name):
         inbox.add_events(store, name, [RESPONSE, replace(REQUEST, id="b")])
-    assert inbox.exchanges(store, name, 10) == []
+    assert inbox.exchanges(store, name) == []
     inbox.add_events(store, name, [REQUEST, RESPONSE])
