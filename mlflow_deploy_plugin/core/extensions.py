@@ -39,6 +39,11 @@ PROXIES = "onnxserve.proxies"
 format → a function like those of ship.manifests.formats.
 """
 
+SOURCES = "onnxserve.sources"
+"""The group of formats of other servers' logs: the name of a format → a `ReadExchange`
+of watch.observed.exchange.
+"""
+
 
 def registered_in(group: str, installed: Any = None) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name, in the order of their names. Of two
