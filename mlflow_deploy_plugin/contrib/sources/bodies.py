@@ -40,8 +40,10 @@ from mlflow_deploy_plugin.watch.observed.exchange import Exchange
 
 Columns = dict[str, list[Any]]
 
-MOST_BYTES = 64 * 1024 * 1024
-"""The maximum size of a body."""
+MOST_BYTES = 16 * 1024 * 1024
+"""The maximum size of a body, as that of a server by default."""
+MOST_CHARACTERS = 256
+"""The maximum length of an id, a version and the name of a column."""
 PRINTABLE = r"^\P{C}*$"
 MOST_COLUMNS = 10_000
 """The maximum number of columns, because each becomes a column of the log."""
@@ -50,9 +52,9 @@ MOST_COLUMNS = 10_000
 class Head(BaseModel):
     """The identity of an exchange."""
 
-    id: str = Field(min_length=1, max_length=256, pattern=PRINTABLE)
+    id: str = Field(min_length=1, max_length=MOST_CHARACTERS, pattern=PRINTABLE)
     time: datetime
-    version: str | None = Field(max_length=256, pattern=PRINTABLE)
+    version: str | None = Field(max_length=MOST_CHARACTERS, pattern=PRINTABLE)
 
 
 def read_head(id: object, time: object, version: object = None) -> Head:
@@ -91,12 +93,13 @@ def read_exchange(
     if "0" in outputs and len(outputs) == rows and set(map(len, outputs.values())) == {1}:
         # SageMaker's XGBoost answers N rows with one line of N fields.
         outputs = {PREDICTION: [value for (value,) in outputs.values()]}
-    head.version = head.version or version
+    head = read_head(head.id, head.time, head.version or version)
     return make_exchange(head, inputs, outputs)
 
 
-def read_columns(body: object, names: Sequence[str], unnamed: str) -> tuple[Columns, str]:
-    """Return the columns of a request or a response, and the version of a V2 response.
+def read_columns(body: object, names: Sequence[str], unnamed: str) -> tuple[Columns, object]:
+    """Return the columns of a request or a response, and `model_version` of a V2
+    response.
 
     A column of CSV is numbers if all its fields are numbers or empty. An array of one
     element in each row becomes this element.
@@ -113,7 +116,7 @@ def read_columns(body: object, names: Sequence[str], unnamed: str) -> tuple[Colu
                 columns[name] = [None if field is None else float(field) for field in fields]
             except ValueError:
                 columns[name] = fields
-        return columns, ""
+        return columns, None
     document = load_json(body, "")
     if isinstance(document, list):
         document = {"inputs": document}
@@ -132,13 +135,12 @@ def read_columns(body: object, names: Sequence[str], unnamed: str) -> tuple[Colu
     for name, values in columns.items():
         if all(isinstance(value, list) and len(value) == 1 for value in values):
             columns[name] = [value for (value,) in values]
-    is_text = isinstance(version, str) and version.isprintable()
-    return columns, version[:256] if is_text else ""
+    return columns, version
 
 
 def tensor_columns(entries: Sequence[Any], names: Sequence[str]) -> Columns:
-    """Return the values of V2 tensors by name. The only tensor has the only name, or a
-    column per name if its shape is [N, number of names].
+    """Return the values of V2 tensors by name, or by `names` for the only tensor with
+    the shape [N, number of names].
     """
     arrays: dict[str, Any] = {}
     for position, entry in enumerate(entries):
@@ -147,9 +149,7 @@ def tensor_columns(entries: Sequence[Any], names: Sequence[str]) -> Columns:
             raise head.mismatch(" is repeated, or has no rows")
         with np.errstate(over="raise"):
             arrays[head.name] = from_json(head, entry.get("data"))
-    if len(arrays) == 1 and len(names) == 1:
-        arrays = {names[0]: arrays[head.name]}
-    elif len(arrays) == 1 and head.shape[1:] == (len(names),):
+    if len(arrays) == 1 and head.shape[1:] == (len(names),):
         arrays = dict(zip(names, arrays[head.name].T, strict=True))
     return {name: array.tolist() for name, array in arrays.items()}
 
@@ -175,6 +175,8 @@ def make_exchange(head: Head, inputs: Columns, outputs: Columns) -> Exchange:
         for name, values in outputs.items()
     }
     for name, values in (features | answers).items():
+        if len(name) > MOST_CHARACTERS:
+            raise InvalidRequest(f"{short_repr(name)} is longer than {MOST_CHARACTERS} characters")
         if len(values) != rows:
             raise InvalidRequest(f"{short_repr(name)} has {len(values)} rows, the request {rows}")
         try:
@@ -184,9 +186,10 @@ def make_exchange(head: Head, inputs: Columns, outputs: Columns) -> Exchange:
             raise InvalidRequest(
                 f"{short_repr(name)} has values of several types, or invalid text"
             ) from None
-        for _ in range(MAX_RANK):  # The readers of Parquet fail at 500 dimensions.
-            if pa.types.is_list(kind):
-                kind = kind.value_type
+        rank = 1
+        while pa.types.is_list(kind) and rank < MAX_RANK:  # Parquet's reader fails at 500.
+            kind = kind.value_type
+            rank += 1
         if pa.types.is_nested(kind):
             raise InvalidRequest(f"{short_repr(name)} has objects, or too many dimensions")
     time = head.time.replace(tzinfo=head.time.tzinfo or UTC)

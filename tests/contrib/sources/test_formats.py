@@ -8,6 +8,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,6 +99,18 @@ def test_tensor_becomes_named_columns():
     assert read("databricks", records("databricks")[0]).version == "3"
 
 
+def test_row_of_parquet_is_read(tmp_path):
+    (row,) = records("databricks")[:1]
+    version = pa.array([row.pop("request_metadata")], pa.map_(pa.string(), pa.string()))
+    moment = pa.array([datetime(2026, 3, 1, 12)], pa.timestamp("us"))
+    table = pa.Table.from_pylist([row]).append_column("request_metadata", version)
+    pq.write_table(table.append_column("request_time", moment), tmp_path / "rows.parquet")
+    (read_row,) = pq.read_table(tmp_path / "rows.parquet").to_pylist(maps_as_pydicts="strict")
+    exchange = read("databricks", read_row)
+    assert exchange.version == "3"
+    assert exchange.time == datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
 def test_line_of_bentoml_is_one_row():
     exchange = read("bentoml", records("bentoml")[0], ("carrier", "distance"))
     assert exchange.id == "2606471233404509521"
@@ -131,7 +145,6 @@ def test_record_without_prediction_is_none(source):
     [
         ("[[1, 2], [3, 4]]", (), {"input": [[1, 2], [3, 4]]}),
         ("[[1, 2], [3, 4]]", ("image",), {"image": [[1, 2], [3, 4]]}),
-        ("[[1], [2]]", ("a",), {"a": [1, 2]}),
         ("1,x\n2,y", (), {"0": [1, 2], "1": ["x", "y"]}),
         ('[{"a": 1, "_segment": "s", "prediction": 9}, {"a": 2}]', (), {"a": [1, 2]}),
     ],
@@ -148,23 +161,19 @@ TENSOR = {"name": "x", "datatype": "INT64", "data": [1, 2]}
     [
         (pair("1,2,3", "[1, 2]"), "'prediction' has 2 rows, the request 1"),
         (pair('{"a": ', "[1]"), "request: not valid JSON"),
-        (pair("1,2", "[1]"), "request: row 0 has 2 fields"),
         (pair("1,2,3", '{"error": "x"}'), "response: "),
         (pair("[" * 2000, "[1]"), "request: not valid JSON"),
         (pair('[{"a": ' + "[" * 400 + "]" * 400 + "}]", "[1]"), "too many dimensions"),
         (pair('[{"a": {"b": 1}}]', "[1]"), "'a' has objects"),
+        (pair(json.dumps([{"a" * 300: 1}]), "[1]"), "is longer than 256"),
         (pair('[{"a": 1}, {"a": "x"}]', "[1, 2]"), "'a' has values of several types"),
-        (pair('{"inputs": {"a": [1, 2], "b": [1]}}', "[1, 2]"), "request: the columns must be"),
         (pair("[]", "[]"), "request: the data has no rows"),
         (pair(json.dumps({"inputs": [TENSOR | {"shape": [3]}]}), "[1]"), "request: tensor 'x'"),
         (pair(json.dumps({"inputs": [TENSOR | {"shape": []}]}), "[1]"), "request: tensor 'x'"),
         (pair(b"\xff", "[1]"), "request: the CSV is not valid UTF-8"),
-        (pair(5, "[1]"), "request: a text"),
-        (pair("1,2,3", "[1]") | {"id": ""}, "id: "),
         (pair("1,2,3", "[1]") | {"id": "a\n"}, "id: "),
         (pair("1,2,3", "[1]") | {"id": "a" * 300}, "id: "),
         (pair("1,2,3", "[1]") | {"time": "yesterday"}, "time: "),
-        (pair("1,2,3", "[1]") | {"time": 1e300}, "time: "),
     ],
 )
 def test_malformed_record_is_refused_with_its_place(record, reason):
