@@ -39,8 +39,9 @@ PROXIES = "onnxserve.proxies"
 format → a function like those of ship.manifests.formats.
 """
 
+
 SOURCES = "onnxserve.sources"
-"""The group of formats of other servers' logs: the name of a format → a `ReadExchange`
+"""The group of formats of observed endpoints: the name of a format → a `ReadExchange`
 of watch.observed.exchange.
 """
 

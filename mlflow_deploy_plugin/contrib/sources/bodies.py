@@ -18,13 +18,14 @@ Bodies are untrusted: each fault raises InvalidRequest, with its place and its r
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
-from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION, is_prediction
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.serve.protocols.content import load_json
 from mlflow_deploy_plugin.serve.protocols.mlflow import decode_document, read_csv
@@ -158,23 +159,18 @@ def make_exchange(head: Head, inputs: Columns, outputs: Columns) -> Exchange:
     """Return the exchange of these columns.
 
     The output that is named `prediction`, or is the only one with one value per row, is
-    `prediction`. Inputs with a name of the log's own columns are left out.
+    `prediction`.
     """
     rows = len(next(iter(inputs.values()), ()))
     if not rows or not outputs or len(inputs) + len(outputs) > MOST_COLUMNS:
         raise InvalidRequest(f"no rows, no predictions, or more than {MOST_COLUMNS} columns")
     single = {name for name, values in outputs.items() if list not in set(map(type, values))}
     prediction = single if len(single) == 1 else single & {PREDICTION}
-    features = {
-        name: values
-        for name, values in inputs.items()
-        if not name.startswith("_") and not is_prediction(name)
-    }
     answers = {
         PREDICTION if name in prediction else OUTPUT_PREFIX + name: values
         for name, values in outputs.items()
     }
-    for name, values in (features | answers).items():
+    for name, values in chain(inputs.items(), answers.items()):
         if len(name) > MOST_CHARACTERS:
             raise InvalidRequest(f"{short_repr(name)} is longer than {MOST_CHARACTERS} characters")
         if len(values) != rows:
@@ -193,4 +189,4 @@ def make_exchange(head: Head, inputs: Columns, outputs: Columns) -> Exchange:
         if pa.types.is_nested(kind):
             raise InvalidRequest(f"{short_repr(name)} has objects, or too many dimensions")
     time = head.time.replace(tzinfo=head.time.tzinfo or UTC)
-    return Exchange(head.id, time, features, answers, head.version or "")
+    return Exchange(head.id, time, inputs, answers, head.version or "")

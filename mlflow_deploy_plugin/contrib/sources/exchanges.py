@@ -55,7 +55,10 @@ def databricks_exchange(record: Mapping[str, Any], names: Sequence[str]) -> Exch
         return None
     if errors := record.get("logging_error_codes"):
         raise InvalidRequest(f"Databricks has not logged the bodies: {short_repr(errors)}")
-    metadata = read_object(record, "request_metadata")
+    try:
+        metadata = dict(record.get("request_metadata") or {})  # A map of Arrow is pairs.
+    except (TypeError, ValueError):
+        raise InvalidRequest("request_metadata is not an object") from None
     time = record.get("request_time") or record.get("timestamp_ms")
     head = read_head(record.get("databricks_request_id"), time, metadata.get("model_version"))
     return read_exchange(head, names, record.get("request"), record.get("response"))
