@@ -29,6 +29,8 @@ class Exchange:
 
 ReadExchange = Callable[[Mapping[str, Any], Sequence[str]], Exchange | None]
 """A function of a record and of the names of the model's inputs, in order (empty if
-they are unknown), which name the values of a body without names. It raises
-InvalidRequest, with the reason, for a record that it cannot read.
+they are unknown), which name the values of a body without names. It returns None for a
+record without a prediction, such as a request that failed; such records are left out
+and counted. It raises InvalidRequest, with the reason, for a record that it cannot
+read.
 """

@@ -114,7 +114,7 @@ class Schema:
             raise missing
         rows = self._common_length(data)
         absent = sum(name not in data for name in self.names)
-        _check_filled(rows * absent, rows * (len(self.names) - absent))
+        check_filled(rows * absent, rows * (len(self.names) - absent))
         nulls = [None] * rows  # An optional column that is absent has missing values.
         arrays = {}
         with np.errstate(over="raise"):
@@ -163,7 +163,7 @@ class Schema:
             raise missing
         present = [name for name in self.names if name in seen]
         sent = sum(map(len, records))
-        _check_filled(len(records) * len(present) - sent, sent)
+        check_filled(len(records) * len(present) - sent, sent)
         return self.from_frame(columns_of(records, present))
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
@@ -631,7 +631,7 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
     return stacked
 
 
-def _check_filled(missing: int, sent: int) -> None:
+def check_filled(missing: int, sent: int) -> None:
     """Refuse a small body that expands to gigabytes, such as a million empty rows with
     hundreds of columns.
     """

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import SchemaMismatch
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, check_records, columns_of
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import (
+    Schema,
+    check_filled,
+    check_records,
+    columns_of,
+)
 from mlflow_deploy_plugin.serve.runtime.values import LISTS, short_repr
 
 _SEQUENCES = LISTS | {np.ndarray}
@@ -69,7 +74,10 @@ class SentSchema(Schema):
         check_records(records)
         if len(records) == 1 and records[0]:  # The usual case, in a fifth of the time.
             return {name: [value] for name, value in records[0].items()}
-        return self.from_columns(columns_of(records, dict.fromkeys(chain.from_iterable(records))))
+        names = dict.fromkeys(chain.from_iterable(records))
+        sent = sum(map(len, records))
+        check_filled(len(records) * len(names) - sent, sent)
+        return self.from_columns(columns_of(records, names))
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
         if LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}:

@@ -1,0 +1,1 @@
+"""Read the requests and predictions that other servers log."""
