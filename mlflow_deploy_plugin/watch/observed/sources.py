@@ -13,6 +13,7 @@ after it.
 
 import base64
 import hashlib
+import io
 import os
 import re
 from collections import deque
@@ -165,7 +166,8 @@ class SourceReader:
             unpacked(packed, location.root) as file,
         ):
             if part.input_format == "jsonl" and self.read_exchange is not None:
-                lines = ((f"line {number}", line) for number, line, _ in json_lines(file))
+                numbered_lines = json_lines(io.BufferedReader(file))
+                lines = ((f"line {number}", line) for number, line, _ in numbered_lines)
                 yield from self._exchange_pieces(lines, part.name)
                 return
             stream = RowStream(file, part.input_format, self.types)

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -13,10 +15,14 @@ import sqlalchemy as sa
 from deltalake import write_deltalake
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.store import inbox
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.serve.inference_log.source_state import describe_problems
 from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
 from mlflow_deploy_plugin.watch.observed.reading import read_again
+from tests.support.clocks import Clock
+from tests.support.guides import ROOT
 from tests.support.refusals import mentions, refused
 
 NOON = datetime(2025, 11, 1, 12, tzinfo=UTC)
@@ -379,7 +385,7 @@ def test_invalid_source_is_refused(observed, fields, named):
 def test_unknown_format_is_one_line(observed):
     observed.observe(format="sagemakers")
 
-    assert mentions(observed.read().error, "sagemakers", "columns")
+    assert mentions(observed.read().error, "sagemakers", "sagemaker")
 
 
 def test_observed_rows_are_kept_once_with_many_repeats(observed):
@@ -400,3 +406,71 @@ def test_unreachable_log_is_an_error(observed, monkeypatch):
 
     with refused(OnnxserveError, "s3://gone/log"):
         observed.read()
+
+
+RECORDINGS = ROOT / "tests" / "contrib" / "sources"
+
+
+@pytest.mark.parametrize("format_", ["databricks", "kserve"])
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
+def test_recording_of_another_server_is_observed(observed, format_, suffix):
+    observed.observe(format=format_, id=None, time=None, prediction=None)
+    recording = (RECORDINGS / f"{format_}.jsonl").read_bytes()
+    file = observed.source / f"log.{suffix}"
+    if suffix == "parquet":
+        records = [json.loads(line) for line in recording.splitlines()]
+        pq.write_table(pa.Table.from_pylist(records), file)
+    else:
+        file.write_bytes(gzip.compress(recording) if suffix.endswith("gz") else recording)
+
+    state = observed.read()
+
+    assert (state.error, state.problems) == ("", {})
+    assert state.rows == 3
+
+
+def pushed(observed, *events):
+    store = open_store(observed.settings.store_url)
+    if store.endpoint("churn") is None:
+        store.add_endpoint("onnxserve:/observed", observed.endpoint.spec)
+    inbox.add_events(store, "churn", events)
+    return store
+
+
+def test_pushed_events_are_observed_in_pairs(observed):
+    observed.observe(source="push:", format="kserve", id=None, time=None, prediction=None)
+    body = b'{"instances": [{"age": 1}, {"age": 2}]}'
+    request = inbox.PushedEvent("a", "request", NOON, "application/json", body)
+    answer = b'{"predictions": [0.5, 0.25]}'
+    response = inbox.PushedEvent("a", "response", NOON, "application/json", answer)
+    half = replace(request, id="b")
+    broken = [replace(each, id="c", body=b"no") for each in (request, response)]
+    store = pushed(observed, request, response, half, *broken)
+
+    state = observed.read()
+
+    assert (state.rows, state.error) == (2, "")
+    assert (state.problems["bad_row"].count, state.problems.keys()) == (1, {"bad_row"})
+    assert observed.logged("_prediction_id", "_row", "age", "prediction") == [
+        ("a", 0, 1, 0.5),
+        ("a", 1, 2, 0.25),
+    ]
+    pushed(observed, request, response).close()
+    assert observed.read().rows == 2
+    assert inbox.exchanges(store, "churn") == []
+    store.close()
+
+
+def test_request_without_a_response_is_reported_after_a_day(observed, monkeypatch):
+    observed.observe(source="push:", format="kserve", id=None, time=None, prediction=None)
+    clock = Clock(datetime.now(UTC) - timedelta(hours=25))
+    event = inbox.PushedEvent("late", "request", NOON, "application/json", b"{}")
+    with closing(open_store(observed.settings.store_url, clock)) as store:
+        store.add_endpoint("onnxserve:/observed", observed.endpoint.spec)
+        inbox.add_events(store, "churn", [event])
+
+    observed.read()
+    state = observed.read()
+
+    assert state.problems["unanswered"].count == 1
+    assert state.problems["unanswered"].last == "id late"
