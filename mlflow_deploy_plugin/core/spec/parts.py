@@ -1,5 +1,6 @@
 """The parts of a spec: their fields, defaults, bounds and descriptions."""
 
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from itertools import chain, combinations
@@ -514,6 +515,9 @@ class CaptureSpec(SpecPart):
         return self
 
 
+_PASSWORD = re.compile(r"(?i)://[^:/]*:[^@]*@|[?&].*(password|passwd|pwd|secret|token)")
+
+
 class ObserveSpec(SpecPart):
     """The source of the rows of an endpoint whose model another server serves."""
 
@@ -564,8 +568,7 @@ class ObserveSpec(SpecPart):
         """Raise ValueError if the fields do not fit the source, or the source contains
         a password.
         """
-        user, at, _ = self.source.partition("://")[2].partition("/")[0].rpartition("@")
-        if at and ":" in user:
+        if _PASSWORD.search(self.source):
             raise ValueError(
                 "the address contains a password: set it in an environment variable, which "
                 "`password` names"
@@ -573,7 +576,8 @@ class ObserveSpec(SpecPart):
         if self.is_database != (self.query is not None):
             raise ValueError("a database, and only a database, needs `query`: a table or a SELECT")
         needed = ["time", "prediction"] if self.format == "columns" else []
-        if self.is_database and needed:
+        # The files of a Delta table are rewritten, and rows of a query have no place.
+        if needed and (self.is_database or self.source.startswith("delta:")):
             needed.append("id")
         for role in needed:
             if getattr(self, role) is None:

@@ -29,6 +29,7 @@ from mlflow_deploy_plugin.core.store.monitor_tables import (
     NoteKind,
 )
 from mlflow_deploy_plugin.core.store.store import Endpoint
+from mlflow_deploy_plugin.serve.inference_log.source_state import source_agent
 from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
@@ -373,6 +374,11 @@ def log_readiness(
     except OSError as error:
         raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
     marks = [mark for mark in marks if mark.agent not in ignored]
+    # The controller reads a source: after a pause of it, rows are still to come.
+    marks = [
+        replace(mark, written_at=now) if mark.agent == source_agent(endpoint) else mark
+        for mark in marks
+    ]
     return schedule.readiness(marks, endpoint, now, silent_after)
 
 

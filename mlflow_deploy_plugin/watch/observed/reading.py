@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.serve.inference_log.source_state import (
 )
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.serve.inference_log.storage import (
+    LogLocation,
     encode_parquet,
     endpoint_folder,
     wrap_log_errors,
@@ -63,6 +64,10 @@ _GROUP_ROWS = 1_000_000
 _GROUP_BYTES = 128 * 2**20
 _REMEMBERED = timedelta(days=31)
 _WRITERS = 8
+_LONGEST = 1000
+"""The length of a text from a source in the state, which `onnxserve list` shows."""
+_PLACED = ("source", "format", "query", "position", "since")
+"""The fields of the spec that a position refers to."""
 _COUNTED = 10_000
 """The number of the last faults that are remembered, so that none is counted twice."""
 
@@ -78,6 +83,13 @@ def read_source(
     """
     log = open_log(settings.inference_log, endpoint.rows_since)
     state = read_source_state(log.location, endpoint.name)
+    spec = endpoint.spec.observe
+    assert spec is not None
+    # A reading may end after its endpoint was deleted and made again.
+    placed = spec.model_dump_json(include={*_PLACED})
+    source = f"{endpoint.created_at} {placed} {spec.is_database and spec.time}"
+    if state.source != source:
+        state = replace(_from_the_start(state), source=source)
     started = datetime.now(UTC)
     error = ""
     try:
@@ -85,27 +97,15 @@ def read_source(
         pieces = reader.pieces(state.position)
         for written in _write_groups(log, endpoint, pieces, context, state):
             state = written
-            write_source_state(log.location, endpoint.name, replace(state, read_at=started))
+            _store_state(log.location, endpoint.name, replace(state, read_at=started))
             if state.newest is not None:
                 until = f"{state.newest:%Y-%m-%d %H:%M} UTC"
                 progress(f"{endpoint.name}: {state.rows:,} rows, until {until}")
         state = replace(state, complete_until=started)
     except (OnnxserveError, NotInstalled) as failure:
-        error = failure.message
+        error = one_line(failure.message, _LONGEST)
     state = replace(state, read_at=started, error=error)
-    write_source_state(log.location, endpoint.name, state)
-    rows = {endpoint.name: state.rows}
-    mark = Watermark(
-        agent=source_agent(endpoint.name),
-        endpoints=(endpoint.name,),
-        complete_until=state.complete_until or EPOCH,
-        written_at=datetime.now(UTC),
-        answered_rows=rows,
-        captured_rows=rows,
-        shipped_rows=rows,
-    )
-    with wrap_log_errors(log.location):
-        write_watermark(log.location, mark)
+    _store_state(log.location, endpoint.name, state)
     return state
 
 
@@ -119,9 +119,27 @@ def read_again(settings: Settings, endpoint: Endpoint) -> None:
     """
     location = open_log(settings.inference_log).location
     state = read_source_state(location, endpoint.name)
-    write_source_state(
-        location, endpoint.name, replace(state, position="", problems={}, counted="")
+    write_source_state(location, endpoint.name, _from_the_start(state))
+
+
+def _from_the_start(state: SourceState) -> SourceState:
+    return replace(state, position="", problems={}, counted="")
+
+
+def _store_state(location: LogLocation, endpoint: str, state: SourceState) -> None:
+    write_source_state(location, endpoint, state)
+    rows = {endpoint: state.rows}
+    mark = Watermark(
+        agent=source_agent(endpoint),
+        endpoints=(endpoint,),
+        complete_until=state.complete_until or EPOCH,
+        written_at=datetime.now(UTC),
+        answered_rows=rows,
+        captured_rows=rows,
+        shipped_rows=rows,
     )
+    with wrap_log_errors(location):
+        write_watermark(location, mark)
 
 
 def _open_source(
@@ -176,6 +194,8 @@ def _write_groups(
                 if piece.table.num_rows:
                     rows, refused = log_rows(piece.table, context, piece.place)
                     faults += [*refused, *changed_columns(state.columns, rows, piece.place)]
+                    columns = tuple(sorted({*state.columns, *model_columns(rows)}))
+                    state = replace(state, columns=columns)
                     if since is not None:
                         rows = rows.filter(pc.greater_equal(rows.column(EVENT_TIME), since))
                     group.append(rows)
@@ -213,7 +233,8 @@ def _with_faults(state: SourceState, faults: Sequence[Fault]) -> SourceState:
         new = np.setdiff1d(fault.marks, counted)
         if len(new):
             before = problems.get(fault.kind)
-            problems[fault.kind] = Problem(len(new) + (before.count if before else 0), fault.last)
+            count = len(new) + (before.count if before else 0)
+            problems[fault.kind] = Problem(count, one_line(fault.last, _LONGEST))
             counted = np.append(counted, new)[-_COUNTED:]
     text = base64.b64encode(counted.tobytes()).decode()
     return replace(state, problems=problems, counted=text)
@@ -279,5 +300,4 @@ def _with_rows(log: InferenceLog, endpoint: str, rows: pa.Table, state: SourceSt
         state,
         rows=state.rows + len(rows),
         newest=max(newest, state.newest or newest),
-        columns=tuple(sorted({*state.columns, *model_columns(rows)})),
     )

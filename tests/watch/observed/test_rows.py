@@ -89,7 +89,7 @@ def test_rows_of_exchanges_have_their_positions(tmp_path):
 
 
 def test_callers_cannot_name_columns_of_the_log(tmp_path):
-    reserved = dict.fromkeys(["_version", "_shadow", "_tried", "prediction"], [1])
+    reserved = {name: [1] for name in ("_version", "_shadow", "_tried", "prediction")}
     exchange = Exchange("a", NOW, {**reserved, "age": [1.0]}, {"prediction": [0.5]})
 
     table, _ = logged([exchange], tmp_path)
