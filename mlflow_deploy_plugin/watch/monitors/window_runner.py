@@ -374,11 +374,8 @@ def log_readiness(
     except OSError as error:
         raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
     marks = [mark for mark in marks if mark.agent not in ignored]
-    # The controller reads a source: after a pause of it, rows are still to come.
-    marks = [
-        replace(mark, written_at=now) if mark.agent == source_agent(endpoint) else mark
-        for mark in marks
-    ]
+    if source_agent(endpoint) in {mark.agent for mark in marks}:
+        silent_after = timedelta.max  # After a pause of the controller, the rows are still to come.
     return schedule.readiness(marks, endpoint, now, silent_after)
 
 

@@ -37,7 +37,6 @@ from mlflow_deploy_plugin.serve.inference_log.source_state import (
 )
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.serve.inference_log.storage import (
-    LogLocation,
     encode_parquet,
     endpoint_folder,
     wrap_log_errors,
@@ -66,7 +65,7 @@ _REMEMBERED = timedelta(days=31)
 _WRITERS = 8
 _LONGEST = 1000
 """The length of a text from a source in the state, which `onnxserve list` shows."""
-_PLACED = ("source", "format", "query", "position", "since")
+_PLACED = {"source", "format", "query", "position", "since"}
 """The fields of the spec that a position refers to."""
 _COUNTED = 10_000
 """The number of the last faults that are remembered, so that none is counted twice."""
@@ -86,10 +85,10 @@ def read_source(
     spec = endpoint.spec.observe
     assert spec is not None
     # A reading may end after its endpoint was deleted and made again.
-    placed = spec.model_dump_json(include={*_PLACED})
+    placed = spec.model_dump_json(include=_PLACED)
     source = f"{endpoint.created_at} {placed} {spec.is_database and spec.time}"
     if state.source != source:
-        state = replace(_from_the_start(state), source=source)
+        state = replace(state, position="", problems={}, counted="", source=source)
     started = datetime.now(UTC)
     error = ""
     try:
@@ -97,7 +96,7 @@ def read_source(
         pieces = reader.pieces(state.position)
         for written in _write_groups(log, endpoint, pieces, context, state):
             state = written
-            _store_state(log.location, endpoint.name, replace(state, read_at=started))
+            write_source_state(log.location, endpoint.name, replace(state, read_at=started))
             if state.newest is not None:
                 until = f"{state.newest:%Y-%m-%d %H:%M} UTC"
                 progress(f"{endpoint.name}: {state.rows:,} rows, until {until}")
@@ -105,7 +104,19 @@ def read_source(
     except (OnnxserveError, NotInstalled) as failure:
         error = one_line(failure.message, _LONGEST)
     state = replace(state, read_at=started, error=error)
-    _store_state(log.location, endpoint.name, state)
+    write_source_state(log.location, endpoint.name, state)
+    rows = {endpoint.name: state.rows}
+    mark = Watermark(
+        agent=source_agent(endpoint.name),
+        endpoints=(endpoint.name,),
+        complete_until=state.complete_until or EPOCH,
+        written_at=datetime.now(UTC),
+        answered_rows=rows,
+        captured_rows=rows,
+        shipped_rows=rows,
+    )
+    with wrap_log_errors(log.location):
+        write_watermark(log.location, mark)
     return state
 
 
@@ -119,27 +130,7 @@ def read_again(settings: Settings, endpoint: Endpoint) -> None:
     """
     location = open_log(settings.inference_log).location
     state = read_source_state(location, endpoint.name)
-    write_source_state(location, endpoint.name, _from_the_start(state))
-
-
-def _from_the_start(state: SourceState) -> SourceState:
-    return replace(state, position="", problems={}, counted="")
-
-
-def _store_state(location: LogLocation, endpoint: str, state: SourceState) -> None:
-    write_source_state(location, endpoint, state)
-    rows = {endpoint: state.rows}
-    mark = Watermark(
-        agent=source_agent(endpoint),
-        endpoints=(endpoint,),
-        complete_until=state.complete_until or EPOCH,
-        written_at=datetime.now(UTC),
-        answered_rows=rows,
-        captured_rows=rows,
-        shipped_rows=rows,
-    )
-    with wrap_log_errors(location):
-        write_watermark(location, mark)
+    write_source_state(location, endpoint.name, replace(state, source=""))
 
 
 def _open_source(

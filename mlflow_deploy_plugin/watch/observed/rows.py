@@ -93,12 +93,12 @@ def named_columns(table: pa.Table, spec: ObserveSpec, place: str) -> pa.Table:
 
 
 def to_array(values: Sequence[Any]) -> pa.Array:
-    """Return values as an array, and values of several types as texts."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, ArithmeticError, ValueError, TypeError):
-        texts = [None if value is None else str(value) for value in values]
-        return pa.array(texts, pa.string())
+    """Return values as an array: UUIDs and values of several types as texts."""
+    with suppress(pa.ArrowException, ArithmeticError, ValueError, TypeError):
+        array = pa.array(values)
+        if array.type != pa.uuid():
+            return array
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def exchange_rows(exchanges: Iterable[Exchange]) -> pa.Table:
@@ -230,11 +230,10 @@ def changed_columns(before: Sequence[str], rows: pa.Table, place: str) -> list[F
     names = model_columns(rows)
     if not before:
         return []
-    changes: Mapping[ProblemKind, Sequence[str]] = {
-        "new_column": sorted(names.difference(before)),
-        "lost_column": sorted({*before} - names),
-    }
-    return [fault(kind, *found, place=f" in {place}") for kind, found in changes.items() if found]
+    where = f" in {place}"
+    new = [fault("new_column", name, place=where) for name in sorted(names.difference(before))]
+    lost = [fault("lost_column", name, place=where) for name in before if name not in names]
+    return new + lost
 
 
 def _texts(column: pa.ChunkedArray) -> pa.Array:
@@ -244,16 +243,9 @@ def _texts(column: pa.ChunkedArray) -> pa.Array:
         with suppress(pa.ArrowException):
             column = column.cast(pa.int64())
     try:
-        return _without_extension(column).cast(pa.string()).combine_chunks()
+        return column.cast(pa.string()).combine_chunks()
     except pa.ArrowException:
         return pa.nulls(len(column), pa.string())
-
-
-def _without_extension(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = column.type
-    if kind == pa.uuid():
-        return pa.chunked_array([to_array([value and str(value) for value in column.to_pylist()])])
-    return column.cast(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else column
 
 
 def _as_logged(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
@@ -261,7 +253,6 @@ def _as_logged(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     truth values, texts and lists of them; None for other nested values and for bytes.
     """
     types = pa.types
-    column = _without_extension(column)
     kind = column.type
     if types.is_dictionary(kind):
         column = column.cast(kind.value_type)

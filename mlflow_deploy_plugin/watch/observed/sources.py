@@ -158,10 +158,8 @@ class SourceReader:
                     continue
                 table = block.table
                 if part.input_format == "csv":
-                    texts = dict.fromkeys(
-                        (self.spec.id or "", self.spec.version or ""), pa.string()
-                    )
-                    (table,) = typed_tables([table], {**self.types, **texts})
+                    types = {**self.types, self.spec.id or "": pa.string()}
+                    (table,) = typed_tables([table], types)
                 table = named_columns(table, self.spec, part.name)
                 if ID not in table.column_names:
                     ids = pa.array([f"{part.name}#{number}" for number in block.numbers])

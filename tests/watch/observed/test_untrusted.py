@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.watch.observed.reading import read_source
 from tests.support.refusals import refused
 from tests.watch.observed.test_reading import NOON, ids, lines_of, names, rows, write
 
-VALUES = st.one_of(
+KINDS = (
     st.none(),
     st.booleans(),
     st.integers(-(2**63), 2**63 - 1),
@@ -43,6 +43,7 @@ VALUES = st.one_of(
     st.decimals(-1000, 1000, places=3),
     st.uuids(),
 )
+VALUES = st.one_of(KINDS)
 NESTED = st.one_of(
     st.lists(st.one_of(VALUES, st.lists(VALUES, max_size=2)), max_size=3),
     st.dictionaries(st.sampled_from("ab"), VALUES, max_size=2),
@@ -51,7 +52,7 @@ NESTED = st.one_of(
 
 def arrays(count):
     """Return Arrow arrays of one kind of values, where Arrow has a type for them."""
-    kinds = [*VALUES.original_strategies, VALUES, NESTED]
+    kinds = [*KINDS, VALUES, NESTED]
     lists = st.one_of([st.lists(kind, min_size=count, max_size=count) for kind in kinds])
     return lists.map(to_array).filter(lambda array: array is not None)
 
@@ -69,7 +70,7 @@ def tables(count=3):
 
 
 @settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -91,7 +92,7 @@ def test_any_table_of_a_source_is_read(observed, first, second, data):
 
 
 @settings(
-    max_examples=100,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -239,7 +240,6 @@ def test_time_before_1970_is_not_readable(observed, time):
         ([1.0, float("nan"), 3.0], ["1", "3"], 1),
         ([123456789012.0, 2.0, 3.0], ["123456789012", "2", "3"], 0),
         ([Decimal("1"), Decimal("2"), None], ["1", "2"], 1),
-        ([uuid.UUID(int=1), None, uuid.UUID(int=2)], [str(uuid.UUID(int=n)) for n in (1, 2)], 1),
         (["a\0b", "", "c"], ["a\0b", "c"], 1),
     ],
 )
@@ -298,7 +298,7 @@ def test_lost_state_gets_the_columns_again(observed, content):
     assert ids(observed) == names(0, 3)
 
 
-def test_state_of_a_deleted_endpoint_is_not_used(observed, monkeypatch):
+def test_state_of_a_deleted_endpoint_is_not_used(observed):
     write(observed, "a.parquet", rows(0, 3))
     observed.read()
     created = datetime.now(UTC)
