@@ -174,6 +174,8 @@ def _write_groups(
         since = pa.scalar(parse_time(endpoint.spec.observe.since), TIME)
     group: list[pa.Table] = []
     faults: list[Fault] = []
+    count = 0
+    size = 0
     failure: OnnxserveError | None = None
     piece: Piece | None = None
     is_over = False
@@ -190,17 +192,15 @@ def _write_groups(
                     if since is not None:
                         rows = rows.filter(pc.greater_equal(rows.column(EVENT_TIME), since))
                     group.append(rows)
+                    count += len(rows)
+                    size += rows.nbytes
                 state = replace(state, position=piece.position or state.position)
         except OnnxserveError as error:  # The rows before it are written.
             failure = error
         except (pa.ArrowException, ArithmeticError, ValueError, TypeError) as error:
             failure = OnnxserveError(f"rows of the source cannot be read: {one_line(error)}")
         is_over = piece is None or failure is not None
-        is_full = (
-            sum(map(len, group)) >= _GROUP_ROWS
-            or sum(table.nbytes for table in group) >= _GROUP_BYTES
-        )
-        if not (is_full or is_over):
+        if not (is_over or count >= _GROUP_ROWS or size >= _GROUP_BYTES):
             continue
         if any(map(len, group)):
             rows, repeated = _new_rows(log, endpoint.name, concat_tables(group))
@@ -210,6 +210,8 @@ def _write_groups(
         yield state
         group = []
         faults = []
+        count = 0
+        size = 0
     if failure is not None:
         raise failure
 
