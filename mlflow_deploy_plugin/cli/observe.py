@@ -20,9 +20,7 @@ from mlflow_deploy_plugin.cli.options import (
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError
 
 _TAKEN_OVER_SECONDS = 20.0
-"""The wait after which the holder of the lease is known to live: a killed process's lease
-is free after 15 s.
-"""
+"""The wait for a lease, of which a killed process can be the holder for 15 s."""
 
 
 @click.command()
