@@ -9,6 +9,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.watch.observed.reading import reading_lease
 from tests.support.commands import done, onnxserve, said, told
 from tests.support.deployments import empty_home
 from tests.support.refusals import mentions
@@ -150,3 +151,12 @@ def test_problems_of_a_source_are_listed(source):
     assert result.exit_code == 1
     assert mentions(result.stderr.splitlines()[-1], "c.parquet")
     assert mentions(done("list"), "c.parquet")
+
+
+def test_reading_of_a_killed_process_is_continued(source):
+    observed(f"--from {source}", ROLES)
+    write(source, "b", 10, 15)
+    store = open_store(load_settings().store_url)
+    store.acquire_lease(reading_lease("churn"), "killed", 1.0)
+
+    assert observed()["rows"] == 15

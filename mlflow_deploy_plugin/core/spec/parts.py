@@ -1,5 +1,6 @@
 """The parts of a spec: their fields, defaults, bounds and descriptions."""
 
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from itertools import chain, combinations
@@ -516,6 +517,7 @@ class CaptureSpec(SpecPart):
 
 PUSH = "push:"
 """The source of events that are posted to MLflow's server."""
+_PASSWORD = re.compile(r"(?i)://[^:/]*:[^@]*@|[?&].*(password|passwd|pwd|secret|token)")
 
 
 class ObserveSpec(SpecPart):
@@ -568,8 +570,7 @@ class ObserveSpec(SpecPart):
         """Raise ValueError if the fields do not fit the source, or the source contains
         a password.
         """
-        user, at, _ = self.source.partition("://")[2].partition("/")[0].rpartition("@")
-        if at and ":" in user:
+        if _PASSWORD.search(self.source):
             raise ValueError(
                 "the address contains a password: set it in an environment variable, which "
                 "`password` names"
@@ -579,7 +580,8 @@ class ObserveSpec(SpecPart):
         if self.source == PUSH and self.format == "columns":
             raise ValueError("format is missing: that of the pushed bodies, such as kserve")
         needed = ["time", "prediction"] if self.format == "columns" else []
-        if self.is_database and needed:
+        # The files of a Delta table are rewritten, and rows of a query have no place.
+        if needed and (self.is_database or self.source.startswith("delta:")):
             needed.append("id")
         for role in needed:
             if getattr(self, role) is None:

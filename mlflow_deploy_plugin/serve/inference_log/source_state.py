@@ -10,6 +10,7 @@ from typing import Literal
 import orjson
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
+from mlflow_deploy_plugin.serve.inference_log.stats import WATERMARKS
 from mlflow_deploy_plugin.serve.inference_log.storage import (
     LogLocation,
     endpoint_folder,
@@ -39,6 +40,7 @@ class SourceState:
 
     Attributes:
         position: the position after the last row in the log, in the form of the source.
+        source: the part of the spec to which the position refers.
         rows: the number of rows in the log so far.
         newest: the newest event time of these rows.
         complete_until: the start of the last complete reading.
@@ -48,6 +50,7 @@ class SourceState:
     """
 
     position: str = ""
+    source: str = ""
     rows: int = 0
     newest: AwareDatetime | None = None
     complete_until: AwareDatetime | None = None
@@ -112,11 +115,13 @@ def write_source_state(location: LogLocation, endpoint: str, state: SourceState)
 
 
 def delete_source_state(location: LogLocation, endpoint: str) -> None:
-    """Delete the state of a deleted endpoint's source. Raises OnnxserveError if the log
-    cannot be changed.
+    """Delete the state of a deleted endpoint's source, and its watermark. Raises
+    OnnxserveError if the log cannot be changed.
     """
-    with wrap_log_errors(location), suppress(FileNotFoundError):
-        location.filesystem.delete_file(_path(location, endpoint))
+    mark = f"{location.root}/{WATERMARKS}/{source_agent(endpoint)}.json"
+    for path in (_path(location, endpoint), mark):
+        with wrap_log_errors(location), suppress(FileNotFoundError):
+            location.filesystem.delete_file(path)
 
 
 def _path(location: LogLocation, endpoint: str) -> str:

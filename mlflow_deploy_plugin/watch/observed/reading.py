@@ -64,6 +64,10 @@ _GROUP_ROWS = 1_000_000
 _GROUP_BYTES = 128 * 2**20
 _REMEMBERED = timedelta(days=31)
 _WRITERS = 8
+_LONGEST = 1000
+"""The length of a text from a source in the state, which `onnxserve list` shows."""
+_PLACED = {"source", "format", "query", "position", "since"}
+"""The fields of the spec that a position refers to."""
 _COUNTED = 10_000
 """The number of the last faults that are remembered, so that none is counted twice."""
 
@@ -79,6 +83,13 @@ def read_source(
     """
     log = open_log(settings.inference_log, endpoint.rows_since)
     state = read_source_state(log.location, endpoint.name)
+    spec = endpoint.spec.observe
+    assert spec is not None
+    # A reading may end after its endpoint was deleted and made again.
+    placed = spec.model_dump_json(include=_PLACED)
+    source = f"{endpoint.created_at} {placed} {spec.is_database and spec.time}"
+    if state.source != source:
+        state = replace(state, position="", problems={}, counted="", source=source)
     started = datetime.now(UTC)
     error = ""
     store = open_store(settings.store_url)
@@ -93,7 +104,7 @@ def read_source(
                 progress(f"{endpoint.name}: {state.rows:,} rows, until {until}")
         state = replace(state, complete_until=started)
     except OnnxserveError as failure:
-        error = failure.message
+        error = one_line(failure.message, _LONGEST)
     finally:
         store.close()
     state = replace(state, read_at=started, error=error)
@@ -123,9 +134,7 @@ def read_again(settings: Settings, endpoint: Endpoint) -> None:
     """
     location = open_log(settings.inference_log).location
     state = read_source_state(location, endpoint.name)
-    write_source_state(
-        location, endpoint.name, replace(state, position="", problems={}, counted="")
-    )
+    write_source_state(location, endpoint.name, replace(state, source=""))
 
 
 def _open_source(
@@ -169,6 +178,8 @@ def _write_groups(
         since = pa.scalar(parse_time(endpoint.spec.observe.since), TIME)
     group: list[pa.Table] = []
     faults: list[Fault] = []
+    count = 0
+    size = 0
     failure: OnnxserveError | None = None
     piece: Piece | None = None
     is_over = False
@@ -180,20 +191,21 @@ def _write_groups(
                 if piece.table.num_rows:
                     rows, refused = log_rows(piece.table, context, piece.place)
                     faults += [*refused, *changed_columns(state.columns, rows, piece.place)]
+                    columns = tuple(sorted({*state.columns, *model_columns(rows)}))
+                    state = replace(state, columns=columns)
                     if since is not None:
                         rows = rows.filter(pc.greater_equal(rows.column(EVENT_TIME), since))
                     group.append(rows)
+                    count += len(rows)
+                    size += rows.nbytes
                 state = replace(state, position=piece.position or state.position)
         except OnnxserveError as error:  # The rows before it are written.
             failure = error
         except (pa.ArrowException, ArithmeticError, ValueError, TypeError) as error:
             failure = OnnxserveError(f"rows of the source cannot be read: {one_line(error)}")
         is_over = piece is None or failure is not None
-        is_full = (
-            (piece is not None and piece.ends_group)
-            or sum(map(len, group)) >= _GROUP_ROWS
-            or sum(table.nbytes for table in group) >= _GROUP_BYTES
-        )
+        is_full = count >= _GROUP_ROWS or size >= _GROUP_BYTES
+        is_full = is_full or (piece is not None and piece.ends_group)
         if not (is_full or is_over):
             continue
         if any(map(len, group)):
@@ -204,6 +216,8 @@ def _write_groups(
         yield state
         group = []
         faults = []
+        count = 0
+        size = 0
     if failure is not None:
         raise failure
 
@@ -218,7 +232,8 @@ def _with_faults(state: SourceState, faults: Sequence[Fault]) -> SourceState:
         new = np.setdiff1d(fault.marks, counted)
         if len(new):
             before = problems.get(fault.kind)
-            problems[fault.kind] = Problem(len(new) + (before.count if before else 0), fault.last)
+            count = len(new) + (before.count if before else 0)
+            problems[fault.kind] = Problem(count, one_line(fault.last, _LONGEST))
             counted = np.append(counted, new)[-_COUNTED:]
     text = base64.b64encode(counted.tobytes()).decode()
     return replace(state, problems=problems, counted=text)
@@ -284,5 +299,4 @@ def _with_rows(log: InferenceLog, endpoint: str, rows: pa.Table, state: SourceSt
         state,
         rows=state.rows + len(rows),
         newest=max(newest, state.newest or newest),
-        columns=tuple(sorted({*state.columns, *model_columns(rows)})),
     )

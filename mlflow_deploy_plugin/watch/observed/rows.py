@@ -7,8 +7,10 @@ request. `_offset` is a hash of the id, so readers of the log drop repeats, and
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from mlflow_deploy_plugin.core.column_names import EVENT_TIME, PREDICTION, SHADO
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, ObserveSpec
+from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.inference_log.scan import RECEIVED_TIME
 from mlflow_deploy_plugin.serve.inference_log.source_state import ProblemKind
 from mlflow_deploy_plugin.serve.inference_log.tables import (
@@ -59,9 +62,10 @@ class Fault:
     marks: Array
 
 
-def fault(kind: ProblemKind, what: str) -> Fault:
-    """Return the fault of a single row or column."""
-    return Fault(kind, what, hash_texts(pa.chunked_array([[what]])))
+def fault(kind: ProblemKind, *whats: str, place: str = "") -> Fault:
+    """Return the fault of rows or columns, which are counted once in all places."""
+    marks = hash_texts(pa.chunked_array([[f"{kind} {what}" for what in whats]]))
+    return Fault(kind, whats[-1] + place, marks)
 
 
 def named_columns(table: pa.Table, spec: ObserveSpec, place: str) -> pa.Table:
@@ -71,10 +75,9 @@ def named_columns(table: pa.Table, spec: ObserveSpec, place: str) -> pa.Table:
 
     Raises InvalidConfig if a column with a role is missing or repeated.
     """
-    roles = {getattr(spec, role): name for role, name in _ROLES.items() if getattr(spec, role)}
+    roles = {role: getattr(spec, role) for role in _ROLES if getattr(spec, role)}
     counts = Counter(table.column_names)
-    for column, name in roles.items():
-        role = next(role for role in _ROLES if _ROLES[role] == name)
+    for role, column in roles.items():
         if column not in counts:
             raise InvalidConfig(
                 f"{place} has no column {column!r}, the {role} of a row; it has "
@@ -82,12 +85,20 @@ def named_columns(table: pa.Table, spec: ObserveSpec, place: str) -> pa.Table:
             )
     if doubled := [name for name, count in counts.items() if count > 1]:
         raise InvalidConfig(f"{place} has two columns {doubled[0]!r}: rename one of them")
-    columns = {}
+    columns = {_ROLES[role]: table.column(column) for role, column in roles.items()}
     for name in table.column_names:
-        target = roles.get(name, name)
-        if name in roles or not (name.startswith("_") or name == PREDICTION):
-            columns[target] = table.column(name)
+        if not (name in roles.values() or name.startswith("_") or name == PREDICTION):
+            columns[name] = table.column(name)
     return pa.table(columns)
+
+
+def to_array(values: Sequence[Any]) -> pa.Array:
+    """Return values as an array: UUIDs and values of several types as texts."""
+    with suppress(pa.ArrowException, ArithmeticError, ValueError, TypeError):
+        array = pa.array(values)
+        if array.type != pa.uuid():
+            return array
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def exchange_rows(exchanges: Iterable[Exchange]) -> pa.Table:
@@ -102,14 +113,15 @@ def exchange_rows(exchanges: Iterable[Exchange]) -> pa.Table:
             if not (name.startswith("_") or is_prediction(name))
         }
         columns = {**inputs, **exchange.predictions}
-        rows = len(next(iter(columns.values())))
+        rows = max(map(len, columns.values()), default=0)
         named = {
             ID: [exchange.id] * rows,
             EVENT_TIME: [exchange.time] * rows,
             "_row": pa.array(range(rows), pa.int32()),
             "_version": pa.array([exchange.version or None] * rows, pa.string()),
         }
-        tables.append(pa.table({**named, **columns}))
+        arrays = {name: to_array(values) for name, values in columns.items()}
+        tables.append(pa.table({**named, **arrays}))
     return concat_tables(tables)
 
 
@@ -161,7 +173,7 @@ def log_rows(table: pa.Table, context: RowContext, place: str) -> tuple[pa.Table
     times = parse_times(table.column(EVENT_TIME))
     latest = pa.scalar(microseconds(context.now + CLOCK_SKEW), pa.int64()).cast(TIME)
     has_no_id = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True)
-    has_no_time = pc.is_null(times)
+    has_no_time = pc.fill_null(pc.less(times, pa.scalar(EPOCH, TIME)), True)
     is_future = pc.fill_null(pc.greater(times, latest), False)
     faults = []
     kinds: Mapping[ProblemKind, pa.Array] = {
@@ -218,13 +230,18 @@ def changed_columns(before: Sequence[str], rows: pa.Table, place: str) -> list[F
     names = model_columns(rows)
     if not before:
         return []
-    new = [fault("new_column", f"{name} in {place}") for name in sorted(names.difference(before))]
-    lost = [fault("lost_column", f"{name} in {place}") for name in before if name not in names]
+    where = f" in {place}"
+    new = [fault("new_column", name, place=where) for name in sorted(names.difference(before))]
+    lost = [fault("lost_column", name, place=where) for name in before if name not in names]
     return new + lost
 
 
 def _texts(column: pa.ChunkedArray) -> pa.Array:
     """Return the values as texts; null for values that have no text, such as lists."""
+    if pa.types.is_floating(column.type):  # An id with missing values is a float in pandas.
+        column = pc.if_else(pc.is_finite(column), column, None)
+        with suppress(pa.ArrowException):
+            column = column.cast(pa.int64())
     try:
         return column.cast(pa.string()).combine_chunks()
     except pa.ArrowException:
@@ -244,17 +261,23 @@ def _as_logged(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         return column.cast(pa.float64())
     if types.is_temporal(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return column.cast(pa.string())
-    is_plain = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
-    if is_plain or types.is_string(kind) or types.is_null(kind) or is_list(kind):
+    while is_list(kind):
+        kind = kind.value_type
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    if is_number or types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind):
         return column
     return None
 
 
 def _digests(rows: pa.Table) -> Array:
-    """Return a hash of each row's values, [N] uint64."""
+    """Return a hash of each row's values, [N] uint64. A missing value counts like a
+    missing column, because a file that grows may get further columns.
+    """
     digests = np.zeros(len(rows), np.uint64)
     for name in sorted(rows.column_names):
-        column = rows.column(name)
+        column = _as_logged(rows.column(name))
+        if column is None:
+            continue
         kind = column.type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
             numbers = column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
@@ -263,5 +286,7 @@ def _digests(rows: pa.Table) -> Array:
             if is_list(kind):
                 column = pa.chunked_array([pa.array(map(repr, column.to_pylist()), pa.string())])
             values = hash_texts(column.cast(pa.string()))
-        digests = combine_hashes(digests, values)
+        named = combine_hashes(values, hash_texts(pa.chunked_array([[name]])))
+        is_missing = pc.is_null(column, nan_is_null=True).to_numpy()
+        digests = np.where(is_missing, digests, combine_hashes(digests, named))
     return digests

@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import orjson
 import pyarrow as pa
-from sqlalchemy import column, create_engine, make_url, select, text
+from sqlalchemy import column, create_engine, make_url, or_, select, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from mlflow_deploy_plugin.core.errors import (
@@ -46,7 +47,14 @@ from mlflow_deploy_plugin.serve.inference_log.tables import hash_texts
 from mlflow_deploy_plugin.ship.batch.manifest import list_parts
 from mlflow_deploy_plugin.ship.batch.part import Part, unpacked
 from mlflow_deploy_plugin.watch.observed.exchange import Exchange, ReadExchange
-from mlflow_deploy_plugin.watch.observed.rows import ID, Fault, exchange_rows, fault, named_columns
+from mlflow_deploy_plugin.watch.observed.rows import (
+    ID,
+    Fault,
+    exchange_rows,
+    fault,
+    named_columns,
+    to_array,
+)
 
 _DELTA = "delta:"
 _PIECE_ROWS = 50_000
@@ -172,10 +180,8 @@ class SourceReader:
                 return
             stream = RowStream(file, part.input_format, self.types)
             for block in stream.blocks(stream.schema.names):
-                faults = [
-                    fault("bad_row", f"row {bad.number} of {part.name}: {bad.why}")
-                    for bad in block.bad
-                ]
+                bad = [f"row {row.number} of {part.name}: {row.why}" for row in block.bad]
+                faults = [fault("bad_row", *bad)] if bad else []
                 if self.read_exchange is not None:
                     numbered = zip(block.numbers, block.table.to_pylist(), strict=True)
                     records = ((f"row {number}", record) for number, record in numbered)
@@ -184,7 +190,8 @@ class SourceReader:
                     continue
                 table = block.table
                 if part.input_format == "csv":
-                    (table,) = typed_tables([table], self.types)
+                    types = {**self.types, self.spec.id or "": pa.string()}
+                    (table,) = typed_tables([table], types)
                 table = named_columns(table, self.spec, part.name)
                 if ID not in table.column_names:
                     ids = pa.array([f"{part.name}#{number}" for number in block.numbers])
@@ -233,7 +240,9 @@ class SourceReader:
             raise InvalidConfig("observe.position is missing: the name of a column that grows")
         statement = select(text("*")).select_from(text(query)).order_by(column(growing))
         if position:
-            statement = statement.where(column(growing) >= _from_json(orjson.loads(position)))
+            after = _from_json(orjson.loads(position))
+            is_new = or_(column(growing) >= after, column(growing).is_(None))
+            statement = statement.where(is_new)
         last: deque[Any] = deque(maxlen=_READ_AGAIN)
         try:
             with closing(engine.connect()) as connection:
@@ -243,18 +252,18 @@ class SourceReader:
                     raise InvalidConfig(f"{place} has no column {growing!r}: see observe.position")
                 at = names.index(growing)
                 for rows in result.partitions():
-                    last.extend(row[at] for row in rows)
-                    after = orjson.dumps(_to_json(last[0])).decode()
+                    last.extend(row[at] for row in rows if row[at] is not None)
+                    reached = orjson.dumps(_to_json(last[0])).decode() if last else None
                     if self.read_exchange is not None:
                         records = (
                             (f"row {row[at]}", dict(zip(names, row, strict=True))) for row in rows
                         )
                         yield from self._exchange_pieces(records, place)
-                        yield Piece(pa.table({}), place, after)
+                        yield Piece(pa.table({}), place, reached)
                         continue
-                    columns = [pa.array(values) for values in zip(*rows, strict=True)]
+                    columns = [to_array(values) for values in zip(*rows, strict=True)]
                     table = pa.table(columns, names=names)
-                    yield Piece(named_columns(table, self.spec, place), place, after)
+                    yield Piece(named_columns(table, self.spec, place), place, reached)
         except SQLAlchemyError as error:
             reason = one_line(getattr(error, "orig", None) or error)
             raise OnnxserveError(f"{place} cannot be read: {reason}") from None
@@ -288,4 +297,6 @@ def _from_json(stored: Sequence[Any]) -> object:
             return date.fromisoformat(value)
         case "Decimal":
             return Decimal(value)
+        case "UUID":
+            return UUID(value)
     return value
