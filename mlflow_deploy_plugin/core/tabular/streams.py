@@ -42,6 +42,10 @@ _HEADER_BYTES = 2**20
 MAX_BYTES = 2_000_000_000
 _MAX_VALUES = 200_000_000
 """The limits in bytes and in values for a file that is read into memory at once."""
+_MAX_JSON_VALUES = 50_000_000
+"""The limit of values in a block of JSON Lines, of which a block of 4 MiB can have
+under a million that are not null.
+"""
 _STREAMED = ("csv", "jsonl", "parquet")
 _CSV_TYPES = (
     pa.int64(),
@@ -312,6 +316,10 @@ class RowStream:
         for lines in self._json_lines():
             numbers = range(first, first + len(lines))
             first = numbers.stop
+            if len(lines) * len(columns) > _MAX_JSON_VALUES:
+                raise InvalidRequest(
+                    f"its rows have {len(columns):,} different names, most of them in few rows"
+                )
             content = b"\n".join(lines)
             block = None
             with suppress(pa.ArrowException, KeyError, ValueError):

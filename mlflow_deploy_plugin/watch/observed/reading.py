@@ -68,6 +68,10 @@ _LONGEST = 1000
 """The length of a text from a source in the state, which `onnxserve list` shows."""
 _PLACED = {"source", "format", "query", "position", "since"}
 """The fields of the spec that a position refers to."""
+_MOST_COLUMNS = 5_000
+"""The limit of columns of a source, whose names may come from the callers of a model.
+Further new columns are reported and left out.
+"""
 _COUNTED = 10_000
 """The number of the last faults that are remembered, so that none is counted twice."""
 
@@ -191,8 +195,11 @@ def _write_groups(
                 if piece.table.num_rows:
                     rows, refused = log_rows(piece.table, context, piece.place)
                     faults += [*refused, *changed_columns(state.columns, rows, piece.place)]
-                    columns = tuple(sorted({*state.columns, *model_columns(rows)}))
-                    state = replace(state, columns=columns)
+                    new = model_columns(rows).difference(state.columns)
+                    if len(state.columns) + len(new) > _MOST_COLUMNS:
+                        rows = rows.drop_columns(sorted(new))
+                    else:
+                        state = replace(state, columns=tuple(sorted({*state.columns, *new})))
                     if since is not None:
                         rows = rows.filter(pc.greater_equal(rows.column(EVENT_TIME), since))
                     group.append(rows)

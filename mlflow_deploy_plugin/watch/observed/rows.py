@@ -6,10 +6,11 @@ request. `_offset` is a hash of the id, so readers of the log drop repeats, and
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from mlflow_deploy_plugin.watch.observed.exchange import Exchange
 ID = "_prediction_id"
 DIGEST = "_digest"
 SEGMENT = "observed"
+_MOST_INPUTS = 2_000
 _ROLES = {"id": ID, "time": EVENT_TIME, "version": "_version", "prediction": PREDICTION}
 _NAMED = (ID, EVENT_TIME, "_version", "_row")
 """The columns of the log that a source provides."""
@@ -101,17 +103,20 @@ def to_array(values: Sequence[Any]) -> pa.Array:
     return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
-def exchange_rows(exchanges: Iterable[Exchange]) -> pa.Table:
+def exchange_rows(exchanges: Sequence[Exchange]) -> pa.Table:
     """Return the rows of exchanges with the names of the log. Callers of the model
-    choose the names of inputs, so those that the log reserves are left out.
+    choose the names of inputs, so only the most frequent ones are read, without those
+    that the log reserves.
     """
+    counts = Counter(chain.from_iterable(exchange.inputs for exchange in exchanges))
+    names = {
+        name
+        for name, _ in counts.most_common(_MOST_INPUTS)
+        if not (name.startswith("_") or is_prediction(name))
+    }
     tables = []
     for exchange in exchanges:
-        inputs = {
-            name: values
-            for name, values in exchange.inputs.items()
-            if not (name.startswith("_") or is_prediction(name))
-        }
+        inputs = {name: exchange.inputs[name] for name in names & exchange.inputs.keys()}
         columns = {**inputs, **exchange.predictions}
         rows = max(map(len, columns.values()), default=0)
         named = {

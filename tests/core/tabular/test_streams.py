@@ -435,3 +435,11 @@ def test_column_has_one_type_in_all_files(one, other, kind):
     assert [table.schema for table in read[:2]] == [pa.schema([("x", kind)])] * 2
     assert [table.num_rows for table in read] == [1, 2, 1]
     assert read[2].to_pydict() == {"y": [1]}
+
+
+def test_json_lines_with_a_name_per_line_are_refused():
+    lines = "".join(f'{{"name{number}": {number}}}\n' for number in range(20_000))
+    rows = stream(lines.encode(), "jsonl")
+
+    with refused(InvalidRequest, "20,000"):
+        list(rows.blocks(rows.schema.names))

@@ -117,3 +117,15 @@ def test_observed_column_has_a_type_of_the_log(values, expected, tmp_path):
     table, _ = logged([exchange], tmp_path)
 
     assert table.to_pylist()[0].get("x") == expected
+
+
+def test_names_of_few_requests_are_left_out(tmp_path):
+    exchanges = [
+        Exchange(f"r{number}", NOW, {"age": [1.0], f"x{number}": [1.0]}, {"prediction": [0.5]})
+        for number in range(3000)
+    ]
+
+    table, _ = logged(exchanges, tmp_path)
+
+    assert table.column("age").null_count == 0
+    assert 2000 < table.num_columns < 2050
