@@ -234,3 +234,8 @@ def _flags(numbers: Sequence[int], first: int, count: int) -> Array:
 def count_alarms(flags: Array) -> int:
     """Return the number of stretches of windows with a flag."""
     return int((np.diff(flags.astype(np.int64), prepend=0) == 1).sum())
+
+
+def first_alarm(course: Course) -> float:
+    """Return the day of the first alarm, from 1; infinity without one."""
+    return float(course.alarms.argmax()) + 1 if course.alarms.any() else math.inf
