@@ -41,6 +41,7 @@ from benchmarks.drifting.streams import (
     Stream,
     World,
     count_alarms,
+    draw_rows,
     first_alarm,
     judge,
     simulate,
@@ -103,9 +104,7 @@ def _calm(world: World, seed: int) -> Stream:
 
 
 def _normal(rng: np.random.Generator, counts: Array) -> dict[str, Array]:
-    values = np.repeat(_SIX.levels(rng, len(counts)), counts, axis=0)
-    values += rng.normal(size=values.shape)
-    return {f"x{number}": column for number, column in enumerate(values.T)}
+    return draw_rows(rng, _SIX.levels(rng, len(counts)), counts)
 
 
 def _batches(seed: int) -> Stream:
