@@ -41,6 +41,8 @@ from benchmarks.drifting.streams import (
     Stream,
     World,
     count_alarms,
+    draw_rows,
+    first_alarm,
     judge,
     simulate,
     stream_of,
@@ -79,7 +81,7 @@ def year_lines(streams: range) -> Iterator[Line]:
 def change_lines(streams: range) -> Iterator[Line]:
     for what, (change, most) in _DELAYS.items():
         courses = on_all_cores(partial(_changed, change), streams)
-        days = [_first_alarm(one) for one in courses]
+        days = [first_alarm(one) for one in courses]
         yield median_line(f"{what} from a day on: days until the alarm", days, most)
         later = [one.red[one.alarms.argmax() :] for one in courses if one.alarms.any()]
         yield share_line("the same, red days after the alarm", later, (90, 100))
@@ -97,19 +99,12 @@ def _changed(change: Change, seed: int) -> Course:
     return judge(simulate(_INDEPENDENT, seed, _LATER_DAYS, change), 1.0)
 
 
-def _first_alarm(course: Course) -> float:
-    """Return the day of the first alarm, from 1; infinity without one."""
-    return float(course.alarms.argmax()) + 1 if course.alarms.any() else math.inf
-
-
 def _calm(world: World, seed: int) -> Stream:
     return simulate(world, seed, _YEAR, Change())
 
 
 def _normal(rng: np.random.Generator, counts: Array) -> dict[str, Array]:
-    values = np.repeat(_SIX.levels(rng, len(counts)), counts, axis=0)
-    values += rng.normal(size=values.shape)
-    return {f"x{number}": column for number, column in enumerate(values.T)}
+    return draw_rows(rng, _SIX.levels(rng, len(counts)), counts)
 
 
 def _batches(seed: int) -> Stream:

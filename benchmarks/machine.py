@@ -4,8 +4,10 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,3 +69,15 @@ def _milliseconds(work: Callable[[], object]) -> dict[str, float]:
         work()
         spent.append(1e3 * (time.perf_counter() - began))
     return {"fastest": round(min(spent), 4), "median": round(statistics.median(spent), 4)}
+
+
+@contextmanager
+def measured(cost: list[tuple[float, float]]) -> Iterator[None]:
+    """Append the CPU seconds and the largest memory of this process, in MB."""
+    Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
+    begun = time.process_time()
+    yield
+    seconds = time.process_time() - begun
+    status = Path("/proc/self/status").read_text().split()
+    cost.append((seconds, int(status[status.index("VmHWM:") + 1]) / 1_000))
+    print(f"  {seconds:.1f} s, {cost[-1][1]:,.0f} MB", file=sys.stderr)

@@ -8,7 +8,7 @@ figures, so it follows all windows at once.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,8 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_gro
 from mlflow_deploy_plugin.watch.kinds.drift import WindowComparison
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from mlflow_deploy_plugin.watch.sequential import course as courses
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
-from mlflow_deploy_plugin.watch.sequential.levels import ROWS, window_levels
+from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, SeriesKey
+from mlflow_deploy_plugin.watch.sequential.levels import LEVEL, MEAN, ROWS, window_levels
 
 REFERENCE = 91
 CHANGED = 3
@@ -68,6 +68,15 @@ class World:
         if self.is_weekly:
             levels += (np.arange(days) % 7 >= 5)[:, None] * np.resize(_WEEKEND, self.columns)
         return levels
+
+
+def draw_rows(rng: np.random.Generator, levels: Array, counts: Array | int) -> dict[str, Array]:
+    """Return the columns of rows around the levels, [days, columns]; `counts` are the
+    numbers of rows of the days.
+    """
+    values = np.repeat(levels, counts, axis=0)
+    values += rng.normal(size=values.shape)
+    return {f"x{number}": column for number, column in enumerate(values.T)}
 
 
 @dataclass(frozen=True)
@@ -117,10 +126,23 @@ def simulate(world: World, seed: int, judged: int, change: Change) -> Stream:
     day = np.arange(judged)
     steps = np.where(day < change.days, change.shift + change.slope * (day + 1), 0.0)
     levels[REFERENCE:, CHANGED] += world.deviation * steps
-    values = np.repeat(levels, world.rows, axis=0)
-    values += rng.normal(size=values.shape)
-    columns = {f"x{number}": column for number, column in enumerate(values.T)}
-    return stream_of(columns, np.full(len(levels), world.rows))
+    rows = draw_rows(rng, levels, world.rows)
+    return stream_of(rows, np.full(len(levels), world.rows))
+
+
+def with_shift(stream: Stream, shift: float) -> Stream:
+    """Return the stream with a lasting shift of one column's level and mean from the
+    first judged window on. Its other figures and the relations are unchanged.
+    """
+    past = []
+    for window in stream.past:
+        levels = {**window.evidence.levels}
+        for figure in (LEVEL, MEAN):
+            levels[SeriesKey(f"x{CHANGED}", figure)] += shift
+        past.append(replace(window, evidence=replace(window.evidence, levels=levels)))
+    shifted = replace(stream)
+    vars(shifted)["past"] = past
+    return shifted
 
 
 def stream_of(columns: dict[str, Array], counts: Array) -> Stream:
@@ -234,3 +256,8 @@ def _flags(numbers: Sequence[int], first: int, count: int) -> Array:
 def count_alarms(flags: Array) -> int:
     """Return the number of stretches of windows with a flag."""
     return int((np.diff(flags.astype(np.int64), prepend=0) == 1).sum())
+
+
+def first_alarm(course: Course) -> float:
+    """Return the day of the first alarm, from 1; infinity without one."""
+    return float(course.alarms.argmax()) + 1 if course.alarms.any() else math.inf

@@ -221,8 +221,8 @@ def read_file(
                 source = location.filesystem.open_input_file(path)
             with source:
                 # From a bucket, large ranges save round trips. From a disk, a buffered
-                # stream saves their memory.
-                buffer_size = 2**16 if location.is_local else 0
+                # stream per column saves their memory.
+                buffer_size = 2**14 if location.is_local else 0
                 parquet = pq.ParquetFile(
                     source, buffer_size=buffer_size, pre_buffer=not location.is_local
                 )

@@ -105,6 +105,8 @@ _MOST_COLUMNS = 20
 _MOST_CHARTS = 5
 _STORED_LIMITS = 8
 _SHOWN_ROWS = 5_000
+_FULL_COLUMNS = 200
+"""The number of columns above which fewer rows are read and shown."""
 _DROPPED = "capture.drop excludes it from the log"
 _MASKED = "capture.mask replaces its values in the log with hashes"
 _KEY = "capture.keys lists it: it identifies rows and is not an input of the model"
@@ -382,28 +384,31 @@ class WindowComparison:
         return reference, window
 
     def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
-        """Return about `_SHOWN_ROWS` rows of the reference and of the window; None
-        without a reference or without rows of the judged version.
+        """Return about `_SHOWN_ROWS` rows of the reference and of the window, of a wide
+        table fewer; None without a reference or without rows of the judged version.
         """
         request = self.request
         # Of a large window, read some hours, chosen at random with a fixed seed.
         window = request.window
         parts = [window]
-        if self.profile.rows > READ_ROWS:
+        share = min(_FULL_COLUMNS / max(len(self.profile.columns), 1), 1.0)
+        read_rows = READ_ROWS * share
+        shown_rows = math.ceil(_SHOWN_ROWS * share)
+        if self.profile.rows > read_rows:
             hours = request.log.hours(request.endpoint, window)
-            read_hours = math.ceil(len(hours) * READ_ROWS / self.profile.rows)
+            read_hours = math.ceil(len(hours) * read_rows / self.profile.rows)
             picked = (hours[index] for index in sample_positions(len(hours), read_hours, SEED))
             parts = [
                 Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked
             ]
         tables = []
         for part in parts:
-            rows = request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
+            rows = request.log.read(request.endpoint, part, math.ceil(shown_rows / len(parts)))
             if rows is not None and (rows.model, rows.version) == self.version:
                 tables.append(rows.table)
         if not tables or self.reference is None:
             return None
-        positions = sample_positions(len(self.reference.sample), _SHOWN_ROWS, SEED)
+        positions = sample_positions(len(self.reference.sample), shown_rows, SEED)
         return self.reference.sample.take(positions), concat_tables(tables)
 
 

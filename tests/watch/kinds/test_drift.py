@@ -413,8 +413,10 @@ def test_rows_of_another_version_are_excluded(ask, endpoint):
     assert any(mentions(note, "120 rows", "flight-delay version 2") for note in judged.notes)
 
 
-def test_report_samples_a_large_window(ask, endpoint, monkeypatch):
-    monkeypatch.setattr(drift, "READ_ROWS", 80)
+@pytest.mark.parametrize("limits", [{"READ_ROWS": 80}, {"READ_ROWS": 800, "_FULL_COLUMNS": 0.5}])
+def test_report_samples_a_large_or_wide_window(ask, endpoint, monkeypatch, limits):
+    for name, limit in limits.items():
+        monkeypatch.setattr(drift, name, limit)
 
     judged = ask(day(100))
 

@@ -70,9 +70,13 @@ _MAX_CELLS = 1_500_000
 """The maximum number of values that freeze the projections (`relations.py`): 50,000
 rows of 30 columns.
 """
-_last_cut: dict[bytes, ReferencePieces] = {}
-"""The pieces of the last reference that was computed from rows in memory. The key is a
-digest of the rows.
+_MOST_VALUES = 20_000_000
+"""The maximum number of values of a sample: 100,000 rows of 200 columns."""
+_last_frozen: dict[bytes, tuple[Mapping[str, Bins], Sequence[str]]] = {}
+"""The bins and notes of the last reference, by a digest of its rows and columns."""
+_last_cut: dict[tuple[bytes, int, int], ReferencePieces] = {}
+"""The pieces of the last reference that was computed from rows in memory, by that
+digest, and the length and phase of the windows.
 """
 
 
@@ -97,8 +101,9 @@ class LogReference:
     lag: timedelta | None = None
 
     def sample(self) -> pa.Table:
-        """Return at most `MAX_ROWS` rows to freeze bins on. They are stored next to the
-        log and change only with it. Raises NotFound if there are no rows.
+        """Return at most `MAX_ROWS` rows and `_MOST_VALUES` values to freeze bins on.
+        They are stored next to the log and change only with it. Raises NotFound if
+        there are no rows.
         """
         versions = hourly.window_versions(self.log, self.endpoint, self.sampled)
         if self.version:
@@ -114,10 +119,11 @@ class LogReference:
         stored = hourly.read_beside_log(self.log.location, name)
         if stored is not None:
             return stored
-        sample = Sample(MAX_ROWS)
-        for table in self.rows(self.sampled):
-            sample.add(summarise_lists(table))
-        if not rows:
+        sample: Sample | None = None
+        for table in map(summarise_lists, self.rows(self.sampled)):
+            sample = sample or Sample(min(MAX_ROWS, _MOST_VALUES // table.num_columns))
+            sample.add(table)
+        if not rows or sample is None:
             raise NotFound(
                 f"the reference is empty: no rows of {self.endpoint!r} were captured in "
                 f"{self.sampled}",
@@ -340,14 +346,22 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     ]
     rows = replace(rows, table=rows.table.drop_columns(absent))
     left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
-    bins, notes = freeze_table(rows.table, request.spec.columns, rows.shown, left_out)
+    frozen_from, bins, notes = _freeze(rows, request.spec.columns, left_out)
     if absent:
-        notes.append(f"the source has no column {join_names(absent)}, which is not judged")
+        absent_note = f"the source has no column {join_names(absent)}, which is not judged"
+        notes = [*notes, absent_note]
     key = bins_digest(bins)
+    window = request.window
     if log_reference:
-        pieces = log_reference.pieces(bins, key, rows.table, request.window)
+        pieces = log_reference.pieces(bins, key, rows.table, window)
     else:
-        pieces = _cut(bins, key, rows, request.window)
+        length_us = window.end_us - window.start_us
+        cut_from = frozen_from, length_us, window.start_us % length_us
+        if cut_from not in _last_cut:
+            pieces = cut_pieces(bins, rows.table, rows.times, window.start_us, length_us)
+            _last_cut.clear()
+            _last_cut[cut_from] = pieces
+        pieces = _last_cut[cut_from]
     return DriftReference(
         bins,
         key,
@@ -457,27 +471,23 @@ def freeze_table(
     return {**bins, **freeze_relations(bins, encode_columns(bins, sample))}, notes
 
 
-def _cut(
-    bins: Mapping[str, Bins],
-    bins_key: str,
-    rows: ReferenceRows,
-    window: Window,
-) -> ReferencePieces:
-    """Return the pieces of the rows. The last result is reused for the same rows, bins,
-    window length and phase.
+def _freeze(
+    rows: ReferenceRows, columns: Sequence[str], left_out: Sequence[str]
+) -> tuple[bytes, Mapping[str, Bins], Sequence[str]]:
+    """Return a digest of the arguments, and the result of `freeze_table`. The last
+    result is reused for the same digest.
     """
-    length_us = window.end_us - window.start_us
-    digest = hashlib.sha256(
-        f"{bins_key} {length_us} {window.start_us % length_us} {rows.table.schema}".encode(),
-    )
+    head = (rows.shown, *columns, None, *left_out)
+    digest = hashlib.sha256(f"{head} {rows.table.schema}".encode())
     for column in rows.table.columns:
-        buffers = chain.from_iterable(chunk.buffers() for chunk in column.chunks)
         # Slices share a buffer.
+        digest.update(repr([(chunk.offset, len(chunk)) for chunk in column.chunks]).encode())
+        buffers = chain.from_iterable(chunk.buffers() for chunk in column.chunks)
         for buffer in {buffer.address: buffer for buffer in buffers if buffer}.values():
             digest.update(buffer)
     key = digest.digest()
-    if key not in _last_cut:
-        pieces = cut_pieces(bins, rows.table, rows.times, window.start_us, length_us)
-        _last_cut.clear()
-        _last_cut[key] = pieces
-    return _last_cut[key]
+    if key not in _last_frozen:
+        frozen = freeze_table(rows.table, columns, rows.shown, left_out)
+        _last_frozen.clear()
+        _last_frozen[key] = frozen
+    return key, *_last_frozen[key]

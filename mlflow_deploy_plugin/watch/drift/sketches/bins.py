@@ -96,7 +96,8 @@ class OrderedBins:
         """
         edge_counts = np.bincount(self._cell_of(self.edges), minlength=_CELLS)
         edges_below = np.cumsum(edge_counts) - edge_counts
-        return edges_below, edge_counts > 1, np.append(self.edges, np.nan)
+        # A thousand columns have these arrays, and a column has at most 384 bins.
+        return edges_below.astype(np.int16), edge_counts > 1, np.append(self.edges, np.nan)
 
     def _cell_of(self, values: Array) -> Array:
         """Return the cell of each value, [N] int64: equal parts of the range of the
@@ -116,7 +117,7 @@ class OrderedBins:
         """
         below, is_crowded, edges = self._edge_cells
         cells = self._cell_of(values)
-        bins: Array = below[cells]
+        bins: Array = below[cells].astype(np.int64)
         bins += values >= edges[bins]
         searched = is_crowded[cells]
         bins[searched] = np.searchsorted(self.edges, values[searched], side="right")

@@ -51,7 +51,7 @@ _LONGEST = 80
 ColumnCounts = dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ColumnSketch:
     """The sketch of a column over some rows.
 

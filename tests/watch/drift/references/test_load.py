@@ -13,6 +13,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.watch.drift.references import load
 from mlflow_deploy_plugin.watch.drift.references.load import (
     load_segment_references,
     rolling_windows,
@@ -48,6 +49,7 @@ def test_pieces_are_cached_until_the_rows_change(ask, days, tmp_path):
     )
 
     assert second.pieces is first.pieces
+    assert second.bins is first.bins
     pq.write_table(reference_of_days(days[1:]), path)
     assert ask(f"dataset:{path}").pieces.total.rows == (DAYS - 1) * ROWS
 
@@ -110,6 +112,15 @@ def test_pinned_window_is_a_reference(ask, days):
         "window:2013-01-03T00:30/2013-01-08T00:30", window=parse_window("2013-02-01T00:30/90m")
     )
     assert uneven.pieces.total.rows == sum(block.rows for block in uneven.pieces.windows)
+
+
+def test_sample_of_a_wide_log_has_fewer_rows(ask, monkeypatch):
+    monkeypatch.setattr(load, "_MOST_VALUES", 20 * ROWS)
+
+    reference = ask("window:2013-01-02/2013-01-08")
+
+    assert 0 < len(reference.sample) <= 2 * ROWS
+    assert reference.pieces.total.rows == 6 * ROWS
 
 
 @pytest.mark.long
