@@ -419,7 +419,7 @@ def test_recording_of_another_server_is_observed(observed, format_, suffix):
     file = observed.source / f"log.{suffix}"
     if suffix == "parquet":
         records = [json.loads(line) for line in recording.splitlines()]
-        pq.write_table(pa.Table.from_pylist(records), file)
+        pq.write_table(pa.Table.from_struct_array(pa.array(records)), file)
     else:
         file.write_bytes(gzip.compress(recording) if suffix.endswith("gz") else recording)
 
