@@ -8,8 +8,9 @@ their ids: within the same hour always, and otherwise if their times are within
 """
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -85,34 +86,17 @@ def read_source(
     The caller has the lease of `reading_lease`. Raises OnnxserveError if the inference
     log cannot be read or written.
     """
-    log = open_log(settings.inference_log, endpoint.rows_since)
-    state = read_source_state(log.location, endpoint.name)
-    spec = endpoint.spec.observe
-    assert spec is not None
-    # A reading may end after its endpoint was deleted and made again.
-    placed = spec.model_dump_json(include=_PLACED)
-    source = f"{endpoint.created_at} {placed} {spec.is_database and spec.time}"
-    if state.source != source:
-        state = replace(state, position="", problems={}, counted="", source=source)
     started = datetime.now(UTC)
-    error = ""
-    store = open_store(settings.store_url)
-    try:
-        context, reader = _open_source(settings, store, endpoint, started)
-        pieces = reader.pieces(state.position)
-        for written in _write_groups(log, endpoint, pieces, context, state):
-            state = written
-            write_source_state(log.location, endpoint.name, replace(state, read_at=started))
-            if state.newest is not None:
-                until = f"{state.newest:%Y-%m-%d %H:%M} UTC"
-                progress(f"{endpoint.name}: {state.rows:,} rows, until {until}")
-        state = replace(state, complete_until=started)
-    except OnnxserveError as failure:
-        error = one_line(failure.message, _LONGEST)
-    finally:
-        store.close()
-    state = replace(state, read_at=started, error=error)
-    write_source_state(log.location, endpoint.name, state)
+    with closing(open_store(settings.store_url)) as store:
+        reading = _Reading(settings, endpoint, started, progress)
+        try:
+            for piece in reading.open(store).pieces(reading.state.position):
+                reading.add(piece)
+            reading.state = replace(reading.state, complete_until=started, error="")
+        except (OnnxserveError, pa.ArrowException, ArithmeticError, ValueError, TypeError) as error:
+            reading.state = replace(reading.state, error=one_line(error, _LONGEST))
+        reading.write()  # also the rows before a failure
+    state = reading.state
     rows = {endpoint.name: state.rows}
     mark = Watermark(
         agent=source_agent(endpoint.name),
@@ -123,8 +107,8 @@ def read_source(
         captured_rows=rows,
         shipped_rows=rows,
     )
-    with wrap_log_errors(log.location):
-        write_watermark(log.location, mark)
+    with wrap_log_errors(reading.log.location):
+        write_watermark(reading.log.location, mark)
     return state
 
 
@@ -141,92 +125,95 @@ def read_again(settings: Settings, endpoint: Endpoint) -> None:
     write_source_state(location, endpoint.name, replace(state, source=""))
 
 
-def _open_source(
-    settings: Settings, store: Store, endpoint: Endpoint, now: datetime
-) -> tuple[RowContext, SourceReader]:
-    """Return what all rows of a reading share, and the reader of the source. Raises the
-    errors of `resolve` and `find_entry`.
-    """
-    spec = endpoint.spec.observe
-    assert spec is not None
-    folder = settings.state_dir(endpoint.name)
-    model = endpoint.name
-    version = "unknown"
-    types: dict[str, pa.DataType] = {}
-    for variant in endpoint.spec.variants.values():
-        resolved = resolve(variant.model)
-        model = resolved.name
-        version = resolved.version or version
-        types = signature_types(folder, model, version)
-    mask = ColumnMask(folder / MASK_KEY)
-    if endpoint.spec.capture.mask:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        mask.ensure_key()
-    read_exchange = None
-    if spec.format != "columns":
-        read_exchange = find_entry(SOURCES, spec.format, "format", ["columns"])
-    context = RowContext(endpoint.name, model, version, endpoint.spec.capture, mask, now)
-    return context, SourceReader(store, endpoint.name, spec, read_exchange, tuple(types), types)
+class _Reading:
+    """The rows of a source that are not written yet, and the state after them."""
 
+    def __init__(
+        self, settings: Settings, endpoint: Endpoint, started: datetime, progress: Progress
+    ) -> None:
+        spec = endpoint.spec.observe
+        assert spec is not None
+        self.log = open_log(settings.inference_log, endpoint.rows_since)
+        state = read_source_state(self.log.location, endpoint.name)
+        # A reading may end after its endpoint was deleted and made again.
+        placed = spec.model_dump_json(include=_PLACED)
+        source = f"{endpoint.created_at} {placed} {spec.is_database and spec.time}"
+        if state.source != source:
+            state = replace(state, position="", problems={}, counted="", source=source)
+        self.state = replace(state, read_at=started)
+        self._settings = settings
+        self._endpoint = endpoint
+        self._spec = spec
+        self._progress = progress
+        self._since = pa.scalar(parse_time(spec.since or "1970-01-01"), TIME)
+        self._clear()
 
-def _write_groups(
-    log: InferenceLog,
-    endpoint: Endpoint,
-    pieces: Iterator[Piece],
-    context: RowContext,
-    state: SourceState,
-) -> Iterator[SourceState]:
-    """Write the rows of the pieces in groups, and yield the state after each group."""
-    since = None
-    if endpoint.spec.observe is not None and endpoint.spec.observe.since is not None:
-        since = pa.scalar(parse_time(endpoint.spec.observe.since), TIME)
-    group: list[pa.Table] = []
-    faults: list[Fault] = []
-    count = 0
-    size = 0
-    failure: OnnxserveError | None = None
-    piece: Piece | None = None
-    is_over = False
-    while not is_over:
-        try:
-            piece = next(pieces, None)
-            if piece is not None:
-                faults += piece.faults
-                if piece.table.num_rows:
-                    rows, refused = log_rows(piece.table, context, piece.place)
-                    faults += [*refused, *changed_columns(state.columns, rows, piece.place)]
-                    new = model_columns(rows).difference(state.columns)
-                    if len(state.columns) + len(new) > _MOST_COLUMNS:
-                        rows = rows.drop_columns(sorted(new))
-                    else:
-                        state = replace(state, columns=tuple(sorted({*state.columns, *new})))
-                    if since is not None:
-                        rows = rows.filter(pc.greater_equal(rows.column(EVENT_TIME), since))
-                    group.append(rows)
-                    count += len(rows)
-                    size += rows.nbytes
-                state = replace(state, position=piece.position or state.position)
-        except OnnxserveError as error:  # The rows before it are written.
-            failure = error
-        except (pa.ArrowException, ArithmeticError, ValueError, TypeError) as error:
-            failure = OnnxserveError(f"rows of the source cannot be read: {one_line(error)}")
-        is_over = piece is None or failure is not None
-        is_full = count >= _GROUP_ROWS or size >= _GROUP_BYTES
-        is_full = is_full or (piece is not None and piece.ends_group)
-        if not (is_full or is_over):
-            continue
-        if any(map(len, group)):
-            rows, repeated = _new_rows(log, endpoint.name, concat_tables(group))
-            faults += repeated
-            state = _with_rows(log, endpoint.name, rows, state)
-        state = _with_faults(state, faults)
-        yield state
-        group = []
-        faults = []
-        count = 0
-        size = 0
-    if failure is not None:
-        raise failure
+    def open(self, store: Store) -> SourceReader:
+        """Return the reader of the source. Raises the errors of `resolve` and
+        `find_entry`.
+        """
+        spec = self._spec
+        name = self._endpoint.name
+        folder = self._settings.state_dir(name)
+        model = name
+        version = "unknown"
+        types: dict[str, pa.DataType] = {}
+        for variant in self._endpoint.spec.variants.values():
+            resolved = resolve(variant.model)
+            model = resolved.name
+            version = resolved.version or version
+            types = signature_types(folder, model, version)
+        capture = self._endpoint.spec.capture
+        mask = ColumnMask(folder / MASK_KEY)
+        if capture.mask:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            mask.ensure_key()
+        assert self.state.read_at is not None
+        self._context = RowContext(name, model, version, capture, mask, self.state.read_at)
+        read_exchange = None
+        if spec.format != "columns":
+            read_exchange = find_entry(SOURCES, spec.format, "format", ["columns"])
+        return SourceReader(store, name, spec, read_exchange, tuple(types), types)
+
+    def add(self, piece: Piece) -> None:
+        """Add rows, and write the group if it is large enough."""
+        self._faults += piece.faults
+        if piece.table.num_rows:
+            rows, refused = log_rows(piece.table, self._context, piece.place)
+            columns = self.state.columns
+            self._faults += [*refused, *changed_columns(columns, rows, piece.place)]
+            new = model_columns(rows).difference(columns)
+            if len(columns) + len(new) > _MOST_COLUMNS:
+                rows = rows.drop_columns(sorted(new))
+            else:
+                self.state = replace(self.state, columns=tuple(sorted({*columns, *new})))
+            rows = rows.filter(pc.greater_equal(rows.column(EVENT_TIME), self._since))
+            self._group.append(rows)
+            self._rows += len(rows)
+            self._bytes += rows.nbytes
+        self.state = replace(self.state, position=piece.position or self.state.position)
+        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES or piece.ends_group:
+            self.write()
+
+    def write(self) -> None:
+        """Write the new rows of the group to the log, and then the state. Raises
+        OnnxserveError if the log cannot be read or written.
+        """
+        name = self._endpoint.name
+        if self._rows:
+            rows, repeated = _new_rows(self.log, name, concat_tables(self._group))
+            self._faults += repeated
+            self.state = _with_rows(self.log, name, rows, self.state)
+            self._progress(f"{name}: {self.state.rows:,} rows, until {self.state.newest}")
+        self.state = _with_faults(self.state, self._faults)
+        write_source_state(self.log.location, name, self.state)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._group: list[pa.Table] = []
+        self._faults: list[Fault] = []
+        self._rows = 0
+        self._bytes = 0
 
 
 def _with_faults(state: SourceState, faults: Sequence[Fault]) -> SourceState:
