@@ -10,6 +10,7 @@ their ids: within the same hour always, and otherwise if their times are within
 import base64
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -19,13 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
-from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.extensions import SOURCES, find_entry
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.types import EPOCH, parse_time
 from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper, held_lease
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
@@ -113,8 +115,15 @@ def read_source(
     return state
 
 
-def reading_lease(endpoint: str) -> str:
-    return f"observe/{endpoint}"
+def reading_lease(store: Store, endpoint: str) -> AbstractContextManager[LeaseKeeper]:
+    """Hold the lease of an endpoint's readings during the `with`. Raises NotReady if
+    another process reads its source.
+    """
+
+    def refuse(holder: str) -> None:
+        raise NotReady(f"{endpoint}: {holder} is reading its source; repeat the command later")
+
+    return held_lease(store, f"observe/{endpoint}", refuse)
 
 
 def read_again(settings: Settings, endpoint: Endpoint) -> None:
