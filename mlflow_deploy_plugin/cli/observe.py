@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 @option(
     "--format FORMAT",
     "format_",
-    "columns, or the log of another server: sagemaker, databricks, kserve, bentoml.",
+    "columns, or the log of another server: sagemaker, databricks, kserve.",
 )
 @option(
     "--column ROLE=NAME,…",

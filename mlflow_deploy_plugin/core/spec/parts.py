@@ -528,7 +528,7 @@ class ObserveSpec(SpecPart):
     """
     format: Name = "columns"
     """columns: a row of the source is a row of the log. Otherwise the log of another
-    server: sagemaker, databricks, kserve or bentoml.
+    server: sagemaker, databricks or kserve.
     """
     id: NonEmpty | None = None
     """Column that identifies a row, to which labels refer. Default, for files: the name

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import shutil
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -419,7 +421,7 @@ def test_recording_of_another_server_is_observed(observed, format_, suffix):
     file = observed.source / f"log.{suffix}"
     if suffix == "parquet":
         records = [json.loads(line) for line in recording.splitlines()]
-        pq.write_table(pa.Table.from_pylist(records), file)
+        pd.DataFrame(records).to_parquet(file)
     else:
         file.write_bytes(gzip.compress(recording) if suffix.endswith("gz") else recording)
 
@@ -427,6 +429,22 @@ def test_recording_of_another_server_is_observed(observed, format_, suffix):
 
     assert (state.error, state.problems) == ("", {})
     assert state.rows == 3
+
+
+def test_lines_of_bentoml_are_observed_as_columns(observed):
+    """BentoML 1.4.40 has written the file. The rows of one `log_batch` share an id."""
+    observed.observe(id="request_id", time="timestamp", prediction="delay")
+    observed.capture = {"drop": "trace_id"}
+    folder = observed.source / "flights" / "data"
+    folder.mkdir(parents=True)
+    shutil.copy(RECORDINGS / "bentoml.jsonl", folder / "data.1.log")
+
+    state = observed.read()
+
+    assert (state.rows, state.problems.keys()) == (2, {"conflict"})
+    first = ("2606471233404509521", "UA", 1400.0, 200.0)
+    assert observed.logged("_prediction_id", "carrier", "distance", "prediction")[0] == first
+    assert state.columns == ("carrier", "distance", "prediction")
 
 
 def pushed(observed, *events):
