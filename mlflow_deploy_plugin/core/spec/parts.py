@@ -1,5 +1,6 @@
 """The parts of a spec: their fields, defaults, bounds and descriptions."""
 
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from itertools import chain, combinations
@@ -516,6 +517,8 @@ class CaptureSpec(SpecPart):
 
 PUSH = "push:"
 """The source of events that are posted to MLflow's server."""
+_WITH_PASSWORD = re.compile(r"://[^:/]*:[^@]*@|password=")
+"""An address that has a password for SQLAlchemy, whose passwords may contain `/`."""
 
 
 class ObserveSpec(SpecPart):
@@ -568,22 +571,21 @@ class ObserveSpec(SpecPart):
         """Raise ValueError if the fields do not fit the source, or the source contains
         a password.
         """
-        user, at, _ = self.source.partition("://")[2].partition("/")[0].rpartition("@")
-        if at and ":" in user:
+        if _WITH_PASSWORD.search(self.source):
             raise ValueError(
                 "the address contains a password: set it in an environment variable, which "
                 "`password` names"
             )
         if self.is_database != (self.query is not None):
             raise ValueError("a database, and only a database, needs `query`: a table or a SELECT")
-        if self.source == PUSH and self.format == "columns":
-            raise ValueError("format is missing: that of the pushed bodies, such as kserve")
-        needed = ["time", "prediction"] if self.format == "columns" else []
-        if self.is_database and needed:
-            needed.append("id")
-        for role in needed:
-            if getattr(self, role) is None:
-                raise ValueError(f"{role} is missing: the name of a column is expected")
+        if self.format == "columns":
+            if self.source == PUSH:
+                raise ValueError("format is missing: that of the pushed bodies, such as kserve")
+            roles = {"time": self.time, "prediction": self.prediction}
+            if self.is_database:
+                roles["id"] = self.id
+            if None in roles.values():
+                raise ValueError(f"the names of these columns are needed: {', '.join(roles)}")
         return self
 
 
@@ -817,19 +819,12 @@ class EndpointSpec(SpecPart):
     @model_validator(mode="after")
     def _has_what_it_observes(self) -> "EndpointSpec":
         """Raise ValueError if an observed endpoint needs requests to its own server."""
-        if self.observe is None:
-            return self
-        captures = self.capture.model_dump(include={"fraction", "sinks"}, exclude_defaults=True)
-        needs = [f"capture.{name}" for name in captures]
-        needs += [
-            f"monitors.{name}.kind {monitor.kind}"
-            for name, monitor in self.monitors.items()
-            if monitor.kind in ("service_level", "shadow")
-        ]
-        if needs:
+        kinds = {monitor.kind for monitor in self.monitors.values()}
+        of_requests = kinds & {"service_level", "shadow"} or self.capture.sinks
+        if self.observe is not None and (of_requests or self.capture.fraction < 1):
             raise ValueError(
-                f"{needs[0]} needs the requests that onnxserve answers, but the endpoint is only "
-                "observed"
+                "an observed endpoint has no server: monitors of the kinds service_level and "
+                "shadow, capture.fraction and capture.sinks need one"
             )
         return self
 

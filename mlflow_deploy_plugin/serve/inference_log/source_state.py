@@ -50,7 +50,6 @@ class SourceState:
     rows: int = 0
     newest: AwareDatetime | None = None
     complete_until: AwareDatetime | None = None
-    read_at: AwareDatetime | None = None
     error: str = ""
     columns: tuple[str, ...] = ()
     problems: Mapping[ProblemKind, Problem] = field(default_factory=dict)

@@ -89,7 +89,7 @@ def read_source(
         pieces = reader.pieces(state.position)
         for written in _write_groups(log, endpoint, pieces, context, state):
             state = written
-            write_source_state(log.location, endpoint.name, replace(state, read_at=started))
+            write_source_state(log.location, endpoint.name, state)
             if state.newest is not None:
                 until = f"{state.newest:%Y-%m-%d %H:%M} UTC"
                 progress(f"{endpoint.name}: {state.rows:,} rows, until {until}")
@@ -98,7 +98,7 @@ def read_source(
         error = failure.message
     finally:
         store.close()
-    state = replace(state, read_at=started, error=error)
+    state = replace(state, error=error)
     write_source_state(log.location, endpoint.name, state)
     rows = {endpoint.name: state.rows}
     mark = Watermark(

@@ -369,6 +369,9 @@ def test_password_of_a_database_is_not_in_the_error(observed, monkeypatch):
     ("fields", "named"),
     [
         ({"source": "postgresql://u:pw@h/db", "query": "t"}, ["password"]),
+        ({"source": "postgresql://u:p/w@h/db", "query": "t"}, ["password"]),
+        ({"source": "postgresql://h/db?sslpassword=pw", "query": "t"}, ["password"]),
+        ({"source": "s3://key:secret@bucket/logs"}, ["password"]),
         ({"source": "postgresql://h/db"}, ["query"]),
         ({"query": "t"}, ["query"]),
         ({"time": None}, ["time"]),

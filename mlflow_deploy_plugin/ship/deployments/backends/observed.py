@@ -36,8 +36,6 @@ class ObservedBackend:
         longest = max([_DAY, *(2 * length_of(each.every) for each in spec.monitors.values())])
         if state.newest is not None and datetime.now(UTC) - state.newest > longest:
             lines.append(f"no rows since {state.newest:%Y-%m-%d %H:%M} UTC")
-        if state.read_at is None:
-            lines.append("its source has not been read yet: is `onnxserve controller` running?")
         return Observation("failed" if state.error else "observed", "; ".join(lines))
 
     def remove(self, name: str) -> None:
