@@ -214,8 +214,12 @@ def make_exchange(head: Mapping[str, object], inputs: Columns, outputs: Columns)
         for name, values in outputs.items()
     }
     columns = {**inputs, **answers}
-    if not inputs or not outputs or len(columns) > _MOST_COLUMNS:
-        raise InvalidRequest(f"no inputs, no predictions, or more than {_MOST_COLUMNS} columns")
+    if not inputs or not outputs:
+        raise InvalidRequest("no inputs, or no predictions")
+    if len(columns) > _MOST_COLUMNS or max(map(len, columns)) > _MOST_CHARACTERS:
+        raise InvalidRequest(
+            f"more than {_MOST_COLUMNS} columns, or a name of more than {_MOST_CHARACTERS} letters"
+        )
     try:
         known = Head.model_validate(head)
         schema = pa.table(columns).schema
@@ -225,10 +229,6 @@ def make_exchange(head: Mapping[str, object], inputs: Columns, outputs: Columns)
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise InvalidRequest(f"the columns are not rows: {one_line(error)}") from None
     for field in schema:
-        if len(field.name) > _MOST_CHARACTERS:
-            raise InvalidRequest(
-                f"{short_repr(field.name)} has more than {_MOST_CHARACTERS} letters"
-            )
         kind = field.type
         for _ in range(MAX_RANK):  # Parquet's reader fails at 500 dimensions.
             if pa.types.is_list(kind):

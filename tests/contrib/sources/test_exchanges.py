@@ -164,7 +164,7 @@ TENSOR = {"name": "x", "datatype": "INT64", "data": [1, 2]}
         (pair("[" * 2000, "[1]"), "request: not valid JSON"),
         (pair('[{"a": ' + "[" * 400 + "]" * 400 + "}]", "[1]"), "too many dimensions"),
         (pair('[{"a": {"b": 1}}]', "[1]"), "'a' has objects"),
-        (pair(json.dumps([{"a" * 300: 1}]), "[1]"), "has more than 256"),
+        (pair(json.dumps([{"a" * 300: 1}]), "[1]"), "more than 256"),
         (pair('[{"a": 1}, {"a": "x"}]', "[1, 2]"), "Could not convert 'x'"),
         (pair("[]", "[]"), "request: the data has no rows"),
         (pair(json.dumps({"inputs": [TENSOR | {"shape": [3]}]}), "[1]"), "request: tensor 'x'"),
