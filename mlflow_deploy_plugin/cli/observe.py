@@ -1,7 +1,6 @@
 """`onnxserve observe`: endpoints whose model another server serves."""
 
 from dataclasses import asdict, replace
-from time import monotonic
 
 import click
 
@@ -17,10 +16,7 @@ from mlflow_deploy_plugin.cli.options import (
     to_names,
     why_option,
 )
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError
-
-_TAKEN_OVER_SECONDS = 20.0
-"""The wait for a lease, of which a killed process can be the holder for 15 s."""
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 
 
 @click.command()
@@ -35,7 +31,7 @@ _TAKEN_OVER_SECONDS = 20.0
 @option(
     "--format FORMAT",
     "format_",
-    "columns, or the log of another server: sagemaker, databricks, kserve, bentoml.",
+    "columns, or the log of another server: sagemaker, databricks, kserve.",
 )
 @option(
     "--column ROLE=NAME,…",
@@ -74,10 +70,9 @@ def observe(
     """
     roles = {f"observe.{role}": column for role, column in key_values(columns, "--column").items()}
     fields["format"] = fields.pop("format_")
-    given = {f"observe.{field}": text for field, text in fields.items() if text is not None}
-    changes = {**given, **roles, **key_values(config)}
+    fields_given = {f"observe.{field}": text for field, text in fields.items() if text is not None}
+    changes = {**fields_given, **roles, **key_values(config)}
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.core.store.leases import held_lease
         from mlflow_deploy_plugin.serve.inference_log.source_state import describe_problems
         from mlflow_deploy_plugin.ship.deployments.backends.targets import OBSERVED
         from mlflow_deploy_plugin.watch.observed.reading import (
@@ -88,34 +83,22 @@ def observe(
 
         store = deployments.store
         if name not in store.names():
-            at_source = replace(deployments, target=OBSERVED)
-            if model_uri is not None:
-                at_source.create(name, model_uri, changes)
-            else:
-                at_source.create_endpoint(name, changes, why)
-        elif changes or model_uri is not None:
-            if model_uri is not None:
-                changes[f"variants.{name}.model"] = model_uri
-            deployments.update_endpoint(name, changes, why)
-        endpoint = store.require_endpoint(name)
-        if endpoint.spec.observe is None:
+            replace(deployments, target=OBSERVED).create_endpoint(name, changes, why)
+        elif store.require_endpoint(name).spec.observe is None:
             raise InvalidConfig(f"onnxserve serves the endpoint {name!r}, and does not observe it")
-
-        begun = monotonic()
-
-        def wait_for(holder: str) -> None:
-            if monotonic() < begun + _TAKEN_OVER_SECONDS:
-                return
-            raise NotReady(f"{name}: {holder} is reading its source; repeat the command later")
-
-        with held_lease(store, reading_lease(name), wait_for):
+        elif changes:
+            deployments.update_endpoint(name, changes, why)
+        if model_uri is not None:
+            if store.require_endpoint(name).spec.variants:
+                deployments.update(name, model_uri, {})
+            else:
+                deployments.add(name, name, model_uri, {}, why)
+        endpoint = store.require_endpoint(name)
+        with reading_lease(store, name):
             if fields["since"] is not None:
                 read_again(deployments.settings, endpoint)
             state = read_source(deployments.settings, endpoint, show_progress)
     if state.error:
         raise OnnxserveError(f"{name}: {state.error}")
-    problems = describe_problems(state)
-    newest = "no rows yet"
-    if state.newest is not None:
-        newest = f"{state.rows:,} rows in the log, the newest of {state.newest:%Y-%m-%d %H:%M} UTC"
-    show_result(output, asdict(state), [f"{name}: {newest}", *(f"  {line}" for line in problems)])
+    lines = [f"{name}: {state.rows:,} rows in the log", *describe_problems(state)]
+    show_result(output, asdict(state), lines)

@@ -9,7 +9,6 @@ import pytest
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.watch.observed.reading import reading_lease
 from tests.support.commands import done, onnxserve, said, told
 from tests.support.deployments import empty_home
 from tests.support.refusals import mentions
@@ -65,8 +64,15 @@ def test_observed_endpoint_is_made_and_read(source, model):
     assert stats["by_version"] == {"adder version 1": 15}
 
 
-def test_observed_endpoint_needs_no_model(source):
+def test_model_of_an_observed_endpoint_may_follow(source, model):
     assert observed(f"--from {source}", ROLES)["rows"] == 10
+    write(source, "b", 10, 15)
+
+    assert observed(f"--model {model}")["rows"] == 15
+    assert told("log stats churn")["by_version"] == {
+        "adder version 1": 5,
+        "churn version unknown": 10,
+    }
 
 
 def test_changed_source_of_an_observed_endpoint_is_read(source):
@@ -122,13 +128,16 @@ def test_source_that_cannot_be_read_is_one_line(source, command, names):
     assert "Traceback" not in result.output
 
 
-def test_served_endpoint_is_not_observed(source):
+@pytest.mark.parametrize("options", ["", f"--from logs {ROLES}", "-C capture.fraction=0.5"])
+def test_served_endpoint_is_neither_observed_nor_changed(source, options):
     done("endpoint create churn")
 
-    for command in ("observe churn", f"observe churn --from {source} {ROLES}"):
-        result = onnxserve(command)
-        assert result.exit_code == 1
-        assert mentions(said(result), "churn") or mentions(said(result), "observe.source")
+    result = onnxserve(f"observe churn {options}")
+
+    assert result.exit_code == 1
+    assert mentions(said(result), "churn")
+    spec = open_store(load_settings().store_url).require_endpoint("churn").spec
+    assert spec.capture.fraction == 1
 
 
 @pytest.mark.parametrize("command", ["stop churn", "start churn", "logs churn"])
@@ -157,6 +166,6 @@ def test_reading_of_a_killed_process_is_continued(source):
     observed(f"--from {source}", ROLES)
     write(source, "b", 10, 15)
     store = open_store(load_settings().store_url)
-    store.acquire_lease(reading_lease("churn"), "killed", 1.0)
+    store.acquire_lease("observe/churn", "killed", 1.0)
 
     assert observed()["rows"] == 15

@@ -9,39 +9,84 @@
   https://docs.databricks.com/aws/en/machine-learning/model-serving/inference-tables
 - Pairs of the events that KServe's logger sends:
   https://kserve.github.io/website/docs/model-serving/predictive-inference/logger
-- The files of `bentoml.monitor`, `monitoring/NAME/data/*.log*`, JSON Lines:
-  https://docs.bentoml.com/en/latest/build-with-bentoml/observability/monitoring-and-data-collection.html
 
-Each function returns None for a record without a prediction, and raises InvalidRequest
-for a record that it cannot read.
+A body is CSV without a header, if its content type says so, or JSON:
+
+- MLflow's four fields
+  (https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/), with
+  `predictions`;
+- `instances` or `inputs`, with `predictions` or `outputs`, of KServe's V1
+  (https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol)
+  and of TensorFlow Serving (https://www.tensorflow.org/tfx/serving/api_rest);
+- the tensors of V2
+  (https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md);
+- an array of rows, or of predictions.
+
+Records are untrusted: each fault raises InvalidRequest, with its place and its reason.
+The functions return None for a record without a prediction.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from mlflow_deploy_plugin.contrib.sources.bodies import make_exchange, read_exchange, read_head
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, Field, ValidationError
+
+from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import InvalidRequest
-from mlflow_deploy_plugin.serve.protocols.content import base64_text
+from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.serve.protocols.content import base64_text, load_json
+from mlflow_deploy_plugin.serve.protocols.mlflow import decode_document, read_csv
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import (
+    MAX_RANK,
+    from_json,
+    read_tensor_header,
+)
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Tensor
+from mlflow_deploy_plugin.serve.runtime.schemas.sent_schema import SentSchema
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 from mlflow_deploy_plugin.watch.observed.exchange import Exchange
 
-_BENTOML_FIELDS = {"request_id", "timestamp", "trace_id"}
+Columns = dict[str, list[Any]]
+
+_MOST_BYTES = 16 * 1024 * 1024
+"""The maximum size of a body, as that of a server by default."""
+_MOST_CHARACTERS = 256
+"""The maximum length of an id, a version and the name of a column."""
+_PRINTABLE = r"^\P{C}*$"
+_MOST_COLUMNS = 10_000
+"""The maximum number of columns, because each becomes a column of the log."""
+_PARTS = {"endpointInput": "request", "endpointOutput": "response"}
+
+
+class Head(BaseModel):
+    """The identity of an exchange. Its time is an ISO 8601 text, milliseconds or
+    seconds since 1970, or a datetime; without a time zone, it is in UTC.
+    """
+
+    id: str = Field(min_length=1, max_length=_MOST_CHARACTERS, pattern=_PRINTABLE)
+    time: datetime
+    version: str | None = Field(max_length=_MOST_CHARACTERS, pattern=_PRINTABLE)
 
 
 def sagemaker_exchange(record: Mapping[str, Any], names: Sequence[str]) -> Exchange | None:
     """Return the exchange of a line; None if no response was captured. The id is the
     caller's `inferenceId`, or `eventId`.
     """
-    event = read_object(record, "eventMetadata")
-    bodies: list[object] = []
-    for side in "endpointInput", "endpointOutput":
-        captured = read_object(read_object(record, "captureData"), side)
-        body = captured.get("data")
-        if captured.get("encoding") == "BASE64":
+    event = _read_object(record, "eventMetadata")
+    captured = _read_object(record, "captureData")
+    pair = {"id": event.get("inferenceId") or event.get("eventId")}
+    pair["time"] = event.get("inferenceTime")
+    for side, part in _PARTS.items():
+        capture = _read_object(captured, side)
+        body = capture.get("data")
+        if capture.get("encoding") == "BASE64":
             body = base64_text(body, side)
-        bodies.append(body)
-    head = read_head(event.get("inferenceId") or event.get("eventId"), event.get("inferenceTime"))
-    return read_exchange(head, names, *bodies)
+        pair[part] = body
+        pair[f"{part}_type"] = capture.get("observedContentType")
+    return kserve_exchange(pair, names)
 
 
 def databricks_exchange(record: Mapping[str, Any], names: Sequence[str]) -> Exchange | None:
@@ -55,42 +100,140 @@ def databricks_exchange(record: Mapping[str, Any], names: Sequence[str]) -> Exch
         return None
     if errors := record.get("logging_error_codes"):
         raise InvalidRequest(f"Databricks has not logged the bodies: {short_repr(errors)}")
-    try:
-        metadata = dict(record.get("request_metadata") or {})  # A map of Arrow is pairs.
-    except (TypeError, ValueError):
-        raise InvalidRequest("request_metadata is not an object") from None
-    time = record.get("request_time") or record.get("timestamp_ms")
-    head = read_head(record.get("databricks_request_id"), time, metadata.get("model_version"))
-    return read_exchange(head, names, record.get("request"), record.get("response"))
+    head = {
+        "id": record.get("databricks_request_id"),
+        "time": record.get("request_time") or record.get("timestamp_ms"),
+        "version": _read_object(record, "request_metadata").get("model_version"),
+    }
+    return kserve_exchange({**record, **head}, names)
 
 
-def kserve_exchange(record: Mapping[str, Any], names: Sequence[str]) -> Exchange | None:
-    """Return the exchange of a record with the keys `id`, `time` of the request,
-    `request` and `response`; None if it has no response.
-    """
-    head = read_head(record.get("id"), record.get("time"))
-    return read_exchange(head, names, record.get("request"), record.get("response"))
-
-
-def bentoml_exchange(record: Mapping[str, Any], names: Sequence[str]) -> Exchange:
-    """Return the exchange of a line, which is one row. Values with a name in `names`
-    are inputs, and the others outputs, because a line does not have the roles.
-
-    BentoML writes times without a time zone, and the rows of one `log_batch` have the
-    same id.
-    """
-    if not names or not record.keys() >= set(names):
-        raise InvalidRequest(f"the line lacks inputs of the model, which are {short_repr(names)}")
-    columns = {name: [value] for name, value in record.items() if name not in _BENTOML_FIELDS}
-    inputs = {name: columns.pop(name, []) for name in names}
-    request_id = record.get("request_id")
-    if request_id == "None":
-        raise InvalidRequest("request_id is None: the line was logged outside of a request")
-    head = read_head(request_id, record.get("timestamp"))
-    return make_exchange(head, inputs, columns)
-
-
-def read_object(owner: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _read_object(owner: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return a field that is an object; empty if it is missing or anything else."""
     value = owner.get(name)
     return value if isinstance(value, Mapping) else {}
+
+
+def kserve_exchange(record: Mapping[str, Any], names: Sequence[str]) -> Exchange | None:
+    """Return the exchange of a request and its response; None if there is no response.
+    The records of other servers are converted to this form.
+
+    Args:
+        record: the fields of `Head`; the bodies `request` and `response`, which are
+            bytes or texts; and their content types `request_type` and `response_type`.
+        names: the model's inputs, in order. If they are empty, rows without names
+            become the column `input`, and CSV the columns `0`, `1` and so on.
+    """
+    if record.get("response") is None and record.get("request") is not None:
+        return None
+    version = record.get("version")
+    place = "request"
+    try:
+        inputs, _ = read_columns(record, place, names, "input")
+        place = "response"
+        outputs, answered_by = read_columns(record, place, (), "predictions")
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{place}: {error.message}") from None
+    rows = len(next(iter(inputs.values()), ()))
+    if "0" in outputs and len(outputs) == rows and set(map(len, outputs.values())) == {1}:
+        # SageMaker's XGBoost answers N rows with one line of N fields.
+        outputs = {PREDICTION: [value for (value,) in outputs.values()]}
+    return make_exchange({**record, "version": version or answered_by}, inputs, outputs)
+
+
+def read_columns(
+    record: Mapping[str, Any], part: str, names: Sequence[str], unnamed: str
+) -> tuple[Columns, object]:
+    """Return the columns of the request or the response, and `model_version` of a V2
+    response.
+
+    A column of CSV is numbers if all its fields are numbers or empty. An array of one
+    element in each row becomes this element.
+    """
+    body = record.get(part)
+    if isinstance(body, str):
+        body = body.encode(errors="surrogatepass")
+    if not isinstance(body, bytes) or len(body) > _MOST_BYTES:
+        raise InvalidRequest(f"a text of at most {_MOST_BYTES} bytes is expected")
+    columns: dict[str, Any] = {}
+    signature = tuple(Column(name, "string") for name in names)
+    if "csv" in str(record.get(f"{part}_type")):
+        for name, fields in read_csv(body, SentSchema(signature, (), ()), False).items():
+            try:
+                columns[name] = [None if field is None else float(field) for field in fields]
+            except ValueError:
+                columns[name] = fields
+        return columns, None
+    document = load_json(body, "")
+    if not isinstance(document, dict):
+        document = {"inputs": document}
+    version = document.get("model_version")
+    for field in "predictions", "outputs":
+        if field in document and "inputs" not in document:
+            document = {"inputs": document[field]}
+    tensors = document.get("inputs")
+    if b'"datatype"' in body and isinstance(tensors, list):
+        columns = tensor_columns(tensors, names)
+    else:
+        # The only name may be that of a tensor, whose rows are arrays.
+        tensor = Tensor(names[0] if len(names) == 1 else unnamed, "str", (-1,))
+        schema = SentSchema(signature[1:] and signature, (tensor,), ())
+        columns = dict(decode_document(document, schema))
+    for name, values in columns.items():
+        if all(isinstance(value, list) and len(value) == 1 for value in values):
+            columns[name] = [value for (value,) in values]
+    return columns, version
+
+
+def tensor_columns(entries: Sequence[Any], names: Sequence[str]) -> Columns:
+    """Return the values of V2 tensors by name, or by `names` for the only tensor with
+    the shape [N, number of names].
+    """
+    arrays: dict[str, Any] = {}
+    for position, entry in enumerate(entries):
+        head = read_tensor_header(position, entry)
+        if not head.shape or head.name in arrays:
+            raise head.mismatch(" is repeated, or has no rows")
+        with np.errstate(over="raise"):
+            arrays[head.name] = from_json(head, entry.get("data"))
+    if len(arrays) == 1 and head.shape[1:] == (len(names),):
+        arrays = dict(zip(names, arrays[head.name].T, strict=True))
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
+def make_exchange(head: Mapping[str, object], inputs: Columns, outputs: Columns) -> Exchange:
+    """Return the exchange of these columns.
+
+    The output that is named `prediction`, or is the only one with one value per row, is
+    `prediction`.
+    """
+    single = {name for name, values in outputs.items() if list not in set(map(type, values))}
+    prediction = single if len(single) == 1 else single & {PREDICTION}
+    answers = {
+        PREDICTION if name in prediction else OUTPUT_PREFIX + name: values
+        for name, values in outputs.items()
+    }
+    columns = {**inputs, **answers}
+    if not inputs or not outputs:
+        raise InvalidRequest("no inputs, or no predictions")
+    if len(columns) > _MOST_COLUMNS or max(map(len, columns)) > _MOST_CHARACTERS:
+        raise InvalidRequest(
+            f"more than {_MOST_COLUMNS} columns, or a name of more than {_MOST_CHARACTERS} letters"
+        )
+    try:
+        known = Head.model_validate(head)
+        schema = pa.table(columns).schema
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidRequest(f"{first['loc'][0]}: {first['msg']}") from None
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise InvalidRequest(f"the columns are not rows: {one_line(error)}") from None
+    for field in schema:
+        kind = field.type
+        for _ in range(MAX_RANK):  # Parquet's reader fails at 500 dimensions.
+            if pa.types.is_list(kind):
+                kind = kind.value_type
+        if pa.types.is_nested(kind):
+            raise InvalidRequest(f"{short_repr(field.name)} has objects, or too many dimensions")
+    time = known.time.replace(tzinfo=known.time.tzinfo or UTC)
+    return Exchange(known.id, time, inputs, answers, known.version or "")

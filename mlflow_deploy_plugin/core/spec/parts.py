@@ -530,7 +530,7 @@ class ObserveSpec(SpecPart):
     """
     format: Name = "columns"
     """columns: a row of the source is a row of the log. Otherwise the log of another
-    server: sagemaker, databricks, kserve or bentoml.
+    server: sagemaker, databricks or kserve.
     """
     id: NonEmpty | None = None
     """Column that identifies a row, to which labels refer. Default, for files: the name
@@ -577,15 +577,15 @@ class ObserveSpec(SpecPart):
             )
         if self.is_database != (self.query is not None):
             raise ValueError("a database, and only a database, needs `query`: a table or a SELECT")
-        if self.source == PUSH and self.format == "columns":
-            raise ValueError("format is missing: that of the pushed bodies, such as kserve")
-        needed = ["time", "prediction"] if self.format == "columns" else []
-        # The files of a Delta table are rewritten, and rows of a query have no place.
-        if needed and (self.is_database or self.source.startswith("delta:")):
-            needed.append("id")
-        for role in needed:
-            if getattr(self, role) is None:
-                raise ValueError(f"{role} is missing: the name of a column is expected")
+        if self.format == "columns":
+            if self.source == PUSH:
+                raise ValueError("format is missing: that of the pushed bodies, such as kserve")
+            roles = {"time": self.time, "prediction": self.prediction}
+            # Files of a Delta table are rewritten, and rows of a query have no place.
+            if self.is_database or self.source.startswith("delta:"):
+                roles["id"] = self.id
+            if None in roles.values():
+                raise ValueError(f"the names of these columns are needed: {', '.join(roles)}")
         return self
 
 
@@ -819,19 +819,12 @@ class EndpointSpec(SpecPart):
     @model_validator(mode="after")
     def _has_what_it_observes(self) -> "EndpointSpec":
         """Raise ValueError if an observed endpoint needs requests to its own server."""
-        if self.observe is None:
-            return self
-        captures = self.capture.model_dump(include={"fraction", "sinks"}, exclude_defaults=True)
-        needs = [f"capture.{name}" for name in captures]
-        needs += [
-            f"monitors.{name}.kind {monitor.kind}"
-            for name, monitor in self.monitors.items()
-            if monitor.kind in ("service_level", "shadow")
-        ]
-        if needs:
+        kinds = {monitor.kind for monitor in self.monitors.values()}
+        of_requests = kinds & {"service_level", "shadow"} or self.capture.sinks
+        if self.observe is not None and (of_requests or self.capture.fraction < 1):
             raise ValueError(
-                f"{needs[0]} needs the requests that onnxserve answers, but the endpoint is only "
-                "observed"
+                "an observed endpoint has no server: monitors of the kinds service_level and "
+                "shadow, capture.fraction and capture.sinks need one"
             )
         return self
 

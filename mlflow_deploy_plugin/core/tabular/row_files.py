@@ -30,6 +30,7 @@ _SUFFIXES: Mapping[str, FileFormat] = {
     ".csv": "csv",
     ".json": "json",
     ".jsonl": "jsonl",
+    ".log": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",

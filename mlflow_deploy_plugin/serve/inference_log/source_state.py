@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     write_file,
 )
 
-_OBSERVED = "_observed"
 ProblemKind = Literal[
     "bad_row", "no_id", "no_time", "future", "conflict", "new_column", "lost_column", "unanswered"
 ]
@@ -54,7 +53,6 @@ class SourceState:
     rows: int = 0
     newest: AwareDatetime | None = None
     complete_until: AwareDatetime | None = None
-    read_at: AwareDatetime | None = None
     error: str = ""
     columns: tuple[str, ...] = ()
     problems: Mapping[ProblemKind, Problem] = field(default_factory=dict)
@@ -81,8 +79,11 @@ _LINES: Mapping[ProblemKind, str] = {
 
 
 def describe_problems(state: SourceState) -> list[str]:
-    """Return a line for each kind of problem."""
-    return [_LINES[kind].format(problem) for kind, problem in state.problems.items()]
+    """Return the reason why the last reading was not completed, and a line for each
+    kind of problem.
+    """
+    problems = [_LINES[kind].format(problem) for kind, problem in state.problems.items()]
+    return [state.error, *problems] if state.error else problems
 
 
 def source_agent(endpoint: str) -> str:
@@ -91,19 +92,18 @@ def source_agent(endpoint: str) -> str:
 
 
 def read_source_state(location: LogLocation, endpoint: str) -> SourceState:
-    """Return the state of an endpoint's source, or the state before the first reading.
-    Raises OnnxserveError if the log is unreachable.
+    """Return the state of an endpoint's source. It is the state before the first
+    reading if the file is missing, or malformed: all rows are read again then, and left
+    out. Raises OnnxserveError if the log is unreachable.
     """
-    with wrap_log_errors(location):
-        try:
-            with location.filesystem.open_input_stream(_path(location, endpoint)) as stream:
-                content = stream.read()
-        except FileNotFoundError:
-            return SourceState()
-    try:
-        return _STATE.validate_json(content)
-    except ValidationError:  # Without its position, all rows are read again, and left out.
-        return SourceState()
+    path = f"{location.root}/{_file_name(endpoint)}"
+    with (
+        wrap_log_errors(location),
+        suppress(FileNotFoundError, ValidationError),
+        location.filesystem.open_input_stream(path) as stream,
+    ):
+        return _STATE.validate_json(stream.read())
+    return SourceState()
 
 
 def write_source_state(location: LogLocation, endpoint: str, state: SourceState) -> None:
@@ -111,7 +111,7 @@ def write_source_state(location: LogLocation, endpoint: str, state: SourceState)
     cannot be written.
     """
     with wrap_log_errors(location):
-        write_file(location, f"{_OBSERVED}/{endpoint_folder(endpoint)}.json", orjson.dumps(state))
+        write_file(location, _file_name(endpoint), orjson.dumps(state))
 
 
 def delete_source_state(location: LogLocation, endpoint: str) -> None:
@@ -119,10 +119,10 @@ def delete_source_state(location: LogLocation, endpoint: str) -> None:
     OnnxserveError if the log cannot be changed.
     """
     mark = f"{location.root}/{WATERMARKS}/{source_agent(endpoint)}.json"
-    for path in (_path(location, endpoint), mark):
+    for path in (f"{location.root}/{_file_name(endpoint)}", mark):
         with wrap_log_errors(location), suppress(FileNotFoundError):
             location.filesystem.delete_file(path)
 
 
-def _path(location: LogLocation, endpoint: str) -> str:
-    return f"{location.root}/{_OBSERVED}/{endpoint_folder(endpoint)}.json"
+def _file_name(endpoint: str) -> str:
+    return f"_observed/{endpoint_folder(endpoint)}.json"

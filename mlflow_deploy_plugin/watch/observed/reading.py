@@ -8,9 +8,10 @@ their ids: within the same hour always, and otherwise if their times are within
 """
 
 import base64
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -20,13 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
-from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.extensions import SOURCES, find_entry
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.types import EPOCH, parse_time
 from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.leases import LeaseKeeper, held_lease
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
@@ -73,6 +75,7 @@ _MOST_COLUMNS = 5_000
 """The limit of columns of a source, whose names may come from the callers of a model.
 Further new columns are reported and left out.
 """
+_TAKEN_OVER_SECONDS = 20.0
 _COUNTED = 10_000
 """The number of the last faults that are remembered, so that none is counted twice."""
 
@@ -88,9 +91,9 @@ def read_source(
     """
     started = datetime.now(UTC)
     with closing(open_store(settings.store_url)) as store:
-        reading = _Reading(settings, endpoint, started, progress)
+        reading = _Reading(settings, endpoint, progress)
         try:
-            for piece in reading.open(store).pieces(reading.state.position):
+            for piece in reading.open(store, started).pieces(reading.state.position):
                 reading.add(piece)
             reading.state = replace(reading.state, complete_until=started, error="")
         except (OnnxserveError, pa.ArrowException, ArithmeticError, ValueError, TypeError) as error:
@@ -112,8 +115,17 @@ def read_source(
     return state
 
 
-def reading_lease(endpoint: str) -> str:
-    return f"observe/{endpoint}"
+def reading_lease(store: Store, endpoint: str) -> AbstractContextManager[LeaseKeeper]:
+    """Hold the lease of an endpoint's readings during the `with`. Raises NotReady if
+    another process reads its source for longer than a killed one may hold the lease.
+    """
+    begun = time.monotonic()
+
+    def wait(holder: str) -> None:
+        if time.monotonic() > begun + _TAKEN_OVER_SECONDS:
+            raise NotReady(f"{endpoint}: {holder} is reading its source; repeat the command later")
+
+    return held_lease(store, f"observe/{endpoint}", wait)
 
 
 def read_again(settings: Settings, endpoint: Endpoint) -> None:
@@ -128,9 +140,7 @@ def read_again(settings: Settings, endpoint: Endpoint) -> None:
 class _Reading:
     """The rows of a source that are not written yet, and the state after them."""
 
-    def __init__(
-        self, settings: Settings, endpoint: Endpoint, started: datetime, progress: Progress
-    ) -> None:
+    def __init__(self, settings: Settings, endpoint: Endpoint, progress: Progress) -> None:
         spec = endpoint.spec.observe
         assert spec is not None
         self.log = open_log(settings.inference_log, endpoint.rows_since)
@@ -140,7 +150,7 @@ class _Reading:
         source = f"{endpoint.created_at} {placed} {spec.is_database and spec.time}"
         if state.source != source:
             state = replace(state, position="", problems={}, counted="", source=source)
-        self.state = replace(state, read_at=started)
+        self.state = state
         self._settings = settings
         self._endpoint = endpoint
         self._spec = spec
@@ -148,7 +158,7 @@ class _Reading:
         self._since = pa.scalar(parse_time(spec.since or "1970-01-01"), TIME)
         self._clear()
 
-    def open(self, store: Store) -> SourceReader:
+    def open(self, store: Store, now: datetime) -> SourceReader:
         """Return the reader of the source. Raises the errors of `resolve` and
         `find_entry`.
         """
@@ -168,8 +178,7 @@ class _Reading:
         if capture.mask:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             mask.ensure_key()
-        assert self.state.read_at is not None
-        self._context = RowContext(name, model, version, capture, mask, self.state.read_at)
+        self._context = RowContext(name, model, version, capture, mask, now)
         read_exchange = None
         if spec.format != "columns":
             read_exchange = find_entry(SOURCES, spec.format, "format", ["columns"])

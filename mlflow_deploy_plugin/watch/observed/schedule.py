@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, WorkerPool
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.store import Endpoint
-from mlflow_deploy_plugin.promote.rollouts.leadership import log_errors, process_name
+from mlflow_deploy_plugin.promote.rollouts.leadership import repeat
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.monitors.evaluation import IDLE_SECONDS, judging_worker
 from mlflow_deploy_plugin.watch.observed.reading import read_source, reading_lease
@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.watch.observed.reading import read_source, reading_lea
 _AT_ONCE = 2
 _LOOK_SECONDS = 1.0
 _FAILURE_SECONDS = 60.0
-_LEASE_SECONDS = 15.0
 _READING_SECONDS = 3600.0
 
 
@@ -39,10 +38,7 @@ def read_sources(
         """Read a source, and return the pause until its next reading in seconds."""
         name = endpoint.name
         try:
-            lease = store.acquire_lease(reading_lease(name), process_name(), _LEASE_SECONDS)
-            if lease is None:  # A command is reading it.
-                return _FAILURE_SECONDS
-            with LeaseKeeper(store, lease):
+            with reading_lease(store, name):
                 state = processes.call(
                     read_source, deployments.settings, endpoint, seconds=_READING_SECONDS
                 )
@@ -51,22 +47,20 @@ def read_sources(
             return 0.0
         except OnnxserveError as failure:
             error = failure.message
-        if error != errors.get(name, ""):
-            line = f"its source cannot be read: {error}" if error else "its source is read again"
-            deployments.progress(f"{name}: {line}")
+        if error and error != errors.get(name):
+            deployments.progress(f"{name}: its source cannot be read: {error}")
         errors[name] = error
-        return min(length_of(every).total_seconds(), _FAILURE_SECONDS if error else float("inf"))
+        pause = length_of(every).total_seconds()
+        return min(pause, _FAILURE_SECONDS) if error else pause
 
     def start_due() -> None:
         for endpoint in store.endpoints():
             if endpoint.spec.observe is not None:
                 work.start(endpoint.name, partial(read, endpoint, endpoint.spec.observe.every))
+        processes.end_idle(IDLE_SECONDS)
 
     try:
-        while keeper.is_held and not over.wait(look_seconds):
-            log_errors(start_due)
-            processes.end_idle(IDLE_SECONDS)
+        repeat(start_due, look_seconds)(keeper, over)
     finally:
-        work.stop(wait=False)
         processes.end()
         work.stop(wait=True)

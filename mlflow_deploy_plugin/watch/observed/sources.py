@@ -183,7 +183,8 @@ class SourceReader:
                 bad = [f"row {row.number} of {part.name}: {row.why}" for row in block.bad]
                 faults = [fault("bad_row", *bad)] if bad else []
                 if self.read_exchange is not None:
-                    numbered = zip(block.numbers, block.table.to_pylist(), strict=True)
+                    rows = block.table.to_pylist(maps_as_pydicts="lossy")
+                    numbered = zip(block.numbers, rows, strict=True)
                     records = ((f"row {number}", record) for number, record in numbered)
                     yield from self._exchange_pieces(records, part.name)
                     yield Piece(pa.table({}), part.name, None, faults)

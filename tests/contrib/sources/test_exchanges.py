@@ -1,5 +1,5 @@
-"""The records of other servers, which are in the files of this folder. BentoML 1.4.40
-has written its file; the others have the forms that their owners document.
+"""The records of other servers, in the forms that their owners document. They are in
+the files of this folder.
 """
 
 import base64
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.extensions import SOURCES, find_entry
 HERE = Path(__file__).parent
 RECORDED = HERE.parent / "mlserver" / "recordings"
 NAMES = ("carrier", "distance", "hour")
-FORMATS = ("bentoml", "databricks", "kserve", "sagemaker")
+FORMATS = ("databricks", "kserve", "sagemaker")
 READERS = {source: find_entry(SOURCES, source, "format", ()) for source in FORMATS}
 
 
@@ -32,9 +32,10 @@ def records(source):
     return list(map(json.loads, (HERE / f"{source}.jsonl").read_text().splitlines()))
 
 
-def pair(request, response):
+def pair(request, response, request_type="application/json"):
     time = "2026-03-01T12:00:00Z"
-    return {"id": "1", "time": time, "request": request, "response": response}
+    types = {"request_type": request_type, "response_type": "application/json"}
+    return {"id": "1", "time": time, "request": request, "response": response, **types}
 
 
 @pytest.mark.parametrize(
@@ -105,18 +106,10 @@ def test_row_of_parquet_is_read(tmp_path):
     moment = pa.array([datetime(2026, 3, 1, 12)], pa.timestamp("us"))
     table = pa.Table.from_pylist([row]).append_column("request_metadata", version)
     pq.write_table(table.append_column("request_time", moment), tmp_path / "rows.parquet")
-    (read_row,) = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    (read_row,) = pq.read_table(tmp_path / "rows.parquet").to_pylist(maps_as_pydicts="lossy")
     exchange = read("databricks", read_row)
     assert exchange.version == "3"
     assert exchange.time == datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-def test_line_of_bentoml_is_one_row():
-    exchange = read("bentoml", records("bentoml")[0], ("carrier", "distance"))
-    assert exchange.id == "2606471233404509521"
-    assert exchange.time == datetime(2026, 11, 30, 20, 27, 43, 857647, UTC)
-    assert exchange.inputs == {"carrier": ["UA"], "distance": [1400.0]}
-    assert exchange.predictions == {"prediction": [200.0]}
 
 
 @pytest.mark.parametrize("server", ["kserve", "mlserver"])
@@ -145,12 +138,16 @@ def test_record_without_prediction_is_none(source):
     [
         ("[[1, 2], [3, 4]]", (), {"input": [[1, 2], [3, 4]]}),
         ("[[1, 2], [3, 4]]", ("image",), {"image": [[1, 2], [3, 4]]}),
-        ("1,x\n2,y", (), {"0": [1, 2], "1": ["x", "y"]}),
         ('[{"a": 1}, {"a": 2}]', ("b",), {"a": [1, 2]}),
     ],
 )
 def test_names_of_inputs(request_body, names, inputs):
     assert read("kserve", pair(request_body, "[5, 6]"), names).inputs == inputs
+
+
+def test_csv_without_known_names_has_numbered_columns():
+    record = pair("1,x\n2,y", "[5, 6]", "text/csv; charset=utf-8")
+    assert read("kserve", record, ()).inputs == {"0": [1, 2], "1": ["x", "y"]}
 
 
 TENSOR = {"name": "x", "datatype": "INT64", "data": [1, 2]}
@@ -159,21 +156,23 @@ TENSOR = {"name": "x", "datatype": "INT64", "data": [1, 2]}
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (pair("1,2,3", "[1, 2]"), "'prediction' has 2 rows, the request 1"),
+        (pair("[[1, 2, 3]]", "[1, 2]"), "prediction"),
         (pair('{"a": ', "[1]"), "request: not valid JSON"),
-        (pair("1,2,3", '{"error": "x"}'), "response: "),
+        (pair("1,2,3", "[1]"), "request: not valid JSON"),
+        (pair('"no"', '"no"'), "request: inputs is a JSON string"),
+        (pair("[[1, 2, 3]]", '{"error": "x"}'), "response: "),
         (pair("[" * 2000, "[1]"), "request: not valid JSON"),
         (pair('[{"a": ' + "[" * 400 + "]" * 400 + "}]", "[1]"), "too many dimensions"),
         (pair('[{"a": {"b": 1}}]', "[1]"), "'a' has objects"),
-        (pair(json.dumps([{"a" * 300: 1}]), "[1]"), "is longer than 256"),
-        (pair('[{"a": 1}, {"a": "x"}]', "[1, 2]"), "'a' has values of several types"),
+        (pair(json.dumps([{"a" * 300: 1}]), "[1]"), "more than 256"),
+        (pair('[{"a": 1}, {"a": "x"}]', "[1, 2]"), "Could not convert 'x'"),
         (pair("[]", "[]"), "request: the data has no rows"),
         (pair(json.dumps({"inputs": [TENSOR | {"shape": [3]}]}), "[1]"), "request: tensor 'x'"),
         (pair(json.dumps({"inputs": [TENSOR | {"shape": []}]}), "[1]"), "request: tensor 'x'"),
-        (pair(b"\xff", "[1]"), "request: the CSV is not valid UTF-8"),
-        (pair("1,2,3", "[1]") | {"id": "a\n"}, "id: "),
-        (pair("1,2,3", "[1]") | {"id": "a" * 300}, "id: "),
-        (pair("1,2,3", "[1]") | {"time": "yesterday"}, "time: "),
+        (pair(b"\xff", "[1]", "text/csv"), "request: the CSV is not valid UTF-8"),
+        (pair("[[1, 2, 3]]", "[1]") | {"id": "a\n"}, "id: "),
+        (pair("[[1, 2, 3]]", "[1]") | {"id": "a" * 300}, "id: "),
+        (pair("[[1, 2, 3]]", "[1]") | {"time": "yesterday"}, "time: "),
     ],
 )
 def test_malformed_record_is_refused_with_its_place(record, reason):
@@ -185,17 +184,14 @@ def test_malformed_record_is_refused_with_its_place(record, reason):
     ("source", "change", "reason"),
     [
         ("databricks", {"status_code": None}, "status_code"),
-        ("databricks", {"request_metadata": [1]}, "request_metadata"),
         ("databricks", {"logging_error_codes": ["MAX_REQUEST_SIZE_EXCEEDED"]}, "MAX_REQUEST_SIZE"),
         ("sagemaker", {"captureData": None}, "request: a text"),
         ("sagemaker", {"eventMetadata": []}, "id: "),
-        ("bentoml", {"request_id": "None"}, "request_id"),
-        ("bentoml", {"carrier": [["x"], 1]}, "'carrier' has values of several types"),
     ],
 )
 def test_malformed_field_is_refused(source, change, reason):
     with pytest.raises(InvalidRequest, match=reason):
-        read(source, records(source)[0] | change, ("carrier", "distance"))
+        read(source, records(source)[0] | change)
 
 
 def test_base64_that_is_not_base64_is_refused():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -367,6 +368,9 @@ def test_password_of_a_database_is_not_in_the_error(observed, monkeypatch):
     ("fields", "named"),
     [
         ({"source": "postgresql://u:pw@h/db", "query": "t"}, ["password"]),
+        ({"source": "postgresql://u:p/w@h/db", "query": "t"}, ["password"]),
+        ({"source": "postgresql://h/db?sslpassword=pw", "query": "t"}, ["password"]),
+        ({"source": "s3://key:secret@bucket/logs"}, ["password"]),
         ({"source": "postgresql://h/db"}, ["query"]),
         ({"query": "t"}, ["query"]),
         ({"time": None}, ["time"]),
@@ -427,6 +431,22 @@ def test_recording_of_another_server_is_observed(observed, format_, suffix):
 
     assert (state.error, state.problems) == ("", {})
     assert state.rows == 3
+
+
+def test_lines_of_bentoml_are_observed_as_columns(observed):
+    """BentoML 1.4.40 has written the file. The rows of one `log_batch` share an id."""
+    observed.observe(id="request_id", time="timestamp", prediction="delay")
+    observed.capture = {"drop": "trace_id"}
+    folder = observed.source / "flights" / "data"
+    folder.mkdir(parents=True)
+    shutil.copy(RECORDINGS / "bentoml.jsonl", folder / "data.1.log")
+
+    state = observed.read()
+
+    assert (state.rows, state.problems.keys()) == (2, {"conflict"})
+    first = ("2606471233404509521", "UA", 1400.0, 200.0)
+    assert observed.logged("_prediction_id", "carrier", "distance", "prediction")[0] == first
+    assert state.columns == ("carrier", "distance", "prediction")
 
 
 def pushed(observed, *events):
