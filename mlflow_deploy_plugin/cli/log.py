@@ -396,10 +396,7 @@ def erase(name: str, where: str, dry_run: bool) -> None:
         finally:
             detail = {"column": column, "rows": done.rows, "labels": done.labels}
             store.record("erase", endpoint=name, detail=detail)
-    lines = [
-        f"{name}: {done.rows:,} rows and {done.labels:,} labels erased: {done.files:,} files are "
-        f"rewritten, and {done.profiles:,} folders of samples and profiles deleted"
-    ]
+    lines = [f"{name}: {done.rows:,} rows and {done.labels:,} labels erased"]
     # The value of a masked column must not leave the machine.
     told = values[-1:] if column in capture.mask else values
     refusals = {sink: post_erased(name, spec, column, told) for sink, spec in capture.sinks.items()}
@@ -412,8 +409,9 @@ def erase(name: str, where: str, dry_run: bool) -> None:
     show_lines(lines)
     warn_of_unreadable(opened)
     if opened.unreadable or any(refusals.values()):
-        show_progress("the erasure is not complete: correct the cause, and repeat the command")
-        sys.exit(1)
+        raise OnnxserveError(
+            "the erasure is not complete: correct the cause, and repeat the command"
+        )
 
 
 @log.command()
