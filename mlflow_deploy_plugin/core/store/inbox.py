@@ -56,19 +56,15 @@ def add_events(store: Store, endpoint: str, events: Sequence[PushedEvent]) -> No
 
     Raises TooManyRequests if the inbox of the endpoint is full, and StoreUnavailable.
     """
-    of_endpoint = InboxRow.endpoint == endpoint
-    has_id = InboxRow.id.in_({event.id for event in events})
+    of_endpoint = select(InboxRow).where(InboxRow.endpoint == endpoint).with_for_update()
     now = store.now()
     with store.transaction(alone_with=f"inbox of {endpoint}") as session:
-        stored = session.scalars(select(InboxRow).where(of_endpoint, has_id).with_for_update())
-        rows = {row.id: row for row in stored}
         for event in events:
-            row = rows.get(event.id)
+            row = session.scalar(of_endpoint.where(InboxRow.id == event.id))
             if row is None:
                 row = InboxRow(endpoint=endpoint, id=event.id, time=event.time, received_at=now)
                 row.size = _ROW_BYTES
                 row.conflicts = 0
-                rows[event.id] = row
                 session.add(row)
             body = getattr(row, event.part)
             if body is None:
@@ -77,8 +73,8 @@ def add_events(store: Store, endpoint: str, events: Sequence[PushedEvent]) -> No
                 row.size += len(event.body)
             elif body != event.body:
                 row.conflicts += 1
-        session.flush()
-        size = session.scalar(select(func.sum(InboxRow.size)).where(of_endpoint)) or 0
+        sizes = select(func.sum(InboxRow.size)).where(InboxRow.endpoint == endpoint)
+        size = session.scalar(sizes) or 0
         if size > MOST_BYTES:
             raise TooManyRequests(
                 f"the inbox of endpoint {endpoint!r} is full ({MOST_BYTES // 1024**2} MiB): check "
