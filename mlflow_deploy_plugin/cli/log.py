@@ -396,24 +396,25 @@ def erase(name: str, where: str, dry_run: bool) -> None:
         finally:
             detail = {"column": column, "rows": done.rows, "labels": done.labels}
             store.record("erase", endpoint=name, detail=detail)
-    lines = [
-        f"{name}: {done.rows:,} rows and {done.labels:,} labels erased: {done.files:,} files are "
-        f"rewritten, and {done.profiles:,} folders of samples and profiles deleted"
-    ]
+    lines = [f"{name}: {done.rows:,} rows and {done.labels:,} labels erased"]
     # The value of a masked column must not leave the machine.
     told = values[-1:] if column in capture.mask else values
-    refusals = {sink: post_erased(name, spec, column, told) for sink, spec in capture.sinks.items()}
-    lines += [f"sink {sink}: {why or 'it accepts the event'}" for sink, why in refusals.items()]
+    refusals = [
+        f"sink {sink}: {why}"
+        for sink, spec in capture.sinks.items()
+        if (why := post_erased(name, spec, column, told))
+    ]
     if not opened.unreadable:
         lines.append(f"no row with {column}=… is left in {opened.location.shown}")
     if account is not None:
         until = _time(account.complete_until)
         lines.append(f"rows answered after {until} may not be in the log yet: repeat the command")
-    show_lines(lines)
+    show_lines([*lines, *refusals])
     warn_of_unreadable(opened)
-    if opened.unreadable or any(refusals.values()):
-        show_progress("the erasure is not complete: correct the cause, and repeat the command")
-        sys.exit(1)
+    if opened.unreadable or refusals:
+        raise OnnxserveError(
+            "the erasure is not complete: correct the cause, and repeat the command"
+        )
 
 
 @log.command()

@@ -158,7 +158,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
 
     app.view_functions[_INDEX_VIEW] = serve_with_script
     app.extensions[_EXTENSION] = trail
-    install_observed(app, served, trail)  # last, so that it is in front of the login
+    install_observed(served, trail)  # last, so that it is in front of the login
 
 
 def _enter_workspace() -> Response | None:

@@ -5,7 +5,6 @@ pushed, until the endpoint's pass has written them to the inference log.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 from sqlalchemy import delete, func, select
 
@@ -22,37 +21,32 @@ limited too.
 _AGAIN_SECONDS = 60
 _IDS_AT_ONCE = 10_000
 """The limit of ids in one statement; SQLite accepts 32,766."""
-
-Part = Literal["request", "response"]
+_IS_COMPLETE = InboxRow.request.is_not(None) & InboxRow.response.is_not(None)
 
 
 @dataclass(frozen=True)
 class PushedEvent:
-    """A request, or its response, with the same `id`. `time` has a time zone."""
+    """The body of a `request` or a `response`, with the same `id`. `time` has a time
+    zone.
+    """
 
     id: str
-    part: Part
+    part: str
     time: datetime
-    content_type: str
     body: bytes
 
 
 @dataclass(frozen=True)
 class PushedExchange:
-    """A request and its response. `time` is the time of the earlier event.
-
-    Attributes:
-        request_type / response_type: the content types of the two bodies; may be empty.
-        conflicts: the number of later events with this id and another body. The first
-            body was kept.
+    """A request and its response. `time` is the time of the earlier event. `conflicts`
+    is the number of later events with this id and another body; the first body was
+    kept.
     """
 
     id: str
     time: datetime
     request: bytes
     response: bytes
-    request_type: str
-    response_type: str
     conflicts: int
 
 
@@ -62,30 +56,25 @@ def add_events(store: Store, endpoint: str, events: Sequence[PushedEvent]) -> No
 
     Raises TooManyRequests if the inbox of the endpoint is full, and StoreUnavailable.
     """
-    of_endpoint = InboxRow.endpoint == endpoint
-    has_id = InboxRow.id.in_({event.id for event in events})
+    of_endpoint = select(InboxRow).where(InboxRow.endpoint == endpoint).with_for_update()
     now = store.now()
     with store.transaction(alone_with=f"inbox of {endpoint}") as session:
-        stored = session.scalars(select(InboxRow).where(of_endpoint, has_id).with_for_update())
-        rows = {row.id: row for row in stored}
         for event in events:
-            row = rows.get(event.id)
+            row = session.scalar(of_endpoint.where(InboxRow.id == event.id))
             if row is None:
                 row = InboxRow(endpoint=endpoint, id=event.id, time=event.time, received_at=now)
                 row.size = _ROW_BYTES
                 row.conflicts = 0
-                rows[event.id] = row
                 session.add(row)
             body = getattr(row, event.part)
             if body is None:
                 setattr(row, event.part, event.body)
-                setattr(row, f"{event.part}_type", event.content_type)
                 row.time = min(row.time, event.time)
-                row.size = row.size + len(event.body)
+                row.size += len(event.body)
             elif body != event.body:
-                row.conflicts = row.conflicts + 1
-        session.flush()
-        size = session.scalar(select(func.sum(InboxRow.size)).where(of_endpoint)) or 0
+                row.conflicts += 1
+        sizes = select(func.sum(InboxRow.size)).where(InboxRow.endpoint == endpoint)
+        size = session.scalar(sizes) or 0
         if size > MOST_BYTES:
             raise TooManyRequests(
                 f"the inbox of endpoint {endpoint!r} is full ({MOST_BYTES // 1024**2} MiB): check "
@@ -98,11 +87,7 @@ def exchanges(store: Store, endpoint: str) -> list[PushedExchange]:
     """Return the first requests with their responses, in the order of arrival; empty if
     there are none.
     """
-    query = select(InboxRow).where(
-        InboxRow.endpoint == endpoint,
-        InboxRow.request.is_not(None),
-        InboxRow.response.is_not(None),
-    )
+    query = select(InboxRow).where(InboxRow.endpoint == endpoint, _IS_COMPLETE)
     return store.read(query.order_by(InboxRow.number).limit(_IDS_AT_ONCE), PushedExchange)
 
 
@@ -116,9 +101,7 @@ def take_unanswered(store: Store, endpoint: str, before: datetime) -> list[str]:
     """Delete the requests without a response, and the responses without a request, that
     were received before this time. Return their ids.
     """
-    is_half = InboxRow.request.is_(None) | InboxRow.response.is_(None)
-    deleted = delete(InboxRow).where(
-        InboxRow.endpoint == endpoint, InboxRow.received_at < before, is_half
-    )
+    is_late = InboxRow.received_at < before
+    deleted = delete(InboxRow).where(InboxRow.endpoint == endpoint, is_late, ~_IS_COMPLETE)
     with store.transaction() as session:
         return [*session.scalars(deleted.returning(InboxRow.id))]

@@ -141,10 +141,9 @@ class ApiKeys:
             ApiKey,
         )
 
-    def valid(self, **columns: str) -> list[ApiKey]:
-        """Return the valid keys with these values, such as a `digest`."""
+    def valid(self) -> list[ApiKey]:
         unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > self.store.now())
-        query = select(ApiKeyRow).filter_by(revoked_at=None, **columns).where(unexpired)
+        query = select(ApiKeyRow).filter_by(revoked_at=None).where(unexpired)
         return self.store.read(query.order_by(ApiKeyRow.name), ApiKey)
 
     def valid_entries(self) -> ValidKeys:

@@ -460,8 +460,6 @@ class InboxRow(Base):
     time: Mapped[datetime]
     request: Mapped[bytes | None]
     response: Mapped[bytes | None]
-    request_type: Mapped[EmptyText]
-    response_type: Mapped[EmptyText]
     size: Mapped[int]
     conflicts: Mapped[int]
     received_at: Mapped[datetime]

@@ -82,6 +82,7 @@ forge tokens.
 """
 _NO_CERTIFICATE = "this server requires a client certificate of one of its authorities"
 _HOW = "send Authorization: Bearer KEY; `onnxserve keys create` creates a key"
+UNKNOWN_KEY = f"the key in Authorization is unknown, expired or revoked; {_HOW}"
 
 
 class Authenticator:
@@ -150,20 +151,7 @@ class Authenticator:
         request.
         """
         entry = self.find(headers, certificate)
-        if need not in entry.scopes and not any(
-            scope in entry.scopes for scope in scopes_for(need)
-        ):
-            scopes = ", ".join(entry.scopes) or "nothing here"
-            raise ScopeMissing(
-                f"the key {entry.name!r} is for {scopes}; this needs "
-                f"{' or '.join(scopes_for(need))}"
-            )
-        if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
-            target = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
-            raise ScopeMissing(
-                f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about "
-                f"{target}"
-            )
+        require_scope(entry, need, endpoint)
         return entry
 
     def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
@@ -204,28 +192,12 @@ class Authenticator:
         sent = _short(authorization)
         entry = cache.get(sent)
         if entry is None:
-            scheme, _, credentials = authorization.partition(" ")
-            match scheme.lower():
-                case "bearer":
-                    key = credentials.strip().encode("utf-8", "surrogateescape")
-                case "basic":
-                    try:
-                        password = base64.b64decode(credentials.strip(), validate=True)
-                    except (binascii.Error, ValueError):
-                        raise Unauthenticated(
-                            f"the Basic password in Authorization cannot be read; {_HOW}"
-                        ) from None
-                    key = password.partition(b":")[2]
-                case "":
-                    raise Unauthenticated(f"this server requires a key; {_HOW}")
-                case _:  # The header may be a key: omit it.
-                    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")
+            key = sent_key(headers)
             entry = self._keys.get(hashlib.sha256(key).hexdigest())
             if entry is None and self._issuer is not None and key.count(b".") == 2:
                 entry = _token_entry(self._verify(key), self._issuer)
             if entry is None:
-                unknown = f"the key in Authorization is unknown, expired or revoked; {_HOW}"
-                raise Unauthenticated(unknown if self._takes_keys else _NO_CERTIFICATE)
+                raise Unauthenticated(UNKNOWN_KEY if self._takes_keys else _NO_CERTIFICATE)
             cache[sent] = entry
             while len(cache) > _MAX_KNOWN:
                 cache.popitem(last=False)
@@ -349,6 +321,44 @@ def _token_entry(claims: Mapping[str, Any], issuer: str) -> KeyEntry:
         expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
         counted_as="a token",
     )
+
+
+def require_scope(key: KeyEntry, need: Need, endpoint: str | None) -> None:
+    """Raise ScopeMissing if the key does not permit a request that needs `need`.
+    `endpoint` is None for a request about the server.
+    """
+    if need not in key.scopes and not any(scope in key.scopes for scope in scopes_for(need)):
+        scopes = ", ".join(key.scopes) or "nothing here"
+        raise ScopeMissing(
+            f"the key {key.name!r} is for {scopes}; this needs {' or '.join(scopes_for(need))}"
+        )
+    if key.endpoints and (endpoint is None or endpoint not in key.endpoints):
+        target = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
+        raise ScopeMissing(
+            f"the key {key.name!r} is for {', '.join(key.endpoints)}; this is about {target}"
+        )
+
+
+def sent_key(headers: Mapping[str, str]) -> bytes:
+    """Return the key or token in the header Authorization, whose name is in lower case.
+    Raises Unauthenticated if there is none.
+    """
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return credentials.strip().encode("utf-8", "surrogateescape")
+        case "basic":
+            try:
+                password = base64.b64decode(credentials.strip(), validate=True)
+            except (binascii.Error, ValueError):
+                raise Unauthenticated(
+                    f"the Basic password in Authorization cannot be read; {_HOW}"
+                ) from None
+            return password.partition(b":")[2]
+        case "":
+            raise Unauthenticated(f"this server requires a key; {_HOW}")
+        case _:  # The header may be a key: omit it.
+            raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")
 
 
 def scopes_for(need: Need) -> tuple[Scope, ...]:

@@ -6,11 +6,11 @@ erasure, so all files are searched again until none has such a row. Labels are e
 before the rows that name them. After a crash, the next call therefore continues.
 
 Profiles and samples of the rows (`_sketches`), which monitors compute again from the
-rows, are deleted for the days of the rows.
+rows, are deleted.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
@@ -25,7 +25,6 @@ from mlflow_deploy_plugin.serve.inference_log import storage
 from mlflow_deploy_plugin.serve.inference_log.labels import (
     SCHEMA,
     canonical_key,
-    key_texts,
     labels_folder,
     row_names,
 )
@@ -33,7 +32,6 @@ from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.maintenance import all_hours, replace_files
 from mlflow_deploy_plugin.serve.inference_log.scan import read_folder
 from mlflow_deploy_plugin.serve.inference_log.tables import IDENTITY, conform
-from mlflow_deploy_plugin.serve.runtime.log_columns import as_key
 from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
 
 _ROUNDS = 5
@@ -45,13 +43,11 @@ Mask = Callable[[pa.Table], pa.Array]
 @dataclass
 class Erasure:
     """The erasure of the rows whose `column` has one of the `values`, compared as keys
-    (`as_key`), and of their labels.
+    (`canonical_key`), and of their labels.
 
     Attributes:
         rows, labels: the numbers of found rows and labels. A row that is in two files
             counts twice.
-        files: the number of replaced files.
-        profiles: the number of deleted folders of profiles and samples.
     """
 
     log: InferenceLog
@@ -60,8 +56,6 @@ class Erasure:
     values: Sequence[str]
     rows: int = 0
     labels: int = 0
-    files: int = 0
-    profiles: int = 0
     _names: set[str] = field(default_factory=set)
 
     def run(self) -> None:
@@ -70,18 +64,21 @@ class Erasure:
         Raises OnnxserveError if the log is unreachable, or if rows still appear after
         some searches.
         """
-        profiled = set[str]()
+        location = self.log.location
         for _ in range(_ROUNDS):
             hours, days = self.search()
-            profiled.update(hour.split("/")[-2] for hour in hours)
-            self.delete_profiles(profiled)
+            if self.rows:
+                for kind in storage.list_folder(location, f"{location.root}/{storage.SKETCHES}"):
+                    folder = f"{kind.path}/{storage.endpoint_folder(self.endpoint)}"
+                    with storage.wrap_log_errors(location), suppress(FileNotFoundError):
+                        location.filesystem.delete_dir(folder)
             if not hours and not days:
                 return
             self._erase(days, self._is_label)
             self._erase(hours, self._is_row)
         raise OnnxserveError(
-            f"{self.log.location.shown}: rows with this {self.column} still appear, because "
-            "another process writes them: run the command again"
+            f"{location.shown}: rows with this {self.column} still appear, because another "
+            "process writes them: run the command again"
         )
 
     def search(self) -> tuple[set[str], set[str]]:
@@ -108,19 +105,15 @@ class Erasure:
         return hours, days
 
     def _is_row(self, rows: pa.Table) -> pa.Array:
-        if self.column not in rows.column_names:
-            return pa.repeat(False, len(rows))
-        keys = pa.array(map(as_key, self.values), pa.string())
-        return pc.is_in(key_texts(rows.column(self.column)), keys)
+        keys = {canonical_key({self.column: value}) for value in self.values}
+        return _has_name(rows, keys, [[self.column]])
 
     def _is_label(self, labels: pa.Table) -> pa.Array:
         """Return True for labels by the key column, and by names of erased rows."""
         labels = conform(labels, SCHEMA)
         pairs = (re.escape(canonical_key({self.column: value})[1:-1]) for value in self.values)
         has_key = pc.match_substring_regex(labels.column("_key"), f"[{{,](?:{'|'.join(pairs)})")
-        names = pa.array(self._names, pa.string())
-        has_name = [pc.is_in(texts, names) for texts in row_names(labels)]
-        return reduce(pc.or_, has_name, pc.fill_null(has_key, False))
+        return pc.or_(pc.fill_null(has_key, False), _has_name(labels, self._names))
 
     def _matching(self, folders: Iterable[str], mask: Mask) -> Iterator[tuple[str, pa.Table]]:
         """Yield the matching rows of the folders, without most columns, in tables."""
@@ -146,24 +139,16 @@ class Erasure:
             for file in storage.list_files(location, folder):
                 with suppress(OSError, pa.ArrowException):
                     schema = pq.read_schema(file.path, filesystem=location.filesystem)
-                    group = {file: schema}
-                    self.files += replace_files(
-                        self.log, folder, group, lambda rows: pc.invert(mask(rows))
-                    )
+                    replace_files(self.log, folder, {file: schema}, mask)
 
-    def delete_profiles(self, days: Collection[str]) -> None:
-        """Delete the profiles of these days (`date=2013-07-01`), and if there are any,
-        all samples.
-        """
-        location = self.log.location
-        for kind in storage.list_folder(location, f"{location.root}/{storage.SKETCHES}"):
-            root = f"{kind.path}/{storage.endpoint_folder(self.endpoint)}"
-            for _, folder in storage.list_days(location, root):
-                is_sample = bool(days) and kind.path.endswith(storage.SAMPLES)
-                if is_sample or folder.rpartition("/")[2] in days:
-                    with storage.wrap_log_errors(location), suppress(FileNotFoundError):
-                        location.filesystem.delete_dir(folder)
-                        self.profiles += 1
+
+def _has_name(
+    rows: pa.Table, names: Iterable[str], key_sets: Iterable[Sequence[str]] = ()
+) -> pa.Array:
+    """Return True for each row that has one of the names (`row_names`), [N] bool."""
+    known = pa.array(names, pa.string())
+    masks = [pc.is_in(texts, known, skip_nulls=True) for texts in row_names(rows, key_sets)]
+    return reduce(pc.or_, masks, pa.repeat(False, len(rows)))
 
 
 def forms_of(column: str, value: str, mask_key: Path, is_masked: bool) -> list[str]:

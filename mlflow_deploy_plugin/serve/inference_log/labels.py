@@ -15,7 +15,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -369,31 +369,23 @@ def row_names(rows: pa.Table, key_sets: Iterable[Sequence[str]] = ()) -> Iterato
         pieces: list[pa.Array | str] = []
         for name in columns:
             mark = "," if pieces else "{"
-            texts = key_texts(rows.column(name), lambda text: json.dumps(text, ensure_ascii=False))
+            encoded = rows.column(name).combine_chunks()
+            if pa.types.is_float16(encoded.type):
+                encoded = encoded.cast(pa.float32())
+            if not pa.types.is_dictionary(encoded.type):
+                encoded = encoded.dictionary_encode()
+            values = encoded.dictionary
+            # to_pylist would convert a float32 0.1 to 0.10000000149011612.
+            if pa.types.is_floating(values.type):
+                plain = values.to_numpy(zero_copy_only=False)
+            else:
+                plain = values.to_pylist()
+            texts = pa.array(
+                [json.dumps(as_key(value), ensure_ascii=False) for value in plain],
+                pa.string(),
+            )
             pieces += [
                 f"{mark}{json.dumps(name, ensure_ascii=False)}:",
-                pc.fill_null(texts, "null"),
+                pc.fill_null(texts.take(encoded.indices), "null"),
             ]
         yield pc.binary_join_element_wise(*pieces, "}", "")
-
-
-def key_texts(
-    column: pa.ChunkedArray,
-    form: Callable[[str | None], str | None] = lambda text: text,
-) -> pa.Array:
-    """Return the texts by which a column's values are compared as keys (`as_key`), [N],
-    in a form that is computed once per value. Null stays null.
-    """
-    encoded = column.combine_chunks()
-    if pa.types.is_float16(encoded.type):
-        encoded = encoded.cast(pa.float32())
-    if not pa.types.is_dictionary(encoded.type):
-        encoded = encoded.dictionary_encode()
-    values = encoded.dictionary
-    # to_pylist would convert a float32 0.1 to 0.10000000149011612.
-    if pa.types.is_floating(values.type):
-        plain = values.to_numpy(zero_copy_only=False)
-    else:
-        plain = values.to_pylist()
-    texts = pa.array([form(as_key(value)) for value in plain], pa.string())
-    return texts.take(encoded.indices)

@@ -25,6 +25,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -204,16 +205,17 @@ def replace_files(
     log: InferenceLog,
     folder: str,
     group: Mapping[LogFile, pa.Schema],
-    is_kept: Callable[[pa.Table], pa.Array] = lambda table: pa.repeat(True, len(table)),
+    is_dropped: Callable[[pa.Table], pa.Array] = lambda table: pa.repeat(False, len(table)),
 ) -> int:
-    """Write one file with the kept rows of the group, or none if there are none, delete
-    the files of the group, and return the number of deleted files.
+    """Write one file with the rows of the group that are not dropped, or none if all
+    are, delete the files of the group, and return the number of deleted files.
 
     The number is 0 if the files have no row identities, if a single file can be read
-    and all its rows are kept, or if another process has replaced a file meanwhile.
+    and none of its rows is dropped, or if another process has replaced a file
+    meanwhile.
 
     Args:
-        is_kept: returns a mask of the table's rows that are kept, [N] bool.
+        is_dropped: returns a mask of the table's rows that are dropped, [N] bool.
     """
     location = log.location
     complete: list[LogFile] = []
@@ -227,7 +229,7 @@ def replace_files(
     with pq.ParquetWriter(content, schema, **storage.parquet_options(schema)) as writer:
         for tables in group_tables(rows, _GROUP_ROWS, GROUP_BYTES):
             table = pa.concat_tables(tables)
-            kept = table.filter(is_kept(table))
+            kept = table.filter(pc.invert(is_dropped(table)))
             written += len(kept)
             dropped += len(table) - len(kept)
             writer.write_table(kept, row_group_size=_GROUP_ROWS)

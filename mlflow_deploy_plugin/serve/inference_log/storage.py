@@ -35,10 +35,6 @@ SKETCHES = "_sketches"
 """The folder of sketches, which are computed from the rows
 (`watch/drift/sketches/hourly.py`).
 """
-SAMPLES = f"{SKETCHES}/samples"
-"""The folder of sampled rows, on which the bins of references in the log are frozen
-(`watch/drift/references/load.py`).
-"""
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 PART_BYTES = 8 * 1024 * 1024

@@ -14,9 +14,9 @@ from tests.support.clocks import Clock
 from tests.support.refusals import refused
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-REQUEST = PushedEvent("a", "request", NOW - timedelta(seconds=2), "application/json", b"[1]")
-RESPONSE = PushedEvent("a", "response", NOW - timedelta(seconds=1), "", b"[0.5]")
-EXCHANGE = PushedExchange("a", REQUEST.time, b"[1]", b"[0.5]", "application/json", "", 0)
+REQUEST = PushedEvent("a", "request", NOW - timedelta(seconds=2), b"[1]")
+RESPONSE = PushedEvent("a", "response", NOW - timedelta(seconds=1), b"[0.5]")
+EXCHANGE = PushedExchange("a", REQUEST.time, b"[1]", b"[0.5]", 0)
 
 
 @pytest.fixture

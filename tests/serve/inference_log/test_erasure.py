@@ -105,23 +105,25 @@ def test_labels_of_erased_rows_are_erased(log, writer):
     assert pq.read_schema(file).equals(SCHEMA)
 
 
-def test_derived_profiles_of_the_day_are_deleted(log, writer):
+def test_labels_stay_if_rows_have_no_prediction_id(log, writer):
+    writer.write(requests(["7"], _prediction_id=[None]))
+    writer.label(Label(None, None, {"customer": "8"}, 1, 0))
+    assert erase(log, "7") == (1, 0)
+
+
+def test_derived_profiles_of_the_endpoint_are_deleted(log, writer):
     writer.write(requests(["7", "8"]))
     for kind in ("samples", "bins"):
-        for date in ("2013-07-01", "2013-07-02"):
-            file = writer.root / f"_sketches/{kind}/endpoint=flights/date={date}/x.parquet"
+        for name in ("flights", "other"):
+            file = writer.root / f"_sketches/{kind}/endpoint={name}/date=2013-07-02/x.parquet"
             file.parent.mkdir(parents=True)
             file.write_bytes(b"12345")
 
     assert erase(log, "9") == (0, 0)
     assert len(list((writer.root / "_sketches").rglob("*.parquet"))) == 4
     erase(log, "7")
-    (left,) = (writer.root / "_sketches").rglob("*.parquet")
-    assert left.relative_to(writer.root).parts[1:4] == (
-        "bins",
-        "endpoint=flights",
-        "date=2013-07-02",
-    )
+    left = (writer.root / "_sketches").rglob("*.parquet")
+    assert [file.parts[-3] for file in left] == ["endpoint=other"] * 2
 
 
 def test_copy_of_a_running_compaction_is_dropped(log, writer, monkeypatch):

@@ -460,9 +460,9 @@ def pushed(observed, *events):
 def test_pushed_events_are_observed_in_pairs(observed):
     observed.observe(source="push:", format="kserve", id=None, time=None, prediction=None)
     body = b'{"instances": [{"age": 1}, {"age": 2}]}'
-    request = inbox.PushedEvent("a", "request", NOON, "application/json", body)
+    request = inbox.PushedEvent("a", "request", NOON, body)
     answer = b'{"predictions": [0.5, 0.25]}'
-    response = inbox.PushedEvent("a", "response", NOON, "application/json", answer)
+    response = inbox.PushedEvent("a", "response", NOON, answer)
     half = replace(request, id="b")
     broken = [replace(each, id="c", body=b"no") for each in (request, response)]
     store = pushed(observed, request, response, half, *broken)
@@ -484,7 +484,7 @@ def test_pushed_events_are_observed_in_pairs(observed):
 def test_request_without_a_response_is_reported_after_a_day(observed, monkeypatch):
     observed.observe(source="push:", format="kserve", id=None, time=None, prediction=None)
     clock = Clock(datetime.now(UTC) - timedelta(hours=25))
-    event = inbox.PushedEvent("late", "request", NOON, "application/json", b"{}")
+    event = inbox.PushedEvent("late", "request", NOON, b"{}")
     with closing(open_store(observed.settings.store_url, clock)) as store:
         store.add_endpoint("onnxserve:/observed", observed.endpoint.spec)
         inbox.add_events(store, "churn", [event])

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.spec.types import EPOCH, bin_period, length_of, rolling_span
 from mlflow_deploy_plugin.serve.inference_log.log_reader import MAX_ROWS, InferenceLog, View
 from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by, microseconds_of
-from mlflow_deploy_plugin.serve.inference_log.storage import SAMPLES, endpoint_folder
+from mlflow_deploy_plugin.serve.inference_log.storage import SKETCHES, endpoint_folder
 from mlflow_deploy_plugin.serve.inference_log.tables import Sample, summarise_lists
 from mlflow_deploy_plugin.serve.inference_log.windows import (
     HOUR_US,
@@ -114,7 +114,7 @@ class LogReference:
         if self.log.since is not None:
             key += f" {self.log.since.isoformat()}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-        folder = f"{SAMPLES}/{endpoint_folder(self.endpoint)}"
+        folder = f"{SKETCHES}/samples/{endpoint_folder(self.endpoint)}"
         name = f"{folder}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
         stored = hourly.read_beside_log(self.log.location, name)
         if stored is not None:
