@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.watch.alerts.record import announce, announce_changed_
 from mlflow_deploy_plugin.watch.alerts.send import GROUPING_DELAY, send_due
 from mlflow_deploy_plugin.watch.monitors.maintenance import maintain_logs
 from mlflow_deploy_plugin.watch.monitors.scheduler import MonitorScheduler
-from mlflow_deploy_plugin.watch.observed.schedule import read_sources
+from mlflow_deploy_plugin.watch.observed.source_schedule import read_sources
 from mlflow_deploy_plugin.watch.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.watch.retraining.runner import RetrainingRunner, start_rollouts_at
 

@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.watch.drift.references.rows import signature_types
-from mlflow_deploy_plugin.watch.observed.rows import (
+from mlflow_deploy_plugin.watch.observed.source_rows import (
     DIGEST,
     ID,
     Fault,

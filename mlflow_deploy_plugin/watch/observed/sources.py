@@ -47,7 +47,7 @@ from mlflow_deploy_plugin.serve.inference_log.tables import hash_texts
 from mlflow_deploy_plugin.ship.batch.manifest import list_parts
 from mlflow_deploy_plugin.ship.batch.part import Part, unpacked
 from mlflow_deploy_plugin.watch.observed.exchange import Exchange, ReadExchange
-from mlflow_deploy_plugin.watch.observed.rows import (
+from mlflow_deploy_plugin.watch.observed.source_rows import (
     ID,
     Fault,
     exchange_rows,

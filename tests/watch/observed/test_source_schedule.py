@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.core.store.leases import held_lease
 from mlflow_deploy_plugin.serve.inference_log.source_state import read_source_state
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.watch.observed.schedule import read_sources
+from mlflow_deploy_plugin.watch.observed.source_schedule import read_sources
 from tests.support.waiting import wait_until
 from tests.watch.observed.test_reading import rows, write
 
@@ -55,6 +55,6 @@ def test_controller_reports_a_broken_source_once(observed, reading):
     _, said = reading
     wait_until(lambda: said)
     write(observed, "a.parquet", rows(0, 10))
-    wait_until(lambda: "read again" in said[-1])
+    wait_until(lambda: state_of(observed).rows == 10)
 
     assert len(said) == 1

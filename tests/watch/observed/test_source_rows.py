@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
 from mlflow_deploy_plugin.watch.observed.exchange import Exchange
-from mlflow_deploy_plugin.watch.observed.rows import (
+from mlflow_deploy_plugin.watch.observed.source_rows import (
     RowContext,
     exchange_rows,
     log_rows,
