@@ -89,7 +89,6 @@ users need instead.
 _OTHER_WORDS = {
     "undeploy": "delete",
     "ps": "list",
-    "status": "list",
     "models": "serve",
     "convert": "wrap",
     "score": "predict",

@@ -28,6 +28,5 @@ def test_page_of_observed_models_runs(new_home, new_database, tmp_path):
     assert re.search(r"^2025-11-01 00:00:00 +r0 +shop", table, flags=re.MULTILINE)
     with tracking_at(uri):
         runs = mlflow.search_runs(experiment_names=["onnxserve/churn"], output_format="list")
-    judged = [run.data.tags["onnxserve.window.start"] for run in runs]
-    assert sorted({start[:10] for start in judged}) == sorted(expected)
-    assert len(judged) == 19, judged
+    starts = [run.data.tags.get("onnxserve.window.start", "")[:10] for run in runs]
+    assert sorted(filter(None, starts)) == sorted(expected)
