@@ -18,9 +18,9 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -44,6 +44,7 @@ from mlflow_deploy_plugin.core.tabular.row_files import json_lines
 from mlflow_deploy_plugin.core.tabular.streams import RowStream, typed_tables
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
 from mlflow_deploy_plugin.serve.inference_log.tables import hash_texts
+from mlflow_deploy_plugin.serve.inference_log.windows import CLOCK_SKEW
 from mlflow_deploy_plugin.ship.batch.manifest import list_parts
 from mlflow_deploy_plugin.ship.batch.part import Part, unpacked
 from mlflow_deploy_plugin.watch.observed.exchange import Exchange, ReadExchange
@@ -253,7 +254,7 @@ class SourceReader:
                     raise InvalidConfig(f"{place} has no column {growing!r}: see observe.position")
                 at = names.index(growing)
                 for rows in result.partitions():
-                    last.extend(row[at] for row in rows if row[at] is not None)
+                    last.extend(row[at] for row in rows if not _is_ahead(row[at]))
                     reached = orjson.dumps(_to_json(last[0])).decode() if last else None
                     if self.read_exchange is not None:
                         records = (
@@ -270,6 +271,18 @@ class SourceReader:
             raise OnnxserveError(f"{place} cannot be read: {reason}") from None
         finally:
             engine.dispose()
+
+
+def _is_ahead(position: object) -> bool:
+    """Return True for a time in the future, after which the rows of today would not be
+    read, and for a missing position.
+    """
+    if isinstance(position, str):
+        with suppress(ValueError):
+            position = datetime.fromisoformat(position)
+    if isinstance(position, datetime):
+        return position.replace(tzinfo=position.tzinfo or UTC) > datetime.now(UTC) + CLOCK_SKEW
+    return position is None
 
 
 def _password(variable: str) -> str:

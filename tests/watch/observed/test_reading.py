@@ -494,3 +494,21 @@ def test_request_without_a_response_is_reported_after_a_day(observed, monkeypatc
 
     assert state.problems["unanswered"].count == 1
     assert state.problems["unanswered"].last == "id late"
+
+
+def test_times_of_the_future_do_not_move_the_position(shop, database):
+    insert(database, 0, 10)
+    engine, table = database
+    ahead = datetime.now(UTC) + timedelta(days=400)
+    with engine.begin() as connection:
+        faulty = [
+            {"number": number, "rid": f"r{number}", "ts": ahead, "age": 1, "score": 0}
+            for number in range(5000, 6500)
+        ]
+        connection.execute(table.insert(), faulty)
+    assert shop.read().problems["future"].count == 1500
+    insert(database, 10, 20)
+
+    state = shop.read()
+
+    assert (state.rows, ids(shop)) == (20, names(0, 20))
