@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     FAILURES,
     encode_parquet,
     endpoint_folder,
+    hour_folder,
     locate_log,
     write_file,
 )
@@ -358,7 +359,7 @@ def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tu
     root = f"{FAILURES}/" if first.is_failed else ""
     last_offset = max(int(batch.offsets[-1]) for batch in group)
     name = f"{segment}-{first.offsets[0]}-{last_offset}"
-    folder = f"{root}{endpoint_folder(first.endpoint)}/date={moment.date()}/hour={moment:%H}"
+    folder = f"{root}{hour_folder(first.endpoint, moment)}"
     yield (
         f"{folder}/{name}.parquet",
         concat_tables([_batch_table(segment, batch) for batch in group]),

@@ -284,6 +284,8 @@ class Watermark:
             captured.
         dropped_rows: rows that should have been captured but were not, or that were
             lost before they reached the log.
+        is_of_source: True if the rows are read from a source. While it is not read, its
+            rows are still to come, and those of a silent server are not.
     """
 
     agent: str
@@ -295,6 +297,7 @@ class Watermark:
     captured_rows: Mapping[str, int] = field(default_factory=dict)
     dropped_rows: Mapping[str, int] = field(default_factory=dict)
     shipped_rows: Mapping[str, int] = field(default_factory=dict)
+    is_of_source: bool = False
 
 
 _WATERMARK = TypeAdapter(Watermark)

@@ -58,6 +58,11 @@ def endpoint_folder(endpoint: str) -> str:
     return f"endpoint={name}"
 
 
+def hour_folder(endpoint: str, start: datetime) -> str:
+    """Return the folder of the rows of an hour, relative to the log's root."""
+    return f"{endpoint_folder(endpoint)}/date={start:%Y-%m-%d}/hour={start:%H}"
+
+
 @dataclass(frozen=True)
 class LogLocation:
     """A file system and the log's `root` on it. `shown` is the location in messages. If

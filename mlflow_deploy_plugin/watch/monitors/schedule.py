@@ -180,15 +180,15 @@ def readiness(
     """Return the completeness of the log according to the agents that may still ship
     rows.
 
-    An agent is ignored if it has ended, has been silent for longer than `silent_after`,
-    or has a clock that is an hour or more ahead.
+    An agent is ignored if it has ended, has been silent for longer than `silent_after`
+    (a source is never ignored for this), or has a clock that is an hour or more ahead.
     """
     waited_for: list[datetime] = []
     notes = []
     for mark in marks:
         if endpoint not in mark.endpoints or mark.ended:
             continue
-        if now - mark.written_at > silent_after:
+        if now - mark.written_at > silent_after and not mark.is_of_source:
             notes.append(
                 f"agent {mark.agent} has been silent since {mark.written_at:%Y-%m-%d %H:%M:%S} "
                 "UTC: the window does not wait for its rows",

@@ -29,7 +29,6 @@ from mlflow_deploy_plugin.core.store.monitor_tables import (
     NoteKind,
 )
 from mlflow_deploy_plugin.core.store.store import Endpoint
-from mlflow_deploy_plugin.serve.inference_log.source_state import source_agent
 from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
@@ -374,8 +373,6 @@ def log_readiness(
     except OSError as error:
         raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
     marks = [mark for mark in marks if mark.agent not in ignored]
-    if source_agent(endpoint) in {mark.agent for mark in marks}:
-        silent_after = timedelta.max  # After a pause of the controller, the rows are still to come.
     return schedule.readiness(marks, endpoint, now, silent_after)
 
 

@@ -42,7 +42,7 @@ from mlflow_deploy_plugin.serve.inference_log.source_state import (
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.serve.inference_log.storage import (
     encode_parquet,
-    endpoint_folder,
+    hour_folder,
     wrap_log_errors,
     write_file,
 )
@@ -54,8 +54,8 @@ from mlflow_deploy_plugin.watch.drift.references.rows import signature_types
 from mlflow_deploy_plugin.watch.observed.source_rows import (
     DIGEST,
     ID,
-    Fault,
     RowContext,
+    RowFault,
     changed_columns,
     log_rows,
     model_columns,
@@ -106,6 +106,7 @@ def read_source(
         endpoints=(endpoint.name,),
         complete_until=state.complete_until or EPOCH,
         written_at=datetime.now(UTC),
+        is_of_source=True,
         answered_rows=rows,
         captured_rows=rows,
         shipped_rows=rows,
@@ -220,12 +221,12 @@ class _Reading:
 
     def _clear(self) -> None:
         self._group: list[pa.Table] = []
-        self._faults: list[Fault] = []
+        self._faults: list[RowFault] = []
         self._rows = 0
         self._bytes = 0
 
 
-def _with_faults(state: SourceState, faults: Sequence[Fault]) -> SourceState:
+def _with_faults(state: SourceState, faults: Sequence[RowFault]) -> SourceState:
     """Return the state with the faults that it has not counted yet: files that grow,
     and the last rows of a database, are read several times.
     """
@@ -242,7 +243,7 @@ def _with_faults(state: SourceState, faults: Sequence[Fault]) -> SourceState:
     return replace(state, problems=problems, counted=text)
 
 
-def _new_rows(log: InferenceLog, endpoint: str, rows: pa.Table) -> tuple[pa.Table, list[Fault]]:
+def _new_rows(log: InferenceLog, endpoint: str, rows: pa.Table) -> tuple[pa.Table, list[RowFault]]:
     """Return the rows that are not in the log, each id and position once, and a fault
     for a row whose values differ from those of the row that is kept.
     """
@@ -266,7 +267,7 @@ def _new_rows(log: InferenceLog, endpoint: str, rows: pa.Table) -> tuple[pa.Tabl
     if len(conflicts):
         last = str(rows.column(ID)[int(conflicts[-1])])
         marks = combine_hashes(keys[conflicts], digests[conflicts].view(np.uint64))
-        faults.append(Fault("conflict", f"id {last}", marks))
+        faults.append(RowFault("conflict", f"id {last}", marks))
     return rows.take(pa.array(np.sort(first[~is_known]))), faults
 
 
@@ -290,9 +291,8 @@ def _with_rows(log: InferenceLog, endpoint: str, rows: pa.Table, state: SourceSt
 
     def write(start: int, end: int) -> None:
         moment = EPOCH + timedelta(hours=int(hours[start]))
-        folder = f"{endpoint_folder(endpoint)}/date={moment:%Y-%m-%d}/hour={moment:%H}"
-        content = encode_parquet(rows.slice(start, end - start))
-        write_file(log.location, f"{folder}/observed-{uuid4().hex}.parquet", content)
+        name = f"{hour_folder(endpoint, moment)}/observed-{uuid4().hex}.parquet"
+        write_file(log.location, name, encode_parquet(rows.slice(start, end - start)))
 
     with wrap_log_errors(log.location), ThreadPoolExecutor(_WRITERS) as pool:
         for _ in pool.map(write, starts, [*starts[1:], len(rows)]):

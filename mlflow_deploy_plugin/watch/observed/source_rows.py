@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.serve.inference_log.tables import (
     hash_texts,
     is_list,
 )
-from mlflow_deploy_plugin.serve.inference_log.windows import CLOCK_SKEW, microseconds
+from mlflow_deploy_plugin.serve.inference_log.windows import CLOCK_SKEW
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
 from mlflow_deploy_plugin.watch.observed.exchange import Exchange
@@ -51,7 +51,7 @@ seconds and 1e14 milliseconds are in the year 5138.
 
 
 @dataclass(frozen=True)
-class Fault:
+class RowFault:
     """Rows that are not written to the log, or a column that has changed.
 
     Attributes:
@@ -64,16 +64,17 @@ class Fault:
     marks: Array
 
 
-def fault(kind: ProblemKind, *whats: str, place: str = "") -> Fault:
+def row_fault(kind: ProblemKind, *whats: str, place: str = "") -> RowFault:
     """Return the fault of rows or columns, which are counted once in all places."""
     marks = hash_texts(pa.chunked_array([[f"{kind} {what}" for what in whats]]))
-    return Fault(kind, whats[-1] + place, marks)
+    return RowFault(kind, whats[-1] + place, marks)
 
 
 def named_columns(table: pa.Table, spec: ObserveSpec, place: str) -> pa.Table:
-    """Return the rows of a source with the names of the log: `_prediction_id` (null if
-    no column has this role), `_event_time`, `_version` if it is known, `prediction`,
-    and the inputs. Other columns whose names the log reserves are left out.
+    """Return the rows of a source with the names of the log: `_prediction_id` (if a
+    column has this role), `_event_time`, `_version` (null if it is unknown), `_row`,
+    `prediction`, and the inputs. Other columns whose names the log reserves are left
+    out.
 
     Raises InvalidConfig if a column with a role is missing or repeated.
     """
@@ -87,7 +88,11 @@ def named_columns(table: pa.Table, spec: ObserveSpec, place: str) -> pa.Table:
             )
     if doubled := [name for name, count in counts.items() if count > 1]:
         raise InvalidConfig(f"{place} has two columns {doubled[0]!r}: rename one of them")
-    columns = {_ROLES[role]: table.column(column) for role, column in roles.items()}
+    columns = {
+        "_version": pa.nulls(len(table), pa.string()),
+        "_row": pa.repeat(pa.scalar(0, pa.int32()), len(table)),
+        **{_ROLES[role]: table.column(column) for role, column in roles.items()},
+    }
     for name in table.column_names:
         if not (name in roles.values() or name.startswith("_") or name == PREDICTION):
             columns[name] = table.column(name)
@@ -168,36 +173,14 @@ class RowContext:
     now: datetime
 
 
-def log_rows(table: pa.Table, context: RowContext, place: str) -> tuple[pa.Table, list[Fault]]:
+def log_rows(table: pa.Table, context: RowContext, place: str) -> tuple[pa.Table, list[RowFault]]:
     """Return the valid rows with all columns of the log, and the faults of the others.
     `table` has the names of the log.
     """
     count = len(table)
-    names = {*table.column_names}
     ids = _texts(table.column(ID))
     times = parse_times(table.column(EVENT_TIME))
-    latest = pa.scalar(microseconds(context.now + CLOCK_SKEW), pa.int64()).cast(TIME)
-    has_no_id = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True)
-    has_no_time = pc.fill_null(pc.less(times, pa.scalar(EPOCH, TIME)), True)
-    is_future = pc.fill_null(pc.greater(times, latest), False)
-    faults = []
-    kinds: Mapping[ProblemKind, pa.Array] = {
-        "no_id": has_no_id,
-        "no_time": has_no_time,
-        "future": is_future,
-    }
-    is_valid = pa.repeat(True, count)
-    for kind, is_faulty in kinds.items():
-        is_faulty = pc.and_(is_valid, is_faulty)
-        is_valid = pc.and_not(is_valid, is_faulty)
-        if pc.any(is_faulty).as_py():
-            last = ids.filter(is_faulty)[-1].as_py()
-            marks = _digests(table.filter(is_faulty))
-            faults.append(Fault(kind, f"id {last} in {place}" if last else place, marks))
-    version = pa.nulls(count, pa.string())
-    if "_version" in names:
-        version = _texts(table.column("_version"))
-    row = table.column("_row") if "_row" in names else pa.repeat(pa.scalar(0, pa.int32()), count)
+    is_valid, faults = _find_faults(table, ids, times, context.now, place)
     columns = {
         EVENT_TIME: times,
         RECEIVED_TIME: pa.repeat(pa.scalar(context.now, TIME), count),
@@ -205,10 +188,10 @@ def log_rows(table: pa.Table, context: RowContext, place: str) -> tuple[pa.Table
         "_variant": pa.repeat(context.variant, count),
         SHADOW: pa.repeat(False, count),
         "_model": pa.repeat(context.model, count),
-        "_version": pc.fill_null(version, context.version),
+        "_version": pc.fill_null(_texts(table.column("_version")), context.version),
         "_segment": pa.repeat(SEGMENT, count),
         "_offset": pa.array(hash_texts(pa.chunked_array([ids])).view(np.int64)),
-        "_row": row,
+        "_row": table.column("_row"),
     }
     for name in table.column_names:
         if name in _NAMED or name in context.capture.drop:
@@ -224,11 +207,35 @@ def log_rows(table: pa.Table, context: RowContext, place: str) -> tuple[pa.Table
     return rows.append_column(DIGEST, pa.array(digest.view(np.int64))), faults
 
 
+def _find_faults(
+    table: pa.Table, ids: pa.Array, times: pa.Array, now: datetime, place: str
+) -> tuple[pa.Array, list[RowFault]]:
+    """Return True for each valid row, [N] bool, and the faults of the others, each row
+    with its first fault.
+    """
+    latest = pa.scalar(now + CLOCK_SKEW, TIME)
+    kinds: Mapping[ProblemKind, pa.Array] = {
+        "no_id": pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True),
+        "no_time": pc.fill_null(pc.less(times, pa.scalar(EPOCH, TIME)), True),
+        "future": pc.fill_null(pc.greater(times, latest), False),
+    }
+    is_valid = pa.repeat(True, len(table))
+    faults = []
+    for kind, has_fault in kinds.items():
+        is_faulty = pc.and_(is_valid, has_fault)
+        is_valid = pc.and_not(is_valid, is_faulty)
+        if pc.any(is_faulty).as_py():
+            last = ids.filter(is_faulty)[-1].as_py()
+            marks = _digests(table.filter(is_faulty))
+            faults.append(RowFault(kind, f"id {last} in {place}" if last else place, marks))
+    return is_valid, faults
+
+
 def model_columns(rows: pa.Table) -> set[str]:
     return {name for name in rows.column_names if not name.startswith("_")}
 
 
-def changed_columns(before: Sequence[str], rows: pa.Table, place: str) -> list[Fault]:
+def changed_columns(before: Sequence[str], rows: pa.Table, place: str) -> list[RowFault]:
     """Return a fault for each column of the first rows that these rows lack, and for
     each that the first rows lacked.
     """
@@ -236,13 +243,13 @@ def changed_columns(before: Sequence[str], rows: pa.Table, place: str) -> list[F
     if not before:
         return []
     where = f" in {place}"
-    new = [fault("new_column", name, place=where) for name in sorted(names.difference(before))]
-    lost = [fault("lost_column", name, place=where) for name in before if name not in names]
+    new = [row_fault("new_column", name, place=where) for name in sorted(names.difference(before))]
+    lost = [row_fault("lost_column", name, place=where) for name in before if name not in names]
     return new + lost
 
 
 def _texts(column: pa.ChunkedArray) -> pa.Array:
-    """Return the values as texts; null for values that have no text, such as lists."""
+    """Return the values as texts; null for values without a text, such as lists."""
     if pa.types.is_floating(column.type):  # An id with missing values is a float in pandas.
         column = pc.if_else(pc.is_finite(column), column, None)
         with suppress(pa.ArrowException):

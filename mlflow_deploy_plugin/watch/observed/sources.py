@@ -11,7 +11,6 @@ after it.
   visible in another order, so each reading begins `_READ_AGAIN` rows earlier.
 """
 
-import base64
 import hashlib
 import io
 import os
@@ -27,7 +26,7 @@ from uuid import UUID
 
 import orjson
 import pyarrow as pa
-from sqlalchemy import column, create_engine, make_url, or_, select, text
+from sqlalchemy import Engine, Select, column, create_engine, make_url, or_, select, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from mlflow_deploy_plugin.core.errors import (
@@ -50,10 +49,10 @@ from mlflow_deploy_plugin.ship.batch.part import Part, unpacked
 from mlflow_deploy_plugin.watch.observed.exchange import Exchange, ReadExchange
 from mlflow_deploy_plugin.watch.observed.source_rows import (
     ID,
-    Fault,
+    RowFault,
     exchange_rows,
-    fault,
     named_columns,
+    row_fault,
     to_array,
 )
 
@@ -61,7 +60,7 @@ _DELTA = "delta:"
 _PIECE_ROWS = 50_000
 _UNANSWERED_AFTER = timedelta(days=1)
 _READ_AGAIN = 1_000
-_MARK_BYTES = 8
+_MARK_DIGITS = 16
 _TABLE_NAME = re.compile(r'[\w."]+')
 
 
@@ -79,7 +78,7 @@ class Piece:
     table: pa.Table
     place: str
     position: str | None
-    faults: Sequence[Fault] = ()
+    faults: Sequence[RowFault] = ()
     ends_group: bool = False
 
 
@@ -113,13 +112,13 @@ class SourceReader:
         if self.spec.is_database:
             yield from self._database_pieces(position)
             return
-        read = base64.b64decode(position)
-        marks = {read[at : at + _MARK_BYTES] for at in range(0, len(read), _MARK_BYTES)}
-        listed: dict[bytes, Part] = {}
+        starts = range(0, len(position), _MARK_DIGITS)
+        listed: dict[str, Part] = {}
         for part in self._list_files():
             state = f"{part.name}\n{part.state}"
-            listed[hashlib.sha256(state.encode()).digest()[:_MARK_BYTES]] = part
-        marks &= listed.keys()
+            listed[hashlib.sha256(state.encode()).hexdigest()[:_MARK_DIGITS]] = part
+        marks = {position[at : at + _MARK_DIGITS] for at in starts} & listed.keys()
+        position = "".join(sorted(marks))
         for mark, part in listed.items():
             if mark in marks:
                 continue
@@ -129,8 +128,8 @@ class SourceReader:
                 raise OnnxserveError(f"{part.uri} cannot be read: {one_line(error)}") from None
             except InvalidRequest as error:
                 raise OnnxserveError(f"{part.uri}: {error.message}") from None
-            marks.add(mark)
-            yield Piece(pa.table({}), part.name, base64.b64encode(b"".join(sorted(marks))).decode())
+            position += mark
+            yield Piece(pa.table({}), part.name, position)
 
     def _pushed_pieces(self) -> Iterator[Piece]:
         """Yield the rows of the inbox, and empty it after they have been written."""
@@ -139,13 +138,15 @@ class SourceReader:
         place = "the pushed events"
         while pushed := inbox.exchanges(store, name):
             records = ((f"id {each.id}", asdict(each)) for each in pushed)
-            faults = [fault("conflict", f"id {each.id}") for each in pushed if each.conflicts]
+            faults = [row_fault("conflict", f"id {each.id}") for each in pushed if each.conflicts]
             yield from self._exchange_pieces(records, place)
             yield Piece(pa.table({}), place, None, faults, ends_group=True)
             inbox.remove(store, name, [each.id for each in pushed])
         if late := inbox.take_unanswered(store, name, store.now() - _UNANSWERED_AFTER):
             marks = hash_texts(pa.chunked_array([late]))
-            yield Piece(pa.table({}), place, None, [Fault("unanswered", f"id {late[-1]}", marks)])
+            yield Piece(
+                pa.table({}), place, None, [RowFault("unanswered", f"id {late[-1]}", marks)]
+            )
 
     def _list_files(self) -> list[Part]:
         if not self.spec.source.startswith(_DELTA):
@@ -182,7 +183,7 @@ class SourceReader:
             stream = RowStream(file, part.input_format, self.types)
             for block in stream.blocks(stream.schema.names):
                 bad = [f"row {row.number} of {part.name}: {row.why}" for row in block.bad]
-                faults = [fault("bad_row", *bad)] if bad else []
+                faults = [row_fault("bad_row", *bad)] if bad else []
                 if self.read_exchange is not None:
                     rows = block.table.to_pylist(maps_as_pydicts="lossy")
                     numbered = zip(block.numbers, rows, strict=True)
@@ -214,7 +215,7 @@ class SourceReader:
                     raise InvalidRequest("it is not a JSON object")
                 exchange = self.read_exchange(values, self.names)
             except (InvalidRequest, orjson.JSONDecodeError) as error:
-                faults.append(fault("bad_row", f"{where} of {place}: {one_line(error)}"))
+                faults.append(row_fault("bad_row", f"{where} of {place}: {one_line(error)}"))
                 continue
             if exchange is not None:
                 exchanges.append(exchange)
@@ -224,31 +225,46 @@ class SourceReader:
         table = exchange_rows(exchanges) if exchanges else pa.table({})
         yield Piece(table, place, None, faults)
 
-    def _database_pieces(self, position: str) -> Iterator[Piece]:
-        """Yield the rows of the query in the order of the growing column."""
+    def _open_database(self) -> Engine:
         try:
             url = make_url(self.spec.source)
             if self.spec.password is not None:
-                url = url.set(password=_password(self.spec.password))
-            engine = create_engine(url)
+                password = os.environ.get(self.spec.password)
+                if password is None:
+                    raise InvalidConfig(
+                        f"the environment variable {self.spec.password}, which observe.password "
+                        "names, is not set"
+                    )
+                url = url.set(password=password)
+            return create_engine(url)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise InvalidConfig(f"observe.source: {one_line(error)}") from None
-        place = url.render_as_string(hide_password=True)
+
+    def _select(self, growing: str, position: str) -> Select[Any]:
+        """Return the statement for the rows from the position on, in the order of the
+        growing column.
+        """
         query = self.spec.query or ""
         if not _TABLE_NAME.fullmatch(query):
             query = f"({query}) AS observed_rows"
+        statement = select(text("*")).select_from(text(query)).order_by(column(growing))
+        if not position:
+            return statement
+        after = _from_json(orjson.loads(position))
+        return statement.where(or_(column(growing) >= after, column(growing).is_(None)))
+
+    def _database_pieces(self, position: str) -> Iterator[Piece]:
+        """Yield the rows of the query."""
+        engine = self._open_database()
+        place = engine.url.render_as_string(hide_password=True)
         growing = self.spec.position or self.spec.time
         if growing is None:
             raise InvalidConfig("observe.position is missing: the name of a column that grows")
-        statement = select(text("*")).select_from(text(query)).order_by(column(growing))
-        if position:
-            after = _from_json(orjson.loads(position))
-            is_new = or_(column(growing) >= after, column(growing).is_(None))
-            statement = statement.where(is_new)
         last: deque[Any] = deque(maxlen=_READ_AGAIN)
         try:
             with closing(engine.connect()) as connection:
-                result = connection.execution_options(yield_per=_PIECE_ROWS).execute(statement)
+                streaming = connection.execution_options(yield_per=_PIECE_ROWS)
+                result = streaming.execute(self._select(growing, position))
                 names = list(result.keys())
                 if growing not in names:
                     raise InvalidConfig(f"{place} has no column {growing!r}: see observe.position")
@@ -283,14 +299,6 @@ def _is_ahead(position: object) -> bool:
     if isinstance(position, datetime):
         return position.replace(tzinfo=position.tzinfo or UTC) > datetime.now(UTC) + CLOCK_SKEW
     return position is None
-
-
-def _password(variable: str) -> str:
-    if variable not in os.environ:
-        raise InvalidConfig(
-            f"the environment variable {variable}, which observe.password names, is not set"
-        )
-    return os.environ[variable]
 
 
 def _to_json(value: object) -> list[str | int | float]:
