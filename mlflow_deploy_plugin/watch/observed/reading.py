@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
-from mlflow_deploy_plugin.core.errors import NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.extensions import SOURCES, find_entry
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.resolution import resolve
@@ -194,6 +194,11 @@ class _Reading:
             self._faults += [*refused, *changed_columns(columns, rows, piece.place)]
             new = model_columns(rows).difference(columns)
             if len(columns) + len(new) > _MOST_COLUMNS:
+                if not columns:
+                    raise InvalidConfig(
+                        f"{piece.place} has {len(new):,} columns, more than {_MOST_COLUMNS:,}: "
+                        "leave some out with capture.drop"
+                    )
                 rows = rows.drop_columns(sorted(new))
             else:
                 self.state = replace(self.state, columns=tuple(sorted({*columns, *new})))

@@ -512,3 +512,13 @@ def test_times_of_the_future_do_not_move_the_position(shop, database):
     state = shop.read()
 
     assert (state.rows, ids(shop)) == (20, names(0, 20))
+
+
+def test_source_with_too_many_columns_is_refused(observed):
+    wide = {f"x{number}": [1.0] for number in range(5001)}
+    write(observed, "a.parquet", rows(0, 1, **wide))
+
+    state = observed.read()
+
+    assert mentions(state.error, "a.parquet", "5,000")
+    assert (state.rows, state.columns) == (0, ())
