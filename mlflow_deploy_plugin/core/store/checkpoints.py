@@ -55,15 +55,41 @@ class Checkpoint:
     def text(self) -> str:
         return f"{self.body}\n" + "".join(f"— {line}\n" for line in self.signatures)
 
-    def is_of(self, edge: Edge) -> bool:
-        return edge.is_valid and (self.size, self.root) == (edge.size, edge.root)
-
     def with_signatures(self, *lines: str) -> "Checkpoint":
         """Return the checkpoint with these lines in the places of those of the same
         keys.
         """
         kept = [known for known in self.signatures if not any(map(_same_key(known), lines))]
         return replace(self, signatures=(*kept, *lines))
+
+
+@dataclass(frozen=True)
+class TreeHead:
+    """The newest checkpoint of a log with the right edge of its tree."""
+
+    checkpoint: Checkpoint
+    edge: Edge
+
+    @property
+    def log(self) -> str:
+        """The name of the log of a store, without the id of the key."""
+        return self.checkpoint.origin.rpartition("/")[0]
+
+    @property
+    def hashes(self) -> str:
+        """The hashes of the edge as text."""
+        return " ".join(map(encoded, self.edge.hashes))
+
+
+def parse_head(note: str, hashes: str) -> TreeHead:
+    """Return the head of a checkpoint's text and `TreeHead.hashes`. Raises ValueError if
+    they contradict each other. No signature is checked.
+    """
+    checkpoint = parse_checkpoint(note)
+    edge = Edge(checkpoint.size, tuple(map(decoded, hashes.split())))
+    if not edge.is_valid or edge.root != checkpoint.root:
+        raise ValueError(note)
+    return TreeHead(checkpoint, edge)
 
 
 def _same_key(line: str) -> Callable[[str], bool]:
@@ -159,9 +185,7 @@ class Signer:
         """The key as text: the name, the key's id in hex and the key in Base64."""
         return f"{self.name}+{self.key_id.hex()}+{encoded(self._typed_key)}"
 
-    def sign(
-        self, body: str, sign: Callable[[bytes], bytes], now: datetime | None = None
-    ) -> str:
+    def sign(self, body: str, sign: Callable[[bytes], bytes], now: datetime | None = None) -> str:
         """Return the line of a signature that the private key makes with `sign`; with
         `now` the cosignature of a witness.
         """

@@ -1,0 +1,230 @@
+"""The Merkle tree over the audit events of a store, to which MLflow's server adds a
+leaf for each event, and whose newest checkpoint it signs.
+
+A leaf has the digest of its event, the digest of its model's name, and the id of the
+key of the server that has written the event. Other processes write events without a
+leaf. The server adds these when it writes its next event, with leaves that name no key.
+
+An event counts if its row gives the leaf at its place in the tree of a checkpoint that
+a known key has signed, and the leaf names a known key (`audit_verify.py`).
+"""
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.store.audit import LOCK, AuditEvent
+from mlflow_deploy_plugin.core.store.audit_chains import chain_signers, lost_chain_ends
+from mlflow_deploy_plugin.core.store.audit_keys import Keys
+from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
+from mlflow_deploy_plugin.core.store.checkpoints import TreeHead, parse_head
+from mlflow_deploy_plugin.core.store.merkle import Edge, leaf_hash
+from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow, AuditTreeRow
+
+ADOPT = "adopt"
+"""The action of the event that an administrator has accepted a trail with faults. No
+verdict or request of before counts after it.
+"""
+ADOPTED = "adopt"
+"""The subject of the leaves of `ADOPT`, which concern all models."""
+EVENT_FIELDS = tuple(field.name for field in fields(AuditEvent))
+STREAMED = {"yield_per": 1000}
+"""The option of queries whose rows are not held in memory at once."""
+_ROW = 1
+
+
+def canonical_json(document: object) -> str:
+    """Return the text that is hashed or signed, which is the same before and after a
+    database has stored the document as JSON.
+    """
+    stored = json.loads(json.dumps(document))
+    return json.dumps(stored, sort_keys=True, separators=(",", ":"))
+
+
+def event_json(event: Any) -> str:
+    """Return the text of a stored event whose digest is in its leaf. The format never
+    changes.
+    """
+    document = {name: getattr(event, name) for name in EVENT_FIELDS}
+    document["at"] = event.at.astimezone(UTC).isoformat(timespec="microseconds")
+    return canonical_json(document)
+
+
+def subject_of(model: str) -> str:
+    """Return the name of a model in leaves, which people may read who may not know the
+    model.
+    """
+    return sha256(model.encode()).hexdigest()[:32]
+
+
+def leaf_entry(event: Any, signed_by: str) -> str:
+    """Return the entry of a stored event in the log. The format never changes."""
+    subject = ADOPTED if signed_by and event.action == ADOPT else subject_of(event.model)
+    digest = sha256(event_json(event).encode()).hexdigest()
+    return canonical_json({"event": digest, "model": subject, "signed_by": signed_by})
+
+
+def newest_head(session: Session) -> TreeHead | None:
+    """Return the head of the tree in the store, whose signature is not checked; None
+    before the first start of a server. Raises InvalidConfig if it cannot be read.
+    """
+    row = session.get(AuditTreeRow, _ROW, populate_existing=True)
+    if row is None:
+        return None
+    try:
+        return parse_head(row.checkpoint, row.edge)
+    except ValueError:
+        raise InvalidConfig("the newest checkpoint of the audit trail was changed") from None
+
+
+def head_fault(
+    session: Session, head: TreeHead | None, keys: Keys, record: TrailRecord | None
+) -> str:
+    """Return why the tree in the store is not the one that this server has recorded
+    beside its key, or a later one; empty if it is.
+    """
+    recorded = record.newest() if record else None
+    if head is None:
+        if recorded:
+            return f"all {recorded.edge.size:,} events of the audit trail are missing"
+        lost = [*lost_chain_ends(session, record.folder)] if record else [] return f"the
+        events {join_names(map(str, lost))} of the audit trail are missing" if lost else
+        ""
+    if not keys.signer_of(head.checkpoint):
+        return (
+            "the newest checkpoint of the audit trail is not signed by a key in the key file "
+            "(servers with one store share ONNXSERVE_AUDIT_KEY_FILE)"
+        )
+    if recorded is None:
+        return ""
+    edge = recorded.edge
+    missing = edge.size - head.edge.size
+    if missing > 0:
+        return f"the last {missing:,} of {edge.size:,} events of the audit trail are missing"
+    if head.log != recorded.log:
+        return "the store has another audit trail than the one that this server has recorded"
+    later = AuditLeafRow.place.between(edge.size, head.edge.size - 1)
+    for entry in session.scalars(_entries(later), execution_options=STREAMED):
+        edge = edge.add(leaf_hash(entry.encode()))
+    if edge != head.edge:
+        return f"the first {recorded.edge.size:,} events of the audit trail were changed"
+    return ""
+
+
+def _entries(chosen: ColumnElement[bool]) -> Any:
+    return select(AuditLeafRow.entry).where(chosen).order_by(AuditLeafRow.place)
+
+
+def append_events(
+    session: Session,
+    rows: Sequence[AuditRow],
+    keys: Keys | None,
+    record: TrailRecord | None = None,
+) -> TreeHead | None:
+    """Write the events at the end of a transaction, and add them to the tree if there is
+    a key that signs. Return the new head.
+
+    The lock of the tree is the last lock that a transaction takes, so that transactions
+    do not deadlock.
+
+    Raises StoreUnavailable if the tree is not the recorded one or a later one.
+    """
+    if not rows or keys is None or keys.private is None:
+        session.add_all(rows)
+        return None
+    lock_tree(session)
+    try:
+        head = newest_head(session)
+    except InvalidConfig as error:
+        raise StoreUnavailable(error.message) from None
+    fault = head_fault(session, head, keys, record)
+    if fault:
+        raise StoreUnavailable(fault)
+    if head:
+        log, edge = head.log, head.edge
+    else:
+        log, edge = new_log(), new_tree(session, chain_signers(session, keys, keys.key_id))
+        if record:
+            record.join(log)
+    return add_events(session, log, edge, rows, keys)
+
+
+def new_log() -> str:
+    """Return a name for the log of a store, which no other store has."""
+    return f"onnxserve/{secrets.token_hex(8)}"
+
+
+def new_tree(session: Session, signers: Mapping[int, str]) -> Edge:
+    """Replace the leaves by those of all events in the order of their ids. The leaves
+    name the `signers`, by the ids of the events; the others name no key.
+    """
+    session.execute(update(AuditRow).values(place=None, signed_by=""))
+    return _add_unplaced(session, Edge(), signers)
+
+
+def add_events(
+    session: Session, log: str, edge: Edge, rows: Iterable[AuditRow], keys: Keys
+) -> TreeHead:
+    """Add the events of other processes, and then these, to the tree. Return the new
+    head.
+    """
+    edge = _add_unplaced(session, edge, {})
+    for row in rows:
+        row.place = edge.size
+        row.signed_by = keys.key_id
+        entry = leaf_entry(row, keys.key_id)
+        session.add_all([row, AuditLeafRow(place=row.place, entry=entry)])
+        edge = edge.add(leaf_hash(entry.encode()))
+    head = TreeHead(keys.sign_checkpoint(log, edge), edge)
+    stored = session.get(AuditTreeRow, _ROW) or AuditTreeRow(id=_ROW)
+    stored.checkpoint, stored.edge = head.checkpoint.text, head.hashes
+    session.add(stored)
+    session.flush()
+    return head
+
+
+def _add_unplaced(session: Session, edge: Edge, signers: Mapping[int, str]) -> Edge:
+    """Add the events that are not in the tree. Somebody may have given them places."""
+    columns = [getattr(AuditRow, name) for name in ("id", *EVENT_FIELDS)]
+    unplaced = or_(AuditRow.place.is_(None), AuditRow.place >= edge.size)
+    rows = session.execute(select(*columns).where(unplaced).order_by(AuditRow.id)).all()
+    session.execute(delete(AuditLeafRow).where(AuditLeafRow.place >= edge.size))
+    places, leaves = [], []
+    for row in rows:
+        signed_by = signers.get(row.id, "")
+        entry = leaf_entry(row, signed_by)
+        places.append({"id": row.id, "place": edge.size, "signed_by": signed_by})
+        leaves.append({"place": edge.size, "entry": entry})
+        edge = edge.add(leaf_hash(entry.encode()))
+    if rows:
+        session.execute(update(AuditRow), places)
+        session.execute(insert(AuditLeafRow), leaves)
+    return edge
+
+
+def lock_tree(session: Session) -> None:
+    """Let other transactions that add events wait. SQLite's lock is already taken."""
+    if session.get_bind().dialect.name == "postgresql":
+        lock_in_postgresql(session, "audit tree")
+
+
+def lock_in_postgresql(session: Session, name: str) -> None:
+    """Take the lock of this name until the end of the transaction. Wait at most for the
+    time in `Session.info`.
+    """
+    # PostgreSQL sets the timeout before it takes the lock.
+    session.execute(
+        select(
+            func.set_config("lock_timeout", f"{session.info[LOCK]}s", True),
+            func.pg_advisory_xact_lock(func.hashtextextended(name, 0)),
+        )
+    )

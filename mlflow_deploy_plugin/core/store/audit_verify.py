@@ -1,0 +1,219 @@
+"""Which audit events count, and whether the trail was changed."""
+
+import json
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import Row, Select, select
+from sqlalchemy.orm import Session
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit_keys import Keys
+from mlflow_deploy_plugin.core.store.audit_tree import (
+    ADOPTED,
+    EVENT_FIELDS,
+    STREAMED,
+    leaf_entry,
+    newest_head,
+    subject_of,
+)
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
+from mlflow_deploy_plugin.core.store.merkle import Tree, leaf_hash
+from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow
+
+BROKEN = "broken"
+"""The action of the event that `counted_events` returns in the place of a fault. It is
+never stored.
+"""
+
+
+class TrailView:
+    """The tree of the newest checkpoint of a store, read and checked: the leaves and, for
+    each model, the places of its events. Later reads only add the new leaves.
+
+    Threads may share a view.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reset("")
+
+    def _reset(self, log: str) -> None:
+        self._log = log
+        self.tree = Tree()
+        self._places: dict[str, array[int]] = {}
+
+    def read(self, session: Session, keys: Keys) -> str:
+        """Read the newest leaves. Return why they are not those of a checkpoint that one
+        of the keys has signed; empty if they are, and before the first checkpoint.
+        """
+        try:
+            head = newest_head(session)
+        except InvalidConfig as error:
+            return error.message
+        with self._lock:
+            if head is None:
+                self._reset("")
+                return ""
+            if not keys.signer_of(head.checkpoint):
+                return "the newest checkpoint of the audit trail has no signature of a known key"
+            if head.log != self._log or head.edge.size < self.tree.size:
+                self._reset(head.log)
+            columns = select(AuditLeafRow.place, AuditLeafRow.entry)
+            new = AuditLeafRow.place.between(self.tree.size, head.edge.size - 1)
+            query = columns.where(new).order_by(AuditLeafRow.place)
+            for place, entry in session.execute(query, execution_options=STREAMED):
+                try:
+                    subject = json.loads(entry)["model"]
+                    self._places.setdefault(subject, array("q")).append(place)
+                except (KeyError, TypeError, ValueError):
+                    break
+                self.tree.add(leaf_hash(entry.encode()))
+            if (self.tree.size, self.tree.root(self.tree.size)) == (head.edge.size, head.edge.root):
+                return ""
+            self._reset("")
+            return "the leaves of the audit trail are not those of its newest checkpoint"
+
+    def begins_with(self, checkpoint: Checkpoint) -> bool:
+        """Return True if the tree contains an older tree of the store."""
+        is_shorter = checkpoint.size <= self.tree.size
+        return is_shorter and self.tree.root(checkpoint.size) == checkpoint.root
+
+    def has(self, row: Any) -> bool:
+        """Return True if the row gives the leaf at its place."""
+        leaf = leaf_hash(leaf_entry(row, row.signed_by).encode())
+        return row.place is not None and self.tree.subtree(0, row.place) == leaf
+
+    def places(self, model: str) -> list[int]:
+        """Return the places of a model's events and of adoptions."""
+        of_model = self._places.get(subject_of(model), ())
+        return sorted([*of_model, *self._places.get(ADOPTED, ())])
+
+
+def counted_events(
+    view: TrailView,
+    session: Session,
+    model: str,
+    keys: Keys,
+    recorded: Checkpoint | None,
+) -> list[AuditEvent]:
+    """Return the events of a model that may decide something, oldest first.
+
+    In the place of an event that was removed or changed, and of an adoption, the list
+    has an event with the action `BROKEN`. It has nothing else if the tree is not that
+    of a signed checkpoint, or does not contain the `recorded` one.
+    """
+    fault = view.read(session, keys)
+    broken = AuditEvent(datetime.now(UTC), "", BROKEN, model=model)
+    if fault or (recorded and not view.begins_with(recorded)):
+        return [broken]
+    rows = {row.place: row for row in session.execute(_rows(model))}
+    counted = []
+    for place in view.places(model):
+        row = rows.get(place)
+        if row is None or not view.has(row):
+            counted.append(broken)
+        elif row.signed_by in keys.public:
+            counted.append(_event_of(row))
+    return counted
+
+
+def newest_counted_events(
+    view: TrailView, session: Session, model: str, keys: Keys
+) -> Iterator[AuditEvent]:
+    """Yield the events of a model that count, newest first; none after a fault of the
+    tree. Removed events are not noticed.
+    """
+    if view.read(session, keys):
+        return
+    newest_first = _rows(model).order_by(None).order_by(AuditRow.place.desc())
+    for row in session.execute(newest_first, execution_options=STREAMED):
+        if row.signed_by in keys.public and view.has(row):
+            yield _event_of(row)
+
+
+def _rows(model: str | None = None) -> Select[Any]:
+    columns = [getattr(AuditRow, name) for name in ("place", "signed_by", *EVENT_FIELDS)]
+    query = select(*columns).where(AuditRow.place.is_not(None)).order_by(AuditRow.place)
+    return query if model is None else query.where(AuditRow.model == model)
+
+
+def _event_of(row: Row[Any]) -> AuditEvent:
+    return AuditEvent(*(getattr(row, name) for name in EVENT_FIELDS))
+
+
+@dataclass(frozen=True)
+class TrailState:
+    """The state of the audit trail.
+
+    Attributes:
+        state: `changed` with a fault; `unsigned` if no event is signed; else `intact`.
+        events: the number of events in the tree.
+        faults: a line for each.
+        signed: the number of events that count.
+        keys: the ids of the keys with which signatures were checked.
+        unused_keys: the ids of the keys that no event names.
+    """
+
+    state: Literal["intact", "changed", "unsigned"]
+    events: int
+    faults: tuple[str, ...]
+    signed: int = 0
+    keys: tuple[str, ...] = ()
+    unused_keys: tuple[str, ...] = ()
+
+
+def check_trail(
+    session: Session,
+    keys: Keys,
+    earlier: Sequence[Checkpoint],
+) -> TrailState:
+    """Compare each event with its leaf, and the tree with its signed checkpoint and
+    `earlier` ones.
+    """
+    view = TrailView()
+    faults = [*filter(None, [view.read(session, keys)])]
+    for checkpoint in earlier:
+        if not faults and not view.begins_with(checkpoint):
+            faults.append(
+                f"the trail does not contain the {checkpoint.size:,} events of an earlier "
+                "checkpoint: events were removed or changed"
+            )
+    signers: Counter[str] = Counter()
+    expected = 0
+    for row in session.execute(_rows(), execution_options=STREAMED):
+        if row.place >= view.tree.size:
+            break
+        if row.place > expected:
+            faults.append(_removed(expected, row.place))
+        if not view.has(row) or row.place < expected:
+            subject = f"{row.action} of {row.model or row.endpoint} by {row.actor}"
+            faults.append(f"event {row.place} ({subject}) was changed, inserted or moved")
+        else:
+            signers[row.signed_by] += 1
+        expected = row.place + 1
+    if expected < view.tree.size:
+        faults.append(_removed(expected, view.tree.size))
+    signed = sum(signers[key] for key in keys.public)
+    state: Literal["intact", "changed", "unsigned"] = "intact" if signed else "unsigned"
+    unused = tuple(sorted(keys.public.keys() - signers.keys()))
+    return TrailState(
+        "changed" if faults else state,
+        view.tree.size,
+        tuple(faults),
+        signed,
+        tuple(keys.public),
+        unused,
+    )
+
+
+def _removed(start: int, end: int) -> str:
+    if end - start == 1:
+        return f"event {start} was removed"
+    return f"the events {start} to {end - 1} were removed"
