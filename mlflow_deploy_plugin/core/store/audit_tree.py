@@ -96,9 +96,9 @@ def head_fault(
     if head is None:
         if recorded:
             return f"all {recorded.edge.size:,} events of the audit trail are missing"
-        lost = [*lost_chain_ends(session, record.folder)] if record else [] return f"the
-        events {join_names(map(str, lost))} of the audit trail are missing" if lost else
-        ""
+        lost = lost_chain_ends(session, record.folder) if record else ()
+        missing = join_names(map(str, lost))
+        return f"the events {missing} of the audit trail are missing" if missing else ""
     if not keys.signer_of(head.checkpoint):
         return (
             "the newest checkpoint of the audit trail is not signed by a key in the key file "
@@ -130,8 +130,8 @@ def append_events(
     keys: Keys | None,
     record: TrailRecord | None = None,
 ) -> TreeHead | None:
-    """Write the events at the end of a transaction, and add them to the tree if there is
-    a key that signs. Return the new head.
+    """Write the events at the end of a transaction, and add them to the tree if there
+    is a key that signs. Return the new head.
 
     The lock of the tree is the last lock that a transaction takes, so that transactions
     do not deadlock.

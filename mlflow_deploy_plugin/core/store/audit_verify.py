@@ -34,8 +34,8 @@ never stored.
 
 
 class TrailView:
-    """The tree of the newest checkpoint of a store, read and checked: the leaves and, for
-    each model, the places of its events. Later reads only add the new leaves.
+    """The tree of the newest checkpoint of a store, read and checked: the leaves and,
+    for each model, the places of its events. Later reads only add the new leaves.
 
     Threads may share a view.
     """
@@ -50,8 +50,8 @@ class TrailView:
         self._places: dict[str, array[int]] = {}
 
     def read(self, session: Session, keys: Keys) -> str:
-        """Read the newest leaves. Return why they are not those of a checkpoint that one
-        of the keys has signed; empty if they are, and before the first checkpoint.
+        """Read the newest leaves. Return why they are not those of a checkpoint that
+        one of the keys has signed; empty if they are, and before the first checkpoint.
         """
         try:
             head = newest_head(session)

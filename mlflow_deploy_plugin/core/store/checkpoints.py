@@ -82,8 +82,8 @@ class TreeHead:
 
 
 def parse_head(note: str, hashes: str) -> TreeHead:
-    """Return the head of a checkpoint's text and `TreeHead.hashes`. Raises ValueError if
-    they contradict each other. No signature is checked.
+    """Return the head of a checkpoint's text and `TreeHead.hashes`. Raises ValueError
+    if they contradict each other. No signature is checked.
     """
     checkpoint = parse_checkpoint(note)
     edge = Edge(checkpoint.size, tuple(map(decoded, hashes.split())))
@@ -223,8 +223,8 @@ def _message(body: str, time: bytes) -> bytes:
 
 
 def parse_signer(text: str, origin: str) -> Signer:
-    """Return the public key in a text such as `witness.example+d34caeba+BAE5…`. `origin`
-    names the text in messages.
+    """Return the public key in a text such as `witness.example+d34caeba+BAE5…`.
+    `origin` names the text in messages.
 
     Raises InvalidConfig for another text.
     """

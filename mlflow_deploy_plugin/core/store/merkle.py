@@ -1,5 +1,5 @@
-"""The Merkle tree of RFC 6962: leaves of SHA-256 in the order in which they are added, and
-proofs that a leaf is in the tree, or that the tree contains an older one.
+"""The Merkle tree of RFC 6962: leaves of SHA-256 in the order in which they are added,
+and proofs that a leaf is in the tree, or that the tree contains an older one.
 
 Sizes and places count leaves. Hashes have 32 bytes.
 """
@@ -110,8 +110,8 @@ class Tree:
         return proof[::-1]
 
     def consistency_proof(self, old: int, size: int) -> list[bytes]:
-        """Return the proof that the first `size` leaves begin with the first `old` ones.
-        It is empty for equal sizes and for an empty older tree.
+        """Return the proof that the first `size` leaves begin with the first `old`
+        ones. It is empty for equal sizes and for an empty older tree.
         """
         if old in (0, size):
             return []
@@ -160,8 +160,8 @@ def is_included(leaf: bytes, place: int, size: int, proof: Sequence[bytes], root
 def is_consistent(
     old: int, old_root: bytes, size: int, root: bytes, proof: Sequence[bytes]
 ) -> bool:
-    """Return True if the tree with this size and root begins with the leaves of the older
-    tree (RFC 9162, section 2.1.4.2).
+    """Return True if the tree with this size and root begins with the leaves of the
+    older tree (RFC 9162, section 2.1.4.2).
     """
     if old == size or old == 0:
         is_same = old_root == (root if old else Edge().root)

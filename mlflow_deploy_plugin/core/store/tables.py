@@ -251,8 +251,8 @@ class AuditRow(Base):
     after: Mapped[str] = mapped_column(server_default="")
     why: Mapped[str] = mapped_column(server_default="")
     detail: Mapped[Json]
-    # See `audit_tree.py`: the place of the event in the tree, which an event has after the
-    # server's next event, and the id of the key of the server that has written it.
+    # See `audit_tree.py`: the place of the event in the tree, which an event has after
+    # the server's next event, and the id of the key of the server that has written it.
     place: Mapped[int | None] = mapped_column(sa.BigInteger, index=True)
     signed_by: Mapped[Str63] = mapped_column(server_default="")
 
