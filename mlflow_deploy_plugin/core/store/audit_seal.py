@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.audit_tree import (
     ADOPT,
     add_events,
+    extend,
     head_fault,
     lock_tree,
     new_log,
@@ -26,6 +27,7 @@ from mlflow_deploy_plugin.core.store.audit_tree import (
 )
 from mlflow_deploy_plugin.core.store.audit_verify import TrailState, TrailView, check_trail
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
+from mlflow_deploy_plugin.core.store.merkle import Edge
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
 
@@ -108,8 +110,9 @@ def adopt_trail(store: Store, why: str) -> str:
     """Accept the trail in the store as it is, with an event of this process's user.
     Return what was accepted; empty if there is no fault.
 
-    The events in a tree that a known key has signed still count, under a new name of
-    the log. If there is no such tree, no earlier event counts. Raises InvalidConfig or
+    The events of the recorded tree still count if the store has them all, otherwise
+    those of a smaller tree that a known key has signed, under a new name of the log. If
+    there is no such tree, no earlier event counts. Raises InvalidConfig or
     StoreUnavailable if the record cannot be read or written.
     """
     keys, record = _signing(store)
@@ -123,12 +126,14 @@ def adopt_trail(store: Store, why: str) -> str:
         if not fault:
             return ""
         recorded = record.newest()
-        if head and not TrailView().read(session, keys):
+        if recorded and extend(session, Edge(), recorded.edge.size) == recorded.edge:
+            log, edge = recorded.log, recorded.edge
+        elif head and not TrailView().read(session, keys):
             log, edge = head.log, head.edge
+            if recorded and recorded.log == log:
+                log = new_log()  # Witnesses of this log refuse a smaller tree.
         else:
             log, edge = new_log(), new_tree(session, {})
-        if recorded and recorded.log == log:
-            log = new_log()  # Witnesses of this log refuse a tree with less.
         detail = {"accepted": [fault]}
         event = AuditEvent(store.now(), store.user, ADOPT, why=why, detail=detail)
         head = add_events(session, log, edge, [event_row(session, event)], keys)

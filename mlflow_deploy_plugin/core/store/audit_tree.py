@@ -17,7 +17,7 @@ from datetime import UTC
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
+from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
@@ -97,8 +97,8 @@ def head_fault(
         if recorded:
             return f"all {recorded.edge.size:,} events of the audit trail are missing"
         lost = lost_chain_ends(session, record.folder) if record else ()
-        missing = join_names(map(str, lost))
-        return f"the events {missing} of the audit trail are missing" if missing else ""
+        ids = join_names(map(str, lost))
+        return f"the events {ids} of the audit trail are missing" if ids else ""
     if not keys.signer_of(head.checkpoint):
         return (
             "the newest checkpoint of the audit trail is not signed by a key in the key file "
@@ -112,16 +112,22 @@ def head_fault(
         return f"the last {missing:,} of {edge.size:,} events of the audit trail are missing"
     if head.log != recorded.log:
         return "the store has another audit trail than the one that this server has recorded"
-    later = AuditLeafRow.place.between(edge.size, head.edge.size - 1)
-    for entry in session.scalars(_entries(later), execution_options=STREAMED):
-        edge = edge.add(leaf_hash(entry.encode()))
-    if edge != head.edge:
-        return f"the first {recorded.edge.size:,} events of the audit trail were changed"
+    if extend(session, edge, head.edge.size) != head.edge:
+        return f"the first {edge.size:,} events of the audit trail were changed"
     return ""
 
 
-def _entries(chosen: ColumnElement[bool]) -> Any:
-    return select(AuditLeafRow.entry).where(chosen).order_by(AuditLeafRow.place)
+def extend(session: Session, edge: Edge, size: int) -> Edge:
+    """Return the edge with the stored leaves until this size. It stays smaller if there
+    are fewer.
+    """
+    new = AuditLeafRow.place.between(edge.size, size - 1)
+    query = select(AuditLeafRow.place, AuditLeafRow.entry).where(new).order_by(AuditLeafRow.place)
+    for place, entry in session.execute(query, execution_options=STREAMED):
+        if place != edge.size:
+            break
+        edge = edge.add(leaf_hash(entry.encode()))
+    return edge
 
 
 def append_events(

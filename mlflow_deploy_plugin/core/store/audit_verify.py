@@ -5,6 +5,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -65,20 +66,22 @@ class TrailView:
                 return "the newest checkpoint of the audit trail has no signature of a known key"
             if head.log != self._log or head.edge.size < self.tree.size:
                 self._reset(head.log)
-            columns = select(AuditLeafRow.place, AuditLeafRow.entry)
-            new = AuditLeafRow.place.between(self.tree.size, head.edge.size - 1)
-            query = columns.where(new).order_by(AuditLeafRow.place)
-            for place, entry in session.execute(query, execution_options=STREAMED):
-                try:
-                    subject = json.loads(entry)["model"]
-                    self._places.setdefault(subject, array("q")).append(place)
-                except (KeyError, TypeError, ValueError):
-                    break
-                self.tree.add(leaf_hash(entry.encode()))
-            if (self.tree.size, self.tree.root(self.tree.size)) == (head.edge.size, head.edge.root):
-                return ""
-            self._reset("")
+            for _ in range(2):  # The second time from the first leaf.
+                self._add_leaves(session, head.edge.size)
+                if self.tree.size == head.edge.size and self.begins_with(head.checkpoint):
+                    return ""
+                self._reset(head.log)
             return "the leaves of the audit trail are not those of its newest checkpoint"
+
+    def _add_leaves(self, session: Session, size: int) -> None:
+        new = AuditLeafRow.place.between(self.tree.size, size - 1)
+        query = select(AuditLeafRow.entry).where(new).order_by(AuditLeafRow.place)
+        for entry in session.scalars(query, execution_options=STREAMED):
+            subject = ""  # of an entry that was changed, whose root is wrong
+            with suppress(KeyError, TypeError, ValueError):
+                subject = json.loads(entry)["model"]
+            self._places.setdefault(subject, array("q")).append(self.tree.size)
+            self.tree.add(leaf_hash(entry.encode()))
 
     def begins_with(self, checkpoint: Checkpoint) -> bool:
         """Return True if the tree contains an older tree of the store."""
