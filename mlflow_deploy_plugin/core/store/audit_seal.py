@@ -3,8 +3,9 @@ it could not store yet, its verification, and the adoption of a trail with fault
 """
 
 import logging
+from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit import (
@@ -29,11 +30,12 @@ from mlflow_deploy_plugin.core.store.audit_verify import TrailState, TrailView, 
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
 from mlflow_deploy_plugin.core.store.merkle import Edge
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import AuditRow
+from mlflow_deploy_plugin.core.store.tables import AuditChainRow, AuditRow
 
 _log = logging.getLogger(__name__)
 
-_SEAL = "seal"
+SEAL = "seal"
+"""The action of the first event of a server with its key."""
 _GAP = "gap"
 _PUBLIC_KEYS = "public_keys"
 
@@ -65,12 +67,21 @@ def seal(store: Store) -> None:
         )
     with store.transaction(alone_with="audit seal") as session:
         written = select(AuditRow.id).where(AuditRow.signed_by == keys.key_id).limit(1)
-        if session.scalar(written) is None or newest_head(session) is None:
+        is_first = newest_head(session) is None
+        if session.scalar(written) is None or is_first:
+            earlier = session.scalar(select(func.count(AuditRow.id))) if is_first else 0
+            migrated = session.scalar(select(func.count(AuditChainRow.id))) if is_first else 0
+            why = (
+                f"{earlier:,} earlier events became the first leaves of the tree" if earlier else ""
+            )
+            if migrated:
+                why += f", {migrated:,} of them from hash chains (migrated)"
             event = AuditEvent(
                 store.now(),
                 current_actor(),
-                _SEAL,
+                SEAL,
                 after=keys.key_id,
+                why=why,
                 detail={_PUBLIC_KEYS: keys.public_pem()},
             )
             write_event(session, event)
@@ -106,9 +117,23 @@ def _signing(store: Store) -> tuple[Keys, TrailRecord]:
     return store.keys, store.trail_record
 
 
-def adopt_trail(store: Store, why: str) -> str:
+@dataclass(frozen=True)
+class Adoption:
+    """What an administrator has accepted.
+
+    Attributes:
+        fault: the difference between the store and the record; empty if there is none.
+        missing: the places of the recorded events that the store lacks.
+        waiting: the number of events beside the key that are stored next.
+    """
+
+    fault: str = ""
+    missing: range = range(0)
+    waiting: int = 0
+
+
+def adopt_trail(store: Store, why: str) -> Adoption:
     """Accept the trail in the store as it is, with an event of this process's user.
-    Return what was accepted; empty if there is no fault.
 
     The events of the recorded tree still count if the store has them all, otherwise
     those of a smaller tree that a known key has signed, under a new name of the log. If
@@ -124,9 +149,10 @@ def adopt_trail(store: Store, why: str) -> str:
         except InvalidConfig as error:
             head, fault = None, error.message
         if not fault:
-            return ""
+            return Adoption()
         recorded = record.newest()
-        if recorded and extend(session, Edge(), recorded.edge.size) == recorded.edge:
+        size = recorded.edge.size if recorded else 0
+        if recorded and extend(session, Edge(), size) == recorded.edge:
             log, edge = recorded.log, recorded.edge
         elif head and not TrailView().read(session, keys):
             log, edge = head.log, head.edge
@@ -134,18 +160,19 @@ def adopt_trail(store: Store, why: str) -> str:
                 log = new_log()  # Witnesses of this log refuse a smaller tree.
         else:
             log, edge = new_log(), new_tree(session, {})
-        detail = {"accepted": [fault]}
+        adoption = Adoption(fault, range(edge.size, size), record.count_spooled())
+        detail = {"accepted": [fault], "missing": len(adoption.missing)}
         event = AuditEvent(store.now(), store.user, ADOPT, why=why, detail=detail)
         head = add_events(session, log, edge, [event_row(session, event)], keys)
     record.replace(head)
-    return fault
+    return adoption
 
 
 def published_keys(store: Store) -> Keys:
     """Return the public keys in the store. Everybody who may write to the store can add
     a key.
     """
-    pems = {str(event.detail[_PUBLIC_KEYS]) for event in store.events(actions=(_SEAL,))}
+    pems = {str(event.detail[_PUBLIC_KEYS]) for event in store.events(actions=(SEAL,))}
     if not pems:
         return Keys({})
     return parse_keys("".join(sorted(pems)), "the keys in the audit trail")
