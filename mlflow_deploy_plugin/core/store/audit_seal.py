@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit import (
@@ -69,13 +70,7 @@ def seal(store: Store) -> None:
         written = select(AuditRow.id).where(AuditRow.signed_by == keys.key_id).limit(1)
         is_first = newest_head(session) is None
         if session.scalar(written) is None or is_first:
-            earlier = session.scalar(select(func.count(AuditRow.id))) if is_first else 0
-            migrated = session.scalar(select(func.count(AuditChainRow.id))) if is_first else 0
-            why = (
-                f"{earlier:,} earlier events became the first leaves of the tree" if earlier else ""
-            )
-            if migrated:
-                why += f", {migrated:,} of them from hash chains (migrated)"
+            why = _taken_over(session) if is_first else ""
             event = AuditEvent(
                 store.now(),
                 current_actor(),
@@ -85,6 +80,16 @@ def seal(store: Store) -> None:
                 detail={_PUBLIC_KEYS: keys.public_pem()},
             )
             write_event(session, event)
+
+
+def _taken_over(session: Session) -> str:
+    """Return what the first leaves of the tree will be, in words."""
+    events = session.scalar(select(func.count(AuditRow.id)))
+    chained = session.scalar(select(func.count(AuditChainRow.id)))
+    if not events:
+        return ""
+    migrated = f" ({chained:,} migrated from hash chains)" if chained else ""
+    return f"{events:,} earlier events became the first leaves of the tree{migrated}"
 
 
 def store_spooled(store: Store) -> int:
