@@ -69,6 +69,7 @@ class RegistryChange:
             alias that may be served.
         has_new_files: True if the version has its place, and its files there are not
             recorded yet, or its move is not.
+        witnesses: the number of witnesses that must cosign the intention.
     """
 
     action: str
@@ -82,6 +83,7 @@ class RegistryChange:
     is_gated: bool = False
     is_served_again: bool = False
     has_new_files: bool = False
+    witnesses: int = 0
 
     def with_refusal(self, reason: str) -> "RegistryChange":
         """Return the change, which is refused unless the reason is empty."""
