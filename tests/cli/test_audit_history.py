@@ -231,7 +231,7 @@ def test_adopt_names_missing_events(keys, tmp_path, monkeypatch):
 
     assert mentions(lines[0], "the last 3 of 9 events", "missing")
     assert lines[1] == "missing: 3 events, from 6 to 8"
-    assert mentions(lines[2], "beside the key: 1 event")
+    assert mentions(lines[2], "beside the key: 1 events")
     assert [mentions(line, "dossier.json", "traffic", "flights") for line in lines[3:]] == [
         True
     ] * 2
