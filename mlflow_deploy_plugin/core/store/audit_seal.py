@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.audit_tree import (
     ADOPT,
+    REMEDY,
     add_events,
     extend,
     head_fault,
@@ -27,7 +28,12 @@ from mlflow_deploy_plugin.core.store.audit_tree import (
     new_tree,
     newest_head,
 )
-from mlflow_deploy_plugin.core.store.audit_verify import TrailState, TrailView, check_trail
+from mlflow_deploy_plugin.core.store.audit_verify import (
+    TrailState,
+    TrailView,
+    check_trail,
+    newest_counted_events,
+)
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
 from mlflow_deploy_plugin.core.store.merkle import Edge
 from mlflow_deploy_plugin.core.store.store import Store
@@ -39,6 +45,8 @@ SEAL = "seal"
 """The action of the first event of a server with its key."""
 _GAP = "gap"
 _PUBLIC_KEYS = "public_keys"
+_MISSING = "missing"
+"""The key of the number of removed events in the detail of an adoption."""
 
 
 def seal(store: Store) -> None:
@@ -55,11 +63,10 @@ def seal(store: Store) -> None:
         head = newest_head(session)
         if head is not None:
             record.join(head.log)
-        fault = head_fault(session, head, keys, record)
+        fault = head_fault(session, head, keys, record) or _rows_fault(session, store)
     if fault:
         raise InvalidConfig(
-            f"this is not the audit trail that this server has recorded: {fault}; an "
-            "administrator can accept it with `onnxserve audit adopt --why REASON` on this machine"
+            f"this is not the audit trail that this server has recorded: {fault}; {REMEDY}"
         )
     if head is None and record.has_others:
         _log.warning(
@@ -80,6 +87,28 @@ def seal(store: Store) -> None:
                 detail={_PUBLIC_KEYS: keys.public_pem()},
             )
             write_event(session, event)
+
+
+def _rows_fault(session: Session, store: Store) -> str:
+    """Return how many events of the tree were removed since the last adoption; empty if
+    there are none.
+    """
+    keys, _ = _signing(store)
+    view = store.trail_view
+    fault = view.read(session, keys)
+    removed = view.tree.size - _count_rows(session, view.tree.size)
+    if not fault and removed > 0:
+        events = newest_counted_events(view, session, "", keys)
+        removed -= next((event.detail[_MISSING] for event in events if event.action == ADOPT), 0)
+        if removed > 0:
+            return f"events of the audit trail were removed ({removed:,})"
+    return fault
+
+
+def _count_rows(session: Session, size: int) -> int:
+    """Return the number of places of a tree of this size that have an event."""
+    places = select(func.count(AuditRow.place.distinct())).where(AuditRow.place < size)
+    return session.scalar(places) or 0
 
 
 def _taken_over(session: Session) -> str:
@@ -150,7 +179,7 @@ def adopt_trail(store: Store, why: str) -> Adoption:
         lock_tree(session)
         try:
             head = newest_head(session)
-            fault = head_fault(session, head, keys, record)
+            fault = head_fault(session, head, keys, record) or _rows_fault(session, store)
         except InvalidConfig as error:
             head, fault = None, error.message
         if not fault:
@@ -166,7 +195,7 @@ def adopt_trail(store: Store, why: str) -> Adoption:
         else:
             log, edge = new_log(), new_tree(session, {})
         adoption = Adoption(fault, range(edge.size, size), record.count_spooled())
-        detail = {"accepted": [fault], "missing": len(adoption.missing)}
+        detail = {"accepted": [fault], _MISSING: edge.size - _count_rows(session, edge.size)}
         event = AuditEvent(store.now(), store.user, ADOPT, why=why, detail=detail)
         head = add_events(session, log, edge, [event_row(session, event)], keys)
     record.replace(head)

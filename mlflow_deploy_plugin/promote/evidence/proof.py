@@ -140,13 +140,15 @@ def make_proof(
     """Return the proof, which is signed if this process has the key of the server.
 
     Args:
-        checkpoint: the newest checkpoint with its cosignatures. An event that is newer
-            has no inclusion proof.
+        checkpoint: a checkpoint of the tree, with its cosignatures; default: the newest
+            one that this server has recorded. An event that is newer has no proof.
 
     Raises StoreUnavailable, and the errors of `read_trail`.
     """
     trail = read_trail(store, endpoint, period)
     keys = store.keys or Keys({})
+    newest = store.trail_record.newest() if store.trail_record else None
+    checkpoint = checkpoint or (newest.checkpoint if newest else None)
     size = checkpoint.size if checkpoint else 0
     with store.reading() as session:
         store.trail_view.read(session, keys)
