@@ -100,14 +100,19 @@ class _Delivery(State):
         checkpoint = parse_checkpoint(self.note) if self.note else None
         return checkpoint if checkpoint and checkpoint.origin == origin else None
 
-    def is_due(self, newest: Checkpoint, now: datetime, pause: timedelta) -> bool:
-        known = self.checkpoint(newest.origin)
-        if self.fault:
-            pause = min(max(self.tried_at - self.failing_since, _SECOND), _LONGEST_PAUSE)
-        elif known and known.size >= newest.size:
-            return False
-        # The clock of the machine may have been set back.
-        return not timedelta() <= now - self.tried_at < pause
+
+def _contains(store: Store, known: Checkpoint | None, newest: Checkpoint) -> bool:
+    """Return True if a known checkpoint is the newest one, or a later one of this tree.
+    A larger tree is another one if somebody has written the trail again.
+    """
+    if known is None or known.size < newest.size:
+        return False
+    view = store.trail_view
+    if known.body != newest.body and not view.begins_with(known):
+        assert store.keys is not None
+        with store.reading() as session:
+            view.read(session, store.keys)
+    return known.body == newest.body or view.begins_with(known)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,16 @@ class _Receiver:
     def _is_due(self, store: Store, record: TrailRecord) -> bool:
         head = record.newest()
         delivery = self.delivery(record)
-        return head is not None and delivery.is_due(head.checkpoint, store.now(), self.pause)
+        if head is None:
+            return False
+        pause = self.pause
+        if delivery.fault:
+            pause = min(delivery.tried_at - delivery.failing_since, _LONGEST_PAUSE)
+            pause = max(pause, _SECOND)
+        elif _contains(store, delivery.checkpoint(head.checkpoint.origin), head.checkpoint):
+            return False
+        # The clock of the machine may have been set back.
+        return not timedelta() <= store.now() - delivery.tried_at < pause
 
     def _attempt(self, store: Store, record: TrailRecord) -> _Delivery:
         """Return the delivery after an attempt."""
@@ -349,29 +363,42 @@ def cosigned_checkpoint(store: Store, seconds: float = 0.0) -> Checkpoint | None
     if record is None or head is None:
         return None
     newest = head.checkpoint
-    witnesses = configured_witnesses()
-    working = [name for name in witnesses if not witnesses[name].receiver.delivery(record).fault]
-    cosigned = _await(record, newest, len(working), seconds)
+    working = {
+        name: witness
+        for name, witness in configured_witnesses().items()
+        if not witness.receiver.delivery(record).fault
+    }
+    _await_cosignatures(store, newest, working, len(working), seconds)
     merged = {newest.body: newest}
-    for entry in (cosigned[name] for name in working if name in cosigned):
-        merged[entry.body] = merged.get(entry.body, entry).with_signatures(*entry.signatures)
+    for witness in working.values():
+        entry = witness.cosigned(record, newest.origin)
+        if entry is not None:
+            known = merged.get(entry.body, entry)
+            merged[entry.body] = known.with_signatures(*entry.signatures)
     return max(merged.values(), key=lambda entry: (len(entry.signatures), entry.size))
 
 
-def _await(
-    record: TrailRecord, newest: Checkpoint, required: int, seconds: float
-) -> dict[str, Checkpoint]:
-    """Return the last checkpoint of the log that each witness has cosigned, when
-    `required` of them have the events of `newest`, or after `seconds`.
+def _await_cosignatures(
+    store: Store,
+    newest: Checkpoint,
+    witnesses: Mapping[str, Witness],
+    required: int,
+    seconds: float,
+) -> list[str]:
+    """Wait until `required` witnesses have cosigned the newest recorded checkpoint or a
+    later one, or for `seconds`. Return the names of the missing witnesses.
     """
-    witnesses = configured_witnesses()
+    record = store.trail_record
+    assert record is not None
     deadline = time.monotonic() + seconds
     while True:
-        found = {name: entry.cosigned(record, newest.origin) for name, entry in witnesses.items()}
-        cosigned = {name: entry for name, entry in found.items() if entry}
-        count = sum(entry.size >= newest.size for entry in cosigned.values())
-        if count >= required or time.monotonic() >= deadline:
-            return cosigned
+        missing = [
+            name
+            for name, witness in witnesses.items()
+            if not _contains(store, witness.cosigned(record, newest.origin), newest)
+        ]
+        if len(witnesses) - len(missing) >= required or time.monotonic() >= deadline:
+            return missing
         time.sleep(_LOOK_SECONDS)
 
 
@@ -379,18 +406,11 @@ def require_cosignatures(store: Store, required: int) -> None:
     """Wait until as many witnesses have cosigned all recorded events. Raises
     StoreUnavailable after 5 s.
     """
-    record = store.trail_record
-    head = record.newest() if record else None
-    assert record is not None
+    head = store.trail_record.newest() if store.trail_record else None
     assert head is not None
-    size = head.checkpoint.size
-    cosigned = _await(record, head.checkpoint, required, _WAIT_SECONDS)
-    missing = [
-        name
-        for name in configured_witnesses()
-        if name not in cosigned or cosigned[name].size < size
-    ]
-    if len(configured_witnesses()) - len(missing) < required:
+    witnesses = configured_witnesses()
+    missing = _await_cosignatures(store, head.checkpoint, witnesses, required, _WAIT_SECONDS)
+    if len(witnesses) - len(missing) < required:
         raise StoreUnavailable(
             f"the gate policy requires {required} witnesses, and {join_names(missing)} did not "
             f"cosign within {_WAIT_SECONDS:.0f} s; GET /onnxserve/audit-trail has the reason; an "
