@@ -432,6 +432,7 @@ def export(folder: Path) -> None:
     click.echo(f"{folder}: {checkpoint.size:,} events of {checkpoint.origin}")
 
 
+@audit.command()
 @folder_option("--folder", "Folder for the key and the last checkpoints.", required=True)
 @option("--name NAME", "Name of a new key, such as witness.example/1; it is kept.", default="")
 @option("--log VKEY", "logs", "Key of a log. May be repeated.", multiple=True, required=True)
