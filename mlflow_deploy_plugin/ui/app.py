@@ -379,11 +379,11 @@ class _Console:
         if endpoint and access.hidden_endpoints(store, [endpoint]):
             raise no_endpoint(endpoint)
         checkpoint = cosigned_checkpoint(store, _COSIGNED_SECONDS if endpoint else 0.0)
-        log = store.keys.signer_of(checkpoint) if checkpoint else None
+        log = store.keys.signer_of(checkpoint)
         published = {
             "keys": store.keys.public_pem(),
             "log": log.text if log else "",
-            "checkpoint": checkpoint.text if checkpoint else "",
+            "checkpoint": checkpoint.text,
             "witnesses": witness_states(store),
             "faults": trail_faults(store),
         }
@@ -437,7 +437,8 @@ class _Console:
         """Return a page of the audit trail, newest first, without the steps of
         promotions and rollbacks.
         """
-        pieces = _visible_events(self._store, newest_first=True)
+        store = self._store
+        pieces = _visible_events(store, newest_first=True)
         events = chain.from_iterable(map(without_step_events, pieces))
         page = min(max(request.args.get("page", 0, type=int), 0), _LAST_PAGE)
         first = page * _EVENTS_PER_PAGE
@@ -449,8 +450,8 @@ class _Console:
             page=page,
             actions=ACTIONS,
             asked={name: access.asked(name) for name in _EVENT_FILTERS},
-            checkpoint=cosigned_checkpoint(self._store),
-            witnesses=witness_states(self._store),
+            checkpoint=store.keys and cosigned_checkpoint(store),
+            witnesses=witness_states(store) if store.keys else {},
         )
 
     def export(self) -> Response:

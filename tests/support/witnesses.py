@@ -1,75 +1,92 @@
 """Witnesses of audit trails: by other people, and with the answers of a test."""
 
-import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mlflow_deploy_plugin.core.store.checkpoints import Signer, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import utc_now
-from tests.support.foreign_log import FOLDER, aics_tlog
 from tests.support.services.listener import answering
-from tests.support.waiting import answers, free_port, wait_until
+from tests.support.tlog import FOLDER
+from tests.support.waiting import free_port, wait_until
+
+PYTHON = (sys.executable, "-m")
+PATHS = (os.environ.get("PYTHONPATH"), str(FOLDER))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, PATHS))}
 
 
 @dataclass
-class ForeignWitness:
-    """aics-witness in a folder, as a process that can be stopped and started."""
+class RunningWitness:
+    """A witness in a folder as a process."""
 
-    folder: str
-    name: str = "witness.example/foreign"
+    folder: Path
+    name: str = "witness.example/1"
     port: int = field(default_factory=free_port)
     process: subprocess.Popen | None = None
     vkey: str = ""
-
-    def __post_init__(self):
-        aics_tlog()
-        arguments = ("--name", self.name, "--listen", f"127.0.0.1:{self.port}")
-        self.vkey = self.run("init", *arguments).strip()
 
     @property
     def setting(self):
         return f"http://127.0.0.1:{self.port}#{self.vkey}"
 
-    def _command(self, name, *arguments):
-        config = ("--config", f"{self.folder}/witness.json")
-        return [sys.executable, "-m", "aics_witness", name, *config, *arguments]
+    def run(self, *command):
+        """Start the process and wait until it listens."""
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+        )
+        wait_until(lambda: is_open(self.port))
 
-    @property
-    def _environment(self):
-        return {**os.environ, "PYTHONPATH": str(FOLDER)}
+    def close(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
 
-    def run(self, name, *arguments):
-        command = self._command(name, *arguments)
-        return subprocess.check_output(command, env=self._environment, text=True)
+
+@dataclass
+class OwnWitness(RunningWitness):
+    def accept(self, log):
+        """Start with the log of this key."""
+        options = ["--folder", self.folder, "--name", self.name, "--port", str(self.port)]
+        self.run(*PYTHON, "mlflow_deploy_plugin.cli", "audit", "witness", *options, "--log", log)
+        self.vkey = self.process.stdout.readline().strip()
+
+
+@dataclass
+class ForeignWitness(RunningWitness):
+    """aics-witness."""
+
+    def __post_init__(self):
+        listen = ("--name", self.name, "--listen", f"127.0.0.1:{self.port}")
+        self.vkey = self._call("init", *listen).strip()
+
+    def _command(self, name):
+        return [*PYTHON, "aics_witness", name, "--config", self.folder / "witness.json"]
+
+    def _call(self, name, *options):
+        command = [*self._command(name), *options]
+        return subprocess.check_output(command, env=ENVIRONMENT, text=True)
+
+    def start(self):
+        self.run(*self._command("serve"))
 
     def accept(self, log):
         """Add the log with this key, and restart."""
-        self.run("add-log", "--origin", log.partition("+")[0], "--vkey", log)
-        self.stop()
+        self._call("add-log", "--origin", log.partition("+")[0], "--vkey", log)
+        self.close()
         self.start()
 
-    def start(self):
-        self.process = subprocess.Popen(
-            self._command("serve"), env=self._environment, stderr=subprocess.DEVNULL
-        )
-        wait_until(lambda: answers(f"http://127.0.0.1:{self.port}/healthz"))
 
-    def stop(self):
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def sizes(self):
-        """Return the sizes that the witness has cosigned, by the names of the logs."""
-        logs = json.loads(self.run("status", "--json"))["logs"]
-        return {log["origin"]: log["size"] for log in logs}
+def is_open(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @dataclass
