@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 _WITNESSES = "ONNXSERVE_AUDIT_WITNESSES"
 _CHECKPOINTS = "ONNXSERVE_AUDIT_CHECKPOINTS"
 _URL = re.compile(r"https?://[^/?@]+(/[^?@]*)?")
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.2
 _WAIT_SECONDS = 5.0
 """The maximum time that a change waits for cosignatures."""
 _ANSWER_SECONDS = 5.0
@@ -265,12 +265,15 @@ def _record(store: Store) -> TrailRecord:
 
 
 def _newest(store: Store) -> Checkpoint:
-    """Return the recorded checkpoint. Raises StoreUnavailable if the record was
-    removed.
+    """Return the recorded checkpoint, or that of the store after the record was lost.
+    Raises StoreUnavailable without one.
     """
     head = _record(store).newest()
     if head is None:
-        raise StoreUnavailable("the record of the audit trail was removed")
+        with store.reading() as session:
+            head = newest_head(session)
+    if head is None:
+        raise StoreUnavailable("the audit trail has no checkpoint")
     return head.checkpoint
 
 

@@ -194,7 +194,14 @@ def test_lost_state_is_asked_from_the_witness(server, scripted, send):
     assert [old for old, _, _ in scripted.asked] == [0, 0, 1]
 
 
-CONFIGURED = SETTING
+def test_trail_without_its_record_is_sent(server, scripted, send):
+    checkpoint = newest(server)
+    (server.trail_record.folder / "checkpoint.json").unlink()
+    send(server, scripted)
+    wait_until(lambda: state(server, scripted)["size"] == checkpoint.size)
+    assert cosigned_checkpoint(server).body == checkpoint.body
+
+
 LONG = "— witness.example/scripted " + "A" * 100_000 + "\n"
 
 
@@ -211,7 +218,7 @@ LONG = "— witness.example/scripted " + "A" * 100_000 + "\n"
         ((422, "text/plain", ""), True, ("422",)),
         ((429, "text/plain", "", ("Retry-After", "99999")), False, ("429",)),
         ((500, "text/plain", "<script>"), False, ("500",)),
-        ((200, "text/plain", ""), True, (CONFIGURED,)),
+        ((200, "text/plain", ""), True, (SETTING,)),
         ((200, "text/plain", "— \n—\n\0\n— a b c\n"), False, ("ValueError",)),
         ((200, "text/plain", LONG), False, ("ChunkedEncodingError",)),
         ((307, "text/plain", "", ("Location", "http://127.0.0.1:1/")), False, ("307",)),
