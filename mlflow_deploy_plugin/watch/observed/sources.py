@@ -6,7 +6,7 @@ after it.
   position is the set of the files that have been read. If a file grows or is replaced,
   it is read again, and the rows that are in the log already are left out by their ids.
 - **The inbox** of pushed events is emptied; an event without its other half is reported
-  after a day.
+  after a day, or after a minute if the inbox is half full.
 - **A database** is read from the position of a growing column. Transactions may become
   visible in another order, so each reading begins `_READ_AGAIN` rows earlier.
 """
@@ -59,6 +59,7 @@ from mlflow_deploy_plugin.watch.observed.source_rows import (
 _DELTA = "delta:"
 _PIECE_ROWS = 50_000
 _UNANSWERED_AFTER = timedelta(days=1)
+_UNANSWERED_IN_HALF_FULL = timedelta(minutes=1)
 _READ_AGAIN = 1_000
 _MARK_DIGITS = 16
 _TABLE_NAME = re.compile(r'[\w."]+')
@@ -142,7 +143,9 @@ class SourceReader:
             yield from self._exchange_pieces(records, place)
             yield Piece(pa.table({}), place, None, faults, ends_group=True)
             inbox.remove(store, name, [each.id for each in pushed])
-        if late := inbox.take_unanswered(store, name, store.now() - _UNANSWERED_AFTER):
+        # Requests that fail have no response, and would fill the inbox for a day.
+        wait = _UNANSWERED_IN_HALF_FULL if inbox.is_half_full(store, name) else _UNANSWERED_AFTER
+        if late := inbox.take_unanswered(store, name, store.now() - wait):
             marks = hash_texts(pa.chunked_array([late]))
             yield Piece(
                 pa.table({}), place, None, [RowFault("unanswered", f"id {late[-1]}", marks)]
