@@ -119,8 +119,9 @@ def kserve_exchange(record: Mapping[str, Any], names: Sequence[str]) -> Exchange
     The records of other servers are converted to this form.
 
     Args:
-        record: the fields of `ExchangeHead`; the bodies `request` and `response`, which are
-            bytes or texts; and their content types `request_type` and `response_type`.
+        record: the fields of `ExchangeHead`; the bodies `request` and `response`, which
+            are bytes or texts; and their content types `request_type` and
+            `response_type`.
         names: the model's inputs, in order. If they are empty, rows without names
             become the column `input`, and CSV the columns `0`, `1` and so on.
     """
@@ -230,9 +231,10 @@ def make_exchange(head: Mapping[str, object], inputs: Columns, outputs: Columns)
         raise InvalidRequest(f"the columns are not rows: {one_line(error)}") from None
     for field in schema:
         kind = field.type
-        for _ in range(MAX_RANK):  # Parquet's reader fails at 500 dimensions.
-            if pa.types.is_list(kind):
-                kind = kind.value_type
+        rank = 0
+        while pa.types.is_list(kind) and rank < MAX_RANK:  # Parquet's reader fails at 500.
+            kind = kind.value_type
+            rank += 1
         if pa.types.is_nested(kind):
             raise InvalidRequest(f"{short_repr(field.name)} has objects, or too many dimensions")
     time = known.time.replace(tzinfo=known.time.tzinfo or UTC)

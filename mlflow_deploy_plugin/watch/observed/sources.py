@@ -58,6 +58,10 @@ from mlflow_deploy_plugin.watch.observed.source_rows import (
 
 _DELTA = "delta:"
 _PIECE_ROWS = 50_000
+_PIECE_CELLS = 100_000
+"""The limit of rows × columns of exchanges. Callers of the model choose columns, which
+are null in the rows of all others.
+"""
 _UNANSWERED_AFTER = timedelta(days=1)
 _UNANSWERED_IN_HALF_FULL = timedelta(minutes=1)
 _READ_AGAIN = 1_000
@@ -210,6 +214,8 @@ class SourceReader:
         """
         assert self.read_exchange is not None
         exchanges: list[Exchange] = []
+        names: set[str] = set()
+        row_count = 0
         faults = []
         for where, record in records:
             try:
@@ -220,11 +226,18 @@ class SourceReader:
             except (InvalidRequest, orjson.JSONDecodeError) as error:
                 faults.append(row_fault("bad_row", f"{where} of {place}: {one_line(error)}"))
                 continue
-            if exchange is not None:
-                exchanges.append(exchange)
-            if len(exchanges) == _PIECE_ROWS:
+            if exchange is None:
+                continue
+            columns = {**exchange.inputs, **exchange.predictions}
+            rows = max(map(len, columns.values()), default=0)
+            row_count += rows
+            names.update(columns)
+            if exchanges and row_count * len(names) > _PIECE_CELLS:
                 yield Piece(exchange_rows(exchanges), place, None)
                 exchanges = []
+                names = set(columns)
+                row_count = rows
+            exchanges.append(exchange)
         table = exchange_rows(exchanges) if exchanges else pa.table({})
         yield Piece(table, place, None, faults)
 
