@@ -382,7 +382,7 @@ class _Console:
         log = store.keys.signer_of(checkpoint)
         published = {
             "keys": store.keys.public_pem(),
-            "log": log.text if log else "",
+            "log": log and log.text,
             "checkpoint": checkpoint.text,
             "witnesses": witness_states(store),
             "faults": trail_faults(store),
@@ -451,7 +451,7 @@ class _Console:
             actions=ACTIONS,
             asked={name: access.asked(name) for name in _EVENT_FILTERS},
             checkpoint=store.keys and cosigned_checkpoint(store),
-            witnesses=witness_states(store) if store.keys else {},
+            witnesses=store.keys and witness_states(store),
         )
 
     def export(self) -> Response:

@@ -331,7 +331,9 @@ def send_checkpoints(store: Store) -> threading.Event:
     events, until the returned event is set.
     """
     ended = threading.Event()
-    for receiver in _receivers() if store.trail_record else ():
+    if store.trail_record is None:
+        return ended
+    for receiver in _receivers():
         threading.Thread(
             target=receiver.serve,
             args=(store, ended),
@@ -414,13 +416,10 @@ def witness_states(store: Store) -> Json:
     """
     states: Json = {}
     for name, witness in configured_witnesses().items():
+        states[name] = {"size": 0, "at": "", "fault": witness.receiver.delivery(store).fault}
         cosigned = witness.cosigned(store)
-        at = cosigned and witness.signer.signed_at(cosigned)
-        states[name] = {
-            "size": cosigned.size if cosigned else 0,
-            "at": at.isoformat() if at else "",
-            "fault": witness.receiver.delivery(store).fault,
-        }
+        if cosigned and (at := witness.signer.signed_at(cosigned)):
+            states[name] |= {"size": cosigned.size, "at": at.isoformat()}
     return states
 
 

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -30,7 +31,7 @@ class RunningWitness:
     folder: Path
     name: str = "witness.example/1"
     port: int = field(default_factory=free_port)
-    process: subprocess.Popen | None = None
+    process: Any = None
     vkey: str = ""
 
     @property

@@ -145,8 +145,8 @@ def write_again(server, growth):
     record = server.trail_record
     with server.transaction() as session:
         session.execute(delete(AuditRow).where(AuditRow.action == "approve"))
-        rows = {row.id: server.keys.key_id for row in session.scalars(select(AuditRow))}
-        edge = new_tree(session, rows)
+        signers = {row.id: server.keys.key_id for row in session.scalars(select(AuditRow))}
+        edge = new_tree(session, signers)
         events = [AuditEvent(utc_now(), "eve", "update") for _ in range(growth)]
         rows = [event_row(session, event) for event in events]
         head = add_events(session, record.newest().log, edge, rows, server.keys)

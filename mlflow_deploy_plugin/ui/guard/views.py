@@ -157,7 +157,9 @@ def _check_gated(trail: AuditTrail, change: RegistryChange) -> RegistryChange:
     if policy is None or not is_move or change.is_refused:
         return change
     refused = too_few_witnesses(trail.store(), policy.witnessed)
-    return change.with_refusal(refused) if refused else replace(change, witnesses=policy.witnessed)
+    if refused:
+        return change.with_refusal(refused)
+    return replace(change, witnesses=policy.witnessed)
 
 
 def _intend(
