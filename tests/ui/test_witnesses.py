@@ -408,10 +408,11 @@ def test_new_key_of_the_log_begins_at_zero(tmp_path, scripted, send):
     assert [old for old, _, _ in scripted.asked] == [0, 0]
 
 
-SIGNER = Signer("witness.example/1", Ed25519PrivateKey.generate().public_key(), Signer.WITNESS)
+KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number] * 32)) for number in range(2)]
+SIGNER = Signer("witness.example/1", KEYS[0].public_key(), Signer.WITNESS)
 OF_LOG = replace(SIGNER, kind=Signer.LOG).text
 OTHER_NAME = replace(SIGNER, name="witness.example/2").text
-OTHER_KEY = replace(SIGNER, key=Ed25519PrivateKey.generate().public_key()).text
+OTHER_KEY = replace(SIGNER, key=KEYS[1].public_key()).text
 
 
 @pytest.mark.parametrize(
