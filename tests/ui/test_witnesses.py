@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.ui.witnesses import (
     trail_faults,
     witness_states,
 )
+from tests.support.approvals import approve_all
 from tests.support.audit_trail import store_of_server
 from tests.support.clocks import Clock
 from tests.support.console import POLICY
@@ -557,6 +558,26 @@ def test_move_waits_for_a_witness(model, app_witness):
     with store.reading() as session:
         place = session.scalar(intended)
     assert any(checkpoint.size > place for _, checkpoint, _ in app_witness.asked)
+
+
+def test_approved_move_waits_for_a_witness(mlflow_app, app_witness):
+    model = mlflow_app.model(f"{WITNESSED}\napprovals: {{count: 2, groups: [risk]}}")
+    approve_all(mlflow_app.store, model.promotion())
+    assert model.enter("1") == 200
+    assert actions(model) == ["intend", "transition"]
+
+
+def test_version_past_the_app_waits_for_a_witness(mlflow_app, model, app_witness):
+    mlflow_app.registry.set_registered_model_alias(model, "champion", "1")
+    assert model.enter("1", "@champion") == 200
+
+
+def test_rollback_waits_for_a_witness(mlflow_app, model, app_witness):
+    model.passed("2")
+    for version in ("1", "2"):
+        assert model.enter(version, "@champion") == 200
+    model.passed("1", gate="failed")
+    assert model.enter("1", "@champion") == 200
 
 
 def test_move_without_a_witness_is_refused(model, app_witness, monkeypatch):

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, INTENDED, INTE
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.ui.access import caller, refusal
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
-from mlflow_deploy_plugin.ui.guard.mlflow_stores import registry
+from mlflow_deploy_plugin.ui.guard.mlflow_stores import files_digest, registry
 from mlflow_deploy_plugin.ui.guard.moves import (
     RegistryChange,
     outside_changes,
@@ -111,7 +111,7 @@ def _guarded(
                 return refusal("PERMISSION_DENIED", change.why, 403)
             intention: Json = {}
             if change.is_gated and change.is_recorded:
-                intention = _intend(trail, change, lambda: read(trail, requested))
+                intention = _intend(trail, change)
         except OnnxserveError as error:
             refused = refusal(
                 StoreUnavailable.error_code,
@@ -162,21 +162,20 @@ def _check_gated(trail: AuditTrail, change: RegistryChange) -> RegistryChange:
     return replace(change, witnesses=policy.witnessed)
 
 
-def _intend(
-    trail: AuditTrail, change: RegistryChange, read_again: Callable[[], RegistryChange | None]
-) -> Json:
+def _intend(trail: AuditTrail, change: RegistryChange) -> Json:
     """Store the intention of a change, and return its number. Raises StoreUnavailable
-    if it is not stored or not cosigned by the required witnesses, or if somebody has
-    changed the version or its place while this server waited for them.
+    if it is not stored or not cosigned by the required witnesses, or if the files of
+    the version have changed while this server waited for them.
     """
     intention = {INTENTION: secrets.token_hex(8)}
     _record(trail.record_now, change, INTEND, {**intention, INTENDED: change.action})
     if change.witnesses:
         try:
             require_cosignatures(trail.store(), change.witnesses)
-            again = read_again()
-            if again is None or replace(again, witnesses=change.witnesses) != change:
-                raise StoreUnavailable("the version or its place has changed meanwhile")
+            judged = change.detail.get("moved", {}).get("files")
+            policy = valid_policy(registry().get_registered_model(change.model))
+            if judged and files_digest(change.model, change.version, policy) != judged:
+                raise StoreUnavailable("the files of the version have changed meanwhile")
         except (OnnxserveError, MlflowException) as error:
             _record(trail.record, replace(change, why=error.message), FAILED, intention)
             raise
