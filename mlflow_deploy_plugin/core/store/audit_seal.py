@@ -18,14 +18,13 @@ from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.audit_tree import (
     ADOPT,
     add_events,
+    checked_head,
     extend,
-    head_fault,
     lock_tree,
     new_log,
     new_tree,
-    newest_head,
 )
-from mlflow_deploy_plugin.core.store.audit_verify import TrailState, TrailView, check_trail
+from mlflow_deploy_plugin.core.store.audit_verify import TrailState, check_trail
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
 from mlflow_deploy_plugin.core.store.merkle import Edge
 from mlflow_deploy_plugin.core.store.store import Store
@@ -49,23 +48,24 @@ def seal(store: Store) -> None:
     """
     keys, record = _signing(store)
     with store.reading() as session:
-        head = newest_head(session)
-        if head is not None:
-            record.join(head.log)
-        fault = head_fault(session, head, keys, record)
-    if fault:
-        raise InvalidConfig(
-            f"this is not the audit trail that this server has recorded: {fault}; an "
-            "administrator can accept it with `onnxserve audit adopt --why REASON` on this machine"
-        )
-    if head is None and record.has_others:
-        _log.warning(
-            "this key has the record of another store; if this store has been in use before, its "
-            "audit trail was removed"
-        )
+        leaves_fault = store.trail_view.read(session, keys).fault
     with store.transaction(alone_with="audit seal") as session:
+        lock_tree(session)
+        head, fault = checked_head(session, keys, record)
+        fault = fault or leaves_fault
+        if fault:
+            raise InvalidConfig(
+                f"this is not the audit trail that this server has recorded: {fault}; an "
+                "administrator can accept it with `onnxserve audit adopt --why REASON` on this "
+                "machine"
+            )
+        if head is None and record.has_others:
+            _log.warning(
+                "this key has the record of another store; if this store has been in use before, "
+                "its audit trail was removed"
+            )
         written = select(AuditRow.id).where(AuditRow.signed_by == keys.key_id).limit(1)
-        if session.scalar(written) is None or newest_head(session) is None:
+        if session.scalar(written) is None or head is None:
             event = AuditEvent(
                 store.now(),
                 current_actor(),
@@ -118,17 +118,15 @@ def adopt_trail(store: Store, why: str) -> str:
     keys, record = _signing(store)
     with store.transaction() as session:
         lock_tree(session)
-        try:
-            head = newest_head(session)
-            fault = head_fault(session, head, keys, record)
-        except InvalidConfig as error:
-            head, fault = None, error.message
+        head, fault = checked_head(session, keys, record)
+        leaves_fault = store.trail_view.read(session, keys).fault
+        fault = fault or leaves_fault
         if not fault:
             return ""
         recorded = record.newest()
         if recorded and extend(session, Edge(), recorded.edge.size) == recorded.edge:
             log, edge = recorded.log, recorded.edge
-        elif head and not TrailView().read(session, keys):
+        elif head and not leaves_fault:
             log, edge = head.log, head.edge
             if recorded and recorded.log == log:
                 log = new_log()  # Witnesses of this log refuse a smaller tree.
@@ -145,7 +143,9 @@ def published_keys(store: Store) -> Keys:
     """Return the public keys in the store. Everybody who may write to the store can add
     a key.
     """
-    pems = {str(event.detail[_PUBLIC_KEYS]) for event in store.events(actions=(_SEAL,))}
+    published = select(AuditRow.detail[_PUBLIC_KEYS].as_string()).where(AuditRow.action == _SEAL)
+    with store.reading() as session:
+        pems = {*session.scalars(published)} - {None}
     if not pems:
         return Keys({})
     return parse_keys("".join(sorted(pems)), "the keys in the audit trail")
