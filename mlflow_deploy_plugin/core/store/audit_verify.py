@@ -80,7 +80,7 @@ class TrailView:
 
     def _reset(self, log: str) -> None:
         self._log = log
-        self._tree = Tree()
+        self.tree = Tree()
         self._by_model: dict[str, array[int]] = {}
 
     def read(self, session: Session, keys: Keys) -> CheckedTree:
@@ -100,24 +100,24 @@ class TrailView:
                 self._reset(head.log)
             for _ in range(2):  # The second time from the first leaf.
                 self._add_leaves(session, size)
-                if self._tree.size >= size and self._tree.root(size) == head.edge.root:
+                if self.tree.size >= size and self.tree.root(size) == head.edge.root:
                     return self._checked(size)
                 self._reset(head.log)
             fault = "the leaves of the audit trail are not those of its newest checkpoint"
             return self._checked(0, fault)
 
     def _checked(self, size: int, fault: str = "") -> CheckedTree:
-        return CheckedTree(fault, size, self._tree, self._by_model)
+        return CheckedTree(fault, size, self.tree, self._by_model)
 
     def _add_leaves(self, session: Session, size: int) -> None:
-        new = AuditLeafRow.place.between(self._tree.size, size - 1)
+        new = AuditLeafRow.place.between(self.tree.size, size - 1)
         query = select(AuditLeafRow.entry).where(new).order_by(AuditLeafRow.place)
         for entry in session.scalars(query, execution_options=STREAMED):
             subject = ""  # of an entry that was changed, whose root is wrong
             with suppress(KeyError, TypeError, ValueError, RecursionError):
                 subject = json.loads(entry)["model"]
-            self._by_model.setdefault(subject, array("q")).append(self._tree.size)
-            self._tree.add(leaf_hash(entry.encode()))
+            self._by_model.setdefault(subject, array("q")).append(self.tree.size)
+            self.tree.add(leaf_hash(entry.encode()))
 
 
 def counted_events(
