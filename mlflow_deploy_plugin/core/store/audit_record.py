@@ -169,8 +169,9 @@ class TrailRecord:
             return False
         return True
 
-    def is_spool_empty(self) -> bool:
-        return not any(self.folder.glob("spool/*.json"))
+    def count_spooled(self) -> int:
+        """Return the number of events that are not stored yet."""
+        return sum(1 for _ in self.folder.glob("spool/*.json"))
 
     def spooled(self, model: str) -> list[AuditEvent]:
         """Return the events of a model that are not stored yet, oldest first."""

@@ -3,8 +3,10 @@ it could not store yet, its verification, and the adoption of a trail with fault
 """
 
 import logging
+from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit import (
@@ -17,6 +19,7 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.audit_tree import (
     ADOPT,
+    REMEDY,
     add_events,
     checked_head,
     extend,
@@ -24,17 +27,24 @@ from mlflow_deploy_plugin.core.store.audit_tree import (
     new_log,
     new_tree,
 )
-from mlflow_deploy_plugin.core.store.audit_verify import TrailState, check_trail
+from mlflow_deploy_plugin.core.store.audit_verify import (
+    TrailState,
+    check_trail,
+    newest_counted_events,
+)
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
 from mlflow_deploy_plugin.core.store.merkle import Edge
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import AuditRow
+from mlflow_deploy_plugin.core.store.tables import AuditChainRow, AuditRow
 
 _log = logging.getLogger(__name__)
 
-_SEAL = "seal"
+SEAL = "seal"
+"""The action of the first event of a server with its key."""
 _GAP = "gap"
 _PUBLIC_KEYS = "public_keys"
+_MISSING = "missing"
+"""The key of the number of removed events in the detail of an adoption."""
 
 
 def seal(store: Store) -> None:
@@ -48,16 +58,14 @@ def seal(store: Store) -> None:
     """
     keys, record = _signing(store)
     with store.reading() as session:
-        leaves_fault = store.trail_view.read(session, keys).fault
+        rows_fault = _rows_fault(session, store)
     with store.transaction(alone_with="audit seal") as session:
         lock_tree(session)
         head, fault = checked_head(session, keys, record)
-        fault = fault or leaves_fault
+        fault = fault or rows_fault
         if fault:
             raise InvalidConfig(
-                f"this is not the audit trail that this server has recorded: {fault}; an "
-                "administrator can accept it with `onnxserve audit adopt --why REASON` on this "
-                "machine"
+                f"this is not the audit trail that this server has recorded: {fault}; {REMEDY}"
             )
         if head is None and record.has_others:
             _log.warning(
@@ -66,14 +74,48 @@ def seal(store: Store) -> None:
             )
         written = select(AuditRow.id).where(AuditRow.signed_by == keys.key_id).limit(1)
         if session.scalar(written) is None or head is None:
+            why = "" if head else _taken_over(session)
             event = AuditEvent(
                 store.now(),
                 current_actor(),
-                _SEAL,
+                SEAL,
                 after=keys.key_id,
+                why=why,
                 detail={_PUBLIC_KEYS: keys.public_pem()},
             )
             write_event(session, event)
+
+
+def _rows_fault(session: Session, store: Store) -> str:
+    """Return how many events of the tree were removed since the last adoption; empty if
+    there are none.
+    """
+    keys, _ = _signing(store)
+    tree = store.trail_view.read(session, keys)
+    removed = tree.size - _count_rows(session, tree.size)
+    if removed:
+        events = newest_counted_events(store.trail_view, session, "", keys)
+        adoptions = (event.detail for event in events if event.action == ADOPT)
+        removed -= next(adoptions, {}).get(_MISSING, 0)
+        if removed > 0:
+            return f"events of the audit trail were removed ({removed:,})"
+    return tree.fault
+
+
+def _count_rows(session: Session, size: int) -> int:
+    """Return the number of places of a tree of this size that have an event."""
+    is_placed = AuditRow.place.between(0, size - 1)
+    return session.scalar(select(func.count(AuditRow.place.distinct())).where(is_placed)) or 0
+
+
+def _taken_over(session: Session) -> str:
+    """Return what the first leaves of the tree will be, in words."""
+    events = session.scalar(select(func.count(AuditRow.id)))
+    chained = session.scalar(select(func.count(AuditChainRow.id)))
+    if not events:
+        return ""
+    migrated = f" ({chained:,} migrated from hash chains)" if chained else ""
+    return f"{events:,} earlier events became the first leaves of the tree{migrated}"
 
 
 def store_spooled(store: Store) -> int:
@@ -106,9 +148,23 @@ def _signing(store: Store) -> tuple[Keys, TrailRecord]:
     return store.keys, store.trail_record
 
 
-def adopt_trail(store: Store, why: str) -> str:
+@dataclass(frozen=True)
+class Adoption:
+    """What an administrator has accepted.
+
+    Attributes:
+        fault: the difference between the store and the record; empty if there is none.
+        missing: the places of the recorded events that the store lacks.
+        waiting: the number of events beside the key that are stored next.
+    """
+
+    fault: str = ""
+    missing: range = range(0)
+    waiting: int = 0
+
+
+def adopt_trail(store: Store, why: str) -> Adoption:
     """Accept the trail in the store as it is, with an event of this process's user.
-    Return what was accepted; empty if there is no fault.
 
     The events of the recorded tree still count if the store has them all, otherwise
     those of a smaller tree that a known key has signed, under a new name of the log. If
@@ -119,33 +175,34 @@ def adopt_trail(store: Store, why: str) -> str:
     with store.transaction() as session:
         lock_tree(session)
         head, fault = checked_head(session, keys, record)
-        leaves_fault = store.trail_view.read(session, keys).fault
-        fault = fault or leaves_fault
+        fault = fault or _rows_fault(session, store)
         if not fault:
-            return ""
+            return Adoption()
         recorded = record.newest()
-        if recorded and extend(session, Edge(), recorded.edge.size) == recorded.edge:
+        size = recorded.edge.size if recorded else 0
+        if recorded and extend(session, Edge(), size) == recorded.edge:
             log, edge = recorded.log, recorded.edge
-        elif head and not leaves_fault:
+        elif head and not store.trail_view.read(session, keys).fault:
             log, edge = head.log, head.edge
             if recorded and recorded.log == log:
                 log = new_log()  # Witnesses of this log refuse a smaller tree.
         else:
             log, edge = new_log(), new_tree(session, {})
-        detail = {"accepted": [fault]}
+        adoption = Adoption(fault, range(edge.size, size), record.count_spooled())
+        detail = {"accepted": [fault], _MISSING: edge.size - _count_rows(session, edge.size)}
         event = AuditEvent(store.now(), store.user, ADOPT, why=why, detail=detail)
         head = add_events(session, log, edge, [event_row(session, event)], keys)
     record.replace(head)
-    return fault
+    return adoption
 
 
 def published_keys(store: Store) -> Keys:
     """Return the public keys in the store. Everybody who may write to the store can add
     a key.
     """
-    published = select(AuditRow.detail[_PUBLIC_KEYS].as_string()).where(AuditRow.action == _SEAL)
+    published = select(AuditRow.detail[_PUBLIC_KEYS].as_string()).where(AuditRow.action == SEAL)
     with store.reading() as session:
-        pems = {*session.scalars(published)} - {None}
+        pems = {pem for pem in session.scalars(published) if pem}
     if not pems:
         return Keys({})
     return parse_keys("".join(sorted(pems)), "the keys in the audit trail")

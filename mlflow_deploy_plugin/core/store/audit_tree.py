@@ -36,6 +36,10 @@ verdict or request of before counts after it.
 """
 ADOPTED = "adopt"
 """The subject of the leaves of `ADOPT`, which concern all models."""
+REMEDY = (
+    "an administrator can accept it with `onnxserve audit adopt --why REASON` on the machine of "
+    "MLflow's server"
+)
 EVENT_FIELDS = tuple(field.name for field in fields(AuditEvent))
 STREAMED = {"yield_per": 1000}
 """The option of queries whose rows are not held in memory at once."""
@@ -181,7 +185,7 @@ def append_events(
     lock_tree(session)
     head, fault = checked_head(session, keys, record)
     if fault:
-        raise StoreUnavailable(fault)
+        raise StoreUnavailable(f"{fault}; {REMEDY}")
     if head:
         log, edge = head.log, head.edge
     else:

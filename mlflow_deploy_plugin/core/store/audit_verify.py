@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.store.audit_tree import (
     newest_head,
     subject_of,
 )
-from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, TreeHead
 from mlflow_deploy_plugin.core.store.merkle import Tree, leaf_hash
 from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow
 
@@ -41,14 +41,19 @@ class CheckedTree:
     Attributes:
         fault: why the stored leaves are not those of a checkpoint that a known key has
             signed; empty if they are, and before the first checkpoint.
-        size: the number of leaves. `tree` may have further leaves.
+        head: the newest checkpoint; None with a fault and before the first checkpoint.
+        tree: the leaves, of which there may be more than those of the checkpoint.
         by_model: the places of the events by the `subject_of` their models.
     """
 
     fault: str
-    size: int
+    head: TreeHead | None
     tree: Tree
     by_model: Mapping[str, "array[int]"]
+
+    @property
+    def size(self) -> int:
+        return self.head.edge.size if self.head else 0
 
     def begins_with(self, checkpoint: Checkpoint) -> bool:
         """Return True if the tree contains an older tree of the store."""
@@ -88,12 +93,12 @@ class TrailView:
         try:
             head = newest_head(session)
         except InvalidConfig as error:
-            return self._checked(0, error.message)
+            return self._checked(None, error.message)
         if head is None:
-            return self._checked(0)
+            return self._checked(None)
         if not keys.signer_of(head.checkpoint):
             fault = "the newest checkpoint of the audit trail has no signature of a known key"
-            return self._checked(0, fault)
+            return self._checked(None, fault)
         size = head.edge.size
         with self._lock:
             if head.log != self._log:
@@ -101,13 +106,13 @@ class TrailView:
             for _ in range(2):  # The second time from the first leaf.
                 self._add_leaves(session, size)
                 if self.tree.size >= size and self.tree.root(size) == head.edge.root:
-                    return self._checked(size)
+                    return self._checked(head)
                 self._reset(head.log)
             fault = "the leaves of the audit trail are not those of its newest checkpoint"
-            return self._checked(0, fault)
+            return self._checked(None, fault)
 
-    def _checked(self, size: int, fault: str = "") -> CheckedTree:
-        return CheckedTree(fault, size, self.tree, self._by_model)
+    def _checked(self, head: TreeHead | None, fault: str = "") -> CheckedTree:
+        return CheckedTree(fault, head, self.tree, self._by_model)
 
     def _add_leaves(self, session: Session, size: int) -> None:
         new = AuditLeafRow.place.between(self.tree.size, size - 1)

@@ -1,6 +1,6 @@
-"""The proof of a dossier: its audit events with their hashes and signatures, and the
-digest of its statements, signed by MLflow's server. Only public keys are needed to
-check it.
+"""The proof of a dossier: its audit events with the proofs that they are in the tree of
+a checkpoint, and the digest of its statements, signed by MLflow's server. Only public
+keys are needed to check it.
 """
 
 import json
@@ -15,15 +15,16 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.audit_trail import AUDIT_TRAIL, StoredEvent
 from mlflow_deploy_plugin.core.registry.connection import app_document
-from mlflow_deploy_plugin.core.store.audit_chain import canonical_json
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
-from mlflow_deploy_plugin.core.store.audit_record import chain_id
+from mlflow_deploy_plugin.core.store.audit_tree import canonical_json, leaf_entry
 from mlflow_deploy_plugin.core.store.checkpoints import (
     Checkpoint,
-    changed_ends,
-    load_checkpoint,
-    make_checkpoint,
+    Signer,
+    decoded,
+    encoded,
+    parse_checkpoint,
 )
+from mlflow_deploy_plugin.core.store.merkle import is_included, leaf_hash
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.core.text_files import read_text
@@ -51,11 +52,26 @@ class ProvenEvent(BaseModel):
 
     Attributes:
         is_in_period: True if the event must have a statement in the dossier.
+        inclusion: the inclusion proof for the checkpoint, as hashes in Base64.
     """
 
     event: StoredEvent
     statement: str
     is_in_period: bool
+    inclusion: list[str] = []
+
+    @property
+    def name(self) -> str:
+        event = self.event
+        place = "" if event.place is None else f" {event.place}"
+        return f"event{place} ({event.action} by {event.actor})"
+
+    def is_included(self, checkpoint: Checkpoint) -> bool:
+        if self.event.place is None:
+            return False
+        leaf = leaf_hash(leaf_entry(self.event, self.event.signed_by).encode())
+        hashes = [*map(decoded, self.inclusion)]
+        return is_included(leaf, self.event.place, checkpoint.size, hashes, checkpoint.root)
 
 
 class Proof(BaseModel):
@@ -68,7 +84,8 @@ class Proof(BaseModel):
         events: all events of the endpoint and its models until the end of the period,
             oldest first.
         keys: the public keys of the server in PEM.
-        checkpoint: the ends of all chains at the time of the signature.
+        checkpoint: the checkpoint of the tree with the cosignatures of witnesses; empty
+            if there is no server that signs.
         signed_by: the id of the key; empty if there is no server that signs.
     """
 
@@ -78,24 +95,32 @@ class Proof(BaseModel):
     computed: list[str]
     events: tuple[ProvenEvent, ...]
     keys: str
-    checkpoint: Checkpoint
+    checkpoint: str
     signed_by: str
     signature: str = ""
 
     @property
     def counted(self) -> str:
-        signed = [entry for entry in self.events if entry.event.signature]
+        signed = [entry for entry in self.events if entry.event.signed_by]
         return f"{len(self.events)} events, {len(signed)} of them signed"
 
     def event_faults(
         self, keys: Keys, sections: Mapping[str, Sequence[Statement]]
     ) -> Iterator[str]:
-        """Yield the faults of the events and of the statements that can be compared."""
+        """Yield the faults of the checkpoint, of the events, and of the statements that
+        can be compared.
+        """
+        checkpoint = parse_checkpoint(self.checkpoint) if self.checkpoint else None
+        if checkpoint and not keys.signer_of(checkpoint):
+            yield f"the checkpoint of {checkpoint.origin} has no valid signature"
         stated = {entry.text for entry in chain.from_iterable(sections.values())}
         for entry in self.events:
-            yield from entry.event.faults(keys)
+            signer = entry.event.signed_by
+            is_proven = checkpoint and entry.is_included(checkpoint)
+            if signer and not (is_proven and signer in keys.public):
+                yield f"{entry.name} is not in the tree of the checkpoint, or its key is unknown"
             if entry.is_in_period and entry.statement not in stated:
-                yield f"{entry.event.name} has no statement"
+                yield f"{entry.name} has no statement"
         yield from (f"the server states: {text}" for text in self.computed if text not in stated)
         proven = {*self.computed, *(entry.statement for entry in self.events)}
         for name in sections.keys() - _SENT:
@@ -103,26 +128,44 @@ class Proof(BaseModel):
                 if made.text not in proven:
                     yield f"the server has not stated: {made.text}"
 
-    def changes_since(self, checkpoint: Checkpoint) -> Iterator[str]:
-        """Yield the faults after a checkpoint, which may be newer than the dossier."""
-        events = [entry.event for entry in self.events]
-        digests = {(chain_id(event.model), event.id): event.digest for event in events}
-        for number in changed_ends(checkpoint, self.checkpoint, digests):
-            yield f"event {number} was removed or changed after the checkpoint"
 
-
-def make_proof(store: Store, endpoint: str, period: Window, document: str, actor: str) -> Json:
+def make_proof(
+    store: Store,
+    endpoint: str,
+    period: Window,
+    document: str,
+    actor: str,
+    checkpoint: Checkpoint | None = None,
+) -> Json:
     """Return the proof, which is signed if this process has the key of the server.
+
+    Args:
+        checkpoint: a checkpoint of the tree, with its cosignatures; default: the newest
+            one that this server has recorded. An event that is newer has no proof.
+
     Raises StoreUnavailable, and the errors of `read_trail`.
     """
     trail = read_trail(store, endpoint, period)
+    keys = store.keys or Keys({})
+    newest = store.trail_record.newest() if store.trail_record else None
+    checkpoint = checkpoint or (newest.checkpoint if newest else None)
+    size = checkpoint.size if checkpoint else 0
+    with store.reading() as session:
+        tree = store.trail_view.read(session, keys).tree
     proven = []
     for stored in trail.stored:
         event = stored.without_place()
-        text = event_statement(event, "", event not in trail.unsigned).text
-        is_in_period = event.at >= period.start
-        proven.append(ProvenEvent(event=stored, statement=text, is_in_period=is_in_period))
-    keys = store.keys or Keys({})
+        inclusion = []
+        if stored.place is not None and stored.place < size <= tree.size:
+            inclusion = [*map(encoded, tree.inclusion_proof(stored.place, size))]
+        proven.append(
+            ProvenEvent(
+                event=stored,
+                statement=event_statement(event, "", event not in trail.unsigned).text,
+                is_in_period=event.at >= period.start,
+                inclusion=inclusion,
+            )
+        )
     proof = Proof(
         subject=f"{endpoint} {_span(period)}",
         document=document,
@@ -130,7 +173,7 @@ def make_proof(store: Store, endpoint: str, period: Window, document: str, actor
         computed=computed_statements(store, endpoint, period),
         events=tuple(proven),
         keys=keys.public_pem() if store.keys else "",
-        checkpoint=make_checkpoint(store, keys),
+        checkpoint=checkpoint.text if checkpoint else "",
         signed_by=keys.key_id,
     )
     # The JSON is signed, so that later fields of these classes change no signature.
@@ -158,16 +201,28 @@ def _digest(document: Json) -> str:
     return sha256(canonical_json(document).encode()).hexdigest()
 
 
+def proven_events(file: Path, keys: Keys) -> Iterator[ProvenEvent]:
+    """Yield the events of a dossier.json that are in the tree of a checkpoint which one
+    of the keys has signed. Raises InvalidConfig for another file.
+    """
+    try:
+        proof = Proof.model_validate(json.loads(read_text(file, "the dossier"))["proof"])
+        checkpoint = parse_checkpoint(proof.checkpoint)
+        included = [entry for entry in proof.events if entry.is_included(checkpoint)]
+    except (KeyError, TypeError, ValueError):
+        raise InvalidConfig(f"{file} is not the signed dossier.json of a dossier") from None
+    if keys.signer_of(checkpoint):
+        yield from included
+
+
 def check_dossier(
-    file: Path,
-    keys_file: Path | None = None,
-    checkpoint_file: Path | None = None,
+    file: Path, keys_file: Path | None = None, witnesses: Sequence[Signer] = ()
 ) -> tuple[list[str], str]:
     """Return a line per fault of a dossier.json, and a summary.
 
     Args:
         keys_file: the public keys of the servers; None for the keys in the dossier.
-        checkpoint_file: another checkpoint, of before or after the dossier.
+        witnesses: the keys that must have cosigned the checkpoint.
 
     Raises InvalidConfig if a file is something else, and NotInstalled.
     """
@@ -176,6 +231,7 @@ def check_dossier(
         document = json.loads(read_text(file, "the dossier"))
         content = document.pop("proof")
         proof = Proof.model_validate(content)
+        checkpoint = parse_checkpoint(proof.checkpoint) if proof.checkpoint else None
         del content["signature"]
         written = f"{document['endpoint']} {document['start']}/{document['end']}", _digest(document)
         for group in document.values():
@@ -184,26 +240,28 @@ def check_dossier(
                     raise ValueError(group)
                 sections |= _STATEMENTS.validate_python(group)
         Dossier(**document)  # It has no other entries.
+        text = read_text(keys_file, "the file of --keys") if keys_file else proof.keys
+        keys = parse_keys(text, str(keys_file or file)) if text else Keys({})
+        faults = [*proof.event_faults(keys, sections)]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InvalidConfig(f"{file} is not the dossier.json of a dossier") from None
-    text = read_text(keys_file, "the file of --keys") if keys_file else proof.keys
-    keys = parse_keys(text, str(keys_file or file)) if text else Keys({})
-    faults = []
-    if not proof.signed_by:
-        faults.append("MLflow's server has not signed this dossier")
-    elif not keys.is_signed(_PURPOSE, canonical_json(content), proof.signed_by, proof.signature):
-        faults.append(f"the dossier has no valid signature of the key {proof.signed_by}")
     if written != (proof.subject, proof.document):
-        faults.append("the statements are not those that were signed")
-    faults += proof.event_faults(keys, sections)
-    compared = "none"
-    if checkpoint_file:
-        text = read_text(checkpoint_file, "the file of --checkpoint")
-        checkpoint = load_checkpoint(text, keys, str(checkpoint_file))
-        compared = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z"
-        faults += proof.changes_since(checkpoint)
+        faults.insert(0, "the statements are not those that were signed")
+    if not proof.signed_by:
+        faults.insert(0, "MLflow's server has not signed this dossier")
+    elif not keys.is_signed(_PURPOSE, canonical_json(content), proof.signed_by, proof.signature):
+        faults.insert(0, f"the dossier has no valid signature of the key {proof.signed_by}")
+    seen = []
+    for witness in witnesses:
+        time = checkpoint and witness.signed_at(checkpoint)
+        if time:
+            seen.append(f"{witness.name} on {time:%Y-%m-%d %H:%M}Z")
+        else:
+            faults.append(f"the witness {witness.name} has not signed the checkpoint")
     origin = keys_file or "in the dossier, whose maker can exchange them (--keys FILE)"
+    size = f"{checkpoint.size:,} events" if checkpoint else "none"
     return faults, (
-        f"{proof.counted}; keys: {origin}; checkpoint: {compared}; statements by {proof.made_by}, "
+        f"{proof.counted}; keys: {origin}; checkpoint: {size}; witnesses: "
+        f"{join_names(seen) or 'none (--witness KEY)'}; statements by {proof.made_by}, "
         f"not compared: {join_names([*_SENT, 'links'])}"
     )

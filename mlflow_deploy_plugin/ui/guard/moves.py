@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG, PASSED_STAT
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
-from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
+from mlflow_deploy_plugin.core.store.audit_verify import BROKEN
 from mlflow_deploy_plugin.core.store.served_files import (
     MOVES,
     OUTSIDE,

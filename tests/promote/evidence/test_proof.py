@@ -3,16 +3,18 @@
 import json
 import shutil
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import delete
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
-from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
+from mlflow_deploy_plugin.core.store.audit_tree import canonical_json
+from mlflow_deploy_plugin.core.store.checkpoints import Signer, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.tables import AuditRow
+from mlflow_deploy_plugin.core.store.tables import AuditRow, AuditTreeRow
 from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier
 from mlflow_deploy_plugin.promote.evidence.proof import obtain_proof
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
@@ -24,6 +26,12 @@ from tests.support.tracking import tracking_at
 
 REASON = "no.” The action of eva was approve (“@champion"
 """A reason that pretends to be the end of its statement, and another statement."""
+
+
+WITNESS_KEY = Ed25519PrivateKey.generate()
+WITNESS = Signer("witness.example/1", WITNESS_KEY.public_key(), Signer.WITNESS)
+OTHER = Signer("witness.example/2", WITNESS_KEY.public_key(), Signer.WITNESS)
+SEEN = datetime(2026, 12, 1, 12, 30, tzinfo=UTC)
 
 
 def write_dossier(server, folder):
@@ -49,11 +57,25 @@ def signed(tmp_path_factory, new_database):
         announce(server, "flights", "drift", "the feature delay drifts")
         keys = read_key_file(made / "audit.key")
         (made / "public.pem").write_text(keys.public_pem())
-        checkpoint = make_checkpoint(server, keys)
-        (made / "checkpoint.json").write_text(checkpoint.model_dump_json())
         store.record("approve", actor="forged", model="toy", version="1")
         write_dossier(server, made)
+    cosign(made, WITNESS)
     return made
+
+
+def cosign(folder, signer):
+    """Let a witness sign the checkpoint in the dossier, and the server the dossier."""
+
+    def add(document):
+        proof = document["proof"]
+        checkpoint = parse_checkpoint(proof["checkpoint"])
+        line = signer.sign(checkpoint.body, WITNESS_KEY.sign, SEEN)
+        proof["checkpoint"] = checkpoint.with_signatures(line).text
+        del proof["signature"]
+        keys = read_key_file(folder / "audit.key")
+        proof["signature"] = keys.sign("audit dossier", canonical_json(proof))
+
+    change(folder, add)
 
 
 @pytest.fixture
@@ -72,15 +94,25 @@ def change(folder, change):
     (folder / "dossier.json").write_text(json.dumps(document))
 
 
-def test_verification_needs_no_server(folder):
-    files = ["--keys", f"{folder}/public.pem", "--checkpoint", f"{folder}/checkpoint.json"]
+def test_dossier_verify_needs_no_server(folder):
+    files = ["--keys", f"{folder}/public.pem", "--witness", WITNESS.text]
     checked = verify(folder, *files)
     assert (checked.exit_code, len(checked.stdout.splitlines())) == (0, 1)
-    assert mentions(checked.stdout, "4 events", "3 of them signed", "public.pem", "checkpoint: of")
+    assert mentions(checked.stdout, "4 events", "3 of them signed", "public.pem")
+    assert mentions(
+        checked.stdout, "checkpoint: 4 events", "witness.example/1 on 2026-12-01 12:30Z"
+    )
     assert mentions(checked.stdout, "not compared: versions, requests, signatures")
     with_own_keys = verify(folder)
     assert with_own_keys.exit_code == 0
-    assert mentions(with_own_keys.stdout, "in the dossier", "--keys FILE", "checkpoint: none")
+    assert mentions(with_own_keys.stdout, "in the dossier", "--keys FILE", "witnesses: none")
+
+
+def test_dossier_verify_refuses_other_witness(folder):
+    checked = verify(folder, "--witness", WITNESS.text, "--witness", OTHER.text)
+    assert checked.exit_code == 1
+    assert mentions(checked.stdout, "witness.example/2 has not signed")
+    assert mentions(said(verify(folder, "--witness", "witness.example/1")), "NAME+ID+KEY")
 
 
 def test_reasons_are_quoted_and_unsigned_events_separate(folder):
@@ -128,7 +160,7 @@ def forge_period(document):
         (lambda document: document["proof"]["events"].pop(), ["valid signature"]),
         (
             lambda document: document["proof"]["events"][2]["event"].update(actor="x"),
-            ["was changed"],
+            ["valid signature", "not in the tree"],
         ),
         (lambda document: document["proof"].update(signed_by=""), ["not signed"]),
     ],
@@ -145,21 +177,27 @@ def test_other_keys_are_refused(folder):
     (folder / "other.pem").write_text(read_key_file(folder / "other.key").public_pem())
     checked = verify(folder, "--keys", f"{folder}/other.pem")
     assert checked.exit_code == 1
-    assert mentions(checked.stdout, "the dossier has no valid signature", "event 2")
+    assert mentions(checked.stdout, "the dossier has no valid signature", "checkpoint", "event 2")
 
 
-def test_checkpoint_detects_removed_events(folder, store):
+def test_dossier_verify_survives_rewritten_store(folder, store):
+    """The holder of the key writes the trail again: only the witness tells the dossiers
+    apart.
+    """
     with store.transaction() as session:
         session.execute(delete(AuditRow).where(AuditRow.action.in_(["decline", "approve"])))
+        session.execute(delete(AuditTreeRow))
     shutil.rmtree(folder / "audit.record")
+    earlier = (folder / "dossier.json").read_text()
     with (
         store_of_server(str(store._engine.url), folder) as server,
         tracking_at(f"sqlite:///{folder}/mlflow.db"),
     ):
         write_dossier(server, folder)
     assert verify(folder).exit_code == 0
-    checked = verify(folder, "--checkpoint", f"{folder}/checkpoint.json")
-    assert (checked.exit_code, mentions(checked.stdout, "event 4 was removed")) == (1, True)
+    assert verify(folder, "--witness", WITNESS.text).exit_code == 1
+    (folder / "dossier.json").write_text(earlier)
+    assert verify(folder, "--witness", WITNESS.text).exit_code == 0
 
 
 @pytest.mark.parametrize(
