@@ -3,8 +3,15 @@
 import shutil
 
 import pytest
+from sqlalchemy import create_engine, delete
 
 from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.tables import (
+    AuditChainRow,
+    AuditLeafRow,
+    AuditRow,
+    AuditTreeRow,
+)
 from tests.support.services.postgresql import postgresql_server
 
 
@@ -48,3 +55,12 @@ def name(request):
     is shared.
     """
     return f"e{abs(hash(request.node.name)) % 10**12}"
+
+
+@pytest.fixture
+def empty_trail(store_url):
+    """Remove the audit events of other tests, which share the PostgreSQL database."""
+    open_store(store_url).close()
+    with create_engine(store_url).begin() as connection:
+        for table in (AuditRow, AuditLeafRow, AuditTreeRow, AuditChainRow):
+            connection.execute(delete(table))
