@@ -2,6 +2,7 @@
 endpoints for reviewers.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -429,3 +430,31 @@ def export(folder: Path) -> None:
         trusted = published_trail() or stored_keys(store)
         checkpoint = write_tiles(store, trusted.keys, trusted.checkpoint, folder)
     click.echo(f"{folder}: {checkpoint.size:,} events of {checkpoint.origin}")
+
+
+@audit.command()
+@folder_option("--folder", "Folder for the key and the last checkpoints.", required=True)
+@option("--name NAME", "Name of a new key, such as witness.example/1; it is kept.", default="")
+@option("--log VKEY", "logs", "Key of a log. May be repeated.", multiple=True, required=True)
+@option("--host HOST", "Address to listen on.", default="127.0.0.1")
+@option("--port PORT", "Port to listen on.", type=click.IntRange(1, 65535), default=7380)
+def witness(folder: Path, name: str, logs: tuple[str, ...], host: str, port: int) -> None:
+    """Cosign the checkpoints of audit trails until stopped (c2sp.org/tlog-witness).
+
+    A log that changes or removes an event gets no further cosignature. The output is
+    the key of the witness, for URL#VKEY in ONNXSERVE_AUDIT_WITNESSES of the log's
+    server. Keep the folder. For other machines, put a proxy with TLS before the port.
+
+    \b
+      onnxserve audit witness --folder witness --name witness.example/1 \\
+          --log 'onnxserve/STORE/KEYID+d34caeba+AYE5...'
+    """
+    from mlflow_deploy_plugin.core.logs import configure_logging
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.core.statedir.files import claim_state_dir
+    from mlflow_deploy_plugin.promote.evidence.witness import Witness, serve
+
+    configure_logging(load_settings().log_format, "witness")
+    with claim_state_dir(folder):
+        made = Witness(folder, name, logs)
+        asyncio.run(serve(made, host, port, lambda: show_lines([made.signer.text])))

@@ -1,6 +1,7 @@
 """The exported log, as a foreign verifier reads it."""
 
 import hashlib
+import importlib
 import json
 from contextlib import closing
 
@@ -12,12 +13,15 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.evidence.tiles import write_tiles
 from tests.support.audit_trail import store_of_server
 from tests.support.commands import onnxserve, said
-from tests.support.foreign_log import aics_tlog
 from tests.support.refusals import mentions, refused
+from tests.support.tlog import FOLDER, NEEDS_TLOG
+
+pytestmark = NEEDS_TLOG
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
     with store_of_server(f"sqlite:///{tmp_path}/store.db", tmp_path) as store:
         yield store
 
@@ -30,7 +34,7 @@ def record(server, count):
 
 def verify(folder, server):
     """Check all files with the foreign library. Return the note."""
-    tlog = aics_tlog()
+    tlog = importlib.import_module("aics_tlog")
     checkpoint = parse_checkpoint((folder / "checkpoint").read_text())
     key_id = checkpoint.origin.rpartition("/")[2]
     signer = Signer(checkpoint.origin, server.keys.public[key_id], Signer.LOG)
