@@ -1,5 +1,6 @@
 """The databases of the tests of the store."""
 
+import importlib
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from mlflow_deploy_plugin.core.store.tables import (
     AuditTreeRow,
 )
 from tests.support.services.postgresql import postgresql_server
+from tests.support.tlog import FOLDER
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +66,13 @@ def empty_trail(store_url):
     with create_engine(store_url).begin() as connection:
         for table in (AuditRow, AuditLeafRow, AuditTreeRow, AuditChainRow):
             connection.execute(delete(table))
+
+
+@pytest.fixture(scope="session")
+def tlog():
+    """Return the package aics-tlog, another implementation of C2SP's logs."""
+    if not (FOLDER / "aics_tlog").is_dir():
+        pytest.skip(f"no aics-tlog in {FOLDER}: make install")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield importlib.import_module("aics_tlog")

@@ -20,7 +20,6 @@ from mlflow_deploy_plugin.core.store.checkpoints import (
     parse_signer,
 )
 from mlflow_deploy_plugin.core.store.merkle import Edge
-from tests.support.foreign_log import aics_tlog
 from tests.support.refusals import refused
 
 COSIGNED = """\
@@ -71,8 +70,7 @@ def test_key_of_signed_note_example_is_read():
 
 
 @pytest.mark.parametrize("extensions", [(), ("retired", "ü +")])
-def test_another_implementation_verifies_checkpoint(extensions):
-    tlog = aics_tlog()
+def test_another_implementation_verifies_checkpoint(tlog, extensions):
     checkpoint = signed(extensions=extensions)
     note = tlog.parse_note(checkpoint.text)
     witness = tlog.parse_vkey(WITNESS.text)
@@ -85,8 +83,7 @@ def test_another_implementation_verifies_checkpoint(extensions):
     assert tlog.verify_cosignature(cosignature, *arguments)
 
 
-def test_checkpoint_of_another_implementation_is_verified():
-    tlog = aics_tlog()
+def test_checkpoint_of_another_implementation_is_verified(tlog):
     foreign = tlog.Checkpoint(origin=LOG.name, size=3, root=ROOT, extension_lines=("a b",))
     note = tlog.sign_checkpoint(foreign, KEY, LOG.name)
     time = int(NOW.timestamp())

@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.core.store.merkle import (
     is_included,
     leaf_hash,
 )
-from tests.support.foreign_log import aics_tlog
 
 LEAVES = ("", "00", "10", "2021", "3031", "40414243", "5051525354555657")
 LEAVES = (*LEAVES, "606162636465666768696a6b6c6d6e6f")
@@ -64,8 +63,8 @@ def test_tree_and_edge_have_known_roots():
     assert not Edge(7, edge.hashes).is_valid
 
 
-def test_proofs_equal_those_of_another_implementation():
-    other = aics_tlog().MerkleTree(number_entries(40))
+def test_proofs_equal_those_of_another_implementation(tlog):
+    other = tlog.MerkleTree(number_entries(40))
     for size in range(1, 41):
         assert TREE.root(size) == other.root(size)
         for place in range(size):
@@ -93,9 +92,9 @@ def test_changed_inclusion_proof_fails(size):
         assert [is_included(*arguments) for arguments in wrong] == [False] * len(wrong)
 
 
-@given(SIZES, SIZES, SIZES, PROOFS)
-def test_consistency_is_that_of_another_implementation(old, size, wrong, hashes):
-    other = aics_tlog().verify_consistency
+@given(old=SIZES, size=SIZES, wrong=SIZES, hashes=PROOFS)
+def test_consistency_is_that_of_another_implementation(tlog, old, size, wrong, hashes):
+    other = tlog.verify_consistency
     proof = TREE.consistency_proof(min(old, size), max(old, size))
     for older, newer, path in (
         (old, size, proof),
@@ -112,9 +111,9 @@ def test_consistency_is_that_of_another_implementation(old, size, wrong, hashes)
         assert is_consistent(old, TREE.root(old), size, TREE.root(size), proof)
 
 
-@given(SIZES, SIZES, PROOFS)
-def test_inclusion_is_that_of_another_implementation(place, size, hashes):
-    other = aics_tlog().verify_inclusion
+@given(place=SIZES, size=SIZES, hashes=PROOFS)
+def test_inclusion_is_that_of_another_implementation(tlog, place, size, hashes):
+    other = tlog.verify_inclusion
     leaf = TREE.subtree(0, place)
     proofs = [hashes]
     if place < size:
