@@ -181,7 +181,6 @@ def append_events(
     if not rows or keys is None or keys.private is None:
         session.add_all(rows)
         return None
-    session.flush()
     lock_tree(session)
     head, fault = checked_head(session, keys, record)
     if fault:
@@ -236,7 +235,7 @@ def _add_unplaced(session: Session, edge: Edge, signers: Mapping[int, str]) -> E
     """
     try:
         rows = session.execute(_UNPLACED, {"size": edge.size}).all()
-    except (ValueError, RecursionError) as error:  # of a detail or a time
+    except ValueError as error:  # SQLite stores any text as a time.
         raise StoreUnavailable(f"an audit event cannot be read: {one_line(error)}") from None
     session.execute(delete(_LEAVES).where(_LEAVES.c.place >= edge.size))
     places, leaves = [], []

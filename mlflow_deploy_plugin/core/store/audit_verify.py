@@ -120,7 +120,7 @@ class TrailView:
         for entry in session.scalars(query, execution_options=STREAMED):
             subject = ""  # of an entry that was changed, whose root is wrong
             with suppress(KeyError, TypeError, ValueError, RecursionError):
-                subject = json.loads(entry)["model"]
+                subject = str(json.loads(entry)["model"])
             self._by_model.setdefault(subject, array("q")).append(self.tree.size)
             self.tree.add(leaf_hash(entry.encode()))
 

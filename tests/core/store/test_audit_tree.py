@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlalchemy import Connection, create_engine, delete, event, insert, select, text, update
+from sqlalchemy import (
+    Connection,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
@@ -195,6 +204,7 @@ def test_tampered_event_is_found(server, user, tamper, change, expected):
     "change",
     [
         set_leaf(3, "{"),
+        set_leaf(3, '{"model": []}'),
         lambda connection: connection.execute(delete(LEAVES).where(LEAVES.c.place == 3)),
         set_head(checkpoint="forged"),
         set_head(edge=""),
@@ -253,13 +263,34 @@ def test_forged_places_and_keys_do_not_count(server, user, tamper, keys):
     assert all(mentions(fault, "event 3") for fault in verify_trail(server).faults)
 
 
-def test_unreadable_event_is_one_line(server, user, tamper, store_url):
-    if not store_url.startswith("sqlite"):
-        pytest.skip("PostgreSQL has the type of JSON")
-    user.record("approve", model="m", actor="bob")
-    tamper(lambda connection: connection.execute(text(f"UPDATE {EVENTS} SET detail = '{{'")))
-    with refused(StoreUnavailable, "event"):
+def run(statement):
+    return lambda connection: connection.execute(text(statement))
+
+
+def test_unreadable_event_is_changed_or_one_line(server, tamper, user, store_url):
+    server.record("approve", model="m", actor="eva", detail={"a": 1})
+    deep = "[" * 5000 + "]" * 5000
+    is_sqlite = store_url.startswith("sqlite")
+    for detail in ["{", "", deep] if is_sqlite else [f"[{'1' * 5000}]"]:
+        user.record("approve", model="m", actor="bob")
+        for place in ("= 7", "IS NULL"):
+            tamper(run(f"UPDATE {EVENTS} SET detail = '{detail}' WHERE place {place}"))
+        assert actors(server)[6] == ""
         server.record("approve", model="m", actor="eva")
+        assert verify_trail(user).state == "changed"
+    if is_sqlite:
+        user.record("approve", model="m", actor="bob")
+        tamper(run(f"UPDATE {EVENTS} SET at = 'yesterday' WHERE place IS NULL"))
+        with refused(StoreUnavailable, "event", "yesterday"):
+            server.record("approve", model="m", actor="eva")
+
+
+def test_violated_constraint_is_one_line(server, tamper):
+    tamper(run(f"CREATE UNIQUE INDEX taken ON {EVENTS} (action) WHERE version = '5'"))
+    with refused(StoreUnavailable, "cannot be used"):
+        server.record("approve", model="m", version="5")
+    tamper(run("DROP INDEX taken"))
+    assert actors(server) == ADA
 
 
 def test_first_start_takes_earlier_events_over(user, start, tamper):
@@ -536,6 +567,17 @@ def test_threads_share_view_of_tree(server):
     with ThreadPoolExecutor(4) as pool:
         seen = [pool.submit((write, read)[number % 2], number) for number in range(60)]
     assert [found for found in (each.result() for each in seen) if found] == [{"ada"}] * 30
+
+
+def test_older_transaction_sees_its_tree(server):
+    with server.reading() as session:
+        session.execute(select(TREE))
+        server.record("approve", model="m", actor="eva")
+        assert actors(server) == [*ADA, "eva"]
+        tree = server.trail_view.read(session, server.keys)
+        assert len(tree.places("m")) == tree.size - 1
+        newest = server.trail_record.newest().checkpoint
+        assert tree.begins_with(newest) is (tree.size == newest.size)
 
 
 def test_backward_clock_leaves_tree_intact(start):
