@@ -46,6 +46,7 @@ def chain_signers(session: Session, keys: Keys, key_id: str) -> dict[int, str]:
         return dict.fromkeys(session.scalars(select(AuditRow.id)), key_id)
     signers: dict[int, str] = {}
     unsealed: dict[int, str] = {}
+    has_seals = False
     rows = session.execute(_CHAINED.order_by(AuditRow.model, AuditRow.id))
     for _, chain in groupby(rows, key=attrgetter("model")):
         signed: dict[int, str] = {}
@@ -64,9 +65,10 @@ def chain_signers(session: Session, keys: Keys, key_id: str) -> dict[int, str]:
             elif not is_sealed and row.digest == digest:
                 earlier[row.id] = key_id
         signers |= signed
+        has_seals = has_seals or is_sealed
         if not is_sealed:
             unsealed |= earlier
-    return signers or unsealed
+    return signers if has_seals else unsealed
 
 
 def _digest(row: Any) -> str:

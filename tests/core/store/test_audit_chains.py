@@ -159,6 +159,15 @@ def test_unsealed_chains_become_first_leaves_of_tree(old):
     assert actions(old.start(), "m") == ["approve earlier", "approve forged"]
 
 
+def test_store_whose_signed_events_were_changed_is_still_sealed(old):
+    old.write(is_recorded=False)
+    old.run(f"UPDATE {EVENTS} SET actor = 'bob' WHERE id IN (2, 7, 9)")
+
+    store = old.start()
+
+    assert [actions(store, model) for model in ("m", "new", "other")] == [[], [], []]
+
+
 def test_released_store_becomes_first_leaves_of_tree(tmp_path, keys):
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         connection.executescript(RELEASE.read_text())
