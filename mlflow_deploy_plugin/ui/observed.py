@@ -13,6 +13,7 @@ events of a request are stored; otherwise none of them is stored.
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -35,6 +36,7 @@ from mlflow_deploy_plugin.core.spec.parts import PUSH
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.core.store.inbox import PushedEvent, add_events
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference.auth import UNKNOWN_KEY, require_scope, sent_key
 from mlflow_deploy_plugin.serve.messages import error_reply
 from mlflow_deploy_plugin.serve.protocols.content import check_depth, load_json, media_name
@@ -44,6 +46,8 @@ from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+_log = logging.getLogger(__name__)
 
 MOST_BODY_BYTES = 4 * 1024**2
 _MOST_EVENTS = 1000
@@ -90,15 +94,26 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
                 await inner(scope, receive, send)
                 return
             request = Request(scope, receive)
+            headers = request.headers
             response = Response(status_code=202)
+            name = scope["path"].removeprefix(base)
             try:
-                length = request.headers.get("content-length")
-                if length is None or int(length) > MOST_BODY_BYTES:
-                    raise BodyTooLarge(f"Content-Length must be at most {MOST_BODY_BYTES} bytes")
-                name = scope["path"].removeprefix(base)
-                body = await request.body()
-                await run_in_threadpool(_store_events, trail, name, request.headers, body)
-            except OnnxserveError as error:
+                # The body of a caller without a key is not read. Its Content-Length may
+                # be wrong: h11 ignores it for a chunked body.
+                store = await run_in_threadpool(_open_inbox, trail, name, headers)
+                body = bytearray()
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > MOST_BODY_BYTES:
+                        raise BodyTooLarge(f"a body has at most {MOST_BODY_BYTES} bytes")
+                await run_in_threadpool(_store_events, store, name, headers, bytes(body))
+            except OnnxserveError as failure:
+                error = failure
+                # The reason has addresses, and is not the fault of the caller, who must
+                # try again.
+                if isinstance(error, InvalidConfig | StoreUnavailable):
+                    _log.error("pushed events cannot be stored: %s", error.message)
+                    error = StoreUnavailable("events cannot be stored now: see MLflow's log")
                 document = {"error_code": error.error_code, "message": error.message}
                 response = JSONResponse(document, error.http_status, error_reply(error).headers)
             await response(scope, receive, send)
@@ -108,22 +123,23 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
     served.add_middleware(enclose)
 
 
-def _store_events(trail: AuditTrail, name: str, headers: Mapping[str, str], body: bytes) -> None:
-    """Store the events of a request for an endpoint, if its key permits this. `headers`
-    have names in lower case.
+def _open_inbox(trail: AuditTrail, name: str, headers: Mapping[str, str]) -> Store:
+    """Return the store of an endpoint to which the key of a request may push events.
+    `headers` have names in lower case.
     """
-    try:
-        store = trail.store()
-        digest = hashlib.sha256(sent_key(headers)).hexdigest()
-        key = ApiKeys(store).valid_entries().keys.get(digest)
-        if key is None:
-            raise Unauthenticated(UNKNOWN_KEY)
-        require_scope(key, "observe", name)
-        observe = store.require_endpoint(name).spec.observe
-    except InvalidConfig as error:  # The fault is not the caller's, who must try again.
-        raise StoreUnavailable(error.message) from None
+    store = trail.store()
+    digest = hashlib.sha256(sent_key(headers)).hexdigest()
+    key = ApiKeys(store).valid_entries().keys.get(digest)
+    if key is None:
+        raise Unauthenticated(UNKNOWN_KEY)
+    require_scope(key, "observe", name)
+    observe = store.require_endpoint(name).spec.observe
     if observe is None or observe.source != PUSH:
         raise NotFound(f"endpoint {name!r} is not observed by pushed events")
+    return store
+
+
+def _store_events(store: Store, name: str, headers: Mapping[str, str], body: bytes) -> None:
     add_events(store, name, _read_events(headers, body, store.now()))
 
 

@@ -10,7 +10,7 @@
 - Pairs of the events that KServe's logger sends:
   https://kserve.github.io/website/docs/model-serving/predictive-inference/logger
 
-A body is CSV without a header, if its content type says so, or JSON:
+A body is CSV without a header, if its content type declares it, or JSON:
 
 - MLflow's four fields
   (https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/), with
@@ -52,7 +52,7 @@ from mlflow_deploy_plugin.watch.observed.exchange import Exchange
 Columns = dict[str, list[Any]]
 
 _MOST_BYTES = 16 * 1024 * 1024
-"""The maximum size of a body, as that of a server by default."""
+"""The maximum size of a body, equal to a server's default."""
 _MOST_CHARACTERS = 256
 """The maximum length of an id, a version and the name of a column."""
 _PRINTABLE = r"^\P{C}*$"
@@ -61,7 +61,7 @@ _MOST_COLUMNS = 10_000
 _PARTS = {"endpointInput": "request", "endpointOutput": "response"}
 
 
-class Head(BaseModel):
+class ExchangeHead(BaseModel):
     """The identity of an exchange. Its time is an ISO 8601 text, milliseconds or
     seconds since 1970, or a datetime; without a time zone, it is in UTC.
     """
@@ -119,8 +119,9 @@ def kserve_exchange(record: Mapping[str, Any], names: Sequence[str]) -> Exchange
     The records of other servers are converted to this form.
 
     Args:
-        record: the fields of `Head`; the bodies `request` and `response`, which are
-            bytes or texts; and their content types `request_type` and `response_type`.
+        record: the fields of `ExchangeHead`; the bodies `request` and `response`, which
+            are bytes or texts; and their content types `request_type` and
+            `response_type`.
         names: the model's inputs, in order. If they are empty, rows without names
             become the column `input`, and CSV the columns `0`, `1` and so on.
     """
@@ -221,7 +222,7 @@ def make_exchange(head: Mapping[str, object], inputs: Columns, outputs: Columns)
             f"more than {_MOST_COLUMNS} columns, or a name of more than {_MOST_CHARACTERS} letters"
         )
     try:
-        known = Head.model_validate(head)
+        known = ExchangeHead.model_validate(head)
         schema = pa.table(columns).schema
     except ValidationError as error:
         first = error.errors()[0]
@@ -230,9 +231,10 @@ def make_exchange(head: Mapping[str, object], inputs: Columns, outputs: Columns)
         raise InvalidRequest(f"the columns are not rows: {one_line(error)}") from None
     for field in schema:
         kind = field.type
-        for _ in range(MAX_RANK):  # Parquet's reader fails at 500 dimensions.
-            if pa.types.is_list(kind):
-                kind = kind.value_type
+        rank = 0
+        while pa.types.is_list(kind) and rank < MAX_RANK:  # Parquet's reader fails at 500.
+            kind = kind.value_type
+            rank += 1
         if pa.types.is_nested(kind):
             raise InvalidRequest(f"{short_repr(field.name)} has objects, or too many dimensions")
     time = known.time.replace(tzinfo=known.time.tzinfo or UTC)

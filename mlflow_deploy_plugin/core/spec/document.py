@@ -58,6 +58,10 @@ _NOT_BY_NAME = {
 _TABLES = {"container.environment", "container.secrets", "container.secret_files"}
 """The fields that map names to texts. Each key of such a field has a dotted name."""
 _OF_TABLE = ".VARIABLE"
+_MAY_BE_SECRET = {"observe", "url", "authorization"}
+"""The fields in which a user may have written a password. Messages do not repeat their
+values.
+"""
 _PARTS: Mapping[str, type[BaseModel]] = {
     "server.": ServerSpec,
     "server.provider_options.": ProviderOptions,
@@ -194,8 +198,9 @@ def field_problem(error: ValidationError, fields: Iterable[str]) -> str:
     elif first["type"] == "string_pattern_mismatch":
         message = PATTERNS_IN_WORDS.get(context["pattern"], message)
     if where:
-        received = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
-        message = f"{where}: {message}{received}"
+        message = f"{where}: {message}"
+        if not (isinstance(first["input"], Mapping) or _MAY_BE_SECRET.intersection(first["loc"])):
+            message += f" (got {first['input']!r})"
     return message
 
 

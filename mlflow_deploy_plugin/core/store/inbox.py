@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import TooManyRequests
 from mlflow_deploy_plugin.core.store.store import Store
@@ -58,14 +59,16 @@ def add_events(store: Store, endpoint: str, events: Sequence[PushedEvent]) -> No
     """
     of_endpoint = select(InboxRow).where(InboxRow.endpoint == endpoint).with_for_update()
     now = store.now()
+    rows: dict[str, InboxRow] = {}  # A row with large bodies is read once.
     with store.transaction(alone_with=f"inbox of {endpoint}") as session:
         for event in events:
-            row = session.scalar(of_endpoint.where(InboxRow.id == event.id))
+            row = rows.get(event.id) or session.scalar(of_endpoint.where(InboxRow.id == event.id))
             if row is None:
                 row = InboxRow(endpoint=endpoint, id=event.id, time=event.time, received_at=now)
                 row.size = _ROW_BYTES
                 row.conflicts = 0
                 session.add(row)
+            rows[event.id] = row
             body = getattr(row, event.part)
             if body is None:
                 setattr(row, event.part, event.body)
@@ -73,14 +76,22 @@ def add_events(store: Store, endpoint: str, events: Sequence[PushedEvent]) -> No
                 row.size += len(event.body)
             elif body != event.body:
                 row.conflicts += 1
-        sizes = select(func.sum(InboxRow.size)).where(InboxRow.endpoint == endpoint)
-        size = session.scalar(sizes) or 0
-        if size > MOST_BYTES:
+        if _used_bytes(session, endpoint) > MOST_BYTES:
             raise TooManyRequests(
                 f"the inbox of endpoint {endpoint!r} is full ({MOST_BYTES // 1024**2} MiB): check "
                 "that `onnxserve controller` runs",
                 _AGAIN_SECONDS,
             )
+
+
+def is_half_full(store: Store, endpoint: str) -> bool:
+    with store.reading() as session:
+        return _used_bytes(session, endpoint) > MOST_BYTES / 2
+
+
+def _used_bytes(session: Session, endpoint: str) -> int:
+    sizes = select(func.sum(InboxRow.size)).where(InboxRow.endpoint == endpoint)
+    return session.scalar(sizes) or 0
 
 
 def exchanges(store: Store, endpoint: str) -> list[PushedExchange]:

@@ -65,6 +65,7 @@ from mlflow_deploy_plugin.watch.observed.sources import Piece, SourceReader
 Progress = Callable[[str], None]
 _GROUP_ROWS = 1_000_000
 _GROUP_BYTES = 128 * 2**20
+_GROUP_CELLS = _GROUP_BYTES // 8
 _REMEMBERED = timedelta(days=31)
 _WRITERS = 8
 _LONGEST = 1000
@@ -203,6 +204,11 @@ class _Reading:
             else:
                 self.state = replace(self.state, columns=tuple(sorted({*columns, *new})))
             rows = rows.filter(pc.greater_equal(rows.column(EVENT_TIME), self._since))
+            names = self._names.union(rows.column_names)
+            # Columns that other rows lack are null there, which takes memory too.
+            if self._rows and (self._rows + len(rows)) * len(names) > _GROUP_CELLS:
+                self.write()
+            self._names.update(rows.column_names)
             self._group.append(rows)
             self._rows += len(rows)
             self._bytes += rows.nbytes
@@ -226,6 +232,7 @@ class _Reading:
 
     def _clear(self) -> None:
         self._group: list[pa.Table] = []
+        self._names: set[str] = set()
         self._faults: list[RowFault] = []
         self._rows = 0
         self._bytes = 0

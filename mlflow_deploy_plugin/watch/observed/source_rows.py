@@ -132,7 +132,8 @@ def exchange_rows(exchanges: Sequence[Exchange]) -> pa.Table:
         }
         arrays = {name: to_array(values) for name, values in columns.items()}
         tables.append(pa.table({**named, **arrays}))
-    return concat_tables(tables)
+    # A chunk takes some hundred bytes, and each exchange has one per column.
+    return concat_tables(tables).combine_chunks()
 
 
 def parse_times(column: pa.ChunkedArray) -> pa.Array:

@@ -6,7 +6,7 @@ after it.
   position is the set of the files that have been read. If a file grows or is replaced,
   it is read again, and the rows that are in the log already are left out by their ids.
 - **The inbox** of pushed events is emptied; an event without its other half is reported
-  after a day.
+  after a day, or after a minute if the inbox is half full.
 - **A database** is read from the position of a growing column. Transactions may become
   visible in another order, so each reading begins `_READ_AGAIN` rows earlier.
 """
@@ -58,7 +58,12 @@ from mlflow_deploy_plugin.watch.observed.source_rows import (
 
 _DELTA = "delta:"
 _PIECE_ROWS = 50_000
+_PIECE_CELLS = 100_000
+"""The limit of rows × columns of exchanges. Callers of the model choose columns, which
+are null in the rows of all others.
+"""
 _UNANSWERED_AFTER = timedelta(days=1)
+_UNANSWERED_IN_HALF_FULL = timedelta(minutes=1)
 _READ_AGAIN = 1_000
 _MARK_DIGITS = 16
 _TABLE_NAME = re.compile(r'[\w."]+')
@@ -142,7 +147,9 @@ class SourceReader:
             yield from self._exchange_pieces(records, place)
             yield Piece(pa.table({}), place, None, faults, ends_group=True)
             inbox.remove(store, name, [each.id for each in pushed])
-        if late := inbox.take_unanswered(store, name, store.now() - _UNANSWERED_AFTER):
+        # Requests that fail have no response, and would fill the inbox for a day.
+        wait = _UNANSWERED_IN_HALF_FULL if inbox.is_half_full(store, name) else _UNANSWERED_AFTER
+        if late := inbox.take_unanswered(store, name, store.now() - wait):
             marks = hash_texts(pa.chunked_array([late]))
             yield Piece(
                 pa.table({}), place, None, [RowFault("unanswered", f"id {late[-1]}", marks)]
@@ -207,6 +214,8 @@ class SourceReader:
         """
         assert self.read_exchange is not None
         exchanges: list[Exchange] = []
+        names: set[str] = set()
+        row_count = 0
         faults = []
         for where, record in records:
             try:
@@ -217,11 +226,18 @@ class SourceReader:
             except (InvalidRequest, orjson.JSONDecodeError) as error:
                 faults.append(row_fault("bad_row", f"{where} of {place}: {one_line(error)}"))
                 continue
-            if exchange is not None:
-                exchanges.append(exchange)
-            if len(exchanges) == _PIECE_ROWS:
+            if exchange is None:
+                continue
+            columns = {**exchange.inputs, **exchange.predictions}
+            rows = max(map(len, columns.values()), default=0)
+            row_count += rows
+            names.update(columns)
+            if exchanges and row_count * len(names) > _PIECE_CELLS:
                 yield Piece(exchange_rows(exchanges), place, None)
                 exchanges = []
+                names = set(columns)
+                row_count = rows
+            exchanges.append(exchange)
         table = exchange_rows(exchanges) if exchanges else pa.table({})
         yield Piece(table, place, None, faults)
 

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.core.spec.document import (
     dump_spec,
     field_reference,
     load_specs,
+    load_stored_specs,
     new_endpoint,
     remove_variant,
 )
@@ -179,6 +180,24 @@ def test_invalid_document_error_names_field(text, said):
 
     assert said in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "observe: 'postgresql://u:hunter2@h/db'",
+        "observe: {source: 'postgresql://u:hunter2 @h/db'}",
+        "observe: {source: 'postgresql://u:hunter2@h/db', query: t}",
+        "observe: {source: 'postgresql://u@h/db', query: t, password: hunter2}",
+        "capture: {sinks: {a: {url: 'https://u:hunter2@h'}}}",
+        "capture: {sinks: {a: {url: 'https://h', authorization: Bearer hunter2}}}",
+    ],
+)
+def test_message_does_not_repeat_a_misplaced_secret(text):
+    with pytest.raises(InvalidConfig) as caught:
+        load_stored_specs(f"name: x\nvariants: {{}}\n{text}")
+
+    assert "hunter2" not in caught.value.message
 
 
 def test_field_reference_is_complete():

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import Engine, event
 
 from mlflow_deploy_plugin.core.errors import TooManyRequests
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -37,8 +38,8 @@ def store(store_url, clock, name):
 @pytest.mark.parametrize("events", [(REQUEST, RESPONSE), (RESPONSE, REQUEST)])
 def test_observed_events_are_paired_once_in_any_order(store, name, events):
     for _ in range(2):
-        for event in events:
-            inbox.add_events(store, name, [event])
+        for each in events:
+            inbox.add_events(store, name, [each])
     assert inbox.exchanges(store, name) == [EXCHANGE]
 
     inbox.add_events(store, name, [replace(RESPONSE, body=b"other")])
@@ -51,7 +52,7 @@ def test_observed_events_are_paired_once_in_any_order(store, name, events):
 
 def test_observed_exchanges_are_read_in_order_of_arrival(store, name):
     for identity in "cab":
-        both = [replace(event, id=identity) for event in (REQUEST, RESPONSE)]
+        both = [replace(each, id=identity) for each in (REQUEST, RESPONSE)]
         inbox.add_events(store, name, both)
 
     assert [exchange.id for exchange in inbox.exchanges(store, name)] == ["c", "a", "b"]
@@ -69,6 +70,24 @@ def test_unanswered_observed_requests_are_dropped(store, name, clock):
 
     assert inbox.take_unanswered(store, name, before) == []
     assert inbox.take_unanswered(store, name, clock.now + timedelta(minutes=1)) == ["new"]
+
+
+def test_observed_batch_reads_a_stored_exchange_once(store, name):
+    """Large bodies that are read for each event would lock the store for seconds."""
+    inbox.add_events(store, name, [REQUEST])
+    statements = []
+
+    def note(connection, cursor, statement, *others):
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        inbox.add_events(store, name, [RESPONSE] * 50)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+    assert len(statements) < 10
+    assert inbox.exchanges(store, name) == [EXCHANGE]
 
 
 def test_full_observed_inbox_stores_none_of_a_batch(store, name, monkeypatch):

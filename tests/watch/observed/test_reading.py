@@ -15,13 +15,15 @@ import pytest
 import sqlalchemy as sa
 from deltalake import write_deltalake
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, TooManyRequests
 from mlflow_deploy_plugin.core.store import inbox
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.serve.inference_log.source_state import describe_problems
 from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
+from mlflow_deploy_plugin.watch.observed import sources
 from mlflow_deploy_plugin.watch.observed.reading import read_again
+from mlflow_deploy_plugin.watch.observed.source_rows import exchange_rows
 from tests.support.clocks import Clock
 from tests.support.guides import ROOT
 from tests.support.refusals import mentions, refused
@@ -494,6 +496,52 @@ def test_request_without_a_response_is_reported_after_a_day(observed, monkeypatc
 
     assert state.problems["unanswered"].count == 1
     assert state.problems["unanswered"].last == "id late"
+
+
+def test_unanswered_requests_do_not_fill_the_inbox(observed, monkeypatch):
+    """KServe's logger sends no response of a request that fails, so any caller of the
+    model can send such requests.
+    """
+    monkeypatch.setattr(inbox, "MOST_BYTES", 4000)
+    observed.observe(source="push:", format="kserve", id=None, time=None, prediction=None)
+    clock = Clock(datetime.now(UTC) - timedelta(minutes=5))
+    halves = [inbox.PushedEvent(identity, "request", NOON, b"{}") for identity in "abc"]
+    with closing(open_store(observed.settings.store_url, clock)) as store:
+        store.add_endpoint("onnxserve:/observed", observed.endpoint.spec)
+        inbox.add_events(store, "churn", halves)
+        clock.now += timedelta(minutes=5)
+        late = inbox.PushedEvent("d", "request", NOON, b"")
+        with refused(TooManyRequests, "churn"):
+            inbox.add_events(store, "churn", [late])
+
+        state = observed.read()
+
+        assert state.problems["unanswered"].count == 3
+        inbox.add_events(store, "churn", [late])
+        assert observed.read().problems["unanswered"].count == 3
+
+
+def test_wide_requests_take_little_memory(observed, monkeypatch):
+    """A column of one request must not be stored as null for each other request."""
+    monkeypatch.setattr(sources, "_PIECE_CELLS", 50)
+    observed.observe(source="push:", format="kserve", id=None, time=None, prediction=None)
+    wide = {f"x{number}": 1 for number in range(20)}
+    halves = []
+    for identity, record in zip("abcdef", [{"age": 1}, wide] * 3, strict=True):
+        request = inbox.PushedEvent(identity, "request", NOON, json.dumps([record]).encode())
+        halves += [request, replace(request, part="response", body=b"[0.5]")]
+    pushed(observed, *halves).close()
+    sizes = []
+
+    def measured(exchanges):
+        table = exchange_rows(exchanges)
+        sizes.append(table.shape)
+        return table
+
+    monkeypatch.setattr(sources, "exchange_rows", measured)
+    assert observed.read().rows == 6
+    assert sum(rows for rows, _ in sizes) == 6
+    assert all(rows * (columns - 4) <= 50 for rows, columns in sizes)
 
 
 def test_times_of_the_future_do_not_move_the_position(shop, database):
