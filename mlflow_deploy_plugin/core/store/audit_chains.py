@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +24,51 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.tables import AuditChainRow, AuditRow
 
 _PURPOSE = "audit event"
+_SEAL = "seal"
 _EVENT = tuple(field.name for field in fields(AuditEvent))
+_CHAINED = select(
+    *(getattr(AuditRow, name) for name in ("id", "signed_by", *_EVENT)),
+    AuditChainRow.previous,
+    AuditChainRow.digest,
+    AuditChainRow.signature,
+).join(AuditChainRow, AuditChainRow.id == AuditRow.id)
 
 
 def chain_signers(session: Session, keys: Keys, key_id: str) -> dict[int, str]:
     """Return the key of each event that counts, by the id of the event: the key that
-    has signed it, or `key_id` for an unsigned event before the first signed one of its
-    chain. No event before a fault of its chain counts. In a store without chains, all
-    events count.
+    has signed it, or `key_id` for an event before the seal of its chain, which is the
+    first signed event. No event before a fault of its chain counts.
+
+    All events count in a store without chains, and all without a fault in a store
+    without a signed event.
     """
-    has_chains = session.scalar(select(AuditChainRow.id).limit(1)) is not None
-    chained = [getattr(AuditRow, name) for name in ("id", "signed_by", *_EVENT)]
-    links = [AuditChainRow.previous, AuditChainRow.digest, AuditChainRow.signature]
-    query = select(*chained, *links).outerjoin(AuditChainRow, AuditChainRow.id == AuditRow.id)
+    if session.scalar(select(AuditChainRow.id).limit(1)) is None:
+        return dict.fromkeys(session.scalars(select(AuditRow.id)), key_id)
     signers: dict[int, str] = {}
-    chain: dict[int, str] = {}
-    model, head, is_sealed = None, "", False
-    for row in session.execute(query.order_by(AuditRow.model, AuditRow.id)):
-        if row.model != model:
-            signers |= chain
-            model, head, is_sealed, chain = row.model, "", False, {}
-        if row.digest is None:
-            if not has_chains:
-                chain[row.id] = key_id
-            continue
-        if row.previous != head or row.digest != _digest(row):
-            chain = {}
-        head = row.digest
-        if keys.is_signed(_PURPOSE, _digest(row), row.signed_by, row.signature):
-            is_sealed = True
-            chain[row.id] = row.signed_by
-        elif not is_sealed and row.digest == _digest(row):
-            chain[row.id] = key_id
-    return signers | chain
+    unsealed: dict[int, str] = {}
+    has_seals = False
+    rows = session.execute(_CHAINED.order_by(AuditRow.model, AuditRow.id))
+    for _, chain in groupby(rows, key=attrgetter("model")):
+        signed: dict[int, str] = {}
+        earlier: dict[int, str] = {}
+        head, is_sealed = "", False
+        for row in chain:
+            digest = _digest(row)
+            if row.previous != head or row.digest != digest:
+                signed, earlier = {}, {}
+            head = row.digest
+            if keys.is_signed(_PURPOSE, digest, row.signed_by, row.signature):
+                if row.action == _SEAL and not is_sealed:
+                    signed |= earlier
+                is_sealed = True
+                signed[row.id] = row.signed_by
+            elif not is_sealed and row.digest == digest:
+                earlier[row.id] = key_id
+        signers |= signed
+        has_seals = has_seals or is_sealed
+        if not is_sealed:
+            unsealed |= earlier
+    return signers if has_seals else unsealed
 
 
 def _digest(row: Any) -> str:
@@ -66,11 +80,11 @@ def _digest(row: Any) -> str:
 
 def lost_chain_ends(session: Session, folder: Path) -> Iterator[int]:
     """Yield the ids of the last events of chains that the server has recorded in the
-    folder beside its key, and that the store lacks.
+    folder beside its key, and that the store lacks or that were changed.
     """
     for file in sorted(folder.glob("heads/*.json")):
         with suppress(KeyError, TypeError, ValueError):
             head = json.loads(file.read_bytes())
-            stored = session.get(AuditChainRow, head["event"])
-            if stored is None or stored.digest != head["digest"]:
+            row = session.execute(_CHAINED.where(AuditRow.id == head["event"])).one_or_none()
+            if row is None or _digest(row) != head["digest"]:
                 yield head["event"]

@@ -22,6 +22,8 @@ from mlflow_deploy_plugin.core.store.checkpoints import TreeHead, parse_head
 
 _log = logging.getLogger(__name__)
 
+_HEAD = "checkpoint.json"
+
 
 class _Recorded(State):
     """A `TreeHead` as text."""
@@ -61,22 +63,27 @@ class TrailRecord:
     def join(self, log: str) -> None:
         """Use the folder of this log, also at another URL of the store, unless this URL
         has the record of a log. Raises StoreUnavailable if a folder cannot be written.
-
-        No folder is renamed, because other processes write to it.
         """
-        if self.newest() is None:
-            self._use(log)
+        with self._reporting(is_required=True):
+            self._join(log)
 
-    def _use(self, log: str) -> None:
-        name = log.rpartition("/")[2]
-        if self.folder.name == name:
-            return
-        with self._reporting(is_required=True), locked(self._root / "names.lock"):
-            spool = self._root / name / "spool"
+    def _join(self, log: str) -> None:
+        if not self._head_file.exists():
+            self._use(self._folder_of(log))
+
+    def _folder_of(self, log: str) -> Path:
+        return self._root / log.rpartition("/")[2]
+
+    def _use(self, folder: Path) -> None:
+        """Use this folder. None is renamed, because other processes write to it."""
+        with locked(self._root / "names.lock"):
+            if self.folder == folder:
+                return
+            spool = folder / "spool"
             spool.mkdir(parents=True, exist_ok=True)
             for file in self.folder.glob("spool/*.json"):
                 file.rename(spool / file.name)
-            write_atomically(self._name_file, name.encode(), is_durable=True)
+            write_atomically(self._name_file, folder.name.encode(), is_durable=True)
 
     def newest(self) -> TreeHead | None:
         """Return the head that was recorded last; None before the first one."""
@@ -88,7 +95,7 @@ class TrailRecord:
 
     @property
     def _head_file(self) -> Path:
-        return self.folder / "checkpoint.json"
+        return self.folder / _HEAD
 
     @contextmanager
     def recording(self, head: TreeHead, is_required: bool) -> Iterator[None]:
@@ -104,10 +111,12 @@ class TrailRecord:
             with self._reporting(is_required):
                 _write(prepared, _recorded(head))
             yield
-            with self._reporting(is_required), locked(self.folder / "record.lock"):
-                newest = self.newest()
-                if newest is None or newest.edge.size < head.edge.size:
-                    prepared.replace(self._head_file)
+            with self._reporting(is_required):
+                self._join(head.log)
+                with locked(self.folder / "record.lock"):
+                    newest = self.newest()
+                    if newest is None or newest.edge.size < head.edge.size:
+                        prepared.replace(self._head_file)
         finally:
             with suppress(OSError):
                 prepared.unlink(missing_ok=True)
@@ -139,14 +148,16 @@ class TrailRecord:
         """Record this head in the place of all others. Raises StoreUnavailable if it
         cannot be written.
         """
-        self._use(head.log)
-        with self._reporting(is_required=True), locked(self.folder / "record.lock"):
-            _write(self._head_file, _recorded(head))
+        folder = self._folder_of(head.log)
+        with self._reporting(is_required=True):
+            with locked(folder / "record.lock"):
+                _write(folder / _HEAD, _recorded(head))
+            self._use(folder)
 
     @property
     def has_others(self) -> bool:
         """True if the key has the record of another store."""
-        return any(self._root.glob("*/checkpoint.json"))
+        return any(self._root.glob(f"*/{_HEAD}"))
 
     def spool(self, event: AuditEvent) -> bool:
         """Keep the event until the store is back. Return False if it cannot be kept."""

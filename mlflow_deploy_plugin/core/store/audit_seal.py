@@ -21,16 +21,14 @@ from mlflow_deploy_plugin.core.store.audit_tree import (
     ADOPT,
     REMEDY,
     add_events,
+    checked_head,
     extend,
-    head_fault,
     lock_tree,
     new_log,
     new_tree,
-    newest_head,
 )
 from mlflow_deploy_plugin.core.store.audit_verify import (
     TrailState,
-    TrailView,
     check_trail,
     newest_counted_events,
 )
@@ -60,24 +58,23 @@ def seal(store: Store) -> None:
     """
     keys, record = _signing(store)
     with store.reading() as session:
-        head = newest_head(session)
-        if head is not None:
-            record.join(head.log)
-        fault = head_fault(session, head, keys, record) or _rows_fault(session, store)
-    if fault:
-        raise InvalidConfig(
-            f"this is not the audit trail that this server has recorded: {fault}; {REMEDY}"
-        )
-    if head is None and record.has_others:
-        _log.warning(
-            "this key has the record of another store; if this store has been in use before, its "
-            "audit trail was removed"
-        )
+        rows_fault = _rows_fault(session, store)
     with store.transaction(alone_with="audit seal") as session:
+        lock_tree(session)
+        head, fault = checked_head(session, keys, record)
+        fault = fault or rows_fault
+        if fault:
+            raise InvalidConfig(
+                f"this is not the audit trail that this server has recorded: {fault}; {REMEDY}"
+            )
+        if head is None and record.has_others:
+            _log.warning(
+                "this key has the record of another store; if this store has been in use before, "
+                "its audit trail was removed"
+            )
         written = select(AuditRow.id).where(AuditRow.signed_by == keys.key_id).limit(1)
-        is_first = newest_head(session) is None
-        if session.scalar(written) is None or is_first:
-            why = _taken_over(session) if is_first else ""
+        if session.scalar(written) is None or head is None:
+            why = "" if head else _taken_over(session)
             event = AuditEvent(
                 store.now(),
                 current_actor(),
@@ -94,21 +91,21 @@ def _rows_fault(session: Session, store: Store) -> str:
     there are none.
     """
     keys, _ = _signing(store)
-    view = store.trail_view
-    fault = view.read(session, keys)
-    removed = view.tree.size - _count_rows(session, view.tree.size)
-    if not fault and removed > 0:
-        events = newest_counted_events(view, session, "", keys)
-        removed -= next((event.detail[_MISSING] for event in events if event.action == ADOPT), 0)
+    tree = store.trail_view.read(session, keys)
+    removed = tree.size - _count_rows(session, tree.size)
+    if removed:
+        events = newest_counted_events(store.trail_view, session, "", keys)
+        adoptions = (event.detail for event in events if event.action == ADOPT)
+        removed -= next(adoptions, {}).get(_MISSING, 0)
         if removed > 0:
             return f"events of the audit trail were removed ({removed:,})"
-    return fault
+    return tree.fault
 
 
 def _count_rows(session: Session, size: int) -> int:
     """Return the number of places of a tree of this size that have an event."""
-    places = select(func.count(AuditRow.place.distinct())).where(AuditRow.place < size)
-    return session.scalar(places) or 0
+    is_placed = AuditRow.place.between(0, size - 1)
+    return session.scalar(select(func.count(AuditRow.place.distinct())).where(is_placed)) or 0
 
 
 def _taken_over(session: Session) -> str:
@@ -177,18 +174,15 @@ def adopt_trail(store: Store, why: str) -> Adoption:
     keys, record = _signing(store)
     with store.transaction() as session:
         lock_tree(session)
-        try:
-            head = newest_head(session)
-            fault = head_fault(session, head, keys, record) or _rows_fault(session, store)
-        except InvalidConfig as error:
-            head, fault = None, error.message
+        head, fault = checked_head(session, keys, record)
+        fault = fault or _rows_fault(session, store)
         if not fault:
             return Adoption()
         recorded = record.newest()
         size = recorded.edge.size if recorded else 0
         if recorded and extend(session, Edge(), size) == recorded.edge:
             log, edge = recorded.log, recorded.edge
-        elif head and not TrailView().read(session, keys):
+        elif head and not store.trail_view.read(session, keys).fault:
             log, edge = head.log, head.edge
             if recorded and recorded.log == log:
                 log = new_log()  # Witnesses of this log refuse a smaller tree.
@@ -206,7 +200,9 @@ def published_keys(store: Store) -> Keys:
     """Return the public keys in the store. Everybody who may write to the store can add
     a key.
     """
-    pems = {str(event.detail[_PUBLIC_KEYS]) for event in store.events(actions=(SEAL,))}
+    published = select(AuditRow.detail[_PUBLIC_KEYS].as_string()).where(AuditRow.action == SEAL)
+    with store.reading() as session:
+        pems = {pem for pem in session.scalars(published) if pem}
     if not pems:
         return Keys({})
     return parse_keys("".join(sorted(pems)), "the keys in the audit trail")

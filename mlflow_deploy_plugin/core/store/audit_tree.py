@@ -17,11 +17,11 @@ from datetime import UTC
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
-from mlflow_deploy_plugin.core.messages import join_names
+from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.store.audit import LOCK, AuditEvent
 from mlflow_deploy_plugin.core.store.audit_chains import chain_signers, lost_chain_ends
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
@@ -44,6 +44,18 @@ EVENT_FIELDS = tuple(field.name for field in fields(AuditEvent))
 STREAMED = {"yield_per": 1000}
 """The option of queries whose rows are not held in memory at once."""
 _ROW = 1
+_EVENTS: Any = AuditRow.__table__
+_LEAVES: Any = AuditLeafRow.__table__
+_TREE: Any = AuditTreeRow.__table__
+_PLACE = _EVENTS.c.place
+_NEWEST = select(_TREE.c.checkpoint, _TREE.c.edge).where(_TREE.c.id == _ROW)
+_UNPLACED = (
+    select(*(_EVENTS.c[name] for name in ("id", *EVENT_FIELDS)))
+    .where(
+        or_(_EVENTS.c.place.is_(None), _EVENTS.c.place < 0, _EVENTS.c.place >= bindparam("size"))
+    )
+    .order_by(_EVENTS.c.id)
+)
 
 
 def canonical_json(document: object) -> str:
@@ -81,7 +93,7 @@ def newest_head(session: Session) -> TreeHead | None:
     """Return the head of the tree in the store, whose signature is not checked; None
     before the first start of a server. Raises InvalidConfig if it cannot be read.
     """
-    row = session.get(AuditTreeRow, _ROW, populate_existing=True)
+    row = session.execute(_NEWEST).one_or_none()
     if row is None:
         return None
     try:
@@ -90,12 +102,25 @@ def newest_head(session: Session) -> TreeHead | None:
         raise InvalidConfig("the newest checkpoint of the audit trail was changed") from None
 
 
-def head_fault(
+def checked_head(
+    session: Session, keys: Keys, record: TrailRecord | None
+) -> tuple[TreeHead | None, str]:
+    """Return the head of the tree in the store, and why it is not the one that this
+    server has recorded beside its key, or a later one; an empty text if it is.
+
+    Call this with the lock of the tree, otherwise another server may record a newer
+    head. Raises InvalidConfig if the record cannot be read.
+    """
+    try:
+        head = newest_head(session)
+    except InvalidConfig as error:
+        return None, error.message
+    return head, _head_fault(session, head, keys, record)
+
+
+def _head_fault(
     session: Session, head: TreeHead | None, keys: Keys, record: TrailRecord | None
 ) -> str:
-    """Return why the tree in the store is not the one that this server has recorded
-    beside its key, or a later one; empty if it is.
-    """
     recorded = record.newest() if record else None
     if head is None:
         if recorded:
@@ -103,11 +128,16 @@ def head_fault(
         lost = lost_chain_ends(session, record.folder) if record else ()
         ids = join_names(map(str, lost))
         return f"the events {ids} of the audit trail are missing" if ids else ""
+    if head == recorded and keys.knows(head.checkpoint):
+        return ""
     if not keys.signer_of(head.checkpoint):
         return (
             "the newest checkpoint of the audit trail is not signed by a key in the key file "
             "(servers with one store share ONNXSERVE_AUDIT_KEY_FILE)"
         )
+    if recorded is None and record:
+        record.join(head.log)
+        recorded = record.newest()
     if recorded is None:
         return ""
     edge = recorded.edge
@@ -125,8 +155,8 @@ def extend(session: Session, edge: Edge, size: int) -> Edge:
     """Return the edge with the stored leaves until this size. It stays smaller if there
     are fewer.
     """
-    new = AuditLeafRow.place.between(edge.size, size - 1)
-    query = select(AuditLeafRow.place, AuditLeafRow.entry).where(new).order_by(AuditLeafRow.place)
+    new = _LEAVES.c.place.between(edge.size, size - 1)
+    query = select(_LEAVES).where(new).order_by(_LEAVES.c.place)
     for place, entry in session.execute(query, execution_options=STREAMED):
         if place != edge.size:
             break
@@ -152,19 +182,13 @@ def append_events(
         session.add_all(rows)
         return None
     lock_tree(session)
-    try:
-        head = newest_head(session)
-    except InvalidConfig as error:
-        raise StoreUnavailable(error.message) from None
-    fault = head_fault(session, head, keys, record)
+    head, fault = checked_head(session, keys, record)
     if fault:
         raise StoreUnavailable(f"{fault}; {REMEDY}")
     if head:
         log, edge = head.log, head.edge
     else:
         log, edge = new_log(), new_tree(session, chain_signers(session, keys, keys.key_id))
-        if record:
-            record.join(log)
     return add_events(session, log, edge, rows, keys)
 
 
@@ -177,7 +201,7 @@ def new_tree(session: Session, signers: Mapping[int, str]) -> Edge:
     """Replace the leaves by those of all events in the order of their ids. The leaves
     name the `signers`, by the ids of the events; the others name no key.
     """
-    session.execute(update(AuditRow).values(place=None, signed_by=""))
+    session.execute(update(_EVENTS).values(place=None, signed_by=""))
     return _add_unplaced(session, Edge(), signers)
 
 
@@ -188,36 +212,42 @@ def add_events(
     head.
     """
     edge = _add_unplaced(session, edge, {})
+    events, leaves = [], []
     for row in rows:
-        row.place = edge.size
-        row.signed_by = keys.key_id
         entry = leaf_entry(row, keys.key_id)
-        session.add_all([row, AuditLeafRow(place=row.place, entry=entry)])
+        values = {name: getattr(row, name) for name in EVENT_FIELDS}
+        events.append({**values, "place": edge.size, "signed_by": keys.key_id})
+        leaves.append({"place": edge.size, "entry": entry})
         edge = edge.add(leaf_hash(entry.encode()))
     head = TreeHead(keys.sign_checkpoint(log, edge), edge)
-    stored = session.get(AuditTreeRow, _ROW) or AuditTreeRow(id=_ROW)
-    stored.checkpoint, stored.edge = head.checkpoint.text, head.hashes
-    session.add(stored)
-    session.flush()
+    session.execute(insert(_EVENTS), events)
+    session.execute(insert(_LEAVES), leaves)
+    newest = {"checkpoint": head.checkpoint.text, "edge": head.hashes}
+    stored = session.connection().execute(update(_TREE).where(_TREE.c.id == _ROW).values(newest))
+    if not stored.rowcount:
+        session.execute(insert(_TREE).values(id=_ROW, **newest))
     return head
 
 
 def _add_unplaced(session: Session, edge: Edge, signers: Mapping[int, str]) -> Edge:
-    """Add the events that are not in the tree. Somebody may have given them places."""
-    columns = [getattr(AuditRow, name) for name in ("id", *EVENT_FIELDS)]
-    unplaced = or_(AuditRow.place.is_(None), AuditRow.place >= edge.size)
-    rows = session.execute(select(*columns).where(unplaced).order_by(AuditRow.id)).all()
-    session.execute(delete(AuditLeafRow).where(AuditLeafRow.place >= edge.size))
+    """Add the events that are not in the tree. Somebody may have given them places, or
+    stored leaves.
+    """
+    try:
+        rows = session.execute(_UNPLACED, {"size": edge.size}).all()
+    except ValueError as error:  # SQLite stores any text as a time.
+        raise StoreUnavailable(f"an audit event cannot be read: {one_line(error)}") from None
+    session.execute(delete(_LEAVES).where(_LEAVES.c.place >= edge.size))
     places, leaves = [], []
     for row in rows:
         signed_by = signers.get(row.id, "")
         entry = leaf_entry(row, signed_by)
-        places.append({"id": row.id, "place": edge.size, "signed_by": signed_by})
+        places.append({"row": row.id, "place": edge.size, "signed_by": signed_by})
         leaves.append({"place": edge.size, "entry": entry})
         edge = edge.add(leaf_hash(entry.encode()))
     if rows:
-        session.execute(update(AuditRow), places)
-        session.execute(insert(AuditLeafRow), leaves)
+        session.execute(update(_EVENTS).where(_EVENTS.c.id == bindparam("row")), places)
+        session.execute(insert(_LEAVES), leaves)
     return edge
 
 

@@ -4,7 +4,7 @@ import json
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.store.audit_tree import (
     newest_head,
     subject_of,
 )
-from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, TreeHead
 from mlflow_deploy_plugin.core.store.merkle import Tree, leaf_hash
 from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow
 
@@ -34,11 +34,49 @@ never stored.
 """
 
 
-class TrailView:
-    """The tree of the newest checkpoint of a store, read and checked: the leaves and,
-    for each model, the places of its events. Later reads only add the new leaves.
+@dataclass(frozen=True)
+class CheckedTree:
+    """The tree of a checkpoint of a store.
 
-    Threads may share a view.
+    Attributes:
+        fault: why the stored leaves are not those of a checkpoint that a known key has
+            signed; empty if they are, and before the first checkpoint.
+        head: the newest checkpoint; None with a fault and before the first checkpoint.
+        tree: the leaves, of which there may be more than those of the checkpoint.
+        by_model: the places of the events by the `subject_of` their models.
+    """
+
+    fault: str
+    head: TreeHead | None
+    tree: Tree
+    by_model: Mapping[str, "array[int]"]
+
+    @property
+    def size(self) -> int:
+        return self.head.edge.size if self.head else 0
+
+    def begins_with(self, checkpoint: Checkpoint) -> bool:
+        """Return True if the tree contains an older tree of the store."""
+        is_shorter = checkpoint.size <= self.size
+        return is_shorter and self.tree.root(checkpoint.size) == checkpoint.root
+
+    def has(self, row: Any) -> bool:
+        """Return True if the row gives the leaf at its place."""
+        if row.place not in range(self.size):
+            return False
+        leaf = leaf_hash(leaf_entry(row, row.signed_by).encode())
+        return self.tree.subtree(0, row.place) == leaf
+
+    def places(self, model: str) -> list[int]:
+        """Return the places of a model's events and of adoptions."""
+        subjects = (subject_of(model), ADOPTED)
+        places = (place for subject in subjects for place in self.by_model.get(subject, ()))
+        return sorted(place for place in places if place < self.size)
+
+
+class TrailView:
+    """The leaves of a store, which are read and checked once. Threads may share a view:
+    their transactions may see different states of the store.
     """
 
     def __init__(self) -> None:
@@ -48,55 +86,43 @@ class TrailView:
     def _reset(self, log: str) -> None:
         self._log = log
         self.tree = Tree()
-        self._places: dict[str, array[int]] = {}
+        self._by_model: dict[str, array[int]] = {}
 
-    def read(self, session: Session, keys: Keys) -> str:
-        """Read the newest leaves. Return why they are not those of a checkpoint that
-        one of the keys has signed; empty if they are, and before the first checkpoint.
-        """
+    def read(self, session: Session, keys: Keys) -> CheckedTree:
+        """Return the tree of the newest checkpoint. Only new leaves are read."""
         try:
             head = newest_head(session)
         except InvalidConfig as error:
-            return error.message
+            return self._checked(None, error.message)
+        if head is None:
+            return self._checked(None)
+        if not keys.signer_of(head.checkpoint):
+            fault = "the newest checkpoint of the audit trail has no signature of a known key"
+            return self._checked(None, fault)
+        size = head.edge.size
         with self._lock:
-            if head is None:
-                self._reset("")
-                return ""
-            if not keys.signer_of(head.checkpoint):
-                return "the newest checkpoint of the audit trail has no signature of a known key"
-            if head.log != self._log or head.edge.size < self.tree.size:
+            if head.log != self._log:
                 self._reset(head.log)
             for _ in range(2):  # The second time from the first leaf.
-                self._add_leaves(session, head.edge.size)
-                if self.tree.size == head.edge.size and self.begins_with(head.checkpoint):
-                    return ""
+                self._add_leaves(session, size)
+                if self.tree.size >= size and self.tree.root(size) == head.edge.root:
+                    return self._checked(head)
                 self._reset(head.log)
-            return "the leaves of the audit trail are not those of its newest checkpoint"
+            fault = "the leaves of the audit trail are not those of its newest checkpoint"
+            return self._checked(None, fault)
+
+    def _checked(self, head: TreeHead | None, fault: str = "") -> CheckedTree:
+        return CheckedTree(fault, head, self.tree, self._by_model)
 
     def _add_leaves(self, session: Session, size: int) -> None:
         new = AuditLeafRow.place.between(self.tree.size, size - 1)
         query = select(AuditLeafRow.entry).where(new).order_by(AuditLeafRow.place)
         for entry in session.scalars(query, execution_options=STREAMED):
             subject = ""  # of an entry that was changed, whose root is wrong
-            with suppress(KeyError, TypeError, ValueError):
-                subject = json.loads(entry)["model"]
-            self._places.setdefault(subject, array("q")).append(self.tree.size)
+            with suppress(KeyError, TypeError, ValueError, RecursionError):
+                subject = str(json.loads(entry)["model"])
+            self._by_model.setdefault(subject, array("q")).append(self.tree.size)
             self.tree.add(leaf_hash(entry.encode()))
-
-    def begins_with(self, checkpoint: Checkpoint) -> bool:
-        """Return True if the tree contains an older tree of the store."""
-        is_shorter = checkpoint.size <= self.tree.size
-        return is_shorter and self.tree.root(checkpoint.size) == checkpoint.root
-
-    def has(self, row: Any) -> bool:
-        """Return True if the row gives the leaf at its place."""
-        leaf = leaf_hash(leaf_entry(row, row.signed_by).encode())
-        return row.place is not None and self.tree.subtree(0, row.place) == leaf
-
-    def places(self, model: str) -> list[int]:
-        """Return the places of a model's events and of adoptions."""
-        of_model = self._places.get(subject_of(model), ())
-        return sorted([*of_model, *self._places.get(ADOPTED, ())])
 
 
 def counted_events(
@@ -112,15 +138,15 @@ def counted_events(
     has an event with the action `BROKEN`. It has nothing else if the tree is not that
     of a signed checkpoint, or does not contain the `recorded` one.
     """
-    fault = view.read(session, keys)
+    tree = view.read(session, keys)
     broken = AuditEvent(datetime.now(UTC), "", BROKEN, model=model)
-    if fault or (recorded and not view.begins_with(recorded)):
+    if tree.fault or (recorded and not tree.begins_with(recorded)):
         return [broken]
     rows = {row.place: row for row in session.execute(_rows(model))}
     counted = []
-    for place in view.places(model):
+    for place in tree.places(model):
         row = rows.get(place)
-        if row is None or not view.has(row):
+        if row is None or not tree.has(row):
             counted.append(broken)
         elif row.signed_by in keys.public:
             counted.append(_event_of(row))
@@ -133,11 +159,10 @@ def newest_counted_events(
     """Yield the events of a model that count, newest first; none after a fault of the
     tree. Removed events are not noticed.
     """
-    if view.read(session, keys):
-        return
+    tree = view.read(session, keys)
     newest_first = _rows(model).order_by(None).order_by(AuditRow.place.desc())
     for row in session.execute(newest_first, execution_options=STREAMED):
-        if row.signed_by in keys.public and view.has(row):
+        if row.signed_by in keys.public and tree.has(row):
             yield _event_of(row)
 
 
@@ -180,35 +205,34 @@ def check_trail(
     """Compare each event with its leaf, and the tree with its signed checkpoint and
     `earlier` ones.
     """
-    view = TrailView()
-    faults = [*filter(None, [view.read(session, keys)])]
+    tree = TrailView().read(session, keys)
+    faults = [tree.fault] if tree.fault else []
     for checkpoint in earlier:
-        if not faults and not view.begins_with(checkpoint):
+        if not faults and not tree.begins_with(checkpoint):
             faults.append(
                 f"the trail does not contain the {checkpoint.size:,} events of an earlier "
                 "checkpoint: events were removed or changed"
             )
     signers: Counter[str] = Counter()
     expected = 0
-    for row in session.execute(_rows(), execution_options=STREAMED):
-        if row.place >= view.tree.size:
-            break
+    placed = _rows().where(AuditRow.place < tree.size)
+    for row in session.execute(placed, execution_options=STREAMED):
         if row.place > expected:
             faults.append(_removed(expected, row.place))
-        if not view.has(row) or row.place < expected:
+        if not tree.has(row) or row.place < expected:
             subject = f"{row.action} of {row.model or row.endpoint} by {row.actor}"
             faults.append(f"event {row.place} ({subject}) was changed, inserted or moved")
         else:
             signers[row.signed_by] += 1
         expected = row.place + 1
-    if expected < view.tree.size:
-        faults.append(_removed(expected, view.tree.size))
+    if expected < tree.size:
+        faults.append(_removed(expected, tree.size))
     signed = sum(signers[key] for key in keys.public)
     state: Literal["intact", "changed", "unsigned"] = "intact" if signed else "unsigned"
     unused = tuple(sorted(keys.public.keys() - signers.keys()))
     return TrailState(
         "changed" if faults else state,
-        view.tree.size,
+        tree.size,
         tuple(faults),
         signed,
         tuple(keys.public),

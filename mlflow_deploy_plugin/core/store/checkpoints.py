@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 _NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}")
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]")
 _NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
 _KEY_ID_BYTES = 4
 _TIME_BYTES = 8

@@ -163,9 +163,12 @@ def is_consistent(
     """Return True if the tree with this size and root begins with the leaves of the
     older tree (RFC 9162, section 2.1.4.2).
     """
-    if old == size or old == 0:
-        is_same = old_root == (root if old else Edge().root)
-        return is_same and not proof and old <= size
+    if old == 0 and old_root != Edge().root:
+        return False
+    if old == size:
+        return not proof and old_root == root
+    if old == 0:
+        return not proof and size > 0
     hashes = [*proof]
     if old.bit_count() == 1:
         hashes.insert(0, old_root)

@@ -108,8 +108,12 @@ class Transactions:
             if alone_with and self._engine.dialect.name == "postgresql":
                 lock_in_postgresql(session, alone_with)
             yield session
+            session.flush()
             events = session.info.pop(audit.PENDING, ())
-            head = append_events(session, events, self.keys, self.trail_record)
+            try:
+                head = append_events(session, events, self.keys, self.trail_record)
+            except IntegrityError as error:  # Somebody has written by hand.
+                raise store_unavailable(self._engine.url, error) from None
             if head and self.trail_record is not None:
                 recording.enter_context(self.trail_record.recording(head, must_record))
 

@@ -151,8 +151,7 @@ def make_proof(
     checkpoint = checkpoint or (newest.checkpoint if newest else None)
     size = checkpoint.size if checkpoint else 0
     with store.reading() as session:
-        store.trail_view.read(session, keys)
-    tree = store.trail_view.tree
+        tree = store.trail_view.read(session, keys).tree
     proven = []
     for stored in trail.stored:
         event = stored.without_place()

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
-from mlflow_deploy_plugin.core.store.audit_tree import STREAMED, event_json, newest_head
+from mlflow_deploy_plugin.core.store.audit_tree import STREAMED, event_json
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, parse_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow
@@ -28,13 +28,12 @@ def write_tiles(
     Raises InvalidConfig if the trail has no signed checkpoint, does not contain the
     checkpoint in the folder, or cannot be written; and StoreUnavailable.
     """
-    view = store.trail_view
     with store.reading() as session:
-        fault = view.read(session, keys)
-        head = newest_head(session)
-        if fault or head is None:
-            raise InvalidConfig(fault or "the audit trail has no checkpoint: no server signs it")
-        checkpoint = checkpoint or head.checkpoint
+        view = store.trail_view.read(session, keys)
+        if view.head is None:
+            reason = view.fault or "the audit trail has no checkpoint: no server signs it"
+            raise InvalidConfig(reason)
+        checkpoint = checkpoint or view.head.checkpoint
         earlier = _checkpoint_in(folder / "checkpoint")
         for known in filter(None, (checkpoint, earlier)):
             if not view.begins_with(known):
