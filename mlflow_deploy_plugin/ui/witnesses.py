@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.core.statedir.files import locked, read_state, write_state
 from mlflow_deploy_plugin.core.statedir.models import State
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
-from mlflow_deploy_plugin.core.store.audit_tree import newest_head
+from mlflow_deploy_plugin.core.store.audit_verify import CheckedTree
 from mlflow_deploy_plugin.core.store.checkpoints import (
     Checkpoint,
     Signer,
@@ -203,17 +203,24 @@ class Witness:
         return checkpoint if checkpoint and self.signer.signed_at(checkpoint) else None
 
     def _cosign(self, store: Store, recorded: Checkpoint, known: Checkpoint | None) -> Checkpoint:
-        """Let the witness cosign the newest checkpoint, and return it. If the witness
-        has cosigned another one than is known here, it is asked once more.
+        """Let the witness cosign the recorded checkpoint, or a newer one that another
+        machine has signed with the same key, and return it. If the witness has cosigned
+        another one than is known here, it is asked once more.
         """
         old = known.size if known else 0
         for _ in range(2):
-            checkpoint = _provable(store, recorded)
+            trail = _checked_tree(store)
+            if trail.head is None or not trail.begins_with(recorded):
+                fault = trail.fault or "the store does not have the recorded events"
+                raise _NotDelivered(f"gets no checkpoint: {fault}")
+            checkpoint = trail.head.checkpoint
+            if checkpoint.origin != recorded.origin:  # by a server with another key
+                checkpoint = recorded
             if old > checkpoint.size:
                 raise _NotDelivered(
                     "has cosigned more events of this log than the store has: events were removed"
                 )
-            proof = store.trail_view.tree.consistency_proof(old, checkpoint.size)
+            proof = trail.tree.consistency_proof(old, checkpoint.size)
             lines = [f"old {old}", *map(encoded, proof), "", checkpoint.text]
             with bounded_answers(_ANSWER_BYTES, _ANSWER_SECONDS):
                 answer = requests.post(
@@ -238,19 +245,10 @@ class Witness:
         raise _NotDelivered(f"answers without a cosignature of the key in {_WITNESSES}")
 
 
-def _provable(store: Store, recorded: Checkpoint) -> Checkpoint:
-    """Return the recorded checkpoint, or a newer one that another machine has signed
-    with the same key. The view of the store has its tree afterwards.
-    """
+def _checked_tree(store: Store) -> CheckedTree:
     assert store.keys is not None
     with store.reading() as session:
-        fault = store.trail_view.read(session, store.keys)
-        head = newest_head(session)
-    if fault or head is None or not store.trail_view.begins_with(recorded):
-        fault = fault or "the store does not have the recorded events"
-        raise _NotDelivered(f"gets no checkpoint: {fault}")
-    is_of_key = head.checkpoint.origin == recorded.origin
-    return head.checkpoint if is_of_key else recorded
+        return store.trail_view.read(session, store.keys)
 
 
 def _copy(place: str, store: Store, newest: Checkpoint, _: Checkpoint | None) -> Checkpoint:
@@ -268,10 +266,7 @@ def _newest(store: Store) -> Checkpoint:
     """Return the recorded checkpoint, or that of the store after the record was lost.
     Raises StoreUnavailable without one.
     """
-    head = _record(store).newest()
-    if head is None:
-        with store.reading() as session:
-            head = newest_head(session)
+    head = _record(store).newest() or _checked_tree(store).head
     if head is None:
         raise StoreUnavailable("the audit trail has no checkpoint")
     return head.checkpoint
@@ -283,12 +278,7 @@ def _contains(store: Store, known: Checkpoint | None, newest: Checkpoint) -> boo
     """
     if known is None or known.size < newest.size:
         return False
-    view = store.trail_view
-    if known.body != newest.body and not view.begins_with(known):
-        assert store.keys is not None
-        with store.reading() as session:
-            view.read(session, store.keys)
-    return known.body == newest.body or view.begins_with(known)
+    return known.body == newest.body or _checked_tree(store).begins_with(known)
 
 
 def configured_witnesses() -> Mapping[str, Witness]:
