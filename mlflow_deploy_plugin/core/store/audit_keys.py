@@ -74,14 +74,9 @@ class Keys:
         """Return the key whose id the origin names, if it is one of these keys and has
         signed the checkpoint.
         """
-        if not self.knows(checkpoint):
-            return None
-        signer = Signer(checkpoint.origin, self.public[_key_of(checkpoint)], Signer.LOG)
-        return signer if signer.signed_at(checkpoint) else None
-
-    def knows(self, checkpoint: Checkpoint) -> bool:
-        """Return True if the origin names one of these keys."""
-        return _key_of(checkpoint) in self.public
+        key = self.public.get(checkpoint.origin.rpartition("/")[2])
+        signer = key and Signer(checkpoint.origin, key, Signer.LOG)
+        return signer if signer and signer.signed_at(checkpoint) else None
 
     def public_pem(self) -> str:
         """Return the public keys as PEM."""
@@ -94,10 +89,6 @@ class Keys:
             ).decode()
             for key in self.public.values()
         )
-
-
-def _key_of(checkpoint: Checkpoint) -> str:
-    return checkpoint.origin.rpartition("/")[2]
 
 
 def parse_keys(pem: str, origin: str) -> Keys:

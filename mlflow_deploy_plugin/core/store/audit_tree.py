@@ -40,6 +40,10 @@ REMEDY = (
     "an administrator can accept it with `onnxserve audit adopt --why REASON` on the machine of "
     "MLflow's server"
 )
+UNSIGNED = (
+    "the newest checkpoint of the audit trail is not signed by a known key (servers with one store "
+    "share ONNXSERVE_AUDIT_KEY_FILE)"
+)
 EVENT_FIELDS = tuple(field.name for field in fields(AuditEvent))
 STREAMED = {"yield_per": 1000}
 """The option of queries whose rows are not held in memory at once."""
@@ -128,13 +132,10 @@ def _head_fault(
         lost = lost_chain_ends(session, record.folder) if record else ()
         ids = join_names(map(str, lost))
         return f"the events {ids} of the audit trail are missing" if ids else ""
-    if head == recorded and keys.knows(head.checkpoint):
+    if head == recorded:
         return ""
     if not keys.signer_of(head.checkpoint):
-        return (
-            "the newest checkpoint of the audit trail is not signed by a key in the key file "
-            "(servers with one store share ONNXSERVE_AUDIT_KEY_FILE)"
-        )
+        return UNSIGNED
     if recorded is None and record:
         record.join(head.log)
         recorded = record.newest()

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.core.store.audit_tree import (
     ADOPTED,
     EVENT_FIELDS,
     STREAMED,
+    UNSIGNED,
     leaf_entry,
     newest_head,
     subject_of,
@@ -97,8 +98,7 @@ class TrailView:
         if head is None:
             return self._checked(None)
         if not keys.signer_of(head.checkpoint):
-            fault = "the newest checkpoint of the audit trail has no signature of a known key"
-            return self._checked(None, fault)
+            return self._checked(None, UNSIGNED)
         size = head.edge.size
         with self._lock:
             if head.log != self._log:

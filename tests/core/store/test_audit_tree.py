@@ -429,22 +429,16 @@ def test_forged_checkpoint_chooses_no_folder(start, user, tamper, keys):
     start()
 
 
-def test_unknown_key_is_refused_until_adopted(server, start, tamper, tmp_path):
-    unknown = read_key_file(tmp_path / "unknown.pem")
-
-    def sign(connection):
-        stored = connection.execute(select(TREE)).one()
-        head = parse_checkpoint(stored.checkpoint)
-        edge = server.trail_record.newest().edge
-        forged = unknown.sign_checkpoint(head.origin.rpartition("/")[0], edge)
-        set_head(checkpoint=forged.text)(connection)
-
-    tamper(sign)
+def test_unknown_key_is_refused_until_adopted(server, start, keys, store_url):
+    keys.file.unlink()
+    new = read_key_file(keys.file)
 
     with refused(InvalidConfig, "ONNXSERVE_AUDIT_KEY_FILE", "onnxserve audit adopt"):
-        start()
-    adopt_trail(server, "a server that is gone")
-    assert actors(start()) == [*ADA, ""]
+        start(new)
+    assert verify_trail(server, keys=new).state == "changed"
+    with closing(open_store(store_url, keys=new)) as store:
+        adopt_trail(store, "a new key")
+    assert actors(start(new)) == [""]
 
 
 def test_full_disk_refuses_event_before_it_is_stored(server, tamper):
@@ -585,7 +579,7 @@ def test_pinned_keys_exclude_published_keys(server, user, keys, start, tmp_path)
 
     assert verify_trail(user).state == "intact"  # The forger has published his key.
     assert verify_trail(user, keys=Keys(keys.public)).state == "changed"
-    with refused(StoreUnavailable, "not signed by a key"):
+    with refused(StoreUnavailable, "not signed by a known key"):
         server.record("approve", model="m")
 
 
