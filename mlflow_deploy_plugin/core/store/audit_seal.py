@@ -174,18 +174,20 @@ def adopt_trail(store: Store, why: str) -> Adoption:
     keys, record = _signing(store)
     with store.transaction() as session:
         lock_tree(session)
-        head, fault = checked_head(session, keys, record)
-        fault = fault or _rows_fault(session, store)
+        head, head_fault = checked_head(session, keys, record)
+        fault = head_fault or _rows_fault(session, store)
         if not fault:
             return Adoption()
         recorded = record.newest()
         size = recorded.edge.size if recorded else 0
-        if recorded and extend(session, Edge(), size) == recorded.edge:
-            log, edge = recorded.log, recorded.edge
-        elif head and not store.trail_view.read(session, keys).fault:
+        is_signed = head and not store.trail_view.read(session, keys).fault
+        if head and is_signed and not head_fault:
             log, edge = head.log, head.edge
-            if recorded and recorded.log == log:
-                log = new_log()  # Witnesses of this log refuse a smaller tree.
+        elif recorded and extend(session, Edge(), size) == recorded.edge:
+            log, edge = recorded.log, recorded.edge
+        elif head and is_signed:  # Witnesses of its log refuse a smaller tree.
+            log = new_log() if recorded and recorded.log == head.log else head.log
+            edge = head.edge
         else:
             log, edge = new_log(), new_tree(session, {})
         adoption = Adoption(fault, range(edge.size, size), record.count_spooled())

@@ -9,6 +9,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -45,9 +46,10 @@ def chained(written, keys):
     Args:
         written: the model, action, actor and True for an event of the server.
     """
-    rows, ends = [], {}
+    rows: list[dict[str, Any]] = []
+    ends: dict[str, str] = {}
     for number, (model, action, actor, is_signed) in enumerate(written, 1):
-        row = dict.fromkeys(("endpoint", "version", "before", "after", "why"), "")
+        row: dict[str, Any] = dict.fromkeys(("endpoint", "version", "before", "after", "why"), "")
         row |= {"actor": actor, "action": action, "model": model, "detail": {"a": 0.1, "é": [1]}}
         row |= {"id": number, "signed_by": keys.key_id if is_signed else ""}
         row["previous"] = ends.get(model, "")
@@ -108,6 +110,7 @@ def old(store_url, keys, empty_trail):
             run(f"SELECT setval(pg_get_serial_sequence('{EVENTS}', 'id'), {len(rows)})")
         if is_recorded:
             with closing(open_store(store_url, keys=keys)) as store:
+                assert store.trail_record
                 folder = store.trail_record.folder / "heads"
             folder.mkdir(parents=True)
             for head in {head["model"]: head for head in heads}.values():

@@ -378,6 +378,19 @@ def test_adoption_keeps_recorded_tree(server, user, start, tamper):
     assert verify_trail(restarted).state == "intact"
 
 
+def test_adoption_keeps_tree_that_is_newer_than_record(server, start, tamper):
+    """Another machine with the key has added events since this one has recorded."""
+    file = server.trail_record.folder / "checkpoint.json"
+    recorded = file.read_bytes()
+    server.record("approve", model="new", actor="bob")
+    file.write_bytes(recorded)
+    tamper(remove_events(2))
+
+    assert "removed (1)" in adopt_trail(server, "restored").fault
+
+    assert actors(start(), "new") == ["bob", ""]
+
+
 def test_interrupted_adoption_is_repeated(server, start, store_url):
     with older_state(store_url):
         server.record("decline", model="m", actor="eva")
@@ -526,6 +539,7 @@ def test_workers_and_servers_record_concurrently(start, keys, tmp_path, user):
     both = keys.public_pem() + other_keys.public_pem()
     pair = []
     for own in (keys, other_keys):
+        assert own.file is not None
         own.file.write_text(own.file.read_text() + both)
         pair.append(read_key_file(own.file))
         assert pair[-1].key_id == own.key_id
