@@ -207,11 +207,9 @@ def test_other_keys_are_refused(folder):
 def pretend_approval(document):
     """Let the statement of a proven event be about something else."""
     entry = document["proof"]["events"][3]
-    forged = "The action of ada was approve."
     for statement in document["decisions"]["promotions"]:
         if entry["event"]["why"] in statement["text"].replace('"', "”"):
-            statement["text"] = forged
-    entry["statement"] = forged
+            statement["text"] = "The action of ada was approve."
 
 
 def add_event(document):
@@ -224,9 +222,7 @@ def add_event(document):
         if "was request" in statement["text"]
     )
     forged = signed["text"].replace("eva", "ada")
-    document["proof"]["events"].append(
-        {**entry, "event": event, "statement": forged, "inclusion": []}
-    )
+    document["proof"]["events"].append({**entry, "event": event, "inclusion": []})
     document["decisions"]["promotions"].append({**signed, "text": forged})
 
 
