@@ -109,14 +109,6 @@ class Proof(BaseModel):
         included = [entry for entry in self.events if entry.is_included(checkpoint)]
         return included if keys.signer_of(checkpoint) else []
 
-    def signed(self, keys: Keys) -> set[AuditEvent]:
-        """Return the events of servers with these keys."""
-        return {
-            entry.event.without_place()
-            for entry in self.included(keys)
-            if entry.event.signed_by in keys.public
-        }
-
     def statement_faults(
         self, signed: set[AuditEvent], sections: Mapping[str, Sequence[Statement]]
     ) -> Iterator[str]:
@@ -248,7 +240,9 @@ def check_dossier(
         Dossier(**document)  # It has no other entries.
         text = read_text(keys_file, "the file of --keys") if keys_file else proof.keys
         keys = parse_keys(text, str(keys_file or file)) if text else Keys({})
-        signed = proof.signed(keys)
+        included = proof.included(keys)
+        counted = [entry for entry in included if entry.event.signed_by in keys.public]
+        signed = {entry.event.without_place() for entry in counted}
         faults = [*proof.statement_faults(signed, sections)] if proof.signed_by else []
     except _UNREADABLE:
         raise InvalidConfig(f"{file} is not the dossier.json of a dossier") from None

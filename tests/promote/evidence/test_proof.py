@@ -12,6 +12,7 @@ from sqlalchemy import delete
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
+from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
 from mlflow_deploy_plugin.core.store.audit_tree import canonical_json
 from mlflow_deploy_plugin.core.store.checkpoints import Signer, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
@@ -206,11 +207,9 @@ def test_other_keys_are_refused(folder):
 def pretend_approval(document):
     """Let the statement of a proven event be about something else."""
     entry = document["proof"]["events"][3]
-    forged = "The action of ada was approve."
     for statement in document["decisions"]["promotions"]:
         if entry["event"]["why"] in statement["text"].replace('"', "”"):
-            statement["text"] = forged
-    entry["statement"] = forged
+            statement["text"] = "The action of ada was approve."
 
 
 def add_event(document):
@@ -223,9 +222,7 @@ def add_event(document):
         if "was request" in statement["text"]
     )
     forged = signed["text"].replace("eva", "ada")
-    document["proof"]["events"].append(
-        {**entry, "event": event, "statement": forged, "inclusion": []}
-    )
+    document["proof"]["events"].append({**entry, "event": event, "inclusion": []})
     document["decisions"]["promotions"].append({**signed, "text": forged})
 
 
@@ -236,6 +233,19 @@ def test_thief_of_key_cannot_state_what_tree_lacks(folder, forge):
     checked = verify(folder, "--keys", f"{folder}/public.pem", "--witness", WITNESS.text)
     assert checked.exit_code == 1
     assert mentions(checked.stdout, "the server has not stated: The action of ada")
+
+
+def test_dossier_states_that_events_of_removed_key_do_not_count(folder):
+    url = f"sqlite:///{folder}/store.db"
+    (folder / "audit.key").unlink()
+    with closing(open_store(url, keys=read_key_file(folder / "audit.key"))) as store:
+        adopt_trail(store, "the key was stolen")
+    with store_of_server(url, folder) as server, tracking_at(f"sqlite:///{folder}/mlflow.db"):
+        server.record("approve", actor="bob", model="toy", version="1")
+        write_dossier(server, folder)
+        (folder / "public.pem").write_text(server.keys.public_pem())
+    checked = verify(folder, "--keys", f"{folder}/public.pem")
+    assert (checked.exit_code, mentions(checked.stdout, "1 of them signed")) == (0, True)
 
 
 def test_dossier_verify_survives_rewritten_store(folder, store):
