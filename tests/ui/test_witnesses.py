@@ -147,10 +147,10 @@ def write_again(server, growth):
     with server.transaction() as session:
         session.execute(delete(AuditRow).where(AuditRow.action == "approve"))
         signers = {row.id: server.keys.key_id for row in session.scalars(select(AuditRow))}
-        edge = new_tree(session, signers)
+        head = replace(record.newest(), edge=new_tree(session, signers))
         events = [AuditEvent(utc_now(), "eve", "update") for _ in range(growth)]
         rows = [event_row(session, event) for event in events]
-        head = add_events(session, record.newest().log, edge, rows, server.keys)
+        head = add_events(session, head, rows, server.keys)
     record.replace(head)
 
 

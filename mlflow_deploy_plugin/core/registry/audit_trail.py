@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.registry.connection import CALLER, app_document
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_seal import published_keys
-from mlflow_deploy_plugin.core.store.audit_verify import newest_counted_events
+from mlflow_deploy_plugin.core.store.audit_verify import BROKEN, counted_events
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, parse_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
@@ -120,8 +120,8 @@ def stored_keys(store: Store) -> TrustedKeys:
 
 
 def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
-    """Yield the events of a model that count, newest first
-    (`audit_verify.newest_counted_events`); all if no event of the store is signed.
+    """Yield the events of a model that count, newest first, without the marks of faults
+    (`audit_verify.counted_events`); all if no event of the store is signed.
 
     Raises the errors of `trusted_keys`.
     """
@@ -137,7 +137,8 @@ def _counted_events(
         yield from store.events(model=model, newest_first=True)
         return
     with store.reading() as session:
-        yield from newest_counted_events(store.trail_view, session, model, trusted.keys)
+        events = counted_events(store.trail_view, session, model, trusted.keys)
+    yield from (event for event in reversed(events) if event.action != BROKEN)
 
 
 def unsigned_events(store: Store, events: Iterable[AuditEvent]) -> frozenset[AuditEvent]:

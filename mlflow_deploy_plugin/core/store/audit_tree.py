@@ -11,7 +11,7 @@ a known key has signed, and the leaf names a known key (`audit_verify.py`).
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC
 from hashlib import sha256
@@ -26,16 +26,17 @@ from mlflow_deploy_plugin.core.store.audit import LOCK, AuditEvent
 from mlflow_deploy_plugin.core.store.audit_chains import chain_signers, lost_chain_ends
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
-from mlflow_deploy_plugin.core.store.checkpoints import TreeHead, parse_head
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, TreeHead, parse_head
 from mlflow_deploy_plugin.core.store.merkle import Edge, leaf_hash
 from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow, AuditTreeRow
 
 ADOPT = "adopt"
 """The action of the event that an administrator has accepted a trail with faults. No
-verdict or request of before counts after it.
+verdict or request of before counts after it. Also the subject of its leaf, because it
+concerns all models.
 """
-ADOPTED = "adopt"
-"""The subject of the leaves of `ADOPT`, which concern all models."""
+LOCK_NAME = "audit tree"
+"""The lock of transactions that add events."""
 REMEDY = (
     "an administrator can accept it with `onnxserve audit adopt --why REASON` on the machine of "
     "MLflow's server"
@@ -88,7 +89,7 @@ def subject_of(model: str) -> str:
 
 def leaf_entry(event: Any, signed_by: str) -> str:
     """Return the entry of a stored event in the log. The format never changes."""
-    subject = ADOPTED if signed_by and event.action == ADOPT else subject_of(event.model)
+    subject = ADOPT if signed_by and event.action == ADOPT else subject_of(event.model)
     digest = sha256(event_json(event).encode()).hexdigest()
     return canonical_json({"event": digest, "model": subject, "signed_by": signed_by})
 
@@ -182,20 +183,21 @@ def append_events(
     if not rows or keys is None or keys.private is None:
         session.add_all(rows)
         return None
-    lock_tree(session)
+    take_lock(session, LOCK_NAME)
     head, fault = checked_head(session, keys, record)
     if fault:
         raise StoreUnavailable(f"{fault}; {REMEDY}")
-    if head:
-        log, edge = head.log, head.edge
-    else:
-        log, edge = new_log(), new_tree(session, chain_signers(session, keys, keys.key_id))
-    return add_events(session, log, edge, rows, keys)
+    if head is None:
+        head = new_log(new_tree(session, chain_signers(session, keys, keys.key_id)))
+    return add_events(session, head, rows, keys)
 
 
-def new_log() -> str:
-    """Return a name for the log of a store, which no other store has."""
-    return f"onnxserve/{secrets.token_hex(8)}"
+def new_log(edge: Edge) -> TreeHead:
+    """Return the head of a tree under a name that no other log has. It has no signature
+    and names no key.
+    """
+    origin = f"onnxserve/{secrets.token_hex(8)}/"
+    return TreeHead(Checkpoint(origin, edge.size, edge.root), edge)
 
 
 def new_tree(session: Session, signers: Mapping[int, str]) -> Edge:
@@ -206,28 +208,23 @@ def new_tree(session: Session, signers: Mapping[int, str]) -> Edge:
     return _add_unplaced(session, Edge(), signers)
 
 
-def add_events(
-    session: Session, log: str, edge: Edge, rows: Iterable[AuditRow], keys: Keys
-) -> TreeHead:
+def add_events(session: Session, head: TreeHead, rows: Sequence[AuditRow], keys: Keys) -> TreeHead:
     """Add the events of other processes, and then these, to the tree. Return the new
     head.
     """
-    edge = _add_unplaced(session, edge, {})
-    events, leaves = [], []
-    for row in rows:
-        entry = leaf_entry(row, keys.key_id)
-        values = {name: getattr(row, name) for name in EVENT_FIELDS}
-        events.append({**values, "place": edge.size, "signed_by": keys.key_id})
-        leaves.append({"place": edge.size, "entry": entry})
-        edge = edge.add(leaf_hash(entry.encode()))
-    head = TreeHead(keys.sign_checkpoint(log, edge), edge)
+    edge = _add_unplaced(session, head.edge, {})
+    events = [
+        {name: getattr(row, name) for name in EVENT_FIELDS}
+        | {"place": place, "signed_by": keys.key_id}
+        for place, row in enumerate(rows, edge.size)
+    ]
     session.execute(insert(_EVENTS), events)
-    session.execute(insert(_LEAVES), leaves)
-    newest = {"checkpoint": head.checkpoint.text, "edge": head.hashes}
-    stored = session.connection().execute(update(_TREE).where(_TREE.c.id == _ROW).values(newest))
-    if not stored.rowcount:
-        session.execute(insert(_TREE).values(id=_ROW, **newest))
-    return head
+    edge = _add_leaves(session, edge, [leaf_entry(row, keys.key_id) for row in rows])
+    newest = TreeHead(keys.sign_checkpoint(head.log, edge), edge)
+    session.execute(delete(_TREE))
+    values = {"id": _ROW, "checkpoint": newest.checkpoint.text, "edge": newest.hashes}
+    session.execute(insert(_TREE).values(values))
+    return newest
 
 
 def _add_unplaced(session: Session, edge: Edge, signers: Mapping[int, str]) -> Edge:
@@ -239,29 +236,31 @@ def _add_unplaced(session: Session, edge: Edge, signers: Mapping[int, str]) -> E
     except ValueError as error:  # SQLite stores any text as a time.
         raise StoreUnavailable(f"an audit event cannot be read: {one_line(error)}") from None
     session.execute(delete(_LEAVES).where(_LEAVES.c.place >= edge.size))
-    places, leaves = [], []
-    for row in rows:
-        signed_by = signers.get(row.id, "")
-        entry = leaf_entry(row, signed_by)
-        places.append({"row": row.id, "place": edge.size, "signed_by": signed_by})
-        leaves.append({"place": edge.size, "entry": entry})
+    if not rows:
+        return edge
+    places = [
+        {"row": row.id, "place": place, "signed_by": signers.get(row.id, "")}
+        for place, row in enumerate(rows, edge.size)
+    ]
+    session.execute(update(_EVENTS).where(_EVENTS.c.id == bindparam("row")), places)
+    return _add_leaves(session, edge, [leaf_entry(row, signers.get(row.id, "")) for row in rows])
+
+
+def _add_leaves(session: Session, edge: Edge, entries: Sequence[str]) -> Edge:
+    leaves = [{"place": place, "entry": entry} for place, entry in enumerate(entries, edge.size)]
+    session.execute(insert(_LEAVES), leaves)
+    for entry in entries:
         edge = edge.add(leaf_hash(entry.encode()))
-    if rows:
-        session.execute(update(_EVENTS).where(_EVENTS.c.id == bindparam("row")), places)
-        session.execute(insert(_LEAVES), leaves)
     return edge
 
 
-def lock_tree(session: Session) -> None:
-    """Let other transactions that add events wait. SQLite's lock is already taken."""
-    if session.get_bind().dialect.name == "postgresql":
-        lock_in_postgresql(session, "audit tree")
-
-
-def lock_in_postgresql(session: Session, name: str) -> None:
+def take_lock(session: Session, name: str) -> None:
     """Take the lock of this name until the end of the transaction. Wait at most for the
-    time in `Session.info`.
+    time in `Session.info`. On SQLite, the lock of all writing transactions is already
+    taken.
     """
+    if session.get_bind().dialect.name != "postgresql":
+        return
     # PostgreSQL sets the timeout before it takes the lock.
     session.execute(
         select(

@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, text
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail, seal, verify_trail
-from mlflow_deploy_plugin.core.store.audit_verify import newest_counted_events
+from mlflow_deploy_plugin.core.store.audit_verify import counted_events
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import VERSION_TABLE
 from tests.support.refusals import mentions, refused
@@ -177,8 +177,8 @@ def test_released_store_becomes_first_leaves_of_tree(tmp_path, keys):
     with closing(open_store(f"sqlite:///{tmp_path}/store.db", keys=keys)) as store:
         seal(store)
         with store.reading() as session:
-            counted = newest_counted_events(store.trail_view, session, "flight-delay", keys)
-            assert [*counted] == [*store.events(model="flight-delay", newest_first=True)]
+            counted = counted_events(store.trail_view, session, "flight-delay", keys)
+        assert counted == [*store.events(model="flight-delay")]
         assert verify_trail(store).state == "intact"
 
 

@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
 from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail, seal, verify_trail
 from mlflow_deploy_plugin.core.store.audit_tree import leaf_entry
-from mlflow_deploy_plugin.core.store.audit_verify import BROKEN, newest_counted_events
+from mlflow_deploy_plugin.core.store.audit_verify import BROKEN, counted_events
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, encoded, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.merkle import Edge, leaf_hash
@@ -195,9 +195,9 @@ def test_tampered_event_is_found(server, user, tamper, change, expected):
     assert state.state == "changed"
     assert any(mentions(fault, expected) for fault in state.faults), state.faults
     with user.reading() as session:
-        newest = [*newest_counted_events(user.trail_view, session, "m", Keys(server.keys.public))]
-    versions = [event.version for event in newest]
-    assert versions == sorted(versions, reverse=True)
+        events = counted_events(user.trail_view, session, "m", Keys(server.keys.public))
+    versions = [event.version for event in events if event.action != BROKEN]
+    assert versions == sorted(versions)
 
 
 @pytest.mark.parametrize(
