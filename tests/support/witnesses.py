@@ -124,9 +124,10 @@ class ScriptedWitness:
         return f"— {self.signer.sign(checkpoint.body, self.key.sign, utc_now())}\n"
 
     def respond(self, request, body):
-        old, _, rest = body.decode().partition("\n")
-        checkpoint = parse_checkpoint(rest.partition("\n\n")[2] if rest[0] != "\n" else rest[1:])
-        self.asked.append((int(old.removeprefix("old ")), checkpoint, utc_now()))
+        head, _, note = body.decode().partition("\n\n")
+        old = int(head.split()[1])
+        checkpoint = parse_checkpoint(note)
+        self.asked.append((old, checkpoint, utc_now()))
         if self.hangs:
             self.hangs.wait()
         with suppress(OSError):
@@ -136,7 +137,7 @@ class ScriptedWitness:
         if request.path != "/a/path/add-checkpoint":
             return 404, "text/plain", ""
         known = self.sizes.get(checkpoint.origin)
-        if known not in (None, self.asked[-1][0]):
+        if known not in (None, old):
             return 409, "text/x.tlog.size", f"{known}\n"
         return self.answer or (200, "text/plain", self.cosignature(checkpoint))
 
