@@ -173,18 +173,18 @@ def adopt_trail(store: Store, why: str) -> Adoption:
     """
     keys, record = _signing(store)
     with store.transaction(alone_with=LOCK_NAME) as session:
-        head, head_fault = checked_head(session, keys, record)
+        _, head_fault = checked_head(session, keys, record)
         fault = head_fault or _rows_fault(session, store)
         if not fault:
             return Adoption()
         recorded = record.newest()
         size = recorded.edge.size if recorded else 0
-        is_signed = head and not store.trail_view.read(session, keys).fault
-        if head and is_signed and not head_fault:
+        head = store.trail_view.read(session, keys).head
+        if head and not head_fault:
             accepted = head
         elif recorded and extend(session, Edge(), size) == recorded.edge:
             accepted = recorded
-        elif head and is_signed:  # Witnesses of its log may have cosigned a larger tree.
+        elif head:  # Witnesses of its log may have cosigned a larger tree.
             accepted = new_log(head.edge)
         else:
             accepted = new_log(new_tree(session, {}))

@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import StoreUnavailable
 from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.store.audit import LOCK, AuditEvent
 from mlflow_deploy_plugin.core.store.audit_chains import chain_signers, lost_chain_ends
@@ -40,10 +40,6 @@ LOCK_NAME = "audit tree"
 REMEDY = (
     "an administrator can accept it with `onnxserve audit adopt --why REASON` on the machine of "
     "MLflow's server"
-)
-UNSIGNED = (
-    "the newest checkpoint of the audit trail is not signed by a known key (servers with one store "
-    "share ONNXSERVE_AUDIT_KEY_FILE)"
 )
 EVENT_FIELDS = tuple(field.name for field in fields(AuditEvent))
 STREAMED = {"yield_per": 1000}
@@ -94,17 +90,23 @@ def leaf_entry(event: Any, signed_by: str) -> str:
     return canonical_json({"event": digest, "model": subject, "signed_by": signed_by})
 
 
-def newest_head(session: Session) -> TreeHead | None:
-    """Return the head of the tree in the store, whose signature is not checked; None
-    before the first start of a server. Raises InvalidConfig if it cannot be read.
+def newest_head(session: Session, keys: Keys) -> tuple[TreeHead | None, str]:
+    """Return the head of the tree in the store, or why it cannot be used. It is None
+    without a fault before the first start of a server.
     """
     row = session.execute(_NEWEST).one_or_none()
     if row is None:
-        return None
+        return None, ""
     try:
-        return parse_head(row.checkpoint, row.edge)
+        head = parse_head(row.checkpoint, row.edge)
     except ValueError:
-        raise InvalidConfig("the newest checkpoint of the audit trail was changed") from None
+        return None, "the newest checkpoint of the audit trail was changed"
+    if keys.signer_of(head.checkpoint):
+        return head, ""
+    return None, (
+        "the newest checkpoint of the audit trail is not signed by a known key (servers with one "
+        "store share ONNXSERVE_AUDIT_KEY_FILE)"
+    )
 
 
 def checked_head(
@@ -116,16 +118,11 @@ def checked_head(
     Call this with the lock of the tree, otherwise another server may record a newer
     head. Raises InvalidConfig if the record cannot be read.
     """
-    try:
-        head = newest_head(session)
-    except InvalidConfig as error:
-        return None, error.message
-    return head, _head_fault(session, head, keys, record)
+    head, fault = newest_head(session, keys)
+    return head, fault or _record_fault(session, head, record)
 
 
-def _head_fault(
-    session: Session, head: TreeHead | None, keys: Keys, record: TrailRecord | None
-) -> str:
+def _record_fault(session: Session, head: TreeHead | None, record: TrailRecord | None) -> str:
     recorded = record.newest() if record else None
     if head is None:
         if recorded:
@@ -133,14 +130,10 @@ def _head_fault(
         lost = lost_chain_ends(session, record.folder) if record else ()
         ids = join_names(map(str, lost))
         return f"the events {ids} of the audit trail are missing" if ids else ""
-    if head == recorded:
-        return ""
-    if not keys.signer_of(head.checkpoint):
-        return UNSIGNED
     if recorded is None and record:
         record.join(head.log)
         recorded = record.newest()
-    if recorded is None:
+    if recorded in (None, head):
         return ""
     edge = recorded.edge
     missing = edge.size - head.edge.size
@@ -170,7 +163,7 @@ def append_events(
     session: Session,
     rows: Sequence[AuditRow],
     keys: Keys | None,
-    record: TrailRecord | None = None,
+    record: TrailRecord | None,
 ) -> TreeHead | None:
     """Write the events at the end of a transaction, and add them to the tree if there
     is a key that signs. Return the new head.

@@ -13,14 +13,12 @@ from typing import Any, Literal
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_tree import (
     ADOPT,
     EVENT_FIELDS,
     STREAMED,
-    UNSIGNED,
     leaf_entry,
     newest_head,
     subject_of,
@@ -90,14 +88,9 @@ class TrailView:
 
     def read(self, session: Session, keys: Keys) -> CheckedTree:
         """Return the tree of the newest checkpoint. Only new leaves are read."""
-        try:
-            head = newest_head(session)
-        except InvalidConfig as error:
-            return self._checked(None, error.message)
+        head, fault = newest_head(session, keys)
         if head is None:
-            return self._checked(None)
-        if not keys.signer_of(head.checkpoint):
-            return self._checked(None, UNSIGNED)
+            return self._checked(None, fault)
         size = head.edge.size
         with self._lock:
             if head.log != self._log:

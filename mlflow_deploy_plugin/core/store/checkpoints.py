@@ -6,7 +6,6 @@ Ed25519, tlog-cosignature.
 """
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Callable
@@ -106,10 +105,7 @@ def encoded(content: bytes) -> str:
 
 def decoded(text: str) -> bytes:
     """Return the bytes of canonical Base64. Raises ValueError for another text."""
-    try:
-        content = base64.b64decode(text, validate=True)
-    except binascii.Error:
-        raise ValueError(text) from None
+    content = base64.b64decode(text, validate=True)
     if encoded(content) != text:
         raise ValueError(text)
     return content
