@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, TreeHead, parse_head
 from mlflow_deploy_plugin.core.store.merkle import Edge, leaf_hash
-from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow, AuditTreeRow
+from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow, AuditTreeRow, Json
 
 ADOPT = "adopt"
 """The action of the event that an administrator has accepted a trail with faults. No
@@ -71,9 +71,12 @@ def event_json(event: Any) -> str:
     """Return the text of a stored event whose digest is in its leaf. The format never
     changes.
     """
-    document = {name: getattr(event, name) for name in EVENT_FIELDS}
-    document["at"] = event.at.astimezone(UTC).isoformat(timespec="microseconds")
-    return canonical_json(document)
+    at = event.at.astimezone(UTC).isoformat(timespec="microseconds")
+    return canonical_json(_values(event) | {"at": at})
+
+
+def _values(event: Any) -> Json:
+    return {name: getattr(event, name) for name in EVENT_FIELDS}
 
 
 def subject_of(model: str) -> str:
@@ -207,8 +210,7 @@ def add_events(session: Session, head: TreeHead, rows: Sequence[AuditRow], keys:
     """
     edge = _add_unplaced(session, head.edge, {})
     events = [
-        {name: getattr(row, name) for name in EVENT_FIELDS}
-        | {"place": place, "signed_by": keys.key_id}
+        {**_values(row), "place": place, "signed_by": keys.key_id}
         for place, row in enumerate(rows, edge.size)
     ]
     session.execute(insert(_EVENTS), events)
