@@ -125,14 +125,7 @@ def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
 
     Raises the errors of `trusted_keys`.
     """
-    yield from _counted_events(store, model, trusted_keys(store))
-
-
-def _counted_events(
-    store: Store,
-    model: str,
-    trusted: TrustedKeys | None,
-) -> Iterator[AuditEvent]:
+    trusted = trusted_keys(store)
     if trusted is None:
         yield from store.events(model=model, newest_first=True)
         return
@@ -142,15 +135,17 @@ def _counted_events(
 
 
 def unsigned_events(store: Store, events: Iterable[AuditEvent]) -> frozenset[AuditEvent]:
-    """Return the events that do not count, because no server has signed them.
-    Raises the errors of `trusted_keys`.
+    """Return those of the store's events that do not count, because no server has
+    signed them. Raises the errors of `trusted_keys`.
     """
     unsigned = set(events)
-    if not unsigned:
+    trusted = trusted_keys(store) if unsigned else None
+    if trusted is None:
         return frozenset()
-    trusted = trusted_keys(store)
-    for model in {event.model for event in unsigned}:
-        unsigned.difference_update(_counted_events(store, model, trusted))
+    with store.reading() as session:
+        for model in {event.model for event in unsigned}:
+            counted = counted_events(store.trail_view, session, model, trusted.keys)
+            unsigned.difference_update(counted)
     return frozenset(unsigned)
 
 
