@@ -112,9 +112,7 @@ def newest_head(session: Session, keys: Keys) -> tuple[TreeHead | None, str]:
     )
 
 
-def checked_head(
-    session: Session, keys: Keys, record: TrailRecord | None
-) -> tuple[TreeHead | None, str]:
+def checked_head(session: Session, keys: Keys, record: TrailRecord) -> tuple[TreeHead | None, str]:
     """Return the head of the tree in the store, and why it is not the one that this
     server has recorded beside its key, or a later one; an empty text if it is.
 
@@ -125,15 +123,14 @@ def checked_head(
     return head, fault or _record_fault(session, head, record)
 
 
-def _record_fault(session: Session, head: TreeHead | None, record: TrailRecord | None) -> str:
-    recorded = record.newest() if record else None
+def _record_fault(session: Session, head: TreeHead | None, record: TrailRecord) -> str:
+    recorded = record.newest()
     if head is None:
         if recorded:
             return f"all {recorded.edge.size:,} events of the audit trail are missing"
-        lost = lost_chain_ends(session, record.folder) if record else ()
-        ids = join_names(map(str, lost))
+        ids = join_names(map(str, lost_chain_ends(session, record.folder)))
         return f"the events {ids} of the audit trail are missing" if ids else ""
-    if recorded is None and record:
+    if recorded is None:
         record.join(head.log)
         recorded = record.newest()
     if recorded in (None, head):
@@ -168,15 +165,15 @@ def append_events(
     keys: Keys | None,
     record: TrailRecord | None,
 ) -> TreeHead | None:
-    """Write the events at the end of a transaction, and add them to the tree if there
-    is a key that signs. Return the new head.
+    """Write the events at the end of a transaction, and add them to the tree if this is
+    a server that signs, which has a record. Return the new head.
 
     The lock of the tree is the last lock that a transaction takes, so that transactions
     do not deadlock.
 
     Raises StoreUnavailable if the tree is not the recorded one or a later one.
     """
-    if not rows or keys is None or keys.private is None:
+    if not rows or keys is None or record is None:
         session.add_all(rows)
         return None
     take_lock(session, LOCK_NAME)
