@@ -35,15 +35,17 @@ class RunningWitness:
     vkey: str = ""
 
     @property
-    def setting(self):
-        return f"http://127.0.0.1:{self.port}#{self.vkey}"
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
 
-    def run(self, *command):
-        """Start the process and wait until it listens."""
+    @property
+    def setting(self):
+        return f"{self.url}#{self.vkey}"
+
+    def run(self, *command, stderr=subprocess.DEVNULL):
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT
         )
-        wait_until(lambda: is_open(self.port))
 
     def close(self):
         if self.process is not None:
@@ -54,9 +56,10 @@ class RunningWitness:
 @dataclass
 class OwnWitness(RunningWitness):
     def accept(self, log):
-        """Start with the log of this key."""
+        """Start with the log of this key, and wait until it listens or has failed."""
         options = ["--folder", self.folder, "--name", self.name, "--port", str(self.port)]
-        self.run(*PYTHON, "mlflow_deploy_plugin.cli", "audit", "witness", *options, "--log", log)
+        command = [*PYTHON, "mlflow_deploy_plugin.cli", "audit", "witness", *options]
+        self.run(*command, "--log", log, stderr=subprocess.PIPE)
         self.vkey = self.process.stdout.readline().strip()
 
 
@@ -76,7 +79,9 @@ class ForeignWitness(RunningWitness):
         return subprocess.check_output(command, env=ENVIRONMENT, text=True)
 
     def start(self):
+        """Start and wait until it listens."""
         self.run(*self._command("serve"))
+        wait_until(lambda: is_open(self.port))
 
     def accept(self, log):
         """Add the log with this key, and restart."""

@@ -450,6 +450,8 @@ def test_unknown_key_is_refused_until_adopted(server, start, keys, store_url):
         start(new)
     assert verify_trail(server, keys=new).state == "changed"
     with closing(open_store(store_url, keys=new)) as store:
+        with refused(StoreUnavailable, "not signed by a known key"):
+            store.record("approve", model="m", actor="eva")
         adopt_trail(store, "a new key")
     assert actors(start(new)) == [""]
 

@@ -6,14 +6,11 @@ import http.client
 import os
 import socket
 import stat
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
-from types import SimpleNamespace
 
 import pytest
 import requests
@@ -34,6 +31,7 @@ from tests.support.clocks import Clock
 from tests.support.refusals import refused
 from tests.support.tlog import FOLDER, NEEDS_TLOG, Log
 from tests.support.waiting import free_port, wait_until
+from tests.support.witnesses import OwnWitness
 
 NAME = "witness.example/1"
 NOW = datetime(2026, 12, 1, 9, 30, tzinfo=UTC)
@@ -317,24 +315,10 @@ def test_witness_changed_bytes_of_a_checkpoint_are_an_error(tmp_path_factory, da
 
 
 @contextmanager
-def running(folder, log, *more, port=None):
-    port = port or free_port()
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "audit", "witness"]
-    command += ["--folder", folder, "--name", NAME, "--log", log.signer.text, "--port", port]
-    process = subprocess.Popen(
-        [str(part) for part in (*command, *more)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"ONNXSERVE_HOME": str(folder)},
-    )
-    try:
-        assert process.stdout is not None
-        key = process.stdout.readline().strip()
-        yield SimpleNamespace(process=process, key=key, port=port, url=f"http://127.0.0.1:{port}")
-    finally:
-        process.kill()
-        process.communicate()
+def running(folder, log, **options):
+    with closing(OwnWitness(folder, NAME, **options)) as witness:
+        witness.accept(log.signer.text)
+        yield witness
 
 
 @pytest.fixture(scope="module")
@@ -358,9 +342,9 @@ def test_witness_of_another_client_cosigns_a_checkpoint(tmp_path, monkeypatch):
     tree = MerkleTree()
     with (
         running(tmp_path, log) as server,
-        WitnessClient(server.url, server.key, state_path=tmp_path / "client.json") as client,
+        WitnessClient(server.url, server.vkey, state_path=tmp_path / "client.json") as client,
     ):
-        witnesses = [parse_vkey(server.key)]
+        witnesses = [parse_vkey(server.vkey)]
         for size in (1, 2, 7, 7, 100):
             tree.extend(b"%d" % number for number in range(tree.size, size))
             note = sign_checkpoint(Checkpoint(log.name, size, tree.root()), log.key, log.name)
@@ -484,17 +468,17 @@ def test_killed_witness_keeps_each_cosigned_checkpoint(tmp_path):
     with running(tmp_path, log, port=port) as server:
         served = requests.get(server.url + path_of(log), timeout=60).text
         assert parse_checkpoint(served).size >= sizes[-1]
-        assert parse_signer(server.key, "").signed_at(parse_checkpoint(served))
+        assert parse_signer(server.vkey, "").signed_at(parse_checkpoint(served))
 
 
 def test_second_witness_on_the_folder_of_checkpoints_does_not_start(shared, tmp_path):
     folder = tmp_path / "witness"
     with running(folder, shared.log) as first, running(folder, shared.log) as second:
-        assert first.key
-        assert (second.process.wait(60), second.key) == (1, "")
+        assert first.vkey
+        assert (second.process.wait(60), second.vkey) == (1, "")
         assert second.process.stderr.read().count("\n") == 1
     with running(folder, shared.log) as third:
-        assert third.key == first.key
+        assert third.vkey == first.vkey
 
 
 def test_witness_ends_with_sigterm_and_frees_its_checkpoints(shared, tmp_path):
