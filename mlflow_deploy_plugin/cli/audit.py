@@ -240,7 +240,7 @@ def adopt(why: str, dossier: tuple[Path, ...]) -> None:
     from mlflow_deploy_plugin.core.store.audit import Login
     from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
     from mlflow_deploy_plugin.core.store.database import open_server_store
-    from mlflow_deploy_plugin.promote.evidence.proof import proven_events
+    from mlflow_deploy_plugin.promote.evidence.proof import included_statements
 
     settings = load_settings()
     if not settings.audit_key_path.exists():
@@ -273,7 +273,7 @@ def adopt(why: str, dossier: tuple[Path, ...]) -> None:
         person = store.user
         keys = store.keys
         assert keys is not None
-        found = {file: [*proven_events(file, keys)] for file in dossier}
+        found = {file: included_statements(file, keys) for file in dossier}
         adoption = adopt_trail(store, why)
     if not adoption.fault:
         show_lines(["there was nothing to accept"])
@@ -284,10 +284,10 @@ def adopt(why: str, dossier: tuple[Path, ...]) -> None:
         lines.append(f"missing: {len(missing):,} events, from {missing[0]} to {missing[-1]}")
     if adoption.waiting:
         lines.append(f"waiting beside the key: {adoption.waiting:,} events, which are stored next")
-    for file, events in found.items():
-        for entry in events:
-            if entry.event.place in missing:
-                lines.append(f"in {file}: {entry.statement}")
+    for file, statements in found.items():
+        for place, statement in statements.items():
+            if place in missing:
+                lines.append(f"in {file}: {statement}")
     show_lines(lines)
 
 

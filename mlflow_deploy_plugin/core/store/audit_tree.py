@@ -55,7 +55,7 @@ _UNPLACED = (
     .where(
         or_(_EVENTS.c.place.is_(None), _EVENTS.c.place < 0, _EVENTS.c.place >= bindparam("size"))
     )
-    .order_by(_EVENTS.c.id)
+    .order_by(_EVENTS.c.id + 0)  # In the order of `id`, SQLite would read the whole table.
 )
 
 

@@ -4,6 +4,7 @@ keys are needed to check it.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import chain
@@ -15,6 +16,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.audit_trail import AUDIT_TRAIL, StoredEvent
 from mlflow_deploy_plugin.core.registry.connection import app_document
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_tree import canonical_json, leaf_entry
 from mlflow_deploy_plugin.core.store.checkpoints import (
@@ -45,10 +47,12 @@ _PURPOSE = "audit dossier"
 _SENT = ("versions", "requests", "signatures", "trail_state")
 """The sections with statements that only the caller knows."""
 _STATEMENTS = TypeAdapter(dict[str, list[Statement]])
+_UNREADABLE = (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+"""The errors of the fields of a file that is something else."""
 
 
 class ProvenEvent(BaseModel):
-    """An event and its statement.
+    """An event.
 
     Attributes:
         is_in_period: True if the event must have a statement in the dossier.
@@ -56,15 +60,11 @@ class ProvenEvent(BaseModel):
     """
 
     event: StoredEvent
-    statement: str
     is_in_period: bool
     inclusion: list[str] = []
 
-    @property
-    def name(self) -> str:
-        event = self.event
-        place = "" if event.place is None else f" {event.place}"
-        return f"event{place} ({event.action} by {event.actor})"
+    def statement(self, is_signed: bool) -> str:
+        return event_statement(self.event.without_place(), "", is_signed).text
 
     def is_included(self, checkpoint: Checkpoint) -> bool:
         if self.event.place is None:
@@ -99,34 +99,41 @@ class Proof(BaseModel):
     signed_by: str
     signature: str = ""
 
-    @property
-    def counted(self) -> str:
-        signed = [entry for entry in self.events if entry.event.signed_by]
-        return f"{len(self.events)} events, {len(signed)} of them signed"
-
-    def event_faults(
-        self, keys: Keys, sections: Mapping[str, Sequence[Statement]]
-    ) -> Iterator[str]:
-        """Yield the faults of the checkpoint, of the events, and of the statements that
-        can be compared.
+    def included(self, keys: Keys) -> list[ProvenEvent]:
+        """Return the events in the tree of the checkpoint; none unless one of the keys
+        has signed it.
         """
-        checkpoint = parse_checkpoint(self.checkpoint) if self.checkpoint else None
-        if checkpoint and not keys.signer_of(checkpoint):
-            yield f"the checkpoint of {checkpoint.origin} has no valid signature"
-        stated = {entry.text for entry in chain.from_iterable(sections.values())}
+        if not self.checkpoint:
+            return []
+        checkpoint = parse_checkpoint(self.checkpoint)
+        included = [entry for entry in self.events if entry.is_included(checkpoint)]
+        return included if keys.signer_of(checkpoint) else []
+
+    def signed(self, keys: Keys) -> set[AuditEvent]:
+        """Return the events of servers with these keys."""
+        return {
+            entry.event.without_place()
+            for entry in self.included(keys)
+            if entry.event.signed_by in keys.public
+        }
+
+    def statement_faults(
+        self, signed: set[AuditEvent], sections: Mapping[str, Sequence[Statement]]
+    ) -> Iterator[str]:
+        """Yield the statements that are missing, and those that can be compared and
+        have no event.
+        """
+        required = Counter(self.computed)
+        proven = Counter(self.computed)
         for entry in self.events:
-            signer = entry.event.signed_by
-            is_proven = checkpoint and entry.is_included(checkpoint)
-            if signer and not (is_proven and signer in keys.public):
-                yield f"{entry.name} is not in the tree of the checkpoint, or its key is unknown"
-            if entry.is_in_period and entry.statement not in stated:
-                yield f"{entry.name} has no statement"
-        yield from (f"the server states: {text}" for text in self.computed if text not in stated)
-        proven = {*self.computed, *(entry.statement for entry in self.events)}
-        for name in sections.keys() - _SENT:
-            for made in sections[name]:
-                if made.text not in proven:
-                    yield f"the server has not stated: {made.text}"
+            text = entry.statement(entry.event.without_place() in signed)
+            proven[text] += 1
+            required[text] += entry.is_in_period
+        stated = Counter(made.text for made in chain.from_iterable(sections.values()))
+        for name in _SENT:
+            proven.update(made.text for made in sections.get(name, ()))
+        yield from (f"there is no statement: {text}" for text in required - stated)
+        yield from (f"the server has not stated: {text}" for text in stated - proven)
 
 
 def make_proof(
@@ -154,15 +161,13 @@ def make_proof(
         tree = store.trail_view.read(session, keys).tree
     proven = []
     for stored in trail.stored:
-        event = stored.without_place()
         inclusion = []
         if stored.place is not None and stored.place < size <= tree.size:
             inclusion = [*map(encoded, tree.inclusion_proof(stored.place, size))]
         proven.append(
             ProvenEvent(
                 event=stored,
-                statement=event_statement(event, "", event not in trail.unsigned).text,
-                is_in_period=event.at >= period.start,
+                is_in_period=stored.at >= period.start,
                 inclusion=inclusion,
             )
         )
@@ -201,18 +206,19 @@ def _digest(document: Json) -> str:
     return sha256(canonical_json(document).encode()).hexdigest()
 
 
-def proven_events(file: Path, keys: Keys) -> Iterator[ProvenEvent]:
-    """Yield the events of a dossier.json that are in the tree of a checkpoint which one
-    of the keys has signed. Raises InvalidConfig for another file.
+def included_statements(file: Path, keys: Keys) -> dict[int | None, str]:
+    """Return the statements of the events of a dossier.json that are in the tree of a
+    checkpoint which one of the keys has signed, by their places. Raises InvalidConfig
+    for another file.
     """
     try:
         proof = Proof.model_validate(json.loads(read_text(file, "the dossier"))["proof"])
-        checkpoint = parse_checkpoint(proof.checkpoint)
-        included = [entry for entry in proof.events if entry.is_included(checkpoint)]
-    except (KeyError, TypeError, ValueError):
+        return {
+            entry.event.place: entry.statement(entry.event.signed_by in keys.public)
+            for entry in proof.included(keys)
+        }
+    except _UNREADABLE:
         raise InvalidConfig(f"{file} is not the signed dossier.json of a dossier") from None
-    if keys.signer_of(checkpoint):
-        yield from included
 
 
 def check_dossier(
@@ -242,9 +248,12 @@ def check_dossier(
         Dossier(**document)  # It has no other entries.
         text = read_text(keys_file, "the file of --keys") if keys_file else proof.keys
         keys = parse_keys(text, str(keys_file or file)) if text else Keys({})
-        faults = [*proof.event_faults(keys, sections)]
-    except (AttributeError, KeyError, TypeError, ValueError):
+        signed = proof.signed(keys)
+        faults = [*proof.statement_faults(signed, sections)] if proof.signed_by else []
+    except _UNREADABLE:
         raise InvalidConfig(f"{file} is not the dossier.json of a dossier") from None
+    if checkpoint and not keys.signer_of(checkpoint):
+        faults.insert(0, f"the checkpoint of {checkpoint.origin} has no valid signature")
     if written != (proof.subject, proof.document):
         faults.insert(0, "the statements are not those that were signed")
     if not proof.signed_by:
@@ -254,14 +263,14 @@ def check_dossier(
     seen = []
     for witness in witnesses:
         time = checkpoint and witness.signed_at(checkpoint)
-        if time:
+        if time and witness.kind == Signer.WITNESS:
             seen.append(f"{witness.name} on {time:%Y-%m-%d %H:%M}Z")
         else:
             faults.append(f"the witness {witness.name} has not signed the checkpoint")
     origin = keys_file or "in the dossier, whose maker can exchange them (--keys FILE)"
     size = f"{checkpoint.size:,} events" if checkpoint else "none"
     return faults, (
-        f"{proof.counted}; keys: {origin}; checkpoint: {size}; witnesses: "
-        f"{join_names(seen) or 'none (--witness KEY)'}; statements by {proof.made_by}, "
-        f"not compared: {join_names([*_SENT, 'links'])}"
+        f"{len(proof.events)} events, {len(signed)} of them signed; keys: {origin}; checkpoint: "
+        f"{size}; witnesses: {join_names(seen) or 'none (--witness KEY)'}; statements by "
+        f"{proof.made_by}, not compared: {join_names([*_SENT, 'links'])}"
     )

@@ -43,10 +43,11 @@ def write_tiles(
                     "another folder"
                 )
         size = checkpoint.size
-        entries = select(AuditLeafRow.entry).where(AuditLeafRow.place < size)
+        entries = select(AuditLeafRow.entry).where(AuditLeafRow.place.between(0, size - 1))
         stored = session.scalars(entries.order_by(AuditLeafRow.place), execution_options=STREAMED)
-        rows = select(AuditRow).where(AuditRow.place < size).order_by(AuditRow.place)
-        events = {row.place: event_json(row) for row in session.scalars(rows)}
+        rows = session.scalars(select(AuditRow), execution_options=STREAMED)
+        # Somebody may have inserted another event at the same place.
+        events = {row.place: event_json(row) for row in rows if view.has(row)}
         try:
             sized = (len(entry).to_bytes(2, "big") + entry.encode() for entry in stored)
             _write_level(folder / "tile/entries", sized, size)

@@ -286,6 +286,23 @@ def test_unreadable_event_is_changed_or_one_line(server, tamper, user, store_url
             server.record("approve", model="m", actor="eva")
 
 
+def test_sqlite_finds_new_events_by_an_index(server, store_url):
+    if not store_url.startswith("sqlite"):
+        pytest.skip("PostgreSQL scans a table as small as this one")
+    reads = []
+
+    def keep(_connection, _cursor, statement, parameters, *_):
+        if statement.startswith("SELECT") and "place IS NULL" in statement:
+            reads.append((f"EXPLAIN QUERY PLAN {statement}", parameters))
+
+    event.listen(server._engine, "before_cursor_execute", keep)
+    server.record("approve", model="m")
+    event.remove(server._engine, "before_cursor_execute", keep)
+    with server._engine.connect() as connection:
+        (plan,) = [[*connection.exec_driver_sql(*read)] for read in reads]
+    assert not [step for *_, step in plan if step.startswith("SCAN")]
+
+
 def test_violated_constraint_is_one_line(server, tamper):
     tamper(run(f"CREATE UNIQUE INDEX taken ON {EVENTS} (action) WHERE version = '5'"))
     with refused(StoreUnavailable, "cannot be used"):

@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -71,9 +72,21 @@ def cosign(folder, signer):
         checkpoint = parse_checkpoint(proof["checkpoint"])
         line = signer.sign(checkpoint.body, WITNESS_KEY.sign, SEEN)
         proof["checkpoint"] = checkpoint.with_signatures(line).text
+
+    change(folder, add)
+    sign(folder)
+
+
+def sign(folder):
+    """Let the holder of the server's key sign the dossier as it is."""
+
+    def add(document):
+        proof = document.pop("proof")
         del proof["signature"]
+        proof["document"] = sha256(canonical_json(document).encode()).hexdigest()
         keys = read_key_file(folder / "audit.key")
         proof["signature"] = keys.sign("audit dossier", canonical_json(proof))
+        document["proof"] = proof
 
     change(folder, add)
 
@@ -113,6 +126,10 @@ def test_dossier_verify_refuses_other_witness(folder):
     assert checked.exit_code == 1
     assert mentions(checked.stdout, "witness.example/2 has not signed")
     assert mentions(said(verify(folder, "--witness", "witness.example/1")), "NAME+ID+KEY")
+    log = json.loads((folder / "dossier.json").read_text())["proof"]["checkpoint"].split("\n")[0]
+    keys = read_key_file(folder / "audit.key")
+    server = Signer(log, keys.public[keys.key_id], Signer.LOG)
+    assert verify(folder, "--witness", server.text).exit_code == 1
 
 
 def test_reasons_are_quoted_and_unsigned_events_separate(folder):
@@ -130,6 +147,10 @@ def test_reasons_are_quoted_and_unsigned_events_separate(folder):
 def forge_statement(document):
     statements = document["decisions"]["promotions"]
     statements.append({**statements[0], "text": "The action of ada was approve."})
+
+
+def forge_second_approval(document):
+    document["decisions"]["promotions"].append(document["decisions"]["promotions"][1])
 
 
 def forge_alarm(document):
@@ -156,11 +177,12 @@ def forge_period(document):
         (forge_alarm, ["not those", "No alert was firing", "drifts"]),
         (lambda document: document["monitoring"].pop("alarms"), ["not those", "drifts"]),
         (forge_period, ["valid signature", "not those"]),
+        (forge_second_approval, ["not those", "has not stated", "ada", "decline"]),
         (lambda document: document["decisions"].pop("promotions"), ["not those", "no statement"]),
         (lambda document: document["proof"]["events"].pop(), ["valid signature"]),
         (
             lambda document: document["proof"]["events"][2]["event"].update(actor="x"),
-            ["valid signature", "not in the tree"],
+            ["valid signature", "no statement: The action of x", "not signed by"],
         ),
         (lambda document: document["proof"].update(signed_by=""), ["not signed"]),
     ],
@@ -177,7 +199,43 @@ def test_other_keys_are_refused(folder):
     (folder / "other.pem").write_text(read_key_file(folder / "other.key").public_pem())
     checked = verify(folder, "--keys", f"{folder}/other.pem")
     assert checked.exit_code == 1
-    assert mentions(checked.stdout, "the dossier has no valid signature", "checkpoint", "event 2")
+    assert mentions(checked.stdout, "the dossier has no valid signature", "checkpoint", "0 of them")
+    assert mentions(checked.stdout, "there is no statement", "request", "not signed by MLflow's")
+
+
+def pretend_approval(document):
+    """Let the statement of a proven event be about something else."""
+    entry = document["proof"]["events"][3]
+    forged = "The action of ada was approve."
+    for statement in document["decisions"]["promotions"]:
+        if entry["event"]["why"] in statement["text"].replace('"', "”"):
+            statement["text"] = forged
+    entry["statement"] = forged
+
+
+def add_event(document):
+    """Add an event without a proof, and its statement as of a signed one."""
+    entry = document["proof"]["events"][2]
+    event = {**entry["event"], "actor": "ada", "place": None, "signed_by": ""}
+    (signed,) = (
+        statement
+        for statement in document["decisions"]["promotions"]
+        if "was request" in statement["text"]
+    )
+    forged = signed["text"].replace("eva", "ada")
+    document["proof"]["events"].append(
+        {**entry, "event": event, "statement": forged, "inclusion": []}
+    )
+    document["decisions"]["promotions"].append({**signed, "text": forged})
+
+
+@pytest.mark.parametrize("forge", [pretend_approval, add_event])
+def test_thief_of_key_cannot_state_what_tree_lacks(folder, forge):
+    change(folder, forge)
+    sign(folder)
+    checked = verify(folder, "--keys", f"{folder}/public.pem", "--witness", WITNESS.text)
+    assert checked.exit_code == 1
+    assert mentions(checked.stdout, "the server has not stated: The action of ada")
 
 
 def test_dossier_verify_survives_rewritten_store(folder, store):
@@ -200,9 +258,20 @@ def test_dossier_verify_survives_rewritten_store(folder, store):
     assert verify(folder, "--witness", WITNESS.text).exit_code == 0
 
 
+def set_time(document):
+    """Set a time that UTC cannot represent."""
+    document["proof"]["events"][2]["event"]["at"] = "0001-01-01T00:00:00+14:00"
+
+
 @pytest.mark.parametrize(
-    "forge", [forge_section, lambda document: document.update(summary="All is well.")]
+    "forge",
+    [forge_section, set_time, lambda document: document.update(summary="All is well.")],
 )
 def test_other_file_is_refused(folder, forge):
     change(folder, forge)
+    assert mentions(said(verify(folder)), "dossier.json")
+
+
+def test_deep_file_is_refused(folder):
+    (folder / "dossier.json").write_text("[" * 100_000)
     assert mentions(said(verify(folder)), "dossier.json")

@@ -6,10 +6,12 @@ import json
 from contextlib import closing
 
 import pytest
+from sqlalchemy import insert, select
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.checkpoints import Signer, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow
 from mlflow_deploy_plugin.promote.evidence.tiles import write_tiles
 from tests.support.audit_trail import store_of_server
 from tests.support.commands import onnxserve, said
@@ -57,6 +59,17 @@ def test_foreign_verifier_reads_exported_tree(server, tmp_path):
         write_tiles(server, server.keys, None, folder)
         assert verify(folder, server).size == server.trail_view.tree.size
     assert (folder / "tile/entries/001").stat().st_size > 256 * 100
+
+
+def test_export_leaves_inserted_rows_out(server, tmp_path):
+    record(server, 5)
+    with server.transaction() as session:
+        query = select(AuditRow.__table__).where(AuditRow.place == 3)
+        row = session.execute(query).one()._asdict()
+        session.execute(insert(AuditRow).values({**row, "id": 100, "actor": "forged"}))
+        session.execute(insert(AuditLeafRow).values(place=-1, entry="{}"))
+    write_tiles(server, server.keys, None, tmp_path / "log")
+    verify(tmp_path / "log", server)
 
 
 def test_export_refuses_tree_without_exported_checkpoint(server, tmp_path):
