@@ -12,13 +12,12 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache, partial
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from types import MappingProxyType
 
 import requests
 
@@ -155,24 +154,21 @@ class _Receiver:
         before = self.delivery(store)
         now = store.now()
         newest = _newest(store)
-        is_refusal = False
         try:
             delivered = self.deliver(store, newest, before.checkpoint(newest.origin))
             return _Delivery(note=delivered.text, tried_at=now)
         except _NotDelivered as error:
-            fault = str(error)
-            is_refusal = error.is_refusal
+            failure = error
         except (OnnxserveError, OSError, ValueError) as error:  # also the errors of requests
-            fault = f"cannot be reached ({type(error).__name__})"
-        if fault != before.fault:
-            _log.warning("%s %s", self.name, fault)
-        since = before.failing_since if before.fault else now
+            failure = _NotDelivered(f"cannot be reached ({type(error).__name__})", is_refusal=False)
+        if str(failure) != before.fault:
+            _log.warning("%s %s", self.name, failure)
         return _Delivery(
             note=before.note,
             tried_at=now,
-            fault=fault,
-            is_refusal=is_refusal,
-            failing_since=since,
+            fault=str(failure),
+            is_refusal=failure.is_refusal,
+            failing_since=before.failing_since if before.fault else now,
         )
 
     def reported_fault(self, store: Store) -> str:
@@ -281,18 +277,13 @@ def _contains(store: Store, known: Checkpoint | None, newest: Checkpoint) -> boo
     return known.body == newest.body or _checked_tree(store).begins_with(known)
 
 
-def configured_witnesses() -> Mapping[str, Witness]:
+def configured_witnesses() -> dict[str, Witness]:
     """Return the witnesses of the setting by their names. Raises InvalidConfig unless
     each is URL#VKEY with its own name and key.
     """
-    return _parse_witnesses(load_settings().audit_witnesses)
-
-
-@lru_cache(maxsize=1)
-def _parse_witnesses(text: str) -> Mapping[str, Witness]:
     witnesses: dict[str, Witness] = {}
     keys = set()
-    for entry in text.split():
+    for entry in load_settings().audit_witnesses.split():
         url, _, key = entry.partition("#")
         signer = parse_signer(key, f"{_WITNESSES}, after URL#")
         if not _URL.fullmatch(url) or signer.kind != Signer.WITNESS:
@@ -305,7 +296,7 @@ def _parse_witnesses(text: str) -> Mapping[str, Witness]:
             raise InvalidConfig(f"{_WITNESSES}: {signer.name} has the name or key of another one")
         keys.add(raw_key)
         witnesses[signer.name] = Witness(url.rstrip("/"), signer)
-    return MappingProxyType(witnesses)
+    return witnesses
 
 
 def _receivers() -> list[_Receiver]:

@@ -35,15 +35,17 @@ class RunningWitness:
     vkey: str = ""
 
     @property
-    def setting(self):
-        return f"http://127.0.0.1:{self.port}#{self.vkey}"
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
 
-    def run(self, *command):
-        """Start the process and wait until it listens."""
+    @property
+    def setting(self):
+        return f"{self.url}#{self.vkey}"
+
+    def run(self, *command, stderr=subprocess.DEVNULL):
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT
         )
-        wait_until(lambda: is_open(self.port))
 
     def close(self):
         if self.process is not None:
@@ -54,9 +56,10 @@ class RunningWitness:
 @dataclass
 class OwnWitness(RunningWitness):
     def accept(self, log):
-        """Start with the log of this key."""
+        """Start with the log of this key, and wait until it listens or has failed."""
         options = ["--folder", self.folder, "--name", self.name, "--port", str(self.port)]
-        self.run(*PYTHON, "mlflow_deploy_plugin.cli", "audit", "witness", *options, "--log", log)
+        command = [*PYTHON, "mlflow_deploy_plugin.cli", "audit", "witness", *options]
+        self.run(*command, "--log", log, stderr=subprocess.PIPE)
         self.vkey = self.process.stdout.readline().strip()
 
 
@@ -76,7 +79,9 @@ class ForeignWitness(RunningWitness):
         return subprocess.check_output(command, env=ENVIRONMENT, text=True)
 
     def start(self):
+        """Start and wait until it listens."""
         self.run(*self._command("serve"))
+        wait_until(lambda: is_open(self.port))
 
     def accept(self, log):
         """Add the log with this key, and restart."""
@@ -124,9 +129,10 @@ class ScriptedWitness:
         return f"— {self.signer.sign(checkpoint.body, self.key.sign, utc_now())}\n"
 
     def respond(self, request, body):
-        old, _, rest = body.decode().partition("\n")
-        checkpoint = parse_checkpoint(rest.partition("\n\n")[2] if rest[0] != "\n" else rest[1:])
-        self.asked.append((int(old.removeprefix("old ")), checkpoint, utc_now()))
+        head, _, note = body.decode().partition("\n\n")
+        old = int(head.split()[1])
+        checkpoint = parse_checkpoint(note)
+        self.asked.append((old, checkpoint, utc_now()))
         if self.hangs:
             self.hangs.wait()
         with suppress(OSError):
@@ -136,7 +142,7 @@ class ScriptedWitness:
         if request.path != "/a/path/add-checkpoint":
             return 404, "text/plain", ""
         known = self.sizes.get(checkpoint.origin)
-        if known not in (None, self.asked[-1][0]):
+        if known not in (None, old):
             return 409, "text/x.tlog.size", f"{known}\n"
         return self.answer or (200, "text/plain", self.cosignature(checkpoint))
 

@@ -57,6 +57,18 @@ def server(tmp_path):
 
 
 @pytest.fixture
+def clock():
+    return Clock(utc_now())
+
+
+@pytest.fixture
+def timed(tmp_path, clock):
+    """The store of a server with this clock."""
+    with store_of_server(f"sqlite:///{tmp_path}/store.db", tmp_path, clock) as store:
+        yield store
+
+
+@pytest.fixture
 def scripted():
     with scripted_witness() as witness:
         yield witness
@@ -147,10 +159,10 @@ def write_again(server, growth):
     with server.transaction() as session:
         session.execute(delete(AuditRow).where(AuditRow.action == "approve"))
         signers = {row.id: server.keys.key_id for row in session.scalars(select(AuditRow))}
-        edge = new_tree(session, signers)
+        head = replace(record.newest(), edge=new_tree(session, signers))
         events = [AuditEvent(utc_now(), "eve", "update") for _ in range(growth)]
         rows = [event_row(session, event) for event in events]
-        head = add_events(session, record.newest().log, edge, rows, server.keys)
+        head = add_events(session, head, rows, server.keys)
     record.replace(head)
 
 
@@ -290,37 +302,32 @@ def test_drip_of_bytes_is_cut(server, scripted, send, monkeypatch):
     cosigned(server, scripted)
 
 
-def test_missing_witness_is_a_fault_after_an_hour(tmp_path, scripted, send):
-    clock = Clock(utc_now())
-    with store_of_server(f"sqlite:///{tmp_path}/store.db", tmp_path, clock) as server:
-        scripted.answer = (503, "text/plain", "")
-        since = clock.now
-        ended = send(server, scripted)
-        fault(server, scripted)
-        clock.now += timedelta(minutes=59)
-        assert trail_faults(server) == []
-        clock.now += timedelta(minutes=1)
-        assert mentions(*trail_faults(server), scripted.name, f"{since:%H:%M}Z")
-        scripted.answer = None
-        cosigned(server, scripted)
-        assert trail_faults(server) == []
-        ended.set()
+def test_missing_witness_is_a_fault_after_an_hour(timed, clock, scripted, send):
+    scripted.answer = (503, "text/plain", "")
+    since = clock.now
+    send(timed, scripted)
+    fault(timed, scripted)
+    clock.now += timedelta(minutes=59)
+    assert trail_faults(timed) == []
+    clock.now += timedelta(minutes=1)
+    assert mentions(*trail_faults(timed), scripted.name, f"{since:%H:%M}Z")
+    scripted.answer = None
+    cosigned(timed, scripted)
+    assert trail_faults(timed) == []
 
 
-def test_failing_witness_is_asked_less_often(tmp_path, scripted, send, monkeypatch):
+def test_failing_witness_is_asked_less_often(timed, clock, scripted, send, monkeypatch):
     monkeypatch.setattr(witnesses, "_LOOK_SECONDS", 0.01)
-    clock = Clock(utc_now())
-    with store_of_server(f"sqlite:///{tmp_path}/store.db", tmp_path, clock) as server:
-        scripted.answer = (503, "text/plain", "")
-        ended = send(server, scripted)
-        fault(server, scripted)
-        tried = []
-        while (clock.now - scripted.asked[0][2]).total_seconds() < 200:
-            clock.now += timedelta(seconds=2)
-            if len(scripted.asked) > len(tried) + 1:
-                tried.append(clock.now)
-            threading.Event().wait(0.03)
-        ended.set()
+    scripted.answer = (503, "text/plain", "")
+    ended = send(timed, scripted)
+    fault(timed, scripted)
+    tried = []
+    while (clock.now - scripted.asked[0][2]).total_seconds() < 200:
+        clock.now += timedelta(seconds=2)
+        if len(scripted.asked) > len(tried) + 1:
+            tried.append(clock.now)
+        threading.Event().wait(0.03)
+    ended.set()
     pauses = [(later - at).total_seconds() for at, later in pairwise(tried)]
     assert pauses[0] <= 4
     assert 56 <= pauses[-1] <= 66
@@ -454,21 +461,19 @@ def worm(tmp_path, monkeypatch):
     return tmp_path / "worm"
 
 
-def test_checkpoint_is_written_once_per_hour(tmp_path, worm, send):
-    clock = Clock(utc_now())
-    with store_of_server(f"sqlite:///{tmp_path}/store.db", tmp_path, clock) as server:
-        for _ in range(2):  # a worker that starts later
-            ended = send(server)
-            wait_until(lambda: worm.is_dir() and [*worm.iterdir()])
-            server.record("approve", model="fraud")
-            ended.set()
-        first = newest(server)
-        clock.now += timedelta(hours=1)
-        ended = send(server)
-        wait_until(lambda: len([*worm.iterdir()]) == 2)
+def test_checkpoint_is_written_once_per_hour(timed, clock, worm, send):
+    for _ in range(2):  # a worker that starts later
+        ended = send(timed)
+        wait_until(lambda: worm.is_dir() and [*worm.iterdir()])
+        timed.record("approve", model="fraud")
         ended.set()
-        assert max(worm.iterdir()).read_text() == first.text
-        assert parse_checkpoint(min(worm.iterdir()).read_text()).size < first.size
+    first = newest(timed)
+    clock.now += timedelta(hours=1)
+    ended = send(timed)
+    wait_until(lambda: len([*worm.iterdir()]) == 2)
+    ended.set()
+    assert max(worm.iterdir()).read_text() == first.text
+    assert parse_checkpoint(min(worm.iterdir()).read_text()).size < first.size
 
 
 def test_checkpoint_is_written_to_a_bucket(server, bucket, send, monkeypatch):
@@ -482,16 +487,13 @@ def test_checkpoint_is_written_to_a_bucket(server, bucket, send, monkeypatch):
     assert headers["if-none-match"] == "*"  # An older checkpoint is never replaced.
 
 
-def test_folder_that_cannot_be_written_is_a_fault(tmp_path, send, monkeypatch):
+def test_folder_that_cannot_be_written_is_a_fault(timed, clock, send, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_AUDIT_CHECKPOINTS", "/proc/no/folder")
-    clock = Clock(utc_now())
-    with store_of_server(f"sqlite:///{tmp_path}/store.db", tmp_path, clock) as server:
-        ended = send(server)
-        folder = server.trail_record.folder / "witnesses"
-        wait_until(lambda: folder.is_dir() and [*folder.glob("*.json")])
-        clock.now += timedelta(hours=1)
-        assert mentions(*trail_faults(server), "ONNXSERVE_AUDIT_CHECKPOINTS")
-        ended.set()
+    send(timed)
+    folder = timed.trail_record.folder / "witnesses"
+    wait_until(lambda: folder.is_dir() and [*folder.glob("*.json")])
+    clock.now += timedelta(hours=1)
+    assert mentions(*trail_faults(timed), "ONNXSERVE_AUDIT_CHECKPOINTS")
 
 
 @pytest.fixture
@@ -560,24 +562,43 @@ def test_move_waits_for_a_witness(model, app_witness):
     assert any(checkpoint.size > place for _, checkpoint, _ in app_witness.asked)
 
 
-def test_approved_move_waits_for_a_witness(mlflow_app, app_witness):
-    model = mlflow_app.model(f"{WITNESSED}\napprovals: {{count: 2, groups: [risk]}}")
-    approve_all(mlflow_app.store, model.promotion())
+def enter(model):
     assert model.enter("1") == 200
-    assert actions(model) == ["intend", "transition"]
 
 
-def test_version_past_the_app_waits_for_a_witness(mlflow_app, model, app_witness):
-    mlflow_app.registry.set_registered_model_alias(model, "champion", "1")
-    assert model.enter("1", "@champion") == 200
+def approve(model):
+    assert model.set_policy(f"{WITNESSED}\napprovals: {{count: 2, groups: [risk]}}") == 200
+    approve_all(model.mlflow.store, model.promotion())
 
 
-def test_rollback_waits_for_a_witness(mlflow_app, model, app_witness):
+def move_past_app(model):
+    model.mlflow.registry.set_registered_model_alias(model, "champion", "1")
+
+
+def promote_later_version(model):
     model.passed("2")
     for version in ("1", "2"):
         assert model.enter(version, "@champion") == 200
     model.passed("1", gate="failed")
-    assert model.enter("1", "@champion") == 200
+
+
+@pytest.mark.parametrize(
+    ("prepare", "place"),
+    [
+        (enter, "Archived"),
+        (approve, "Production"),
+        (move_past_app, "@champion"),
+        (promote_later_version, "@champion"),
+    ],
+)
+def test_gated_move_waits_for_a_witness(model, app_witness, prepare, place, monkeypatch):
+    prepare(model)
+    model.mlflow.store.record("approve", model="other")
+    monkeypatch.setattr(witnesses, "_WAIT_SECONDS", 1.0)
+    app_witness.answer = (503, "text/plain", "")
+    assert model.enter("1", place) == 503
+    app_witness.answer = None
+    wait_until(lambda: model.enter("1", place) == 200)
 
 
 def test_move_without_a_witness_is_refused(model, app_witness, monkeypatch):
@@ -620,12 +641,3 @@ def test_files_changed_while_waiting_are_refused(model, app_witness):
 def test_ungated_moves_do_not_wait(model, monkeypatch):
     monkeypatch.setenv(SETTING, "")
     assert model.enter("1", "Staging") == 200
-
-
-def test_leaving_a_gated_place_waits_for_a_witness(model, app_witness, monkeypatch):
-    assert model.enter("1") == 200
-    monkeypatch.setattr(witnesses, "_WAIT_SECONDS", 1.0)
-    app_witness.answer = (503, "text/plain", "")
-    model.mlflow.store.record("approve", model="other")
-    assert model.enter("1", "Archived") == 503
-    assert model.stage("1") == "Production"

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.registry.connection import CALLER, app_document
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_seal import published_keys
-from mlflow_deploy_plugin.core.store.audit_verify import newest_counted_events
+from mlflow_deploy_plugin.core.store.audit_verify import BROKEN, counted_events
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, parse_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
@@ -120,36 +120,32 @@ def stored_keys(store: Store) -> TrustedKeys:
 
 
 def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
-    """Yield the events of a model that count, newest first
-    (`audit_verify.newest_counted_events`); all if no event of the store is signed.
+    """Yield the events of a model that count, newest first, without the marks of faults
+    (`audit_verify.counted_events`); all if no event of the store is signed.
 
     Raises the errors of `trusted_keys`.
     """
-    yield from _counted_events(store, model, trusted_keys(store))
-
-
-def _counted_events(
-    store: Store,
-    model: str,
-    trusted: TrustedKeys | None,
-) -> Iterator[AuditEvent]:
+    trusted = trusted_keys(store)
     if trusted is None:
         yield from store.events(model=model, newest_first=True)
         return
     with store.reading() as session:
-        yield from newest_counted_events(store.trail_view, session, model, trusted.keys)
+        events = counted_events(store.trail_view, session, model, trusted.keys)
+    yield from (event for event in reversed(events) if event.action != BROKEN)
 
 
 def unsigned_events(store: Store, events: Iterable[AuditEvent]) -> frozenset[AuditEvent]:
-    """Return the events that do not count, because no server has signed them.
-    Raises the errors of `trusted_keys`.
+    """Return those of the store's events that do not count, because no server has
+    signed them. Raises the errors of `trusted_keys`.
     """
     unsigned = set(events)
-    if not unsigned:
+    trusted = trusted_keys(store) if unsigned else None
+    if trusted is None:
         return frozenset()
-    trusted = trusted_keys(store)
-    for model in {event.model for event in unsigned}:
-        unsigned.difference_update(_counted_events(store, model, trusted))
+    with store.reading() as session:
+        for model in {event.model for event in unsigned}:
+            counted = counted_events(store.trail_view, session, model, trusted.keys)
+            unsigned.difference_update(counted)
     return frozenset(unsigned)
 
 

@@ -51,11 +51,13 @@ def chain_signers(session: Session, keys: Keys, key_id: str) -> dict[int, str]:
     for _, chain in groupby(rows, key=attrgetter("model")):
         signed: dict[int, str] = {}
         earlier: dict[int, str] = {}
-        head, is_sealed = "", False
+        head = ""
+        is_sealed = False
         for row in chain:
             digest = _digest(row)
             if row.previous != head or row.digest != digest:
-                signed, earlier = {}, {}
+                signed.clear()
+                earlier.clear()
             head = row.digest
             if keys.is_signed(_PURPOSE, digest, row.signed_by, row.signature):
                 if row.action == _SEAL and not is_sealed:

@@ -19,18 +19,18 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.audit_tree import (
     ADOPT,
+    LOCK_NAME,
     REMEDY,
     add_events,
     checked_head,
     extend,
-    lock_tree,
     new_log,
     new_tree,
 )
 from mlflow_deploy_plugin.core.store.audit_verify import (
     TrailState,
     check_trail,
-    newest_counted_events,
+    counted_events,
 )
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
 from mlflow_deploy_plugin.core.store.merkle import Edge
@@ -59,8 +59,7 @@ def seal(store: Store) -> None:
     keys, record = _signing(store)
     with store.reading() as session:
         rows_fault = _rows_fault(session, store)
-    with store.transaction(alone_with="audit seal") as session:
-        lock_tree(session)
+    with store.transaction(alone_with=LOCK_NAME) as session:
         head, fault = checked_head(session, keys, record)
         fault = fault or rows_fault
         if fault:
@@ -94,11 +93,12 @@ def _rows_fault(session: Session, store: Store) -> str:
     tree = store.trail_view.read(session, keys)
     removed = tree.size - _count_rows(session, tree.size)
     if removed:
-        events = newest_counted_events(store.trail_view, session, "", keys)
-        adoptions = (event.detail for event in events if event.action == ADOPT)
-        removed -= next(adoptions, {}).get(_MISSING, 0)
-        if removed > 0:
-            return f"events of the audit trail were removed ({removed:,})"
+        known = 0
+        for event in counted_events(store.trail_view, session, "", keys):
+            if event.action == ADOPT:
+                known = event.detail.get(_MISSING, 0)
+        if removed > known:
+            return f"events of the audit trail were removed ({removed - known:,})"
     return tree.fault
 
 
@@ -172,28 +172,27 @@ def adopt_trail(store: Store, why: str) -> Adoption:
     StoreUnavailable if the record cannot be read or written.
     """
     keys, record = _signing(store)
-    with store.transaction() as session:
-        lock_tree(session)
-        head, head_fault = checked_head(session, keys, record)
+    with store.transaction(alone_with=LOCK_NAME) as session:
+        _, head_fault = checked_head(session, keys, record)
         fault = head_fault or _rows_fault(session, store)
         if not fault:
             return Adoption()
         recorded = record.newest()
         size = recorded.edge.size if recorded else 0
-        is_signed = head and not store.trail_view.read(session, keys).fault
-        if head and is_signed and not head_fault:
-            log, edge = head.log, head.edge
+        head = store.trail_view.read(session, keys).head
+        if head and not head_fault:
+            accepted = head
         elif recorded and extend(session, Edge(), size) == recorded.edge:
-            log, edge = recorded.log, recorded.edge
-        elif head and is_signed:  # Witnesses of its log refuse a smaller tree.
-            log = new_log() if recorded and recorded.log == head.log else head.log
-            edge = head.edge
+            accepted = recorded
+        elif head:  # Witnesses of its log may have cosigned a larger tree.
+            accepted = new_log(head.edge)
         else:
-            log, edge = new_log(), new_tree(session, {})
-        adoption = Adoption(fault, range(edge.size, size), record.count_spooled())
-        detail = {"accepted": [fault], _MISSING: edge.size - _count_rows(session, edge.size)}
+            accepted = new_log(new_tree(session, {}))
+        kept = accepted.edge.size
+        adoption = Adoption(fault, range(kept, size), record.count_spooled())
+        detail = {"accepted": [fault], _MISSING: kept - _count_rows(session, kept)}
         event = AuditEvent(store.now(), store.user, ADOPT, why=why, detail=detail)
-        head = add_events(session, log, edge, [event_row(session, event)], keys)
+        head = add_events(session, accepted, [event_row(session, event)], keys)
     record.replace(head)
     return adoption
 

@@ -11,7 +11,7 @@ a known key has signed, and the leaf names a known key (`audit_verify.py`).
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC
 from hashlib import sha256
@@ -20,29 +20,26 @@ from typing import Any
 from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import StoreUnavailable
 from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.store.audit import LOCK, AuditEvent
 from mlflow_deploy_plugin.core.store.audit_chains import chain_signers, lost_chain_ends
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
-from mlflow_deploy_plugin.core.store.checkpoints import TreeHead, parse_head
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, TreeHead, parse_head
 from mlflow_deploy_plugin.core.store.merkle import Edge, leaf_hash
-from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow, AuditTreeRow
+from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow, AuditTreeRow, Json
 
 ADOPT = "adopt"
 """The action of the event that an administrator has accepted a trail with faults. No
-verdict or request of before counts after it.
+verdict or request of before counts after it. Also the subject of its leaf, because it
+concerns all models.
 """
-ADOPTED = "adopt"
-"""The subject of the leaves of `ADOPT`, which concern all models."""
+LOCK_NAME = "audit tree"
+"""The lock of transactions that add events."""
 REMEDY = (
     "an administrator can accept it with `onnxserve audit adopt --why REASON` on the machine of "
     "MLflow's server"
-)
-UNSIGNED = (
-    "the newest checkpoint of the audit trail is not signed by a known key (servers with one store "
-    "share ONNXSERVE_AUDIT_KEY_FILE)"
 )
 EVENT_FIELDS = tuple(field.name for field in fields(AuditEvent))
 STREAMED = {"yield_per": 1000}
@@ -74,9 +71,12 @@ def event_json(event: Any) -> str:
     """Return the text of a stored event whose digest is in its leaf. The format never
     changes.
     """
-    document = {name: getattr(event, name) for name in EVENT_FIELDS}
-    document["at"] = event.at.astimezone(UTC).isoformat(timespec="microseconds")
-    return canonical_json(document)
+    at = event.at.astimezone(UTC).isoformat(timespec="microseconds")
+    return canonical_json(_values(event) | {"at": at})
+
+
+def _values(event: Any) -> Json:
+    return {name: getattr(event, name) for name in EVENT_FIELDS}
 
 
 def subject_of(model: str) -> str:
@@ -88,58 +88,52 @@ def subject_of(model: str) -> str:
 
 def leaf_entry(event: Any, signed_by: str) -> str:
     """Return the entry of a stored event in the log. The format never changes."""
-    subject = ADOPTED if signed_by and event.action == ADOPT else subject_of(event.model)
+    subject = ADOPT if signed_by and event.action == ADOPT else subject_of(event.model)
     digest = sha256(event_json(event).encode()).hexdigest()
     return canonical_json({"event": digest, "model": subject, "signed_by": signed_by})
 
 
-def newest_head(session: Session) -> TreeHead | None:
-    """Return the head of the tree in the store, whose signature is not checked; None
-    before the first start of a server. Raises InvalidConfig if it cannot be read.
+def newest_head(session: Session, keys: Keys) -> tuple[TreeHead | None, str]:
+    """Return the head of the tree in the store, or why it cannot be used. It is None
+    without a fault before the first start of a server.
     """
     row = session.execute(_NEWEST).one_or_none()
     if row is None:
-        return None
+        return None, ""
     try:
-        return parse_head(row.checkpoint, row.edge)
+        head = parse_head(row.checkpoint, row.edge)
     except ValueError:
-        raise InvalidConfig("the newest checkpoint of the audit trail was changed") from None
+        return None, "the newest checkpoint of the audit trail was changed"
+    if keys.signer_of(head.checkpoint):
+        return head, ""
+    return None, (
+        "the newest checkpoint of the audit trail is not signed by a known key (servers with one "
+        "store share ONNXSERVE_AUDIT_KEY_FILE)"
+    )
 
 
-def checked_head(
-    session: Session, keys: Keys, record: TrailRecord | None
-) -> tuple[TreeHead | None, str]:
+def checked_head(session: Session, keys: Keys, record: TrailRecord) -> tuple[TreeHead | None, str]:
     """Return the head of the tree in the store, and why it is not the one that this
     server has recorded beside its key, or a later one; an empty text if it is.
 
     Call this with the lock of the tree, otherwise another server may record a newer
     head. Raises InvalidConfig if the record cannot be read.
     """
-    try:
-        head = newest_head(session)
-    except InvalidConfig as error:
-        return None, error.message
-    return head, _head_fault(session, head, keys, record)
+    head, fault = newest_head(session, keys)
+    return head, fault or _record_fault(session, head, record)
 
 
-def _head_fault(
-    session: Session, head: TreeHead | None, keys: Keys, record: TrailRecord | None
-) -> str:
-    recorded = record.newest() if record else None
+def _record_fault(session: Session, head: TreeHead | None, record: TrailRecord) -> str:
+    recorded = record.newest()
     if head is None:
         if recorded:
             return f"all {recorded.edge.size:,} events of the audit trail are missing"
-        lost = lost_chain_ends(session, record.folder) if record else ()
-        ids = join_names(map(str, lost))
+        ids = join_names(map(str, lost_chain_ends(session, record.folder)))
         return f"the events {ids} of the audit trail are missing" if ids else ""
-    if head == recorded:
-        return ""
-    if not keys.signer_of(head.checkpoint):
-        return UNSIGNED
-    if recorded is None and record:
+    if recorded is None:
         record.join(head.log)
         recorded = record.newest()
-    if recorded is None:
+    if recorded in (None, head):
         return ""
     edge = recorded.edge
     missing = edge.size - head.edge.size
@@ -169,33 +163,34 @@ def append_events(
     session: Session,
     rows: Sequence[AuditRow],
     keys: Keys | None,
-    record: TrailRecord | None = None,
+    record: TrailRecord | None,
 ) -> TreeHead | None:
-    """Write the events at the end of a transaction, and add them to the tree if there
-    is a key that signs. Return the new head.
+    """Write the events at the end of a transaction, and add them to the tree if this is
+    a server that signs, which has a record. Return the new head.
 
     The lock of the tree is the last lock that a transaction takes, so that transactions
     do not deadlock.
 
     Raises StoreUnavailable if the tree is not the recorded one or a later one.
     """
-    if not rows or keys is None or keys.private is None:
+    if not rows or keys is None or record is None:
         session.add_all(rows)
         return None
-    lock_tree(session)
+    take_lock(session, LOCK_NAME)
     head, fault = checked_head(session, keys, record)
     if fault:
         raise StoreUnavailable(f"{fault}; {REMEDY}")
-    if head:
-        log, edge = head.log, head.edge
-    else:
-        log, edge = new_log(), new_tree(session, chain_signers(session, keys, keys.key_id))
-    return add_events(session, log, edge, rows, keys)
+    if head is None:
+        head = new_log(new_tree(session, chain_signers(session, keys, keys.key_id)))
+    return add_events(session, head, rows, keys)
 
 
-def new_log() -> str:
-    """Return a name for the log of a store, which no other store has."""
-    return f"onnxserve/{secrets.token_hex(8)}"
+def new_log(edge: Edge) -> TreeHead:
+    """Return the head of a tree under a name that no other log has. It has no signature
+    and names no key.
+    """
+    origin = f"onnxserve/{secrets.token_hex(8)}/"
+    return TreeHead(Checkpoint(origin, edge.size, edge.root), edge)
 
 
 def new_tree(session: Session, signers: Mapping[int, str]) -> Edge:
@@ -206,28 +201,22 @@ def new_tree(session: Session, signers: Mapping[int, str]) -> Edge:
     return _add_unplaced(session, Edge(), signers)
 
 
-def add_events(
-    session: Session, log: str, edge: Edge, rows: Iterable[AuditRow], keys: Keys
-) -> TreeHead:
+def add_events(session: Session, head: TreeHead, rows: Sequence[AuditRow], keys: Keys) -> TreeHead:
     """Add the events of other processes, and then these, to the tree. Return the new
     head.
     """
-    edge = _add_unplaced(session, edge, {})
-    events, leaves = [], []
-    for row in rows:
-        entry = leaf_entry(row, keys.key_id)
-        values = {name: getattr(row, name) for name in EVENT_FIELDS}
-        events.append({**values, "place": edge.size, "signed_by": keys.key_id})
-        leaves.append({"place": edge.size, "entry": entry})
-        edge = edge.add(leaf_hash(entry.encode()))
-    head = TreeHead(keys.sign_checkpoint(log, edge), edge)
+    edge = _add_unplaced(session, head.edge, {})
+    events = [
+        {**_values(row), "place": place, "signed_by": keys.key_id}
+        for place, row in enumerate(rows, edge.size)
+    ]
     session.execute(insert(_EVENTS), events)
-    session.execute(insert(_LEAVES), leaves)
-    newest = {"checkpoint": head.checkpoint.text, "edge": head.hashes}
-    stored = session.connection().execute(update(_TREE).where(_TREE.c.id == _ROW).values(newest))
-    if not stored.rowcount:
-        session.execute(insert(_TREE).values(id=_ROW, **newest))
-    return head
+    edge = _add_leaves(session, edge, [leaf_entry(row, keys.key_id) for row in rows])
+    newest = TreeHead(keys.sign_checkpoint(head.log, edge), edge)
+    session.execute(delete(_TREE))
+    values = {"id": _ROW, "checkpoint": newest.checkpoint.text, "edge": newest.hashes}
+    session.execute(insert(_TREE).values(values))
+    return newest
 
 
 def _add_unplaced(session: Session, edge: Edge, signers: Mapping[int, str]) -> Edge:
@@ -239,29 +228,31 @@ def _add_unplaced(session: Session, edge: Edge, signers: Mapping[int, str]) -> E
     except ValueError as error:  # SQLite stores any text as a time.
         raise StoreUnavailable(f"an audit event cannot be read: {one_line(error)}") from None
     session.execute(delete(_LEAVES).where(_LEAVES.c.place >= edge.size))
-    places, leaves = [], []
-    for row in rows:
-        signed_by = signers.get(row.id, "")
-        entry = leaf_entry(row, signed_by)
-        places.append({"row": row.id, "place": edge.size, "signed_by": signed_by})
-        leaves.append({"place": edge.size, "entry": entry})
+    if not rows:
+        return edge
+    places = [
+        {"row": row.id, "place": place, "signed_by": signers.get(row.id, "")}
+        for place, row in enumerate(rows, edge.size)
+    ]
+    session.execute(update(_EVENTS).where(_EVENTS.c.id == bindparam("row")), places)
+    return _add_leaves(session, edge, [leaf_entry(row, signers.get(row.id, "")) for row in rows])
+
+
+def _add_leaves(session: Session, edge: Edge, entries: Sequence[str]) -> Edge:
+    leaves = [{"place": place, "entry": entry} for place, entry in enumerate(entries, edge.size)]
+    session.execute(insert(_LEAVES), leaves)
+    for entry in entries:
         edge = edge.add(leaf_hash(entry.encode()))
-    if rows:
-        session.execute(update(_EVENTS).where(_EVENTS.c.id == bindparam("row")), places)
-        session.execute(insert(_LEAVES), leaves)
     return edge
 
 
-def lock_tree(session: Session) -> None:
-    """Let other transactions that add events wait. SQLite's lock is already taken."""
-    if session.get_bind().dialect.name == "postgresql":
-        lock_in_postgresql(session, "audit tree")
-
-
-def lock_in_postgresql(session: Session, name: str) -> None:
+def take_lock(session: Session, name: str) -> None:
     """Take the lock of this name until the end of the transaction. Wait at most for the
-    time in `Session.info`.
+    time in `Session.info`. On SQLite, the lock of all writing transactions is already
+    taken.
     """
+    if session.get_bind().dialect.name != "postgresql":
+        return
     # PostgreSQL sets the timeout before it takes the lock.
     session.execute(
         select(

@@ -4,23 +4,21 @@ import json
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_tree import (
-    ADOPTED,
+    ADOPT,
     EVENT_FIELDS,
     STREAMED,
-    UNSIGNED,
     leaf_entry,
     newest_head,
     subject_of,
@@ -70,8 +68,7 @@ class CheckedTree:
 
     def places(self, model: str) -> list[int]:
         """Return the places of a model's events and of adoptions."""
-        subjects = (subject_of(model), ADOPTED)
-        places = (place for subject in subjects for place in self.by_model.get(subject, ()))
+        places = [*self.by_model.get(subject_of(model), ()), *self.by_model.get(ADOPT, ())]
         return sorted(place for place in places if place < self.size)
 
 
@@ -91,14 +88,9 @@ class TrailView:
 
     def read(self, session: Session, keys: Keys) -> CheckedTree:
         """Return the tree of the newest checkpoint. Only new leaves are read."""
-        try:
-            head = newest_head(session)
-        except InvalidConfig as error:
-            return self._checked(None, error.message)
+        head, fault = newest_head(session, keys)
         if head is None:
-            return self._checked(None)
-        if not keys.signer_of(head.checkpoint):
-            return self._checked(None, UNSIGNED)
+            return self._checked(None, fault)
         size = head.edge.size
         with self._lock:
             if head.log != self._log:
@@ -130,7 +122,7 @@ def counted_events(
     session: Session,
     model: str,
     keys: Keys,
-    recorded: Checkpoint | None,
+    recorded: Checkpoint | None = None,
 ) -> list[AuditEvent]:
     """Return the events of a model that may decide something, oldest first.
 
@@ -149,31 +141,14 @@ def counted_events(
         if row is None or not tree.has(row):
             counted.append(broken)
         elif row.signed_by in keys.public:
-            counted.append(_event_of(row))
+            counted.append(AuditEvent(*(getattr(row, name) for name in EVENT_FIELDS)))
     return counted
-
-
-def newest_counted_events(
-    view: TrailView, session: Session, model: str, keys: Keys
-) -> Iterator[AuditEvent]:
-    """Yield the events of a model that count, newest first; none after a fault of the
-    tree. Removed events are not noticed.
-    """
-    tree = view.read(session, keys)
-    newest_first = _rows(model).order_by(None).order_by(AuditRow.place.desc())
-    for row in session.execute(newest_first, execution_options=STREAMED):
-        if row.signed_by in keys.public and tree.has(row):
-            yield _event_of(row)
 
 
 def _rows(model: str | None = None) -> Select[Any]:
     columns = [getattr(AuditRow, name) for name in ("place", "signed_by", *EVENT_FIELDS)]
     query = select(*columns).where(AuditRow.place.is_not(None)).order_by(AuditRow.place)
     return query if model is None else query.where(AuditRow.model == model)
-
-
-def _event_of(row: Row[Any]) -> AuditEvent:
-    return AuditEvent(*(getattr(row, name) for name in EVENT_FIELDS))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Ed25519, tlog-cosignature.
 """
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Callable
@@ -59,7 +58,8 @@ class Checkpoint:
         """Return the checkpoint with these lines in the places of those of the same
         keys.
         """
-        kept = [known for known in self.signatures if not any(map(_same_key(known), lines))]
+        keys = {_split_signature(line)[:2] for line in lines}
+        kept = [line for line in self.signatures if _split_signature(line)[:2] not in keys]
         return replace(self, signatures=(*kept, *lines))
 
 
@@ -87,20 +87,16 @@ def parse_head(note: str, hashes: str) -> TreeHead:
     """
     checkpoint = parse_checkpoint(note)
     edge = Edge(checkpoint.size, tuple(map(decoded, hashes.split())))
-    if not edge.is_valid or edge.root != checkpoint.root:
+    if len(edge.hashes) != edge.size.bit_count() or edge.root != checkpoint.root:
         raise ValueError(note)
     return TreeHead(checkpoint, edge)
 
 
-def _same_key(line: str) -> Callable[[str], bool]:
+def _split_signature(line: str) -> tuple[str, bytes, bytes]:
+    """Return the name and the id of the key, and the signature."""
     name, _, signature = line.partition(" ")
-    prefix = decoded(signature)[:_KEY_ID_BYTES]
-
-    def is_same(other: str) -> bool:
-        other_name, _, other_signature = other.partition(" ")
-        return (other_name, decoded(other_signature)[:_KEY_ID_BYTES]) == (name, prefix)
-
-    return is_same
+    content = decoded(signature)
+    return name, content[:_KEY_ID_BYTES], content[_KEY_ID_BYTES:]
 
 
 def encoded(content: bytes) -> str:
@@ -109,10 +105,7 @@ def encoded(content: bytes) -> str:
 
 def decoded(text: str) -> bytes:
     """Return the bytes of canonical Base64. Raises ValueError for another text."""
-    try:
-        content = base64.b64decode(text, validate=True)
-    except binascii.Error:
-        raise ValueError(text) from None
+    content = base64.b64decode(text, validate=True)
     if encoded(content) != text:
         raise ValueError(text)
     return content
@@ -200,17 +193,15 @@ class Signer:
         """
         from cryptography.exceptions import InvalidSignature
 
-        own = f"{self.name} "
-        named = [line.removeprefix(own) for line in checkpoint.signatures if line.startswith(own)]
-        signatures = [decoded(line) for line in named]
-        of_key = [content for content in signatures if content.startswith(self.key_id)]
+        signatures = map(_split_signature, checkpoint.signatures)
+        key = (self.name, self.key_id)
+        of_key = [content for name, key_id, content in signatures if (name, key_id) == key]
         if len(of_key) != 1:
             return None
-        content = of_key[0][_KEY_ID_BYTES:]
         length = _TIME_BYTES if self.kind == self.WITNESS else 0
-        time, signature = content[:length], content[length:]
+        time = of_key[0][:length]
         try:
-            self.key.verify(signature, _message(checkpoint.body, time))
+            self.key.verify(of_key[0][length:], _message(checkpoint.body, time))
             return datetime.fromtimestamp(int.from_bytes(time, "big"), UTC)
         except (InvalidSignature, ValueError, OverflowError, OSError):
             return None

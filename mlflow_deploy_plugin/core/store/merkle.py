@@ -42,11 +42,6 @@ class Edge:
             root = _node(left, root)
         return root
 
-    @property
-    def is_valid(self) -> bool:
-        """False if the number of hashes contradicts the size."""
-        return self.size >= 0 and len(self.hashes) == self.size.bit_count()
-
     def add(self, leaf: bytes) -> "Edge":
         """Return the edge of the tree with one more leaf hash."""
         hashes = [*self.hashes]
@@ -97,7 +92,8 @@ class Tree:
         """Return the proof that the leaf is at this place of the first `size` leaves,
         of which it must be one.
         """
-        start, end = 0, size
+        start = 0
+        end = size
         proof = []
         while end - start > 1:
             middle = start + _split(end - start)
@@ -115,7 +111,8 @@ class Tree:
         """
         if old in (0, size):
             return []
-        start, end = 0, size
+        start = 0
+        end = size
         proof = []
         while old != end:
             middle = start + _split(end - start)
@@ -141,7 +138,8 @@ def is_included(leaf: bytes, place: int, size: int, proof: Sequence[bytes], root
     """
     if not 0 <= place < size:
         return False
-    number, last = place, size - 1
+    number = place
+    last = size - 1
     for sibling in proof:
         if last == 0:
             return False
@@ -174,7 +172,8 @@ def is_consistent(
         hashes.insert(0, old_root)
     if not 0 < old < size or not hashes:
         return False
-    number, last = old - 1, size - 1
+    number = old - 1
+    last = size - 1
     while number & 1:
         number >>= 1
         last >>= 1

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.store import audit
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
-from mlflow_deploy_plugin.core.store.audit_tree import append_events, lock_in_postgresql
+from mlflow_deploy_plugin.core.store.audit_tree import append_events, take_lock
 from mlflow_deploy_plugin.core.store.audit_verify import TrailView
 from mlflow_deploy_plugin.core.store.tables import READS_ONLY, RowT, ValueT, read_rows
 
@@ -105,8 +105,8 @@ class Transactions:
             ExitStack() as recording,
             session.begin(),
         ):
-            if alone_with and self._engine.dialect.name == "postgresql":
-                lock_in_postgresql(session, alone_with)
+            if alone_with:
+                take_lock(session, alone_with)
             yield session
             session.flush()
             events = session.info.pop(audit.PENDING, ())

@@ -49,7 +49,8 @@ def write_tiles(
         # Somebody may have inserted another event at the same place.
         events = {row.place: event_json(row) for row in rows if view.has(row)}
         try:
-            _write_entries(folder / "tile/entries", (entry.encode() for entry in stored), size)
+            sized = (len(entry).to_bytes(2, "big") + entry.encode() for entry in stored)
+            _write_level(folder / "tile/entries", sized, size)
             for level in range(8):
                 count = size >> 8 * level
                 hashes = (view.tree.subtree(8 * level, place) for place in range(count))
@@ -69,11 +70,6 @@ def _checkpoint_in(file: Path) -> Checkpoint | None:
         return None
     except (OSError, ValueError):
         raise InvalidConfig(f"{file} is not a checkpoint") from None
-
-
-def _write_entries(folder: Path, entries: Iterator[bytes], count: int) -> None:
-    sized = (len(entry).to_bytes(2, "big") + entry for entry in entries)
-    _write_level(folder, sized, count)
 
 
 def _write_level(folder: Path, items: Iterator[bytes], count: int) -> None:

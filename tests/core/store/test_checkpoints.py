@@ -132,7 +132,7 @@ def test_new_cosignature_replaces_that_of_its_key():
     assert parse_checkpoint(cosigned.text) == cosigned
 
 
-def test_head_with_contradiction_is_no_head():
+def test_contradictory_head_is_refused():
     edge = Edge().add(ROOT).add(ROOT).add(ROOT)
     note = replace(signed(3), root=edge.root).text
     first, last = map(encoded, edge.hashes)
@@ -158,7 +158,7 @@ def test_changed_checkpoint_is_refused_or_unsigned(start, end, text):
 
 
 @given(st.text(st.sampled_from("a\n—+ =0é\t\r\x00\u2028\ud800AAA="), max_size=60))
-def test_other_text_is_no_checkpoint(text):
+def test_other_text_is_refused(text):
     assert is_refused(lambda: parse_checkpoint(text))
 
 
