@@ -2,6 +2,8 @@
 trail that the holder of the key writes again.
 """
 
+from dataclasses import replace
+
 import pytest
 import requests
 from mlflow import MlflowClient
@@ -65,10 +67,9 @@ def write_again(store, keys):
     with store.transaction() as session:
         session.execute(delete(AuditRow).where(AuditRow.action == "alias"))
         signers = dict.fromkeys(session.scalars(select(AuditRow.id)), keys.key_id)
-        edge = new_tree(session, signers)
+        head = replace(store.trail_record.newest(), edge=new_tree(session, signers))
         event = AuditEvent(store.now(), "eva", "alias", model=MODEL, version="2")
-        log = store.trail_record.newest().log
-        head = add_events(session, log, edge, [event_row(session, event)], keys)
+        head = add_events(session, head, [event_row(session, event)], keys)
     store.trail_record.replace(head)
 
 

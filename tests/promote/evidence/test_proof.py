@@ -227,7 +227,7 @@ def add_event(document):
 
 
 @pytest.mark.parametrize("forge", [pretend_approval, add_event])
-def test_thief_of_key_cannot_state_what_tree_lacks(folder, forge):
+def test_thief_of_key_cannot_state_events_outside_of_tree(folder, forge):
     change(folder, forge)
     sign(folder)
     checked = verify(folder, "--keys", f"{folder}/public.pem", "--witness", WITNESS.text)
