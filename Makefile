@@ -58,6 +58,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 		else $(PIP) install -qq -c constraints.txt -e ".[dev$$torch]"; fi
 	@# MLflow would call this plugin for each server. Only the tests that need it add its folder to their path.
 	@$(PIP) install -qq --no-deps --upgrade --target $(VENV)/sagemaker sagemaker-mlflow==0.5.0
+	@# Another implementation of tlog-witness, for the tests. It declares Python 3.12, and works with 3.11.
+	@$(PIP) install -qq --no-deps --ignore-requires-python --upgrade --target $(VENV)/tlog 'aics-tlog<0.3' 'aics-witness<0.2'
 	@touch $@
 	@echo "installed. 'make demo' runs the whole loop; 'source $(BIN)/activate' activates the environment"
 

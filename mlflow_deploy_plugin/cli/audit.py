@@ -2,6 +2,7 @@
 endpoints for reviewers.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -74,9 +75,8 @@ def audit() -> None:
 )
 @flag(
     "--verify",
-    "Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
-    "an event was changed, removed, inserted or moved, if no event is signed with one of the keys, "
-    "or if the checkpoint is late, missing or changed.",
+    "Check the whole trail. The exit status is 1 if an event was changed, removed, inserted or "
+    "moved, if no event is signed with one of the keys, or if the server reports a fault.",
 )
 @path_option(
     "--keys",
@@ -85,8 +85,8 @@ def audit() -> None:
 )
 @path_option(
     "--checkpoint",
-    "For --verify: checkpoint whose events must still exist.",
-    show_default="the newest in MLflow",
+    "For --verify: earlier checkpoint, which the trail must contain.",
+    show_default="the newest of MLflow's server",
 )
 def history(
     name: str | None,
@@ -115,9 +115,11 @@ def history(
     from mlflow_deploy_plugin.core.store.store import unknown_endpoint
 
     if verify:
-        if name or limit:
-            raise click.UsageError("--verify checks whole chains: omit NAME and --limit")
-        _verify(model, output, keys, checkpoint)
+        if name or model or limit:
+            raise click.UsageError(
+                "--verify checks the whole trail: omit NAME, --model and --limit"
+            )
+        _verify(output, keys, checkpoint)
         return
     end_with_reader()
     with opened_store() as store:
@@ -148,21 +150,16 @@ def history(
         show_progress(f"there are no events{subject}")
 
 
-def _verify(
-    model: str | None,
-    output: str,
-    keys_file: Path | None,
-    checkpoint_file: Path | None,
-) -> None:
+def _verify(output: str, keys_file: Path | None, checkpoint_file: Path | None) -> None:
     """Show whether the trail was changed, and exit with 1 if it was."""
     from mlflow_deploy_plugin.core.registry.audit_trail import (
         TrustedKeys,
+        load_checkpoint,
         published_trail,
         stored_keys,
     )
     from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
     from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
-    from mlflow_deploy_plugin.core.store.checkpoints import lateness, load_checkpoint
     from mlflow_deploy_plugin.core.text_files import read_text
 
     trusted = None if keys_file and checkpoint_file else published_trail()
@@ -172,28 +169,25 @@ def _verify(
             trusted = (trusted or TrustedKeys(keys, ""))._replace(keys=keys, origin=str(keys_file))
         trusted = trusted or stored_keys(store)
         checkpoint = trusted.checkpoint
-        text = checkpoint.model_dump_json() if checkpoint else ""
         if checkpoint_file:
             text = read_text(checkpoint_file, "the file of --checkpoint")
-        if text:
-            checkpoint = load_checkpoint(text, trusted.keys, str(checkpoint_file or "in MLflow"))
-        state = verify_trail(store, model, trusted.keys, checkpoint)
-        late = lateness(checkpoint, store) if state.signed else ""
-    checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"
+            checkpoint = load_checkpoint(text, trusted.keys, str(checkpoint_file))
+        state = verify_trail(store, trusted.keys, checkpoint)
+    compared = f"of {checkpoint.size:,} events" if checkpoint else "none"
     lines = [
-        *(fault.text for fault in state.faults),
+        *state.faults,
         *(f"the key {key} has signed no event" for key in state.unused_keys),
-        *filter(None, [late, *trusted.faults]),
+        *trusted.faults,
         f"{state.state}: {state.events:,} events, {state.signed:,} of them signed; "
-        f"keys: {trusted.origin}; checkpoint: {checked_at}",
+        f"keys: {trusted.origin}; checkpoint: {compared}",
     ]
-    reported = {"late": late, "reported": trusted.faults}
+    reported = {"reported": trusted.faults}
     show_result("text" if output == "text" else "json", asdict(state) | reported, lines)
     if state.faults:
         show_progress(f"the audit trail was changed: {len(state.faults)} faults")
     elif state.state == "unsigned":
         show_progress("no event is signed, so everybody with the store could have written them")
-    if state.state != "intact" or state.unused_keys or late or trusted.faults:
+    if state.state != "intact" or state.unused_keys or trusted.faults:
         sys.exit(1)
 
 
@@ -222,13 +216,16 @@ def _event_lines(event: "AuditEvent") -> Iterable[str]:
 
 @audit.command()
 @reason_option("Reason for the audit trail.", default=None, required=True)
-def adopt(why: str) -> None:
+@path_option("--dossier", "dossier.json in which missing events are looked for.", multiple=True)
+def adopt(why: str, dossier: tuple[Path, ...]) -> None:
     """Accept the audit trail in the store as the trail of this server.
 
     MLflow's server does not start if the store lacks events that the server has
-    recorded beside its key, or has signatures of a key that it does not know, for
+    recorded beside its key, or has a checkpoint of a key that it does not know, for
     example after the restore of a backup. Run this command with the settings of the
-    server, as its user. Each card and dossier then shows this event.
+    server, as its user. It names how many events are missing, and which of them are
+    waiting beside the key or are in a --dossier. Each card and dossier then shows this
+    event.
 
     The event has your name in MLflow if a server at MLFLOW_TRACKING_URI answers, or if
     the accounts of the server's basic auth (MLFLOW_AUTH_CONFIG_PATH) have
@@ -243,6 +240,7 @@ def adopt(why: str) -> None:
     from mlflow_deploy_plugin.core.store.audit import Login
     from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
     from mlflow_deploy_plugin.core.store.database import open_server_store
+    from mlflow_deploy_plugin.promote.evidence.proof import included_statements
 
     settings = load_settings()
     if not settings.audit_key_path.exists():
@@ -273,9 +271,24 @@ def adopt(why: str) -> None:
 
     with closing(open_server_store(settings, known_person)) as store:
         person = store.user
-        faults = adopt_trail(store, why)
-    accepted = [f"accepted by {person}: {fault.text}" for fault in faults]
-    show_lines(accepted or ["there was nothing to accept"])
+        keys = store.keys
+        assert keys is not None
+        found = {file: included_statements(file, keys) for file in dossier}
+        adoption = adopt_trail(store, why)
+    if not adoption.fault:
+        show_lines(["there was nothing to accept"])
+        return
+    missing = adoption.missing
+    lines = [f"accepted by {person}: {adoption.fault}"]
+    if missing:
+        lines.append(f"missing: {len(missing):,} events, from {missing[0]} to {missing[-1]}")
+    if adoption.waiting:
+        lines.append(f"waiting beside the key: {adoption.waiting:,} events, which are stored next")
+    for file, statements in found.items():
+        for place, statement in statements.items():
+            if place in missing:
+                lines.append(f"in {file}: {statement}")
+    show_lines(lines)
 
 
 @audit.command()
@@ -372,21 +385,76 @@ def dossier(name: str, period: str, folder: Path | None) -> None:
 @audit.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @path_option("--keys", "PEM file with the public keys of MLflow's servers.", show_default="in FILE")
-@path_option("--checkpoint", "The newest checkpoint, with which the proof must agree.")
-def verify_dossier(file: Path, keys: Path | None, checkpoint: Path | None) -> None:
+@option(
+    "--witness KEY",
+    "Key of a witness that must have signed the checkpoint (NAME+ID+KEY).",
+    multiple=True,
+)
+def verify_dossier(file: Path, keys: Path | None, witness: tuple[str, ...]) -> None:
     """Check the dossier.json FILE without the network, the store and MLflow's server.
 
-    The signature, the events, and the statements about events are checked. The exit
-    status is 1 if there is a fault. Get the keys in another way than FILE: its maker
-    may have exchanged them.
+    The signature, the events, their places in the tree of the checkpoint, and the
+    statements about events are checked. The exit status is 1 if there is a fault. Get
+    the keys in another way than FILE: its maker may have exchanged them.
 
     \b
-      onnxserve audit verify-dossier dossier.json --keys server-keys.pem
+      onnxserve audit verify-dossier dossier.json --keys server-keys.pem \\
+          --witness witness.example/1+d34caeba+BAE5…
     """
+    from mlflow_deploy_plugin.core.store.checkpoints import parse_signer
     from mlflow_deploy_plugin.promote.evidence.proof import check_dossier
 
-    faults, summary = check_dossier(file, keys, checkpoint)
+    faults, summary = check_dossier(file, keys, [parse_signer(key, "--witness") for key in witness])
     show_lines([*faults, summary])
     if faults:
         show_progress(f"the dossier is not proven: {len(faults)} faults")
         sys.exit(1)
+
+
+@audit.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def export(folder: Path) -> None:
+    """Write the log of the audit trail into FOLDER, for other people's verifiers.
+
+    The files are those of https://c2sp.org/tlog-tiles. They have digests, and no names.
+    Line N of events.jsonl is the event N, whose SHA-256 is in the entry N of the log. A
+    FOLDER with an earlier export is extended if the trail still contains it.
+
+    \b
+      onnxserve audit export public/log
+    """
+    from mlflow_deploy_plugin.core.registry.audit_trail import published_trail, stored_keys
+    from mlflow_deploy_plugin.promote.evidence.tiles import write_tiles
+
+    with opened_store() as store:
+        trusted = published_trail() or stored_keys(store)
+        checkpoint = write_tiles(store, trusted.keys, trusted.checkpoint, folder)
+    click.echo(f"{folder}: {checkpoint.size:,} events of {checkpoint.origin}")
+
+
+@audit.command()
+@folder_option("--folder", "Folder for the key and the last checkpoints.", required=True)
+@option("--name NAME", "Name of a new key, such as witness.example/1; it is kept.", default="")
+@option("--log VKEY", "logs", "Key of a log. May be repeated.", multiple=True, required=True)
+@option("--host HOST", "Address to listen on.", default="127.0.0.1")
+@option("--port PORT", "Port to listen on.", type=click.IntRange(1, 65535), default=7380)
+def witness(folder: Path, name: str, logs: tuple[str, ...], host: str, port: int) -> None:
+    """Cosign the checkpoints of audit trails until stopped (c2sp.org/tlog-witness).
+
+    A log that changes or removes an event gets no further cosignature. The output is
+    the key of the witness, for URL#VKEY in ONNXSERVE_AUDIT_WITNESSES of the log's
+    server. Keep the folder. For other machines, put a proxy with TLS before the port.
+
+    \b
+      onnxserve audit witness --folder witness --name witness.example/1 \\
+          --log 'onnxserve/STORE/KEYID+d34caeba+AYE5...'
+    """
+    from mlflow_deploy_plugin.core.logs import configure_logging
+    from mlflow_deploy_plugin.core.settings import load_settings
+    from mlflow_deploy_plugin.core.statedir.files import claim_state_dir
+    from mlflow_deploy_plugin.promote.evidence.witness import Witness, serve
+
+    configure_logging(load_settings().log_format, "witness")
+    with claim_state_dir(folder):
+        made = Witness(folder, name, logs)
+        asyncio.run(serve(made, host, port, lambda: show_lines([made.signer.text])))

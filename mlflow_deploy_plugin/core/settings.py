@@ -228,9 +228,10 @@ class Settings(BaseModel):
     the public keys of other servers. Default: a file in HOME.
     """
     audit_checkpoints: str = ""
-    """Folder or s3:// URI to which MLflow's server also writes checkpoints of the audit
-    trail.
+    """Folder or s3:// URI for the newest checkpoint of the audit trail, once per hour.
     """
+    audit_witnesses: str = ""
+    """Witnesses of the audit trail, as URL#NAME+ID+KEY, separated by spaces."""
 
     _workspace: str = PrivateAttr(default_factory=active_workspace)
 

@@ -52,11 +52,6 @@ from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch, version_a
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail, registry_name
 from mlflow_deploy_plugin.ui.change_feed import ChangeFeed
 from mlflow_deploy_plugin.ui.charts import shown
-from mlflow_deploy_plugin.ui.checkpoints import (
-    log_checkpoints,
-    newest_checkpoint,
-    refuse_changes,
-)
 from mlflow_deploy_plugin.ui.event_words import ACTIONS, event_rows
 from mlflow_deploy_plugin.ui.guard import mlflow_stores, views
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
@@ -66,6 +61,12 @@ from mlflow_deploy_plugin.ui.observed import install as install_observed
 from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
 from mlflow_deploy_plugin.ui.verdicts import record_verdict, recorded_report
+from mlflow_deploy_plugin.ui.witnesses import (
+    cosigned_checkpoint,
+    send_checkpoints,
+    trail_faults,
+    witness_states,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -79,6 +80,8 @@ _FOLDER = "console"
 _EVENTS_AT_ONCE = 1000
 _EVENTS_PER_PAGE = 50
 _LAST_PAGE = 100_000
+_COSIGNED_SECONDS = 5.0
+"""The maximum time that a dossier waits for cosignatures of its newest events."""
 _EVENT_FILTERS = ("endpoint", "model", "actor", "action")
 """The parameters that select events of the audit trail."""
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
@@ -103,9 +106,8 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     if _EXTENSION in app.extensions:
         return
     _compare_versions_as_numbers()
-    trail = AuditTrail(log_checkpoints)
+    trail = AuditTrail(send_checkpoints)
     views.install(app, trail, served)
-    refuse_changes()
     access.add_sessions(app, settings.load_settings().root_path / _FOLDER / "key")
     access.set_login(app, adapter)
     adapter.install(app, served)
@@ -366,27 +368,30 @@ class _Console:
         return make_response(redirect(self._here(job=job.id), 303))
 
     def audit_trail(self) -> Response:
-        """Return the public keys of this server, the newest intact checkpoint and the
-        faults of the evidence as JSON, and the proof of a dossier of ?endpoint=.
+        """Return the public keys of this server, the checkpoint with the most
+        cosignatures, the key of the log for witnesses, and the states of the witnesses
+        and the faults as JSON, and the proof of a dossier of ?endpoint=.
         """
         store = self._store
         if store.keys is None:
             return jsonify(keys="", checkpoint="")
-        checkpoint, fault = newest_checkpoint(store.keys)
-        unrecorded = store.trail_record.fault() if store.trail_record else ""
+        endpoint = access.asked("endpoint")
+        if endpoint and access.hidden_endpoints(store, [endpoint]):
+            raise no_endpoint(endpoint)
+        checkpoint = cosigned_checkpoint(store, _COSIGNED_SECONDS if endpoint else 0.0)
+        log = store.keys.signer_of(checkpoint)
         published = {
             "keys": store.keys.public_pem(),
-            "checkpoint": checkpoint,
-            "faults": [*filter(None, [fault, unrecorded])],
+            "log": log and log.text,
+            "checkpoint": checkpoint.text,
+            "witnesses": witness_states(store),
+            "faults": trail_faults(store),
         }
-        endpoint = access.asked("endpoint")
         if not endpoint:
             return jsonify(published)
-        if access.hidden_endpoints(store, [endpoint]):
-            raise no_endpoint(endpoint)
         period = parse_window(access.asked("period"))
         digest = access.asked("document")
-        proof = make_proof(store, endpoint, period, digest, access.caller().actor)
+        proof = make_proof(store, endpoint, period, digest, access.caller().actor, checkpoint)
         for model in {entry["event"]["model"] for entry in proof["events"]} - {""}:
             access.require_readable(model)
         return jsonify(published | {"proof": proof})
@@ -432,7 +437,8 @@ class _Console:
         """Return a page of the audit trail, newest first, without the steps of
         promotions and rollbacks.
         """
-        pieces = _visible_events(self._store, newest_first=True)
+        store = self._store
+        pieces = _visible_events(store, newest_first=True)
         events = chain.from_iterable(map(without_step_events, pieces))
         page = min(max(request.args.get("page", 0, type=int), 0), _LAST_PAGE)
         first = page * _EVENTS_PER_PAGE
@@ -444,6 +450,8 @@ class _Console:
             page=page,
             actions=ACTIONS,
             asked={name: access.asked(name) for name in _EVENT_FILTERS},
+            checkpoint=store.keys and cosigned_checkpoint(store),
+            witnesses=store.keys and witness_states(store),
         )
 
     def export(self) -> Response:

@@ -172,7 +172,7 @@ class AuditTrail:
                 time.sleep(_RETRY_SECONDS)
                 with self._lock:
                     record = server_record(load_settings())
-                    if record is None or record.is_spool_empty():
+                    if record is None or not record.count_spooled():
                         self._retrying.discard(workspace)
                         return
                 try:

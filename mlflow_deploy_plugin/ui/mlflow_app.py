@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.guard.views import check_views
 from mlflow_deploy_plugin.ui.logins.login import Login, login_of
 from mlflow_deploy_plugin.ui.logins.proxy_header import ProxyHeader
+from mlflow_deploy_plugin.ui.witnesses import configured_witnesses
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -129,6 +130,7 @@ def _check_settings() -> None:
 
     try:
         settings = load_settings()
+        configured_witnesses()
         other, _ = _app_and_login(settings.mlflow_app)
         if other is None:
             check_views(app, fastapi_app)

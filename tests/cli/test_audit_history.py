@@ -1,19 +1,20 @@
 """Tests of `onnxserve audit history` and `adopt`."""
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.audit_seal import seal
-from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
-from mlflow_deploy_plugin.core.store.database import utc_now
-from tests.support.clocks import Clock
+from mlflow_deploy_plugin.promote.evidence.proof import make_proof
+from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from tests.support.commands import done, onnxserve, said
 from tests.support.refusals import mentions
 from tests.support.stores import own_store
@@ -118,7 +119,8 @@ def test_events_are_filtered(trail):
 
 
 def tamper(tmp_path, statement):
-    with closing(sqlite3.connect(tmp_path / "onnxserve.db")) as connection, connection:
+    with closing(sqlite3.connect(tmp_path / "onnxserve.db")) as connection:
+        connection.isolation_level = None
         connection.execute(statement)
 
 
@@ -128,20 +130,21 @@ DELETE = "DELETE FROM onnxserve_audit_events WHERE model = 'unrelated'"
 def test_verify_finds_tampering(trail, tmp_path):
     unsigned = history("--verify")
     assert unsigned.exit_code == 1
-    assert mentions(unsigned.stdout, "unsigned", "5 events", "0 of them")
+    assert mentions(unsigned.stdout, "unsigned", "0 events", "0 of them")
     assert mentions(unsigned.stderr, "no event", "signed")
+    sealed(read_key_file(tmp_path / "audit.pem"))
+    assert history("--verify").exit_code == 0
 
     tamper(tmp_path, "UPDATE onnxserve_audit_events SET why = 'x' WHERE actor = 'ben'")
     changed = history("--verify")
     document = json.loads(history("--verify -o json").stdout)
-    of_delay = json.loads(history("--verify --model delay -o json").stdout)
 
     assert changed.exit_code == 1
-    assert mentions(changed.stdout, "event 3", "traffic of flights by ben", "was changed")
+    assert mentions(changed.stdout, "event 2", "traffic of flights by ben", "was changed")
     assert changed.stderr.count("\n") == 1
     assert document["state"] == "changed"
     assert len(document["faults"]) == 1
-    assert of_delay["faults"] == []
+    assert history("--verify --model delay").exit_code == 2
 
 
 @pytest.fixture
@@ -150,11 +153,11 @@ def keys(trail, tmp_path):
     return read_key_file(tmp_path / "audit.pem")
 
 
-def sealed(keys, clock=utc_now):
-    """Sign the trail at a time, and return a checkpoint of it."""
-    with own_store(clock, keys=keys) as store:
+def sealed(keys):
+    """Sign the trail, and return its checkpoint."""
+    with own_store(keys=keys) as store:
         seal(store)
-        return make_checkpoint(store, keys).model_dump_json()
+        return store.trail_record.newest().checkpoint.text
 
 
 def test_verify_names_unused_keys(keys, tmp_path):
@@ -167,38 +170,21 @@ def test_verify_names_unused_keys(keys, tmp_path):
 
 
 def test_verify_uses_keys_and_a_checkpoint(keys, tmp_path):
-    (tmp_path / "latest.json").write_text(sealed(keys))
+    (tmp_path / "checkpoint").write_text(sealed(keys))
     (tmp_path / "public.pem").write_text(keys.public_pem())
-    options = f"--verify --keys {tmp_path}/public.pem --checkpoint {tmp_path}/latest.json"
+    options = f"--verify --keys {tmp_path}/public.pem --checkpoint {tmp_path}/checkpoint"
     intact = history(options)
     assert intact.exit_code == 0
-    assert mentions(intact.stdout, "intact", "public.pem", "3 of them")
+    assert mentions(intact.stdout, "intact", "public.pem", "6 of them", "checkpoint: of 6 events")
 
-    tamper(tmp_path, DELETE)
+    # The holder of the key writes another trail.
+    for table in ("events", "leaves", "tree"):
+        tamper(tmp_path, f"DELETE FROM onnxserve_audit_{table}")
+    shutil.rmtree(tmp_path / "audit.record")
+    sealed(keys)
 
-    assert mentions(history(options).stdout, "changed", "checkpoint")
-
-
-@pytest.mark.parametrize(
-    ("sealed_before", "age", "words"),
-    [
-        (9, timedelta(hours=2), []),
-        (9, timedelta(hours=4), ["newest checkpoint", "is late"]),
-        (9, -timedelta(days=30_000), ["newest checkpoint", "is late"]),
-        (9, None, ["newest checkpoint", "is missing"]),
-        (1, None, []),
-    ],
-)
-def test_verify_needs_a_timely_checkpoint(keys, tmp_path, sealed_before, age, words):
-    now = datetime.now(UTC)
-    sealed(keys, Clock(now - timedelta(hours=sealed_before)))
-    options = "--verify"
-    if age is not None:
-        (tmp_path / "latest.json").write_text(sealed(keys, Clock(now - age)))
-        options += f" --checkpoint {tmp_path}/latest.json"
-    verified = history(options)
-    assert verified.exit_code == int(bool(words))
-    assert mentions(verified.stdout, *words)
+    assert mentions(history(options).stdout, "changed", "6 events of an earlier checkpoint")
+    assert history("--verify").exit_code == 0
 
 
 def test_adopt_accepts_removed_events(keys, tmp_path, monkeypatch):
@@ -220,9 +206,35 @@ def test_adopt_accepts_removed_events(keys, tmp_path, monkeypatch):
 
     accepted = done(adopt)
 
-    assert mentions(accepted, "by eva", "unrelated")
+    assert mentions(accepted, "by eva", "removed (1)")
     assert mentions(onnxserve(adopt).stdout, "nothing")
-    assert mentions(history("--model unrelated").stdout, "eva", "restored")
+    assert mentions(history("").stdout, "eva", "adopt", "restored")
+
+
+def test_adopt_names_missing_events(keys, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONNXSERVE_AUDIT_KEY_FILE", str(tmp_path / "audit.pem"))
+    sealed(keys)
+    tamper(tmp_path, f"VACUUM INTO '{tmp_path}/backup.db'")
+    with own_store(keys=keys) as store:
+        for actor in ("ada", "ben"):
+            store.record("traffic", endpoint="flights", actor=actor)
+        period = Window(store.now() - timedelta(days=1), store.now() + timedelta(days=1))
+        proof = make_proof(store, "flights", period, "", "eva")
+        (tmp_path / "dossier.json").write_text(json.dumps({"proof": proof}))
+        store.trail_record.spool(AuditEvent(store.now(), "eva", "alias", model="m"))
+        store.record("update", actor="ada")
+    for file in tmp_path.glob("onnxserve.db*"):
+        file.unlink()
+    shutil.copy(tmp_path / "backup.db", tmp_path / "onnxserve.db")
+
+    lines = done(f"audit adopt --why restored --dossier {tmp_path}/dossier.json").splitlines()
+
+    assert mentions(lines[0], "the last 3 of 9 events", "missing")
+    assert lines[1] == "missing: 3 events, from 6 to 8"
+    assert mentions(lines[2], "beside the key: 1 events")
+    assert [mentions(line, "dossier.json", "traffic", "flights") for line in lines[3:]] == [
+        True
+    ] * 2
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_promotion_is_requested_approved_and_done(server):
     with server.logged_in("alice"):
         table = done(f"request list {model}").splitlines()
         done(f"{promote} --wait 0")
-        verified = done(f"audit history --verify --model {model}")
+        verified = done("audit history --verify")
     assert mentions(table[1], model, "@champion", "alice", "carol", "passed")
     assert mentions(verified, "intact", "keys: MLflow's server")
     request, approval, promotion = decisions(server, model)

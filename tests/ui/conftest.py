@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from flask import Flask
 from mlflow.entities.model_registry import ModelVersionTag, RegisteredModelTag
-from mlflow.store.artifact.artifact_repository_registry import ArtifactRepositoryRegistry
 from werkzeug.serving import make_server
 
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
@@ -21,7 +20,6 @@ from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG as POLICY_TA
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.ui import checkpoints
 from mlflow_deploy_plugin.ui.app import extend
 from mlflow_deploy_plugin.ui.guard import moves
 from mlflow_deploy_plugin.ui.jobs import Jobs
@@ -149,7 +147,6 @@ def mlflow_app(tmp_path_factory, new_database):
     """
     import mlflow.server
     from mlflow.server import handlers
-    from mlflow.server.handlers import TrackingStoreRegistry
     from mlflow.tracking._model_registry import utils as registry_utils
     from mlflow.tracking._tracking_service import utils as tracking_utils
 
@@ -165,14 +162,6 @@ def mlflow_app(tmp_path_factory, new_database):
         patch.setattr(tracking_utils, "_tracking_uri", None)
         patch.setattr(handlers, "_model_registry_store", None)
         patch.setattr(handlers, "_tracking_store", None)
-        # The stores of other tests in this process must not ask this module's server.
-        checkpoints.refuse_changes.cache_clear()
-        patch.setattr(TrackingStoreRegistry, "get_store", TrackingStoreRegistry.get_store)
-        repositories = ArtifactRepositoryRegistry
-        opener = repositories.get_artifact_repository
-        patch.setattr(repositories, "get_artifact_repository", opener)
-        # A later checkpoint would write to the store of another test.
-        patch.setattr(checkpoints, "_FIRST_SECONDS", 86_400)
         # The app must be new, because each module has its own store.
         app = importlib.reload(mlflow.server).app
         extend(app, Login(), app)

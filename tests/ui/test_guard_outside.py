@@ -14,7 +14,6 @@ from mlflow_deploy_plugin.core.store.tables import AuditRow
 from mlflow_deploy_plugin.promote.gate.approvals import version_authors
 from mlflow_deploy_plugin.promote.gate.recording import PATH
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch
-from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard import views
 from tests.support.console import AJAX, API, PAGE, POLICY, HeaderLogin
 from tests.support.refusals import mentions
@@ -146,7 +145,7 @@ def test_move_past_the_app_is_reported(mlflow_app, model, place):
     else:
         mlflow_app.registry.transition_model_version_stage(model, "2", place, False)
     with mlflow_app.app.test_request_context():
-        changed = ChangedFilesSearch(AuditTrail()).find()
+        changed = ChangedFilesSearch(mlflow_app.app.extensions["onnxserve"]).find()
     assert [(entry.version, entry.place) for entry in changed if entry.model == model] == [
         ("2", place)
     ]

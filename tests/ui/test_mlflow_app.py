@@ -158,15 +158,16 @@ def test_app_without_a_login_adapter_is_refused(company, monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "named"),
     [
-        ({}, "ONNXSERVE_TRUSTED_PROXIES"),
-        ({"ONNXSERVE_MLFLOW_APP": "basic-auth"}, "basic-auth"),
+        ({}, ("ONNXSERVE_USER_HEADER", "ONNXSERVE_TRUSTED_PROXIES")),
+        ({"ONNXSERVE_MLFLOW_APP": "basic-auth"}, ("ONNXSERVE_USER_HEADER", "basic-auth")),
+        ({"ONNXSERVE_AUDIT_WITNESSES": "https://a.example"}, ("ONNXSERVE_AUDIT_WITNESSES",)),
     ],
 )
 def test_invalid_settings_stop_the_server(environment, named, tmp_path, monkeypatch):
     for variable, value in {"ONNXSERVE_USER_HEADER": "X-User", **environment}.items():
         monkeypatch.setenv(variable, value)
     last = last_line_of_failed_server(tmp_path)
-    assert mentions(last, "mlflow server", "ONNXSERVE_USER_HEADER", named)
+    assert mentions(last, "mlflow server", *named)
 
 
 @pytest.mark.long

@@ -1,10 +1,10 @@
 """The public keys and the newest checkpoint of the audit trail, which MLflow's server
 with onnxserve publishes, and the events that the server has not signed.
 
-- `GET /onnxserve/audit-trail`: `keys` in PEM and the `checkpoint` in JSON, or empty
-  texts, and the `faults` of the checkpoint and of the server's record; with the
-  parameters `endpoint`, `period` (START/END) and `document` (a digest), also the
-  `proof` of a dossier (`promote/evidence/proof.py`)
+- `GET /onnxserve/audit-trail`: `keys` in PEM and the `checkpoint`, a signed note with
+  the cosignatures of witnesses, or empty texts, and the `faults` of the server's record
+  and of the witnesses; with the parameters `endpoint`, `period` (START/END) and
+  `document` (a digest), also the `proof` of a dossier (`promote/evidence/proof.py`)
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -17,14 +17,10 @@ from sqlalchemy import and_, or_, select
 from mlflow_deploy_plugin.core.errors import InvalidConfig, ScopeMissing
 from mlflow_deploy_plugin.core.registry.connection import CALLER, app_document
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
-from mlflow_deploy_plugin.core.store.audit_chain import (
-    event_digest,
-    is_signed_row,
-    newest_counted_events,
-)
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_seal import published_keys
-from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, load_checkpoint
+from mlflow_deploy_plugin.core.store.audit_verify import BROKEN, counted_events
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, parse_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
 
@@ -62,8 +58,24 @@ def published_trail() -> TrustedKeys | None:
     keys = parse_keys(document["keys"], f"{what} of MLflow's server")
     checkpoint = None
     with suppress(InvalidConfig):
-        checkpoint = load_checkpoint(document["checkpoint"], keys, "in MLflow")
+        checkpoint = load_checkpoint(document["checkpoint"], keys, "of MLflow's server")
     return TrustedKeys(keys, _SERVER, checkpoint, tuple(document.get("faults", ())))
+
+
+def load_checkpoint(text: str, keys: Keys, origin: str) -> Checkpoint:
+    """Return the checkpoint in a text. `origin` names it in messages. Raises
+    InvalidConfig if it is not a checkpoint that one of the keys has signed.
+    """
+    try:
+        checkpoint = parse_checkpoint(text)
+    except ValueError:
+        raise InvalidConfig(f"{origin} is not a checkpoint of the audit trail") from None
+    if not keys.signer_of(checkpoint):
+        raise InvalidConfig(
+            f"the checkpoint {origin} has no valid signature of a key that is trusted here: it "
+            "was changed, or its key is missing"
+        )
+    return checkpoint
 
 
 def require_administrator(store: Store, what: str, holder: str = "") -> None:
@@ -108,59 +120,41 @@ def stored_keys(store: Store) -> TrustedKeys:
 
 
 def newest_events(store: Store, model: str) -> Iterator[AuditEvent]:
-    """Yield the events of a model that count, newest first
-    (`audit_chain.newest_counted_events`); all if no event of the store is signed.
+    """Yield the events of a model that count, newest first, without the marks of faults
+    (`audit_verify.counted_events`); all if no event of the store is signed.
 
     Raises the errors of `trusted_keys`.
     """
-    yield from _counted_events(store, model, trusted_keys(store))
-
-
-def _counted_events(
-    store: Store,
-    model: str,
-    trusted: TrustedKeys | None,
-) -> Iterator[AuditEvent]:
+    trusted = trusted_keys(store)
     if trusted is None:
         yield from store.events(model=model, newest_first=True)
         return
     with store.reading() as session:
-        yield from newest_counted_events(session, model, trusted.keys)
+        events = counted_events(store.trail_view, session, model, trusted.keys)
+    yield from (event for event in reversed(events) if event.action != BROKEN)
 
 
 def unsigned_events(store: Store, events: Iterable[AuditEvent]) -> frozenset[AuditEvent]:
-    """Return the events that do not count, because no server has signed them.
-    Raises the errors of `trusted_keys`.
+    """Return those of the store's events that do not count, because no server has
+    signed them. Raises the errors of `trusted_keys`.
     """
     unsigned = set(events)
-    if not unsigned:
+    trusted = trusted_keys(store) if unsigned else None
+    if trusted is None:
         return frozenset()
-    trusted = trusted_keys(store)
-    for model in {event.model for event in unsigned}:
-        unsigned.difference_update(_counted_events(store, model, trusted))
+    with store.reading() as session:
+        for model in {event.model for event in unsigned}:
+            counted = counted_events(store.trail_view, session, model, trusted.keys)
+            unsigned.difference_update(counted)
     return frozenset(unsigned)
 
 
 @dataclass(frozen=True)
 class StoredEvent(AuditEvent):
-    """An event with its place in the hash chain (`AuditRow`)."""
+    """An event with its place in the tree (`AuditRow`)."""
 
-    id: int = 0
-    previous: str = ""
-    digest: str = ""
+    place: int | None = None
     signed_by: str = ""
-    signature: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"event {self.id} ({self.action} by {self.actor})"
-
-    def faults(self, keys: Keys) -> Iterator[str]:
-        """Yield a line if the event was changed, or has no valid signature."""
-        if self.digest != event_digest(self, self.previous):
-            yield f"{self.name} was changed"
-        elif self.signed_by and not is_signed_row(self, self.digest, keys):
-            yield f"{self.name} has no valid signature of the key {self.signed_by}"
 
     def without_place(self) -> AuditEvent:
         return AuditEvent(*(getattr(self, entry.name) for entry in fields(AuditEvent)))

@@ -250,6 +250,8 @@ class GatePolicy(SpecPart):
     """The required approvals. Default: none."""
     unapproved: UnapprovedPolicy | None = None
     """The requests that versions without the approvals may answer. Default: none."""
+    witnessed: NonNegativeInt = 0
+    """The number of witnesses that must cosign a promotion before it is made."""
     steps: tuple[str, ...] = ()
     """The SHA-256 of each file of steps that endpoints with `gate=passed` may use
     around versions.
@@ -318,7 +320,7 @@ class GatePolicy(SpecPart):
         omitted: dict[str, bool | set[str]] = {"unapproved": True}
         if self.approvals is None or self.approvals.evaluation == "required":
             omitted["approvals"] = {"evaluation"}
-        for name in ("signer", "judges", "steps"):
+        for name in ("signer", "judges", "witnessed", "steps"):
             if not getattr(self, name):
                 omitted[name] = True
         return hashlib.sha256(self.model_dump_json(exclude=omitted).encode()).hexdigest()[:16]

@@ -83,10 +83,24 @@ def write_atomically(
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+        if is_durable:
+            _sync_folder(path.parent)
     except OSError:
         # Callers retry on a full disk: temporary files must not accumulate.
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names of the folder to the disk. Windows cannot, nor can some network
+    file systems.
+    """
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def assert_state(path: Path, state: State) -> bool:

@@ -139,8 +139,12 @@ def current_actor() -> str:
 
 
 def write_event(session: Session, event: AuditEvent) -> None:
-    """Write the event at the end of the transaction, in the chain of its model
-    (`audit_chain.append_events`). Characters that cannot be stored are replaced,
+    """Write the event at the end of the transaction (`audit_tree.append_events`)."""
+    session.info.setdefault(PENDING, []).append(event_row(session, event))
+
+
+def event_row(session: Session, event: AuditEvent) -> AuditRow:
+    """Return the row of an event. Characters that cannot be stored are replaced,
     because an event must never be rejected.
 
     If the actor is this process's user under the name of a login, the detail `machine`
@@ -161,8 +165,7 @@ def write_event(session: Session, event: AuditEvent) -> None:
         )
         for name in _TEXTS
     }
-    row = AuditRow(at=event.at, detail=detail, **texts)
-    session.info.setdefault(PENDING, []).append(row)
+    return AuditRow(at=event.at, detail=detail, **texts)
 
 
 def save_row(

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled
 from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, Signer
+from mlflow_deploy_plugin.core.store.merkle import Edge
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -58,6 +60,23 @@ class Keys:
         except (InvalidSignature, ValueError):
             return False
         return True
+
+    def sign_checkpoint(self, log: str, edge: Edge) -> Checkpoint:
+        """Return the signed checkpoint of a tree, whose origin is the name of the log
+        with the id of the private key.
+        """
+        assert self.private is not None
+        checkpoint = Checkpoint(f"{log}/{self.key_id}", edge.size, edge.root)
+        signer = Signer(checkpoint.origin, self.public[self.key_id], Signer.LOG)
+        return checkpoint.with_signatures(signer.sign(checkpoint.body, self.private.sign))
+
+    def signer_of(self, checkpoint: Checkpoint) -> Signer | None:
+        """Return the key whose id the origin names, if it is one of these keys and has
+        signed the checkpoint.
+        """
+        key = self.public.get(checkpoint.origin.rpartition("/")[2])
+        signer = key and Signer(checkpoint.origin, key, Signer.LOG)
+        return signer if signer and signer.signed_at(checkpoint) else None
 
     def public_pem(self) -> str:
         """Return the public keys as PEM."""

@@ -1,5 +1,5 @@
-"""The record of the audit trail beside the key of MLflow's server: the last event of
-each chain, and the events that could not be stored yet. People who may write to the
+"""The record of the audit trail beside the key of MLflow's server: the newest
+checkpoint, and the events that could not be stored yet. People who may write to the
 store may not write here, so a trail that was replaced or shortened is found.
 """
 
@@ -7,9 +7,8 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,39 +18,22 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.statedir.files import StateT, locked, write_atomically
 from mlflow_deploy_plugin.core.statedir.models import State
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.checkpoints import TreeHead, parse_head
 
 _log = logging.getLogger(__name__)
 
+_HEAD = "checkpoint.json"
 
-class Head(State):
-    """The last event of the chain of a model: its id and its hash."""
 
-    model: str
-    event: int
-    digest: str
+class _Recorded(State):
+    """A `TreeHead` as text."""
+
+    checkpoint: str
+    edge: str
 
 
 class _Spooled(State):
     event: AuditEvent
-
-
-def chain_id(model: str) -> str:
-    """Return the name of a model's chain in files and checkpoints, which people may
-    read who may not know the model.
-    """
-    return hashlib.sha256(model.encode()).hexdigest()[:32]
-
-
-class Seal(State):
-    """The first start of a server with a store.
-
-    Attributes:
-        adopted: the ids of unknown keys whose signatures an administrator has accepted.
-    """
-
-    key_id: str
-    at: datetime
-    adopted: tuple[str, ...] = ()
 
 
 class TrailRecord:
@@ -78,70 +60,66 @@ class TrailRecord:
         except FileNotFoundError:
             return self._folder_of_url
 
-    def join(self, store_id: str) -> None:
-        """Use the folder of the store with this id: that of the URL which was the first
-        to join. Move the state of this URL there. Raises InvalidConfig or
-        StoreUnavailable if the folder cannot be written.
-
-        No folder is renamed, because other processes write to it.
+    def join(self, log: str) -> None:
+        """Use the folder of this log, also at another URL of the store, unless this URL
+        has the record of a log. Raises StoreUnavailable if a folder cannot be written.
         """
-        if self._name_file.exists():
-            return
-        of_store = self._root / f"{store_id}.name"
+        with self._reporting(is_required=True):
+            self._join(log)
+
+    def _join(self, log: str) -> None:
+        if not self._head_file.exists():
+            self._use(self._folder_of(log))
+
+    def _folder_of(self, log: str) -> Path:
+        return self._root / log.rpartition("/")[2]
+
+    def _use(self, folder: Path) -> None:
+        """Use this folder. None is renamed, because other processes write to it."""
+        with locked(self._root / "names.lock"):
+            if self.folder == folder:
+                return
+            spool = folder / "spool"
+            spool.mkdir(parents=True, exist_ok=True)
+            for file in self.folder.glob("spool/*.json"):
+                file.rename(spool / file.name)
+            write_atomically(self._name_file, folder.name.encode(), is_durable=True)
+
+    def newest(self) -> TreeHead | None:
+        """Return the head that was recorded last; None before the first one."""
+        recorded = _read(self._head_file, _Recorded)
         try:
-            with locked(self._root / "names.lock"):
-                if not of_store.exists():
-                    name = self._folder_of_url.name.encode()
-                    write_atomically(of_store, name, is_durable=True)
-                spool = self._root / of_store.read_text() / "spool"
-                spool.mkdir(parents=True, exist_ok=True)
-                for file in self.folder.glob("spool/*.json"):
-                    file.rename(spool / file.name)
-                heads = self.heads()
-                write_atomically(self._name_file, of_store.read_bytes(), is_durable=True)
-        except OSError as error:
-            raise InvalidConfig(self._fault(error)) from None
-        with self.recording(heads, is_required=True):
-            pass
+            return parse_head(recorded.checkpoint, recorded.edge) if recorded else None
+        except ValueError:
+            raise _unreadable(self._head_file) from None
 
-    def seal(self) -> Seal | None:
-        """Return None before the first start of a server."""
-        return _read(self.folder / "seal.json", Seal)
-
-    def heads(self) -> list[Head]:
-        heads = [_read(file, Head) for file in sorted(self.folder.glob("heads/*.json"))]
-        return [head for head in heads if head is not None]
-
-    def head(self, model: str) -> Head | None:
-        """Return None for a chain without a recorded event."""
-        return _read(self._head_file(model), Head)
+    @property
+    def _head_file(self) -> Path:
+        return self.folder / _HEAD
 
     @contextmanager
-    def recording(self, heads: Iterable[Head], is_required: bool) -> Iterator[None]:
-        """Record the heads that are newer than the recorded ones after the block, which
-        commits their events. They are written before the block, and only renamed after
-        it, so that a full disk is found before the commit.
+    def recording(self, head: TreeHead, is_required: bool) -> Iterator[None]:
+        """Record the head after the block, which commits its events, unless a newer one
+        is recorded. It is written before the block, and only renamed after it, so that
+        a full disk is found before the commit.
 
-        Raises StoreUnavailable if `is_required` and a head cannot be recorded.
-        Otherwise, the fault is logged, and the next event of the chain has its hash.
+        Raises StoreUnavailable if `is_required` and the head cannot be recorded.
+        Otherwise, the fault is logged, and the next event records both.
         """
-        prepared = {
-            self._head_file(head.model).with_suffix(f".{head.event}"): head for head in heads
-        }
+        prepared = self._head_file.with_suffix(f".{os.urandom(4).hex()}")
         try:
             with self._reporting(is_required):
-                for file, head in prepared.items():
-                    _write(file, head)
+                _write(prepared, _recorded(head))
             yield
-            with self._reporting(is_required), locked(self.folder / "record.lock"):
-                for file, head in prepared.items():
-                    recorded = self.head(head.model)
-                    if recorded is None or recorded.event < head.event:
-                        file.replace(self._head_file(head.model))
+            with self._reporting(is_required):
+                self._join(head.log)
+                with locked(self.folder / "record.lock"):
+                    newest = self.newest()
+                    if newest is None or newest.edge.size < head.edge.size:
+                        prepared.replace(self._head_file)
         finally:
-            for file in prepared:
-                with suppress(OSError):
-                    file.unlink(missing_ok=True)
+            with suppress(OSError):
+                prepared.unlink(missing_ok=True)
 
     @contextmanager
     def _reporting(self, is_required: bool) -> Iterator[None]:
@@ -155,7 +133,7 @@ class TrailRecord:
     def fault(self) -> str:
         """Return why no head can be recorded now; empty if it can."""
         try:
-            write_atomically(self.folder / "heads" / "probe", b"onnxserve")
+            write_atomically(self.folder / "probe", b"onnxserve")
         except OSError as error:
             return self._fault(error)
         return ""
@@ -166,25 +144,20 @@ class TrailRecord:
             "the key file needs a folder with free space that MLflow's server may write"
         )
 
-    def replace(self, seal: Seal, heads: Iterable[Head]) -> None:
-        """Record the seal, and only these heads. Raises InvalidConfig if a file cannot
-        be written.
+    def replace(self, head: TreeHead) -> None:
+        """Record this head in the place of all others. Raises StoreUnavailable if it
+        cannot be written.
         """
-        if self.seal() is None and any(self._root.glob("*/seal.json")):
-            _log.warning(
-                "%s is a new record, although this key has the record of another store; if this "
-                "store has been in use before, its audit trail was removed",
-                self.folder,
-            )
-        try:
-            with locked(self.folder / "record.lock"):
-                for file in self.folder.glob("heads/*.json"):  # Other files are being recorded.
-                    file.unlink()
-                for head in heads:
-                    _write(self._head_file(head.model), head)
-                _write(self.folder / "seal.json", seal)
-        except OSError as error:
-            raise InvalidConfig(self._fault(error)) from None
+        folder = self._folder_of(head.log)
+        with self._reporting(is_required=True):
+            with locked(folder / "record.lock"):
+                _write(folder / _HEAD, _recorded(head))
+            self._use(folder)
+
+    @property
+    def has_others(self) -> bool:
+        """True if the key has the record of another store."""
+        return any(self._root.glob(f"*/{_HEAD}"))
 
     def spool(self, event: AuditEvent) -> bool:
         """Keep the event until the store is back. Return False if it cannot be kept."""
@@ -196,8 +169,9 @@ class TrailRecord:
             return False
         return True
 
-    def is_spool_empty(self) -> bool:
-        return not any(self.folder.glob("spool/*.json"))
+    def count_spooled(self) -> int:
+        """Return the number of events that are not stored yet."""
+        return sum(1 for _ in self.folder.glob("spool/*.json"))
 
     def spooled(self, model: str) -> list[AuditEvent]:
         """Return the events of a model that are not stored yet, oldest first."""
@@ -221,8 +195,9 @@ class TrailRecord:
         entries = {file: _read(file, _Spooled) for file in sorted(self.folder.glob("spool/*.json"))}
         return {file: entry.event for file, entry in entries.items() if entry is not None}
 
-    def _head_file(self, model: str) -> Path:
-        return self.folder / "heads" / f"{chain_id(model)}.json"
+
+def _recorded(head: TreeHead) -> _Recorded:
+    return _Recorded(checkpoint=head.checkpoint.text, edge=head.hashes)
 
 
 def _write(path: Path, state: State) -> None:
@@ -238,4 +213,8 @@ def _read(path: Path, kind: type[StateT]) -> StateT | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
-        raise InvalidConfig(f"the record of the audit trail in {path} cannot be read") from None
+        raise _unreadable(path) from None
+
+
+def _unreadable(path: Path) -> InvalidConfig:
+    return InvalidConfig(f"the record of the audit trail in {path} cannot be read")

@@ -1,108 +1,126 @@
-"""The audit trail of a server that signs its events: its seal, the events that it could
-not store yet, its verification, and the adoption of a trail with faults.
+"""The audit trail of a server that signs its events: its first event, the events that
+it could not store yet, its verification, and the adoption of a trail with faults.
 """
 
-from collections import Counter
-from collections.abc import Iterable
+import logging
 from dataclasses import dataclass
-from typing import Literal
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor, write_event
-from mlflow_deploy_plugin.core.store.audit_chain import SEAL, chain_heads, check_chain, is_present
+from mlflow_deploy_plugin.core.store.audit import (
+    AuditEvent,
+    current_actor,
+    event_row,
+    write_event,
+)
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
-from mlflow_deploy_plugin.core.store.audit_record import Head, Seal, TrailRecord
+from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
+from mlflow_deploy_plugin.core.store.audit_tree import (
+    ADOPT,
+    LOCK_NAME,
+    REMEDY,
+    add_events,
+    checked_head,
+    extend,
+    new_log,
+    new_tree,
+)
+from mlflow_deploy_plugin.core.store.audit_verify import (
+    TrailState,
+    check_trail,
+    counted_events,
+)
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
+from mlflow_deploy_plugin.core.store.merkle import Edge
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import AuditRow
+from mlflow_deploy_plugin.core.store.tables import AuditChainRow, AuditRow
 
-ADOPT = "adopt"
+_log = logging.getLogger(__name__)
+
+SEAL = "seal"
+"""The action of the first event of a server with its key."""
 _GAP = "gap"
 _PUBLIC_KEYS = "public_keys"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A sign that the trail was changed.
-
-    Attributes:
-        model: the model of the chain; empty for the events without a model.
-        event: the id of the event at which the fault was found.
-        text: the fault as one line.
-    """
-
-    model: str
-    event: int
-    text: str
-
-
-@dataclass(frozen=True)
-class TrailState:
-    """The state of the audit trail, or of one chain.
-
-    Attributes:
-        state: `changed` with a fault; `unsigned` if no event is signed; else `intact`.
-        events: the number of events.
-        signed: the number of events with a valid signature.
-        keys: the ids of the keys with which signatures were checked.
-        unused_keys: the ids of the keys that have signed no event of the whole trail.
-    """
-
-    state: Literal["intact", "changed", "unsigned"]
-    events: int
-    faults: tuple[Fault, ...]
-    signed: int = 0
-    keys: tuple[str, ...] = ()
-    unused_keys: tuple[str, ...] = ()
+_MISSING = "missing"
+"""The key of the number of removed events in the detail of an adoption."""
 
 
 def seal(store: Store) -> None:
-    """Check that this is the trail that the server has sealed at its first start, or
-    seal it at the first start. Publish the keys of this server in a signed event.
+    """Check that this is the trail that the server has recorded beside its key. At the
+    first start with a key, publish the keys of this server in an event.
 
-    At the first start, all chains are sealed if the store has no event that is signed
-    by a trusted key yet.
+    The first event of a server makes the tree: earlier events become its first leaves.
 
-    Raises InvalidConfig if recorded events are missing, or if there are signatures of
-    an unknown key.
+    Raises InvalidConfig if recorded events are missing, or if the newest checkpoint is
+    not signed by a known key.
     """
     keys, record = _signing(store)
-    sealed = record.seal()
-    faults = record_faults(store)
-    if faults:
-        raise InvalidConfig(
-            f"this is not the audit trail that this server has sealed: {faults[0].text}; an "
-            "administrator can accept it with `onnxserve audit adopt --why REASON` on this machine"
-        )
-    public_keys = keys.public_pem()
-    with store.transaction(alone_with="audit seal") as session:
-        signed = select(AuditRow.id).limit(1)
-        if not session.scalar(signed.where(AuditRow.signed_by == keys.key_id)):
-            models = {""}
-            if not (sealed or session.scalar(signed.where(AuditRow.signed_by.in_(keys.public)))):
-                models.update(session.scalars(select(AuditRow.model).distinct()))
-            for model in models:
-                event = AuditEvent(
-                    store.now(),
-                    current_actor(),
-                    SEAL,
-                    model=model,
-                    after=keys.key_id,
-                    detail={_PUBLIC_KEYS: public_keys},
-                )
-                write_event(session, event)
-    if sealed is None:
-        with store.reading() as session:
-            record.replace(Seal(key_id=keys.key_id, at=store.now()), chain_heads(session))
-        _signing(store)
+    with store.reading() as session:
+        rows_fault = _rows_fault(session, store)
+    with store.transaction(alone_with=LOCK_NAME) as session:
+        head, fault = checked_head(session, keys, record)
+        fault = fault or rows_fault
+        if fault:
+            raise InvalidConfig(
+                f"this is not the audit trail that this server has recorded: {fault}; {REMEDY}"
+            )
+        if head is None and record.has_others:
+            _log.warning(
+                "this key has the record of another store; if this store has been in use before, "
+                "its audit trail was removed"
+            )
+        written = select(AuditRow.id).where(AuditRow.signed_by == keys.key_id).limit(1)
+        if session.scalar(written) is None or head is None:
+            why = "" if head else _taken_over(session)
+            event = AuditEvent(
+                store.now(),
+                current_actor(),
+                SEAL,
+                after=keys.key_id,
+                why=why,
+                detail={_PUBLIC_KEYS: keys.public_pem()},
+            )
+            write_event(session, event)
+
+
+def _rows_fault(session: Session, store: Store) -> str:
+    """Return how many events of the tree were removed since the last adoption; empty if
+    there are none.
+    """
+    keys, _ = _signing(store)
+    tree = store.trail_view.read(session, keys)
+    removed = tree.size - _count_rows(session, tree.size)
+    if removed:
+        known = 0
+        for event in counted_events(store.trail_view, session, "", keys):
+            if event.action == ADOPT:
+                known = event.detail.get(_MISSING, 0)
+        if removed > known:
+            return f"events of the audit trail were removed ({removed - known:,})"
+    return tree.fault
+
+
+def _count_rows(session: Session, size: int) -> int:
+    """Return the number of places of a tree of this size that have an event."""
+    is_placed = AuditRow.place.between(0, size - 1)
+    return session.scalar(select(func.count(AuditRow.place.distinct())).where(is_placed)) or 0
+
+
+def _taken_over(session: Session) -> str:
+    """Return what the first leaves of the tree will be, in words."""
+    events = session.scalar(select(func.count(AuditRow.id)))
+    chained = session.scalar(select(func.count(AuditChainRow.id)))
+    if not events:
+        return ""
+    migrated = f" ({chained:,} migrated from hash chains)" if chained else ""
+    return f"{events:,} earlier events became the first leaves of the tree{migrated}"
 
 
 def store_spooled(store: Store) -> int:
     """Store the events that were kept while the store was away, after an event of the
-    gap in each chain. Return the number of events.
+    gap for each model. Return the number of events.
 
     Raises StoreUnavailable.
     """
@@ -124,126 +142,88 @@ def store_spooled(store: Store) -> int:
 
 
 def _signing(store: Store) -> tuple[Keys, TrailRecord]:
-    """Return the keys and the record of the store of a server that signs its events.
-    The id of the store is the hash of the first seal, which is the first signed event
-    of the chain without a model.
-    """
+    """Return the keys and the record of the store of a server that signs its events."""
     assert store.keys is not None
     assert store.trail_record is not None
-    with store.reading() as session:
-        for checked in check_chain(session, "", store.keys):
-            if checked.is_signed:
-                store.trail_record.join(checked.row.digest[:16])
-                break
     return store.keys, store.trail_record
 
 
-def record_faults(store: Store) -> list[Fault]:
-    """Return the recorded events that are missing, and the keys that this server does
-    not know.
+@dataclass(frozen=True)
+class Adoption:
+    """What an administrator has accepted.
+
+    Attributes:
+        fault: the difference between the store and the record; empty if there is none.
+        missing: the places of the recorded events that the store lacks.
+        waiting: the number of events beside the key that are stored next.
+    """
+
+    fault: str = ""
+    missing: range = range(0)
+    waiting: int = 0
+
+
+def adopt_trail(store: Store, why: str) -> Adoption:
+    """Accept the trail in the store as it is, with an event of this process's user.
+
+    The events of the recorded tree still count if the store has them all, otherwise
+    those of a smaller tree that a known key has signed, under a new name of the log. If
+    there is no such tree, no earlier event counts. Raises InvalidConfig or
+    StoreUnavailable if the record cannot be read or written.
     """
     keys, record = _signing(store)
-    sealed = record.seal()
-    adopted = sealed.adopted if sealed else ()
-    heads = record.heads()
-    with store.reading() as session:
-        faults = _lost_ends(session, heads)
-        for key_id in sorted(_unknown_signers(session, keys).difference(adopted)):
-            text = (
-                f"the key {key_id}, whose public key is not in the key file, has signed events "
-                "(servers with one store share ONNXSERVE_AUDIT_KEY_FILE)"
-            )
-            faults.append(Fault("", 0, text))
-    return faults
-
-
-def _lost_ends(session: Session, heads: Iterable[Head], model: str | None = None) -> list[Fault]:
-    """Return a fault for each of these ends of chains, or of the model's chain, that
-    the store lacks.
-    """
-    faults = []
-    for head in heads:
-        if model in (None, head.model) and not is_present(session, head):
-            place = f"the chain of {head.model}" if head.model else "its chain"
-            text = f"event {head.event} was removed or changed: the end of {place} is missing"
-            faults.append(Fault(head.model, head.event, text))
-    return faults
-
-
-def _unknown_signers(session: Session, keys: Keys) -> set[str]:
-    """Return the ids of the keys that have signed events, without the keys `keys`."""
-    signers = session.scalars(select(AuditRow.signed_by).distinct())
-    return set(signers) - {"", *keys.public}
-
-
-def adopt_trail(store: Store, why: str) -> list[Fault]:
-    """Accept the trail in the store as it is, with an event of this process's user in
-    each chain that has lost events. Return what was accepted.
-
-    Events without a signature do not count afterwards. Raises InvalidConfig if the
-    record cannot be read or written.
-    """
-    keys, record = _signing(store)
-    faults = record_faults(store)
-    if not faults:
-        return []
-    with store.reading() as session:
-        unknown = _unknown_signers(session, keys)
-        heads = chain_heads(session)
-    sealed = Seal(key_id=keys.key_id, at=store.now(), adopted=tuple(sorted(unknown)))
-    record.replace(sealed, heads)
-    accepted = [fault.text for fault in faults]
-    for model in sorted({"", *(fault.model for fault in faults)}):
-        store.record(ADOPT, model=model, why=why, detail={"accepted": accepted})
-    return faults
+    with store.transaction(alone_with=LOCK_NAME) as session:
+        _, head_fault = checked_head(session, keys, record)
+        fault = head_fault or _rows_fault(session, store)
+        if not fault:
+            return Adoption()
+        recorded = record.newest()
+        size = recorded.edge.size if recorded else 0
+        head = store.trail_view.read(session, keys).head
+        if head and not head_fault:
+            accepted = head
+        elif recorded and extend(session, Edge(), size) == recorded.edge:
+            accepted = recorded
+        elif head:  # Witnesses of its log may have cosigned a larger tree.
+            accepted = new_log(head.edge)
+        else:
+            accepted = new_log(new_tree(session, {}))
+        kept = accepted.edge.size
+        adoption = Adoption(fault, range(kept, size), record.count_spooled())
+        detail = {"accepted": [fault], _MISSING: kept - _count_rows(session, kept)}
+        event = AuditEvent(store.now(), store.user, ADOPT, why=why, detail=detail)
+        head = add_events(session, accepted, [event_row(session, event)], keys)
+    record.replace(head)
+    return adoption
 
 
 def published_keys(store: Store) -> Keys:
     """Return the public keys in the store. Everybody who may write to the store can add
     a key.
     """
-    events = store.events(actions=(SEAL,))
-    pems = {str(event.detail[_PUBLIC_KEYS]) for event in events}
+    published = select(AuditRow.detail[_PUBLIC_KEYS].as_string()).where(AuditRow.action == SEAL)
+    with store.reading() as session:
+        pems = {pem for pem in session.scalars(published) if pem}
     if not pems:
         return Keys({})
     return parse_keys("".join(sorted(pems)), "the keys in the audit trail")
 
 
 def verify_trail(
-    store: Store,
-    model: str | None = None,
-    keys: Keys | None = None,
-    checkpoint: Checkpoint | None = None,
+    store: Store, keys: Keys | None = None, checkpoint: Checkpoint | None = None
 ) -> TrailState:
-    """Check the hashes and the signatures of the trail, or only of a model's chain.
+    """Check the whole trail.
 
     Args:
         keys: the keys of the servers; None for the keys of the store's process or else
             the keys that the store publishes.
-        checkpoint: an earlier state of the trail, whose events must still exist.
+        checkpoint: an earlier state of the trail, which the trail must contain.
 
     Raises StoreUnavailable, and NotInstalled without the package cryptography.
     """
-    keys = keys or store.keys or published_keys(store)
-    faults: list[Fault] = []
-    signers: Counter[str] = Counter()
-    signed = 0
+    recorded = store.trail_record.newest() if store.trail_record else None
+    earlier = [recorded.checkpoint] if recorded else []
+    if checkpoint:
+        earlier.append(checkpoint)
     with store.reading() as session:
-        models = [model or ""]
-        if model is None:
-            models = sorted(session.scalars(select(AuditRow.model).distinct()))
-        for name in models:
-            for checked in check_chain(session, name, keys):
-                signers[checked.row.signed_by] += 1
-                signed += checked.is_signed
-                for line in filter(None, (*checked.faults, checked.signature_fault)):
-                    faults.append(Fault(name, checked.row.id, line))
-        heads = store.trail_record.heads() if store.trail_record else []
-        if checkpoint is not None:
-            heads += checkpoint.heads_of(models)
-        faults += _lost_ends(session, heads, model)
-    state: Literal["intact", "changed", "unsigned"] = "intact" if signed else "unsigned"
-    if faults:
-        state = "changed"
-    unused = () if model else tuple(sorted(keys.public.keys() - signers.keys()))
-    return TrailState(state, signers.total(), tuple(faults), signed, tuple(keys.public), unused)
+        return check_trail(session, keys or store.keys or published_keys(store), earlier)

@@ -1,120 +1,235 @@
-"""Checkpoints of the audit trail: the last event of each chain, signed by MLflow's
-server and stored outside of the store. With a checkpoint, it is found that the last
-events of a chain were removed.
+"""Checkpoints of a Merkle tree: signed notes with the size and the root of the tree, to
+which witnesses add cosignatures.
+
+The formats are those of C2SP (https://c2sp.org): signed-note, tlog-checkpoint and, for
+Ed25519, tlog-cosignature.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, ClassVar
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.store.audit_chain import SEAL, canonical_json, chain_heads
-from mlflow_deploy_plugin.core.store.audit_keys import Keys
-from mlflow_deploy_plugin.core.store.audit_record import Head, chain_id
-from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.merkle import HASH_BYTES, Edge
 
-_PURPOSE = "audit checkpoint"
-_LATE = timedelta(hours=3)
-"""The age of the newest checkpoint that is two hours late, because one is made per
-hour.
-"""
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+_NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]")
+_NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
+_KEY_ID_BYTES = 4
+_TIME_BYTES = 8
 
 
-class Checkpoint(BaseModel):
-    """The state of the trail at a time.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a log.
 
     Attributes:
-        heads: the `chain_id` of each model → the id and the hash of its last event.
-        signed_by: the id of the key.
+        origin: the name of the log and of its key.
+        size: the number of leaves.
+        root: the root of the tree.
+        extensions: further signed lines, which the logs of onnxserve do not have.
+        signatures: the name of a key and a signature in Base64, one line each.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    at: datetime
-    heads: dict[str, tuple[int, str]]
-    signed_by: str = ""
-    signature: str = ""
+    origin: str
+    size: int
+    root: bytes
+    extensions: tuple[str, ...] = ()
+    signatures: tuple[str, ...] = ()
 
     @property
-    def content(self) -> str:
+    def body(self) -> str:
         """The signed text."""
-        return canonical_json(self.model_dump(mode="json", exclude={"signature"}))
+        lines = (self.origin, self.size, encoded(self.root), *self.extensions)
+        return "".join(f"{line}\n" for line in lines)
 
-    def heads_of(self, models: Iterable[str]) -> Iterator[Head]:
-        """Yield the ends of all chains, with the names of those of the `models`. Other
-        chains keep their ids.
+    @property
+    def text(self) -> str:
+        return f"{self.body}\n" + "".join(f"— {line}\n" for line in self.signatures)
+
+    def with_signatures(self, *lines: str) -> "Checkpoint":
+        """Return the checkpoint with these lines in the places of those of the same
+        keys.
         """
-        names = {chain_id(model): model for model in models}
-        for chain, (event, digest) in self.heads.items():
-            yield Head(model=names.get(chain, chain), event=event, digest=digest)
+        keys = {_split_signature(line)[:2] for line in lines}
+        kept = [line for line in self.signatures if _split_signature(line)[:2] not in keys]
+        return replace(self, signatures=(*kept, *lines))
 
 
-def make_checkpoint(store: Store, keys: Keys) -> Checkpoint:
-    """Return a signed checkpoint of now."""
-    with store.reading() as session:
-        newest = {head.model: head for head in chain_heads(session)}
-    recorded = store.trail_record.heads() if store.trail_record else ()
-    for head in recorded:
-        # The chain may have lost its end.
-        if head.model not in newest or newest[head.model].event < head.event:
-            newest[head.model] = head
-    heads = {chain_id(model): (head.event, head.digest) for model, head in newest.items()}
-    checkpoint = Checkpoint(at=store.now(), heads=heads, signed_by=keys.key_id)
-    signature = keys.sign(_PURPOSE, checkpoint.content)
-    return checkpoint.model_copy(update={"signature": signature})
+@dataclass(frozen=True)
+class TreeHead:
+    """The newest checkpoint of a log with the right edge of its tree."""
+
+    checkpoint: Checkpoint
+    edge: Edge
+
+    @property
+    def log(self) -> str:
+        """The name of the log of a store, without the id of the key."""
+        return self.checkpoint.origin.rpartition("/")[0]
+
+    @property
+    def hashes(self) -> str:
+        """The hashes of the edge as text."""
+        return " ".join(map(encoded, self.edge.hashes))
 
 
-def load_checkpoint(text: str, keys: Keys, origin: str) -> Checkpoint:
-    """Return the checkpoint of a JSON text. `origin` names it in messages.
-
-    Raises InvalidConfig if it is not a checkpoint that is signed by one of the keys.
+def parse_head(note: str, hashes: str) -> TreeHead:
+    """Return the head of a checkpoint's text and `TreeHead.hashes`. Raises ValueError
+    if they contradict each other. No signature is checked.
     """
-    try:
-        checkpoint = Checkpoint.model_validate_json(text)
-    except ValidationError:
-        raise InvalidConfig(f"{origin} is not a checkpoint of the audit trail") from None
-    signature = checkpoint.signature
-    if not keys.is_signed(_PURPOSE, checkpoint.content, checkpoint.signed_by, signature):
-        raise InvalidConfig(
-            f"the checkpoint {origin} has no valid signature of a key that is trusted here: it "
-            "was changed, or its key is missing"
-        )
+    checkpoint = parse_checkpoint(note)
+    edge = Edge(checkpoint.size, tuple(map(decoded, hashes.split())))
+    if len(edge.hashes) != edge.size.bit_count() or edge.root != checkpoint.root:
+        raise ValueError(note)
+    return TreeHead(checkpoint, edge)
+
+
+def _split_signature(line: str) -> tuple[str, bytes, bytes]:
+    """Return the name and the id of the key, and the signature."""
+    name, _, signature = line.partition(" ")
+    content = decoded(signature)
+    return name, content[:_KEY_ID_BYTES], content[_KEY_ID_BYTES:]
+
+
+def encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def decoded(text: str) -> bytes:
+    """Return the bytes of canonical Base64. Raises ValueError for another text."""
+    content = base64.b64decode(text, validate=True)
+    if encoded(content) != text:
+        raise ValueError(text)
+    return content
+
+
+def parse_size(text: str) -> int:
+    """Return the size of a tree. Raises ValueError for another text."""
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return int(text)
+
+
+def parse_checkpoint(text: str) -> Checkpoint:
+    """Return the checkpoint in a note, whose signatures are not checked. Raises
+    ValueError for another text.
+    """
+    body, empty, signed = text.rpartition("\n\n")
+    origin, size, root, *extensions = body.split("\n")
+    lines = signed.removesuffix("\n").split("\n")
+    checkpoint = Checkpoint(
+        origin,
+        parse_size(size),
+        decoded(root),
+        tuple(extensions),
+        tuple(parse_signature(line) for line in lines),
+    )
+    is_valid = _NAME.fullmatch(origin) and len(checkpoint.root) == HASH_BYTES and all(extensions)
+    if not is_valid or checkpoint.text != text or not empty or _CONTROL.search(text):
+        raise ValueError(text)
     return checkpoint
 
 
-def lateness(checkpoint: Checkpoint | None, store: Store) -> str:
-    """Return a line about a newest checkpoint of the store that is missing, or two
-    hours late; empty for one in time, and for a trail that was sealed shortly before.
+def parse_signature(line: str) -> str:
+    """Return the name and the signature of a signature line. Raises ValueError for
+    another text.
     """
-    now = store.now()
-    if checkpoint is None:
-        sealed = next(store.events(actions=(SEAL,)), None)
-        if sealed is not None and now - sealed.at < _LATE:
-            return ""
-        return "the newest checkpoint of the trail is missing"
-    # A checkpoint from the future was made by a wrong clock.
-    if abs(now - checkpoint.at) > _LATE:
-        return (
-            f"the newest checkpoint of the audit trail is late: of {checkpoint.at:%Y-%m-%d %H:%M}Z"
-        )
-    return ""
+    dash, name, signature = line.split(" ")
+    if dash != "—" or not _NAME.fullmatch(name) or len(decoded(signature)) <= _KEY_ID_BYTES:
+        raise ValueError(line)
+    return f"{name} {signature}"
 
 
-def changed_ends(
-    checkpoint: Checkpoint,
-    later: Checkpoint,
-    digests: Mapping[tuple[str, int], str],
-) -> Iterator[int]:
-    """Yield the ids of the events in `checkpoint` that have another hash in `later` or
-    `digests`, or that `later` lacks. A `later` checkpoint of before may lack events.
+@dataclass(frozen=True)
+class Signer:
+    """A public key under a name, which signs checkpoints as a log or as a witness
+    (https://c2sp.org/signed-note, "Verifier keys").
 
-    Args:
-        digests: the chain and the id of further events → their hashes.
+    Attributes:
+        kind: LOG or WITNESS, the byte of its signatures' type.
     """
-    for name, (event, digest) in checkpoint.heads.items():
-        end, end_digest = later.heads.get(name, (0, ""))
-        is_lost = end < event and checkpoint.at <= later.at
-        other = end_digest if end == event else digests.get((name, event), digest)
-        if is_lost or other != digest:
-            yield event
+
+    LOG: ClassVar[int] = 1
+    WITNESS: ClassVar[int] = 4
+
+    name: str
+    key: "Ed25519PublicKey"
+    kind: int
+
+    @property
+    def key_id(self) -> bytes:
+        content = f"{self.name}\n".encode() + self._typed_key
+        return hashlib.sha256(content).digest()[:_KEY_ID_BYTES]
+
+    @property
+    def _typed_key(self) -> bytes:
+        return bytes([self.kind]) + self.key.public_bytes_raw()
+
+    @property
+    def text(self) -> str:
+        """The key as text: the name, the key's id in hex and the key in Base64."""
+        return f"{self.name}+{self.key_id.hex()}+{encoded(self._typed_key)}"
+
+    def sign(self, body: str, sign: Callable[[bytes], bytes], now: datetime | None = None) -> str:
+        """Return the line of a signature that the private key makes with `sign`; with
+        `now` the cosignature of a witness.
+        """
+        time = b"" if now is None else int(now.timestamp()).to_bytes(_TIME_BYTES, "big")
+        signature = self.key_id + time + sign(_message(body, time))
+        return f"{self.name} {encoded(signature)}"
+
+    def signed_at(self, checkpoint: Checkpoint) -> datetime | None:
+        """Return the time at which this witness has signed the checkpoint, or the
+        beginning of 1970 for a log. None if there is no valid signature, or if there
+        are several.
+        """
+        from cryptography.exceptions import InvalidSignature
+
+        signatures = map(_split_signature, checkpoint.signatures)
+        key = (self.name, self.key_id)
+        of_key = [content for name, key_id, content in signatures if (name, key_id) == key]
+        if len(of_key) != 1:
+            return None
+        length = _TIME_BYTES if self.kind == self.WITNESS else 0
+        time = of_key[0][:length]
+        try:
+            self.key.verify(of_key[0][length:], _message(checkpoint.body, time))
+            return datetime.fromtimestamp(int.from_bytes(time, "big"), UTC)
+        except (InvalidSignature, ValueError, OverflowError, OSError):
+            return None
+
+
+def _message(body: str, time: bytes) -> bytes:
+    if not time:
+        return body.encode()
+    return f"cosignature/v1\ntime {int.from_bytes(time, 'big')}\n{body}".encode()
+
+
+def parse_signer(text: str, origin: str) -> Signer:
+    """Return the public key in a text such as `witness.example+d34caeba+BAE5…`.
+    `origin` names the text in messages.
+
+    Raises InvalidConfig for another text.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        name, key_id, key = text.strip().split("+", 2)
+        kind, *raw = decoded(key)
+        signer = Signer(name, Ed25519PublicKey.from_public_bytes(bytes(raw)), kind)
+        is_valid = _NAME.fullmatch(name) and kind in (Signer.LOG, Signer.WITNESS)
+        if not is_valid or signer.key_id.hex() != key_id:
+            raise ValueError(text)
+    except ValueError:
+        raise InvalidConfig(
+            f"{origin}: NAME+ID+KEY of an Ed25519 key is expected, as its owner publishes it"
+        ) from None
+    return signer

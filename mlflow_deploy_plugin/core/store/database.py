@@ -6,6 +6,7 @@ SQLite, each writing transaction takes the write lock at its start; on PostgreSQ
 migration takes an advisory lock first.
 """
 
+import json
 import sqlite3
 import time
 from collections.abc import Callable
@@ -178,6 +179,16 @@ def _migrate(connection: Connection) -> None:
         command.upgrade(config, "head")
 
 
+def _read_json(text: str | bytes) -> object:
+    """Return the document, which is empty for a text that somebody else has written and
+    that cannot be read.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+
+
 def _engine(url: URL, lock_seconds: int) -> Engine:
     """Return an engine with our timeouts. The folder of an SQLite file is created.
 
@@ -202,7 +213,9 @@ def _engine(url: URL, lock_seconds: int) -> Engine:
         if url.get_driver_name() == "psycopg":
             arguments["prepare_threshold"] = None
     try:
-        engine = create_engine(url, connect_args=arguments, hide_parameters=True)
+        engine = create_engine(
+            url, connect_args=arguments, hide_parameters=True, json_deserializer=_read_json
+        )
     except NoSuchModuleError:
         raise InvalidConfig(
             f"ONNXSERVE_STORE_URI: {url.drivername!r} is not a supported database",

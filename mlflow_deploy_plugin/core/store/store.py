@@ -32,11 +32,8 @@ from mlflow_deploy_plugin.core.store.audit import (
     settle,
     write_event,
 )
-from mlflow_deploy_plugin.core.store.audit_chain import (
-    BROKEN,
-    counted_events,
-)
-from mlflow_deploy_plugin.core.store.audit_record import Head
+from mlflow_deploy_plugin.core.store.audit_verify import BROKEN, counted_events
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
 from mlflow_deploy_plugin.core.store.leases import Lease, Leases, held_row
 from mlflow_deploy_plugin.core.store.tables import (
     IS_DELETED,
@@ -370,8 +367,8 @@ class Store(Leases):
         """Return the events of a model with one of the `actions`, oldest first, that
         may decide something.
 
-        On MLflow's server, these are its signed events
-        (`audit_chain.counted_events`) and those that it could not store yet. Other
+        On MLflow's server, these are its own events
+        (`audit_verify.counted_events`) and those that it could not store yet. Other
         processes return all events. Intentions are settled (`audit.settle`). Events of
         a model of the same name in another registry are left out.
         """
@@ -379,29 +376,31 @@ class Store(Leases):
         with self.reading() as session:
             return self._counted_events(session, model, actions, recorded)
 
-    def _recorded(self, model: str) -> tuple[Head | None, list[AuditEvent]]:
-        """Return the recorded end of a chain, and its events that are not stored yet.
-        Read them before the transaction, which may see an earlier state of the store
-        than the record.
+    def _recorded(self, model: str) -> tuple[Checkpoint | None, list[AuditEvent]]:
+        """Return the recorded checkpoint, and the events of a model that are not stored
+        yet. Read them before the transaction, which may see an earlier state of the
+        store than the record.
         """
         if self.trail_record is None:
             return None, []
-        return self.trail_record.head(model), self.trail_record.spooled(model)
+        newest = self.trail_record.newest()
+        return newest.checkpoint if newest else None, self.trail_record.spooled(model)
 
     def _counted_events(
         self,
         session: Session,
         model: str,
         actions: Collection[str],
-        recorded: tuple[Head | None, list[AuditEvent]],
+        recorded: tuple[Checkpoint | None, list[AuditEvent]],
     ) -> list[AuditEvent]:
         if self.keys is None:
             chosen = AuditRow.action.in_((*actions, INTEND, FAILED))
             query = select(AuditRow).where(AuditRow.model == model, chosen)
             events = read_rows(session, query.order_by(AuditRow.id), AuditEvent)
         else:
-            head, spooled = recorded
-            events = counted_events(session, model, self.keys, head) + spooled
+            checkpoint, spooled = recorded
+            view = self.trail_view
+            events = counted_events(view, session, model, self.keys, checkpoint) + spooled
         return [
             event
             for event in settle(events)

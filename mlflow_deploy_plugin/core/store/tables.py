@@ -237,8 +237,7 @@ class AuditRow(Base):
             sqlite_where=IS_DELETED,
             postgresql_where=IS_DELETED,
         ),
-        # The last event of a model's chain is read before each event is written.
-        sa.Index("ix_onnxserve_audit_events_chain", "model", "id"),
+        sa.Index("ix_onnxserve_audit_events_model", "model", "id"),
     )
 
     id: Mapped[RowId]
@@ -252,12 +251,42 @@ class AuditRow(Base):
     after: Mapped[str] = mapped_column(server_default="")
     why: Mapped[str] = mapped_column(server_default="")
     detail: Mapped[Json]
-    # See `audit_chain.py`: the hash of the event before this one in the chain, the hash
-    # of this event, and the id of a server's key with its signature.
-    previous: Mapped[Str64] = mapped_column(server_default="")
-    digest: Mapped[Str64] = mapped_column(server_default="")
+    # See `audit_tree.py`: the place of the event in the tree, which an event has after
+    # the server's next event, and the id of the key of the server that has written it.
+    place: Mapped[int | None] = mapped_column(sa.BigInteger, index=True)
     signed_by: Mapped[Str63] = mapped_column(server_default="")
-    signature: Mapped[Str255] = mapped_column(server_default="")
+
+
+class AuditLeafRow(Base):
+    """A leaf of the tree over the audit events (`audit_tree.py`)."""
+
+    __tablename__ = "onnxserve_audit_leaves"
+
+    place: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    entry: Mapped[str]
+
+
+class AuditTreeRow(Base):
+    """The tree over the audit events, in the row 1: the newest checkpoint, and the
+    hashes of the right edge in Base64.
+    """
+
+    __tablename__ = "onnxserve_audit_tree"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    checkpoint: Mapped[str]
+    edge: Mapped[str]
+
+
+class AuditChainRow(Base):
+    """The hash chain of an event of a store of before the tree (`audit_chains.py`)."""
+
+    __tablename__ = "onnxserve_audit_chains"
+
+    id: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    previous: Mapped[Str64]
+    digest: Mapped[Str64]
+    signature: Mapped[Str255]
 
 
 _IS_LIVE = sa.text("ended_at IS NULL")

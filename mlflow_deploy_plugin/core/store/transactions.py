@@ -19,9 +19,10 @@ from mlflow_deploy_plugin.core.errors import StoreUnavailable
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.store import audit
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login
-from mlflow_deploy_plugin.core.store.audit_chain import append_events, lock_in_postgresql
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
+from mlflow_deploy_plugin.core.store.audit_tree import append_events, take_lock
+from mlflow_deploy_plugin.core.store.audit_verify import TrailView
 from mlflow_deploy_plugin.core.store.tables import READS_ONLY, RowT, ValueT, read_rows
 
 LOCK_SECONDS = 30
@@ -30,8 +31,8 @@ _NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CA
 
 
 class Transactions:
-    """The transactions of a database. `keys` sign the events, and `record` has the last
-    event of each chain; only MLflow's server has them.
+    """The transactions of a database. `keys` sign the checkpoints of the events, and
+    `record` has the newest one; only MLflow's server has them.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Transactions:
     ) -> None:
         self.keys = keys
         self.trail_record = record
+        self.trail_view = TrailView()
         self._engine = engine
         self._reading = engine.execution_options(**{READS_ONLY: True})
         self._clock = clock
@@ -89,10 +91,11 @@ class Transactions:
                 row that does not exist yet cannot be locked. SQLite always excludes
                 concurrent writing transactions.
             must_record: False for events of what has happened already, which are stored
-                even if the ends of their chains cannot be recorded.
+                even if their checkpoint cannot be recorded.
 
         Raises IntegrityError if a unique value already exists, and StoreUnavailable if
-        the database does not answer, or the end of a chain cannot be recorded.
+        the database does not answer, the checkpoint cannot be recorded, or the trail is
+        not the recorded one.
         """
         # The login is asked for before the transaction, which has locks.
         info = {audit.LOGIN: self.login, audit.LOCK: self._lock_seconds}
@@ -102,13 +105,17 @@ class Transactions:
             ExitStack() as recording,
             session.begin(),
         ):
-            if alone_with and self._engine.dialect.name == "postgresql":
-                lock_in_postgresql(session, alone_with)
+            if alone_with:
+                take_lock(session, alone_with)
             yield session
+            session.flush()
             events = session.info.pop(audit.PENDING, ())
-            heads = append_events(session, events, self.keys, self.trail_record)
-            if heads and self.trail_record is not None:
-                recording.enter_context(self.trail_record.recording(heads, must_record))
+            try:
+                head = append_events(session, events, self.keys, self.trail_record)
+            except IntegrityError as error:  # Somebody has written by hand.
+                raise store_unavailable(self._engine.url, error) from None
+            if head and self.trail_record is not None:
+                recording.enter_context(self.trail_record.recording(head, must_record))
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -38,7 +38,8 @@ from mlflow_deploy_plugin.core.registry.transitions import (
 )
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
-from mlflow_deploy_plugin.core.store.audit_seal import ADOPT
+from mlflow_deploy_plugin.core.store.audit_seal import SEAL
+from mlflow_deploy_plugin.core.store.audit_tree import ADOPT
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record, version_page
 from mlflow_deploy_plugin.promote.evidence.statements import (
@@ -111,6 +112,7 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
         if event.action == ADOPT
         or (event.at >= record.created_at and event.version == record.version)
     ]
+    events += [event for event in store.events(model="", actions=(ADOPT, SEAL)) if event.why]
     unsigned = unsigned_events(store, events)
     model_id = str(record.mlmodel.get("model_id") or "")
     run = None
@@ -460,7 +462,7 @@ class _Facts:
                 yield self.in_run(text, window_runs.PAGE, newest)
 
     def approvals(self) -> Statements:
-        return self.in_trail("request", "approve", "decline", "refused", ADOPT)
+        return self.in_trail("request", "approve", "decline", "refused", ADOPT, SEAL)
 
     def deployments(self) -> Statements:
         yield from self.in_trail(

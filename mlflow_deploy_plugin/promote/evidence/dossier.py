@@ -47,7 +47,8 @@ from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
-from mlflow_deploy_plugin.core.store.audit_seal import ADOPT, verify_trail
+from mlflow_deploy_plugin.core.store.audit_seal import SEAL, verify_trail
+from mlflow_deploy_plugin.core.store.audit_tree import ADOPT
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -186,8 +187,7 @@ class Trail:
     Attributes:
         models: the URIs of the variants during the period.
         begun_with: the last event before the period that has a spec, and this spec.
-        stored: all events with their places in the hash chains, in the order of their
-            ids.
+        stored: all events with their places in the tree, in the order of their ids.
         earlier / events: the events before and in the period.
         unsigned: the events that MLflow's server has not signed.
     """
@@ -439,24 +439,20 @@ class _Facts:
         # The events of the period are in the section `changes`.
         adopted = [
             event
-            for event in self.store.events(actions=(ADOPT,))
-            if event.model in self.pages and event not in self.trail.events
+            for event in self.store.events(actions=(ADOPT, SEAL))
+            if event.why and event.model in self.pages and event not in self.trail.events
         ]
         unsigned = unsigned_events(self.store, adopted)
         for event in adopted:
             yield event_statement(event, self.pages[event.model], event not in unsigned)
         trusted = trusted_keys(self.store)
-        newest = trusted and trusted.checkpoint
-        compared = f"of {newest.at:%Y-%m-%d %H:%M} UTC" if newest else "none"
-        for name, page in self.pages.items():
-            chain = verify_trail(self.store, name, trusted and trusted.keys, newest)
-            subject = f"The trail of {name or 'the endpoints'}"
-            text = f"{subject} is {chain.state}: {chain.events:,} events, {chain.signed:,} signed"
-            if trusted:
-                text += f", by the keys of {trusted.origin}, checkpoint {compared}"
-            yield statement_of(text, "trail", name or self.endpoint, page)
-            for fault in chain.faults:
-                yield statement_of(f"{subject}: {fault.text}", "trail", str(fault.event), page)
+        state = verify_trail(self.store, trusted and trusted.keys, trusted and trusted.checkpoint)
+        text = f"The audit trail is {state.state}: {state.events:,} events, {state.signed:,} signed"
+        if trusted:
+            size = f"of {trusted.checkpoint.size:,} events" if trusted.checkpoint else "none"
+            text += f", by the keys of {trusted.origin}, checkpoint {size}"
+        for line in (text, *state.faults):
+            yield statement_of(line, "trail", self.endpoint, self.pages[""])
 
 
 def _in_window(text: str, window: MonitorWindow) -> Statement:

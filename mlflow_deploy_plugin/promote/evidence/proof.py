@@ -1,9 +1,10 @@
-"""The proof of a dossier: its audit events with their hashes and signatures, and the
-digest of its statements, signed by MLflow's server. Only public keys are needed to
-check it.
+"""The proof of a dossier: its audit events with the proofs that they are in the tree of
+a checkpoint, and the digest of its statements, signed by MLflow's server. Only public
+keys are needed to check it.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import chain
@@ -15,15 +16,17 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.audit_trail import AUDIT_TRAIL, StoredEvent
 from mlflow_deploy_plugin.core.registry.connection import app_document
-from mlflow_deploy_plugin.core.store.audit_chain import canonical_json
+from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
-from mlflow_deploy_plugin.core.store.audit_record import chain_id
+from mlflow_deploy_plugin.core.store.audit_tree import canonical_json, leaf_entry
 from mlflow_deploy_plugin.core.store.checkpoints import (
     Checkpoint,
-    changed_ends,
-    load_checkpoint,
-    make_checkpoint,
+    Signer,
+    decoded,
+    encoded,
+    parse_checkpoint,
 )
+from mlflow_deploy_plugin.core.store.merkle import is_included, leaf_hash
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.core.text_files import read_text
@@ -44,18 +47,31 @@ _PURPOSE = "audit dossier"
 _SENT = ("versions", "requests", "signatures", "trail_state")
 """The sections with statements that only the caller knows."""
 _STATEMENTS = TypeAdapter(dict[str, list[Statement]])
+_UNREADABLE = (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+"""The errors of the fields of a file that is something else."""
 
 
 class ProvenEvent(BaseModel):
-    """An event and its statement.
+    """An event.
 
     Attributes:
         is_in_period: True if the event must have a statement in the dossier.
+        inclusion: the inclusion proof for the checkpoint, as hashes in Base64.
     """
 
     event: StoredEvent
-    statement: str
     is_in_period: bool
+    inclusion: list[str] = []
+
+    def statement(self, is_signed: bool) -> str:
+        return event_statement(self.event.without_place(), "", is_signed).text
+
+    def is_included(self, checkpoint: Checkpoint) -> bool:
+        if self.event.place is None:
+            return False
+        leaf = leaf_hash(leaf_entry(self.event, self.event.signed_by).encode())
+        hashes = [*map(decoded, self.inclusion)]
+        return is_included(leaf, self.event.place, checkpoint.size, hashes, checkpoint.root)
 
 
 class Proof(BaseModel):
@@ -68,7 +84,8 @@ class Proof(BaseModel):
         events: all events of the endpoint and its models until the end of the period,
             oldest first.
         keys: the public keys of the server in PEM.
-        checkpoint: the ends of all chains at the time of the signature.
+        checkpoint: the checkpoint of the tree with the cosignatures of witnesses; empty
+            if there is no server that signs.
         signed_by: the id of the key; empty if there is no server that signs.
     """
 
@@ -78,51 +95,74 @@ class Proof(BaseModel):
     computed: list[str]
     events: tuple[ProvenEvent, ...]
     keys: str
-    checkpoint: Checkpoint
+    checkpoint: str
     signed_by: str
     signature: str = ""
 
-    @property
-    def counted(self) -> str:
-        signed = [entry for entry in self.events if entry.event.signature]
-        return f"{len(self.events)} events, {len(signed)} of them signed"
+    def included(self, keys: Keys) -> list[ProvenEvent]:
+        """Return the events in the tree of the checkpoint; none unless one of the keys
+        has signed it.
+        """
+        if not self.checkpoint:
+            return []
+        checkpoint = parse_checkpoint(self.checkpoint)
+        included = [entry for entry in self.events if entry.is_included(checkpoint)]
+        return included if keys.signer_of(checkpoint) else []
 
-    def event_faults(
-        self, keys: Keys, sections: Mapping[str, Sequence[Statement]]
+    def statement_faults(
+        self, signed: set[AuditEvent], sections: Mapping[str, Sequence[Statement]]
     ) -> Iterator[str]:
-        """Yield the faults of the events and of the statements that can be compared."""
-        stated = {entry.text for entry in chain.from_iterable(sections.values())}
+        """Yield the statements that are missing, and those that can be compared and
+        have no event.
+        """
+        required = Counter(self.computed)
+        proven = Counter(self.computed)
         for entry in self.events:
-            yield from entry.event.faults(keys)
-            if entry.is_in_period and entry.statement not in stated:
-                yield f"{entry.event.name} has no statement"
-        yield from (f"the server states: {text}" for text in self.computed if text not in stated)
-        proven = {*self.computed, *(entry.statement for entry in self.events)}
-        for name in sections.keys() - _SENT:
-            for made in sections[name]:
-                if made.text not in proven:
-                    yield f"the server has not stated: {made.text}"
-
-    def changes_since(self, checkpoint: Checkpoint) -> Iterator[str]:
-        """Yield the faults after a checkpoint, which may be newer than the dossier."""
-        events = [entry.event for entry in self.events]
-        digests = {(chain_id(event.model), event.id): event.digest for event in events}
-        for number in changed_ends(checkpoint, self.checkpoint, digests):
-            yield f"event {number} was removed or changed after the checkpoint"
+            text = entry.statement(entry.event.without_place() in signed)
+            proven[text] += 1
+            required[text] += entry.is_in_period
+        stated = Counter(made.text for made in chain.from_iterable(sections.values()))
+        for name in _SENT:
+            proven.update(made.text for made in sections.get(name, ()))
+        yield from (f"there is no statement: {text}" for text in required - stated)
+        yield from (f"the server has not stated: {text}" for text in stated - proven)
 
 
-def make_proof(store: Store, endpoint: str, period: Window, document: str, actor: str) -> Json:
+def make_proof(
+    store: Store,
+    endpoint: str,
+    period: Window,
+    document: str,
+    actor: str,
+    checkpoint: Checkpoint | None = None,
+) -> Json:
     """Return the proof, which is signed if this process has the key of the server.
+
+    Args:
+        checkpoint: a checkpoint of the tree, with its cosignatures; default: the newest
+            one that this server has recorded. An event that is newer has no proof.
+
     Raises StoreUnavailable, and the errors of `read_trail`.
     """
     trail = read_trail(store, endpoint, period)
+    keys = store.keys or Keys({})
+    newest = store.trail_record.newest() if store.trail_record else None
+    checkpoint = checkpoint or (newest.checkpoint if newest else None)
+    size = checkpoint.size if checkpoint else 0
+    with store.reading() as session:
+        tree = store.trail_view.read(session, keys).tree
     proven = []
     for stored in trail.stored:
-        event = stored.without_place()
-        text = event_statement(event, "", event not in trail.unsigned).text
-        is_in_period = event.at >= period.start
-        proven.append(ProvenEvent(event=stored, statement=text, is_in_period=is_in_period))
-    keys = store.keys or Keys({})
+        inclusion = []
+        if stored.place is not None and stored.place < size <= tree.size:
+            inclusion = [*map(encoded, tree.inclusion_proof(stored.place, size))]
+        proven.append(
+            ProvenEvent(
+                event=stored,
+                is_in_period=stored.at >= period.start,
+                inclusion=inclusion,
+            )
+        )
     proof = Proof(
         subject=f"{endpoint} {_span(period)}",
         document=document,
@@ -130,7 +170,7 @@ def make_proof(store: Store, endpoint: str, period: Window, document: str, actor
         computed=computed_statements(store, endpoint, period),
         events=tuple(proven),
         keys=keys.public_pem() if store.keys else "",
-        checkpoint=make_checkpoint(store, keys),
+        checkpoint=checkpoint.text if checkpoint else "",
         signed_by=keys.key_id,
     )
     # The JSON is signed, so that later fields of these classes change no signature.
@@ -158,16 +198,29 @@ def _digest(document: Json) -> str:
     return sha256(canonical_json(document).encode()).hexdigest()
 
 
+def included_statements(file: Path, keys: Keys) -> dict[int | None, str]:
+    """Return the statements of the events of a dossier.json that are in the tree of a
+    checkpoint which one of the keys has signed, by their places. Raises InvalidConfig
+    for another file.
+    """
+    try:
+        proof = Proof.model_validate(json.loads(read_text(file, "the dossier"))["proof"])
+        return {
+            entry.event.place: entry.statement(entry.event.signed_by in keys.public)
+            for entry in proof.included(keys)
+        }
+    except _UNREADABLE:
+        raise InvalidConfig(f"{file} is not the signed dossier.json of a dossier") from None
+
+
 def check_dossier(
-    file: Path,
-    keys_file: Path | None = None,
-    checkpoint_file: Path | None = None,
+    file: Path, keys_file: Path | None = None, witnesses: Sequence[Signer] = ()
 ) -> tuple[list[str], str]:
     """Return a line per fault of a dossier.json, and a summary.
 
     Args:
         keys_file: the public keys of the servers; None for the keys in the dossier.
-        checkpoint_file: another checkpoint, of before or after the dossier.
+        witnesses: the keys that must have cosigned the checkpoint.
 
     Raises InvalidConfig if a file is something else, and NotInstalled.
     """
@@ -176,6 +229,7 @@ def check_dossier(
         document = json.loads(read_text(file, "the dossier"))
         content = document.pop("proof")
         proof = Proof.model_validate(content)
+        checkpoint = parse_checkpoint(proof.checkpoint) if proof.checkpoint else None
         del content["signature"]
         written = f"{document['endpoint']} {document['start']}/{document['end']}", _digest(document)
         for group in document.values():
@@ -184,26 +238,33 @@ def check_dossier(
                     raise ValueError(group)
                 sections |= _STATEMENTS.validate_python(group)
         Dossier(**document)  # It has no other entries.
-    except (AttributeError, KeyError, TypeError, ValueError):
+        text = read_text(keys_file, "the file of --keys") if keys_file else proof.keys
+        keys = parse_keys(text, str(keys_file or file)) if text else Keys({})
+        included = proof.included(keys)
+        counted = [entry for entry in included if entry.event.signed_by in keys.public]
+        signed = {entry.event.without_place() for entry in counted}
+        faults = [*proof.statement_faults(signed, sections)] if proof.signed_by else []
+    except _UNREADABLE:
         raise InvalidConfig(f"{file} is not the dossier.json of a dossier") from None
-    text = read_text(keys_file, "the file of --keys") if keys_file else proof.keys
-    keys = parse_keys(text, str(keys_file or file)) if text else Keys({})
-    faults = []
-    if not proof.signed_by:
-        faults.append("MLflow's server has not signed this dossier")
-    elif not keys.is_signed(_PURPOSE, canonical_json(content), proof.signed_by, proof.signature):
-        faults.append(f"the dossier has no valid signature of the key {proof.signed_by}")
+    if checkpoint and not keys.signer_of(checkpoint):
+        faults.insert(0, f"the checkpoint of {checkpoint.origin} has no valid signature")
     if written != (proof.subject, proof.document):
-        faults.append("the statements are not those that were signed")
-    faults += proof.event_faults(keys, sections)
-    compared = "none"
-    if checkpoint_file:
-        text = read_text(checkpoint_file, "the file of --checkpoint")
-        checkpoint = load_checkpoint(text, keys, str(checkpoint_file))
-        compared = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z"
-        faults += proof.changes_since(checkpoint)
+        faults.insert(0, "the statements are not those that were signed")
+    if not proof.signed_by:
+        faults.insert(0, "MLflow's server has not signed this dossier")
+    elif not keys.is_signed(_PURPOSE, canonical_json(content), proof.signed_by, proof.signature):
+        faults.insert(0, f"the dossier has no valid signature of the key {proof.signed_by}")
+    seen = []
+    for witness in witnesses:
+        time = checkpoint and witness.signed_at(checkpoint)
+        if time and witness.kind == Signer.WITNESS:
+            seen.append(f"{witness.name} on {time:%Y-%m-%d %H:%M}Z")
+        else:
+            faults.append(f"the witness {witness.name} has not signed the checkpoint")
     origin = keys_file or "in the dossier, whose maker can exchange them (--keys FILE)"
+    size = f"{checkpoint.size:,} events" if checkpoint else "none"
     return faults, (
-        f"{proof.counted}; keys: {origin}; checkpoint: {compared}; statements by {proof.made_by}, "
-        f"not compared: {join_names([*_SENT, 'links'])}"
+        f"{len(proof.events)} events, {len(signed)} of them signed; keys: {origin}; checkpoint: "
+        f"{size}; witnesses: {join_names(seen) or 'none (--witness KEY)'}; statements by "
+        f"{proof.made_by}, not compared: {join_names([*_SENT, 'links'])}"
     )

@@ -66,7 +66,9 @@ def signature_note(is_signed: bool) -> str:
 
 
 def event_statement(event: AuditEvent, page: str, is_signed: bool) -> Statement:
-    """Return a statement about an audit event that the console shows at `page`."""
+    """Return a statement about an audit event that the console shows at `page`. The
+    words never change, because the statements of a dossier are compared with them.
+    """
     after = event.after or event.detail.get("to")
     change = " → ".join(quoted(str(value)) for value in (event.before, after) if value)
     text = f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action}"

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.alerts import Alert
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, AuditEvent, settle
-from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
+from mlflow_deploy_plugin.core.store.audit_verify import BROKEN
 from mlflow_deploy_plugin.core.store.people import name_key, name_refusal, person_key
 from mlflow_deploy_plugin.core.store.served_files import MOVES, stay_of
 from mlflow_deploy_plugin.core.store.store import Store

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG, PASSED_STAT
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
-from mlflow_deploy_plugin.core.store.audit_chain import BROKEN
+from mlflow_deploy_plugin.core.store.audit_verify import BROKEN
 from mlflow_deploy_plugin.core.store.served_files import (
     MOVES,
     OUTSIDE,
@@ -69,6 +69,7 @@ class RegistryChange:
             alias that may be served.
         has_new_files: True if the version has its place, and its files there are not
             recorded yet, or its move is not.
+        witnesses: the number of witnesses that must cosign the intention.
     """
 
     action: str
@@ -82,6 +83,7 @@ class RegistryChange:
     is_gated: bool = False
     is_served_again: bool = False
     has_new_files: bool = False
+    witnesses: int = 0
 
     def with_refusal(self, reason: str) -> "RegistryChange":
         """Return the change, which is refused unless the reason is empty."""

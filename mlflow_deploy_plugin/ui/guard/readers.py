@@ -299,20 +299,22 @@ def _is_gated(model: "RegisteredModel", *places: StageOrAlias) -> bool:
 
 
 def _policy_refusal(model: "RegisteredModel", change: str) -> str:
-    """Return why the caller may not make a change that removes required approvals or
-    judges; empty if the caller may make it.
+    """Return why the caller may not make a change that removes required approvals,
+    judges or witnesses; empty if the caller may make it.
     """
     try:
         policy = policy_from_tags(model.name, model.tags)
-        is_protected = policy is not None and bool(policy.approvals or policy.judges)
+        is_protected = policy is not None and bool(
+            policy.approvals or policy.judges or policy.witnessed
+        )
     except InvalidConfig:  # The policy is not valid, but may be meant to name people.
         text = model.tags[GATE_POLICY_TAG]
-        is_protected = "approvals" in text or "judges" in text
+        is_protected = any(name in text for name in ("approvals", "judges", "witnessed"))
     if not is_protected or is_administrator():
         return ""
     return (
         f"only an administrator may {change}, because the gate policy of {model.name} requires "
-        "approvals or names judges"
+        "approvals or witnesses, or names judges"
     )
 
 

@@ -30,9 +30,14 @@ from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, INTENDED, INTE
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.ui.access import caller, refusal
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
-from mlflow_deploy_plugin.ui.guard.mlflow_stores import registry
-from mlflow_deploy_plugin.ui.guard.moves import RegistryChange, outside_changes
+from mlflow_deploy_plugin.ui.guard.mlflow_stores import files_digest, registry
+from mlflow_deploy_plugin.ui.guard.moves import (
+    RegistryChange,
+    outside_changes,
+    valid_policy,
+)
 from mlflow_deploy_plugin.ui.guard.readers import READERS, Reader, read_message
+from mlflow_deploy_plugin.ui.witnesses import require_cosignatures, too_few_witnesses
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -99,23 +104,18 @@ def _guarded(
             # A change of nothing is neither gated nor recorded.
             change = read(trail, requested) or RegistryChange("", requested.name)
             if change.is_gated:
-                model = registry().get_registered_model(change.model)
-                for found in outside_changes(trail.store(), model):
-                    if found.action:
-                        _record(trail.record_now, found, found.action)
+                change = _check_gated(trail, change)
             if change.is_refused:
                 record = trail.record_now if change.is_gated else trail.record
                 _record(record, change, "refused")
                 return refusal("PERMISSION_DENIED", change.why, 403)
             intention: Json = {}
             if change.is_gated and change.is_recorded:
-                intention = {INTENTION: secrets.token_hex(8)}
-                detail = {**intention, INTENDED: change.action}
-                _record(trail.record_now, change, INTEND, detail)
+                intention = _intend(trail, change)
         except OnnxserveError as error:
             refused = refusal(
                 StoreUnavailable.error_code,
-                f"nothing was changed, because the audit trail is away: {error.message}",
+                f"nothing was changed, because the audit trail is incomplete: {error.message}",
                 503,
             )
             refused.headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
@@ -141,6 +141,45 @@ def _guarded(
         return response
 
     return guarded
+
+
+def _check_gated(trail: AuditTrail, change: RegistryChange) -> RegistryChange:
+    """Record the versions in gated places that did not move there through this server.
+    Return the change with the number of its witnesses, or with a refusal if they are
+    too few.
+    """
+    model = registry().get_registered_model(change.model)
+    for found in outside_changes(trail.store(), model):
+        if found.action:
+            _record(trail.record_now, found, found.action)
+    policy = valid_policy(model)
+    is_move = change.action in ("transition", "alias") and change.is_recorded
+    if policy is None or not is_move or change.is_refused:
+        return change
+    refused = too_few_witnesses(trail.store(), policy.witnessed)
+    if refused:
+        return change.with_refusal(refused)
+    return replace(change, witnesses=policy.witnessed)
+
+
+def _intend(trail: AuditTrail, change: RegistryChange) -> Json:
+    """Store the intention of a change, and return its number. Raises StoreUnavailable
+    if it is not stored or not cosigned by the required witnesses, or if the files of
+    the version have changed while this server waited for them.
+    """
+    intention = {INTENTION: secrets.token_hex(8)}
+    _record(trail.record_now, change, INTEND, {**intention, INTENDED: change.action})
+    if change.witnesses:
+        try:
+            require_cosignatures(trail.store(), change.witnesses)
+            judged = change.detail.get("moved", {}).get("files")
+            policy = valid_policy(registry().get_registered_model(change.model))
+            if judged and files_digest(change.model, change.version, policy) != judged:
+                raise StoreUnavailable("the files of the version have changed meanwhile")
+        except (OnnxserveError, MlflowException) as error:
+            _record(trail.record, replace(change, why=error.message), FAILED, intention)
+            raise
+    return intention
 
 
 def _record(

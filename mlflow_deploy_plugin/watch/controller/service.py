@@ -8,7 +8,6 @@ from functools import partial
 
 from mlflow_deploy_plugin.core.registry.approved_files import changed_files
 from mlflow_deploy_plugin.core.registry.audit_trail import published_trail
-from mlflow_deploy_plugin.core.store.checkpoints import lateness
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
 from mlflow_deploy_plugin.promote.rollouts.commands import end_unapproved
@@ -76,7 +75,7 @@ def run_controller(
         partial(maintain_logs, deployments),
         partial(read_sources, deployments),
         repeat(partial(announce_changes_of_files, store), _FILES_SECONDS),
-        repeat(partial(announce_lateness, store), _FILES_SECONDS),
+        repeat(partial(announce_trail_faults, store), _FILES_SECONDS),
     )
 
     def rollouts_at(location: str, servers: str) -> RolloutController:
@@ -130,14 +129,12 @@ def announce_changes_of_files(store: Store) -> None:
         announce_changed_files(store, changed)
 
 
-def announce_lateness(store: Store) -> None:
-    """Record an alert per day and fault if MLflow's server signs events, and its newest
-    checkpoint is late, missing or not signed, or it reports a fault.
+def announce_trail_faults(store: Store) -> None:
+    """Record an alert per day and fault that MLflow's server reports about the record
+    of its audit trail and about the witnesses.
     """
     published = published_trail()
-    if published is None:
-        return
-    for fault in filter(None, (*published.faults, lateness(published.checkpoint, store))):
+    for fault in published.faults if published else ():
         announce(store, "audit trail", "checkpoint", f"on {store.now():%Y-%m-%d}, {fault}")
 
 

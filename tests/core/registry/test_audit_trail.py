@@ -4,12 +4,13 @@ keys finds them.
 
 import json
 from contextlib import closing
-from dataclasses import replace
 
 import pytest
 
+from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.audit_trail import (
     AUDIT_TRAIL,
+    load_checkpoint,
     newest_events,
     stored_events,
     trusted_keys,
@@ -18,6 +19,7 @@ from mlflow_deploy_plugin.core.registry.audit_trail import (
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.audit_trail import store_of_server
+from tests.support.refusals import refused
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
@@ -68,22 +70,36 @@ def test_published_keys_replace_stored_keys(store, store_url, tmp_path):
         forger.record("approve", actor="forged", model="toy", version="1")
     with proxy_to("127.0.0.1", 9) as mlflow, tracking_at(mlflow.url):
         mlflow.turn(json.dumps({"keys": known, "checkpoint": ""}), where=AUDIT_TRAIL)
-        assert actors(store) == {"forged"}
+        # The newest checkpoint has no signature of a known key.
+        assert actors(store) == {"forged", "earlier"}
         with closing(open_store(f"sqlite:///{tmp_path}/other.db")) as other:
             other.record("approve", actor="ada", model="toy", version="1")
             assert actors(other) == set()  # MLflow's server does not use this store.
     assert actors(store) == set()  # The forger has published the key in the store.
 
 
-def test_changed_or_unsigned_event_has_fault(store, store_url, tmp_path):
+def test_stored_events_have_their_places(store, store_url, tmp_path):
     with store_of_server(store_url, tmp_path) as server:
         server.record("approve", actor="ada", model="toy", version="1")
-        keys = server.keys
-    *_, event = stored_events(store, "flights", ["toy"])
-    changes = ({}, {"actor": "eva"}, {"signature": ""})
-    faults = [list(replace(event, **change).faults(keys)) for change in changes]
-    assert faults == [
-        [],
-        [f"event {event.id} (approve by eva) was changed"],
-        [f"{event.name} has no valid signature of the key {keys.key_id}"],
+        store.record("create", endpoint="flights")
+        key_id = server.keys.key_id
+    events = stored_events(store, "flights", ["toy"])
+    assert [(event.place, event.signed_by) for event in events] == [
+        (0, key_id),
+        (2, key_id),
+        (None, ""),
     ]
+    assert events[1].without_place() == next(newest_events(store, "toy"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("\n", ""), ("onnxserve", "other"), ("\n3\n", "\n4\n")]
+)
+def test_changed_checkpoint_is_refused(store, store_url, tmp_path, before, after):
+    with store_of_server(store_url, tmp_path) as server:
+        server.record("approve", model="toy")
+        checkpoint = server.trail_record.newest().checkpoint
+        keys = server.keys
+    assert load_checkpoint(checkpoint.text, keys, "of MLflow's server") == checkpoint
+    with refused(InvalidConfig, "log.txt", "checkpoint"):
+        load_checkpoint(checkpoint.text.replace(before, after, 1), keys, "log.txt")

@@ -37,6 +37,13 @@ def test_failed_write_keeps_old_file(tmp_path):
     assert (tmp_path / "state.json").read_bytes() == b"old"
 
 
+def test_durable_file_is_on_the_disk_with_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda open_: synced.append(os.fstat(open_).st_ino))
+    write_atomically(tmp_path / "file", b"content", is_durable=True)
+    assert synced == [(tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino]
+
+
 def test_state_folder_is_private(tmp_path):
     with claim_state_dir(tmp_path / "home" / "server"):
         assert (tmp_path / "home" / "server").stat().st_mode & 0o777 == 0o700

@@ -1,11 +1,20 @@
 """The databases of the tests of the store."""
 
+import importlib
 import shutil
 
 import pytest
+from sqlalchemy import create_engine, delete
 
 from mlflow_deploy_plugin.core.store.database import open_store
+from mlflow_deploy_plugin.core.store.tables import (
+    AuditChainRow,
+    AuditLeafRow,
+    AuditRow,
+    AuditTreeRow,
+)
 from tests.support.services.postgresql import postgresql_server
+from tests.support.tlog import FOLDER
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +57,22 @@ def name(request):
     is shared.
     """
     return f"e{abs(hash(request.node.name)) % 10**12}"
+
+
+@pytest.fixture
+def empty_trail(store_url):
+    """Remove the audit events of other tests, which share the PostgreSQL database."""
+    open_store(store_url).close()
+    with create_engine(store_url).begin() as connection:
+        for table in (AuditRow, AuditLeafRow, AuditTreeRow, AuditChainRow):
+            connection.execute(delete(table))
+
+
+@pytest.fixture(scope="session")
+def tlog():
+    """Return the package aics-tlog, another implementation of C2SP's logs."""
+    if not (FOLDER / "aics_tlog").is_dir():
+        pytest.skip(f"no aics-tlog in {FOLDER}: make install")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield importlib.import_module("aics_tlog")

@@ -3,16 +3,20 @@
 import json
 import shutil
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import delete
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
-from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
+from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
+from mlflow_deploy_plugin.core.store.audit_tree import canonical_json
+from mlflow_deploy_plugin.core.store.checkpoints import Signer, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.tables import AuditRow
+from mlflow_deploy_plugin.core.store.tables import AuditRow, AuditTreeRow
 from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier
 from mlflow_deploy_plugin.promote.evidence.proof import obtain_proof
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
@@ -24,6 +28,12 @@ from tests.support.tracking import tracking_at
 
 REASON = "no.” The action of eva was approve (“@champion"
 """A reason that pretends to be the end of its statement, and another statement."""
+
+
+WITNESS_KEY = Ed25519PrivateKey.generate()
+WITNESS = Signer("witness.example/1", WITNESS_KEY.public_key(), Signer.WITNESS)
+OTHER = Signer("witness.example/2", WITNESS_KEY.public_key(), Signer.WITNESS)
+SEEN = datetime(2026, 12, 1, 12, 30, tzinfo=UTC)
 
 
 def write_dossier(server, folder):
@@ -49,11 +59,37 @@ def signed(tmp_path_factory, new_database):
         announce(server, "flights", "drift", "the feature delay drifts")
         keys = read_key_file(made / "audit.key")
         (made / "public.pem").write_text(keys.public_pem())
-        checkpoint = make_checkpoint(server, keys)
-        (made / "checkpoint.json").write_text(checkpoint.model_dump_json())
         store.record("approve", actor="forged", model="toy", version="1")
         write_dossier(server, made)
+    cosign(made, WITNESS)
     return made
+
+
+def cosign(folder, signer):
+    """Let a witness sign the checkpoint in the dossier, and the server the dossier."""
+
+    def add(document):
+        proof = document["proof"]
+        checkpoint = parse_checkpoint(proof["checkpoint"])
+        line = signer.sign(checkpoint.body, WITNESS_KEY.sign, SEEN)
+        proof["checkpoint"] = checkpoint.with_signatures(line).text
+
+    change(folder, add)
+    sign(folder)
+
+
+def sign(folder):
+    """Let the holder of the server's key sign the dossier as it is."""
+
+    def add(document):
+        proof = document.pop("proof")
+        del proof["signature"]
+        proof["document"] = sha256(canonical_json(document).encode()).hexdigest()
+        keys = read_key_file(folder / "audit.key")
+        proof["signature"] = keys.sign("audit dossier", canonical_json(proof))
+        document["proof"] = proof
+
+    change(folder, add)
 
 
 @pytest.fixture
@@ -72,15 +108,29 @@ def change(folder, change):
     (folder / "dossier.json").write_text(json.dumps(document))
 
 
-def test_verification_needs_no_server(folder):
-    files = ["--keys", f"{folder}/public.pem", "--checkpoint", f"{folder}/checkpoint.json"]
+def test_dossier_verify_needs_no_server(folder):
+    files = ["--keys", f"{folder}/public.pem", "--witness", WITNESS.text]
     checked = verify(folder, *files)
     assert (checked.exit_code, len(checked.stdout.splitlines())) == (0, 1)
-    assert mentions(checked.stdout, "4 events", "3 of them signed", "public.pem", "checkpoint: of")
+    assert mentions(checked.stdout, "4 events", "3 of them signed", "public.pem")
+    assert mentions(
+        checked.stdout, "checkpoint: 4 events", "witness.example/1 on 2026-12-01 12:30Z"
+    )
     assert mentions(checked.stdout, "not compared: versions, requests, signatures")
     with_own_keys = verify(folder)
     assert with_own_keys.exit_code == 0
-    assert mentions(with_own_keys.stdout, "in the dossier", "--keys FILE", "checkpoint: none")
+    assert mentions(with_own_keys.stdout, "in the dossier", "--keys FILE", "witnesses: none")
+
+
+def test_dossier_verify_refuses_other_witness(folder):
+    checked = verify(folder, "--witness", WITNESS.text, "--witness", OTHER.text)
+    assert checked.exit_code == 1
+    assert mentions(checked.stdout, "witness.example/2 has not signed")
+    assert mentions(said(verify(folder, "--witness", "witness.example/1")), "NAME+ID+KEY")
+    log = json.loads((folder / "dossier.json").read_text())["proof"]["checkpoint"].split("\n")[0]
+    keys = read_key_file(folder / "audit.key")
+    server = Signer(log, keys.public[keys.key_id], Signer.LOG)
+    assert verify(folder, "--witness", server.text).exit_code == 1
 
 
 def test_reasons_are_quoted_and_unsigned_events_separate(folder):
@@ -98,6 +148,10 @@ def test_reasons_are_quoted_and_unsigned_events_separate(folder):
 def forge_statement(document):
     statements = document["decisions"]["promotions"]
     statements.append({**statements[0], "text": "The action of ada was approve."})
+
+
+def forge_second_approval(document):
+    document["decisions"]["promotions"].append(document["decisions"]["promotions"][1])
 
 
 def forge_alarm(document):
@@ -124,11 +178,12 @@ def forge_period(document):
         (forge_alarm, ["not those", "No alert was firing", "drifts"]),
         (lambda document: document["monitoring"].pop("alarms"), ["not those", "drifts"]),
         (forge_period, ["valid signature", "not those"]),
+        (forge_second_approval, ["not those", "has not stated", "ada", "decline"]),
         (lambda document: document["decisions"].pop("promotions"), ["not those", "no statement"]),
         (lambda document: document["proof"]["events"].pop(), ["valid signature"]),
         (
             lambda document: document["proof"]["events"][2]["event"].update(actor="x"),
-            ["was changed"],
+            ["valid signature", "no statement: The action of x", "not signed by"],
         ),
         (lambda document: document["proof"].update(signed_by=""), ["not signed"]),
     ],
@@ -145,26 +200,88 @@ def test_other_keys_are_refused(folder):
     (folder / "other.pem").write_text(read_key_file(folder / "other.key").public_pem())
     checked = verify(folder, "--keys", f"{folder}/other.pem")
     assert checked.exit_code == 1
-    assert mentions(checked.stdout, "the dossier has no valid signature", "event 2")
+    assert mentions(checked.stdout, "the dossier has no valid signature", "checkpoint", "0 of them")
+    assert mentions(checked.stdout, "there is no statement", "request", "not signed by MLflow's")
 
 
-def test_checkpoint_detects_removed_events(folder, store):
+def pretend_approval(document):
+    """Let the statement of a proven event be about something else."""
+    entry = document["proof"]["events"][3]
+    for statement in document["decisions"]["promotions"]:
+        if entry["event"]["why"] in statement["text"].replace('"', "”"):
+            statement["text"] = "The action of ada was approve."
+
+
+def add_event(document):
+    """Add an event without a proof, and its statement as of a signed one."""
+    entry = document["proof"]["events"][2]
+    event = {**entry["event"], "actor": "ada", "place": None, "signed_by": ""}
+    (signed,) = (
+        statement
+        for statement in document["decisions"]["promotions"]
+        if "was request" in statement["text"]
+    )
+    forged = signed["text"].replace("eva", "ada")
+    document["proof"]["events"].append({**entry, "event": event, "inclusion": []})
+    document["decisions"]["promotions"].append({**signed, "text": forged})
+
+
+@pytest.mark.parametrize("forge", [pretend_approval, add_event])
+def test_thief_of_key_cannot_state_events_outside_of_tree(folder, forge):
+    change(folder, forge)
+    sign(folder)
+    checked = verify(folder, "--keys", f"{folder}/public.pem", "--witness", WITNESS.text)
+    assert checked.exit_code == 1
+    assert mentions(checked.stdout, "the server has not stated: The action of ada")
+
+
+def test_dossier_states_that_events_of_removed_key_do_not_count(folder):
+    url = f"sqlite:///{folder}/store.db"
+    (folder / "audit.key").unlink()
+    with closing(open_store(url, keys=read_key_file(folder / "audit.key"))) as store:
+        adopt_trail(store, "the key was stolen")
+    with store_of_server(url, folder) as server, tracking_at(f"sqlite:///{folder}/mlflow.db"):
+        server.record("approve", actor="bob", model="toy", version="1")
+        write_dossier(server, folder)
+        (folder / "public.pem").write_text(server.keys.public_pem())
+    checked = verify(folder, "--keys", f"{folder}/public.pem")
+    assert (checked.exit_code, mentions(checked.stdout, "1 of them signed")) == (0, True)
+
+
+def test_dossier_verify_survives_rewritten_store(folder, store):
+    """The holder of the key writes the trail again: only the witness tells the dossiers
+    apart.
+    """
     with store.transaction() as session:
         session.execute(delete(AuditRow).where(AuditRow.action.in_(["decline", "approve"])))
+        session.execute(delete(AuditTreeRow))
     shutil.rmtree(folder / "audit.record")
+    earlier = (folder / "dossier.json").read_text()
     with (
         store_of_server(str(store._engine.url), folder) as server,
         tracking_at(f"sqlite:///{folder}/mlflow.db"),
     ):
         write_dossier(server, folder)
     assert verify(folder).exit_code == 0
-    checked = verify(folder, "--checkpoint", f"{folder}/checkpoint.json")
-    assert (checked.exit_code, mentions(checked.stdout, "event 4 was removed")) == (1, True)
+    assert verify(folder, "--witness", WITNESS.text).exit_code == 1
+    (folder / "dossier.json").write_text(earlier)
+    assert verify(folder, "--witness", WITNESS.text).exit_code == 0
+
+
+def set_time(document):
+    """Set a time that UTC cannot represent."""
+    document["proof"]["events"][2]["event"]["at"] = "0001-01-01T00:00:00+14:00"
 
 
 @pytest.mark.parametrize(
-    "forge", [forge_section, lambda document: document.update(summary="All is well.")]
+    "forge",
+    [forge_section, set_time, lambda document: document.update(summary="All is well.")],
 )
 def test_other_file_is_refused(folder, forge):
     change(folder, forge)
+    assert mentions(said(verify(folder)), "dossier.json")
+
+
+def test_deep_file_is_refused(folder):
+    (folder / "dossier.json").write_text("[" * 100_000)
     assert mentions(said(verify(folder)), "dossier.json")

@@ -7,11 +7,9 @@ import pytest
 
 from mlflow_deploy_plugin.core.registry.audit_trail import TrustedKeys
 from mlflow_deploy_plugin.core.store.alerts import Alerts
-from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
-from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
+from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
 from mlflow_deploy_plugin.watch.controller import service
-from tests.support.audit_trail import store_of_server
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions
 
@@ -27,25 +25,23 @@ def store(tmp_path, clock):
         yield opened
 
 
-def test_late_checkpoint_is_an_alert(store, clock, tmp_path, monkeypatch):
-    with store_of_server(str(store._engine.url), tmp_path, clock) as server:
-        keys = read_key_file(tmp_path / "audit.key")
-        checkpoint = make_checkpoint(server, keys)
-    monkeypatch.setattr(service, "published_trail", lambda: TrustedKeys(keys, "", checkpoint))
-
-    service.announce_lateness(store)
-    assert Alerts(store).recent() == []
-
-    clock.now += timedelta(hours=4)
+def test_fault_of_a_witness_is_an_alert(store, clock, monkeypatch):
+    fault = "the witness law.example has cosigned another tree"
+    monkeypatch.setattr(
+        service, "published_trail", lambda: TrustedKeys(Keys({}), "", None, (fault,))
+    )
     for _ in range(2):
-        service.announce_lateness(store)
+        service.announce_trail_faults(store)
     (alert,) = Alerts(store).recent()
-    assert mentions(alert.detail["lines"][0], "newest checkpoint")
+    assert mentions(alert.detail["lines"][0], "law.example")
+    clock.now += timedelta(days=1)
+    service.announce_trail_faults(store)
+    assert len(Alerts(store).recent()) == 2
 
 
 def test_server_without_a_trail_raises_no_alert(store, monkeypatch):
     monkeypatch.setattr(service, "published_trail", lambda: None)
 
-    service.announce_lateness(store)
+    service.announce_trail_faults(store)
 
     assert Alerts(store).recent() == []
