@@ -6,6 +6,11 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException
 
+from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.registry.approved_files import approval_of
+from mlflow_deploy_plugin.core.registry.change_feed import CHANGES
+from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
+from mlflow_deploy_plugin.core.registry.resolution import resolve, selected_models
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.promote.gate.recording import PATH as VERDICTS
 from tests.support.accounts import people
@@ -13,6 +18,7 @@ from tests.support.commands import done, onnxserve
 from tests.support.console import PAGE
 from tests.support.refusals import refused
 from tests.support.services.basic_auth import password
+from tests.support.waiting import wait_until
 
 pytest.importorskip(
     "flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])"
@@ -46,9 +52,10 @@ PATHS = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("accounts")
-    users = ("alice", "bob", "carol", "viewer", *DENIED)
+    users = ("alice", "bob", "carol", "viewer", "machine", *DENIED)
     with people(folder, new_database, *users) as accounts:
-        accounts.add_role("readers", "bob")
+        accounts.add_role("readers", "bob", "machine")
+        accounts.add_role("readers of files", "machine", of="experiment")
         accounts.add_role("editors", "viewer", *DENIED, permission="EDIT")
         of_versions = "registered_model_version"
         accounts.add_role("viewers", "viewer", of=of_versions)
@@ -174,3 +181,43 @@ def test_deny_prevents_moves_and_commands(server, approved, user):
             assert onnxserve(command.format(version)).exit_code == 1
         assert approved not in done("request list")
     assert events(server, approved) == before
+
+
+@pytest.mark.parametrize("user", DENIED)
+def test_deny_hides_versions_from_servers(server, approved, user):
+    url = f"{server.server.url}{CHANGES}"
+    followed = {"uri": f"models:/{approved}@champion"}
+    with server.logged_in(user):
+        for selector in ("@champion", "/Production", "/1"):
+            with pytest.raises(OnnxserveError):
+                resolve(f"models:/{approved}{selector}")
+        with pytest.raises(NotFound):
+            approval_of(approved, "1")
+        [*_, marks] = selected_models(parse_model_uri("models:/*@champion"))
+        assert approved not in marks
+    assert browser(user).get(url, params=followed, timeout=60).status_code == 403
+    with server.logged_in("bob"):
+        [*_, marks] = selected_models(parse_model_uri("models:/*@champion"))
+    assert approved in marks
+
+
+def test_deny_ends_the_service_of_models(server, serve, monkeypatch):
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.3")
+    names = [server.register("alice", GATED) for _ in range(2)]
+    with server.logged_in("alice") as client:
+        for name in names:
+            client.set_registered_model_alias(name, "served", "1")
+    with server.logged_in("machine"):
+        served = serve("--registry", "@served").wait_ready()
+
+    def statuses():
+        rows = {"inputs": [{"a": 1.0, "b": 2.0}]}
+        paths = [f"{served.url}/models/{name}/invocations" for name in names]
+        return [requests.post(path, json=rows, timeout=60).status_code for path in paths]
+
+    assert statuses() == [200, 200]
+    server.add_role("not one", "machine", permission="DENY", pattern=names[0])
+    wait_until(lambda: statuses() == [404, 200], 30, "the model is gone")
+    of_versions = "registered_model_version"
+    server.add_role("no version", "machine", permission="DENY", of=of_versions)
+    wait_until(lambda: statuses() == [404, 404], 30, "the versions are gone")
