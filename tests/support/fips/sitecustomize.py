@@ -19,7 +19,7 @@ _seen = set()
 def _use(name, data, usedforsecurity):
     frame = sys._getframe(2)
     while (module := frame.f_globals["__name__"]) in ("hashlib", "hmac"):
-        frame = frame.f_back
+        frame = frame.f_back  # type: ignore[assignment]
     if module.partition(".")[0] in _TOOLS:
         return _new(name, data, usedforsecurity=False)
     line = f"{name} {'security' if usedforsecurity else 'other'} {module}\n"
@@ -47,7 +47,5 @@ def _sha1(data=b"", *, usedforsecurity=True, **_):
     return _use("sha1", data, usedforsecurity)
 
 
-hashlib.new = _new_digest
-hashlib.md5 = _md5  # noqa: TID251
-hashlib.sha1 = _sha1  # noqa: TID251
-hmac._hashopenssl = None  # Otherwise hmac passes names to OpenSSL, and not to hashlib.
+vars(hashlib).update(new=_new_digest, md5=_md5, sha1=_sha1)
+vars(hmac)["_hashopenssl"] = None  # Otherwise hmac passes names to OpenSSL, not to hashlib.
