@@ -6,7 +6,7 @@
 # make test-light     the tests of core, serve, promote, ui and cli in .venv-light
 # make test-install   builds the wheel and runs README's commands with it outside of this checkout, with the newest dependencies
 # make test-long      the long tests: more than a second of CPU, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/serve/agent runs some of them
-# make test-release   the drills before a release: no network, killed pods and controllers, a drained node, rollouts in containers (docs/release.md)
+# make test-release   the drills before a release: no network, killed pods and controllers, a drained node, rollouts in containers (RELEASING.md)
 # make test-trees-asan opens 200,000 mutated models with the library of projects/trees, under sanitizers (needs g++); MODELS=5000 SEED=0
 # make test-all       make test, make test-long and make test-install
 # make stack-test     checks the statements of docker/stack/README.md with the services of docker/compose.yaml, without containers
