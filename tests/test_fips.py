@@ -26,7 +26,7 @@ NAMED = {"md5 other botocore.compat"}  # It tries if MD5 exists, to check parts 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_fips_tests_of_security_use_no_weak_digest(tmp_path):
+def test_fips_security_tests_avoid_weak_digests(tmp_path):
     uses = tmp_path / "uses"
     search = [str(TESTS / "support" / "fips"), str(TESTS.parent)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search), "FIPS_USES": str(uses)}

@@ -50,16 +50,18 @@ def main():
     with open(sys.argv[1], "a", buffering=1) as packets:
 
         def swallow():
-            while packet := os.read(hole, 65536):
+            while True:
+                packet = os.read(hole, 65536)
                 if packet[0] >> 4 == 4:  # IPv6 announces itself.
                     packets.write(f"{described(packet)}\n")
 
         threading.Thread(target=swallow, daemon=True).start()
         command = subprocess.Popen(sys.argv[2:])
         # The first process of a namespace adopts orphans, which end with it.
-        while (ended := os.wait())[0] != command.pid:
-            pass
-        return os.waitstatus_to_exitcode(ended[1])
+        ended, status = os.wait()
+        while ended != command.pid:
+            ended, status = os.wait()
+        return os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ _seen = set()
 
 def _use(name, data, usedforsecurity):
     frame = sys._getframe(2)
-    while (module := frame.f_globals["__name__"]) in ("hashlib", "hmac"):
+    while frame.f_globals["__name__"] in ("hashlib", "hmac"):
         frame = frame.f_back  # type: ignore[assignment]
+    module = frame.f_globals["__name__"]
     if module.partition(".")[0] in _TOOLS:
         return _new(name, data, usedforsecurity=False)
     line = f"{name} {'security' if usedforsecurity else 'other'} {module}\n"
