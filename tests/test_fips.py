@@ -12,6 +12,8 @@ import pytest
 TESTS = Path(__file__).parent
 OF_SECURITY = (
     "core/statedir/test_files.py",
+    "core/store/test_audit_tree.py",
+    "core/store/test_checkpoints.py",
     "core/store/test_keys.py",
     "core/test_mlmodel.py",
     "core/test_signatures.py",
