@@ -195,6 +195,7 @@ def test_fips_provider_without_ed25519_signs_checkpoint_with_p256(tmp_path, monk
     checkpoint = keys.sign_checkpoint("onnxserve/store", Edge())
     public = parse_keys(keys.public_pem(), "keys.pem")
     signer = public.signer_of(checkpoint)
+    assert signer
     der = signer.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     assert (signer.kind, signer.key_id) == (Signer.ECDSA_LOG, hashlib.sha256(der).digest()[:4])
     assert parse_signer(signer.text, "--log").signed_at(checkpoint)
