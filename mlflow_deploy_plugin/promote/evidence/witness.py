@@ -82,7 +82,7 @@ class Witness:
         if not (name or self._file.exists()) or (name and not _NAME.fullmatch(name)):
             raise InvalidConfig("--name: ASCII without spaces and +, such as witness.example/1")
         signers = [parse_signer(text, "--log") for text in logs]
-        self._logs = {log.name: log for log in signers if log.kind == Signer.LOG}
+        self._logs = {log.name: log for log in signers if log.kind != Signer.WITNESS}
         if len(self._logs) < len(signers):
             raise InvalidConfig("--log: a key of a witness, or two keys with the same name")
         new = _Identity(name=name, key=os.urandom(32).hex())
