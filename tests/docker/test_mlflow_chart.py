@@ -142,6 +142,8 @@ def test_accounts_are_read_from_a_mounted_file(server):
 @NEEDS_HELM
 def test_pod_has_minimal_rights_and_its_volume_is_writable(documents, pod):
     assert pod["securityContext"]["fsGroup"] == 10001
+    # The default policy would make the key readable for the group at each start.
+    assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in (*pod["containers"], *pod.get("initContainers", ())):
         rights = {**pod["securityContext"], **container["securityContext"]}
