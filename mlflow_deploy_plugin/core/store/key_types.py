@@ -44,12 +44,16 @@ def is_ecdsa(key: "PublicKey") -> bool:
 
 def public_key(content: bytes, is_ecdsa: bool) -> "PublicKey":
     """Return the key of `public_bytes`. Raises ValueError for other bytes."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ed25519
 
     if not is_ecdsa:
         return ed25519.Ed25519PublicKey.from_public_bytes(content)
-    key = serialization.load_der_public_key(content)
+    try:
+        key = serialization.load_der_public_key(content)
+    except UnsupportedAlgorithm:
+        raise ValueError(content) from None
     if not is_public(key):
         raise ValueError(content)
     return key

@@ -179,6 +179,7 @@ def test_other_text_is_refused(text):
         "\ud800+00000000+AQ==",
         "a+58ab57b1+AQ==",
         replace(LOG, kind=2).text,
+        "a+00000000+AjAKMAUGAyoDBAMBAA==",  # a DER of an unknown algorithm
     ],
 )
 def test_malformed_key_of_witness_is_refused(text):

@@ -367,8 +367,15 @@ def test_framework_article_is_open_without_statements(made, tmp_path):
         page, _ = page_of(made(period), tmp_path, "sr-11-7")
         return page.partition("Validation: ongoing monitoring")[2].partition("Validation")[0]
 
-    assert mentions(monitoring(PERIOD), "Answered in part", "monitor.accept")
+    assert mentions(monitoring(PERIOD), "Has statements", "monitor.accept")
     assert mentions(monitoring(parse_period("2012", PERIOD.end)), "Not answered by this dossier")
+
+
+def test_framework_does_not_count_absence_as_answer(made, tmp_path, framework):
+    """A statement may say that a version is unsigned or that nobody sent requests."""
+    page, _ = page_of(made(), tmp_path, framework)
+    assert mentions(page, "has no signature", "Has statements, which may say that")
+    assert "Answered in part" not in page
 
 
 def test_dossier_with_framework_verifies(quarter, tmp_path, clock, framework):
