@@ -105,27 +105,34 @@ def ending(machine):
         machine.server.kill()
 
 
+def use_and_back_up(old):
+    """Move versions before, during and after a backup. Return the number of events by
+    place and version.
+    """
+    attempts = []
+    old.server.start()
+    old.model.register()
+    assert old.model.move("@champion", "1") == 200
+    captured = old.server.folder.parent / ".onnxserve" / "inference_log" / "endpoint=flights"
+    captured.mkdir(parents=True)
+    (captured / "rows.parquet").write_bytes(b"rows")
+    with ThreadPoolExecutor(1) as pool:
+        moving = pool.submit(old.model.attempt_moves, "@champion", 10, attempts)
+        old.run(BACKUP)
+        moving.result()
+    assert [attempt.status for attempt in attempts] == [200] * 10
+    old.model.attempt_moves("@challenger", 2, attempts)
+    old.run(RECORD)
+    return old.model.recorded()
+
+
 def test_restore_of_the_guide_names_the_lost_events(
     kind, store, copies, tmp_path, new_database, monkeypatch
 ):
     monkeypatch.delenv("ONNXSERVE_HOME", raising=False)
-    attempts = []
     with ending(Machine(tmp_path / "old", kind, store, copies)) as old:
         new_database(old.server.folder)
-        old.server.start()
-        old.model.register()
-        assert old.model.move("@champion", "1") == 200
-        captured = tmp_path / "old" / ".onnxserve" / "inference_log" / "endpoint=flights"
-        captured.mkdir(parents=True)
-        (captured / "rows.parquet").write_bytes(b"rows")
-        with ThreadPoolExecutor(1) as pool:
-            moving = pool.submit(old.model.attempt_moves, "@champion", 10, attempts)
-            old.run(BACKUP)
-            moving.result()
-        assert [attempt.status for attempt in attempts] == [200] * 10
-        old.model.attempt_moves("@challenger", 2, attempts)
-        before = old.model.recorded()
-        old.run(RECORD)
+        before = use_and_back_up(old)
     shutil.rmtree(tmp_path / "old")
 
     with ending(Machine(tmp_path / "new", kind, store, copies)) as new:

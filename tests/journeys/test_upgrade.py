@@ -119,7 +119,7 @@ def calling(url, count=3):
             caller.join()
 
 
-def test_upgrade_behind_nginx_fails_no_request(environments, outside, tmp_path):
+def test_upgrade_behind_nginx_answers_every_request(environments, outside, tmp_path):
     old, new = environments
     single_model(tmp_path / "model")
     ports = [free_port(), free_port()]
