@@ -6,7 +6,8 @@
 # make test-light     the tests of core, serve, promote, ui and cli in .venv-light
 # make test-install   builds the wheel and runs README's commands with it outside of this checkout, with the newest dependencies
 # make test-long      the long tests: more than a second of CPU, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/serve/agent runs some of them
-# make test-release   the drills before a release: no network, killed pods and controllers, a drained node, rollouts in containers (docs/release.md)
+# make test-release   the drills before a release: no network, killed pods and controllers, a drained node, rollouts in containers, make test-airgap (RELEASING.md)
+# make test-airgap    the commands of docs/airgap.md in a network that swallows every packet; needs Docker, and the internet to begin with
 # make test-trees-asan opens 200,000 mutated models with the library of projects/trees, under sanitizers (needs g++); MODELS=5000 SEED=0
 # make test-all       make test, make test-long and make test-install
 # make stack-test     checks the statements of docker/stack/README.md with the services of docker/compose.yaml, without containers
@@ -34,7 +35,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)$(if $(filter Linux,$(sh
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install install-light test-light demo demo-stop test test-install test-long test-release test-trees-asan test-graphs-hostile test-all stack-test images helm bench docs lint format constraints clean
+.PHONY: install install-light test-light demo demo-stop test test-install test-long test-release test-airgap test-trees-asan test-graphs-hostile test-all stack-test images helm bench docs lint format constraints clean
 
 install: $(VENV)/.installed
 
@@ -98,6 +99,9 @@ test-long: install
 
 test-release: install
 	$(BIN)/python -m pytest -m release
+
+test-airgap: install
+	$(BIN)/python -m pytest -m release tests/docker/test_airgap.py
 
 # g++ has the libraries of the sanitizers. zig has not.
 test-trees-asan: install

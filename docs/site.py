@@ -26,6 +26,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "CODE_OF_CONDUCT.md": "code_of_conduct.md",
+    "RELEASING.md": "releasing.md",
     "SECURITY.md": "security.md",
     **{
         f"{page.parent.relative_to(ROOT)}/README.md": f"{page.parent.relative_to(ROOT)}.md"
@@ -38,7 +39,7 @@ BOOST = {
     **dict.fromkeys(["reference.md", "glossary.md", "release.md", "security.md"], 0.4),
     **dict.fromkeys(["client.md", "index.md", "guides.md", "monitor-method.md", "runbook.md"], 0.5),
     **dict.fromkeys([place for place in PAGES.values() if place.startswith("projects/")], 0.5),
-    **dict.fromkeys(["changelog.md", "code_of_conduct.md"], 0.15),
+    **dict.fromkeys(["changelog.md", "code_of_conduct.md", "releasing.md"], 0.15),
 }
 """Page → weight in the search. Lists and background must not bury the guides."""
 WORDS = yaml.safe_load((ROOT / "docs" / "search.yaml").read_text())

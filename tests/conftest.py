@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 import uuid
 
@@ -20,6 +21,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from mlflow_deploy_plugin.core.registry import connection
+from tests.support.guides import ROOT
 from tests.support.scheduling import ContinuedScheduling
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.serving import servers_below
@@ -239,3 +241,16 @@ def taken_port():
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """Copy the files that a clone contains."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder

@@ -352,8 +352,13 @@ def bom(model_uri: str | None, endpoint: str, output_path: str) -> None:
     "Quarter (2026-Q4), month (2026-11), year (2026) or START/END, in UTC.",
     required=True,
 )
+@option(
+    "--framework",
+    "Order dossier.html by the articles of a law or standard, with those that are open.",
+    type=click.Choice(["eu-ai-act", "sr-11-7", "iso-42001"]),
+)
 @folder_option("--folder", "Folder.", show_default="NAME-PERIOD-dossier")
-def dossier(name: str, period: str, folder: Path | None) -> None:
+def dossier(name: str, period: str, framework: str | None, folder: Path | None) -> None:
     """Write the record of the endpoint NAME in a period for a reviewer.
 
     The files dossier.html and dossier.json list the versions that served, the requests
@@ -363,6 +368,7 @@ def dossier(name: str, period: str, folder: Path | None) -> None:
 
     \b
       onnxserve audit dossier flights --period 2026-Q4
+      onnxserve audit dossier flights --period 2026-Q4 --framework eu-ai-act
       onnxserve audit dossier flights --period 2026-11-01/2026-11-15 \\
           --folder review
     """
@@ -376,7 +382,7 @@ def dossier(name: str, period: str, folder: Path | None) -> None:
         made = make_dossier(store, name, window, load_settings().inference_log)
         proof = obtain_proof(store, made)
     folder = folder or Path(f"{name}-{period.replace('/', '-')}-dossier")
-    made.write(folder, proof)
+    made.write(folder, proof, framework)
     click.echo(f"{name} in {period}: {folder}/dossier.html, {folder}/dossier.json")
     if not proof["signed_by"]:
         show_progress("the dossier is not signed: MLflow's server does not sign audit events")

@@ -13,7 +13,6 @@ NAMES = (
     "mlflow.models.model:Model._log_v2",
     "mlflow.models.utils:_Example",
     "mlflow.models.utils:_save_example",
-    "mlflow.server.auth:_get_registered_model_or_prompt_permission",
     "mlflow.server.auth:_role_based_read_predicate",
     "mlflow.server.handlers:_add_static_prefix",
     "mlflow.server.handlers:_assert_string",

@@ -224,7 +224,7 @@ class Settings(BaseModel):
     """
 
     audit_key_file: Path | None = None
-    """PEM file of MLflow's server with the Ed25519 key that signs the audit trail, and
+    """PEM file of MLflow's server with the key that signs the audit trail, and
     the public keys of other servers. Default: a file in HOME.
     """
     audit_checkpoints: str = ""

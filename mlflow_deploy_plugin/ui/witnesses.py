@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.core.store.checkpoints import (
     parse_signer,
     parse_size,
 )
+from mlflow_deploy_plugin.core.store.key_types import public_bytes
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log, write_file
@@ -291,7 +292,7 @@ def configured_witnesses() -> dict[str, Witness]:
                 f"{_WITNESSES}: {signer.name} needs an http:// or https:// URL and the key of a "
                 "witness, as URL#NAME+ID+KEY"
             )
-        raw_key = signer.key.public_bytes_raw()
+        raw_key = public_bytes(signer.key)
         if signer.name in witnesses or raw_key in keys:
             raise InvalidConfig(f"{_WITNESSES}: {signer.name} has the name or key of another one")
         keys.add(raw_key)

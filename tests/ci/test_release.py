@@ -26,7 +26,7 @@ def clone(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_release_checklist_passes_workflow(clone):
-    run_page("release.md", clone, "")
+    run_page("../RELEASING.md", clone, "")
     tag = git(clone, "tag").strip()
 
     assert tag == "v0.2.0"

@@ -63,6 +63,7 @@ def test_choices_are_those_of_the_type():
                 name = f"{path.removeprefix('onnxserve ')} {option.opts[-1]}"
                 offered[name] = tuple(option.type.choices)
     of_its_own = {
+        "audit dossier --framework",
         "optimize --int8",
         "export --format",
         "monitor run --engine",

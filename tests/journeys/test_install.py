@@ -129,20 +129,6 @@ print(*missing)
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """Copy the files that a clone contains."""
-    folder = tmp_path_factory.mktemp("checkout")
-    names = _output(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT
-    ).split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def wheel(checkout):
     _output(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", "."], cwd=checkout

@@ -146,6 +146,19 @@ def test_user_sees_only_readable_endpoints(platform, user, endpoints, editable):
     }
 
 
+def test_deny_of_user_beats_edit_of_group(platform):
+    """The plugin's explicit denial of a user is NO_PERMISSIONS."""
+    names = {"Denied": "denied"}
+    platform.add_model("Denied", "denied")
+    platform.server.grant_group(platform.sessions["admin"], TEAM, "Denied", "EDIT")
+    assert platform.seen("editor", names) == ({"denied"}, {"Denied"})
+    platform.server.grant(platform.sessions["admin"], "editor", "Denied", "NO_PERMISSIONS")
+    assert platform.seen("editor", names) == (set(), set())
+    approved = f"{platform.console}/approved?model=Denied&version=1"
+    assert platform.sessions["editor"].get(approved, timeout=SECONDS).status_code == 404
+    assert platform.move("editor", "Archived", "Denied").status_code == 403
+
+
 @pytest.mark.parametrize(
     "path", ["", "/requests", "/history", "/history.jsonl", "/pictures?endpoint=x"]
 )

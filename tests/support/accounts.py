@@ -35,16 +35,12 @@ class People:
             patch.setenv("MLFLOW_TRACKING_PASSWORD", password(user))
             yield MlflowClient()
 
-    def add_role(self, role, *users):
-        """Create a role that may read all registered models, and assign it to the
-        users.
+    def add_role(self, role, *users, permission="READ", of="registered_model", pattern="*"):
+        """Create a role with a permission, which may read all registered models by
+        default, and assign it to the users.
         """
         created = self._administer("create", workspace="default", name=role)["role"]["id"]
-        allowed = {
-            "resource_type": "registered_model",
-            "resource_pattern": "*",
-            "permission": "READ",
-        }
+        allowed = {"resource_type": of, "resource_pattern": pattern, "permission": permission}
         self._administer("permissions/add", role_id=created, **allowed)
         for user in users:
             self._administer("assign", username=user, role_id=created)

@@ -4,6 +4,7 @@ files.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -88,10 +89,10 @@ class Authority:
         certifies = (*[False] * 5, True, True, False, False)
         usage = x509.KeyUsage(*(certifies if is_authority else signs))
         builder = builder.add_extension(usage, critical=True)
-        builder = builder.add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+        builder = builder.add_extension(_identifier(key), critical=False)
+        signer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+            _identifier(self._key)
         )
-        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return builder.add_extension(signer, critical=False).sign(self._key, hashes.SHA256())
 
     def _write(self, name, key, certificate):
@@ -100,3 +101,9 @@ class Authority:
         file.write_bytes(certificate.public_bytes(Encoding.PEM) + chain)
         write_private_key(file.with_suffix(".key"), key)
         return str(file)
+
+
+def _identifier(key):
+    """Return the identifier of RFC 7093 §2, which does not use SHA-1."""
+    public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return x509.SubjectKeyIdentifier(sha256(public).digest()[:20])

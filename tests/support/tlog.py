@@ -7,12 +7,14 @@ newer Python.
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, Signer, encoded
+from mlflow_deploy_plugin.core.store import key_types
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, encoded, log_signer
 from mlflow_deploy_plugin.core.store.merkle import Tree, leaf_hash
 
 FOLDER = Path(sys.prefix) / "tlog"
@@ -26,12 +28,12 @@ class Log:
     """A log whose entries are numbers in a text."""
 
     name: str = "onnxserve/store/key"
-    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    key: "key_types.PrivateKey" = field(default_factory=Ed25519PrivateKey.generate)
     tree: Tree = field(default_factory=Tree)
 
     @property
     def signer(self):
-        return Signer(self.name, self.key.public_key(), Signer.LOG)
+        return log_signer(self.name, self.key.public_key())
 
     def grow(self, size, entry="entry"):
         """Add entries up to this size, and return the log."""
@@ -46,7 +48,8 @@ class Log:
     def checkpoint(self, size=None, root=None, **more):
         size = self.tree.size if size is None else size
         checkpoint = Checkpoint(self.name, size, root or self.tree.root(size), **more)
-        return checkpoint.with_signatures(self.signer.sign(checkpoint.body, self.key.sign))
+        sign = partial(key_types.sign, self.key)
+        return checkpoint.with_signatures(self.signer.sign(checkpoint.body, sign))
 
     def request(self, old, size=None, proof=None, **more):
         """Return the body of a request for a cosignature."""

@@ -299,7 +299,8 @@ def selected_models(
                 # A search for versions lacks the times of the model.
                 mark = f"{number} {entry.creation_timestamp} 0"
             else:
-                number = entry.aliases.get(pattern.selector, 0)
+                # With a DENY for versions, MLflow lists models without versions.
+                number = entry.aliases.get(pattern.selector, 0) if entry.latest_versions else 0
                 if pattern.kind == "stage":
                     latest = newest(filter(partial(selects, pattern), entry.latest_versions))
                     number = latest.version if latest is not None else 0

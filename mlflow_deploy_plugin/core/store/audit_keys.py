@@ -1,4 +1,4 @@
-"""The Ed25519 keys with which MLflow's servers sign audit events.
+"""The keys with which MLflow's servers sign audit events (`key_types.py`).
 
 A key file is a PEM file. Its private key signs; its public keys are those of other
 servers, and earlier keys of this server, whose events also count.
@@ -9,19 +9,18 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled
 from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
-from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, Signer
+from mlflow_deploy_plugin.core.store import key_types
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, Signer, log_signer
 from mlflow_deploy_plugin.core.store.merkle import Edge
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
+    from mlflow_deploy_plugin.core.store.key_types import PrivateKey, PublicKey
 
 _BLOCK = re.compile(r"-----BEGIN ([A-Z ]+)-----.+?-----END \1-----", re.DOTALL)
 
@@ -37,8 +36,8 @@ class Keys:
         file: the key file of a server, beside which it records the audit trail.
     """
 
-    public: Mapping[str, "Ed25519PublicKey"]
-    private: "Ed25519PrivateKey | None" = field(default=None, repr=False)
+    public: Mapping[str, "PublicKey"]
+    private: "PrivateKey | None" = field(default=None, repr=False)
     key_id: str = ""
     file: Path | None = field(default=None, repr=False)
 
@@ -46,7 +45,7 @@ class Keys:
         """Return the signature of the text in Base64; empty without a private key."""
         if self.private is None:
             return ""
-        return base64.b64encode(self.private.sign(_message(purpose, text))).decode()
+        return base64.b64encode(key_types.sign(self.private, _message(purpose, text))).decode()
 
     def is_signed(self, purpose: str, text: str, key_id: str, signature: str) -> bool:
         """Return True for a valid signature by one of the keys."""
@@ -56,7 +55,7 @@ class Keys:
 
         try:
             content = base64.b64decode(signature, validate=True)
-            self.public[key_id].verify(content, _message(purpose, text))
+            key_types.verify(self.public[key_id], content, _message(purpose, text))
         except (InvalidSignature, ValueError):
             return False
         return True
@@ -67,15 +66,16 @@ class Keys:
         """
         assert self.private is not None
         checkpoint = Checkpoint(f"{log}/{self.key_id}", edge.size, edge.root)
-        signer = Signer(checkpoint.origin, self.public[self.key_id], Signer.LOG)
-        return checkpoint.with_signatures(signer.sign(checkpoint.body, self.private.sign))
+        signer = log_signer(checkpoint.origin, self.public[self.key_id])
+        sign = partial(key_types.sign, self.private)
+        return checkpoint.with_signatures(signer.sign(checkpoint.body, sign))
 
     def signer_of(self, checkpoint: Checkpoint) -> Signer | None:
         """Return the key whose id the origin names, if it is one of these keys and has
         signed the checkpoint.
         """
         key = self.public.get(checkpoint.origin.rpartition("/")[2])
-        signer = key and Signer(checkpoint.origin, key, Signer.LOG)
+        signer = key and log_signer(checkpoint.origin, key)
         return signer if signer and signer.signed_at(checkpoint) else None
 
     def public_pem(self) -> str:
@@ -100,13 +100,14 @@ def parse_keys(pem: str, origin: str) -> Keys:
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
         raise NotInstalled(
             "the signatures of audit events need cryptography: pip install cryptography"
         ) from None
-    expected = f"{origin}: one Ed25519 private key and any Ed25519 public keys in PEM are expected"
-    public: dict[str, Ed25519PublicKey] = {}
+    expected = (
+        f"{origin}: one private key and any public keys of Ed25519 or P-256 are expected in PEM"
+    )
+    public: dict[str, PublicKey] = {}
     private = {}
     for block in _BLOCK.finditer(pem):
         content = block[0].encode()
@@ -117,10 +118,10 @@ def parse_keys(pem: str, origin: str) -> Keys:
                 key = serialization.load_pem_public_key(content)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise InvalidConfig(expected) from None
-        if isinstance(key, ed25519.Ed25519PrivateKey):
+        if key_types.is_private(key):
             private[_key_id(key.public_key())] = key
             key = key.public_key()
-        if not isinstance(key, ed25519.Ed25519PublicKey):
+        if not key_types.is_public(key):
             raise InvalidConfig(expected)
         public[_key_id(key)] = key
     if not public or len(private) > 1:
@@ -129,8 +130,8 @@ def parse_keys(pem: str, origin: str) -> Keys:
     return Keys(public, signing, key_id)
 
 
-def _key_id(key: "Ed25519PublicKey") -> str:
-    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+def _key_id(key: "PublicKey") -> str:
+    return hashlib.sha256(key_types.public_bytes(key)).hexdigest()[:16]
 
 
 def read_key_file(path: Path) -> Keys:
@@ -141,9 +142,8 @@ def read_key_file(path: Path) -> Keys:
     NotInstalled.
     """
     from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    new_key = Ed25519PrivateKey.generate().private_bytes(
+    new_key = key_types.new_key().private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),

@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.store import key_types
 from mlflow_deploy_plugin.core.store.merkle import HASH_BYTES, Edge
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from mlflow_deploy_plugin.core.store.key_types import PublicKey
 
 _NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]")
@@ -154,24 +155,27 @@ class Signer:
     (https://c2sp.org/signed-note, "Verifier keys").
 
     Attributes:
-        kind: LOG or WITNESS, the byte of its signatures' type.
+        kind: LOG, ECDSA_LOG or WITNESS, the byte of its signatures' type.
     """
 
     LOG: ClassVar[int] = 1
+    ECDSA_LOG: ClassVar[int] = 2
     WITNESS: ClassVar[int] = 4
 
     name: str
-    key: "Ed25519PublicKey"
+    key: "PublicKey"
     kind: int
 
     @property
     def key_id(self) -> bytes:
         content = f"{self.name}\n".encode() + self._typed_key
+        if self.kind == self.ECDSA_LOG:
+            content = key_types.public_bytes(self.key)
         return hashlib.sha256(content).digest()[:_KEY_ID_BYTES]
 
     @property
     def _typed_key(self) -> bytes:
-        return bytes([self.kind]) + self.key.public_bytes_raw()
+        return bytes([self.kind]) + key_types.public_bytes(self.key)
 
     @property
     def text(self) -> str:
@@ -201,10 +205,15 @@ class Signer:
         length = _TIME_BYTES if self.kind == self.WITNESS else 0
         time = of_key[0][:length]
         try:
-            self.key.verify(of_key[0][length:], _message(checkpoint.body, time))
+            key_types.verify(self.key, of_key[0][length:], _message(checkpoint.body, time))
             return datetime.fromtimestamp(int.from_bytes(time, "big"), UTC)
         except (InvalidSignature, ValueError, OverflowError, OSError):
             return None
+
+
+def log_signer(origin: str, key: "PublicKey") -> Signer:
+    """Return the signer of a log with this origin."""
+    return Signer(origin, key, Signer.ECDSA_LOG if key_types.is_ecdsa(key) else Signer.LOG)
 
 
 def _message(body: str, time: bytes) -> bytes:
@@ -219,17 +228,16 @@ def parse_signer(text: str, origin: str) -> Signer:
 
     Raises InvalidConfig for another text.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
     try:
         name, key_id, key = text.strip().split("+", 2)
         kind, *raw = decoded(key)
-        signer = Signer(name, Ed25519PublicKey.from_public_bytes(bytes(raw)), kind)
-        is_valid = _NAME.fullmatch(name) and kind in (Signer.LOG, Signer.WITNESS)
+        signer = Signer(name, key_types.public_key(bytes(raw), kind == Signer.ECDSA_LOG), kind)
+        kinds = (Signer.LOG, Signer.ECDSA_LOG, Signer.WITNESS)
+        is_valid = _NAME.fullmatch(name) and kind in kinds
         if not is_valid or signer.key_id.hex() != key_id:
             raise ValueError(text)
     except ValueError:
         raise InvalidConfig(
-            f"{origin}: NAME+ID+KEY of an Ed25519 key is expected, as its owner publishes it"
+            f"{origin}: NAME+ID+KEY is expected, as its owner publishes it"
         ) from None
     return signer

@@ -19,6 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
@@ -117,12 +118,21 @@ class Dossier:
     monitoring: Sections
     record: Sections
 
-    def write(self, folder: Path, proof: Json) -> None:
-        """Write dossier.html, and dossier.json with its proof (`proof.py`). Raises
-        InvalidConfig if the folder cannot be written.
+    def write(self, folder: Path, proof: Json, framework: str | None = None) -> None:
+        """Write dossier.html, in the order of a framework (`frameworks.yaml`), and
+        dossier.json with its proof (`proof.py`), which is the same in each order.
+        Raises InvalidConfig if the folder cannot be written.
         """
         title = f"Dossier of {self.endpoint}, {Window(self.start, self.end)}"
-        write_document(self, folder, "dossier", title, _SECTIONS, proof)
+        articles = read_frameworks()[framework] if framework else None
+        write_document(self, folder, "dossier", title, _SECTIONS, proof, articles)
+
+
+def read_frameworks() -> dict[str, Json]:
+    """Return the order of the articles of each framework."""
+    text = Path(__file__).with_name("frameworks.yaml").read_text(encoding="utf-8")
+    frameworks: dict[str, Json] = yaml.safe_load(text)
+    return frameworks
 
 
 def parse_period(text: str, now: datetime) -> Window:

@@ -117,15 +117,19 @@ def write_document(
     folder: Path,
     name: str,
     title: str,
-    groups: Iterable[str],
+    groups: Mapping[str, Iterable[str]],
     proof: Json | None = None,
+    framework: Json | None = None,
 ) -> None:
-    """Write `name`.html with the fields `groups`, and `name`.json with the document and
-    its `proof`. Raises InvalidConfig if the folder cannot be written.
+    """Write `name`.html with the sections of `groups`, in the order of the articles of
+    a `framework` (`frameworks.yaml`), and `name`.json with the document and its
+    `proof`. Raises InvalidConfig if the folder cannot be written.
     """
     content = document_content(document)
     template = report_templates(Path(__file__).parent).get_template("statements.html")
-    page = template.render(title=title, document=content, proof=proof, groups=groups)
+    page = template.render(
+        title=title, document=content, proof=proof, groups=groups, framework=framework
+    )
     if proof:
         content["proof"] = proof
     try:

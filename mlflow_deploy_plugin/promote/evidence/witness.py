@@ -82,7 +82,7 @@ class Witness:
         if not (name or self._file.exists()) or (name and not _NAME.fullmatch(name)):
             raise InvalidConfig("--name: ASCII without spaces and +, such as witness.example/1")
         signers = [parse_signer(text, "--log") for text in logs]
-        self._logs = {log.name: log for log in signers if log.kind == Signer.LOG}
+        self._logs = {log.name: log for log in signers if log.kind != Signer.WITNESS}
         if len(self._logs) < len(signers):
             raise InvalidConfig("--log: a key of a witness, or two keys with the same name")
         new = _Identity(name=name, key=os.urandom(32).hex())
@@ -160,7 +160,9 @@ class Witness:
     def _store(self, cosigned: Checkpoint) -> None:
         """Bring the checkpoint to the disk before its cosignature leaves."""
         origin = cosigned.origin
-        if cosigned == self._last[origin]:  # A repetition within a second writes nothing.
+        last = self._last[origin]
+        # A repetition in the same second writes nothing. ECDSA signs it differently.
+        if (cosigned.body, cosigned.signatures[-1:]) == (last.body, last.signatures[-1:]):
             return
         path = self._folder / f"{_digest(origin)}.checkpoint"
         write_atomically(path, cosigned.text.encode(), is_durable=True)

@@ -10,6 +10,8 @@ from flask import Flask, g
 from mlflow.exceptions import MlflowException
 from mlflow.protos.service_pb2 import ListWorkspaces
 from mlflow.server import auth
+from mlflow.server.auth.permissions import NO_PERMISSIONS
+from mlflow.server.auth.requirements import ACTION_NOT_DENIED, Requirement
 from mlflow.utils.workspace_context import get_request_workspace
 from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
 
@@ -52,19 +54,34 @@ class BasicAuth(Login):
         )
 
     def permission(self, model: str) -> ModelPermission:
+        """Return the permission that the caller has for the model and for its versions,
+        for which MLflow has separate grants. An explicit DENY of either one wins.
+        """
         try:
-            permission = mlflow_private._get_registered_model_or_prompt_permission(model)
+            registered = mlflow_private._get_model_registry_store().get_registered_model(model)
         except MlflowException:  # The model does not exist.
             return ModelPermission()
-        return ModelPermission(bool(permission.can_read), bool(permission.can_update))
+        kind = "prompt" if registered._is_prompt() else "registered_model"
+        named = (kind, registered.name)
+        # Conditions on aliases (mlflow#24742) would be further requirements here.
+        required = [
+            Requirement(*named, "read"),
+            Requirement(f"{kind}_version", "*", "read", fallback_if_no_grant=(named,)),
+        ]
+        found = auth.resolve_requirements(self.user(), named, required) or [NO_PERMISSIONS]
+        return ModelPermission(
+            all(permission.can_read for permission in found),
+            all(permission.can_update for permission in found),
+        )
 
     def list_filter(self) -> Callable[[str], bool]:
-        """Return MLflow's own predicate. One query covers all models; `permission` uses
-        nine per model.
+        """Return MLflow's own predicate for versions. One query covers all models;
+        `permission` uses several per model.
         """
         is_listed: Callable[[str], bool] = mlflow_private._role_based_read_predicate(
             self.user(),
             "registered_model",
+            [Requirement("registered_model_version", "*", ACTION_NOT_DENIED)],
         )
         return is_listed
 

@@ -43,7 +43,7 @@ LEAVES: Any = AuditLeafRow.__table__
 TREE: Any = AuditTreeRow.__table__
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 ELLIPTIC = (
-    ec.generate_private_key(ec.SECP256R1())
+    ec.generate_private_key(ec.SECP384R1())
     .private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

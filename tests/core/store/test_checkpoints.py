@@ -2,15 +2,19 @@
 that are no checkpoints.
 """
 
+import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys, read_key_file
 from mlflow_deploy_plugin.core.store.checkpoints import (
     Checkpoint,
     Signer,
@@ -175,8 +179,27 @@ def test_other_text_is_refused(text):
         "\ud800+00000000+AQ==",
         "a+58ab57b1+AQ==",
         replace(LOG, kind=2).text,
+        "a+00000000+AjAKMAUGAyoDBAMBAA==",  # a DER of an unknown algorithm
     ],
 )
 def test_malformed_key_of_witness_is_refused(text):
     with refused(InvalidConfig, "--witness", "NAME+ID+KEY"):
         parse_signer(text, "--witness")
+
+
+def test_fips_provider_without_ed25519_signs_checkpoint_with_p256(tmp_path, monkeypatch):
+    def refuse():
+        raise UnsupportedAlgorithm("ed25519")
+
+    monkeypatch.setattr(Ed25519PrivateKey, "generate", refuse)
+    keys = read_key_file(tmp_path / "audit.pem")
+    checkpoint = keys.sign_checkpoint("onnxserve/store", Edge())
+    public = parse_keys(keys.public_pem(), "keys.pem")
+    signer = public.signer_of(checkpoint)
+    assert signer
+    der = signer.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert (signer.kind, signer.key_id) == (Signer.ECDSA_LOG, hashlib.sha256(der).digest()[:4])
+    assert parse_signer(signer.text, "--log").signed_at(checkpoint)
+    assert public.signer_of(replace(checkpoint, size=1)) is None
+    assert public.is_signed("dossier", "text", keys.key_id, keys.sign("dossier", "text"))
+    assert Keys({}).signer_of(checkpoint) is None

@@ -1,13 +1,17 @@
 """The dossier of an endpoint: its period, its statements and their sources."""
 
 import hashlib
+import html
 import json
 import os
+import re
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 import requests
@@ -15,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sqlalchemy import delete, update
 
 import mlflow_deploy_plugin
+from mlflow_deploy_plugin.cli.audit import dossier as dossier_command
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.signatures import Signer
@@ -24,7 +29,12 @@ from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.tables import AuditRow, AuditTreeRow
-from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier, parse_period
+from mlflow_deploy_plugin.promote.evidence.dossier import (
+    _SECTIONS,
+    make_dossier,
+    parse_period,
+    read_frameworks,
+)
 from mlflow_deploy_plugin.promote.evidence.proof import check_dossier, obtain_proof
 from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
@@ -286,6 +296,95 @@ def test_dossier_files(quarter, tmp_path, monkeypatch):
     assert document["start"] == "2013-09-01T00:00:00+00:00"
     page = (folder / "dossier.html").read_text()
     assert mentions(page, "Not signed", "Dossier of flights", "Trail state")
+
+
+FRAMEWORKS = read_frameworks()
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request):
+    return request.param
+
+
+def sections_of(framework, key):
+    articles = FRAMEWORKS[framework]["articles"]
+    return [*chain.from_iterable(article.get(key, ()) for article in articles)]
+
+
+def test_framework_lists_each_section_once(framework):
+    names = sorted(chain.from_iterable(_SECTIONS.values()))
+    assert sorted(sections_of(framework, "sections")) == names
+    assert set(sections_of(framework, "see")) <= set(names)
+
+
+def test_framework_names_missing_evidence(framework):
+    document = FRAMEWORKS[framework]
+    assert document["read"] >= date(2026, 12, 1)
+    assert all("https://" in source for source in document["sources"])
+    for article in document["articles"]:
+        assert article.keys() - {"sections", "see"} == {"name", "asks", "missing"}
+        assert all(article[key].endswith(".") for key in ("asks", "missing"))
+
+
+def test_framework_is_an_option(quarter, tmp_path):
+    (option,) = [entry for entry in dossier_command.params if entry.name == "framework"]
+    assert isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == list(FRAMEWORKS)
+    done("audit dossier flights --period 2013-09 --framework sr-11-7 --folder", str(tmp_path))
+    assert mentions((tmp_path / "dossier.html").read_text(), "SR 26-2")
+    refusal = onnxserve("audit dossier flights --period 2013-09 --framework eu")
+    assert (refusal.exit_code, mentions(refusal.stderr, "'eu'", "eu-ai-act")) == (2, True)
+
+
+def page_of(document, folder, framework):
+    """Return dossier.html without its markup, and the digest of dossier.json."""
+    document.write(folder, {"signed_by": "", "events": [], "made_by": "ada"}, framework)
+    page = (folder / "dossier.html").read_text()
+    assert set(re.findall("href='#(.*?)'", page)) <= set(re.findall("id='(.*?)'", page))
+    written = (folder / "dossier.json").read_bytes()
+    return html.unescape(re.sub(r"<[^>]+>", "", page)), hashlib.sha256(written).digest()
+
+
+def test_framework_orders_the_same_statements(made, tmp_path, framework):
+    dossier = made()
+    plain, content = page_of(dossier, tmp_path, None)
+    page, same = page_of(dossier, tmp_path, framework)
+    assert same == content
+    for entries in statements(dossier).values():
+        assert {page.count(entry.text) for entry in entries} == {1}
+    document = FRAMEWORKS[framework]
+    open_articles = [entry for entry in document["articles"] if not {"sections", "see"} & {*entry}]
+    assert page.count("Not answered by this software.") == len(open_articles) > 0
+    places = [page.index(f"\n{article['name']}\n") for article in document["articles"]]
+    assert places == sorted(places)
+    assert mentions(page, "does not ask for evidence against tampering")
+    assert mentions(page, f"Read on {document['read']}", *document["sources"])
+    assert "answered by this software" not in plain
+
+
+def test_framework_article_is_open_without_statements(made, tmp_path):
+    def monitoring(period):
+        page, _ = page_of(made(period), tmp_path, "sr-11-7")
+        return page.partition("Validation: ongoing monitoring")[2].partition("Validation")[0]
+
+    assert mentions(monitoring(PERIOD), "Has statements", "monitor.accept")
+    assert mentions(monitoring(parse_period("2012", PERIOD.end)), "Not answered by this dossier")
+
+
+def test_framework_does_not_count_absence_as_answer(made, tmp_path, framework):
+    """A statement may say that a version is unsigned or that nobody sent requests."""
+    page, _ = page_of(made(), tmp_path, framework)
+    assert mentions(page, "has no signature", "Has statements, which may say that")
+    assert "Answered in part" not in page
+
+
+def test_dossier_with_framework_verifies(quarter, tmp_path, clock, framework):
+    with store_of_server(str(quarter._engine.url), tmp_path, clock) as server:
+        server.record("approve", actor="eva", model="toy", version="3")
+        dossier = make_dossier(server, "flights", PERIOD, str(tmp_path / "log"))
+        dossier.write(tmp_path, obtain_proof(server, dossier), framework)
+    faults, summary = check_dossier(tmp_path / "dossier.json")
+    assert (faults, mentions(summary, "signed", "statements by")) == ([], True)
 
 
 def test_dossier_is_refused(quarter, tmp_path):

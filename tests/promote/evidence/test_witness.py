@@ -14,6 +14,7 @@ from hashlib import sha256
 
 import pytest
 import requests
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -190,6 +191,20 @@ def test_witness_writes_a_repeated_checkpoint_once_a_second(witness, log, tmp_pa
     clock.pass_by(seconds=1)
     assert add(witness, log.request(4, 4)) != first
     assert file.stat().st_ino != written
+
+
+def test_witness_writes_other_signatures_of_p256_once_a_second(tmp_path, clock):
+    """ECDSA has many signatures of one checkpoint, of which strangers can make one."""
+    log = Log(key=generate_private_key(SECP256R1())).grow(4)
+    witness = Witness(tmp_path, NAME, [log.signer.text], clock)
+    first = add(witness, log.request(0))
+    [file] = tmp_path.glob("*.checkpoint")
+    written = file.stat().st_ino
+    assert add(witness, log.request(4)) == first
+    assert (first[0], file.stat().st_ino) == (200, written)
+    clock.pass_by(seconds=1)
+    assert add(witness, log.request(4)) != first
+    assert witness.signer.signed_at(cosigned(witness, log)) == clock()
 
 
 def test_witness_continues_with_its_last_checkpoint(witness, log, tmp_path):

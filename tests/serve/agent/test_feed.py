@@ -4,15 +4,11 @@ killed, frozen and replaced.
 
 import itertools
 import os
-import re
-import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -21,13 +17,12 @@ from mlflow_deploy_plugin.core.registry import change_feed
 from mlflow_deploy_plugin.serve.agent import feed as feeds
 from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
 from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.nginx import nginx_of_the_guide
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
-from tests.support.waiting import answers, free_port, wait_until
+from tests.support.waiting import wait_until
 
 CHAMPION = "models:/X@champion"
-OPERATIONS = Path(__file__).parents[3] / "docs" / "operate.md"
-PASSES = ("proxy", "fastcgi", "uwsgi", "scgi")
 
 
 @pytest.fixture(scope="module")
@@ -166,32 +161,11 @@ def test_replica_without_a_head_is_skipped(server, request, monkeypatch):
 
 @pytest.fixture
 def nginx(server, tmp_path):
-    """Debian's nginx with the lines of docs/operate.md: `mlflow-a` hangs, and
-    `mlflow-b` is the server.
+    """Debian's nginx with the lines of docs/operate.md: the first server hangs, and the
+    second one is the server.
     """
-    if shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed")
-    lines = next(re.finditer(r"```nginx\n(.*?)```", OPERATIONS.read_text(), re.DOTALL))[1]
     accepted = []
     with socket.create_server((server.host, 0)) as hanging:
-        port = free_port(server.host)
-        addresses = {
-            "mlflow-a:5000": f"{server.host}:{hanging.getsockname()[1]}",
-            "mlflow-b:5000": f"{server.host}:{server.port}",
-            "listen 5443": f"listen {server.host}:{port}",
-        }
-        for name, address in addresses.items():
-            assert name in lines
-            lines = lines.replace(name, address)
-        folders = "".join(
-            f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in ("client_body", *PASSES)
-        )
-        file = tmp_path / "nginx.conf"
-        file.write_text(
-            f"daemon off; worker_processes 1; pid {tmp_path}/pid; error_log {tmp_path}/log;\n"
-            f"events {{}}\nhttp {{ access_log off;\n{folders}{lines}}}\n"
-        )
-        process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(file)])
 
         def accept():
             with suppress(OSError):
@@ -199,13 +173,11 @@ def nginx(server, tmp_path):
                     accepted.append(hanging.accept()[0])
 
         threading.Thread(target=accept, daemon=True).start()
+        addresses = [f"{server.host}:{port}" for port in (hanging.getsockname()[1], server.port)]
         try:
-            url = f"http://{server.host}:{port}"
-            wait_until(lambda: answers(f"{url}/health"), 30, "nginx answers")
-            yield url, accepted
+            with nginx_of_the_guide(tmp_path, "mlflow", addresses, "/health") as url:
+                yield url, accepted
         finally:
-            process.terminate()
-            process.wait(timeout=30)
             hanging.shutdown(socket.SHUT_RDWR)
             for connection in accepted:
                 connection.close()

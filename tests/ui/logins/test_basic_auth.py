@@ -9,11 +9,13 @@ import pytest
 from flask import Flask
 from mlflow.entities import Workspace
 from mlflow.server import auth, handlers
+from mlflow.server.auth.permissions import DENY, EDIT, READ
 from werkzeug.datastructures import Authorization
 
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.access import set_login
 from mlflow_deploy_plugin.ui.logins.basic_auth import BasicAuth
+from mlflow_deploy_plugin.ui.logins.login import ModelPermission
 
 app = Flask(__name__)
 set_login(app, BasicAuth())
@@ -62,6 +64,26 @@ def test_models_are_listed_with_one_query(monkeypatch):
         assert access.may_list("X")  # MLflow's default permission allows it.
         assert access.may_list("Y")
     auth.store.list_grants.assert_called_once()
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_versions", "can"),
+    [
+        (EDIT, EDIT, ModelPermission(can_read=True, can_update=True)),
+        (EDIT, READ, ModelPermission(can_read=True)),
+        (READ, EDIT, ModelPermission(can_read=True)),
+        (EDIT, DENY, ModelPermission()),
+        (DENY, EDIT, ModelPermission()),
+        (None, None, ModelPermission()),
+    ],
+)
+def test_deny_of_model_or_versions_wins(monkeypatch, of_model, of_versions, can):
+    """MLflow returns None if it does not find the workspace of the model."""
+    found = of_model and [of_model, of_versions]
+    monkeypatch.setattr(auth, "resolve_requirements", lambda *_: found)
+    monkeypatch.setattr(handlers, "_get_model_registry_store", Mock())
+    with app.test_request_context():
+        assert BasicAuth().permission("X") == can
 
 
 def test_job_has_its_caller_password():
