@@ -3,8 +3,8 @@ store per MLflow workspace.
 
 Before a change of a place that a policy gates, its intention must be stored
 (`record_now`), so that no such change is without an event. Other events are kept
-beside the key while the store is away (`record`). Each model has its own queue, so that
-a locked chain delays no other model.
+beside the key while the store is away (`record`). Each model has its own queue, which
+keeps the order of its events. All queues wait for the lock of the tree.
 """
 
 import logging

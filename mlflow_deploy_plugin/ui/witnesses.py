@@ -77,7 +77,7 @@ class _NotDelivered(Exception):
 
 
 class _Delivery(State):
-    """What a receiver has, and the last attempt.
+    """The state of a receiver after the last attempt.
 
     Attributes:
         note: the newest checkpoint that the receiver has, with its cosignature.

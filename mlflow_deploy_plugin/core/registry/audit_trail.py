@@ -9,14 +9,14 @@ with onnxserve publishes, and the events that the server has not signed.
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sqlalchemy import and_, or_, select
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, ScopeMissing
 from mlflow_deploy_plugin.core.registry.connection import CALLER, app_document
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, event_of
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_seal import published_keys
 from mlflow_deploy_plugin.core.store.audit_verify import BROKEN, counted_events
@@ -157,7 +157,7 @@ class StoredEvent(AuditEvent):
     signed_by: str = ""
 
     def without_place(self) -> AuditEvent:
-        return AuditEvent(*(getattr(self, entry.name) for entry in fields(AuditEvent)))
+        return event_of(self)
 
 
 def stored_events(store: Store, endpoint: str, models: Collection[str]) -> list[StoredEvent]:

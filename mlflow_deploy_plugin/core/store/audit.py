@@ -3,11 +3,12 @@ the reason and the figures.
 """
 
 import getpass
+import json
 import socket
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -85,6 +86,31 @@ class AuditEvent:
     def ends_model(self) -> bool:
         """True if events before this one are about another model of the same name."""
         return self.action in ("rename", "delete") and not self.endpoint
+
+
+EVENT_FIELDS = tuple(field.name for field in fields(AuditEvent))
+
+
+def event_of(row: Any) -> AuditEvent:
+    """Return the event of a row, or of an event with further fields."""
+    return AuditEvent(*(getattr(row, name) for name in EVENT_FIELDS))
+
+
+def canonical_json(document: object) -> str:
+    """Return the text that is hashed or signed, which is the same before and after a
+    database has stored the document as JSON.
+    """
+    stored = json.loads(json.dumps(document))
+    return json.dumps(stored, sort_keys=True, separators=(",", ":"))
+
+
+def event_json(event: Any, further: Iterable[str] = ()) -> str:
+    """Return the text of a stored event, and of `further` columns of its row, that is
+    hashed. The format never changes.
+    """
+    document = {name: getattr(event, name) for name in (*EVENT_FIELDS, *further)}
+    document["at"] = event.at.astimezone(UTC).isoformat(timespec="microseconds")
+    return canonical_json(document)
 
 
 def settle(events: Sequence[AuditEvent]) -> Iterator[AuditEvent]:

@@ -9,8 +9,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields
-from datetime import UTC
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -19,15 +17,14 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import EVENT_FIELDS, event_json
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.tables import AuditChainRow, AuditRow
 
 _PURPOSE = "audit event"
 _SEAL = "seal"
-_EVENT = tuple(field.name for field in fields(AuditEvent))
 _CHAINED = select(
-    *(getattr(AuditRow, name) for name in ("id", "signed_by", *_EVENT)),
+    *(getattr(AuditRow, name) for name in ("id", "signed_by", *EVENT_FIELDS)),
     AuditChainRow.previous,
     AuditChainRow.digest,
     AuditChainRow.signature,
@@ -74,9 +71,7 @@ def chain_signers(session: Session, keys: Keys, key_id: str) -> dict[int, str]:
 
 
 def _digest(row: Any) -> str:
-    document = {name: getattr(row, name) for name in (*_EVENT, "id", "signed_by", "previous")}
-    document["at"] = row.at.astimezone(UTC).isoformat(timespec="microseconds")
-    text = json.dumps(json.loads(json.dumps(document)), sort_keys=True, separators=(",", ":"))
+    text = event_json(row, ("id", "signed_by", "previous"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -150,7 +150,7 @@ def _signing(store: Store) -> tuple[Keys, TrailRecord]:
 
 @dataclass(frozen=True)
 class Adoption:
-    """What an administrator has accepted.
+    """The result of accepting a trail.
 
     Attributes:
         fault: the difference between the store and the record; empty if there is none.

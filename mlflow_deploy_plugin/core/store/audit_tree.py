@@ -9,11 +9,8 @@ An event counts if its row gives the leaf at its place in the tree of a checkpoi
 a known key has signed, and the leaf names a known key (`audit_verify.py`).
 """
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from datetime import UTC
 from hashlib import sha256
 from typing import Any
 
@@ -22,13 +19,13 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import StoreUnavailable
 from mlflow_deploy_plugin.core.messages import join_names, one_line
-from mlflow_deploy_plugin.core.store.audit import LOCK, AuditEvent
+from mlflow_deploy_plugin.core.store.audit import EVENT_FIELDS, LOCK, canonical_json, event_json
 from mlflow_deploy_plugin.core.store.audit_chains import chain_signers, lost_chain_ends
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, TreeHead, parse_head
 from mlflow_deploy_plugin.core.store.merkle import Edge, leaf_hash
-from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow, AuditTreeRow, Json
+from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow, AuditTreeRow
 
 ADOPT = "adopt"
 """The action of the event that an administrator has accepted a trail with faults. No
@@ -41,14 +38,12 @@ REMEDY = (
     "an administrator can accept it with `onnxserve audit adopt --why REASON` on the machine of "
     "MLflow's server"
 )
-EVENT_FIELDS = tuple(field.name for field in fields(AuditEvent))
 STREAMED = {"yield_per": 1000}
 """The option of queries whose rows are not held in memory at once."""
 _ROW = 1
 _EVENTS: Any = AuditRow.__table__
 _LEAVES: Any = AuditLeafRow.__table__
 _TREE: Any = AuditTreeRow.__table__
-_PLACE = _EVENTS.c.place
 _NEWEST = select(_TREE.c.checkpoint, _TREE.c.edge).where(_TREE.c.id == _ROW)
 _UNPLACED = (
     select(*(_EVENTS.c[name] for name in ("id", *EVENT_FIELDS)))
@@ -57,26 +52,6 @@ _UNPLACED = (
     )
     .order_by(_EVENTS.c.id + 0)  # In the order of `id`, SQLite would read the whole table.
 )
-
-
-def canonical_json(document: object) -> str:
-    """Return the text that is hashed or signed, which is the same before and after a
-    database has stored the document as JSON.
-    """
-    stored = json.loads(json.dumps(document))
-    return json.dumps(stored, sort_keys=True, separators=(",", ":"))
-
-
-def event_json(event: Any) -> str:
-    """Return the text of a stored event whose digest is in its leaf. The format never
-    changes.
-    """
-    at = event.at.astimezone(UTC).isoformat(timespec="microseconds")
-    return canonical_json(_values(event) | {"at": at})
-
-
-def _values(event: Any) -> Json:
-    return {name: getattr(event, name) for name in EVENT_FIELDS}
 
 
 def subject_of(model: str) -> str:
@@ -91,6 +66,11 @@ def leaf_entry(event: Any, signed_by: str) -> str:
     subject = ADOPT if signed_by and event.action == ADOPT else subject_of(event.model)
     digest = sha256(event_json(event).encode()).hexdigest()
     return canonical_json({"event": digest, "model": subject, "signed_by": signed_by})
+
+
+def stored_leaf(event: Any) -> bytes:
+    """Return the hash of the leaf that the stored event and its `signed_by` give."""
+    return leaf_hash(leaf_entry(event, event.signed_by).encode())
 
 
 def newest_head(session: Session, keys: Keys) -> tuple[TreeHead | None, str]:
@@ -207,7 +187,11 @@ def add_events(session: Session, head: TreeHead, rows: Sequence[AuditRow], keys:
     """
     edge = _add_unplaced(session, head.edge, {})
     events = [
-        {**_values(row), "place": place, "signed_by": keys.key_id}
+        {
+            **{name: getattr(row, name) for name in EVENT_FIELDS},
+            "place": place,
+            "signed_by": keys.key_id,
+        }
         for place, row in enumerate(rows, edge.size)
     ]
     session.execute(insert(_EVENTS), events)

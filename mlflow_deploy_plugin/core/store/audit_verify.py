@@ -1,4 +1,4 @@
-"""Which audit events count, and whether the trail was changed."""
+"""The audit events that count, and the changes of the trail that a check finds."""
 
 import json
 import threading
@@ -13,14 +13,13 @@ from typing import Any, Literal
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import EVENT_FIELDS, AuditEvent, event_of
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_tree import (
     ADOPT,
-    EVENT_FIELDS,
     STREAMED,
-    leaf_entry,
     newest_head,
+    stored_leaf,
     subject_of,
 )
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, TreeHead
@@ -63,8 +62,7 @@ class CheckedTree:
         """Return True if the row gives the leaf at its place."""
         if row.place not in range(self.size):
             return False
-        leaf = leaf_hash(leaf_entry(row, row.signed_by).encode())
-        return self.tree.subtree(0, row.place) == leaf
+        return self.tree.subtree(0, row.place) == stored_leaf(row)
 
     def places(self, model: str) -> list[int]:
         """Return the places of a model's events and of adoptions."""
@@ -141,7 +139,7 @@ def counted_events(
         if row is None or not tree.has(row):
             counted.append(broken)
         elif row.signed_by in keys.public:
-            counted.append(AuditEvent(*(getattr(row, name) for name in EVENT_FIELDS)))
+            counted.append(event_of(row))
     return counted
 
 

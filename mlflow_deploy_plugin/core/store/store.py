@@ -4,7 +4,7 @@ frozen dataclasses.
 
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.spec.document import dump_spec, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.audit import (
+    EVENT_FIELDS,
     FAILED,
     INTEND,
     AuditEvent,
@@ -422,7 +423,7 @@ class Store(Leases):
         Events are read oldest first, in pages of 1,000, because the trail may not fit
         in memory. New events may be included.
         """
-        columns = (getattr(AuditRow, field.name) for field in fields(AuditEvent))
+        columns = (getattr(AuditRow, name) for name in EVENT_FIELDS)
         query = select(AuditRow.id, *columns)
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
         if actions:

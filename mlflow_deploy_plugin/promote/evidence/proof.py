@@ -16,9 +16,9 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.audit_trail import AUDIT_TRAIL, StoredEvent
 from mlflow_deploy_plugin.core.registry.connection import app_document
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, canonical_json
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
-from mlflow_deploy_plugin.core.store.audit_tree import canonical_json, leaf_entry
+from mlflow_deploy_plugin.core.store.audit_tree import stored_leaf
 from mlflow_deploy_plugin.core.store.checkpoints import (
     Checkpoint,
     Signer,
@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.core.store.checkpoints import (
     encoded,
     parse_checkpoint,
 )
-from mlflow_deploy_plugin.core.store.merkle import is_included, leaf_hash
+from mlflow_deploy_plugin.core.store.merkle import is_included
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.core.text_files import read_text
@@ -69,7 +69,7 @@ class ProvenEvent(BaseModel):
     def is_included(self, checkpoint: Checkpoint) -> bool:
         if self.event.place is None:
             return False
-        leaf = leaf_hash(leaf_entry(self.event, self.event.signed_by).encode())
+        leaf = stored_leaf(self.event)
         hashes = [*map(decoded, self.inclusion)]
         return is_included(leaf, self.event.place, checkpoint.size, hashes, checkpoint.root)
 

@@ -9,8 +9,9 @@ from sqlalchemy import select
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.statedir.files import write_atomically
+from mlflow_deploy_plugin.core.store.audit import event_json
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
-from mlflow_deploy_plugin.core.store.audit_tree import STREAMED, event_json
+from mlflow_deploy_plugin.core.store.audit_tree import STREAMED
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, parse_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow

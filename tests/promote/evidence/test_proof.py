@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import delete
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.store.audit import canonical_json
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
-from mlflow_deploy_plugin.core.store.audit_tree import canonical_json
 from mlflow_deploy_plugin.core.store.checkpoints import Signer, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import AuditRow, AuditTreeRow
