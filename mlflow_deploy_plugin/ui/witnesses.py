@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.audit_verify import CheckedTree
 from mlflow_deploy_plugin.core.store.checkpoints import (
     Checkpoint,
-    Signer,
+    NoteSigner,
     encoded,
     parse_checkpoint,
     parse_signature,
@@ -183,11 +183,11 @@ class _Receiver:
 
 
 @dataclass(frozen=True)
-class Witness:
+class KnownWitness:
     """A witness: the URL before `/add-checkpoint`, and its public key."""
 
     url: str
-    signer: Signer
+    signer: NoteSigner
 
     @property
     def receiver(self) -> _Receiver:
@@ -278,16 +278,16 @@ def _contains(store: Store, known: Checkpoint | None, newest: Checkpoint) -> boo
     return known.body == newest.body or _checked_tree(store).begins_with(known)
 
 
-def configured_witnesses() -> dict[str, Witness]:
+def configured_witnesses() -> dict[str, KnownWitness]:
     """Return the witnesses of the setting by their names. Raises InvalidConfig unless
     each is URL#VKEY with its own name and key.
     """
-    witnesses: dict[str, Witness] = {}
+    witnesses: dict[str, KnownWitness] = {}
     keys = set()
     for entry in load_settings().audit_witnesses.split():
         url, _, key = entry.partition("#")
         signer = parse_signer(key, f"{_WITNESSES}, after URL#")
-        if not _URL.fullmatch(url) or signer.kind != Signer.WITNESS:
+        if not _URL.fullmatch(url) or signer.kind != NoteSigner.WITNESS:
             raise InvalidConfig(
                 f"{_WITNESSES}: {signer.name} needs an http:// or https:// URL and the key of a "
                 "witness, as URL#NAME+ID+KEY"
@@ -296,7 +296,7 @@ def configured_witnesses() -> dict[str, Witness]:
         if signer.name in witnesses or raw_key in keys:
             raise InvalidConfig(f"{_WITNESSES}: {signer.name} has the name or key of another one")
         keys.add(raw_key)
-        witnesses[signer.name] = Witness(url.rstrip("/"), signer)
+        witnesses[signer.name] = KnownWitness(url.rstrip("/"), signer)
     return witnesses
 
 
@@ -345,7 +345,7 @@ def cosigned_checkpoint(store: Store, seconds: float = 0.0) -> Checkpoint:
 
 
 def _await_cosignatures(
-    store: Store, witnesses: Collection[Witness], required: int, seconds: float
+    store: Store, witnesses: Collection[KnownWitness], required: int, seconds: float
 ) -> list[str]:
     """Wait until `required` witnesses have cosigned all events that are recorded now,
     or for `seconds`. Return the names of the missing witnesses.

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mlflow_deploy_plugin.core.store import key_types
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, encoded, log_signer
-from mlflow_deploy_plugin.core.store.merkle import Tree, leaf_hash
+from mlflow_deploy_plugin.core.store.merkle import MerkleTree, leaf_hash
 
 FOLDER = Path(sys.prefix) / "tlog"
 NEEDS_TLOG = pytest.mark.skipif(
@@ -29,7 +29,7 @@ class Log:
 
     name: str = "onnxserve/store/key"
     key: "key_types.PrivateKey" = field(default_factory=Ed25519PrivateKey.generate)
-    tree: Tree = field(default_factory=Tree)
+    tree: MerkleTree = field(default_factory=MerkleTree)
 
     @property
     def signer(self):

@@ -13,7 +13,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mlflow_deploy_plugin.core.store.checkpoints import Signer, parse_checkpoint
+from mlflow_deploy_plugin.core.store.checkpoints import NoteSigner, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import utc_now
 from tests.support.services.listener import answering
 from tests.support.tlog import FOLDER
@@ -119,7 +119,7 @@ class ScriptedWitness:
 
     @property
     def signer(self):
-        return Signer(self.name, self.key.public_key(), Signer.WITNESS)
+        return NoteSigner(self.name, self.key.public_key(), NoteSigner.WITNESS)
 
     @property
     def setting(self):

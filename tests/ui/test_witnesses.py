@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
 from mlflow_deploy_plugin.core.store.audit_tree import add_events, new_tree
 from mlflow_deploy_plugin.core.store.checkpoints import (
-    Signer,
+    NoteSigner,
     decoded,
     encoded,
     parse_checkpoint,
@@ -417,8 +417,8 @@ def test_new_key_of_the_log_begins_at_zero(tmp_path, scripted, send):
 
 
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number] * 32)) for number in range(2)]
-SIGNER = Signer("witness.example/1", KEYS[0].public_key(), Signer.WITNESS)
-OF_LOG = replace(SIGNER, kind=Signer.LOG).text
+SIGNER = NoteSigner("witness.example/1", KEYS[0].public_key(), NoteSigner.WITNESS)
+OF_LOG = replace(SIGNER, kind=NoteSigner.LOG).text
 OTHER_NAME = replace(SIGNER, name="witness.example/2").text
 OTHER_KEY = replace(SIGNER, key=KEYS[1].public_key()).text
 

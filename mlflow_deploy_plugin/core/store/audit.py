@@ -104,13 +104,17 @@ def canonical_json(document: object) -> str:
     return json.dumps(stored, sort_keys=True, separators=(",", ":"))
 
 
+def row_values(event: Any, further: Iterable[str] = ()) -> Json:
+    """Return the fields of an event and `further` columns of its row by their names."""
+    return {name: getattr(event, name) for name in (*EVENT_FIELDS, *further)}
+
+
 def event_json(event: Any, further: Iterable[str] = ()) -> str:
     """Return the text of a stored event, and of `further` columns of its row, that is
     hashed. The format never changes.
     """
-    document = {name: getattr(event, name) for name in (*EVENT_FIELDS, *further)}
-    document["at"] = event.at.astimezone(UTC).isoformat(timespec="microseconds")
-    return canonical_json(document)
+    at = event.at.astimezone(UTC).isoformat(timespec="microseconds")
+    return canonical_json(row_values(event, further) | {"at": at})
 
 
 def settle(events: Sequence[AuditEvent]) -> Iterator[AuditEvent]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled
 from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
 from mlflow_deploy_plugin.core.store import key_types
-from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, Signer, log_signer
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, NoteSigner, log_signer
 from mlflow_deploy_plugin.core.store.merkle import Edge
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Keys:
         sign = partial(key_types.sign, self.private)
         return checkpoint.with_signatures(signer.sign(checkpoint.body, sign))
 
-    def signer_of(self, checkpoint: Checkpoint) -> Signer | None:
+    def signer_of(self, checkpoint: Checkpoint) -> NoteSigner | None:
         """Return the key whose id the origin names, if it is one of these keys and has
         signed the checkpoint.
         """

@@ -19,7 +19,13 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import StoreUnavailable
 from mlflow_deploy_plugin.core.messages import join_names, one_line
-from mlflow_deploy_plugin.core.store.audit import EVENT_FIELDS, LOCK, canonical_json, event_json
+from mlflow_deploy_plugin.core.store.audit import (
+    EVENT_FIELDS,
+    LOCK,
+    canonical_json,
+    event_json,
+    row_values,
+)
 from mlflow_deploy_plugin.core.store.audit_chains import chain_signers, lost_chain_ends
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
@@ -187,11 +193,7 @@ def add_events(session: Session, head: TreeHead, rows: Sequence[AuditRow], keys:
     """
     edge = _add_unplaced(session, head.edge, {})
     events = [
-        {
-            **{name: getattr(row, name) for name in EVENT_FIELDS},
-            "place": place,
-            "signed_by": keys.key_id,
-        }
+        {**row_values(row), "place": place, "signed_by": keys.key_id}
         for place, row in enumerate(rows, edge.size)
     ]
     session.execute(insert(_EVENTS), events)

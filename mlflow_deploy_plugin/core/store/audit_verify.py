@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.core.store.audit_tree import (
     subject_of,
 )
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, TreeHead
-from mlflow_deploy_plugin.core.store.merkle import Tree, leaf_hash
+from mlflow_deploy_plugin.core.store.merkle import MerkleTree, leaf_hash
 from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow
 
 BROKEN = "broken"
@@ -46,7 +46,7 @@ class CheckedTree:
 
     fault: str
     head: TreeHead | None
-    tree: Tree
+    tree: MerkleTree
     by_model: Mapping[str, "array[int]"]
 
     @property
@@ -81,7 +81,7 @@ class TrailView:
 
     def _reset(self, log: str) -> None:
         self._log = log
-        self.tree = Tree()
+        self.tree = MerkleTree()
         self._by_model: dict[str, array[int]] = {}
 
     def read(self, session: Session, keys: Keys) -> CheckedTree:

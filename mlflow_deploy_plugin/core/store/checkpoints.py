@@ -150,7 +150,7 @@ def parse_signature(line: str) -> str:
 
 
 @dataclass(frozen=True)
-class Signer:
+class NoteSigner:
     """A public key under a name, which signs checkpoints as a log or as a witness
     (https://c2sp.org/signed-note, "Verifier keys").
 
@@ -211,9 +211,11 @@ class Signer:
             return None
 
 
-def log_signer(origin: str, key: "PublicKey") -> Signer:
+def log_signer(origin: str, key: "PublicKey") -> NoteSigner:
     """Return the signer of a log with this origin."""
-    return Signer(origin, key, Signer.ECDSA_LOG if key_types.is_ecdsa(key) else Signer.LOG)
+    return NoteSigner(
+        origin, key, NoteSigner.ECDSA_LOG if key_types.is_ecdsa(key) else NoteSigner.LOG
+    )
 
 
 def _message(body: str, time: bytes) -> bytes:
@@ -222,7 +224,7 @@ def _message(body: str, time: bytes) -> bytes:
     return f"cosignature/v1\ntime {int.from_bytes(time, 'big')}\n{body}".encode()
 
 
-def parse_signer(text: str, origin: str) -> Signer:
+def parse_signer(text: str, origin: str) -> NoteSigner:
     """Return the public key in a text such as `witness.example+d34caeba+BAE5…`.
     `origin` names the text in messages.
 
@@ -231,8 +233,9 @@ def parse_signer(text: str, origin: str) -> Signer:
     try:
         name, key_id, key = text.strip().split("+", 2)
         kind, *raw = decoded(key)
-        signer = Signer(name, key_types.public_key(bytes(raw), kind == Signer.ECDSA_LOG), kind)
-        kinds = (Signer.LOG, Signer.ECDSA_LOG, Signer.WITNESS)
+        public = key_types.public_key(bytes(raw), kind == NoteSigner.ECDSA_LOG)
+        signer = NoteSigner(name, public, kind)
+        kinds = (NoteSigner.LOG, NoteSigner.ECDSA_LOG, NoteSigner.WITNESS)
         is_valid = _NAME.fullmatch(name) and kind in kinds
         if not is_valid or signer.key_id.hex() != key_id:
             raise ValueError(text)

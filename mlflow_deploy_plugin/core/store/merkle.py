@@ -52,7 +52,7 @@ class Edge:
         return Edge(self.size + 1, (*hashes, leaf))
 
 
-class Tree:
+class MerkleTree:
     """All leaf hashes and the roots of all perfect subtrees, for proofs."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
 from mlflow_deploy_plugin.core.store.audit_tree import stored_leaf
 from mlflow_deploy_plugin.core.store.checkpoints import (
     Checkpoint,
-    Signer,
+    NoteSigner,
     decoded,
     encoded,
     parse_checkpoint,
@@ -214,7 +214,7 @@ def included_statements(file: Path, keys: Keys) -> dict[int | None, str]:
 
 
 def check_dossier(
-    file: Path, keys_file: Path | None = None, witnesses: Sequence[Signer] = ()
+    file: Path, keys_file: Path | None = None, witnesses: Sequence[NoteSigner] = ()
 ) -> tuple[list[str], str]:
     """Return a line per fault of a dossier.json, and a summary.
 
@@ -257,7 +257,7 @@ def check_dossier(
     seen = []
     for witness in witnesses:
         time = checkpoint and witness.signed_at(checkpoint)
-        if time and witness.kind == Signer.WITNESS:
+        if time and witness.kind == NoteSigner.WITNESS:
             seen.append(f"{witness.name} on {time:%Y-%m-%d %H:%M}Z")
         else:
             faults.append(f"the witness {witness.name} has not signed the checkpoint")

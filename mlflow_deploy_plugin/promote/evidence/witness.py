@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret, write_
 from mlflow_deploy_plugin.core.statedir.models import State
 from mlflow_deploy_plugin.core.store.checkpoints import (
     Checkpoint,
-    Signer,
+    NoteSigner,
     decoded,
     parse_checkpoint,
     parse_signer,
@@ -82,7 +82,7 @@ class Witness:
         if not (name or self._file.exists()) or (name and not _NAME.fullmatch(name)):
             raise InvalidConfig("--name: ASCII without spaces and +, such as witness.example/1")
         signers = [parse_signer(text, "--log") for text in logs]
-        self._logs = {log.name: log for log in signers if log.kind != Signer.WITNESS}
+        self._logs = {log.name: log for log in signers if log.kind != NoteSigner.WITNESS}
         if len(self._logs) < len(signers):
             raise InvalidConfig("--log: a key of a witness, or two keys with the same name")
         new = _Identity(name=name, key=os.urandom(32).hex())
@@ -94,7 +94,7 @@ class Witness:
             raise InvalidConfig(f"{self._file} has no key of a witness: {_RESTORE}") from None
         if name not in ("", self._identity.name):
             raise InvalidConfig(f"--name: the key in {folder} has the name {self._identity.name}")
-        self.signer = Signer(self._identity.name, self._key.public_key(), Signer.WITNESS)
+        self.signer = NoteSigner(self._identity.name, self._key.public_key(), NoteSigner.WITNESS)
         self._last = {origin: self._read_last(origin) for origin in self._logs}
 
     def _read_last(self, origin: str) -> Checkpoint:

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys, read_key_file
 from mlflow_deploy_plugin.core.store.checkpoints import (
     Checkpoint,
-    Signer,
+    NoteSigner,
     encoded,
     parse_checkpoint,
     parse_head,
@@ -37,8 +37,8 @@ CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=
 """The example of https://c2sp.org/tlog-cosignature."""
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 NOW = datetime(2026, 11, 20, 8, tzinfo=UTC)
-LOG = Signer("onnxserve/store/key", KEY.public_key(), Signer.LOG)
-WITNESS = Signer("auditors.example/witness", KEY.public_key(), Signer.WITNESS)
+LOG = NoteSigner("onnxserve/store/key", KEY.public_key(), NoteSigner.LOG)
+WITNESS = NoteSigner("auditors.example/witness", KEY.public_key(), NoteSigner.WITNESS)
 ROOT = bytes(range(32))
 
 
@@ -116,7 +116,7 @@ def test_signature_of_another_checkpoint_does_not_count():
         replace(checkpoint, signatures=(log[:-8], f"{witness[:-8]}AAA=")),
     ):
         assert (LOG.signed_at(changed), WITNESS.signed_at(changed)) == (None, None)
-    renamed = Signer("onnxserve/store/other", LOG.key, Signer.LOG)
+    renamed = NoteSigner("onnxserve/store/other", LOG.key, NoteSigner.LOG)
     assert renamed.signed_at(checkpoint) is None
     late = replace(
         checkpoint, signatures=(WITNESS.sign(checkpoint.body, KEY.sign, NOW.replace(9999)),)
@@ -198,7 +198,7 @@ def test_fips_provider_without_ed25519_signs_checkpoint_with_p256(tmp_path, monk
     signer = public.signer_of(checkpoint)
     assert signer
     der = signer.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    assert (signer.kind, signer.key_id) == (Signer.ECDSA_LOG, hashlib.sha256(der).digest()[:4])
+    assert (signer.kind, signer.key_id) == (NoteSigner.ECDSA_LOG, hashlib.sha256(der).digest()[:4])
     assert parse_signer(signer.text, "--log").signed_at(checkpoint)
     assert public.signer_of(replace(checkpoint, size=1)) is None
     assert public.is_signed("dossier", "text", keys.key_id, keys.sign("dossier", "text"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.store.merkle import (
     Edge,
-    Tree,
+    MerkleTree,
     is_consistent,
     is_included,
     leaf_hash,
@@ -41,7 +41,7 @@ PROOFS = st.lists(
 
 
 def tree_of(entries):
-    tree = Tree()
+    tree = MerkleTree()
     for entry in entries:
         tree.add(leaf_hash(entry))
     return tree

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit import canonical_json
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
-from mlflow_deploy_plugin.core.store.checkpoints import Signer, parse_checkpoint
+from mlflow_deploy_plugin.core.store.checkpoints import NoteSigner, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import AuditRow, AuditTreeRow
 from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier
@@ -31,8 +31,8 @@ REASON = "no.” The action of eva was approve (“@champion"
 
 
 WITNESS_KEY = Ed25519PrivateKey.generate()
-WITNESS = Signer("witness.example/1", WITNESS_KEY.public_key(), Signer.WITNESS)
-OTHER = Signer("witness.example/2", WITNESS_KEY.public_key(), Signer.WITNESS)
+WITNESS = NoteSigner("witness.example/1", WITNESS_KEY.public_key(), NoteSigner.WITNESS)
+OTHER = NoteSigner("witness.example/2", WITNESS_KEY.public_key(), NoteSigner.WITNESS)
 SEEN = datetime(2026, 12, 1, 12, 30, tzinfo=UTC)
 
 
@@ -129,7 +129,7 @@ def test_dossier_verify_refuses_other_witness(folder):
     assert mentions(said(verify(folder, "--witness", "witness.example/1")), "NAME+ID+KEY")
     log = json.loads((folder / "dossier.json").read_text())["proof"]["checkpoint"].split("\n")[0]
     keys = read_key_file(folder / "audit.key")
-    server = Signer(log, keys.public[keys.key_id], Signer.LOG)
+    server = NoteSigner(log, keys.public[keys.key_id], NoteSigner.LOG)
     assert verify(folder, "--witness", server.text).exit_code == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.store.checkpoints import Signer, parse_checkpoint
+from mlflow_deploy_plugin.core.store.checkpoints import NoteSigner, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow
 from mlflow_deploy_plugin.promote.evidence.tiles import write_tiles
@@ -39,7 +39,7 @@ def verify(folder, server):
     tlog = importlib.import_module("aics_tlog")
     checkpoint = parse_checkpoint((folder / "checkpoint").read_text())
     key_id = checkpoint.origin.rpartition("/")[2]
-    signer = Signer(checkpoint.origin, server.keys.public[key_id], Signer.LOG)
+    signer = NoteSigner(checkpoint.origin, server.keys.public[key_id], NoteSigner.LOG)
     note = tlog.parse_note(checkpoint.text)
     assert tlog.verify_checkpoint(note, tlog.parse_vkey(signer.text), [], quorum=0).log_ok
     reader = tlog.FileSystemTileReader(folder)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.checkpoints import (
-    Signer,
+    NoteSigner,
     encoded,
     parse_checkpoint,
     parse_signature,
@@ -263,7 +263,7 @@ def test_witness_key_is_secret_and_its_checkpoint_is_not(witness, log, tmp_path)
     for old, size in [(0, 4), (4, 9)]:
         add(witness, log.request(old, size))
         assert stat.S_IMODE((tmp_path / "witness.json").stat().st_mode) == 0o600
-    assert parse_signer(witness.signer.text, "").kind == Signer.WITNESS
+    assert parse_signer(witness.signer.text, "").kind == NoteSigner.WITNESS
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a+b", "ä", "a" * 256, "a\n"])
