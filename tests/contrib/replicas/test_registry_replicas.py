@@ -38,7 +38,7 @@ http {{
     location / {{ return 200 "{{}}"; }}
     location = /key {{
       if ($http_authorization != "Bearer k") {{ return 401; }}
-      return 204;
+      return {known};
     }}
     location /models/full/ {{ add_header X-Replica {number} always; return 503 "full"; }}
     location /models/busy/ {{ add_header X-Replica {number} always; return 429 "busy"; }}
@@ -49,15 +49,23 @@ http {{
 """
 
 
+def replica_of(port, number, known=204):
+    return REPLICA.format(port=port, number=number, long="x" * 3000, known=known)
+
+
 @pytest.fixture
-def replicas(nginx):
+def known():
+    """The status of a replica's answer to a known key."""
+    return 204
+
+
+@pytest.fixture
+def replicas(nginx, known):
     """Yield the running replicas as processes by number, and their addresses."""
     with ExitStack() as stack:
         ports = [free_port() for _ in range(NUMBER)]
         processes = [
-            stack.enter_context(
-                nginx(REPLICA.format(port=port, number=number, long="x" * 3000), f"r{number}")
-            )
+            stack.enter_context(nginx(replica_of(port, number, known), f"r{number}"))
             for number, port in enumerate(ports)
         ]
         yield processes, [f"127.0.0.1:{port}" for port in ports]
@@ -231,6 +239,12 @@ def test_proxy_stores_no_body_before_the_key(guarded, tmp_path, field, path, sta
         assert ask(guarded).status_code == 200
 
 
+@pytest.mark.parametrize(("known", "status"), [(404, 200), (503, 503)])
+def test_replica_of_an_earlier_version_checks_the_key(guarded, known, status):
+    """404 is the answer of an earlier version."""
+    assert ask(guarded).status_code == status
+
+
 def ask(address, key="k"):
     """Return the answer to a prediction."""
     url = "http://{}:{}/models/m/invocations".format(*address)
@@ -283,7 +297,7 @@ def test_tls_ends_at_the_proxy_and_begins_again(nginx, tmp_path):
     secret = f" ssl; ssl_certificate {certfile}; ssl_certificate_key {keyfile};"
     with ExitStack() as stack:
         for number, port in enumerate(ports[1:]):
-            replica = REPLICA.format(port=port, number=number, long="x")
+            replica = replica_of(port, number)
             stack.enter_context(nginx(replica.replace(f":{port};", f":{port}{secret}"), str(port)))
         stack.enter_context(nginx(text))
         url = f"https://127.0.0.1:{ports[0]}/models/m/invocations"
