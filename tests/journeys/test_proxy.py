@@ -5,6 +5,7 @@ passes their names in a header.
 import getpass
 import shutil
 import signal
+import socket
 import subprocess
 from dataclasses import dataclass
 
@@ -87,3 +88,14 @@ def test_forged_header_is_replaced(behind):
     url = f"{behind.url}/onnxserve"
     page = requests.get(url, headers=forged, auth=("alice", "secret"), timeout=60).text
     assert '<span class="muted">alice</span>' in page
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/2.0/mlflow/experiments/search", "/onnxserve/verdicts", "/v1/traces"]
+)
+def test_server_answers_an_unfinished_body_before_the_key(behind, path):
+    address = behind.server.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), 30) as stranger:
+        stranger.sendall(f"POST {path} HTTP/1.1\r\nHost: {behind.server.url[7:]}\r\n".encode())
+        stranger.sendall(b"Content-Length: 1000000\r\n\r\n" + b"x" * 10_000)
+        assert stranger.recv(65536).startswith(b"HTTP/1.1 401")

@@ -7,9 +7,12 @@ The tests depend on each other in this order.
 import math
 import re
 import signal
+import socket
+import ssl
 import threading
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -88,6 +91,30 @@ def test_strangers_are_refused(stack, traffic):
     assert requests.get(console, verify=certificate, timeout=10).status_code == 401
     account = ("admin", (stack.secrets / "admin_password").read_text())
     assert "flights" in requests.get(console, auth=account, verify=certificate, timeout=30).text
+
+
+def test_nginx_stores_no_body_before_the_key(stack, traffic):
+    tls = ssl.create_default_context(cafile=str(stack.secrets / "tls.crt"))
+    nginx = stack.addresses["nginx"]
+    head = "POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
+    with ExitStack() as opened:
+        for _ in range(16):
+            plain = opened.enter_context(socket.create_connection((nginx, 8443), 20))
+            stranger = opened.enter_context(tls.wrap_socket(plain, server_hostname=nginx))
+            stranger.sendall(head.encode() + b"x" * 10_000)
+            assert stranger.recv(65536).startswith(b"HTTP/1.1 401")
+        assert [*(stack.folder / "nginx" / "tmp" / "body").iterdir()] == []
+        silent = [socket.create_connection((nginx, 8443), 20) for _ in range(1000)]
+        for connection in silent:
+            opened.enter_context(connection).sendall(b"\x16")  # of a handshake
+        assert stack.predict([[1.0, 2.0]]).ok
+
+
+def test_errors_of_nginx_are_json(stack, traffic):
+    answer = requests.get(
+        stack.door + "/" + "x" * 40_000, verify=str(stack.secrets / "tls.crt"), timeout=10
+    )
+    assert (answer.status_code, answer.json()["error_code"]) == (414, "BAD_REQUEST")
 
 
 def test_grpc_passes_nginx(stack, traffic):

@@ -281,7 +281,9 @@ def _proxy_documents(
     labels = {**selector, **MANAGED_BY}
     document = partial(make_document, name, place, labels=labels)
     replicas = [_addresses(f"{spec.name}-{number}", spec) for number in range(proxy.replicas)]
-    config = nginx_conf(proxy, spec_of_pod(spec).server, _addresses("0.0.0.0", spec), replicas)
+    listen = _addresses("0.0.0.0", spec)
+    has_ingress = spec.kubernetes.host is not None
+    config = nginx_conf(proxy, spec_of_pod(spec).server, listen, replicas, has_ingress)
     # A new configuration rolls the Deployment.
     annotations = {"onnxserve/config": sha256(config.encode()).hexdigest()[:16]}
     template = {

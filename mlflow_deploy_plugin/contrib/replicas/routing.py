@@ -41,13 +41,19 @@ _POINTS = 160
 _NEXT_POINTS = 20
 """The points that nginx tries before it ignores the ring."""
 _TRIED_KEYS = 20_000
+_MOST_PER_ADDRESS = 512
+"""The requests of an address that nginx handles at the same time."""
 
 Addresses = Mapping[str, str]
 """`http`, and `grpc` if the server has it → HOST:PORT."""
 
 
 def nginx_conf(
-    proxy: ProxySpec, server: ServerSpec, listen: Addresses, replicas: Sequence[Addresses]
+    proxy: ProxySpec,
+    server: ServerSpec,
+    listen: Addresses,
+    replicas: Sequence[Addresses],
+    is_balanced: bool = False,
 ) -> str:
     """Return the configuration of nginx. Raises InvalidConfig if an address or a path
     is not one word for nginx.
@@ -57,6 +63,8 @@ def nginx_conf(
             the spec.
         listen: the addresses of nginx.
         replicas: the addresses of each replica.
+        is_balanced: True if all callers have the address of a balancer. nginx does not
+            limit the requests of an address then.
     """
     upstreams = {}
     for protocol in listen:
@@ -71,6 +79,7 @@ def nginx_conf(
         upstreams=upstreams,
         shares=shares(len(replicas)),
         timeout=timeout,
+        per_address=0 if is_balanced else _MOST_PER_ADDRESS,
     )
 
 

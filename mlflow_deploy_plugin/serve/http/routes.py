@@ -244,6 +244,15 @@ _OWN_ROUTES = (
         operations.STATUS,
         need=None,
     ),
+    Route(
+        "/key",
+        views.known_key,
+        "204 if the caller's key is valid, for a proxy that asks before it reads a body",
+        SERVER,
+        errors=(401, 503),
+        status=204,
+        need=None,  # The view requires a key, and no scope.
+    ),
     _readable(
         "/version",
         views.mlflow_version,

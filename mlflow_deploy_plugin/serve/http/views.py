@@ -107,6 +107,13 @@ def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
     return RawResponse(200, body)
 
 
+def known_key(server: Server, request: RawRequest) -> RawResponse:
+    """Return 204. Raises Unauthenticated and NotReady like `Authenticator.find`."""
+    if server.auth.is_required:
+        server.auth.find(request.headers, request.caller)
+    return RawResponse(204, b"", "")
+
+
 def asset(server: Server, request: RawRequest, file: Path, content_type: str) -> RawResponse:
     """Return a file that the pages load."""
     return RawResponse(200, _read_file(file), content_type, dict(PAGE_HEADERS))

@@ -6,9 +6,11 @@ whether a monitor has stopped.
 """
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,7 @@ _PATIENCE_SECONDS = 3.0
 after 10 seconds.
 """
 _LONGEST_READING_SECONDS = 60.0
+_MOST_CONNECTIONS = 100
 _MOST_THREADS = 200
 _MONITOR = ("endpoint", "monitor")
 _METRICS = {
@@ -76,7 +79,7 @@ def start_metrics_server(
     """Serve metrics at `http://HOST:PORT/metrics` from a daemon thread. Raises
     InvalidConfig if the port is taken.
 
-    `request_seconds` is the longest wait for data from a client.
+    `request_seconds` is the longest time of a connection.
     """
     registry = CollectorRegistry()
     registry.register(StoreMetrics(store))
@@ -85,15 +88,40 @@ def start_metrics_server(
         started, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
-    # Each connection uses a thread: close idle connections after a timeout, and refuse
-    # connections above `_MOST_THREADS`.
     server: Any = started  # Types do not allow other methods.
-    server.RequestHandlerClass = type(
-        "Handler",
-        (server.RequestHandlerClass,),
-        {"timeout": request_seconds},
-    )
-    server.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
+    connections: dict[socket.socket, float] = {}  # and the time of their end, in this order
+
+    def end(connection: socket.socket) -> None:
+        """End the reads and writes of a connection in its thread."""
+        connections.pop(connection, None)
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def admit(connection: socket.socket, _: object) -> bool:
+        """End the oldest connection above the limit. Its thread may still wait for the
+        store.
+        """
+        if len(connections) >= _MOST_CONNECTIONS:
+            end(next(iter(connections)))
+        connections[connection] = time.monotonic() + request_seconds
+        return threading.active_count() <= _MOST_THREADS
+
+    def end_late() -> None:
+        for connection, until in list(connections.items()):
+            if until < time.monotonic():
+                end(connection)
+
+    class Handler(server.RequestHandlerClass):  # type: ignore[misc]
+        def handle(self) -> None:
+            try:
+                with suppress(OSError):  # The client is gone.
+                    super().handle()
+            finally:
+                connections.pop(self.connection, None)
+
+    server.RequestHandlerClass = Handler
+    server.verify_request = admit
+    server.service_actions = end_late
     return started
 
 

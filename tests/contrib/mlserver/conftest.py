@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from tests.contrib.mlserver.sent_requests import FIRST, FLIGHTS, LENGTHS, ROWS
+from projects.mlserver.sent_requests import FIRST, FLIGHTS, LENGTHS, ROWS
 from tests.support import servers
 
 RECORDINGS = Path(__file__).parent / "recordings"

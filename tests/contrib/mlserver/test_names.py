@@ -11,10 +11,10 @@ from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.serve.protocols.content import MOST_CONTAINERS, dump_json
 from mlflow_deploy_plugin.serve.protocols.v2 import HEADER_LENGTH_KEY, OCTETS
-from tests.contrib.mlserver import aspects
+from projects.mlserver import aspects
+from projects.mlserver.record import answer_of_call
+from projects.mlserver.sent_requests import FOUR, PD, infer, tensor
 from tests.contrib.mlserver.conftest import CODE, FORMS, MAKERS, MODELS, read_recordings
-from tests.contrib.mlserver.record import answer_of_call
-from tests.contrib.mlserver.sent_requests import FOUR, PD, infer, tensor
 from tests.serve.grpc.conftest import calling
 from tests.support import handling, servers
 from tests.support.refusals import refused

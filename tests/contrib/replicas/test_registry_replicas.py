@@ -3,10 +3,14 @@ number and with what it received.
 """
 
 import ast
+import json
+import select
 import socket
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import chain, pairwise, repeat
 from urllib.parse import quote
 
@@ -32,6 +36,10 @@ http {{
     set $seen "$request_uri|$http_x_real_ip|$http_x_forwarded_for|$http_authorization";
     add_header X-Seen $seen always;
     location / {{ return 200 "{{}}"; }}
+    location = /key {{
+      if ($http_authorization != "Bearer k") {{ return 401; }}
+      return {known};
+    }}
     location /models/full/ {{ add_header X-Replica {number} always; return 503 "full"; }}
     location /models/busy/ {{ add_header X-Replica {number} always; return 429 "busy"; }}
     location /models/crash/ {{ return 444; }}
@@ -41,15 +49,23 @@ http {{
 """
 
 
+def replica_of(port, number, known=204):
+    return REPLICA.format(port=port, number=number, long="x" * 3000, known=known)
+
+
 @pytest.fixture
-def replicas(nginx):
+def known():
+    """The status of a replica's answer to a known key."""
+    return 204
+
+
+@pytest.fixture
+def replicas(nginx, known):
     """Yield the running replicas as processes by number, and their addresses."""
     with ExitStack() as stack:
         ports = [free_port() for _ in range(NUMBER)]
         processes = [
-            stack.enter_context(
-                nginx(REPLICA.format(port=port, number=number, long="x" * 3000), f"r{number}")
-            )
+            stack.enter_context(nginx(replica_of(port, number, known), f"r{number}"))
             for number, port in enumerate(ports)
         ]
         yield processes, [f"127.0.0.1:{port}" for port in ports]
@@ -66,6 +82,16 @@ def routed(nginx, replicas):
     server = ServerSpec(max_body_bytes=1024)
     with nginx(nginx_conf(spec, server, listen, [{"http": address} for address in replicas[1]])):
         yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def guarded(nginx, replicas):
+    """Return the address of a proxy for replicas with the key `k`."""
+    port = free_port()
+    server = ServerSpec(api_keys=True)
+    addresses = [{"http": address} for address in replicas[1]]
+    with nginx(nginx_conf(ProxySpec(), server, {"http": f"127.0.0.1:{port}"}, addresses)):
+        yield "127.0.0.1", port
 
 
 def post(url, path, count=1, **headers):
@@ -170,6 +196,87 @@ def test_proxy_answers_in_json(routed, path, status, code):
     assert answer.json()["error_code"] == code
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("GET /a b HTTP/1.1", 400),
+        ("GET / HTTP/1.1\r\nX-Long: " + "x" * 40_000, 400),
+        ("TRACE / HTTP/1.1", 405),
+        ("GET /" + "x" * 40_000 + " HTTP/1.1", 414),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: nothing", 501),
+        ("GET / HTTP/7.0", 505),
+        ("GET /nginx/error HTTP/1.1", 404),
+    ],
+)
+def test_errors_of_nginx_are_json(guarded, head, status):
+    with socket.create_connection(guarded) as caller:
+        caller.sendall(f"{head}\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(partial(caller.recv, 65536), b""))
+    line, _, body = answer.partition(b"\r\n")
+    assert int(line.split()[1]) == status
+    assert "error_code" in json.loads(body.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "Content-Length: 1000000",
+        "Content-Length: 1000000\r\nAuthorization: Bearer wrong",
+        "Content-Length: 1000000\r\nContent-Encoding: gzip",
+        "Transfer-Encoding: chunked",
+    ],
+)
+@pytest.mark.parametrize(("path", "status"), [("/models/m/invocations", 401), ("/ping", 200)])
+def test_proxy_stores_no_body_before_the_key(guarded, tmp_path, field, path, status):
+    with ExitStack() as stack:
+        strangers = [stack.enter_context(socket.create_connection(guarded, 20)) for _ in range(16)]
+        for stranger in strangers:
+            stranger.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n".encode())
+            stranger.sendall(b"ffff\r\n" + b"x" * 60_000)
+        answers = {stranger.recv(65536)[9:12] for stranger in strangers}
+        assert answers == {str(status).encode()}
+        assert [*(tmp_path / "proxy" / "body").iterdir()] == []
+        assert ask(guarded).status_code == 200
+
+
+@pytest.mark.parametrize(("known", "status"), [(404, 200), (503, 503)])
+def test_replica_of_an_earlier_version_checks_the_key(guarded, known, status):
+    """404 is the answer of an earlier version."""
+    assert ask(guarded).status_code == status
+
+
+def ask(address, key="k"):
+    """Return the answer to a prediction."""
+    url = "http://{}:{}/models/m/invocations".format(*address)
+    return requests.post(url, data=b"{}", headers={"Authorization": f"Bearer {key}"}, timeout=20)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sent", ["POST / HTTP/1.1\r\n", "X", ""])
+def test_connections_of_an_address_leave_room_before_the_key(guarded, sent):
+    if sent.startswith("POST"):
+        sent += "Host: a\r\nAuthorization: Bearer k\r\nContent-Length: 100000\r\n\r\n{"
+    with ExitStack() as stack:
+        for _ in range(4200):
+            caller = socket.create_connection(guarded, 10, ("127.0.0.2", 0))
+            stack.enter_context(caller)
+            caller.sendall(sent.encode())
+        assert {ask(guarded).status_code for _ in range(20)} == {200}
+
+
+@pytest.mark.long
+def test_dripping_body_is_closed_before_the_key(guarded):
+    began = time.monotonic()
+    with socket.create_connection(guarded) as stranger:
+        stranger.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n{")
+        assert stranger.recv(65536).startswith(b"HTTP/1.1 401")
+        with suppress(OSError):
+            while True:
+                stranger.sendall(b" ")
+                select.select([stranger], [], [], 0.5)
+    assert time.monotonic() - began < 15
+
+
 def test_no_replica_is_503(routed, replicas):
     for process in replicas[0]:
         process.terminate()
@@ -190,7 +297,7 @@ def test_tls_ends_at_the_proxy_and_begins_again(nginx, tmp_path):
     secret = f" ssl; ssl_certificate {certfile}; ssl_certificate_key {keyfile};"
     with ExitStack() as stack:
         for number, port in enumerate(ports[1:]):
-            replica = REPLICA.format(port=port, number=number, long="x")
+            replica = replica_of(port, number)
             stack.enter_context(nginx(replica.replace(f":{port};", f":{port}{secret}"), str(port)))
         stack.enter_context(nginx(text))
         url = f"https://127.0.0.1:{ports[0]}/models/m/invocations"
@@ -261,7 +368,7 @@ def test_grpc_caller_chooses_no_address_and_closes_no_replica(nginx):
                 )
                 head = len(GET_OF_HTTP_2).to_bytes(3, "big") + bytes.fromhex("010500000001")
                 caller.sendall(head + GET_OF_HTTP_2)
-                while b"nginx" not in caller.recv(65536):
+                while b"error_code" not in caller.recv(65536):
                     pass
         call = channel.unary_unary("/s/m")
         forged = [("x-real-ip", "10.0.0.1"), ("x-forwarded-for", "10.0.0.2"), ("mm-model-id", "m")]

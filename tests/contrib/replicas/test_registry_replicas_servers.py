@@ -46,7 +46,8 @@ class Replicas:
             {"http": f"127.0.0.1:{port}", "grpc": f"127.0.0.1:{grpc_port}"}
             for port, grpc_port in zip(self.ports, self.grpc_ports, strict=True)
         ]
-        self.config = nginx_conf(ProxySpec(replicas=4, **spec), ServerSpec(), listen, addresses)
+        server = ServerSpec(api_keys="server.api_keys=true" in options)
+        self.config = nginx_conf(ProxySpec(replicas=4, **spec), server, listen, addresses)
         self.proxy = nginx(self.config)
 
     def start(self, number):
@@ -173,7 +174,9 @@ def test_keys_and_broken_models_pass_the_proxy(replicas, tmp_path):
     running = replicas("-C", "server.api_keys=true")
     with running.proxy:
         mine = {"Authorization": f"Bearer {key}"}
-        assert running.ask("team-1").status_code == 401
+        refused = running.ask("team-1")
+        assert refused.status_code == 401
+        assert "onnxserve keys create" in refused.json()["message"]
         assert running.ask("team-1", **mine).status_code == 200
         assert running.ask("team-2", **mine).status_code == 403
         answers = [running.ask("team-0", **mine) for _ in range(5)]

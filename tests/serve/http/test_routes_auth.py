@@ -25,7 +25,7 @@ from tests.support.refusals import mentions
 from tests.support.servers import one_endpoint, opened, variant, want
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
-PUBLIC = {"/ping", "/health", "/v2/health/live", "/v2/health/ready"}
+PUBLIC = {"/key", "/ping", "/health", "/v2/health/live", "/v2/health/ready"}
 SETTINGS = {"api_keys": True, "model_control_mode": "explicit"}
 
 
@@ -88,7 +88,7 @@ def test_route_requires_its_scope(server, path, method, declared):
     address = plain.replace("{endpoint}", "e")
     needed = need_of(path, method)
     allowing = {"describe": {"infer", "read"}}.get(needed, {needed})
-    assert (ask(server, address, method).status == 401) is bool(needed)
+    assert (ask(server, address, method).status == 401) is bool(needed or path == "/key")
     body = b"{" if needed == "admin" else ROW  # The server does not execute these requests.
     for scope in SCOPES if needed else ():
         refused = (
@@ -98,6 +98,15 @@ def test_route_requires_its_scope(server, path, method, declared):
             == 403
         )
         assert refused is (scope not in allowing), scope
+
+
+@pytest.mark.parametrize(("key", "status"), [("", 401), ("wrong", 401), ("nothing", 204)])
+def test_any_valid_key_is_known(server, key, status):
+    assert ask(server, "/key", "GET", authorization=f"Bearer {key}").status == status
+
+
+def test_open_server_knows_every_caller(serve_here):
+    assert ask(serve_here({}), "/key", "GET").status == 204
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "all-of-e", "nothing"])

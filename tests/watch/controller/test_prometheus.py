@@ -1,9 +1,12 @@
 """The metrics of a store, read over HTTP with Prometheus's parser."""
 
 import re
+import select
 import socket
+import struct
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -201,18 +204,41 @@ def test_taken_port_is_refused(store, taken_port):
         start_metrics_server(store, taken_port, "127.0.0.1")
 
 
-def test_silent_and_surplus_clients_are_disconnected(store, monkeypatch):
-    port = free_port()
-    server = start_metrics_server(store, port, "127.0.0.1", request_seconds=0.5)
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
-            assert silent.recv(1) == b""
-        monkeypatch.setattr("mlflow_deploy_plugin.watch.controller.prometheus._MOST_THREADS", 0)
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as surplus:
-            assert surplus.recv(1) == b""
-    finally:
-        server.shutdown()
-        server.server_close()
+@pytest.fixture
+def address(store, monkeypatch):
+    """The address of a server with two connections of a second each."""
+    monkeypatch.setattr("mlflow_deploy_plugin.watch.controller.prometheus._MOST_CONNECTIONS", 2)
+    address = "127.0.0.1", free_port()
+    server = start_metrics_server(store, address[1], address[0], request_seconds=1)
+    yield address
+    server.shutdown()
+    server.server_close()
+
+
+def test_slow_clients_are_disconnected_before_the_key(address):
+    began = time.monotonic()
+    with socket.create_connection(address, timeout=20) as dripping, suppress(OSError):
+        while not select.select([dripping], [], [], 0.1)[0]:
+            dripping.sendall(b"G")
+    assert time.monotonic() - began < 10
+
+
+def test_surplus_clients_end_the_oldest_before_the_key(address):
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(address, 20)) for _ in range(3)]
+        assert clients[0].recv(1) == b""
+        assert requests.get("http://{}:{}/metrics".format(*address), timeout=20).ok
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\n\r\n"])
+def test_aborted_connection_writes_no_traceback(address, capfd, sent):
+    for _ in range(5):
+        with socket.create_connection(address, 20) as client:
+            client.sendall(sent)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert requests.get("http://{}:{}/metrics".format(*address), timeout=20).ok
+    wait_until(lambda: sum("process_request" in each.name for each in threading.enumerate()) == 0)
+    assert capfd.readouterr().err == ""
 
 
 def test_guide_and_rules_match_the_served_metrics(store, read):

@@ -37,7 +37,7 @@ _FALLING_WEIGHT = 0.5
 _RISING_WEIGHT = 0.25
 _MAX_RISE = 8
 _INLINE_SAMPLING = 8
-_ALWAYS_INLINE = frozenset({"/ping", "/health", "/v2/health/live", "/v2/health/ready"})
+_ALWAYS_INLINE = frozenset({"/key", "/ping", "/health", "/v2/health/live", "/v2/health/ready"})
 
 _RequestClass = tuple[str, str | None, int]
 """The path, the content type, and the size of the body in powers of two."""

@@ -1,13 +1,15 @@
 """Write the small models of the recordings, in MLServer's layout.
 
 Run it with MLServer's own environment (see record.py):
-`python tests/contrib/mlserver/train_models.py`
+`python projects/mlserver/train_models.py`
 """
 
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import catboost
 import joblib
@@ -25,7 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-MODELS = Path(__file__).parent / "recordings" / "models"
+MODELS = Path(__file__).parents[2] / "tests/contrib/mlserver/recordings/models"
 ROWS, CLASSES = load_iris(return_X_y=True)
 WIDTHS = ROWS[:, 3]
 IS_FIRST = (CLASSES == 0).astype(int)
@@ -43,24 +45,24 @@ IS_LATE = (FLIGHTS.hour > 12).astype(int)
 FEW_TREES = {"n_estimators": 3, "max_depth": 2, "random_state": 0}
 
 
-def settings(name, implementation, file="", **parameters):
+def settings(name: str, implementation: str, file: str = "", **parameters: str) -> Path:
     """Make the folder of a model with its model-settings.json, and return it."""
     folder = MODELS / name
     folder.mkdir(parents=True)
     if file:
         parameters["uri"] = f"./{file}"
-    document = {"name": name, "implementation": implementation}
+    document: dict[str, Any] = {"name": name, "implementation": implementation}
     if parameters:
         document["parameters"] = parameters
     (folder / "model-settings.json").write_text(json.dumps(document, indent=1) + "\n")
     return folder
 
 
-def save_estimator(name, model, file="model.joblib", **parameters):
+def save_estimator(name: str, model: Any, file: str = "model.joblib", **parameters: str) -> None:
     joblib.dump(model, settings(name, "mlserver_sklearn.SKLearnModel", file, **parameters) / file)
 
 
-def save_mlflow(name, save, **fields):
+def save_mlflow(name: str, save: Callable[..., object], **fields: Any) -> None:
     """Save a model of MLflow below the folder of its settings, without the files that a
     server does not read.
     """
@@ -88,7 +90,7 @@ mlflow.models.set_model(LateFlights())
 """
 
 
-def save_code(name, result, **fields):
+def save_code(name: str, result: str, **fields: Any) -> None:
     """Save a pyfunc, as code, that returns texts or a table."""
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder, "late_flights.py")
@@ -96,7 +98,7 @@ def save_code(name, result, **fields):
         save_mlflow(name, mlflow.pyfunc.save_model, python_model=str(code), **fields)
 
 
-def save_estimators():
+def save_estimators() -> None:
     save_estimator("iris", LogisticRegression(max_iter=500).fit(ROWS, CLASSES))
     save_estimator("names", DecisionTreeClassifier(max_depth=2, random_state=0).fit(ROWS, NAMES))
     save_estimator("widths", LinearRegression().fit(ROWS[:, :3], WIDTHS), version="v3")
@@ -110,7 +112,7 @@ def save_estimators():
     save_estimator("flights", flights, content_type="pd")
 
 
-def save_boosters():
+def save_boosters() -> None:
     xgboost_runtime = "mlserver_xgboost.XGBoostModel"
     folder = settings("xgb-classes", xgboost_runtime, "model.json")
     xgboost.XGBClassifier(**FEW_TREES).fit(ROWS, CLASSES).save_model(folder / "model.json")
@@ -133,7 +135,7 @@ def save_boosters():
     ).fit(ROWS, CLASSES).save_model(str(folder / "model.cbm"))
 
 
-def save_mlflow_estimators():
+def save_mlflow_estimators() -> None:
     on_table = LogisticRegression(max_iter=500).fit(TABLE, CLASSES)
     save_mlflow(
         "mlflow-columns",
@@ -160,7 +162,7 @@ def save_mlflow_estimators():
     )
 
 
-def save_functions():
+def save_functions() -> None:
     inputs = Schema([ColSpec("string", "carrier"), ColSpec("long", "hour")])
     table = Schema([ColSpec("double", "delay"), ColSpec("string", "name")])
     save_code("mlflow-table", "table", signature=ModelSignature(inputs, table))

@@ -2,8 +2,12 @@
 servers.
 """
 
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
+
+Document = dict[str, Any]
+Rows = Sequence[Sequence[Any]]
 
 ROWS = [[5.1, 3.5, 1.4, 0.2], [6.2, 2.9, 4.3, 1.3], [7.3, 2.9, 6.3, 1.8]]
 FIRST = [row[:3] for row in ROWS]
@@ -17,21 +21,34 @@ UNKNOWN_FLIGHTS = {**FLIGHTS, "carrier": ["UA", "XX", "AA"]}
 _DATATYPES = {str: "BYTES", float: "FP64", int: "INT64"}
 
 
-def tensor(rows, name="input-0", datatype="FP64", content_type=None, shape=None, is_flat=True):
+def tensor(
+    rows: Rows,
+    name: str = "input-0",
+    datatype: str = "FP64",
+    content_type: str | None = None,
+    shape: list[int] | None = None,
+    is_flat: bool = True,
+) -> Document:
     """Return a tensor of rows."""
     data = list(chain.from_iterable(rows)) if is_flat else rows
-    entry = {"name": name, "shape": shape or [len(rows), len(rows[0])], "datatype": datatype}
+    entry: Document = {
+        "name": name,
+        "shape": shape or [len(rows), len(rows[0])],
+        "datatype": datatype,
+    }
     if content_type:
         entry["parameters"] = {"content_type": content_type}
     return {**entry, "data": data}
 
 
-def columns(table, is_column=True, with_types=True):
+def columns(
+    table: dict[str, list[Any]], is_column: bool = True, with_types: bool = True
+) -> list[Document]:
     """Return a tensor per column, of the shape [N, 1] or [N]."""
     tensors = []
     for name, values in table.items():
         kind = _DATATYPES[type(values[0])]
-        entry = {
+        entry: Document = {
             "name": name,
             "shape": [len(values), 1] if is_column else [len(values)],
             "datatype": kind,
@@ -43,19 +60,27 @@ def columns(table, is_column=True, with_types=True):
     return tensors
 
 
-def infer(name, model, inputs, outputs=(), path="", headers=None, **fields):
-    body = {"inputs": inputs, **fields}
+def infer(
+    name: str,
+    model: str,
+    inputs: list[Document],
+    outputs: Iterable[str | Document] = (),
+    path: str = "",
+    headers: dict[str, str] | None = None,
+    **fields: Any,
+) -> Document:
+    body: Document = {"inputs": inputs, **fields}
     if outputs:
         body["outputs"] = [
             output if isinstance(output, dict) else {"name": output} for output in outputs
         ]
-    sent = {"name": name, "method": "POST", "path": f"/v2/models/{model}{path}/infer"}
+    sent: Document = {"name": name, "method": "POST", "path": f"/v2/models/{model}{path}/infer"}
     if headers:
         sent["headers"] = headers
     return {**sent, "body": body}
 
 
-def get(name, path):
+def get(name: str, path: str) -> Document:
     return {"name": name, "method": "GET", "path": path}
 
 
@@ -69,7 +94,7 @@ OF_FLIGHTS = ("flights", "mlflow-table", "mlflow-texts")
 MODELS = (*OF_FOUR, *OF_THREE, *OF_FLIGHTS, "mlflow-columns")
 
 
-def first_tensors(model):
+def first_tensors(model: str) -> list[Document]:
     if model in OF_FOUR:
         return FOUR
     if model in OF_THREE:
@@ -238,11 +263,7 @@ MLSERVER = [
 ]
 
 
-def contents(values, field="fp64_contents"):
-    return {field: values}
-
-
-def call(name, model, inputs, **fields):
+def call(name: str, model: str, inputs: list[Document], **fields: Any) -> Document:
     return {
         "name": name,
         "method": "ModelInfer",
@@ -250,7 +271,13 @@ def call(name, model, inputs, **fields):
     }
 
 
-def typed(rows, name="input-0", datatype="FP64", field="fp64_contents", **fields):
+def typed(
+    rows: Rows,
+    name: str = "input-0",
+    datatype: str = "FP64",
+    field: str = "fp64_contents",
+    **fields: Any,
+) -> Document:
     flat = list(chain.from_iterable(rows))
     return {
         "name": name,
@@ -262,7 +289,7 @@ def typed(rows, name="input-0", datatype="FP64", field="fp64_contents", **fields
 
 
 _CARRIERS = ["VUE=", "QjY=", "QUE="]  # UA, B6 and AA in base64
-_OF_STR = {"parameters": {"content_type": {"string_param": "str"}}}
+_OF_STR: Document = {"parameters": {"content_type": {"string_param": "str"}}}
 FLIGHT_TENSORS = [
     typed([[text] for text in _CARRIERS], "carrier", "BYTES", "bytes_contents", **_OF_STR),
     typed([[hour] for hour in FLIGHTS["hour"]], "hour", "INT64", "int64_contents"),
@@ -317,14 +344,11 @@ CALLS = [
 ]
 
 
-def predict(name, model, body, headers=None):
-    sent = {"name": name, "method": "POST", "path": f"/v1/models/{model}:predict", "body": body}
-    if headers:
-        sent["headers"] = headers
-    return sent
+def predict(name: str, model: str, body: Any) -> Document:
+    return {"name": name, "method": "POST", "path": f"/v1/models/{model}:predict", "body": body}
 
 
-def _usual(model, rows):
+def _usual(model: str, rows: Rows) -> list[Document]:
     return [
         predict(f"{model}: instances", model, {"instances": rows}),
         predict(f"{model}: inputs", model, {"inputs": rows}),
@@ -341,7 +365,7 @@ _RECORDS = [
     [{"carrier": a, "distance": b, "hour": c}] for a, b, c in zip(*FLIGHTS.values(), strict=True)
 ]
 PROBA = {"PREDICT_PROBA": "true"}
-KSERVE = [
+KSERVE: list[tuple[str, str, dict[str, str], list[Document]]] = [
     ("sklearnserver", "iris", {}, _usual("iris", ROWS)),
     ("sklearnserver", "iris", PROBA, _usual("iris", ROWS)[:2]),
     ("sklearnserver", "names", {}, _usual("names", ROWS)[:1]),

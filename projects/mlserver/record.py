@@ -1,12 +1,12 @@
 """Record the answers of MLServer 1.7.1 and of KServe's servers 0.21.
 
-    python -m tests.contrib.mlserver.record mlserver MLSERVER_PYTHON
-    python -m tests.contrib.mlserver.record kserve KSERVE_PYTHON KSERVE_SOURCES
+    python -m projects.mlserver.record mlserver MLSERVER_PYTHON
+    python -m projects.mlserver.record kserve KSERVE_PYTHON KSERVE_SOURCES
 
 MLSERVER_PYTHON has `mlserver`, its runtimes and pandas 2. KSERVE_PYTHON has `kserve`,
 scikit-learn, XGBoost and LightGBM, and KSERVE_SOURCES is the folder `python` of
-KServe's repository. A request is a value of `requests.py`; a recording has the request
-and the answer.
+KServe's repository. A request is a value of `sent_requests.py`; a recording has the
+request and the answer, and is written for tests/contrib/mlserver.
 """
 
 import json
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,20 +25,22 @@ import requests
 from google.protobuf import json_format
 
 from mlflow_deploy_plugin.serve.grpc import inference_pb2
-from tests.contrib.mlserver.sent_requests import CALLS, KSERVE, MLSERVER
+from projects.mlserver.sent_requests import CALLS, KSERVE, MLSERVER, Document
 
-RECORDINGS = Path(__file__).parent / "recordings"
+RECORDINGS = Path(__file__).parents[2] / "tests/contrib/mlserver/recordings"
 KEPT_HEADERS = ("content-type", "ce-")
 
+Command = list[str | Path]
 
-def free_port():
+
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        return int(listener.getsockname()[1])
 
 
 @contextmanager
-def running(command, variables, url, log):
+def running(command: Command, variables: Mapping[str, str], url: str, log: str) -> Iterator[None]:
     """Start a server, wait until the URL answers, and stop it at the end."""
     with Path(log).open("wb") as output:
         process = subprocess.Popen(
@@ -57,7 +60,7 @@ def running(command, variables, url, log):
         process.wait(30)
 
 
-def answer_of(url, sent):
+def answer_of(url: str, sent: Document) -> Document:
     """Return the recording of an HTTP request."""
     data = sent.get("body")
     if not isinstance(data, str | None):
@@ -84,11 +87,11 @@ def answer_of(url, sent):
     return {**sent, "answer": {"status": response.status_code, "headers": headers, "body": content}}
 
 
-def answer_of_call(port, sent):
+def answer_of_call(port: int | str, sent: Document) -> Document:
     """Return the recording of a gRPC call."""
     method = sent["method"]
     request = json_format.ParseDict(sent["message"], getattr(inference_pb2, f"{method}Request")())
-    answer = {"status": "OK", "metadata": {}, "message": {}, "error": ""}
+    answer: Document = {"status": "OK", "metadata": {}, "message": {}, "error": ""}
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.unary_unary(
             f"/inference.GRPCInferenceService/{method}",
@@ -107,14 +110,14 @@ def answer_of_call(port, sent):
     return {**sent, "answer": answer}
 
 
-def record_mlserver(python):
+def record_mlserver(python: str) -> None:
     ports = [free_port() for _ in range(3)]
     names = ("MLSERVER_HTTP_PORT", "MLSERVER_GRPC_PORT", "MLSERVER_METRICS_PORT")
     variables = dict(zip(names, map(str, ports), strict=True)) | {
         "MLSERVER_PARALLEL_WORKERS": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    command = [Path(python).parent / "mlserver", "start", RECORDINGS / "models"]
+    command: Command = [Path(python).parent / "mlserver", "start", RECORDINGS / "models"]
     url = f"http://127.0.0.1:{ports[0]}"
     with tempfile.TemporaryDirectory() as folder:
         log = f"{folder}/log"
@@ -123,12 +126,12 @@ def record_mlserver(python):
             write("grpc", [answer_of_call(ports[1], sent) for sent in CALLS])
 
 
-def record_kserve(python, sources):
+def record_kserve(python: str, sources: str) -> None:
     packages = ("storage", "sklearnserver", "xgbserver", "lgbserver")
     path = os.pathsep.join(str(Path(sources, package)) for package in packages)
-    recorded = []
+    recorded: list[Document] = []
     for server, model, variables, sent_requests in KSERVE:
-        command = [python, "-m", server, "--model_name", model, "--enable_grpc", "false"]
+        command: Command = [python, "-m", server, "--model_name", model, "--enable_grpc", "false"]
         with kserve_server(command, model, {"PYTHONPATH": path, **variables}) as url:
             answers = [answer_of(url, sent) for sent in sent_requests]
         recorded += [{"variables": variables, **answer} for answer in answers]
@@ -136,7 +139,7 @@ def record_kserve(python, sources):
 
 
 @contextmanager
-def kserve_server(command, model, variables):
+def kserve_server(command: Command, model: str, variables: Mapping[str, str]) -> Iterator[str]:
     """Start a server of KServe for the file of a model, and yield its URL. The servers
     refuse a folder with other files that end like a model.
     """
@@ -152,7 +155,7 @@ def kserve_server(command, model, variables):
             yield url
 
 
-def write(name, recorded):
+def write(name: str, recorded: list[Document]) -> None:
     lines = ",\n".join(json.dumps(recording) for recording in recorded)
     (RECORDINGS / f"{name}.json").write_text(f"[\n{lines}\n]\n")
 

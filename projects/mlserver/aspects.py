@@ -2,12 +2,16 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
+from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from projects.mlserver.sent_requests import Document
 from tests.support import handling
 
 NEW_ID = "a new id"
@@ -27,7 +31,7 @@ class Difference:
     statuses: tuple[int | str, ...] = ()
     ours: tuple[int | str, ...] = ()
 
-    def allows(self, name, statuses, aspect):
+    def allows(self, name: str, statuses: tuple[Any, Any], aspect: str) -> bool:
         """Return True if this aspect of the request `name` may differ, for their status
         and ours.
         """
@@ -117,7 +121,7 @@ ONNX = (
         "mlflow-plain: metadata",
     ),
 )
-OF_FORM = {"onnx": ONNX, "original": ()}
+OF_FORM: dict[str, tuple[Difference, ...]] = {"onnx": ONNX, "original": ()}
 KSERVE = (
     Difference(
         ALL,
@@ -153,7 +157,7 @@ GRPC = (
 )
 
 
-def send(server, recording):
+def send(server: Server, recording: Document) -> Document:
     """Answer the request of a recording, by a plan if there is one."""
     content = recording.get("body", "")
     if not isinstance(content, str):
@@ -178,7 +182,7 @@ def send(server, recording):
     }
 
 
-def aspects_of(answer):
+def aspects_of(answer: Document) -> Document:
     """Return the aspects of an HTTP answer by name."""
     body = answer["body"]
     aspects = {"status": answer["status"]}
@@ -192,7 +196,7 @@ def aspects_of(answer):
     return aspects | parts_of(body)
 
 
-def parts_of(document):
+def parts_of(document: Document) -> Document:
     """Return the entries of a document and, for an answer, the entries of each
     output.
     """
@@ -205,7 +209,7 @@ def parts_of(document):
     return parts
 
 
-def call_aspects(answer):
+def call_aspects(answer: Document) -> Document:
     """Return the aspects of the answer to a gRPC call by name."""
     return {
         "status": answer["status"],
@@ -215,7 +219,7 @@ def call_aspects(answer):
     }
 
 
-def mask_new_id(recording, aspects):
+def mask_new_id(recording: Document, aspects: Document) -> None:
     """Replace the id that a server has made for a request without one."""
     sent = recording.get("body", recording.get("message"))
     given = recording.get("headers", {}).values()
@@ -224,7 +228,9 @@ def mask_new_id(recording, aspects):
         aspects |= {name: NEW_ID for name, value in aspects.items() if value == new}
 
 
-def differences(recording, theirs, ours, allowed):
+def differences(
+    recording: Document, theirs: Document, ours: Document, allowed: Iterable[Difference]
+) -> tuple[Document, set[Difference]]:
     """Return the aspects that differ and may not, with both values, and the rows of the
     table that allow the others.
     """
@@ -232,7 +238,7 @@ def differences(recording, theirs, ours, allowed):
     mask_new_id(recording, ours)
     statuses = theirs["status"], ours["status"]
     wrong = {}
-    used = set()
+    used: set[Difference] = set()
     for aspect in theirs.keys() | ours.keys():
         values = theirs.get(aspect), ours.get(aspect)
         if not are_equal(*values):
@@ -243,7 +249,7 @@ def differences(recording, theirs, ours, allowed):
     return wrong, used
 
 
-def are_equal(one, other):
+def are_equal(one: Any, other: Any) -> bool:
     """Return True for equal values; numbers may differ in the seventh digit."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(are_equal, one, other))
