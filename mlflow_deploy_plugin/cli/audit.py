@@ -5,7 +5,6 @@ endpoints for reviewers.
 import asyncio
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable
 from contextlib import closing
@@ -43,11 +42,7 @@ from mlflow_deploy_plugin.core.tabular.row_files import open_output
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.audit import AuditEvent
 
-_STEP = re.compile(r"step \d+ % of a rollout")
-"""The pattern of the reason with which a rollout changes the traffic
-(`promote/rollouts/controller.py`).
-"""
-_UNSHOWN = ("spec", "begun")
+_UNSHOWN = ("spec", "act")
 _UNITS = {"every": " s", "seconds": " s"}
 
 
@@ -101,8 +96,8 @@ def history(
 
     The list contains the events of the endpoint NAME and of its models, oldest first.
     Without NAME, it contains all events. The history of a deleted endpoint is kept. In
-    the text format, a rollout step, a promotion or a rollback is one entry. JSON also
-    contains the events that belong to it: traffic, gate, tags, the move in MLflow.
+    the text format, a promotion or a rollback is one entry. JSON also contains the
+    events that belong to it, with the same `act`: gate, tags, the move in MLflow.
 
     \b
       onnxserve audit history --verify --keys server-keys.pem
@@ -137,12 +132,7 @@ def history(
             click.echo("[" + ",\n ".join(documents) + "]")
             return
         all_events = [*events]
-    visible = [
-        event
-        for event in without_step_events(all_events)
-        if event.action != "traffic" or not _STEP.fullmatch(event.why)
-    ]
-    for event in visible:
+    for event in without_step_events(all_events):
         show_lines(_event_lines(event))
     if not all_events:
         selected = model or name

@@ -8,6 +8,7 @@ form must also contain the Flask-WTF token of the caller's session.
 
 import hashlib
 import logging
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from flask.sessions import SecureCookieSessionInterface
 
 from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import CallerRefused, NotFound
-from mlflow_deploy_plugin.core.registry.transitions import models_served_by
+from mlflow_deploy_plugin.core.registry.transitions import ACT_HEADER, models_served_by
 from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import ACT, AuditEvent
+from mlflow_deploy_plugin.core.store.people import ANONYMOUS
 from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.serve.protocols.content import check_depth, load_json
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
@@ -41,6 +44,7 @@ TOKEN_FIELD = "csrf_token"
 _TOKEN_SECONDS = 365 * 24 * 3600
 _KEY_BYTES = 32
 _EXTENSION = "onnxserve.login"
+_ACT_ID = re.compile("[0-9a-f]{16}")
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +60,7 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        return self.user or f"anonymous@{self.address}"
+        return self.user or f"{ANONYMOUS}{self.address}"
 
 
 def asked(name: str) -> str:
@@ -88,6 +92,14 @@ def login() -> Login:
 
 def caller() -> Caller:
     return Caller(login().user(), request.remote_addr or "unknown")
+
+
+def act_detail() -> Json:
+    """Return the id of the act that the request belongs to, for the detail of an event;
+    empty if the request names none.
+    """
+    act = request.headers.get(ACT_HEADER, "")
+    return {ACT: act} if _ACT_ID.fullmatch(act) else {}
 
 
 def may_read(model: str) -> bool:

@@ -59,25 +59,16 @@ def test_endpoint_history_includes_its_model(trail):
     assert "    seconds 0.4 s" in lines
 
 
-def test_rollout_step_is_one_line(trail):
-    why = "step 10 % of a rollout"
-    trail.record("traffic", endpoint="flights", before="a 100", after="a 90, b 10", why=why)
-    step = {"version": "7", "before": "0 %", "after": "10 %", "detail": {"rollout": 1}}
-    trail.record("rollout.step", endpoint="flights", **step)
-    (line,) = history("flights --limit 2").output.splitlines()
-    assert line.partition("  rollout.step  ")[2] == "flights version 7: 0 % → 10 %"
-
-
-def test_promotion_is_one_line(trail):
-    tag = {"tag": "onnxserve.gate"}
+def test_promotion_with_its_act_id_is_one_line(trail):
     # The gate ran separately, an hour earlier.
     trail.record("gate", after="passed", **OF_VERSION_8)
-    begun = trail.now().isoformat()
-    trail.record("gate", after="passed", **OF_VERSION_8)
-    trail.record("tag", after="passed", detail=tag, **OF_VERSION_8)
-    trail.record("tag", model="delay", version="6", before="passed", detail=tag)
-    trail.record("transition", before="None", after="Production", **OF_VERSION_8)
-    detail = {"to": "Production", "gate": "passed", "report": "http://mlflow/2", "begun": begun}
+    act = {"act": "0123456789abcdef"}
+    trail.record("gate", after="passed", detail=act, **OF_VERSION_8)
+    trail.record("tag", after="passed", detail=act, **OF_VERSION_8)
+    trail.record("tag", model="delay", version="6", before="passed", detail={"tag": "x"})
+    moved = act | {"moved": {"place": "Production", "before": "7"}}
+    trail.record("transition", before="None", after="Production", detail=moved, **OF_VERSION_8)
+    detail = {"to": "Production", "gate": "passed", "report": "http://mlflow/2", **moved}
     promoted = {"before": "version 7", "after": "version 8 in Production", "detail": detail}
     trail.record("promote", **promoted, **OF_VERSION_8)
 
@@ -89,8 +80,21 @@ def test_promotion_is_one_line(trail):
     assert promotion == "ann  promote  delay version 8: version 7 → version 8 in Production"
     report = "report http://mlflow/2"
     assert lines[-1].strip().split(", ") == ["to Production", "gate passed", report]
-    actions = [document["action"] for document in documents("flights")[3:]]
-    assert actions == ["gate", "gate", "tag", "tag", "transition", "promote"]
+    acts = [(entry["action"], entry["detail"].get("act")) for entry in documents("flights")[3:]]
+    number = act["act"]
+    assert acts == [
+        ("gate", None),
+        ("gate", number),
+        ("tag", number),
+        ("tag", None),
+        ("transition", number),
+        ("promote", number),
+    ]
+
+
+def test_traffic_is_shown_whatever_its_reason(trail):
+    trail.record("traffic", endpoint="flights", after="b 100", why="step 10 % of a rollout")
+    assert mentions(history("flights").output, "b 100", "step 10 % of a rollout")
 
 
 def test_json_has_every_field(trail):

@@ -6,6 +6,7 @@ import getpass
 import json
 import socket
 from collections.abc import Iterable, Iterator, Sequence, Set
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -36,6 +37,10 @@ FAILED = "failed"
 INTENTION = "intention"
 """The key of the number of an intention, in its detail and in the detail of its result.
 """
+ACT = "act"
+"""The key of the id of the promotion or rollback that an event belongs to."""
+CURRENT_ACT = ContextVar("CURRENT_ACT", default="")
+"""The id of the act of this process, which all of its events get."""
 INTENDED = "intended"
 """The key of the intended action in the detail of an intention."""
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
@@ -187,6 +192,8 @@ def event_row(session: Session, event: AuditEvent) -> AuditRow:
         detail = {**detail, "machine": machine}
     if login.registry:
         detail = {**detail, "registry": login.registry}
+    if act := CURRENT_ACT.get():
+        detail = {**detail, ACT: act}
     columns = AuditRow.__table__.columns
     texts = {
         name: storable_text(

@@ -10,7 +10,7 @@ MOST_CHARACTERS = 255
 """The length of an actor's name in the tables. A longer name would be stored without
 its end.
 """
-_ANONYMOUS = "anonymous@"
+ANONYMOUS = "anonymous@"
 _IGNORABLE_RANGES = (
     (0x034F, 0x034F),
     (0x115F, 0x1160),
@@ -86,6 +86,6 @@ def name_refusal(name: str) -> str:
     key = person_key(name)
     if not key:
         return f"the caller's name {name!a} has no visible character"
-    if key.startswith(_ANONYMOUS):
+    if key.startswith(ANONYMOUS):
         return f"the caller's name {name!a} stands for a caller without a login"
     return ""

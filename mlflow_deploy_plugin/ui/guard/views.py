@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, INTENDED, INTENTION, AuditEvent
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.ui.access import caller, refusal
+from mlflow_deploy_plugin.ui.access import act_detail, caller, refusal
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard.mlflow_stores import files_digest, registry
 from mlflow_deploy_plugin.ui.guard.moves import (
@@ -195,7 +195,13 @@ def _record(
     models = [change.model]
     if action == "rename":
         models.append(change.after)
-    detail = {"via": "mlflow", "address": who.address, **change.detail, **(intention or {})}
+    detail = {
+        "via": "mlflow",
+        "address": who.address,
+        **act_detail(),
+        **change.detail,
+        **(intention or {}),
+    }
     for model in models:
         event = AuditEvent(
             datetime.now(UTC),
