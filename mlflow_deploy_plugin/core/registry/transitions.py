@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from heapq import merge
 from operator import attrgetter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.core import mlflow_private
@@ -69,22 +70,13 @@ def one_act() -> Iterator[None]:
 @cache  # The cache registers the header only once.
 def _send_acts() -> None:
     """Let MLflow's client send the id of the current act."""
-    from mlflow.tracking.request_header.abstract_request_header_provider import (
-        RequestHeaderProvider,
-    )
-
     from mlflow_deploy_plugin.core.store.audit import CURRENT_ACT
 
-    class ActHeader(RequestHeaderProvider):  # type: ignore[misc]
-        """The header of the current act."""
-
-        def in_context(self) -> bool:
-            return bool(CURRENT_ACT.get())
-
-        def request_headers(self) -> dict[str, str]:
-            return {ACT_HEADER: CURRENT_ACT.get()}
-
-    mlflow_private._request_header_provider_registry.register(ActHeader)
+    provider = SimpleNamespace(
+        in_context=CURRENT_ACT.get,
+        request_headers=lambda: {ACT_HEADER: CURRENT_ACT.get()},
+    )
+    mlflow_private._request_header_provider_registry.register(lambda: provider)
 
 
 def event_history(

@@ -43,6 +43,10 @@ CURRENT_ACT = ContextVar("CURRENT_ACT", default="")
 """The id of the act of this process, which all of its events get."""
 INTENDED = "intended"
 """The key of the intended action in the detail of an intention."""
+AWAITED = "witnesses"
+"""The key of the number of witnesses that an intention waits for, in its detail. The
+intention is repeated without the key before the change.
+"""
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
 
@@ -124,16 +128,16 @@ def event_json(event: Any, further: Iterable[str] = ()) -> str:
 
 def settle(events: Sequence[AuditEvent]) -> Iterator[AuditEvent]:
     """Yield the events of a model with the result of each intention in the place of the
-    intention, unless it failed.
+    intention, or of its repetition, unless it failed.
 
     An intention without a result counts as the change, because MLflow's server may have
     stopped after the change.
     """
-    intentions = {event.detail[INTENTION] for event in events if event.action == INTEND}
+    intentions = {event.detail[INTENTION]: event for event in events if event.action == INTEND}
     results = {event.detail.get(INTENTION): event for event in events if event.action != INTEND}
     for event in events:
         number = event.detail.get(INTENTION)
-        if event.action == INTEND:
+        if event is intentions.get(number):
             change = results.get(number) or replace(event, action=event.detail[INTENDED])
             if change.action != FAILED:
                 yield change

@@ -9,7 +9,7 @@ trail. Its approvals end with it, so that each promotion needs new approvals.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
     NotFound,
     ScopeMissing,
+    StoreUnavailable,
     Unauthenticated,
 )
 from mlflow_deploy_plugin.core.messages import join_names
@@ -28,7 +29,14 @@ from mlflow_deploy_plugin.core.registry.tags import PASSED_STATES, PASSED_WITHOU
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.alerts import Alert
-from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, AuditEvent, settle
+from mlflow_deploy_plugin.core.store.audit import (
+    AWAITED,
+    FAILED,
+    INTEND,
+    INTENTION,
+    AuditEvent,
+    settle,
+)
 from mlflow_deploy_plugin.core.store.audit_verify import BROKEN
 from mlflow_deploy_plugin.core.store.people import name_key, name_refusal, person_key
 from mlflow_deploy_plugin.core.store.served_files import MOVES, stay_of
@@ -259,6 +267,8 @@ def approval_status(
         return ApprovalStatus(policy, (), ("there is no open request",))
     if change := subject.change_since(request.subject):
         return ApprovalStatus(policy, (), (f"the request has lapsed: {change}",))
+    if request.is_moving:  # Its approvals count for one move.
+        return ApprovalStatus(policy, (), ("the version is being moved, unless it is declined",))
     approved = []
     discounted = []
     # If the last gate run failed, an approval counts only if the approver saw the
@@ -304,7 +314,8 @@ def request_promotion(
 
     def decide(pending: PromotionRequest | None) -> Json | None:
         """Return the detail of a new request; None if the pending request is kept."""
-        if pending is not None and not subject.change_since(pending.subject):
+        is_kept = pending and not pending.is_moving and not subject.change_since(pending.subject)
+        if is_kept:
             return None
         return {"subject": asdict(subject), "authors": list(authors)}
 
@@ -358,7 +369,7 @@ def decline(
     store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str
 ) -> PromotionRequest:
     """End the open request without a promotion, and return it. Approvers and the
-    requester may do this, with a reason.
+    requester may do this, with a reason. A move that waits for witnesses fails.
 
     Only the model, the version and the stage or alias of `subject` matter.
 
@@ -370,9 +381,41 @@ def decline(
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
     declined = _require_open(open_request(store, subject), subject)
-    require_may_decline(required, declined, person)
-    _record(store, "decline", subject, person, why, lambda request: {} if request else None)
+
+    def decide(request: PromotionRequest | None) -> Json:
+        require_may_decline(required, _require_open(request, subject), person)
+        return {}
+
+    _record(store, "decline", subject, person, why, decide)
     return declined
+
+
+def begin_move(store: Store, model: str, number: str) -> None:
+    """Repeat the intention with this number, which its witnesses have cosigned, unless
+    the promotion was declined meanwhile. It cannot be declined afterwards.
+
+    Raises GateRefused if it was declined, and StoreUnavailable.
+    """
+
+    def next_event(events: Sequence[AuditEvent]) -> AuditEvent | None:
+        declined: dict[_Key, AuditEvent] = {}
+        for event in reversed(events):
+            if event.action == "decline":
+                declined[event.model, event.version, name_key(event.after)] = event
+            if event.detail.get(INTENTION) != number:
+                continue
+            place = event.detail.get("moved", {}).get("place", "")
+            if by := declined.get((event.model, event.version, name_key(place))):
+                raise GateRefused(
+                    f"{by.actor} declined the promotion of {model} version {event.version} to "
+                    f"{place} before the move: {by.why}"
+                )
+            detail = {key: event.detail[key] for key in event.detail if key != AWAITED}
+            return replace(event, at=store.now(), action=INTEND, detail=detail)
+        return None
+
+    if not store.record_next(model, _ACTIONS, next_event):
+        raise StoreUnavailable("the intention of the move is not in the audit trail")
 
 
 def require_may_approve(
@@ -473,7 +516,10 @@ def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
         elif event.action == "decline":
             live.pop(key, None)
         elif event.action in _MOVES and moved:
-            live.pop((event.model, event.version, name_key(moved["place"])), None)
+            key = (event.model, event.version, name_key(moved["place"]))
+            request = live.pop(key, None)
+            if request and AWAITED in event.detail:
+                live[key] = request.model_copy(update={"is_moving": True})
         elif event.action in ("rename", "delete", BROKEN):
             live.clear()
     gates = _gate_events(events)
