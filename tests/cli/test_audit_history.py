@@ -198,13 +198,18 @@ def test_adopt_accepts_removed_events(keys, tmp_path, monkeypatch):
     sealed(keys)
     assert mentions(onnxserve(adopt).stdout, "nothing")
     tamper(tmp_path, DELETE)
-    address = f"sqlite:///{tmp_path}/accounts.db"
+    monkeypatch.chdir(tmp_path)
+    address = "sqlite:///accounts.db"
     (tmp_path / "auth.ini").write_text(f"[mlflow]\ndatabase_uri = {address}\n{AUTH_OPTIONS}")
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eva")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-password")
+    assert mentions(said(onnxserve(adopt)), "eva", "accounts.db", "MLFLOW_AUTH_CONFIG_PATH")
+    assert not (tmp_path / "accounts.db").exists()
     accounts = SqlAlchemyStore()
     accounts.init_db(address)
     accounts.create_user("eva", "correct-password")
-    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eva")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another-password")
     assert mentions(said(onnxserve(adopt)), "eva", "MLFLOW_TRACKING_PASSWORD")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-password")
 
@@ -236,7 +241,10 @@ def test_adopt_names_missing_events(keys, tmp_path, monkeypatch):
     assert mentions(lines[0], "the last 3 of 9 events", "missing")
     assert lines[1] == "missing: 3 events, from 6 to 8"
     assert mentions(lines[2], "beside the key: 1 events")
-    assert [mentions(line, "dossier.json", "traffic", "flights") for line in lines[3:]] == [
+    with own_store(keys=keys) as store:
+        log = keys.signer_of(store.trail_record.newest().checkpoint)
+    assert mentions(lines[3], log.text, "404")
+    assert [mentions(line, "dossier.json", "traffic", "flights") for line in lines[4:]] == [
         True
     ] * 2
 

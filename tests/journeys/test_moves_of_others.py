@@ -128,3 +128,14 @@ def test_decline_wins_over_a_version_being_moved(server, witness):
     assert actions[-3:] == ["intend", "decline", "failed"]
     with server.logged_in("alice"):
         assert version_at(model, StageOrAlias(alias="champion")) is None
+
+
+def test_witness_is_asked_at_the_start(server, witness):
+    model = server.register("alice", POLICY)
+    witness.answer = (503, "text/plain", "")
+    assert point(server.server, "alice", model, "other").status_code == 200
+    server.server.kill()
+    witness.asked.clear()
+    server.server.start()
+    wait_until(lambda: witness.asked, what="the witness is asked without a request")
+    witness.answer = None

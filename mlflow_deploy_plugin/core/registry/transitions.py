@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.core.registry.resolution import (
     resolve,
     selects,
 )
-from mlflow_deploy_plugin.core.store.people import ANONYMOUS
+from mlflow_deploy_plugin.core.store.people import ANONYMOUS, CURRENT_ACT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,8 +57,6 @@ def one_act() -> Iterator[None]:
     """Give the events of this block, and of its requests to MLflow's server, the id of
     one act.
     """
-    from mlflow_deploy_plugin.core.store.audit import CURRENT_ACT  # Images lack SQLAlchemy.
-
     _send_acts()
     token = CURRENT_ACT.set(secrets.token_hex(8))
     try:
@@ -70,8 +68,6 @@ def one_act() -> Iterator[None]:
 @cache  # The cache registers the header only once.
 def _send_acts() -> None:
     """Let MLflow's client send the id of the current act."""
-    from mlflow_deploy_plugin.core.store.audit import CURRENT_ACT
-
     provider = SimpleNamespace(
         in_context=CURRENT_ACT.get,
         request_headers=lambda: {ACT_HEADER: CURRENT_ACT.get()},
@@ -129,15 +125,10 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
             return False
         # A server without accounts does not know the actor of a request.
         is_own = event.actor == act.actor or event.actor.startswith(ANONYMOUS)
-        version = act.version
-        place = ""
-        if "moved" in event.detail:
-            moved = act.detail.get("moved", {})
-            place = event.detail["moved"]["place"]
-            if place == "Archived":
-                version = moved.get("before")
-            elif place != moved.get("place"):
-                return False
+        moved = act.detail.get("moved", {})
+        places = {None: act.version, moved.get("place"): act.version}
+        places["Archived"] = moved.get("before")
+        version = places.get(event.detail.get("moved", {}).get("place"))
         return is_own and (event.model, event.version) == (act.model, version)
 
     return [event for event in events if not is_step(event)]

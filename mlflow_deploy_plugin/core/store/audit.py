@@ -6,7 +6,6 @@ import getpass
 import json
 import socket
 from collections.abc import Iterable, Iterator, Sequence, Set
-from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.spec.document import spec_document
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.store.people import CURRENT_ACT
 from mlflow_deploy_plugin.core.store.tables import (
     AuditRow,
     Base,
@@ -39,13 +39,11 @@ INTENTION = "intention"
 """
 ACT = "act"
 """The key of the id of the promotion or rollback that an event belongs to."""
-CURRENT_ACT = ContextVar("CURRENT_ACT", default="")
-"""The id of the act of this process, which all of its events get."""
 INTENDED = "intended"
 """The key of the intended action in the detail of an intention."""
 AWAITED = "witnesses"
 """The key of the number of witnesses that an intention waits for, in its detail. The
-intention is repeated without the key before the change.
+intention is repeated with 0 before the change.
 """
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 

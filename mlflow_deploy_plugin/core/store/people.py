@@ -1,9 +1,11 @@
 """The names of people, as logins report them: the usable names, and the spellings that
-belong to one person; and the spellings that a database may take for one name.
+belong to one person; the spellings that a database may take for one name; and the act
+that a person performs in this process.
 """
 
 import unicodedata
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import lru_cache
 
 MOST_CHARACTERS = 255
@@ -11,6 +13,10 @@ MOST_CHARACTERS = 255
 its end.
 """
 ANONYMOUS = "anonymous@"
+CURRENT_ACT = ContextVar("CURRENT_ACT", default="")
+"""The id of the promotion or rollback whose steps this process performs; its events
+have it.
+"""
 _IGNORABLE_RANGES = (
     (0x034F, 0x034F),
     (0x115F, 0x1160),

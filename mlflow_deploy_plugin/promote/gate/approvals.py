@@ -9,7 +9,7 @@ trail. Its approvals end with it, so that each promotion needs new approvals.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +20,6 @@ from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
     NotFound,
     ScopeMissing,
-    StoreUnavailable,
     Unauthenticated,
 )
 from mlflow_deploy_plugin.core.messages import join_names
@@ -314,8 +313,7 @@ def request_promotion(
 
     def decide(pending: PromotionRequest | None) -> Json | None:
         """Return the detail of a new request; None if the pending request is kept."""
-        is_kept = pending and not pending.is_moving and not subject.change_since(pending.subject)
-        if is_kept:
+        if pending and not pending.is_moving and not subject.change_since(pending.subject):
             return None
         return {"subject": asdict(subject), "authors": list(authors)}
 
@@ -390,32 +388,26 @@ def decline(
     return declined
 
 
-def begin_move(store: Store, model: str, number: str) -> None:
-    """Repeat the intention with this number, which its witnesses have cosigned, unless
-    the promotion was declined meanwhile. It cannot be declined afterwards.
+def begin_move(store: Store, intention: AuditEvent) -> None:
+    """Repeat the intention of a move, which its witnesses have cosigned, unless the
+    promotion was declined meanwhile. It cannot be declined afterwards.
 
     Raises GateRefused if it was declined, and StoreUnavailable.
     """
+    place = intention.detail.get("moved", {}).get("place", "")
 
-    def next_event(events: Sequence[AuditEvent]) -> AuditEvent | None:
-        declined: dict[_Key, AuditEvent] = {}
+    def next_event(events: Sequence[AuditEvent]) -> AuditEvent:
         for event in reversed(events):
-            if event.action == "decline":
-                declined[event.model, event.version, name_key(event.after)] = event
-            if event.detail.get(INTENTION) != number:
-                continue
-            place = event.detail.get("moved", {}).get("place", "")
-            if by := declined.get((event.model, event.version, name_key(place))):
+            if event.detail.get(INTENTION) == intention.detail[INTENTION]:
+                break
+            if event.action == "decline" and _key(event, event.after) == _key(intention, place):
                 raise GateRefused(
-                    f"{by.actor} declined the promotion of {model} version {event.version} to "
-                    f"{place} before the move: {by.why}"
+                    f"{event.actor} declined the promotion of {event.model} version "
+                    f"{event.version} to {place} before the move: {event.why}"
                 )
-            detail = {key: event.detail[key] for key in event.detail if key != AWAITED}
-            return replace(event, at=store.now(), action=INTEND, detail=detail)
-        return None
+        return intention
 
-    if not store.record_next(model, _ACTIONS, next_event):
-        raise StoreUnavailable("the intention of the move is not in the audit trail")
+    store.record_next(intention.model, _ACTIONS, next_event)
 
 
 def require_may_approve(
@@ -498,7 +490,7 @@ def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
     """Return the open requests after these events of a model, both oldest first."""
     live: dict[_Key, PromotionRequest] = {}
     for event in events:
-        key = (event.model, event.version, name_key(event.after))
+        key = _key(event, event.after)
         moved = event.detail.get("moved")
         if event.action == "request":
             live.pop(key, None)  # The newest request is the last one.
@@ -516,9 +508,9 @@ def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
         elif event.action == "decline":
             live.pop(key, None)
         elif event.action in _MOVES and moved:
-            key = (event.model, event.version, name_key(moved["place"]))
+            key = _key(event, moved["place"])
             request = live.pop(key, None)
-            if request and AWAITED in event.detail:
+            if request and event.detail.get(AWAITED):
                 live[key] = request.model_copy(update={"is_moving": True})
         elif event.action in ("rename", "delete", BROKEN):
             live.clear()
@@ -528,6 +520,10 @@ def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
         if gate:
             live[key] = request.with_report(gate)
     return list(live.values())
+
+
+def _key(event: AuditEvent, place: str) -> _Key:
+    return event.model, event.version, name_key(place)
 
 
 def _gate_events(events: Iterable[AuditEvent]) -> dict[_Key, AuditEvent]:

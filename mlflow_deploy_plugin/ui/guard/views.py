@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -179,8 +180,8 @@ def _intend(trail: AuditTrail, change: RegistryChange) -> Json:
     somebody has declined the promotion meanwhile.
     """
     intention = {INTENTION: secrets.token_hex(8)}
-    awaited = {AWAITED: change.witnesses} if change.witnesses else {}
-    _record(trail.record_now, change, INTEND, {**intention, INTENDED: change.action, **awaited})
+    intended = {**intention, INTENDED: change.action, AWAITED: change.witnesses}
+    _record(trail.record_now, change, INTEND, intended)
     if change.witnesses:
         try:
             require_cosignatures(trail.store(), change.witnesses)
@@ -188,7 +189,7 @@ def _intend(trail: AuditTrail, change: RegistryChange) -> Json:
             policy = valid_policy(registry().get_registered_model(change.model))
             if judged and files_digest(change.model, change.version, policy) != judged:
                 raise StoreUnavailable("the files of the version have changed meanwhile")
-            begin_move(trail.store(), change.model, intention[INTENTION])
+            _record(partial(begin_move, trail.store()), change, INTEND, {**intended, AWAITED: 0})
         except (OnnxserveError, MlflowException) as error:
             _record(trail.record, replace(change, why=error.message), FAILED, intention)
             raise

@@ -5,6 +5,7 @@ instead of a registry.
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -13,11 +14,10 @@ from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
     NotFound,
     ScopeMissing,
-    StoreUnavailable,
     Unauthenticated,
 )
 from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
-from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.gate.approvals import (
     ApprovalStatus,
@@ -382,13 +382,17 @@ def test_author_is_known_under_every_model_name(store):
 
 
 def intend(store, number="1"):
-    """Record a move that waits for a witness, after all approvals."""
+    """Record a move that waits for a witness, after all approvals. Return a function
+    that begins the move.
+    """
     ask(store)
     for user in ("ada", "bob"):
         vote(store, user)
     waits = {"intention": number, "intended": "transition", "witnesses": 1}
     detail = waits | move_detail("Production", "")
-    store.record("intend", model="flights", version="3", detail=detail)
+    intention = AuditEvent(NOW, "eva", "intend", model="flights", version="3", detail=detail)
+    store.record_event(intention)
+    return partial(begin_move, store, replace(intention, detail=detail | {"witnesses": 0}))
 
 
 def refuse(store):
@@ -396,7 +400,7 @@ def refuse(store):
 
 
 def test_being_moved_ends_by_a_decline(store):
-    intend(store)
+    begin = intend(store)
     request = open_request(store, SUBJECT)
     assert request is not None
     assert request.is_moving
@@ -405,38 +409,29 @@ def test_being_moved_ends_by_a_decline(store):
     assert refuse(store) == request
     assert promotion_requests(store, "flights") == []
     with refused(GateRefused, "ada", "slower"):
-        begin_move(store, "flights", "1")
+        begin()
 
 
 def test_being_moved_ends_by_the_move(store):
-    intend(store)
-    begin_move(store, "flights", "1")
+    intend(store)()
     with refused(NotFound, "no open request"):
         refuse(store)
     (move,) = [*store.counted_events("flights", ("transition",))]
-    assert "witnesses" not in move.detail
+    assert move.detail["witnesses"] == 0
 
 
 def test_new_request_replaces_one_being_moved(store):
-    intend(store)
+    begin = intend(store)
     assert ask(store)
     assert status(store).approved_by == ()
-    begin_move(store, "flights", "1")
+    begin()
     assert promotion_requests(store, "flights") == []
 
 
 def test_being_moved_and_declined_has_one_winner(store):
     for number in map(str, range(10)):
-        intend(store, number)
+        begin = intend(store, number)
         with ThreadPoolExecutor(2) as pool:
-            attempts = [
-                pool.submit(begin_move, store, "flights", number),
-                pool.submit(refuse, store),
-            ]
+            attempts = [pool.submit(begin), pool.submit(refuse, store)]
         losers = [type(attempt.exception()) for attempt in attempts if attempt.exception()]
         assert losers in ([GateRefused], [NotFound])
-
-
-def test_unknown_intention_begins_no_move(store):
-    with refused(StoreUnavailable, "intention"):
-        begin_move(store, "flights", "1")
