@@ -181,7 +181,7 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
         captured = _Requests(unreadable={log_uri: error.message})
     facts = _Facts(store, endpoint, period, trail, captured, pages)
     groups = group_statements(_SECTIONS, facts.statements)
-    return Dossier(endpoint, period.start, period.end, store.now(), **groups)
+    return Dossier(endpoint, period.start, period.end, store.now(), format=FORMAT, **groups)
 
 
 def computed_statements(store: Store, endpoint: str, period: Window) -> list[str]:
