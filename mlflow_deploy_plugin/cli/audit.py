@@ -5,10 +5,9 @@ endpoints for reviewers.
 import asyncio
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -43,11 +42,7 @@ from mlflow_deploy_plugin.core.tabular.row_files import open_output
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.audit import AuditEvent
 
-_STEP = re.compile(r"step \d+ % of a rollout")
-"""The pattern of the reason with which a rollout changes the traffic
-(`promote/rollouts/controller.py`).
-"""
-_UNSHOWN = ("spec", "begun")
+_UNSHOWN = ("spec", "act")
 _UNITS = {"every": " s", "seconds": " s"}
 
 
@@ -101,8 +96,8 @@ def history(
 
     The list contains the events of the endpoint NAME and of its models, oldest first.
     Without NAME, it contains all events. The history of a deleted endpoint is kept. In
-    the text format, a rollout step, a promotion or a rollback is one entry. JSON also
-    contains the events that belong to it: traffic, gate, tags, the move in MLflow.
+    the text format, a promotion or a rollback is one entry. JSON also contains the
+    events that belong to it, with the same `act`: gate, tags, the move in MLflow.
 
     \b
       onnxserve audit history --verify --keys server-keys.pem
@@ -137,12 +132,7 @@ def history(
             click.echo("[" + ",\n ".join(documents) + "]")
             return
         all_events = [*events]
-    visible = [
-        event
-        for event in without_step_events(all_events)
-        if event.action != "traffic" or not _STEP.fullmatch(event.why)
-    ]
-    for event in visible:
+    for event in without_step_events(all_events):
         show_lines(_event_lines(event))
     if not all_events:
         selected = model or name
@@ -235,11 +225,15 @@ def adopt(why: str, dossier: tuple[Path, ...]) -> None:
     \b
       onnxserve audit adopt --why 'backup of 3 November restored'
     """
+    from sqlalchemy import create_engine, make_url, text
+    from sqlalchemy.exc import DBAPIError
+
     from mlflow_deploy_plugin.core.registry.connection import find_login
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.store.audit import Login
     from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
     from mlflow_deploy_plugin.core.store.database import open_server_store
+    from mlflow_deploy_plugin.core.store.transactions import redacted_url
     from mlflow_deploy_plugin.promote.evidence.proof import included_statements
 
     settings = load_settings()
@@ -258,14 +252,23 @@ def adopt(why: str, dossier: tuple[Path, ...]) -> None:
         if login.user or not name:
             return login
         from mlflow.server.auth.config import read_auth_config
-        from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+        from werkzeug.security import check_password_hash
 
-        accounts = SqlAlchemyStore()
-        accounts.init_db(read_auth_config().database_uri)
-        if not accounts.authenticate_user(name, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")):
+        address = make_url(read_auth_config().database_uri)
+        read_only = address
+        if address.get_backend_name() == "sqlite":  # MLflow's own store would make a missing file.
+            file = Path(address.database or "").absolute().as_uri()
+            read_only = address.set(database=file, query={"mode": "ro", "uri": "true"})
+        query = text("SELECT password_hash FROM users WHERE username = :name")
+        stored = None
+        with suppress(DBAPIError), create_engine(read_only).connect() as accounts:
+            stored = accounts.scalar(query, {"name": name})
+        if not check_password_hash(stored or "", os.environ.get("MLFLOW_TRACKING_PASSWORD", "")):
             raise InvalidConfig(
-                f"the accounts of MLflow's server have no {name!r} with MLFLOW_TRACKING_PASSWORD; "
-                "unset MLFLOW_TRACKING_USERNAME if its login is not MLflow's basic auth"
+                f"the database {redacted_url(address)} has no account {name!r} with "
+                "MLFLOW_TRACKING_PASSWORD: run this command with the server's "
+                "MLFLOW_AUTH_CONFIG_PATH and in its folder, or unset MLFLOW_TRACKING_USERNAME if "
+                "its login is not MLflow's basic auth"
             )
         return Login(name)
 
@@ -284,6 +287,9 @@ def adopt(why: str, dossier: tuple[Path, ...]) -> None:
         lines.append(f"missing: {len(missing):,} events, from {missing[0]} to {missing[-1]}")
     if adoption.waiting:
         lines.append(f"waiting beside the key: {adoption.waiting:,} events, which are stored next")
+    if adoption.log:
+        key = adoption.log.text
+        lines.append(f"log: {key}; a witness answers 404 until its owner accepts this key")
     for file, statements in found.items():
         for place, statement in statements.items():
             if place in missing:

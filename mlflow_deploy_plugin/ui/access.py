@@ -19,9 +19,9 @@ from flask.sessions import SecureCookieSessionInterface
 
 from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import CallerRefused, NotFound
-from mlflow_deploy_plugin.core.registry.transitions import models_served_by
+from mlflow_deploy_plugin.core.registry.transitions import ACT_HEADER, models_served_by
 from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
+from mlflow_deploy_plugin.core.store.audit import ACT, AuditEvent
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.protocols.content import check_depth, load_json
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
@@ -88,6 +88,14 @@ def login() -> Login:
 
 def caller() -> Caller:
     return Caller(login().user(), request.remote_addr or "unknown")
+
+
+def act_detail() -> dict[str, str]:
+    """Return the id of the act that the request belongs to, for the detail of an event;
+    empty if the request names none.
+    """
+    act = request.headers.get(ACT_HEADER, "")[:16]  # Any caller may send any text.
+    return {ACT: act} if act.isalnum() else {}
 
 
 def may_read(model: str) -> bool:

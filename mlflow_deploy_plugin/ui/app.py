@@ -161,6 +161,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     app.view_functions[_INDEX_VIEW] = serve_with_script
     app.extensions[_EXTENSION] = trail
     install_observed(served, trail)  # last, so that it is in front of the login
+    trail.open_in_background()
 
 
 def _enter_workspace() -> Response | None:

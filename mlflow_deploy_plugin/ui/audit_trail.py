@@ -136,7 +136,7 @@ class AuditTrail:
                 store = open_server_store(settings, lambda: Login(registry=registry_name()))
                 if store.keys is not None:
                     seal(store)
-                    self._retry_spool()
+                    self.open_in_background()
                 else:
                     _log.warning("events are not signed: %s", NO_KEY)
                 self._opened(store)
@@ -157,10 +157,12 @@ class AuditTrail:
                 return
             what = f"{event.action} by {event.actor}"
             _log.warning("%s is kept for the audit trail (%s)", what, reason)
-            self._retry_spool()
+            self.open_in_background()
 
-    def _retry_spool(self) -> None:
-        """Store the kept events of the workspace in the background."""
+    def open_in_background(self) -> None:
+        """Open the store of the workspace, and store its kept events, as soon as it is
+        available. Without this, checkpoints would wait for the first request.
+        """
         workspace = active_workspace()
         with self._lock:
             if workspace in self._retrying:
@@ -169,16 +171,18 @@ class AuditTrail:
 
         def repeat() -> None:
             while True:
-                time.sleep(_RETRY_SECONDS)
-                with self._lock:
-                    record = server_record(load_settings())
-                    if record is None or not record.count_spooled():
-                        self._retrying.discard(workspace)
-                        return
                 try:
-                    store_spooled(self.store())
+                    store = self.store()
+                    record = store.trail_record
+                    if record is not None:
+                        store_spooled(store)
+                    with self._lock:
+                        if record is None or not record.count_spooled():
+                            self._retrying.discard(workspace)
+                            return
                 except Exception as error:  # noqa: BLE001 - The next attempt may succeed.
                     _log.warning("kept events are not in the audit trail yet (%s)", error)
+                time.sleep(_RETRY_SECONDS)
 
         threading.Thread(
             target=copy_context().run,  # The context contains the workspace.

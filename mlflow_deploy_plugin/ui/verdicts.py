@@ -78,6 +78,7 @@ def record_verdict(trail: AuditTrail) -> None:
         account=who.user,
         created=int(entry.creation_timestamp),
         **machine,
+        **access.act_detail(),
     )
     for tag in starmap(ModelVersionTag, record.tags_after(entry.tags).items()):
         mlflow_stores.registry().set_model_version_tag(record.model, record.version, tag)

@@ -59,25 +59,16 @@ def test_endpoint_history_includes_its_model(trail):
     assert "    seconds 0.4 s" in lines
 
 
-def test_rollout_step_is_one_line(trail):
-    why = "step 10 % of a rollout"
-    trail.record("traffic", endpoint="flights", before="a 100", after="a 90, b 10", why=why)
-    step = {"version": "7", "before": "0 %", "after": "10 %", "detail": {"rollout": 1}}
-    trail.record("rollout.step", endpoint="flights", **step)
-    (line,) = history("flights --limit 2").output.splitlines()
-    assert line.partition("  rollout.step  ")[2] == "flights version 7: 0 % → 10 %"
-
-
-def test_promotion_is_one_line(trail):
-    tag = {"tag": "onnxserve.gate"}
+def test_promotion_with_its_act_id_is_one_line(trail):
     # The gate ran separately, an hour earlier.
     trail.record("gate", after="passed", **OF_VERSION_8)
-    begun = trail.now().isoformat()
-    trail.record("gate", after="passed", **OF_VERSION_8)
-    trail.record("tag", after="passed", detail=tag, **OF_VERSION_8)
-    trail.record("tag", model="delay", version="6", before="passed", detail=tag)
-    trail.record("transition", before="None", after="Production", **OF_VERSION_8)
-    detail = {"to": "Production", "gate": "passed", "report": "http://mlflow/2", "begun": begun}
+    act = {"act": "0123456789abcdef"}
+    trail.record("gate", after="passed", detail=act, **OF_VERSION_8)
+    trail.record("tag", after="passed", detail=act, **OF_VERSION_8)
+    trail.record("tag", model="delay", version="6", before="passed", detail={"tag": "x"})
+    moved = act | {"moved": {"place": "Production", "before": "7"}}
+    trail.record("transition", before="None", after="Production", detail=moved, **OF_VERSION_8)
+    detail = {"to": "Production", "gate": "passed", "report": "http://mlflow/2", **moved}
     promoted = {"before": "version 7", "after": "version 8 in Production", "detail": detail}
     trail.record("promote", **promoted, **OF_VERSION_8)
 
@@ -89,8 +80,21 @@ def test_promotion_is_one_line(trail):
     assert promotion == "ann  promote  delay version 8: version 7 → version 8 in Production"
     report = "report http://mlflow/2"
     assert lines[-1].strip().split(", ") == ["to Production", "gate passed", report]
-    actions = [document["action"] for document in documents("flights")[3:]]
-    assert actions == ["gate", "gate", "tag", "tag", "transition", "promote"]
+    acts = [(entry["action"], entry["detail"].get("act")) for entry in documents("flights")[3:]]
+    number = act["act"]
+    assert acts == [
+        ("gate", None),
+        ("gate", number),
+        ("tag", number),
+        ("tag", None),
+        ("transition", number),
+        ("promote", number),
+    ]
+
+
+def test_traffic_is_shown_whatever_its_reason(trail):
+    trail.record("traffic", endpoint="flights", after="b 100", why="step 10 % of a rollout")
+    assert mentions(history("flights").output, "b 100", "step 10 % of a rollout")
 
 
 def test_json_has_every_field(trail):
@@ -194,13 +198,18 @@ def test_adopt_accepts_removed_events(keys, tmp_path, monkeypatch):
     sealed(keys)
     assert mentions(onnxserve(adopt).stdout, "nothing")
     tamper(tmp_path, DELETE)
-    address = f"sqlite:///{tmp_path}/accounts.db"
+    monkeypatch.chdir(tmp_path)
+    address = "sqlite:///accounts.db"
     (tmp_path / "auth.ini").write_text(f"[mlflow]\ndatabase_uri = {address}\n{AUTH_OPTIONS}")
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eva")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-password")
+    assert mentions(said(onnxserve(adopt)), "eva", "accounts.db", "MLFLOW_AUTH_CONFIG_PATH")
+    assert not (tmp_path / "accounts.db").exists()
     accounts = SqlAlchemyStore()
     accounts.init_db(address)
     accounts.create_user("eva", "correct-password")
-    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eva")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another-password")
     assert mentions(said(onnxserve(adopt)), "eva", "MLFLOW_TRACKING_PASSWORD")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-password")
 
@@ -232,7 +241,10 @@ def test_adopt_names_missing_events(keys, tmp_path, monkeypatch):
     assert mentions(lines[0], "the last 3 of 9 events", "missing")
     assert lines[1] == "missing: 3 events, from 6 to 8"
     assert mentions(lines[2], "beside the key: 1 events")
-    assert [mentions(line, "dossier.json", "traffic", "flights") for line in lines[3:]] == [
+    with own_store(keys=keys) as store:
+        log = keys.signer_of(store.trail_record.newest().checkpoint)
+    assert mentions(lines[3], log.text, "404")
+    assert [mentions(line, "dossier.json", "traffic", "flights") for line in lines[4:]] == [
         True
     ] * 2
 

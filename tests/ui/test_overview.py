@@ -13,11 +13,7 @@ from mlflow.entities.model_registry import ModelVersionTag
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
-from mlflow_deploy_plugin.core.registry.transitions import (
-    ROLLED_BACK_TAG,
-    STARTED_AT,
-    parse_stage_or_alias,
-)
+from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, parse_stage_or_alias
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import write_state
@@ -101,10 +97,10 @@ def test_rollout_is_shown_with_its_step(store, page, endpoint):
 
 
 def test_endpoint_page_shows_its_model_events(store, page, endpoint):
-    begun = store.now().isoformat()
-    version = {"model": endpoint.removeprefix("of-"), "version": "2"}
+    moved = {"act": "a" * 16, "moved": {"place": "Production", "before": ""}}
+    version = {"model": endpoint.removeprefix("of-"), "version": "2", "detail": moved}
     store.record("transition", before="None", after="Production", **version)
-    store.record("promote", why="for this endpoint", detail={STARTED_AT: begun}, **version)
+    store.record("promote", why="for this endpoint", **version)
     store.record("promote", model="another", version="2", why="for another one")
     html = page(f"?endpoint={endpoint}")
     assert f"<title>{endpoint} –" in html

@@ -554,7 +554,7 @@ def actions(model):
 
 def test_move_waits_for_a_witness(model, app_witness):
     assert model.enter("1") == 200
-    assert actions(model) == ["intend", "transition"]
+    assert actions(model) == ["intend", "intend", "transition"]
     store = model.mlflow.store
     intended = select(AuditRow.place).where(AuditRow.model == model, AuditRow.action == "intend")
     with store.reading() as session:

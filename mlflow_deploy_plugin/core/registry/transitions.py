@@ -3,18 +3,17 @@ the audit trail of the moves.
 """
 
 import json
-from bisect import bisect_right
-from collections import defaultdict
+import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from heapq import merge
-from itertools import accumulate
-from operator import attrgetter, itemgetter
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.registry.connection import (
@@ -36,6 +35,7 @@ from mlflow_deploy_plugin.core.registry.resolution import (
     resolve,
     selects,
 )
+from mlflow_deploy_plugin.core.store.people import ANONYMOUS, CURRENT_ACT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,13 +44,35 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.audit import AuditEvent
     from mlflow_deploy_plugin.core.store.store import Store
 
-STARTED_AT = "begun"
-"""The key of the start time in the detail of a promotion or rollback event. The event's
-`at` is the end time.
-"""
+ACT_HEADER = "X-Onnxserve-Act"
+"""The header with the id of the act that a request to MLflow's server belongs to."""
+_ACTS = ("promote", "refused", "rollback")
 _STEPS = ("gate", "tag", "transition", "alias")
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
 """The tag of a version that was rolled back: the endpoint and the reason."""
+
+
+@contextmanager
+def one_act() -> Iterator[None]:
+    """Give the events of this block, and of its requests to MLflow's server, the id of
+    one act.
+    """
+    _send_acts()
+    token = CURRENT_ACT.set(secrets.token_hex(8))
+    try:
+        yield
+    finally:
+        CURRENT_ACT.reset(token)
+
+
+@cache  # The cache registers the header only once.
+def _send_acts() -> None:
+    """Let MLflow's client send the id of the current act."""
+    provider = SimpleNamespace(
+        in_context=CURRENT_ACT.get,
+        request_headers=lambda: {ACT_HEADER: CURRENT_ACT.get()},
+    )
+    mlflow_private._request_header_provider_registry.register(lambda: provider)
 
 
 def event_history(
@@ -86,34 +108,28 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     has its own event, and the intentions that have a result.
 
     The steps are the gate run, the tags of its verdict, and the moves to the stage and
-    to the archive.
+    to the archive. A step has the id of the act, and is by its actor: each caller of
+    MLflow's server may send any id.
     """
-    from mlflow_deploy_plugin.core.store.audit import INTEND, INTENTION
+    from mlflow_deploy_plugin.core.store.audit import ACT, INTEND, INTENTION
 
-    # The spans (start, end) of the promotions and rollbacks of a model and a version
-    # (None: of all versions), sorted by start.
-    acts: defaultdict[tuple[str, str | None], list[tuple[datetime, datetime]]] = defaultdict(list)
-    for act in events:
-        if start := act.detail.get(STARTED_AT):
-            for version in (act.version, None):
-                acts[act.model, version].append((datetime.fromisoformat(start), act.at))
-    for spans in acts.values():
-        spans.sort()
-        # The end of a span is at least the end of each earlier span.
-        latest_ends = accumulate((end for _, end in spans), max)
-        spans[:] = [(start, end) for (start, _), end in zip(spans, latest_ends, strict=True)]
+    acts = {event.detail.get(ACT): event for event in events if event.action in _ACTS}
     results = {event.detail.get(INTENTION) for event in events if event.action != INTEND}
 
     def is_step(event: "AuditEvent") -> bool:
-        """Return True for a step within the span of a promotion or rollback."""
+        """Return True for a step of a promotion or rollback."""
         if event.action == INTEND:
             return event.detail[INTENTION] in results
-        if event.action not in _STEPS:
+        act = acts.get(event.detail.get(ACT, ""))
+        if act is None or event.action not in _STEPS or event.at > act.at:
             return False
-        version = None if event.after == "Archived" else event.version
-        spans = acts.get((event.model, version), [])
-        begun = bisect_right(spans, event.at, key=itemgetter(0))
-        return begun > 0 and event.at <= spans[begun - 1][1]
+        # A server without accounts does not know the actor of a request.
+        is_own = event.actor == act.actor or event.actor.startswith(ANONYMOUS)
+        moved = act.detail.get("moved", {})
+        places = {None: act.version, moved.get("place"): act.version}
+        places["Archived"] = moved.get("before")
+        version = places.get(event.detail.get("moved", {}).get("place"))
+        return is_own and (event.model, event.version) == (act.model, version)
 
     return [event for event in events if not is_step(event)]
 

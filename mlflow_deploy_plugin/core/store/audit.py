@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.spec.document import spec_document
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
+from mlflow_deploy_plugin.core.store.people import CURRENT_ACT
 from mlflow_deploy_plugin.core.store.tables import (
     AuditRow,
     Base,
@@ -36,8 +37,14 @@ FAILED = "failed"
 INTENTION = "intention"
 """The key of the number of an intention, in its detail and in the detail of its result.
 """
+ACT = "act"
+"""The key of the id of the promotion or rollback that an event belongs to."""
 INTENDED = "intended"
 """The key of the intended action in the detail of an intention."""
+AWAITED = "witnesses"
+"""The key of the number of witnesses that an intention waits for, in its detail. The
+intention is repeated with 0 before the change.
+"""
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
 
@@ -119,16 +126,16 @@ def event_json(event: Any, further: Iterable[str] = ()) -> str:
 
 def settle(events: Sequence[AuditEvent]) -> Iterator[AuditEvent]:
     """Yield the events of a model with the result of each intention in the place of the
-    intention, unless it failed.
+    intention, or of its repetition, unless it failed.
 
     An intention without a result counts as the change, because MLflow's server may have
     stopped after the change.
     """
-    intentions = {event.detail[INTENTION] for event in events if event.action == INTEND}
+    intentions = {event.detail[INTENTION]: event for event in events if event.action == INTEND}
     results = {event.detail.get(INTENTION): event for event in events if event.action != INTEND}
     for event in events:
         number = event.detail.get(INTENTION)
-        if event.action == INTEND:
+        if event is intentions.get(number):
             change = results.get(number) or replace(event, action=event.detail[INTENDED])
             if change.action != FAILED:
                 yield change
@@ -187,6 +194,8 @@ def event_row(session: Session, event: AuditEvent) -> AuditRow:
         detail = {**detail, "machine": machine}
     if login.registry:
         detail = {**detail, "registry": login.registry}
+    if act := CURRENT_ACT.get():
+        detail = {**detail, ACT: act}
     columns = AuditRow.__table__.columns
     texts = {
         name: storable_text(

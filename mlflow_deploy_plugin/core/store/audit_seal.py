@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.core.store.audit_verify import (
     check_trail,
     counted_events,
 )
-from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint
+from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, NoteSigner
 from mlflow_deploy_plugin.core.store.merkle import Edge
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditChainRow, AuditRow
@@ -156,11 +156,13 @@ class Adoption:
         fault: the difference between the store and the record; empty if there is none.
         missing: the places of the recorded events that the store lacks.
         waiting: the number of events beside the key that are stored next.
+        log: the key of the log for witnesses, whose name may be new.
     """
 
     fault: str = ""
     missing: range = range(0)
     waiting: int = 0
+    log: NoteSigner | None = None
 
 
 def adopt_trail(store: Store, why: str) -> Adoption:
@@ -189,12 +191,12 @@ def adopt_trail(store: Store, why: str) -> Adoption:
         else:
             accepted = new_log(new_tree(session, {}))
         kept = accepted.edge.size
-        adoption = Adoption(fault, range(kept, size), record.count_spooled())
         detail = {"accepted": [fault], _MISSING: kept - _count_rows(session, kept)}
         event = AuditEvent(store.now(), store.user, ADOPT, why=why, detail=detail)
         head = add_events(session, accepted, [event_row(session, event)], keys)
     record.replace(head)
-    return adoption
+    log = keys.signer_of(head.checkpoint)
+    return Adoption(fault, range(kept, size), record.count_spooled(), log)
 
 
 def published_keys(store: Store) -> Keys:

@@ -1,16 +1,22 @@
 """The names of people, as logins report them: the usable names, and the spellings that
-belong to one person; and the spellings that a database may take for one name.
+belong to one person; the spellings that a database may take for one name; and the act
+that a person performs in this process.
 """
 
 import unicodedata
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import lru_cache
 
 MOST_CHARACTERS = 255
 """The length of an actor's name in the tables. A longer name would be stored without
 its end.
 """
-_ANONYMOUS = "anonymous@"
+ANONYMOUS = "anonymous@"
+CURRENT_ACT = ContextVar("CURRENT_ACT", default="")
+"""The id of the promotion or rollback whose steps this process performs; its events
+have it.
+"""
 _IGNORABLE_RANGES = (
     (0x034F, 0x034F),
     (0x115F, 0x1160),
@@ -86,6 +92,6 @@ def name_refusal(name: str) -> str:
     key = person_key(name)
     if not key:
         return f"the caller's name {name!a} has no visible character"
-    if key.startswith(_ANONYMOUS):
+    if key.startswith(ANONYMOUS):
         return f"the caller's name {name!a} stands for a caller without a login"
     return ""

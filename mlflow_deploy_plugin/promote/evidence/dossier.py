@@ -73,6 +73,8 @@ from mlflow_deploy_plugin.serve.inference_log.stats import (
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, Window, parse_window
 from mlflow_deploy_plugin.wrap.flavor.signing import verify_version
 
+FORMAT = 1
+"""The number of the layout of dossier.json. Files before the first number have none."""
 _Version = tuple[str, str]
 """The name of a model and the number of a version."""
 _SECTIONS = {
@@ -106,7 +108,7 @@ _PERIOD = re.compile(r"[12]\d{3}(-Q[1-4]|-(0[1-9]|1[0-2]))?", re.ASCII)
 @dataclass(frozen=True)
 class Dossier:
     """The statements about an endpoint and a period in UTC by group and section. A
-    section without facts is left out.
+    section without facts is left out. `format` is the number of the layout.
     """
 
     endpoint: str
@@ -117,6 +119,7 @@ class Dossier:
     decisions: Sections
     monitoring: Sections
     record: Sections
+    format: int = FORMAT
 
     def write(self, folder: Path, proof: Json, framework: str | None = None) -> None:
         """Write dossier.html, in the order of a framework (`frameworks.yaml`), and
@@ -178,7 +181,7 @@ def make_dossier(store: Store, endpoint: str, period: Window, log_uri: str) -> D
         captured = _Requests(unreadable={log_uri: error.message})
     facts = _Facts(store, endpoint, period, trail, captured, pages)
     groups = group_statements(_SECTIONS, facts.statements)
-    return Dossier(endpoint, period.start, period.end, store.now(), **groups)
+    return Dossier(endpoint, period.start, period.end, store.now(), format=FORMAT, **groups)
 
 
 def computed_statements(store: Store, endpoint: str, period: Window) -> list[str]:

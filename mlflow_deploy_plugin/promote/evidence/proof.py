@@ -6,6 +6,7 @@ keys are needed to check it.
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -31,6 +32,7 @@ from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.core.text_files import read_text
 from mlflow_deploy_plugin.promote.evidence.dossier import (
+    FORMAT,
     Dossier,
     computed_statements,
     read_trail,
@@ -210,7 +212,19 @@ def included_statements(file: Path, keys: Keys) -> dict[int | None, str]:
             for entry in proof.included(keys)
         }
     except _UNREADABLE:
-        raise InvalidConfig(f"{file} is not the signed dossier.json of a dossier") from None
+        raise _unreadable(file) from None
+
+
+def _unreadable(file: Path) -> InvalidConfig:
+    """Return the error about a file that this version cannot read."""
+    with suppress(*_UNREADABLE):
+        document = json.loads(read_text(file, "the dossier"))
+        if "proof" in document and document.get("format") != FORMAT:
+            return InvalidConfig(
+                f"{file} was made by an earlier version of onnxserve, or a later one: read it with "
+                "that version"
+            )
+    return InvalidConfig(f"{file} is not the dossier.json of a dossier")
 
 
 def check_dossier(
@@ -245,7 +259,7 @@ def check_dossier(
         signed = {entry.event.without_place() for entry in counted}
         faults = [*proof.statement_faults(signed, sections)] if proof.signed_by else []
     except _UNREADABLE:
-        raise InvalidConfig(f"{file} is not the dossier.json of a dossier") from None
+        raise _unreadable(file) from None
     if checkpoint and not keys.signer_of(checkpoint):
         faults.insert(0, f"the checkpoint of {checkpoint.origin} has no valid signature")
     if written != (proof.subject, proof.document):

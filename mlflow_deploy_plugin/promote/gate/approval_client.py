@@ -30,6 +30,7 @@ class ListedRequest(BaseModel):
             without a report.
         missing: the number of missing approvals.
         reason: a line about the missing approvals; empty if none is missing.
+        is_moving: True while the move waits for witnesses. A decline prevents it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +48,7 @@ class ListedRequest(BaseModel):
     approved_by: tuple[str, ...] = ()
     missing: int = 0
     reason: str = ""
+    is_moving: bool = False
 
     def __str__(self) -> str:
         return f"the promotion of {self.model} version {self.version} to {self.to}"

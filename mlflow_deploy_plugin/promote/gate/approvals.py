@@ -28,7 +28,14 @@ from mlflow_deploy_plugin.core.registry.tags import PASSED_STATES, PASSED_WITHOU
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.alerts import Alert
-from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, AuditEvent, settle
+from mlflow_deploy_plugin.core.store.audit import (
+    AWAITED,
+    FAILED,
+    INTEND,
+    INTENTION,
+    AuditEvent,
+    settle,
+)
 from mlflow_deploy_plugin.core.store.audit_verify import BROKEN
 from mlflow_deploy_plugin.core.store.people import name_key, name_refusal, person_key
 from mlflow_deploy_plugin.core.store.served_files import MOVES, stay_of
@@ -259,6 +266,8 @@ def approval_status(
         return ApprovalStatus(policy, (), ("there is no open request",))
     if change := subject.change_since(request.subject):
         return ApprovalStatus(policy, (), (f"the request has lapsed: {change}",))
+    if request.is_moving:  # Its approvals count for one move.
+        return ApprovalStatus(policy, (), ("the version is being moved, unless it is declined",))
     approved = []
     discounted = []
     # If the last gate run failed, an approval counts only if the approver saw the
@@ -304,7 +313,7 @@ def request_promotion(
 
     def decide(pending: PromotionRequest | None) -> Json | None:
         """Return the detail of a new request; None if the pending request is kept."""
-        if pending is not None and not subject.change_since(pending.subject):
+        if pending and not pending.is_moving and not subject.change_since(pending.subject):
             return None
         return {"subject": asdict(subject), "authors": list(authors)}
 
@@ -358,7 +367,7 @@ def decline(
     store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str
 ) -> PromotionRequest:
     """End the open request without a promotion, and return it. Approvers and the
-    requester may do this, with a reason.
+    requester may do this, with a reason. A move that waits for witnesses fails.
 
     Only the model, the version and the stage or alias of `subject` matter.
 
@@ -370,9 +379,35 @@ def decline(
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
     declined = _require_open(open_request(store, subject), subject)
-    require_may_decline(required, declined, person)
-    _record(store, "decline", subject, person, why, lambda request: {} if request else None)
+
+    def decide(request: PromotionRequest | None) -> Json:
+        require_may_decline(required, _require_open(request, subject), person)
+        return {}
+
+    _record(store, "decline", subject, person, why, decide)
     return declined
+
+
+def begin_move(store: Store, intention: AuditEvent) -> None:
+    """Repeat the intention of a move, which its witnesses have cosigned, unless the
+    promotion was declined meanwhile. It cannot be declined afterwards.
+
+    Raises GateRefused if it was declined, and StoreUnavailable.
+    """
+    place = intention.detail.get("moved", {}).get("place", "")
+
+    def next_event(events: Sequence[AuditEvent]) -> AuditEvent:
+        for event in reversed(events):
+            if event.detail.get(INTENTION) == intention.detail[INTENTION]:
+                break
+            if event.action == "decline" and _key(event, event.after) == _key(intention, place):
+                raise GateRefused(
+                    f"{event.actor} declined the promotion of {event.model} version "
+                    f"{event.version} to {place} before the move: {event.why}"
+                )
+        return intention
+
+    store.record_next(intention.model, _ACTIONS, next_event)
 
 
 def require_may_approve(
@@ -455,7 +490,7 @@ def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
     """Return the open requests after these events of a model, both oldest first."""
     live: dict[_Key, PromotionRequest] = {}
     for event in events:
-        key = (event.model, event.version, name_key(event.after))
+        key = _key(event, event.after)
         moved = event.detail.get("moved")
         if event.action == "request":
             live.pop(key, None)  # The newest request is the last one.
@@ -473,7 +508,10 @@ def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
         elif event.action == "decline":
             live.pop(key, None)
         elif event.action in _MOVES and moved:
-            live.pop((event.model, event.version, name_key(moved["place"])), None)
+            key = _key(event, moved["place"])
+            request = live.pop(key, None)
+            if request and event.detail.get(AWAITED):
+                live[key] = request.model_copy(update={"is_moving": True})
         elif event.action in ("rename", "delete", BROKEN):
             live.clear()
     gates = _gate_events(events)
@@ -482,6 +520,10 @@ def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
         if gate:
             live[key] = request.with_report(gate)
     return list(live.values())
+
+
+def _key(event: AuditEvent, place: str) -> _Key:
+    return event.model, event.version, name_key(place)
 
 
 def _gate_events(events: Iterable[AuditEvent]) -> dict[_Key, AuditEvent]:

@@ -67,6 +67,7 @@ class Promotion:
         return f"{where} {self.to}"
 
 
+@transitions.one_act()
 def promote(
     model: str,
     version: str,
@@ -125,7 +126,6 @@ def promote(
     if is_request:
         choice.policy.required_approvals(model, place)
     with store_or_default(store) as trail:
-        begun = trail.now()
         before = transitions.version_at(model, place, exclude=candidate.version)
         user = actor or trail.user
         with registry_errors(f"model {candidate.name} version {candidate.version}"):
@@ -141,7 +141,6 @@ def promote(
             policy=choice.policy,
             why=why,
             actor=user,
-            begun=begun,
             run_gate=partial(
                 gate_version,
                 candidate,
@@ -179,7 +178,6 @@ class _Request:
     policy: GatePolicy
     why: str
     actor: str
-    begun: datetime
     run_gate: Callable[[], GateRun]
 
     def foresee(self) -> Promotion:
@@ -402,7 +400,6 @@ class _Request:
             "to": place,
             "gate": status.state,
             "report": status.report,
-            transitions.STARTED_AT: self.begun.isoformat(),
         }
         if self.why:
             detail["gate_reason"] = status.reason

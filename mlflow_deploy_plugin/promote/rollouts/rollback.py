@@ -34,6 +34,7 @@ _POLL_SECONDS = 0.05
 _REQUESTED = "requested by the user"
 
 
+@transitions.one_act()
 def rollback(
     deployments: Deployments,
     endpoint: str,
@@ -199,7 +200,6 @@ def _move_reference(
     the newer version is restored in the registry. `to` is the version that the user
     names, or None.
     """
-    begun_at = deployments.store.now()
     reference = served.reference
     endpoint = served.observed.endpoint.name
     if to:
@@ -249,7 +249,7 @@ def _move_reference(
     if current:
         reason = why or f"rolled back by {actor}"
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {reason}")
-    detail = {transitions.STARTED_AT: begun_at.isoformat()} | move_detail("", current)
+    detail = move_detail(reference.place, current)
     return Move(reference.name, current, earlier.version, earlier.source, detail)
 
 

@@ -18,17 +18,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, make_response
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import GateRefused, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
-from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, INTENDED, INTENTION, AuditEvent
+from mlflow_deploy_plugin.core.store.audit import (
+    AWAITED,
+    FAILED,
+    INTEND,
+    INTENDED,
+    INTENTION,
+    AuditEvent,
+)
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.ui.access import caller, refusal
+from mlflow_deploy_plugin.promote.gate.approvals import begin_move
+from mlflow_deploy_plugin.ui.access import act_detail, caller, refusal
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard.mlflow_stores import files_digest, registry
 from mlflow_deploy_plugin.ui.guard.moves import (
@@ -112,6 +121,8 @@ def _guarded(
             intention: Json = {}
             if change.is_gated and change.is_recorded:
                 intention = _intend(trail, change)
+        except GateRefused as error:
+            return refusal("PERMISSION_DENIED", error.message, 403)
         except OnnxserveError as error:
             refused = refusal(
                 StoreUnavailable.error_code,
@@ -165,10 +176,12 @@ def _check_gated(trail: AuditTrail, change: RegistryChange) -> RegistryChange:
 def _intend(trail: AuditTrail, change: RegistryChange) -> Json:
     """Store the intention of a change, and return its number. Raises StoreUnavailable
     if it is not stored or not cosigned by the required witnesses, or if the files of
-    the version have changed while this server waited for them.
+    the version have changed while this server waited for them, and GateRefused if
+    somebody has declined the promotion meanwhile.
     """
     intention = {INTENTION: secrets.token_hex(8)}
-    _record(trail.record_now, change, INTEND, {**intention, INTENDED: change.action})
+    intended = {**intention, INTENDED: change.action, AWAITED: change.witnesses}
+    _record(trail.record_now, change, INTEND, intended)
     if change.witnesses:
         try:
             require_cosignatures(trail.store(), change.witnesses)
@@ -176,6 +189,7 @@ def _intend(trail: AuditTrail, change: RegistryChange) -> Json:
             policy = valid_policy(registry().get_registered_model(change.model))
             if judged and files_digest(change.model, change.version, policy) != judged:
                 raise StoreUnavailable("the files of the version have changed meanwhile")
+            _record(partial(begin_move, trail.store()), change, INTEND, {**intended, AWAITED: 0})
         except (OnnxserveError, MlflowException) as error:
             _record(trail.record, replace(change, why=error.message), FAILED, intention)
             raise
@@ -195,7 +209,13 @@ def _record(
     models = [change.model]
     if action == "rename":
         models.append(change.after)
-    detail = {"via": "mlflow", "address": who.address, **change.detail, **(intention or {})}
+    detail = {
+        "via": "mlflow",
+        "address": who.address,
+        **act_detail(),
+        **change.detail,
+        **(intention or {}),
+    }
     for model in models:
         event = AuditEvent(
             datetime.now(UTC),

@@ -16,7 +16,6 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.transitions import (
     ROLLED_BACK_TAG,
-    STARTED_AT,
     current_version,
     event_as_json,
     event_history,
@@ -324,60 +323,47 @@ def test_models_are_unknown_without_readable_spec(audit, spec):
     assert models_served_by(audit, "flights") is None
 
 
-def test_promotion_steps_are_omitted():
-    promoted = AuditEvent(
-        NOON + timedelta(minutes=5),
-        "eva@desk",
-        "promote",
-        model="toy",
-        version="2",
-        detail={STARTED_AT: NOON.isoformat()},
-    )
-    events = [
-        event("gate", -1),
+def of_act(action, minute, place="", number="a" * 16, **fields):
+    moved = {"moved": {"place": place, "before": "1"}} if place else {}
+    made = event(action, minute, detail={"act": number, **moved})
+    return replace(made, **fields)
+
+
+PROMOTED = of_act("promote", 5, "Production")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        of_act("gate", 1),
+        of_act("tag", 2),
+        of_act("transition", 3, "Production"),
+        of_act("transition", 3, "Production", actor="anonymous@10.0.0.7"),
+        of_act("transition", 4, "Archived", version="1"),
+    ],
+)
+def test_steps_with_the_act_id_are_omitted(step):
+    assert without_step_events([step, PROMOTED]) == [PROMOTED]
+    assert without_step_events([PROMOTED, step]) == [PROMOTED]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
         event("gate", 1),
-        event("transition", 4),
-        promoted,
-        event("tag", 6),
-    ]
-    assert [entry.action for entry in without_step_events(events)] == ["gate", "promote", "tag"]
-
-
-def test_archiving_by_promotion_is_omitted():
-    archived = replace(event("transition", 4, before="Production", after="Archived"), version="1")
-    by_itself = replace(archived, at=NOON - timedelta(minutes=1))
-    promoted = event("promote", 5, detail={STARTED_AT: NOON.isoformat()})
-    assert without_step_events([by_itself, archived, promoted]) == [by_itself, promoted]
-
-
-class CountedTime(datetime):
-    compared = 0
-
-    def __le__(self, other):
-        CountedTime.compared += 1
-        return super().__le__(other)
-
-    def __lt__(self, other):
-        CountedTime.compared += 1
-        return super().__lt__(other)
-
-
-def test_omitting_steps_takes_linear_time():
-    events = []
-    for number in range(500):
-        begun = NOON + timedelta(hours=number)
-        gated, moved, ended = (
-            CountedTime.fromisoformat((begun + timedelta(minutes=m)).isoformat()) for m in (1, 2, 3)
-        )
-        act = event("promote", 0, detail={STARTED_AT: begun.isoformat()})
-        events += [
-            replace(event("gate", 0), at=gated),
-            replace(event("gate", 0), at=moved),
-            replace(act, at=ended),
-        ]
-
-    assert {entry.action for entry in without_step_events(events)} == {"promote"}
-    assert CountedTime.compared < 50 * len(events)
+        event("transition", 3, detail={"moved": {"place": "Production", "before": "1"}}),
+        of_act("gate", 1, actor="mallory"),
+        of_act("gate", 1, number="b" * 16),
+        of_act("gate", 6),
+        of_act("gate", 1, model="other"),
+        of_act("transition", 3, "Production", version="3"),
+        of_act("transition", 3, "Staging"),
+        of_act("transition", 4, "Archived", version="3"),
+        of_act("register", 1),
+    ],
+)
+def test_other_events_stay_next_to_an_act_id(other):
+    assert without_step_events([other, PROMOTED]) == [other, PROMOTED]
 
 
 def test_event_is_one_json_line():

@@ -242,12 +242,11 @@ def test_tampered_events_are_marked_unsigned(registry):
     registry.register("toy")
     with store_of_server(str(registry.store._engine.url), registry.folder) as server:
         server.record("adopt", actor="ada", model="toy")
-        moved = {"moved": {"place": "@champion", "before": ""}}
+        moved = {"act": "a" * 16, "moved": {"place": "@champion", "before": ""}}
         for store, actor in ((server, "ada"), (registry.store, "forged")):
             for action in ("register", "approve", "alias"):
                 store.record(action, actor=actor, model="toy", version="1", detail=moved)
-        begun = {"begun": registry.store.now().min.isoformat() + "+00:00"}
-        registry.store.record("promote", actor="forged", model="toy", version="1", detail=begun)
+        registry.store.record("promote", actor="forged", model="toy", version="1", detail=moved)
     card = make_card("models:/toy/1", registry.store)
     assert mentions(texts(card, "origin"), "registered by ada")
     lines = [*texts(card, "approvals").splitlines(), *texts(card, "deployments").splitlines()]

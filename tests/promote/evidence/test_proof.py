@@ -285,3 +285,23 @@ def test_other_file_is_refused(folder, forge):
 def test_deep_file_is_refused(folder):
     (folder / "dossier.json").write_text("[" * 100_000)
     assert mentions(said(verify(folder)), "dossier.json")
+
+
+@pytest.mark.parametrize(
+    ("number", "names"), [(None, ["earlier version"]), (99, ["later"]), (1, ["is not the"])]
+)
+def test_dossier_of_another_layout_names_the_version(folder, number, names):
+    def change_layout(document):
+        assert document.pop("format") == 1
+        if number is not None:
+            document["format"] = number
+        del document["proof"]["checkpoint"]
+
+    change(folder, change_layout)
+    assert mentions(said(verify(folder)), "dossier.json", *names)
+
+
+def test_valid_dossier_without_number_is_accepted(folder):
+    change(folder, lambda document: document.pop("format"))
+    sign(folder)
+    assert verify(folder).exit_code == 0

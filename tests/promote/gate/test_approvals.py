@@ -5,6 +5,7 @@ instead of a registry.
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -16,7 +17,7 @@ from mlflow_deploy_plugin.core.errors import (
     Unauthenticated,
 )
 from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
-from mlflow_deploy_plugin.core.store.audit import move_detail
+from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.gate.approvals import (
     ApprovalStatus,
@@ -24,6 +25,7 @@ from mlflow_deploy_plugin.promote.gate.approvals import (
     Subject,
     approval_status,
     approve,
+    begin_move,
     decline,
     open_request,
     promotion_requests,
@@ -377,3 +379,59 @@ def test_author_is_known_under_every_model_name(store):
         store.record("register", model="a former name", version="3", detail=detail)
     for version, created, authors in (("3", 2000, ("max",)), ("4", 2000, ()), ("3", 9999, ())):
         assert version_authors(store, "credit", version, created) == authors
+
+
+def intend(store, number="1"):
+    """Record a move that waits for a witness, after all approvals. Return a function
+    that begins the move.
+    """
+    ask(store)
+    for user in ("ada", "bob"):
+        vote(store, user)
+    waits = {"intention": number, "intended": "transition", "witnesses": 1}
+    detail = waits | move_detail("Production", "")
+    intention = AuditEvent(NOW, "eva", "intend", model="flights", version="3", detail=detail)
+    store.record_event(intention)
+    return partial(begin_move, store, replace(intention, detail=detail | {"witnesses": 0}))
+
+
+def refuse(store):
+    return decline(store, POLICY, SUBJECT, Person("ada", RISK, may_edit=False), "slower")
+
+
+def test_being_moved_ends_by_a_decline(store):
+    begin = intend(store)
+    request = open_request(store, SUBJECT)
+    assert request is not None
+    assert request.is_moving
+    assert not status(store).is_complete
+    assert mentions(status(store).reason, "being moved")
+    assert refuse(store) == request
+    assert promotion_requests(store, "flights") == []
+    with refused(GateRefused, "ada", "slower"):
+        begin()
+
+
+def test_being_moved_ends_by_the_move(store):
+    intend(store)()
+    with refused(NotFound, "no open request"):
+        refuse(store)
+    move = store.counted_events("flights", ("transition",))[-1]
+    assert move.detail["witnesses"] == 0
+
+
+def test_new_request_replaces_one_being_moved(store):
+    begin = intend(store)
+    assert ask(store)
+    assert status(store).approved_by == ()
+    begin()
+    assert promotion_requests(store, "flights") == []
+
+
+def test_being_moved_and_declined_has_one_winner(store):
+    for number in map(str, range(10)):
+        begin = intend(store, number)
+        with ThreadPoolExecutor(2) as pool:
+            attempts = [pool.submit(begin), pool.submit(refuse, store)]
+        losers = [type(attempt.exception()) for attempt in attempts if attempt.exception()]
+        assert losers in ([GateRefused], [NotFound])
