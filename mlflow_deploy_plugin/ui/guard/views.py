@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Response, make_response
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable, StoreUnavailable
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, INTENDED, INTENTION, AuditEvent
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -113,11 +113,11 @@ def _guarded(
             if change.is_gated and change.is_recorded:
                 intention = _intend(trail, change)
         except OnnxserveError as error:
-            refused = refusal(
-                StoreUnavailable.error_code,
-                f"nothing was changed, because the audit trail is incomplete: {error.message}",
-                503,
-            )
+            cause = ", because the audit trail is incomplete"
+            if isinstance(error, RegistryUnavailable):  # The files were not read in time.
+                cause = ""
+            reason = f"nothing was changed{cause}: {error.message}"
+            refused = refusal(StoreUnavailable.error_code, reason, 503)
             refused.headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
             return refused
         response = make_response(view(**arguments))
@@ -173,8 +173,7 @@ def _intend(trail: AuditTrail, change: RegistryChange) -> Json:
         try:
             require_cosignatures(trail.store(), change.witnesses)
             judged = change.detail.get("moved", {}).get("files")
-            policy = valid_policy(registry().get_registered_model(change.model))
-            if judged and files_digest(change.model, change.version, policy) != judged:
+            if judged and files_digest(change.model, change.version) != judged:
                 raise StoreUnavailable("the files of the version have changed meanwhile")
         except (OnnxserveError, MlflowException) as error:
             _record(trail.record, replace(change, why=error.message), FAILED, intention)
