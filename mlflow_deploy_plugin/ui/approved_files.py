@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedFiles
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
+from mlflow_deploy_plugin.core.registry.tags import GATE_TAG, PASSED_STATES
 from mlflow_deploy_plugin.core.settings import active_workspace
+from mlflow_deploy_plugin.core.store.served_files import MOVES
 from mlflow_deploy_plugin.promote.gate.approvals import approved_files, earlier_files
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
@@ -41,13 +43,22 @@ def version_approval(trail: AuditTrail, model: str, version: str) -> Approval:
     with mlflow_stores.known_to_mlflow():
         registered, entry = mlflow_stores.model_and_version(model, version)
     policy = policy_from_tags(model, registered.tags)
-    if policy is None or policy.approvals is None:
+    if policy is None and GATE_TAG not in entry.tags:
         return Approval()
+    store = trail.store()
+    verdict = moves.last_verdict(store.counted_events(model, MOVES), entry)
+    judged = ""
+    if verdict is not None and verdict.after in PASSED_STATES:
+        judged = verdict.detail["files"]
+    files = approved_files(store, policy, entry) if policy is not None else ()
+    if policy is None or policy.approvals is None:
+        return Approval(files=tuple(filter(None, (judged, *files))), judged=judged)
     return Approval(
         is_required=True,
-        files=approved_files(trail.store(), policy, entry),
-        earlier=earlier_files(trail.store(), entry),
+        files=files,
+        earlier=earlier_files(store, entry),
         places=tuple(map(str, policy.gated_places)),
+        judged=judged,
     )
 
 

@@ -285,12 +285,10 @@ class Move:
         return replace(self.change, is_served_again=is_served_again, **fields)
 
 
-def gate_status(
-    events: Sequence[AuditEvent], version: "ModelVersion", policy: GatePolicy
-) -> GateStatus:
-    """Return the verdict on the version by the policy, from the counted events
-    `MOVES` of its model. The tags of the version are not read, because MLflow's
-    database has other writers.
+def last_verdict(events: Sequence[AuditEvent], version: "ModelVersion") -> AuditEvent | None:
+    """Return the last verdict on the version from the counted events `MOVES` of its
+    model. The tags of the version are not read, because MLflow's database has other
+    writers, and MLflow copies them to a copy in another model.
 
     Events of another version of the same number, which was created at another time, and
     verdicts before a fault of the trail do not count. The registration of a version is
@@ -306,6 +304,14 @@ def gate_status(
             continue
         if event.detail.get("tagged"):
             verdict = event
+    return verdict
+
+
+def gate_status(
+    events: Sequence[AuditEvent], version: "ModelVersion", policy: GatePolicy
+) -> GateStatus:
+    """Return the verdict on the version (`last_verdict`) by the policy."""
+    verdict = last_verdict(events, version)
     if verdict is None:
         command = f"onnxserve gate models:/{version.name}/{version.version}"
         return GateStatus(reason=f"the audit trail has no verdict on it; run `{command}`")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Response, make_response
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, INTENDED, INTENTION, AuditEvent
 from mlflow_deploy_plugin.core.store.tables import Json
@@ -113,10 +113,7 @@ def _guarded(
             if change.is_gated and change.is_recorded:
                 intention = _intend(trail, change)
         except OnnxserveError as error:
-            cause = ", because the audit trail is incomplete"
-            if isinstance(error, RegistryUnavailable):  # The files were not read in time.
-                cause = ""
-            reason = f"nothing was changed{cause}: {error.message}"
+            reason = f"nothing was changed: {error.message}"
             refused = refusal(StoreUnavailable.error_code, reason, 503)
             refused.headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
             return refused
