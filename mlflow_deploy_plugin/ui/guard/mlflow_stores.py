@@ -212,7 +212,7 @@ def searched_digest(model: str, version: str) -> str:
             return files_digest(model, version)
         bucket, folder = store.parse_s3_compliant_uri(store.artifact_uri)
         pages = store._get_s3_client().get_paginator("list_objects_v2")
-        prefix = f"{posixpath.join(folder, root)}/"
+        prefix = posixpath.join(folder, root, "")
         # An ETag may be an MD5, which two files can share. Only S3 sets the time.
         found = pages.paginate(Bucket=bucket, Prefix=prefix)
         etags = map(tuple, found.search("Contents[].[Key, ETag, LastModified]"))
@@ -242,8 +242,11 @@ def _digest_of_files(
         with tempfile.TemporaryDirectory(prefix="onnxserve-guard-") as folder:
             # A local file is read in its place.
             copies_to = None if isinstance(store, LocalArtifactRepository) else folder
+            file = Path(store.download_artifacts(path, copies_to))
+            if not file.is_file():  # A pipe would have no end.
+                raise FileNotFoundError(path)
             digest = hashlib.sha256()
-            with Path(store.download_artifacts(path, copies_to)).open("rb") as stream:
+            with file.open("rb") as stream:
                 while chunk := stream.read(_CHUNK_BYTES):
                     digest.update(chunk)
                     if time.monotonic() > deadline:
