@@ -196,8 +196,8 @@ def files_digest(model: str, version: str) -> str:
     size = sum([*sizes.values()])
     raise RegistryUnavailable(
         f"MLflow's server did not read the files of version {version} of {model} ({size:,} bytes) "
-        f"within {seconds} seconds, with {_READERS} versions at once: try again, or set "
-        f"{MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT.name} of this server to more seconds"
+        f"within {seconds} seconds, with {_READERS} versions at once: try again, or set its "
+        "environment variable MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT to more seconds"
     )
 
 
