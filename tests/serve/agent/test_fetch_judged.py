@@ -30,7 +30,7 @@ def judged(request, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("judged")
     with ExitStack() as stack:
-        options = ()
+        options: tuple[str, ...] = ()
         root = folder / "artifacts"
         if request.param == "folder":
             root = folder / "mlruns"
