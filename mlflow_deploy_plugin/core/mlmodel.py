@@ -1,7 +1,8 @@
 """The MLmodel file in the folder of a saved model, and the digests of the folder's
 files.
 
-Recent documents are cached, because several functions read the same file.
+The file is read each time. Recent documents are cached by their text, because several
+functions read the same file.
 """
 
 import hashlib
@@ -76,8 +77,7 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
     """
     file = folder / MLMODEL
     try:
-        status = file.stat()
-        document = _read(file, status.st_mtime_ns, status.st_size)
+        document: object = _parsed(file.read_text(encoding="utf-8"))
         if not isinstance(document, Mapping):
             raise InvalidArtifact("the MLmodel file is not a mapping")
         document = _checked_mappings(document, "", ("flavors", "metadata", "signature"))
@@ -164,9 +164,7 @@ def _check_type(
         )
 
 
-@lru_cache(maxsize=8)
-def _read(file: Path, modified_ns: int, size: int) -> object:
-    return load_yaml(file.read_text(encoding="utf-8"))
+_parsed = lru_cache(maxsize=8)(load_yaml)
 
 
 def hash_files(folder: Path) -> dict[Path, str]:

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedFiles
 from mlflow_deploy_plugin.core.registry.policy import policy_from_tags
+from mlflow_deploy_plugin.core.registry.tags import GATE_TAG, PASSED_STATES
 from mlflow_deploy_plugin.core.settings import active_workspace
+from mlflow_deploy_plugin.core.store.served_files import MOVES
 from mlflow_deploy_plugin.promote.gate.approvals import approved_files, earlier_files
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
 
 _PAUSE_SECONDS = 60.0
-"""The time after which this process reads the files again, so that callers cannot keep
-the artifact store busy.
+_PAUSES = 10
+"""The time after which this process reads the files of a model again, so that callers
+cannot keep the artifact store busy: at least ten times as long as the last search took
+for all models.
 """
 
 
@@ -39,20 +43,30 @@ def version_approval(trail: AuditTrail, model: str, version: str) -> Approval:
     with mlflow_stores.known_to_mlflow():
         registered, entry = mlflow_stores.model_and_version(model, version)
     policy = policy_from_tags(model, registered.tags)
-    if policy is None or policy.approvals is None:
+    if policy is None and GATE_TAG not in entry.tags:
         return Approval()
+    store = trail.store()
+    verdict = moves.last_verdict(store.counted_events(model, MOVES), entry)
+    judged = ""
+    if verdict is not None and verdict.after in PASSED_STATES:
+        judged = verdict.detail["files"]
+    files = approved_files(store, policy, entry) if policy is not None else ()
+    if policy is None or policy.approvals is None:
+        return Approval(files=tuple(filter(None, (judged, *files))), judged=judged)
     return Approval(
         is_required=True,
-        files=approved_files(trail.store(), policy, entry),
-        earlier=earlier_files(trail.store(), entry),
+        files=files,
+        earlier=earlier_files(store, entry),
         places=tuple(map(str, policy.gated_places)),
+        judged=judged,
     )
 
 
 class _Search(NamedTuple):
-    """The result of a search, and the monotonic time of its end."""
+    """The result of a search, the monotonic time of its end, and its duration."""
 
     ended_at: float = -math.inf
+    seconds: float = 0.0
     changed: Sequence[ChangedFiles] = ()
 
 
@@ -69,7 +83,7 @@ class ChangedFilesSearch:
 
     def find(self) -> list[ChangedFiles]:
         """Return the versions of the models that the caller may read. A result is used
-        for `_PAUSE_SECONDS`.
+        for minutes.
 
         During another search, the last results are returned, because a caller must not
         wait for the artifact store.
@@ -77,10 +91,14 @@ class ChangedFilesSearch:
         readable = [model for model in mlflow_stores.gated_models() if access.may_read(model.name)]
         if self._lock.acquire(blocking=False):
             try:
+                took = sum(search.seconds for search in self._last.values())
+                pause = max(_PAUSE_SECONDS, _PAUSES * took)
                 for model in readable:
-                    if time.monotonic() - self._last[_key(model)].ended_at > _PAUSE_SECONDS:
+                    begun_at = time.monotonic()
+                    if begun_at - self._last[_key(model)].ended_at > pause:
                         found = [*_changed_files(self._trail, model)]
-                        self._last[_key(model)] = _Search(time.monotonic(), found)
+                        ended_at = time.monotonic()
+                        self._last[_key(model)] = _Search(ended_at, ended_at - begun_at, found)
             finally:
                 self._lock.release()
         changed: list[ChangedFiles] = []
@@ -110,7 +128,7 @@ def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[Chan
         if not stay.is_counted:
             yield changed.model_copy(update={"recorded": "", "is_outside": True})
         now = ""
-        with suppress(NotFound):
-            now = stay.files and mlflow_stores.files_digest(model.name, version, policy)
+        with suppress(NotFound, RegistryUnavailable):
+            now = stay.files and mlflow_stores.searched_digest(model.name, version)
         if now != stay.files:
             yield changed.model_copy(update={"now": now})

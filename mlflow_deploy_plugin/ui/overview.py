@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice, zip_longest
 from operator import attrgetter
 from types import MappingProxyType
@@ -600,20 +600,15 @@ def _form_of(name: str, number: str) -> str:
     """Return the form in which a server would serve a version, with the reason, from
     its MLmodel file. The servers of all registered models are not in the store.
     """
-    try:
-        with mlflow_stores.known_to_mlflow():
-            address = mlflow_stores.registry().get_model_version_download_uri(name, number)
-        return _form_at(address)
-    except OnnxserveError as error:
-        return f"unreadable: {error.message}"
-
-
-@lru_cache(maxsize=1024)
-def _form_at(address: str) -> str:
     # The import takes two seconds, and only the page of a model needs it.
     from mlflow_deploy_plugin.wrap.flavor.registry_forms import form_of
 
-    form = form_of("", "", mlflow_stores.read_mlmodel_at(address))
+    try:
+        with mlflow_stores.known_to_mlflow():
+            address = mlflow_stores.registry().get_model_version_download_uri(name, number)
+        form = form_of("", "", mlflow_stores.read_mlmodel_at(address))
+    except OnnxserveError as error:
+        return f"unreadable: {error.message}"
     return f"{form.form}: {form.reason}"
 
 
@@ -640,7 +635,7 @@ def _version_rows(
                 number,
                 stage,
                 tuple(sorted(aliases)),
-                standing=gate_status_of(entry.tags),
+                standing=gate_status_of(entry.tags, entry.creation_timestamp),
                 rolled_back=entry.tags.get(ROLLED_BACK_TAG, ""),
                 targets=tuple(targets),
             )

@@ -116,7 +116,7 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
     subject = f"{record.model} version {record.version}"
     again = f"run `onnxserve gate models:/{record.model}/{record.version}` again"
     try:
-        now = mlflow_stores.files_digest(record.model, record.version, policy)
+        now = mlflow_stores.files_digest(record.model, record.version)
     except NotFound:
         if policy is not None:
             raise

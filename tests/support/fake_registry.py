@@ -96,6 +96,8 @@ class World:
     """
     unapproved: set[str] = field(default_factory=set)
     """The versions without the approvals that Production requires."""
+    unjudged: dict[str, str] = field(default_factory=dict)
+    """The reasons of versions without a verdict in the audit trail."""
     signed_as: dict[str, str] = field(default_factory=dict)
     """The versions in the signatures; by default, the version itself."""
     calls: int = 0
@@ -137,6 +139,7 @@ class World:
             runs_code=runs_code,
             digest="own",
             signed_as=self.signed_as.get(resolved.version, resolved.source),
+            unjudged=self.unjudged.get(resolved.version, ""),
             unapproved_at=("Production",) if resolved.version in self.unapproved else (),
         )
 

@@ -46,9 +46,12 @@ class Attempt:
 
 @dataclass
 class JudgedModel:
-    """A model on a server with the gate, which its versions 1 and 2 have passed."""
+    """A model on a server with the gate, which its versions 1 and 2 have passed.
+    `extra` is the path of a further file in its folder.
+    """
 
     server: MlflowServer
+    extra: str = ""
     session: requests.Session = field(default_factory=requests.Session)
 
     def register(self):
@@ -57,6 +60,9 @@ class JudgedModel:
         client.create_registered_model(MODEL, tags={"onnxserve.gate.policy": POLICY})
         run = client.create_run(DEFAULT_EXPERIMENT).info
         folder = write_classifier(self.server.folder / "classifier")
+        if self.extra:
+            (folder / self.extra).parent.mkdir(exist_ok=True)
+            (folder / self.extra).write_text("print('judged')")
         client.log_artifacts(run.run_id, str(folder), "model")
         for version in ("1", "2"):
             client.create_model_version(MODEL, f"{run.artifact_uri}/model", run.run_id)
@@ -128,13 +134,14 @@ class JudgedModel:
 
 
 @contextmanager
-def judged_model(folder, store="", options=(), checkout=None):
+def judged_model(folder, store="", options=(), checkout=None, extra=""):
     """Run a server that signs its events, with the model.
 
     Args:
         store: the URL of the store; SQLite by default.
         options: options of `mlflow server`.
         checkout: the folder of another checkout whose package the server runs.
+        extra: the path of a further file in the folder of the model.
     """
     variables = {
         "ONNXSERVE_HOME": str(folder / "home"),
@@ -146,7 +153,7 @@ def judged_model(folder, store="", options=(), checkout=None):
         variables["PYTHONPATH"] = str(checkout)
     server = MlflowServer(folder, app="onnxserve", options=options, variables=variables)
     with server.running():
-        model = JudgedModel(server)
+        model = JudgedModel(server, extra)
         model.register()
         yield model
 

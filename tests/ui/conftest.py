@@ -123,9 +123,11 @@ class Mlflow:
     def files(self, model, version):
         return Path(self.registry.get_model_version_download_uri(model, version))
 
-    def stands(self, model, version, gate, reason):
-        """Record a verdict on a version, and set its tags."""
-        digest = combine_hashes(hash_files(self.files(model, version)))
+    def stands(self, model, version, gate, reason, files=None):
+        """Record a verdict on a version, and set its tags. `files` is a folder with the
+        files of the version.
+        """
+        digest = combine_hashes(hash_files(files or self.files(model, version)))
         model_tags = self.registry.get_registered_model(model).tags
         policy_digest = parse_policy(model_tags.get(POLICY_TAG, "{}"), "the test").digest
         created = self.registry.get_model_version(model, version).creation_timestamp

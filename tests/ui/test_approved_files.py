@@ -42,14 +42,14 @@ def test_concurrent_search_does_not_wait(mlflow_app, changed_model, monkeypatch)
     search = ChangedFilesSearch(AuditTrail())
     is_reading = threading.Event()
     may_go_on = threading.Event()
-    files_digest = mlflow_stores.files_digest
+    searched_digest = mlflow_stores.searched_digest
 
     def slow_digest(*arguments):
         is_reading.set()
         may_go_on.wait(60)
-        return files_digest(*arguments)
+        return searched_digest(*arguments)
 
-    monkeypatch.setattr(mlflow_stores, "files_digest", slow_digest)
+    monkeypatch.setattr(mlflow_stores, "searched_digest", slow_digest)
     first = threading.Thread(target=find, args=(mlflow_app, search))
     first.start()
     assert is_reading.wait(60)

@@ -91,17 +91,6 @@ def test_files_from_loading_keep_the_verdict(model):
     assert model.enter("1") == 200
 
 
-def test_changed_size_rereads_the_files(model):
-    weights = model.files("1") / "weights.bin"
-    weights.write_bytes(b"judged")
-    model.passed("1")
-    # The file of the second request is not read, because its size is unchanged.
-    for content, status in ((b"judged", 200), (b"edited", 200), (b"judged and more", 403)):
-        weights.write_bytes(content)
-        assert model.enter("1", "Archived") == 200
-        assert model.enter("1") == status
-
-
 def test_version_without_files_is_refused(model):
     model.passed("1")
     shutil.rmtree(model.files("1"))

@@ -265,7 +265,7 @@ def test_version_leaves_to_an_approved_version(model, tmp_path, monkeypatch):
     stage_both(model)
     with monkeypatch.context() as changed:
         changed.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}")
-        assert mentions(model.refusal("2", "Archived", status=503), "audit trail", "store")
+        assert mentions(model.refusal("2", "Archived", status=503), "the store")
     assert model.enter("2", "Archived") == 403
     approve_all(model)
     assert model.enter("2", "Archived") == 200

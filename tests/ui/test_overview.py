@@ -274,6 +274,14 @@ def test_model_page_shows_the_form_of_versions(mlflow_app, page, mlmodel, form):
     assert re.findall(cell, page()) == []
 
 
+def test_form_of_same_size_mlmodel_is_shown(mlflow_app, page):
+    model = mlflow_app.model(versions=1)
+    for state in ("proven", "warned"):
+        section = f"flavors: {{onnxserve: {{parity: {{state: {state}}}}}}}"
+        (model.files("1") / "MLmodel").write_text(section)
+        assert mentions(page(f"?model={model}"), f"onnx: {state}")
+
+
 def test_unavailable_traffic_button_is_named(store, add, page, observe):
     stored = add("stepping")
     store.add_rollout("stepping", {"to_uri": "models:/m/2", "before_version": "1"}, "stepping")

@@ -86,6 +86,17 @@ def test_forced_version_needs_its_current_files(model):
     assert send(model, forced) == 403
 
 
+def test_verdict_counts_after_same_size_repair(model):
+    right = verdict(model)
+    mlmodel = model.files("1") / "MLmodel"
+    judged = mlmodel.read_text()
+    assert send(model, right) == 200
+    mlmodel.write_text(judged[::-1])
+    assert send(model, right) == 403
+    mlmodel.write_text(judged)
+    assert send(model, right) == 200
+
+
 @pytest.mark.parametrize(
     ("user", "changed", "status", "named"),
     [

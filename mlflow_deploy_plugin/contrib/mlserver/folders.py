@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.core.messages import join_names, one_line
-from mlflow_deploy_plugin.core.mlmodel import MLMODEL, read_mlmodel
+from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files, read_mlmodel
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.packages import installed_version
 from mlflow_deploy_plugin.core.processes.child import run_to_end
@@ -402,18 +402,20 @@ def mlflow_folder(folder: Path, settings: _Settings) -> ModelFile:
     refuse_links(folder)
     metadata = {"implementation": MLFLOW, **settings.metadata}
 
+    @cache
+    def content() -> str:
+        return combine_hashes(hash_files(folder))
+
     def identify() -> str:
-        stamps = [
-            f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}"
-            for path in sorted(folder.rglob("*"))
-        ]
-        return _digest(str(folder), *stamps, json.dumps(metadata))
+        return _digest(content(), json.dumps(metadata))
 
     def adopt(target: Path) -> None:
-        document = dict(read_mlmodel(folder))
-        document["metadata"] = {**document.get("metadata", {}), METADATA: metadata}
         shutil.copytree(folder, target, symlinks=True)
         refuse_links(target)  # A link may have been added since.
+        if combine_hashes(hash_files(target)) != content():
+            raise OnnxserveError(f"{folder.name} was changed while it was read")
+        document = dict(read_mlmodel(target))
+        document["metadata"] = {**document.get("metadata", {}), METADATA: metadata}
         (target / MLMODEL).write_text(yaml.safe_dump(document, sort_keys=False))
 
     return ModelFile(settings.version, runs_code=False, identify=identify, adopt=adopt)

@@ -37,12 +37,15 @@ class Approval(BaseModel):
     Attributes:
         is_required: True if the policy of the model requires approvals.
         files: the digests of all files (`core.mlmodel.combine_hashes`) that people have
-            approved, or with which the version moved to a gated place; digests of open
-            requests come first. Empty if the version is not approved.
+            approved or, without required approvals, that passed the gate, or with which
+            the version moved to a gated place; digests of open requests come first.
+            Empty if there are no such files.
         earlier: the digests of files that once had all approvals. A version whose
             request has ended keeps its traffic at an endpoint, but only with these
             files.
         places: the stages and @aliases that the policy gates.
+        judged: the digest of the files of the last verdict in the audit trail, if it
+            passed or was forced, otherwise empty. None if no audit trail was asked.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +54,7 @@ class Approval(BaseModel):
     files: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+    judged: str | None = None
 
 
 class ChangedFiles(BaseModel):

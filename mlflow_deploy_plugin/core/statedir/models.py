@@ -300,8 +300,10 @@ class FetchedVersion(State):
     True for a version without an ONNX form. `digest` is the digest of all fetched
     files; empty for a folder that is served in place. `unapproved_at` has the gated
     stages and @aliases of the model if it requires approvals and the version has none.
-    `signed_as` is the URI models:/NAME/VERSION in the required signature, if it has
-    one. `python` is as in `WantedVariant`.
+    `unjudged` is the reason why an endpoint that requires the gate refuses it, if the
+    audit trail has no passed verdict on its files. `signed_as` is the URI
+    models:/NAME/VERSION in the required signature, if it has one. `python` is as in
+    `WantedVariant`.
 
     A version without an ONNX form may be converted (`serve/agent/forms.py`): `rows` are
     the rows for the proof, namely its input example, made rows, or made rows of a
@@ -319,6 +321,7 @@ class FetchedVersion(State):
     runs_code: bool = False
     digest: str = ""
     unapproved_at: tuple[str, ...] = ()
+    unjudged: str = ""
     signed_as: str = ""
     python: str = ""
     rows: Literal["", "example", "made", "file"] = ""

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.connection import app_document, registry_address
 
 PATH = "/onnxserve/requests"
-_SECONDS = 120
+_SECONDS = 600
 """The timeout of a request. The server may have to read all files of a version."""
 
 

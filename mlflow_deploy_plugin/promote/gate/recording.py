@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.store.store import Store
 
 PATH = "/onnxserve/verdicts"
 _DETAILS = {"report", "run_id", "policy", "files", "policy_digest", "report_digest", "checks"}
-_SECONDS = 120
+_SECONDS = 600
 """The timeout of a request. The server may have to read all files of a version."""
 
 
@@ -68,12 +68,14 @@ class VerdictRecord(BaseModel):
         last one makes it valid.
         """
         verdict = {tags.GATE_TAG: self.state, tags.GATE_DIGEST_TAG: self.files}
-        reason = {tags.GATE_REASON_TAG: self.reason[: tags.MAX_TAG_LENGTH]}
+        reason = {
+            tags.GATE_REASON_TAG: self.reason[: tags.MAX_TAG_LENGTH],
+            tags.GATE_AT_TAG: self.at,
+        }
         if self.state == "forced":
             return reason | verdict
         details = {
             tags.GATE_REPORT_TAG: self.report,
-            tags.GATE_AT_TAG: self.at,
             tags.GATE_AGAINST_TAG: self.against,
             tags.GATE_POLICY_DIGEST_TAG: self.policy_digest,
         }

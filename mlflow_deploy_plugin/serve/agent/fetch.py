@@ -304,15 +304,15 @@ class MlflowRegistry:
         return resolve(model_uri)
 
     def fetch(self, resolved: ResolvedModel, trusted_file: str = "") -> FetchedVersion:
-        """Fetch and verify a version. If the model requires approvals, an approved
-        version needs the files that were approved. With a `trusted_file`, its key or
-        authority must have signed the version. Without it, a folder on this disk is not
-        copied.
+        """Fetch and verify a version. A version that passed the gate or, if the model
+        requires approvals, an approved version needs the files that were judged or
+        approved. With a `trusted_file`, its key or authority must have signed the
+        version. Without it, a folder on this disk is not copied.
 
         Raises:
             InvalidArtifact: the files are not a model that can be served, or they
                 contain links.
-            GateRefused: the files are not the approved files.
+            GateRefused: the files are not the judged or approved files.
             SignatureRefused: the files are not the signed files.
             NotFound: the version, or its files, are missing.
             RegistryUnavailable: the registry or the artifact store does not answer, or
@@ -349,6 +349,12 @@ class MlflowRegistry:
             is_lasting = kind in ("version", "logged_model")
             folder = self._fetch_approved(resolved, approval, is_lasting, signature)
             artifact = read_served_artifact(folder)
+        unjudged = ""
+        if approval.judged not in (None, folder.name):
+            unjudged = (
+                "the audit trail of MLflow's server has no passed verdict on its files; run "
+                f"`onnxserve gate {resolved.source}`"
+            )
         known_aspects = _known_aspects(artifact)
         rows = proof_rows(read_mlmodel(folder))
         content = folder.name
@@ -366,6 +372,7 @@ class MlflowRegistry:
             content=content,
             digest="" if is_served_in_place else folder.name,
             signed_as="" if signature is None else signature.signed_as,
+            unjudged=unjudged,
             unapproved_at=approval.places if approval.is_required and not approval.files else (),
         )
 
@@ -410,11 +417,14 @@ class MlflowRegistry:
         signature: Signature | None,
     ) -> Path:
         """Return the folder of the version in the cache. Raises GateRefused or
-        SignatureRefused if its files are not the approved and signed files. With
-        `is_lasting`, files are fetched only once.
+        SignatureRefused if its files are not the judged or approved files, or not the
+        signed files. With `is_lasting`, files are fetched only once.
         """
         identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
         approved = approval.files or approval.earlier
+        if not approved and approval.judged is None and resolved.gate_status.passed:
+            # Without the app, the tags are the only record.
+            approved = (resolved.gate_status.digest,)
         subject = resolved.identity
         required = approved
         if signature is not None:
@@ -424,14 +434,13 @@ class MlflowRegistry:
         if refused is not None and refused.approved == required and self.clock() < refused.until:
             # No other files have been approved or signed since.
             raise type(refused.error)(refused.error.message)
-        judged = approved[0] if approved else resolved.gate_status.digest
-        folder = self.cache.fetch(resolved.source, identity, judged)
+        folder = self.cache.fetch(resolved.source, identity, approved[0] if approved else "")
         self.cache.prune()
         if approved and folder.name not in approved:
             message = (
-                f"its files differ from the files that were approved (sha256 {folder.name[:12]}, "
-                f"approved {approved[0][:12]}); restore the approved files, or request the "
-                f"promotion of {resolved.name} version {resolved.version} again"
+                "its files differ from the files that were judged or approved (sha256 "
+                f"{folder.name[:12]}, expected {approved[0][:12]}); restore those files, or run "
+                f"`onnxserve gate {resolved.source}` and request its promotion again"
             )
             self._refuse(subject, required, GateRefused(message))
         if signature is not None:

@@ -524,6 +524,8 @@ class VersionResolver:
         served = model.version and (model.version.original or model.version)
         is_served = served is not None and served.folder == fetched.folder
         status = target.gate_status.on_files(fetched.digest)
+        if fetched.unjudged:
+            status = GateStatus(reason=fetched.unjudged)
         if ref.require and not is_served and not status.passed:
             # Poll regularly, because the gate may have a new verdict.
             model.next_poll = min(model.next_poll, self.polling.due_at(0))

@@ -1,32 +1,38 @@
 """The stores of MLflow's server in this process, and the files of versions and runs in
 them.
 
-A verdict covers the files of a version. All files of the version are read once, and
-again if a file name, a size or the MLmodel file changes, or for each decision if the
-policy requires approvals. The MLmodel file contains the digests of our flavor's files.
+A verdict covers the files of a version. All files of the version are read for each
+decision, because an editor may replace a file by another one of the same size and time.
+Only the search for changed files trusts the ETags of S3.
 """
 
 import hashlib
 import logging
+import posixpath
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlflow.environment_variables import MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.prompt.constants import IS_PROMPT_TAG_KEY
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
 from mlflow_deploy_plugin.core import mlflow_private
-from mlflow_deploy_plugin.core.errors import NotFound
+from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files, read_mlmodel
+from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, read_mlmodel
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.model_files import is_extra_file
-from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.ui.access import is_administrator, may_read
 
 if TYPE_CHECKING:
@@ -40,6 +46,14 @@ _log = logging.getLogger(__name__)
 _MODELS_AT_ONCE = 1000
 _RECORD_BYTES = 50_000_000
 """The maximum size of a file that this process reads for a record."""
+_READERS = 4
+_READING_SECONDS = 100
+"""The number of versions whose files this process reads at once, and the time after
+which a decision no longer waits for the files of a version. MLflow's clients wait for
+120 seconds.
+"""
+_CHUNK_BYTES = 2**20
+_readers = ThreadPoolExecutor(_READERS, "onnxserve-files")
 
 
 def registry() -> "Registry":
@@ -156,45 +170,91 @@ def _reading(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except OnnxserveError:
+        raise
     except Exception:  # noqa: BLE001 - It becomes an error of onnxserve.
         _log.exception("%s cannot be read", what)
         raise NotFound(f"{what} cannot be read (see the log of MLflow's server)") from None
 
 
-def files_digest(model: str, version: str, policy: GatePolicy | None) -> str:
-    """Return the digest of all files of a version. Raises NotFound if they cannot be
-    read.
+def files_digest(model: str, version: str) -> str:
+    """Return the digest of all files that a version has now. Raises NotFound if they
+    cannot be read, and RegistryUnavailable if this takes too long.
+    """
+    seconds = MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT.get() or _READING_SECONDS
+    sizes: dict[str, int] = {}
+    with _reading(f"version {version} of {model}"):
+        store, root = artifact_store(registry().get_model_version_download_uri(model, version))
+        deadline = time.monotonic() + seconds
+        reading = _readers.submit(
+            copy_context().run, _digest_of_files, store, root, sizes, deadline
+        )
+        try:
+            return reading.result(seconds)
+        except TimeoutError:
+            reading.cancel()
+    size = sum([*sizes.values()])
+    raise RegistryUnavailable(
+        f"MLflow's server did not read the files of version {version} of {model} ({size:,} bytes) "
+        f"within {seconds} seconds, with {_READERS} versions at once: try again, or set its "
+        "environment variable MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT to more seconds"
+    )
 
-    If the policy requires approvals, all files are read. Otherwise, files with the same
-    names and sizes and the same MLmodel file are read only once.
+
+def searched_digest(model: str, version: str) -> str:
+    """Return the digest of all files of a version for the search for changed files.
+    Files in S3 are read only if their ETags or times have changed. Raises the errors of
+    `files_digest`.
     """
     with _reading(f"version {version} of {model}"):
-        uri = registry().get_model_version_download_uri(model, version)
-        store, root = artifact_store(uri)
-        files = []
-        folders = [root]
-        while folders:
-            for entry in store.list_artifacts(folders.pop() or None):
-                if entry.is_dir:
-                    folders.append(entry.path)
-                elif not is_extra_file(Path(entry.path).relative_to(root)):
-                    files.append((entry.path, entry.file_size))
-        mlmodel = _sha256(store, f"{root}/{MLMODEL}".lstrip("/"))
-        read = (
-            _digest_of_files
-            if policy is None or policy.approvals is None
-            else _digest_of_files.__wrapped__
-        )
-        return read(uri, root, tuple(sorted(files)), mlmodel)
+        store, root = artifact_store(registry().get_model_version_download_uri(model, version))
+        if not isinstance(store, S3ArtifactRepository):
+            return files_digest(model, version)
+        bucket, folder = store.parse_s3_compliant_uri(store.artifact_uri)
+        pages = store._get_s3_client().get_paginator("list_objects_v2")
+        prefix = posixpath.join(folder, root, "")
+        # An ETag may be an MD5, which two files can share. Only S3 sets the time.
+        found = pages.paginate(Bucket=bucket, Prefix=prefix)
+        etags = map(tuple, found.search("Contents[].[Key, ETag, LastModified]"))
+        return _digest_by_etags(model, version, bucket, *etags)
 
 
-@lru_cache(maxsize=256)
-def _digest_of_files(uri: str, root: str, files: tuple[tuple[str, int], ...], _mlmodel: str) -> str:
-    """Return the digest of `files` (with sizes) in `root` of the artifact store.
-    `_mlmodel` is a cache key.
+@lru_cache(maxsize=4096)
+def _digest_by_etags(model: str, version: str, *_etags: object) -> str:
+    return files_digest(model, version)
+
+
+def _digest_of_files(
+    store: "ArtifactRepository", root: str, sizes: dict[str, int], deadline: float
+) -> str:
+    """Return the digest of the files in `root` of the artifact store, whose sizes are
+    added to `sizes`. Raises TimeoutError after the `deadline`.
     """
-    store, _ = artifact_store(uri)
-    return combine_hashes({Path(path).relative_to(root): _sha256(store, path) for path, _ in files})
+    folders = [root]
+    while folders:
+        for entry in store.list_artifacts(folders.pop() or None):
+            if entry.is_dir:
+                folders.append(entry.path)
+            elif not is_extra_file(Path(entry.path).relative_to(root)):
+                sizes[entry.path] = entry.file_size
+    hashes = {}
+    for path in sizes:
+        with tempfile.TemporaryDirectory(prefix="onnxserve-guard-") as folder:
+            # A local file is read in its place.
+            copies_to = None if isinstance(store, LocalArtifactRepository) else folder
+            file = Path(store.download_artifacts(path, copies_to))
+            if not file.is_file():  # A pipe would have no end.
+                raise FileNotFoundError(path)
+            digest = hashlib.sha256()
+            with file.open("rb") as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+            hashes[Path(path).relative_to(root)] = digest.hexdigest()
+    if Path(MLMODEL) not in hashes:
+        raise FileNotFoundError(MLMODEL)
+    return combine_hashes(hashes)
 
 
 def artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
@@ -208,9 +268,3 @@ def artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
         mlflow_private._get_artifact_repo_mlflow_artifacts(),
         mlflow_private._get_workspace_scoped_repo_path_if_enabled(folder),
     )
-
-
-def _sha256(store: "ArtifactRepository", path: str) -> str:
-    with tempfile.TemporaryDirectory(prefix="onnxserve-guard-") as folder:
-        store.download_artifacts(path, folder)
-        return next(iter(hash_files(Path(folder)).values()))

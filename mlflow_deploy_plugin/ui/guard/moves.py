@@ -198,14 +198,14 @@ class Move:
             return self._decide_by_gate(policy)
         if policy is None or policy.approvals is None or self.place.stage in UNSERVED_STAGES:
             return self._accepted()
-        files, _ = self._read_files(policy)
+        files, _ = self._read_files()
         return self._accepted(detail=self._detail(files))
 
     def _decide_by_gate(self, policy: GatePolicy) -> RegistryChange:
         """Accept files with a verdict and approvals, a version that is already there,
         and the return of a version with the files that were served; refuse the rest.
         """
-        files, unreadable = self._read_files(policy)
+        files, unreadable = self._read_files()
         events = self.trail.store().counted_events(self.model.name, MOVES)
         status = gate_status(events, self.version, policy)
         is_there = self.holder == self.change.version
@@ -252,12 +252,12 @@ class Move:
             refusal = f"{self._subject} may not return to {self.place}: {changed}. {self._remedy}"
         return self.change.with_refusal(refusal)
 
-    def _read_files(self, policy: GatePolicy) -> tuple[str, str]:
+    def _read_files(self) -> tuple[str, str]:
         """Return the digest of the version's files, or the reason why they cannot be
         read; the other text is empty.
         """
         try:
-            return files_digest(self.model.name, self.change.version, policy), ""
+            return files_digest(self.model.name, self.change.version), ""
         except NotFound as error:
             return "", error.message
 
@@ -285,12 +285,10 @@ class Move:
         return replace(self.change, is_served_again=is_served_again, **fields)
 
 
-def gate_status(
-    events: Sequence[AuditEvent], version: "ModelVersion", policy: GatePolicy
-) -> GateStatus:
-    """Return the verdict on the version by the policy, from the counted events
-    `MOVES` of its model. The tags of the version are not read, because MLflow's
-    database has other writers.
+def last_verdict(events: Sequence[AuditEvent], version: "ModelVersion") -> AuditEvent | None:
+    """Return the last verdict on the version from the counted events `MOVES` of its
+    model. The tags of the version are not read, because MLflow's database has other
+    writers, and MLflow copies them to a copy in another model.
 
     Events of another version of the same number, which was created at another time, and
     verdicts before a fault of the trail do not count. The registration of a version is
@@ -306,6 +304,14 @@ def gate_status(
             continue
         if event.detail.get("tagged"):
             verdict = event
+    return verdict
+
+
+def gate_status(
+    events: Sequence[AuditEvent], version: "ModelVersion", policy: GatePolicy
+) -> GateStatus:
+    """Return the verdict on the version (`last_verdict`) by the policy."""
+    verdict = last_verdict(events, version)
     if verdict is None:
         command = f"onnxserve gate models:/{version.name}/{version.version}"
         return GateStatus(reason=f"the audit trail has no verdict on it; run `{command}`")
@@ -358,7 +364,7 @@ def uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "Mo
     if below is None or int(below.version) > int(version.version):
         return ""
     try:
-        files = files_digest(below.name, str(below.version), policy)
+        files = files_digest(below.name, str(below.version))
         events = trail.store().counted_events(model.name, MOVES)
         if policy.approvals is None:
             is_right = gate_status(events, below, policy).on_files(files).passed
@@ -412,7 +418,7 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
         raise InvalidConfig(
             f"model {model} has no gate policy (tag {GATE_POLICY_TAG}), so it needs no approvals"
         )
-    return policy, subject_of(entry, place, files_digest(model, str(entry.version), policy), policy)
+    return policy, subject_of(entry, place, files_digest(model, str(entry.version)), policy)
 
 
 def adopted_entries(trail: AuditTrail, model: "RegisteredModel", policy: GatePolicy) -> list[Json]:
@@ -431,6 +437,6 @@ def adopted_entries(trail: AuditTrail, model: "RegisteredModel", policy: GatePol
             if stay_of(events, version, place).files:
                 continue
             with suppress(NotFound):
-                entry = served_entry(version, place, files_digest(model.name, version, policy))
+                entry = served_entry(version, place, files_digest(model.name, version))
                 adopted.append(entry | {REPLACED: version != number})
     return adopted

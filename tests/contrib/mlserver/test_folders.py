@@ -9,7 +9,7 @@ import requests
 
 from mlflow_deploy_plugin.cli.serve import _endpoints_of
 from mlflow_deploy_plugin.contrib.mlserver.folders import MLSERVER
-from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import read_mlmodel
 from mlflow_deploy_plugin.core.statedir.files import WANTED, read_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted
@@ -164,6 +164,21 @@ def test_mlflow_folder_with_settings_keeps_them(tmp_path):
             "parameters": {"content_type": "pd"},
         },
     }
+
+
+def test_same_size_mlflow_folder_has_another_identity(tmp_path):
+    folder = mlserver.settings(tmp_path / "m", implementation="mlserver_mlflow.MLflowRuntime")
+    identities = set()
+    for content in ("flavors: {a: {}}", "flavors: {b: {}}"):
+        (folder / "MLmodel").write_text(content)
+        os.utime(folder / "MLmodel", ns=(1, 1))
+        identities.add(read(folder).identify())
+    assert len(identities) == 2
+    model = read(folder)
+    model.identify()
+    (folder / "MLmodel").write_text("flavors: {c: {}}")
+    with refused(OnnxserveError, "changed"):
+        model.adopt(tmp_path / "adopted")
 
 
 @pytest.mark.parametrize(

@@ -68,11 +68,15 @@ def test_files_other_than_judged_are_refused(case, follower, uri):
     check_is_served(case, follower, "2")
 
 
-def test_unjudged_files_are_served_without_a_requirement(case):
-    case.world.gates["1"] = "passed"
-    case.world.judged["1"] = "others"
-    assert case.serving("1").round().error == ""
+def test_verdict_without_its_event_is_refused(case, follower):
+    case.world.gates["2"] = "passed"
+    case.world.unjudged["2"] = "the audit trail has no verdict; run `onnxserve gate`"
+    case.require_gate(STAGE)
+    case.move("2")
+    assert mentions(follower.round().error, "version 2", "`onnxserve gate`", "gate=passed")
     assert case.versions == {"v1": "1"}
+    case.spec(STAGE)
+    check_is_served(case, follower, "2")
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
