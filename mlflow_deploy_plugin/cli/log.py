@@ -371,18 +371,21 @@ def erase(name: str, where: str, dry_run: bool) -> None:
     from mlflow_deploy_plugin.serve.inference_log.erasure import Erasure, forms_of
     from mlflow_deploy_plugin.serve.inference_log.stats import agent_counts
     from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY
+    from mlflow_deploy_plugin.watch.observed.reading import empty_inbox
 
     column, _, value = where.partition("=")
     opened = open_user_log()
     with opened_store() as store:
-        capture = store.require_endpoint(name).spec.capture
+        endpoint = store.require_endpoint(name)
+        capture = endpoint.spec.capture
         if column not in capture.keys or not value:
             keys = ", ".join(capture.keys) or "empty"
             raise InvalidConfig(
                 f"--where must be COLUMN=VALUE with a column of capture.keys, which is {keys}"
             )
         require_deletable(store, name, timedelta())
-        mask_key = load_settings().state_dir(name) / MASK_KEY
+        settings = load_settings()
+        mask_key = settings.state_dir(name) / MASK_KEY
         values = forms_of(column, value, mask_key, column in capture.mask)
         account = agent_counts(opened, name)
         done = Erasure(opened, name, column, values)
@@ -391,7 +394,9 @@ def erase(name: str, where: str, dry_run: bool) -> None:
             click.echo(f"{name}: {done.rows:,} rows and {done.labels:,} labels would be erased")
             warn_of_unreadable(opened)
             return
+        unread = ""
         try:
+            unread = empty_inbox(settings, store, endpoint)
             done.run()
         finally:
             detail = {"column": column, "rows": done.rows, "labels": done.labels}
@@ -404,6 +409,8 @@ def erase(name: str, where: str, dry_run: bool) -> None:
         for sink, spec in capture.sinks.items()
         if (why := post_erased(name, spec, column, told))
     ]
+    if unread:
+        refusals.append(f"the pushed events cannot be read: {unread}")
     if not opened.unreadable:
         lines.append(f"no row with {column}=… is left in {opened.location.shown}")
     if account is not None:

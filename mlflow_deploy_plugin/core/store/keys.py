@@ -141,9 +141,10 @@ class ApiKeys:
             ApiKey,
         )
 
-    def valid(self) -> list[ApiKey]:
+    def valid(self, **columns: str) -> list[ApiKey]:
+        """Return the valid keys, or those with these values. `digest` has an index."""
         unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > self.store.now())
-        query = select(ApiKeyRow).filter_by(revoked_at=None).where(unexpired)
+        query = select(ApiKeyRow).filter_by(revoked_at=None, **columns).where(unexpired)
         return self.store.read(query.order_by(ApiKeyRow.name), ApiKey)
 
     def valid_entries(self) -> ValidKeys:
