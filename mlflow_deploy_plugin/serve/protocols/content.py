@@ -77,12 +77,12 @@ def media_name(content_type: str | None) -> str:
     return ""
 
 
-def load_json(body: bytes, subject: str = "the body is ") -> Any:
+def load_json(body: bytes, subject: str = "the body is ", takes_nan: bool = True) -> Any:
     """Return the document in `body`. orjson bounds the depth to 1,024 levels. Error
     messages begin with `subject`.
 
-    NaN and Infinity are accepted, because MLflow's clients and examples write them, and
-    so is a byte order mark. Raises MemoryError, and InvalidRequest if the body is not
+    NaN and Infinity are accepted by default, because MLflow's clients and examples
+    write them, and so is a byte order mark. Raises MemoryError, and InvalidRequest if the body is not
     JSON or has more than `MOST_CONTAINERS` arrays and objects.
     """
     if not body:
@@ -95,7 +95,7 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
         if error.msg.startswith("Not enough memory"):
             raise MemoryError from None
         refusal = InvalidRequest(f"{subject}not valid JSON: {error}")
-    if b"NaN" not in body and b"Infinity" not in body:
+    if not takes_nan or (b"NaN" not in body and b"Infinity" not in body):
         raise refusal
     try:
         document = json.loads(body, parse_int=_parse_int)
