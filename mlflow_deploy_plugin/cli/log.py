@@ -384,8 +384,7 @@ def erase(name: str, where: str, dry_run: bool) -> None:
                 f"--where must be COLUMN=VALUE with a column of capture.keys, which is {keys}"
             )
         require_deletable(store, name, timedelta())
-        settings = load_settings()
-        mask_key = settings.state_dir(name) / MASK_KEY
+        mask_key = load_settings().state_dir(name) / MASK_KEY
         values = forms_of(column, value, mask_key, column in capture.mask)
         account = agent_counts(opened, name)
         done = Erasure(opened, name, column, values)
@@ -394,9 +393,8 @@ def erase(name: str, where: str, dry_run: bool) -> None:
             click.echo(f"{name}: {done.rows:,} rows and {done.labels:,} labels would be erased")
             warn_of_unreadable(opened)
             return
-        unread = ""
         try:
-            unread = empty_inbox(settings, store, endpoint)
+            unread = empty_inbox(load_settings(), store, endpoint)
             done.run()
         finally:
             detail = {"column": column, "rows": done.rows, "labels": done.labels}

@@ -81,9 +81,10 @@ def load_json(body: bytes, subject: str = "the body is ", takes_nan: bool = True
     """Return the document in `body`. orjson bounds the depth to 1,024 levels. Error
     messages begin with `subject`.
 
-    NaN and Infinity are accepted by default, because MLflow's clients and examples
-    write them, and so is a byte order mark. Raises MemoryError, and InvalidRequest if the body is not
-    JSON or has more than `MOST_CONTAINERS` arrays and objects.
+    NaN and Infinity are accepted unless `takes_nan` is False, because MLflow's clients
+    and examples write them, and so is a byte order mark. Raises MemoryError, and
+    InvalidRequest if the body is not JSON or has more than `MOST_CONTAINERS` arrays and
+    objects.
     """
     if not body:
         raise InvalidRequest(f"{subject}empty; a JSON document is expected")
