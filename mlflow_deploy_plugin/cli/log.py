@@ -371,11 +371,13 @@ def erase(name: str, where: str, dry_run: bool) -> None:
     from mlflow_deploy_plugin.serve.inference_log.erasure import Erasure, forms_of
     from mlflow_deploy_plugin.serve.inference_log.stats import agent_counts
     from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY
+    from mlflow_deploy_plugin.watch.observed.reading import empty_inbox
 
     column, _, value = where.partition("=")
     opened = open_user_log()
     with opened_store() as store:
-        capture = store.require_endpoint(name).spec.capture
+        endpoint = store.require_endpoint(name)
+        capture = endpoint.spec.capture
         if column not in capture.keys or not value:
             keys = ", ".join(capture.keys) or "empty"
             raise InvalidConfig(
@@ -392,6 +394,7 @@ def erase(name: str, where: str, dry_run: bool) -> None:
             warn_of_unreadable(opened)
             return
         try:
+            unread = empty_inbox(load_settings(), store, endpoint)
             done.run()
         finally:
             detail = {"column": column, "rows": done.rows, "labels": done.labels}
@@ -404,6 +407,8 @@ def erase(name: str, where: str, dry_run: bool) -> None:
         for sink, spec in capture.sinks.items()
         if (why := post_erased(name, spec, column, told))
     ]
+    if unread:
+        refusals.append(f"the pushed events cannot be read: {unread}")
     if not opened.unreadable:
         lines.append(f"no row with {column}=… is left in {opened.location.shown}")
     if account is not None:

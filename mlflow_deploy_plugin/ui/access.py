@@ -258,7 +258,7 @@ def read_own_json() -> Any:
     require_own_site()
     if not request.is_json:
         return None
-    document = load_json(request.get_data())
+    document = load_json(request.get_data(), takes_nan=False)
     check_depth(document)  # The audit trail writes its events with Python's `json`.
     return document
 

@@ -5,22 +5,29 @@ Callers are machines with a key of the scope `observe`. The route is in front of
 other apps, so that no login, session or form token is needed. It answers 202 when all
 events of a request are stored; otherwise none of them is stored.
 
+A request without a valid key takes one look-up of the key, in threads that callers with
+a key do not need. The body is read after the look-up.
+
 - https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
 - https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
 - https://github.com/kserve/kserve/tree/master/pkg/logger: the types, and the common id
 - https://github.com/SeldonIO/seldon-core/tree/master/executor/logger: the `requestid`
 """
 
+import asyncio
 import hashlib
 import json
 import logging
+from base64 import b64decode
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import unquote
 
 from flask import Flask
-from pydantic import AwareDatetime, Base64Bytes, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.core.errors import (
     BodyTooLarge,
@@ -29,6 +36,7 @@ from mlflow_deploy_plugin.core.errors import (
     NotFound,
     OnnxserveError,
     StoreUnavailable,
+    TooManyRequests,
     Unauthenticated,
 )
 from mlflow_deploy_plugin.core.spec.document import field_problem
@@ -52,13 +60,28 @@ _log = logging.getLogger(__name__)
 MOST_BODY_BYTES = 4 * 1024**2
 _MOST_EVENTS = 1000
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+_CALLER_THREADS = 8
+_STRANGER_THREADS = 2
+_MOST_STRANGERS = 32
+_AGAIN_SECONDS = 1
 _Id = Annotated[str, Field(pattern="^[!-~]{1,200}$")]
 
 
-class _Event(BaseModel):
-    """An event; other attributes are ignored. In binary mode, `data` are the bytes of
-    the body. Seldon's request and response have the same `requestid`, but not the same
-    `id`.
+def _encode(value: object) -> bytes:
+    """Return the body in binary mode, or the JSON of a value that `load_json` has read.
+    Raises ValueError for NaN and Infinity, which `load_json` accepts.
+    """
+    return value if isinstance(value, bytes) else json.dumps(value, allow_nan=False).encode()
+
+
+_Json = Annotated[Any, AfterValidator(_encode)]
+_Base64 = Annotated[bytes, AfterValidator(partial(b64decode, validate=True))]
+
+
+class _Event(BaseModel, extra="allow"):
+    """An event; other attributes are not stored. In binary mode, `data` are the bytes
+    of the body. Seldon's request and response have the same `requestid`, but not the
+    same `id`.
     """
 
     specversion: Literal["1.0"]
@@ -68,8 +91,9 @@ class _Event(BaseModel):
     )
     requestid: _Id | None = None
     time: Annotated[AwareDatetime, Field(ge=EPOCH, le=_LATEST)] | None = None
-    data: Any = None
-    data_base64: Base64Bytes = b""
+    data: _Json = b"null"
+    data_base64: _Base64 = b""
+    __pydantic_extra__: dict[str, _Json]
 
 
 _EVENTS = TypeAdapter(Annotated[list[_Event], Field(max_length=_MOST_EVENTS)])
@@ -82,11 +106,14 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
     if isinstance(served, Flask):
         return
     # A WSGI server does not need Starlette.
-    from starlette.concurrency import run_in_threadpool
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
 
     base = f"{static_prefix()}/observed/"
+    callers = ThreadPoolExecutor(_CALLER_THREADS)
+    strangers = ThreadPoolExecutor(_STRANGER_THREADS)
+    waiting = set[asyncio.Future[Store]]()
+    known = set[str]()  # the digests of keys that have been valid
 
     def enclose(inner: "ASGIApp") -> "ASGIApp":
         async def enclosing(scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -97,18 +124,34 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
             headers = request.headers
             response = Response(status_code=202)
             name = scope["path"].removeprefix(base)
+            digest = ""
+            run = asyncio.get_running_loop().run_in_executor
             try:
+                digest = hashlib.sha256(sent_key(headers)).hexdigest()
+                is_known = digest in known
+                if len(waiting) >= _MOST_STRANGERS and not is_known:
+                    message = "many requests with unknown keys are waiting: repeat the request"
+                    raise TooManyRequests(message, _AGAIN_SECONDS)
+                threads = callers if is_known else strangers
+                look_up = run(threads, _open_inbox, trail, name, digest)
+                if not is_known:
+                    waiting.add(look_up)
+                    look_up.add_done_callback(waiting.discard)
+                store = await look_up
+                known.add(digest)
                 # The body of a caller without a key is not read. Its Content-Length may
                 # be wrong: h11 ignores it for a chunked body.
-                store = await run_in_threadpool(_open_inbox, trail, name, headers)
                 body = bytearray()
                 async for piece in request.stream():
                     body += piece
                     if len(body) > MOST_BODY_BYTES:
                         raise BodyTooLarge(f"a body has at most {MOST_BODY_BYTES} bytes")
-                await run_in_threadpool(_store_events, store, name, headers, bytes(body))
-            except OnnxserveError as failure:
-                error = failure
+                await run(callers, _store_events, store, name, headers, bytes(body))
+            except ClientDisconnect:
+                return
+            except OnnxserveError as error:
+                if isinstance(error, Unauthenticated):
+                    known.discard(digest)
                 # The reason has addresses, and is not the fault of the caller, who must
                 # try again.
                 if isinstance(error, InvalidConfig | StoreUnavailable):
@@ -123,13 +166,12 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
     served.add_middleware(enclose)
 
 
-def _open_inbox(trail: AuditTrail, name: str, headers: Mapping[str, str]) -> Store:
-    """Return the store of an endpoint to which the key of a request may push events.
-    `headers` have names in lower case.
+def _open_inbox(trail: AuditTrail, name: str, digest: str) -> Store:
+    """Return the store of an endpoint to which the key with a digest may push
+    events.
     """
     store = trail.store()
-    digest = hashlib.sha256(sent_key(headers)).hexdigest()
-    key = ApiKeys(store).valid_entries().keys.get(digest)
+    key = ApiKeys(store).find(digest)
     if key is None:
         raise Unauthenticated(UNKNOWN_KEY)
     require_scope(key, "observe", name)
@@ -140,12 +182,8 @@ def _open_inbox(trail: AuditTrail, name: str, headers: Mapping[str, str]) -> Sto
 
 
 def _store_events(store: Store, name: str, headers: Mapping[str, str], body: bytes) -> None:
-    add_events(store, name, _read_events(headers, body, store.now()))
-
-
-def _read_events(headers: Mapping[str, str], body: bytes, now: datetime) -> list[PushedEvent]:
-    """Return the events of a request in binary, structured or batched mode. Raises
-    InvalidRequest, with the number of the event.
+    """Store the events of a request in binary, structured or batched mode. Raises
+    InvalidRequest, with the number of the event, and the errors of `add_events`.
     """
     if media_name(headers.get("content-type")).startswith("application/cloudevents"):
         document = load_json(body)
@@ -162,12 +200,13 @@ def _read_events(headers: Mapping[str, str], body: bytes, now: datetime) -> list
         events = _EVENTS.validate_python(documents)
     except ValidationError as error:
         problem = field_problem(error, _Event.model_fields)
-        raise InvalidRequest(f"the events: {problem[:500]}") from None
+        raise InvalidRequest(
+            f"the events: {problem[:500]}; correct this event, and repeat the request"
+        ) from None
     pushed = []
     for event in events:
-        content = event.data
-        if not isinstance(content, bytes):
-            content = event.data_base64 or json.dumps(content).encode()
+        identity = event.requestid or event.id
         part = event.type.rpartition(".")[2]
-        pushed.append(PushedEvent(event.requestid or event.id, part, event.time or now, content))
-    return pushed
+        content = event.data_base64 or event.data
+        pushed.append(PushedEvent(identity, part, event.time or store.now(), content))
+    add_events(store, name, pushed)

@@ -1,6 +1,7 @@
 """`onnxserve log erase`. tests/serve/inference_log/test_erasure.py tests the files."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pyarrow.parquet as pq
@@ -8,11 +9,14 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.spec.document import new_endpoint
+from mlflow_deploy_plugin.core.spec.document import apply_config, empty_endpoint, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, SinkSpec
+from mlflow_deploy_plugin.core.store import inbox
+from mlflow_deploy_plugin.core.store.inbox import PushedEvent
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask
+from mlflow_deploy_plugin.watch.observed import reading
 from tests.support.commands import done, onnxserve, said, told
 from tests.support.deployments import empty_home
 from tests.support.inference_log import LogWriter
@@ -23,6 +27,8 @@ from tests.support.waiting import wait_until
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 ERASE = "log erase flights --where"
+PUSHED = {"observe.source": "push:", "observe.format": "kserve", "capture.keys": "customer"}
+ANSWER = PushedEvent("a", "response", DAY, b'{"predictions": [0.5, 0.25]}')
 
 
 @pytest.fixture
@@ -68,6 +74,41 @@ def test_erasure_is_proven_and_audited(endpoint, tmp_path):
     )
     assert "@" in event.actor
     assert mentions(done(f"{ERASE} customer=7"), "0 rows")
+
+
+@pytest.fixture
+def pushed(new_home, tmp_path, monkeypatch):
+    """A store with an answered and an unanswered request of two customers each."""
+    monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
+    request = replace(ANSWER, part="request", body=b'{"instances": [{"customer": 7}, {}]}')
+    with own_store() as store:
+        store.add_endpoint("onnxserve:/observed", apply_config(empty_endpoint("flights"), PUSHED))
+        inbox.add_events(store, "flights", [request, ANSWER, replace(request, id="late")])
+        yield store
+
+
+def test_person_is_erased_from_the_inbox(pushed):
+    assert mentions(done(f"{ERASE} customer=7"), "1 rows")
+
+    inbox.add_events(pushed, "flights", [replace(ANSWER, id="late")])
+    done("observe flights")
+    assert told("log stats flights")["rows"] == 1
+
+
+def test_erasure_waits_for_a_reading_of_the_inbox(pushed, monkeypatch):
+    monkeypatch.setattr(reading, "_TAKEN_OVER_SECONDS", 0)
+    with reading.reading_lease(pushed, "flights"):
+        assert mentions(said(onnxserve(f"{ERASE} customer=7")), "repeat the command")
+
+
+def test_inbox_that_cannot_be_read_is_not_erased(pushed):
+    spec = pushed.require_endpoint("flights").spec
+    pushed.replace_spec(apply_config(spec, {"observe.format": "none"}))
+
+    result = onnxserve(f"{ERASE} customer=7")
+
+    assert result.exit_code == 1
+    assert mentions(result.stdout, "pushed", "'none'")
 
 
 @pytest.mark.parametrize("where", ["carrier=UA", "customer=", "customer"])

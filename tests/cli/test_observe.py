@@ -2,16 +2,21 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
+from mlflow.deployments.cli import commands
 
 from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.spec.document import add_variant
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.commands import done, onnxserve, said, told
 from tests.support.deployments import empty_home
 from tests.support.refusals import mentions
+from tests.support.stores import own_store
 from tests.support.tracking import tracking_at
 
 ROLES = "--column id=rid,time=ts,prediction=score"
@@ -138,6 +143,43 @@ def test_served_endpoint_is_neither_observed_nor_changed(source, options):
     assert mentions(said(result), "churn")
     spec = open_store(load_settings().store_url).require_endpoint("churn").spec
     assert spec.capture.fraction == 1
+
+
+MLFLOW = "-t onnxserve:/observed -m {model} --name"
+
+
+@pytest.mark.parametrize(
+    ("command", "variants"),
+    [
+        (f"create {MLFLOW} c --endpoint churn", 1),
+        ("rollout start churn --to {model} --wait", 1),
+        (f"create {MLFLOW} c --endpoint churn", 2),
+        (f"update {MLFLOW} b", 2),
+        ("observe churn", 2),
+        ("endpoint update churn -C observe.every=1h", 2),
+        ("endpoint traffic churn churn=50 b=50", 2),
+        ("rollout start churn --to {model} --wait", 2),
+    ],
+)
+def test_second_variant_of_an_observed_endpoint_is_refused(source, model, command, variants):
+    """Earlier builds stored a second variant, and gave rows its version."""
+    observed(f"--model {model} --from {source}", ROLES)
+    write(source, "b", 10, 15)
+    with own_store() as store:
+        one = store.require_endpoint("churn").spec
+        kept = one if variants == 1 else add_variant(one, "b", model)
+        store.replace_spec(kept)
+
+        is_of_mlflow = command.startswith(("create", "update"))
+        run = partial(CliRunner().invoke, commands) if is_of_mlflow else onnxserve
+        result = run(command.format(model=model))
+
+        assert mentions(said(result), "churn", "server" if "rollout" in command else "observed")
+        assert store.require_endpoint("churn").spec == kept
+        assert told("log stats churn")["rows"] == 10
+        if variants == 2:
+            done("delete b --endpoint churn")
+        assert observed()["rows"] == 15
 
 
 @pytest.mark.parametrize("command", ["stop churn", "start churn", "logs churn"])

@@ -1,17 +1,23 @@
 """Events that machines push to MLflow's server for an observed endpoint."""
 
 import asyncio
+import hashlib
 import json
+import math
+import threading
 from base64 import b64encode
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 import requests
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Engine
+from sqlalchemy import event as sqlalchemy_event
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store import inbox
@@ -171,12 +177,17 @@ def test_other_site_cannot_push_observed_events(client):
         (BATCH, "[" * 600 + "]" * 600, 400, "500"),
         (BATCH, json.dumps([event(), event(id=7)]), 400, "1.id"),
         (BATCH, json.dumps([event(), event(data_base64="a")]), 400, "1.data_base64"),
+        (BATCH, json.dumps([event(), event(data_base64="YQ==!")]), 400, "1.data_base64"),
+        (BATCH, json.dumps([event(), event(data={"a": [1, math.nan]})]), 400, "1.data"),
+        (STRUCTURED, json.dumps(event(data=-math.inf)), 400, "0.data"),
+        (STRUCTURED, json.dumps(event(x="NaN")).replace("}", ', "data": 1e999}'), 400, "0.data"),
+        (BATCH, json.dumps([event(), event(x=math.inf)]), 400, "1.x"),
         (BATCH, json.dumps([event()] * 1001), 400, "1000"),
         (binary(), LARGE, 413, f"{MOST_BODY_BYTES}"),
         # uvicorn with h11 passes on both this header and a chunked body.
         (binary() | {"Content-Length": "5"}, LARGE, 413, f"{MOST_BODY_BYTES}"),
     ],
-    ids=range(16),
+    ids=range(21),
 )
 def test_invalid_observed_events_are_refused(
     push, exchanges, mlflow_app, headers, body, status, named
@@ -201,6 +212,55 @@ def test_body_without_a_key_is_not_read(client):
     asyncio.run(client.app(scope, receive, send))
 
     assert sent[0]["status"] == 401
+
+
+@pytest.fixture
+def queries(keys):
+    """The queries of the store. Those for the unknown key wait for the event."""
+    ran = []
+    goes_on = threading.Event()
+    unknown = hashlib.sha256(keys["unknown"].encode()).hexdigest()
+
+    def note(connection, cursor, query, parameters, *others):
+        ran.append((query, parameters))
+        if unknown in parameters:
+            goes_on.wait(20)
+
+    sqlalchemy_event.listen(Engine, "before_cursor_execute", note)
+    yield ran, goes_on
+    sqlalchemy_event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_one_indexed_query_runs_before_the_key(push, queries, mlflow_app):
+    ran, goes_on = queries
+    goes_on.set()
+    assert push({}, key="unknown").status_code == 401
+
+    _, (query, parameters) = ran  # after BEGIN
+    with mlflow_app.store.reading() as session:
+        plan = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", parameters)
+        assert [row.detail.split(" (")[1] for row in plan] == ["digest=?)"]
+
+
+def test_requests_before_the_key_delay_no_caller(client, push, keys, exchanges, queries):
+    """The queries for the unknown keys end after the caller has its answer."""
+    assert push(binary()).status_code == 202
+
+    async def statuses():
+        app = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=app, base_url="http://server") as asking:
+
+            def ask(key):
+                headers = binary() | {"Authorization": f"Bearer {keys[key]}"}
+                return asyncio.create_task(asking.post(PATH, content=ASKED, headers=headers))
+
+            strangers = [ask("unknown") for _ in range(60)]
+            called = await ask("kserve")
+            queries[1].set()
+            answers = [called, *await asyncio.gather(*strangers)]
+            return [answer.status_code for answer in answers]
+
+    assert asyncio.run(statuses()) == [202, *[401] * 32, *[429] * 28]
 
 
 def test_full_observed_inbox_asks_to_wait(push, exchanges, monkeypatch):

@@ -107,6 +107,7 @@ def test_verdict_counts_after_same_size_repair(model):
         ("eva", {"policy_digest": "0" * 16}, 403, ["policy", "changed"]),
         ("eva", {"state": "approved"}, 400, ["not a verdict"]),
         ("eva", {"run_id": "https://elsewhere.example"}, 400, ["run_id"]),
+        ("eva", {"checks": {"parity": {"share": float("nan")}}}, 400, ["JSON", "column"]),
     ],
 )
 def test_unfit_verdict_is_refused(model, user, changed, status, named):

@@ -872,6 +872,18 @@ class EndpointSpec(SpecPart):
         sharing = sum(not each.has_own_rate for each in self.monitors.values())
         return _DEFAULT_BUDGET / max(sharing, 1)
 
+    def require_one_observed(self) -> None:
+        """Raise InvalidConfig if the endpoint is observed and has several variants. An
+        earlier build stored such specs, so they can be read.
+        """
+        if self.observe is not None and len(self.variants) > 1:
+            names = " and ".join(self.variants)
+            raise InvalidConfig(
+                f"endpoint {self.name!r} is observed: its source does not record which of {names} "
+                f"answered a row. `onnxserve delete NAME --endpoint {self.name}` removes a "
+                "deployment; observe another model as another endpoint"
+            )
+
     def monitor(self, name: str) -> MonitorSpec:
         """Return the monitor of this name, or raise NotFound."""
         if name not in self.monitors:

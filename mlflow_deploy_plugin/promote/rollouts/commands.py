@@ -137,6 +137,8 @@ def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: st
     GateRefused if the version may not answer so many requests without approvals.
     """
     spec = observed.endpoint.spec
+    if spec.observe is not None:
+        raise NotReady(f"{spec.name}: another server serves the model: roll the version out there")
     main = main_variant(spec)
     snapshot = take_snapshot(observed)
     before = snapshot.versions.get(main)

@@ -77,13 +77,14 @@ def media_name(content_type: str | None) -> str:
     return ""
 
 
-def load_json(body: bytes, subject: str = "the body is ") -> Any:
+def load_json(body: bytes, subject: str = "the body is ", takes_nan: bool = True) -> Any:
     """Return the document in `body`. orjson bounds the depth to 1,024 levels. Error
     messages begin with `subject`.
 
-    NaN and Infinity are accepted, because MLflow's clients and examples write them, and
-    so is a byte order mark. Raises MemoryError, and InvalidRequest if the body is not
-    JSON or has more than `MOST_CONTAINERS` arrays and objects.
+    NaN and Infinity are accepted unless `takes_nan` is False, because MLflow's clients
+    and examples write them, and so is a byte order mark. Raises MemoryError, and
+    InvalidRequest if the body is not JSON or has more than `MOST_CONTAINERS` arrays and
+    objects.
     """
     if not body:
         raise InvalidRequest(f"{subject}empty; a JSON document is expected")
@@ -95,7 +96,7 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
         if error.msg.startswith("Not enough memory"):
             raise MemoryError from None
         refusal = InvalidRequest(f"{subject}not valid JSON: {error}")
-    if b"NaN" not in body and b"Infinity" not in body:
+    if not takes_nan or (b"NaN" not in body and b"Infinity" not in body):
         raise refusal
     try:
         document = json.loads(body, parse_int=_parse_int)

@@ -501,6 +501,7 @@ class Deployments:
                 if refused is not None:
                     raise InvalidConfig(refused.reason)
             changed = change_spec(stored.spec)
+            changed.require_one_observed()
             if not stored.spec.requirements <= changed.requirements:
                 require_administrator(self.store, f"can remove a requirement of {endpoint}")
             self._endpoints.change(stored, changed, **audit)

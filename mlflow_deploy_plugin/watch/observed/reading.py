@@ -26,7 +26,9 @@ from mlflow_deploy_plugin.core.extensions import SOURCES, find_entry
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.spec.parts import PUSH
 from mlflow_deploy_plugin.core.spec.types import EPOCH, parse_time
+from mlflow_deploy_plugin.core.store import inbox
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper, held_lease
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
@@ -130,6 +132,20 @@ def reading_lease(store: Store, endpoint: str) -> AbstractContextManager[LeaseKe
     return held_lease(store, f"observe/{endpoint}", wait)
 
 
+def empty_inbox(settings: Settings, store: Store, endpoint: Endpoint) -> str:
+    """Wait for the end of a reading, and read the pushed events into the log. Those
+    that lack their other half have no rows yet, and are deleted. Return the reason if
+    events are left. Raises like `reading_lease`.
+    """
+    observe = endpoint.spec.observe
+    with reading_lease(store, endpoint.name):
+        if observe is None or observe.source != PUSH:
+            return ""
+        # The server's clock may be ahead of this machine's clock.
+        inbox.take_unanswered(store, endpoint.name, store.now() + timedelta(1))
+        return read_source(settings, endpoint).error
+
+
 def read_again(settings: Settings, endpoint: Endpoint) -> None:
     """Let the next reading begin at the start of the source. Rows that are in the log
     are left out.
@@ -161,9 +177,10 @@ class _Reading:
         self._clear()
 
     def open(self, store: Store, now: datetime) -> SourceReader:
-        """Return the reader of the source. Raises the errors of `resolve` and
-        `find_entry`.
+        """Return the reader of the source. Raises the errors of `resolve`,
+        `find_entry` and `require_one_observed`.
         """
+        self._endpoint.spec.require_one_observed()
         spec = self._spec
         name = self._endpoint.name
         folder = self._settings.state_dir(name)
