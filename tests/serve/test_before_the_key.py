@@ -13,7 +13,6 @@ import pytest
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.routes import list_routes
-from tests.serve.http.listener import play, worker_app
 from tests.support.handling import ROW, ask
 from tests.support.keys import write_keys
 from tests.support.servers import one_endpoint, opened

@@ -2,7 +2,7 @@
 `docs/server-settings.md`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 REQUEST_LINE_BYTES = 8190
 FIELD_BYTES = 8190
@@ -22,6 +22,13 @@ SLOWEST_BYTES_PER_SECOND = 1024
 MAX_UNSENT_BYTES = 256 * 1024 * 1024
 """The limit of unsent response bytes per worker; above this limit, the response that
 has waited longest is aborted.
+"""
+STRANGER_SECONDS = 10.0
+"""The limit of each wait for a client that has not sent a valid key."""
+HANDSHAKE_SECONDS = 5.0
+HANDSHAKES = 128
+"""The limits of the time and the number of TLS handshakes; an additional handshake
+replaces the oldest.
 """
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 * 1024 * 1024
@@ -47,3 +54,9 @@ class ConnectionLimits:
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS
     connections: int = MAX_CONNECTIONS
     body_bytes: int = 256 * 1024 * 1024
+
+    def of_strangers(self) -> "ConnectionLimits":
+        """Return the limits for a client that has not sent a valid key."""
+        request_seconds = min(self.request_seconds, STRANGER_SECONDS)
+        keep_alive_seconds = min(self.keep_alive_seconds, STRANGER_SECONDS)
+        return replace(self, request_seconds=request_seconds, keep_alive_seconds=keep_alive_seconds)
