@@ -116,7 +116,7 @@ async def _attack(host, port, number, seconds, is_tls, sent):
                 try:
                     begin(stranger)
                     writer.write(request)
-                    answer = asyncio.ensure_future(reader.read(12))
+                    answer = asyncio.ensure_future(reader.read(12 if request else -1))
                     while does_drip and not answer.done():
                         writer.write(b"a")
                         await asyncio.sleep(_DRIP_SECONDS)

@@ -49,10 +49,11 @@ _UNDERWAY_SECONDS = 1.0
 connection.
 """
 _IDLE_CANDIDATES = 16
-_HEAD_PIECES = 16
-"""The number of pieces of a head that are parsed when they arrive; later pieces are
-parsed together at each check of the deadline.
+_HEAD_PIECES = 8
+"""The number of pieces of a head that are read when they arrive; later pieces are read
+together every `_DRIP_SECONDS`.
 """
+_DRIP_SECONDS = 1.0
 _KNOWN_BYTES = 2048
 """The longest head that a connection remembers, because the next request usually has
 the same head. The cache of `parser.read_head` alone would make a small prediction 8 %
@@ -106,6 +107,7 @@ class HttpConnection(asyncio.Protocol):
         self._buffered_bytes = 0  # the body's share of `WorkerApp.buffered_bytes`
         self._discarded_bytes = 0
         self._head_pieces = 0
+        self._checked_bytes = 0  # of an incomplete head
         self._phase = _NEW
         self._is_blocked = False  # The client does not read the response.
         self._is_paused = False  # Reading is paused.
@@ -255,8 +257,6 @@ class HttpConnection(asyncio.Protocol):
         waits for the model, receives a new deadline.
         """
         if now < self._deadline:
-            if self._is_paused and self._phase is _RECEIVING and not self._is_blocked:
-                self._resume_reading()  # The head drips.
             return
         if unsent := self._transport.get_write_buffer_size():
             if unsent >= self._unsent_bytes:
@@ -384,13 +384,16 @@ class HttpConnection(asyncio.Protocol):
         """
         try:
             if self._head is None:
-                self._head, self._buffer = parser.parse_head(self._buffer)
+                self._head, self._buffer = parser.parse_head(self._buffer, self._checked_bytes)
+                self._checked_bytes = 0
                 if self._head is None and self._buffer != parser.EMPTY_LINE:
                     self._begin()
+                    self._checked_bytes = len(self._buffer)
                     self._head_pieces += 1
                     if self._head_pieces > _HEAD_PIECES and not self._is_paused:
                         self._is_paused = True
                         self._transport.pause_reading()
+                        self._loop.call_later(_DRIP_SECONDS, self._resume_reading)
             head = self._head
             body = self._body
             if head is not None and body is None:
@@ -647,7 +650,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def _resume_reading(self) -> None:
-        if self._is_paused:
+        if self._is_paused and not self._transport.is_closing():
             self._is_paused = False
             self._transport.resume_reading()
 
