@@ -19,7 +19,7 @@ SIZES = {
     "wrong key": 100,
     "gzip": 16_000_000,
     "unfinished body": 1_000_000,
-    "dripping head": 100_000,
+    "dripping head": 50_000,
     "silent": 0,
 }
 """The bytes of a body (decompressed), or of a head before it drips, by way."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 REQUEST_LINE_BYTES = 8190
 FIELD_BYTES = 8190
 FIELDS = 100
-HEAD_BYTES = 128 * 1024
+HEAD_BYTES = 64 * 1024
 """The limit in bytes of all header fields together; each field also has its own limit.
 """
 CHUNK_LINE_BYTES = 1024
@@ -31,6 +31,7 @@ HANDSHAKES = 128
 replaces the oldest.
 """
 LINGER_SECONDS = 5.0
+LINGERING_STRANGERS = 32
 LINGER_BYTES = 64 * 1024 * 1024
 """The limits for discarding the bytes that a client still sends before its connection
 is closed.

@@ -193,6 +193,9 @@ class HttpConnection(asyncio.Protocol):
         """
         self._connections.discard(self)
         self._app.blocked_connections.pop(self, None)
+        self._app.lingering_strangers.pop(self, None)
+        # Without this cycle, the buffers of TLS are freed now.
+        del self._write_bytes
         if self._exchange is not None:
             self._exchange.resume_sending(is_gone=True)
         if self._phase is not _ANSWERING:
@@ -765,6 +768,11 @@ class HttpConnection(asyncio.Protocol):
         self._head = None
         self._body = None
         self._deadline = self._app.now + request_limits.LINGER_SECONDS
+        if not self._is_caller:
+            lingering = self._app.lingering_strangers
+            lingering[self] = None
+            if len(lingering) > request_limits.LINGERING_STRANGERS:
+                next(iter(lingering))._transport.abort()
         self._resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
