@@ -20,9 +20,9 @@ from mlflow_deploy_plugin.serve.observability.gauges import (
 
 _HEAD_SECONDS = 3.0
 _MOST_SECONDS = 10.0
-_MOST_CONNECTIONS = 32
+_MOST_CONNECTIONS = 256
 """The limits of the time and the number of connections. Prometheus waits for 10 s by
-default.
+default. The loop accepts 100 connections at once, before it reads their requests.
 """
 
 
