@@ -146,8 +146,11 @@ class HttpConnection(asyncio.Protocol):
         if len(self._connections) > self._limits.connections:
             self._app.server.metrics.count_refused("connections")
             if not self._evict_idle_connection():
-                message = "this worker has reached its limit of connections; retry in a moment"
-                self._refuse(NotReady(message, 1))
+                self._refuse(
+                    NotReady(
+                        "this worker has reached its limit of connections; retry in a moment", 1
+                    ),
+                )
 
     def data_received(self, data: bytes) -> None:
         """Answer a complete request at once; otherwise buffer the bytes, and continue
