@@ -45,6 +45,7 @@ def strangers(
         command, cwd=root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
+            assert process.stdout is not None
             process.stdout.readline()
             yield counted
         finally:
