@@ -107,6 +107,7 @@ def open_server(state_dir: Path) -> Server:
     # Any API key may have its own limit.
     if settings.redis_url and (spec.rate_limit is not None or spec.takes_keys):
         redis = RedisRates(settings.redis_url, metrics.count_redis_failure)
+    auth = Authenticator(state_dir, spec, metrics.count_key, metrics.count_refused)
     server = Server(
         dataplane=DataPlane(
             repository,
@@ -129,9 +130,13 @@ def open_server(state_dir: Path) -> Server:
         model_control=ModelControl(state_dir, spec.model_control_mode, controls),
         spec=spec,
         explainer=ExplainerClient(float(spec.request_timeout_seconds), controls),
-        auth=Authenticator(state_dir, spec, metrics.count_key),
+        auth=auth,
         recent=recent,
-        observer=Observer(open_tracer(), settings.log_fraction if settings.log_requests else None),
+        observer=Observer(
+            open_tracer(),
+            settings.log_fraction if settings.log_requests else None,
+            auth.is_stranger,
+        ),
         limits=RequestLimits(
             spec.max_concurrent_requests,
             spec.rate_limit or "",

@@ -76,14 +76,15 @@ def gunicorn_command(
     """
     worker, application = _WORKERS[server.worker_class]
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ports = 1 if server.grpc_port is None else 2
     options = {
         "--config": f"python:{__name__}",
         "--workers": server.workers,
         "--worker-class": worker,
         "--threads": server.threads,
-        # At this limit, new clients replace idle clients. The spool and the models need
-        # the remaining descriptors.
-        "--worker-connections": min(request_limits.MAX_CONNECTIONS, most_files * 3 // 4),
+        # The share of each port. The spool and the models need the remaining
+        # descriptors.
+        "--worker-connections": min(request_limits.MAX_CONNECTIONS, most_files * 3 // 4 // ports),
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
         "--keep-alive": request_limits.KEEP_ALIVE_SECONDS,
@@ -194,7 +195,7 @@ def post_worker_init(worker: "Worker") -> None:
         # Imported here, because gRPC is optional.
         from mlflow_deploy_plugin.serve.grpc.grpc_server import GrpcServer
 
-        worker.grpc = GrpcServer(server)
+        worker.grpc = GrpcServer(server, worker.cfg.worker_connections)
 
 
 def worker_exit(arbiter: "Arbiter", worker: "Worker") -> None:

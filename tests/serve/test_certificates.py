@@ -162,7 +162,7 @@ def test_grpc_requires_and_reloads_certificates(serve_here, bias_folders, ours, 
     server = serve_here(one_endpoint(bias_folders["1"]), settings)
     port = free_port()
     spec = ServerSpec.model_validate({"host": "localhost", "grpc_port": port, **settings})
-    listener = GrpcServer(replace(server, spec=spec))
+    listener = GrpcServer(replace(server, spec=spec), 100)
     assert served_by_grpc(port, ours, "shop") == ["e"]
     with pytest.raises(grpc.RpcError) as refused:
         served_by_grpc(port, ours)

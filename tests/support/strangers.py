@@ -19,7 +19,7 @@ SIZES = {
     "wrong key": 100,
     "gzip": 16_000_000,
     "unfinished body": 1_000_000,
-    "dripping head": 100_000,
+    "dripping head": 50_000,
     "silent": 0,
 }
 """The bytes of a body (decompressed), or of a head before it drips, by way."""
@@ -45,6 +45,7 @@ def strangers(
         command, cwd=root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
+            assert process.stdout is not None
             process.stdout.readline()
             yield counted
         finally:
@@ -116,7 +117,7 @@ async def _attack(host, port, number, seconds, is_tls, sent):
                 try:
                     begin(stranger)
                     writer.write(request)
-                    answer = asyncio.ensure_future(reader.read(12))
+                    answer = asyncio.ensure_future(reader.read(12 if request else -1))
                     while does_drip and not answer.done():
                         writer.write(b"a")
                         await asyncio.sleep(_DRIP_SECONDS)

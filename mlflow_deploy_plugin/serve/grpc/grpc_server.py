@@ -4,18 +4,19 @@ with the HTTP server.
 
 import threading
 from pathlib import Path
+from typing import get_args
 
 import grpc
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.serve.certificates import follow_files, open_tls
-from mlflow_deploy_plugin.serve.grpc.service import MAX_STRANGERS, OpenCalls, handlers
+from mlflow_deploy_plugin.serve.grpc.service import OpenCalls, StreamKind, handlers
 from mlflow_deploy_plugin.serve.inference.limits import RequestThreads, request_threads
 from mlflow_deploy_plugin.serve.inference.server import Server
 
 _MAX_STREAMS = 32
-"""The maximum number of streams per worker, and separately of public streams; each
-stream has its own thread.
+"""The maximum number of streams of each kind per worker; each stream has its own
+thread.
 """
 
 _MAX_WAITING = 128
@@ -34,8 +35,15 @@ _FRAMING_BYTES = 64 * 1024
 `max_body_bytes` for tensors.
 """
 
+_IDLE_MILLISECONDS = 10_000
+"""The limit of a connection without a call, on a server that needs keys: a stranger's
+connection cannot be distinguished from a caller's.
+"""
+
 _OPTIONS = {
     "grpc.so_reuseport": 1,
+    # gRPC's own limit of the handshake is 120 s.
+    "grpc.server_handshake_timeout_ms": 5_000,
     "grpc.max_send_message_length": -1,
     # Detect clients that disappeared silently, and accept clients that ping every 10 s.
     "grpc.keepalive_time_ms": 60_000,
@@ -48,9 +56,12 @@ _OPTIONS = {
 class GrpcServer:
     """A gRPC server on `grpc_port`. Raises InvalidConfig if the port or the certificate
     cannot be used.
+
+    Args:
+        max_connections: the limit of connections; further connections are closed.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, max_connections: int) -> None:
         spec = server.spec
         # gunicorn kills the worker after the full timeout.
         self._grace = max(
@@ -58,14 +69,17 @@ class GrpcServer:
             spec.graceful_timeout_seconds - 1.0,
         )
         self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
-        threads = request_threads(spec) + 2 * _MAX_STREAMS + MAX_STRANGERS
+        threads = request_threads(spec) + len(get_args(StreamKind)) * _MAX_STREAMS
         most_calls = threads + _MAX_WAITING
         options = {
             **_OPTIONS,
             "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES,
             # Otherwise a client that resets many calls cancels other calls.
             "grpc.max_concurrent_streams": most_calls,
+            "grpc.max_allowed_incoming_connections": max_connections,
         }
+        if server.auth.is_required:
+            options["grpc.max_connection_idle_ms"] = _IDLE_MILLISECONDS
         self._grpc = grpc.server(
             RequestThreads(threads),
             handlers=handlers(server, self._calls),

@@ -11,11 +11,14 @@ Therefore every method is registered as a stream, which is the same on the wire.
 wait is then bounded, and ends when the server drains.
 """
 
+import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Literal
 from urllib.parse import unquote
 
 import grpc
@@ -47,10 +50,8 @@ from mlflow_deploy_plugin.serve.protocols.protocol import (
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 _CHECK_SECONDS = 0.5
-MAX_STRANGERS = 64
-"""The maximum number of callers without a key whose messages are awaited; an additional
-caller replaces the oldest.
-"""
+_STRANGER_SECONDS = 10.0
+"""The time after which a stream of a caller without a key ends."""
 _MICROSECONDS = 1_000_000
 
 _CODES = {
@@ -84,13 +85,15 @@ ManagementMethod = Callable[..., dict[str, object]]
 """
 
 
+StreamKind = Literal["infer", "watch", "strangers"]
+
+
 class OpenCalls:
     """The open calls of one worker. A call is open until its response is on the way to
     the client.
 
     Args:
-        max_streams: the maximum number of concurrent streams, and of concurrent public
-            streams (which need no key).
+        max_streams: the maximum number of concurrent streams of each kind.
         message_seconds: the time limit for receiving the complete message of a unary
             call.
     """
@@ -105,13 +108,9 @@ class OpenCalls:
         self._message_seconds = message_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._streams: set[grpc.ServicerContext] = set()
-        self._public_streams: set[grpc.ServicerContext] = set()
+        self._streams: dict[StreamKind, set[grpc.ServicerContext]] = defaultdict(set)
         self._idle: set[grpc.ServicerContext] = set()
-        self._arriving: dict[
-            grpc.ServicerContext,
-            tuple[float, bool],
-        ] = {}  # (deadline, True if no key was sent)
+        self._arriving: dict[grpc.ServicerContext, float] = {}  # the deadlines
         self.open = 0
         self.draining = threading.Event()
         threading.Thread(target=self._cancel_late, name="onnxserve-grpc-late", daemon=True).start()
@@ -120,20 +119,15 @@ class OpenCalls:
         self,
         context: grpc.ServicerContext,
         bodies: Iterator[bytes],
-        is_stranger: bool = False,
     ) -> bytes | None:
         """Return the message of a unary call, or None if the call has no message.
 
-        Raises grpc.RpcError if the client has closed the call, the time limit has
-        passed, or a later caller without a key needs the thread.
+        Raises grpc.RpcError if the client has closed the call, or the time limit has
+        passed.
         """
         self._open_call(context)
         with self._lock:
-            self._arriving[context] = self._clock() + self._message_seconds, is_stranger
-            strangers = [caller for caller, (_, has_no_key) in self._arriving.items() if has_no_key]
-        if is_stranger:
-            for oldest in strangers[:-MAX_STRANGERS]:
-                oldest.cancel()
+            self._arriving[context] = self._clock() + self._message_seconds
         try:
             return next(bodies, None)
         finally:
@@ -144,13 +138,13 @@ class OpenCalls:
     def stream(
         self,
         context: grpc.ServicerContext,
-        is_public: bool = False,
+        kind: StreamKind,
     ) -> Iterator[None]:
         """Reserve a slot for a stream. If all slots are taken, end the call with
         RESOURCE_EXHAUSTED.
         """
         self._open_call(context)
-        streams = self._public_streams if is_public else self._streams
+        streams = self._streams[kind]
         with self._lock:
             is_full = len(streams) >= self._max_streams
             if not is_full:
@@ -214,9 +208,7 @@ class OpenCalls:
         while not self.draining.wait(_CHECK_SECONDS):
             with self._lock:
                 now = self._clock()
-                late = [
-                    context for context, (deadline, _) in self._arriving.items() if deadline < now
-                ]
+                late = [context for context, deadline in self._arriving.items() if deadline < now]
             for context in late:
                 context.cancel()
 
@@ -237,7 +229,7 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
         if _is_stranger(server, context):
             request = _raw_request(server, "ModelStreamInfer", b"", context)
             _finish(context, _infer(server, request, None))
-        with calls.stream(context):
+        with calls.stream(context, "infer"):
             for body in calls.receive_each(context, bodies):
                 request = _raw_request(server, "ModelStreamInfer", body, context)
                 reply = _infer(server, request, context.time_remaining())
@@ -281,15 +273,14 @@ def _unary(
     answer: Callable[[bytes, grpc.ServicerContext], bytes],
 ) -> grpc.RpcMethodHandler:
     """Return the handler of a unary method, which does not wait for a message that is
-    empty or will be rejected.
+    empty, or of a caller without a key, who may only check the health of the server.
     """
     is_empty = not getattr(messages, f"{name}Request").DESCRIPTOR.fields
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        is_stranger = _is_stranger(server, context)
-        if is_empty or (is_stranger and _NEEDS.get(name, "read") is not None):
+        if is_empty or _is_stranger(server, context):
             return answer(b"", context)
-        body = calls.receive_one(context, bodies, is_stranger)
+        body = calls.receive_one(context, bodies)
         if body is None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         return answer(body or b"", context)
@@ -451,8 +442,8 @@ def _raw_request(
 
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
-    """Return True if the caller needs a key and has none: waiting for this caller's
-    message would occupy a thread.
+    """Return True if the caller needs a key and has none: this caller's message, which
+    would occupy a thread and memory, is not read.
     """
     if not server.auth.is_required:
         return False
@@ -504,11 +495,12 @@ def watch_health(
     https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service
     has a status, not an error.
     """
-    with calls.stream(context, is_public=True):
+    is_stranger = _is_stranger(server, context)
+    ends_at = time.monotonic() + _STRANGER_SECONDS if is_stranger else math.inf
+    with calls.stream(context, "strangers" if is_stranger else "watch"):
         try:
-            service = messages.HealthCheckRequest.FromString(
-                calls.receive_one(context, bodies) or b"",
-            ).service
+            body = None if is_stranger else calls.receive_one(context, bodies)
+            service = messages.HealthCheckRequest.FromString(body or b"").service
         except DecodeError:
             context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -516,7 +508,7 @@ def watch_health(
             )
             raise
         sent = None
-        while context.is_active() and not calls.draining.is_set():
+        while context.is_active() and not calls.draining.is_set() and time.monotonic() < ends_at:
             status = _health_status(server, service)
             if status != sent:
                 yield messages.HealthCheckResponse(status=status).SerializeToString()

@@ -2,12 +2,12 @@
 `docs/server-settings.md`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 REQUEST_LINE_BYTES = 8190
 FIELD_BYTES = 8190
 FIELDS = 100
-HEAD_BYTES = 128 * 1024
+HEAD_BYTES = 64 * 1024
 """The limit in bytes of all header fields together; each field also has its own limit.
 """
 CHUNK_LINE_BYTES = 1024
@@ -23,7 +23,15 @@ MAX_UNSENT_BYTES = 256 * 1024 * 1024
 """The limit of unsent response bytes per worker; above this limit, the response that
 has waited longest is aborted.
 """
+STRANGER_SECONDS = 10.0
+"""The limit of each wait for a client that has not sent a valid key."""
+HANDSHAKE_SECONDS = 5.0
+HANDSHAKES = 128
+"""The limits of the time and the number of TLS handshakes; an additional handshake
+replaces the oldest.
+"""
 LINGER_SECONDS = 5.0
+LINGERING_STRANGERS = 32
 LINGER_BYTES = 64 * 1024 * 1024
 """The limits for discarding the bytes that a client still sends before its connection
 is closed.
@@ -47,3 +55,9 @@ class ConnectionLimits:
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS
     connections: int = MAX_CONNECTIONS
     body_bytes: int = 256 * 1024 * 1024
+
+    def of_strangers(self) -> "ConnectionLimits":
+        """Return the limits for a client that has not sent a valid key."""
+        request_seconds = min(self.request_seconds, STRANGER_SECONDS)
+        keep_alive_seconds = min(self.keep_alive_seconds, STRANGER_SECONDS)
+        return replace(self, request_seconds=request_seconds, keep_alive_seconds=keep_alive_seconds)

@@ -542,7 +542,11 @@ def handle_route(server: Server, request: RawRequest) -> RawResponse | None:
             if not route.is_server_wide:
                 endpoint = parameters.get("endpoint") or server.repository.default_endpoint
             server.auth.identify(request, route.need, endpoint)
-        decoded = decode_body(request, server.max_body_bytes)
+        decoded = request
+        # The view refuses a stranger, or ignores the body.
+        is_encoded = "content-encoding" in request.headers
+        if is_encoded and not server.auth.is_stranger(request.headers, request.caller):
+            decoded = decode_body(request, server.max_body_bytes)
         return encode_body(request, route.view(server, decoded, **parameters))
     except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
         pass_exit(error)

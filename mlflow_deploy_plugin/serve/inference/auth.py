@@ -90,6 +90,7 @@ class Authenticator:
 
     Args:
         count: a function that counts a request of a key.
+        count_refused: a function that counts a request without a valid key, by reason.
         clock: the seconds since 1970, with which the expiry of keys is checked.
         monotonic: the clock for checking the key files; a wall clock that is set back
             would keep revoked keys valid.
@@ -103,11 +104,13 @@ class Authenticator:
         state_dir: Path,
         spec: ServerSpec,
         count: Callable[[KeyEntry], None] = lambda key: None,
+        count_refused: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_required = spec.authenticates
         self.count = count
+        self._count_refused = count_refused
         self._state_dir = state_dir
         self._issuer = spec.jwt_issuer
         self._audience = spec.jwt_audience
@@ -132,7 +135,11 @@ class Authenticator:
         """
         if not self.is_required:
             return None
-        key = self.require(request.headers, need, endpoint, request.caller)
+        try:
+            key = self.require(request.headers, need, endpoint, request.caller)
+        except Unauthenticated:
+            self._count_refused("wrong_key" if "authorization" in request.headers else "no_key")
+            raise
         request.caller = key.name
         self.count(key)
         return key

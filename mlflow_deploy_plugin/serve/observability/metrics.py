@@ -57,7 +57,9 @@ _PREDICTION_LATENCY = Metric(
 _LAST_REQUEST = Metric(
     "onnxserve_last_request_timestamp_seconds", "Time of the last reply, since 1970.", kind="gauge"
 )
-_REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests rejected by a limit.")
+_REFUSED_REQUESTS = Metric(
+    "onnxserve_refused_requests", "Requests and connections rejected by a limit or without a key."
+)
 _WORKER_RESTARTS = Metric(
     "onnxserve_worker_restarts", "Workers that were started to replace dead workers."
 )
@@ -352,8 +354,8 @@ class Metrics:
         return count
 
     def count_refused(self, reason: str) -> None:
-        """Count one request that a limit rejected. The endpoint is empty, because
-        limits are checked before routing.
+        """Count one request or connection that a limit or the authentication rejected.
+        The endpoint is empty, because limits are checked before routing.
         """
         self._add(1, _REFUSED_REQUESTS, endpoint="", reason=reason)
 

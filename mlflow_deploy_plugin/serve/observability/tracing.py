@@ -221,10 +221,13 @@ class Observer:
         tracer: None without traces.
         log_fraction: the fraction of the successful requests that are logged; None
             without a request log.
+        is_stranger: returns True for headers and a certificate's name without a valid
+            key; such a request has no span.
     """
 
     tracer: Tracer | None = None
     log_fraction: float | None = None
+    is_stranger: Callable[[Mapping[str, str], str], bool] = lambda headers, certificate: False
 
     @property
     def is_on(self) -> bool:
@@ -250,6 +253,8 @@ class Observer:
         if not self.is_on:
             return handle()
         tracer = self.tracer
+        if tracer and self.is_stranger(request.headers, request.caller):
+            tracer = None
         sample = random.random() if request.sample is None else request.sample
         path = without_keys(request.path)[:500]
         fields = {

@@ -47,12 +47,12 @@ def calling(state_dir, endpoints, **fields):
 
 
 @contextmanager
-def listening(server, **fields):
+def listening(server, max_connections=100, **fields):
     """Serve a server of this process on gRPC; keyword arguments are fields of its
     spec.
     """
     spec = server.spec.model_copy(update={"grpc_port": free_port(), **fields})
-    listener = GrpcServer(replace(server, spec=spec))
+    listener = GrpcServer(replace(server, spec=spec), max_connections)
     try:
         yield Called(server, f"{spec.host}:{spec.grpc_port}")
     finally:

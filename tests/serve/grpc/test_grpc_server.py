@@ -3,6 +3,7 @@ with HTTP.
 """
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -180,6 +181,16 @@ def test_silent_calls_are_cancelled(serve_here, endpoints):
         waiting = [infer.future(silent()) for _ in range(40)]
         assert {call.exception(30).code() for call in waiting} == {grpc.StatusCode.CANCELLED}
         ended.set()
+
+
+@pytest.mark.long
+def test_silent_connections_before_the_key_end(serve_here, endpoints):
+    with (
+        listening(serve_here(endpoints), max_connections=1) as called,
+        socket.create_connection(called.address.split(":")),
+        called.stub() as stub,
+    ):
+        assert stub.ModelInfer(CALL, timeout=60, wait_for_ready=True).outputs
 
 
 def test_messages_beyond_the_limit_are_refused(serve_here, endpoints):

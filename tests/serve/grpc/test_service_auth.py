@@ -1,6 +1,7 @@
 """Callers over gRPC, with and without keys."""
 
 import threading
+from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -9,6 +10,7 @@ from tritonclient.grpc import service_pb2
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope
+from mlflow_deploy_plugin.serve.grpc import service
 from tests.serve.grpc.conftest import listening, message
 from tests.support.keys import write_keys
 from tests.support.servers import opened, variant
@@ -86,15 +88,16 @@ def test_a_key_has_its_own_limit(keyed):
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "code"),
     [
-        "/inference.GRPCInferenceService/ModelInfer",
-        "/inference.GRPCInferenceService/ModelStreamInfer",
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/Watch",
+        ("/inference.GRPCInferenceService/ModelInfer", "UNAUTHENTICATED"),
+        ("/inference.GRPCInferenceService/ModelStreamInfer", "UNAUTHENTICATED"),
+        ("/grpc.health.v1.Health/Check", "OK"),
+        ("/grpc.health.v1.Health/Watch", "OK"),
     ],
 )
-def test_silent_strangers_block_no_caller(keyed, path):
+def test_messages_before_the_key_are_not_awaited(keyed, path, code, monkeypatch):
+    monkeypatch.setattr(service, "_STRANGER_SECONDS", 1.0)
     is_over = threading.Event()
 
     def nothing():
@@ -108,6 +111,9 @@ def test_silent_strangers_block_no_caller(keyed, path):
             assert stub.ModelInfer(INFER, timeout=20, metadata=key).model_version == "7"
             streamed = next(stub.ModelStreamInfer(iter([INFER]), timeout=20, metadata=key))
             assert streamed.error_message == ""
+        with suppress(grpc.RpcError):
+            list(held[0])
+        assert held[0].code().name == code
         is_over.set()
         for call in held:
             call.cancel()

@@ -276,22 +276,6 @@ def test_worker_checks_keys(app, key, path, status):
     play(app, talk)
 
 
-def test_body_of_stranger_is_not_awaited(app):
-    """Otherwise the bodies of strangers could use the memory limit of a worker's
-    bodies.
-    """
-
-    async def talk(opened):
-        client = await opened.connect(
-            b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n["
-        )
-        answer = await opened.read(client, b"}")
-        assert answer.startswith(b"HTTP/1.1 401 ")
-        assert b"\r\nConnection: close\r\n" in answer
-
-    play(app, talk)
-
-
 def test_request_with_failed_plan_counts_once(serve_here, tmp_path):
     pick = (
         "pick (int64[N] X) => (float[N] Y) { table = Constant<value = float[2] {10.0, 20.0}> () Y "

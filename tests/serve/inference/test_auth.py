@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import os
+import socket
 import threading
 import time
 import tracemalloc
@@ -227,6 +228,14 @@ def token(key=SIGNING, kid="monday", algorithm="ES256", **claims):
     return jwt.encode(
         {k: v for k, v in document.items() if v is not None}, key, algorithm, headers={"kid": kid}
     )
+
+
+def test_wrong_tokens_before_the_key_fetch_nothing(of_issuer, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", pytest.fail)
+    other = generate_private_key(SECP256R1())
+    for number in range(2000):
+        wrong = token(other, kid="monday" if number % 2 else f"k{number}", jti=str(number))
+        assert of_issuer.is_stranger(bearer(wrong))
 
 
 def test_token_allows_its_scope(of_issuer):

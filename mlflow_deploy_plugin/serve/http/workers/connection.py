@@ -49,6 +49,11 @@ _UNDERWAY_SECONDS = 1.0
 connection.
 """
 _IDLE_CANDIDATES = 16
+_HEAD_PIECES = 8
+"""The number of pieces of a head that are read when they arrive; later pieces are read
+together every `_DRIP_SECONDS`.
+"""
+_DRIP_SECONDS = 1.0
 _KNOWN_BYTES = 2048
 """The longest head that a connection remembers, because the next request usually has
 the same head. The cache of `parser.read_head` alone would make a small prediction 8 %
@@ -80,7 +85,9 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, app: WorkerApp, connections: "set[HttpConnection]") -> None:
         self._app = app
-        self._limits = app.limits
+        # True once a request had a valid key: the connection is evicted last.
+        self._is_caller = not app.server.auth.is_required
+        self._limits = app.limits if self._is_caller else app.limits.of_strangers()
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -99,6 +106,8 @@ class HttpConnection(asyncio.Protocol):
         self._unsent_bytes = 0
         self._buffered_bytes = 0  # the body's share of `WorkerApp.buffered_bytes`
         self._discarded_bytes = 0
+        self._head_pieces = 0
+        self._checked_bytes = 0  # of an incomplete head
         self._phase = _NEW
         self._is_blocked = False  # The client does not read the response.
         self._is_paused = False  # Reading is paused.
@@ -134,10 +143,14 @@ class HttpConnection(asyncio.Protocol):
         self._caller = certificate_name(transport.get_extra_info("peercert"))
         self._connections.add(self)
         self._deadline = self._loop.time() + self._limits.request_seconds
-        if len(self._connections) > self._limits.connections and not self._evict_idle_connection():
-            self._refuse(
-                NotReady("this worker has reached its limit of connections; retry in a moment", 1),
-            )
+        if len(self._connections) > self._limits.connections:
+            self._app.server.metrics.count_refused("connections")
+            if not self._evict_idle_connection():
+                self._refuse(
+                    NotReady(
+                        "this worker has reached its limit of connections; retry in a moment", 1
+                    ),
+                )
 
     def data_received(self, data: bytes) -> None:
         """Answer a complete request at once; otherwise buffer the bytes, and continue
@@ -183,6 +196,9 @@ class HttpConnection(asyncio.Protocol):
         """
         self._connections.discard(self)
         self._app.blocked_connections.pop(self, None)
+        self._app.lingering_strangers.pop(self, None)
+        # Without this cycle, the buffers of TLS are freed now.
+        del self._write_bytes
         if self._exchange is not None:
             self._exchange.resume_sending(is_gone=True)
         if self._phase is not _ANSWERING:
@@ -265,6 +281,7 @@ class HttpConnection(asyncio.Protocol):
         elif self._body is not None:
             self._refuse(RequestTimeout(self._body.missing()))
         elif self._phase is _RECEIVING:
+            self._app.server.metrics.count_refused("slow")
             self._refuse(RequestTimeout("the head of the request did not arrive in time"))
         else:
             self._transport.close()
@@ -295,8 +312,8 @@ class HttpConnection(asyncio.Protocol):
         return min(since, self._loop.time())
 
     def _evict_idle_connection(self) -> bool:
-        """Close the connection that has been idle for longest; return False if all
-        connections are being answered.
+        """Close the connection that has been idle for longest, of a stranger if there
+        is one; return False if all connections are being answered.
         """
         idle = self._app.idle_connections
         while idle:
@@ -305,33 +322,38 @@ class HttpConnection(asyncio.Protocol):
                 other.evict()
                 return True
         rows = [
-            (other.idle_since, number, other)
+            (other._is_caller, other.idle_since, number, other)
             for number, other in enumerate(self._connections)
             if other is not self
         ]
-        idle_rows = (row for row in rows if row[0] < math.inf)
+        idle_rows = (row for row in rows if row[1] < math.inf)
         candidates = heapq.nsmallest(_IDLE_CANDIDATES, idle_rows)
         if not candidates:
             return False
-        # The last element is the next to close.
-        idle.extend((since, other) for since, _, other in reversed(candidates))
+        # The last element is the next to close. Callers are not kept for later, when
+        # there may be new strangers.
+        of_callers = candidates[0][0]
+        idle.extend(
+            (since, other)
+            for is_caller, since, _, other in reversed(candidates)
+            if is_caller == of_callers
+        )
         _, longest_idle = idle.pop()
         longest_idle.evict()
         return True
 
     def evict(self) -> None:
         """Close immediately, to make room for a new connection."""
-        if self._is_blocked or self._phase is _LINGERING or self._exchange is not None:
-            self._transport.abort()
+        if self._is_blocked or self._phase is not _RECEIVING or self._exchange is not None:
+            self._transport.abort()  # Closing TLS would wait for the client.
             return
-        if self._phase is _RECEIVING:
-            late = RequestTimeout(
-                "the request arrived too slowly, and other clients need the connection",
-            )
-            path = self._head.path if self._head else ""
-            response = responses.exception_response(path, late)
-            self._transport.write(serialize_response(response, keep_alive=False))
-            self._deadline = self._app.now + request_limits.LINGER_SECONDS
+        late = RequestTimeout(
+            "the request arrived too slowly, and other clients need the connection",
+        )
+        path = self._head.path if self._head else ""
+        response = responses.exception_response(path, late)
+        self._transport.write(serialize_response(response, keep_alive=False))
+        self._deadline = self._app.now + request_limits.LINGER_SECONDS
         self._transport.close()
 
     # Reading requests.
@@ -368,9 +390,16 @@ class HttpConnection(asyncio.Protocol):
         """
         try:
             if self._head is None:
-                self._head, self._buffer = parser.parse_head(self._buffer)
+                self._head, self._buffer = parser.parse_head(self._buffer, self._checked_bytes)
+                self._checked_bytes = 0
                 if self._head is None and self._buffer != parser.EMPTY_LINE:
                     self._begin()
+                    self._checked_bytes = len(self._buffer)
+                    self._head_pieces += 1
+                    if self._head_pieces > _HEAD_PIECES and not self._is_paused:
+                        self._is_paused = True
+                        self._transport.pause_reading()
+                        self._loop.call_later(_DRIP_SECONDS, self._resume_reading)
             head = self._head
             body = self._body
             if head is not None and body is None:
@@ -418,16 +447,19 @@ class HttpConnection(asyncio.Protocol):
         answered now, because its body is complete, not read or streamed.
         """
         limit = self._app.server.max_body_bytes
-        if 0 <= head.length <= min(len(self._buffer), limit):
+        is_whole = 0 <= head.length <= min(len(self._buffer), limit)
+        if not is_whole or head.length > _LARGE_BYTES:
+            # Do not read, buffer or keep a stranger's body.
+            if self._app.server.auth.is_stranger(head.headers, self._caller):
+                self._is_ending = True
+                self._reads_on = True
+                self._answer(head, b"")
+                return None
+            self._trust()
+        if is_whole:
             body = self._buffer[: head.length]
             self._buffer = self._buffer[head.length :]
             self._answer(head, body)
-            return None
-        # Do not read or buffer a stranger's body.
-        if self._app.server.auth.is_stranger(head.headers, self._caller):
-            self._is_ending = True
-            self._reads_on = True
-            self._answer(head, b"")
             return None
         is_long = head.length == parser.CHUNKED or head.length > limit
         if is_long and is_upload(head):
@@ -477,7 +509,14 @@ class HttpConnection(asyncio.Protocol):
         """Start the time limit for receiving a request when its first part arrives."""
         if self._phase is not _RECEIVING:
             self._phase = _RECEIVING
-            self._deadline = self._app.now + self._limits.request_seconds
+            self._head_pieces = 0
+            if self._is_caller:  # Otherwise, the time began with the wait for the head.
+                self._deadline = self._app.now + self._limits.request_seconds
+
+    def _trust(self) -> None:
+        """Apply the limits of callers, because a request had a valid key."""
+        self._is_caller = True
+        self._limits = self._app.limits
 
     def _count_buffered(self, byte_count: int) -> None:
         """Count the buffered bytes of a body. Raises NotReady if all connections
@@ -552,7 +591,7 @@ class HttpConnection(asyncio.Protocol):
             self._app.threads_for(request).submit(answer_in_thread)
 
     def _request(self, head: RequestHead, body: bytes) -> RawRequest:
-        return RawRequest(
+        request = RawRequest(
             head.method,
             head.path,
             head.headers,
@@ -561,6 +600,9 @@ class HttpConnection(asyncio.Protocol):
             head.query,
             self._caller,
         )
+        if not self._is_caller and self._app.server.auth.known(request):
+            self._trust()
+        return request
 
     def _send(self, head: RequestHead, response: RawResponse) -> None:
         keep_alive = head.keep_alive and not self._is_ending
@@ -614,7 +656,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def _resume_reading(self) -> None:
-        if self._is_paused:
+        if self._is_paused and not self._transport.is_closing():
             self._is_paused = False
             self._transport.resume_reading()
 
@@ -729,6 +771,11 @@ class HttpConnection(asyncio.Protocol):
         self._head = None
         self._body = None
         self._deadline = self._app.now + request_limits.LINGER_SECONDS
+        if not self._is_caller:
+            lingering = self._app.lingering_strangers
+            lingering[self] = None
+            if len(lingering) > request_limits.LINGERING_STRANGERS:
+                next(iter(lingering))._transport.abort()
         self._resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()

@@ -18,11 +18,68 @@ import uvloop
 from gunicorn.workers.base import Worker
 
 from mlflow_deploy_plugin.serve.certificates import open_following_tls
+from mlflow_deploy_plugin.serve.http import request_limits
 from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.serve.runtime.session import must_end
 
 _CHECK_SECONDS = 0.1
+
+
+class _Handshakes:
+    """The accepted connections of a worker whose TLS handshake is not over.
+
+    Args:
+        make: makes a connection.
+        count_refused: called with the reason of each refusal.
+
+    Attributes:
+        tls: the arguments of the handshake; empty without TLS.
+        is_draining: True if connections are shut down after the handshake.
+    """
+
+    def __init__(
+        self, make: Callable[[], HttpConnection], count_refused: Callable[[str], None]
+    ) -> None:
+        self._make = make
+        self._count_refused = count_refused
+        self._loop = asyncio.get_running_loop()
+        self.tasks: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self.tls: dict[str, Any] = {}
+        self.is_draining = False
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Accept connections with TLS, because the loop's own server would count them
+        only after the handshake. Above the limit, cancel the oldest handshake.
+        """
+        while True:
+            try:
+                accepted, _ = await self._loop.sock_accept(listener)
+            except OSError:  # The client has closed, or the limit of files is reached.
+                await asyncio.sleep(_CHECK_SECONDS)
+                continue
+            if len(self.tasks) >= request_limits.HANDSHAKES:
+                oldest = next(iter(self.tasks))
+                del self.tasks[oldest]
+                oldest.cancel()
+                self._count_refused("handshake")
+            self.begin(accepted)
+
+    def begin(self, accepted: socket.socket) -> None:
+        task = self._loop.create_task(self._adopt(accepted))
+        self.tasks[task] = None
+        task.add_done_callback(lambda task: self.tasks.pop(task, None))
+
+    async def _adopt(self, accepted: socket.socket) -> None:
+        try:
+            _, connection = await self._loop.connect_accepted_socket(
+                self._make, accepted, **self.tls
+            )
+        except OSError:  # The client has closed, or its handshake fails.
+            self._count_refused("handshake")
+            return
+        if self.is_draining:
+            connection.shutdown()
 
 
 class FastWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
@@ -62,32 +119,33 @@ class FastWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         loop.add_signal_handler(signal.SIGQUIT, task.cancel)  # Exit without waiting.
         connections: set[HttpConnection] = set()
         make = partial(HttpConnection, app, connections)
-        context = open_following_tls(cfg) if cfg.is_ssl else None
-        servers = [
-            await loop.create_server(make, sock=listener, ssl=context, backlog=cfg.backlog)
-            for listener in self.sockets
-        ]
+        handshakes = _Handshakes(make, app.server.metrics.count_refused)
+        if cfg.is_ssl:
+            handshakes.tls = {
+                "ssl": open_following_tls(cfg),
+                "ssl_handshake_timeout": request_limits.HANDSHAKE_SECONDS,
+                "ssl_shutdown_timeout": request_limits.LINGER_SECONDS,
+            }
+        closers: list[Callable[[], object]] = []
+        for listener in self.sockets:
+            if cfg.is_ssl:
+                closers.append(loop.create_task(handshakes.accept(listener.sock)).cancel)
+            else:
+                server = await loop.create_server(make, sock=listener, backlog=cfg.backlog)
+                closers.append(server.close)
         await self._check_while(lambda: self.alive, connections)
         if self.grpc is not None:
             self.grpc.drain()
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def adopt(accepted: socket.socket) -> None:
-            with contextlib.suppress(OSError):  # The client has closed, or its handshake fails.
-                _, connection = await loop.connect_accepted_socket(make, accepted, ssl=context)
-                connection.shutdown()
-
-        for server, listener in zip(servers, self.sockets, strict=True):
+        handshakes.is_draining = True
+        for close, listener in zip(closers, self.sockets, strict=True):
             for accepted in self._queued(listener):
-                adopted = loop.create_task(adopt(accepted))
-                tasks.add(adopted)
-                adopted.add_done_callback(tasks.discard)
-            server.close()
+                handshakes.begin(accepted)
+            close()
             listener.close()
         for connection in list(connections):
             connection.shutdown()
         await asyncio.sleep(_CHECK_SECONDS)
-        await self._check_while(lambda: connections or tasks, connections)
+        await self._check_while(lambda: connections or handshakes.tasks, connections)
 
     def _queued(self, listener: socket.socket) -> Iterator[socket.socket]:
         """Accept the connections that are in the kernel's queue."""

@@ -214,25 +214,6 @@ def test_tls_clients_are_answered_and_plain_clients_refused(encrypted):
     assert "Traceback" not in encrypted.log.read_text()
 
 
-def test_unfinished_tls_handshakes_delay_no_others(encrypted):
-    """No thread waits for them, so that other clients are answered before their time
-    limit.
-    """
-    with contextlib.ExitStack() as clients:
-        address = encrypted.address
-        begun = [
-            clients.enter_context(socket.create_connection(address, timeout=10)) for _ in range(8)
-        ]
-        for client in begun:
-            client.sendall(b"\x16\x03\x01\x02\x00\x01")  # a part of a ClientHello
-        response = encrypted.get("/ping", timeout=60)
-        assert response.status_code == 200
-        for client in begun:
-            client.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                client.recv(1)
-
-
 @pytest.mark.long
 def test_handshake_begun_before_sigterm_is_finished(tmp_path, bias_folders, certificate):
     cert, key = certificate
