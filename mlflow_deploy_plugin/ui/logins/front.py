@@ -43,6 +43,7 @@ _CALLER_BYTES = 64 * 1024**2
 _CALLER_SECONDS = 60.0
 """The limits of a caller's body, and of each pause in it. Artifacts have any size."""
 _ARTIFACTS = "/mlflow-artifacts/artifacts/"
+_TOO_LARGE = "the body is larger than the limit of this path"
 
 
 def install(served: "Flask | FastAPI", app: Flask, adapter: Login, machines: str) -> None:
@@ -74,6 +75,7 @@ class _Front:
         address = scope["client"][0] if scope["client"] else ""
         sent = [pair for pair in scope["headers"] if pair[0] in _CREDENTIALS]
         digest = sha256(repr(sent).encode()).digest()
+        length = int(dict(scope["headers"]).get(b"content-length", 0))
         failures = self._failures.get(address, 0)
         status = 0
 
@@ -88,6 +90,8 @@ class _Front:
             if sent and failures >= _MOST_FAILURES and digest not in self._accepted:
                 reason = f"{address} has sent {failures} wrong logins: wait for a minute"
                 raise TooManyRequests(reason, _FAILURE_SECONDS)
+            if length > body.bytes_left:
+                raise BodyTooLarge(_TOO_LARGE)
             if has_login:
                 loop = asyncio.get_running_loop()
                 app = await loop.run_in_executor(self._threads, self._ask, scope)
@@ -131,9 +135,9 @@ class _Body:
     def __init__(self, scope: "Scope", receive: "Receive", *, is_open: bool) -> None:
         self._receive = receive
         self._is_open = is_open
-        self._bytes_left: float = OPEN_BYTES if is_open else _CALLER_BYTES
+        self.bytes_left: float = OPEN_BYTES if is_open else _CALLER_BYTES
         if not is_open and _ARTIFACTS in scope["path"]:
-            self._bytes_left = math.inf
+            self.bytes_left = math.inf
         self._seconds = _OPEN_SECONDS if is_open else _CALLER_SECONDS
         self._ends_at: float | None = asyncio.get_running_loop().time() + self._seconds
         self.error: OnnxserveError | None = None
@@ -150,9 +154,9 @@ class _Body:
             self._ends_at = None
         elif not self._is_open:
             self._ends_at = asyncio.get_running_loop().time() + self._seconds
-        self._bytes_left -= len(message.get("body", b""))
-        if self._bytes_left < 0:
-            self.error = BodyTooLarge("the body is larger than the limit of this path")
+        self.bytes_left -= len(message.get("body", b""))
+        if self.bytes_left < 0:
+            self.error = BodyTooLarge(_TOO_LARGE)
             raise self.error
         return message
 
