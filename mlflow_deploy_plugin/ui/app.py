@@ -55,6 +55,7 @@ from mlflow_deploy_plugin.ui.charts import shown
 from mlflow_deploy_plugin.ui.event_words import ACTIONS, event_rows
 from mlflow_deploy_plugin.ui.guard import mlflow_stores, views
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from mlflow_deploy_plugin.ui.logins import front
 from mlflow_deploy_plugin.ui.logins.login import Login
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.observed import install as install_observed
@@ -160,7 +161,9 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
 
     app.view_functions[_INDEX_VIEW] = serve_with_script
     app.extensions[_EXTENSION] = trail
-    install_observed(served, trail)  # last, so that it is in front of the login
+    install_observed(served, trail)
+    # The layer is the last one, so that it is in front of all others.
+    front.install(served, app, adapter, f"{access.static_prefix()}/observed/")
     trail.open_in_background()
 
 

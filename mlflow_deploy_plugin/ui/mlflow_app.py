@@ -119,12 +119,11 @@ def _app_and_login(name: str) -> tuple[Any, Login]:
 
 
 def _check_settings() -> None:
-    """Exit with one line if the app cannot be created. For a proxy's header, keep the
-    address of the proxy.
-
-    By default, uvicorn replaces the address of a local proxy with the address that the
-    proxy reports.
+    """Exit with one line if the app cannot be created. Set options of uvicorn: by
+    default, it replaces the address of a local proxy with the address that the proxy
+    reports, and reads heads of any size with httptools.
     """
+    os.environ.setdefault("UVICORN_HTTP", "h11")
     from mlflow.server import app
     from mlflow.server.fastapi_app import app as fastapi_app
 

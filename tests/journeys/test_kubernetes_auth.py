@@ -4,6 +4,7 @@ of Kubernetes reviews tokens and permissions.
 
 from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 
 import pytest
 import requests
@@ -112,6 +113,19 @@ def test_kubernetes_auth_checks_namespace_of_url(platform, user, workspace, stat
     query = {"workspace": workspace}
     answer = platform.sessions[user].get(platform.console, params=query, timeout=SECONDS)
     assert answer.status_code == status
+
+
+@with_tokens
+def test_kubernetes_auth_reads_no_body_before_the_key(platform):
+    """The plugin reads a query of GraphQL before it asks for the permissions."""
+    connection = HTTPConnection(platform.server.host, platform.server.port, timeout=SECONDS)
+    with closing(connection):
+        connection.putrequest("POST", "/graphql")
+        connection.putheader("Authorization", "Bearer wrong")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"{")
+        assert connection.getresponse().status == 401
 
 
 @with_tokens

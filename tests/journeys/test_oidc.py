@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.gate_bypasses import ATTEMPTS, check_refused
 from tests.support.login_platform import SECONDS, Platform
-from tests.support.services.oidc_issuer import LOGIN_BUTTON, USER_FIELD
+from tests.support.services.oidc_issuer import LOGIN_BUTTON, USER_FIELD, OidcIssuer
 from tests.support.services.oidc_server import TEAM, USERS, OidcServer
 
 pytestmark = pytest.mark.long
@@ -198,6 +198,21 @@ def registry(platform, request):
 @pytest.mark.parametrize("name", ATTEMPTS)
 def test_bypass_attempt_is_refused(registry, name):
     check_refused(registry, ATTEMPTS[name])
+
+
+def test_false_signatures_before_the_key_fetch_once(platform):
+    server = platform.server
+    forged = OidcIssuer(USERS, port=server.issuer.port).token("admin")
+
+    def status(token):
+        headers = {"Authorization": f"Bearer {token}"}
+        return requests.get(platform.console, headers=headers, timeout=SECONDS).status_code
+
+    assert status(server.issuer.token("admin")) == 200
+    server.issuer.asked.clear()
+    assert [status(forged) for _ in range(4)] == [401] * 4
+    assert server.issuer.asked.count("/jwks") <= 1
+    assert status(server.issuer.token("admin")) == 200
 
 
 def test_session_is_refused_after_logout(platform):

@@ -12,16 +12,25 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs
 
-from flask import Flask, g
+from flask import Flask, Response, g, request
 from kubernetes.client import AuthenticationV1Api, V1TokenReview, V1TokenReviewSpec
 from kubernetes.client.exceptions import ApiException
 from mlflow.exceptions import MlflowException
 from mlflow.utils.workspace_context import get_request_workspace
 from mlflow.utils.workspace_utils import WORKSPACE_HEADER_NAME
-from mlflow_kubernetes_plugins.auth.authorizer import _create_api_client_for_subject_access_reviews
+from mlflow_kubernetes_plugins.auth.authorizer import (
+    AuthorizationMode,
+    _create_api_client_for_subject_access_reviews,
+)
 from mlflow_kubernetes_plugins.auth.compiler import _AUTH_RULES
 from mlflow_kubernetes_plugins.auth.constants import RESOURCE_REGISTERED_MODELS
-from mlflow_kubernetes_plugins.auth.core import _AUTHORIZATION_HANDLED, _RequestIdentity
+from mlflow_kubernetes_plugins.auth.core import (
+    _AUTHORIZATION_HANDLED,
+    _is_unprotected_path,
+    _RequestIdentity,
+    _resolve_bearer_token,
+    _strip_static_prefix,
+)
 from mlflow_kubernetes_plugins.auth.middleware import KubernetesAuthMiddleware
 from mlflow_kubernetes_plugins.auth.rules import AuthorizationRule
 from urllib3.exceptions import HTTPError
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
 _AnswerT = TypeVar("_AnswerT")
 
 _EVERYTHING = "*"
+_TOKEN_HEADERS = ("Authorization", "X-Forwarded-Access-Token")
 _SECONDS = 10
 _MISSING_RIGHT = (
     "MLflow's server may not create TokenReviews: bind its service account to the ClusterRole "
@@ -78,6 +88,24 @@ class KubernetesAuth(Login):
             return with_workspace
 
         served.add_middleware(enclose)  # type: ignore[union-attr]
+
+    def is_open(self, path: str) -> bool:
+        return bool(_is_unprotected_path(_strip_static_prefix(path)))
+
+    def refusal(self) -> Response | None:
+        """Ask Kubernetes in a thread if a token is valid. The plugin asks on the event
+        loop, and reads some bodies before. It caches the answer for valid tokens.
+        """
+        if self._config.authorization_mode == AuthorizationMode.SELF_SUBJECT_ACCESS_REVIEW:
+            sent = [request.headers.get(name) for name in _TOKEN_HEADERS]
+            namespace = self._config.namespace or "default"
+            asked = (RESOURCE_REGISTERED_MODELS, "get", namespace)
+            _asked(
+                lambda: self._authorizer.is_allowed(
+                    _RequestIdentity(_resolve_bearer_token(*sent)), *asked
+                )
+            )
+        return None
 
     def allow_page(self, path: str, method: str) -> None:
         """Add a rule to the plugin's compiled table, because the plugin answers 404 for

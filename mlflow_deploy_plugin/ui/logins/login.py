@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from flask import Flask, request
+from flask import Flask, Response, request
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 
@@ -39,8 +39,8 @@ class Login:
     """A login adapter. This class is the adapter of a server without accounts, and
     others replace its methods.
 
-    All methods except the first two are called within a Flask request, after the
-    login's own checks.
+    All methods except the first three are called within a Flask request, and all except
+    `refusal` after the login's own checks.
     """
 
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
@@ -52,6 +52,16 @@ class Login:
         """Let all authenticated callers send requests to a page of onnxserve, which
         checks permissions itself.
         """
+
+    def is_open(self, path: str) -> bool:
+        """Return True if requests to a path need no login, such as health checks."""
+        return False
+
+    def refusal(self) -> Response | None:
+        """Return the answer to a request that has no valid login, or None. The body of
+        the request is not read yet. None if the login itself refuses before it reads.
+        """
+        return None
 
     def enter_workspace(self, name: str) -> None:
         """Apply the permissions in this workspace, which the URL of a page selects

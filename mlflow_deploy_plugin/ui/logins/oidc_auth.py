@@ -7,22 +7,54 @@ plugin's database contains groups and permissions.
 """
 
 import json
-from collections.abc import Iterable
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from flask import request
+import mlflow_oidc_auth.auth as oidc
+from flask import Flask, Response, jsonify, make_response, request
 from mlflow.exceptions import MlflowException
 from mlflow_oidc_auth.bridge import get_fastapi_admin_status, get_fastapi_username
 from mlflow_oidc_auth.entities.auth_context import AUTH_CONTEXT_KEY
 from mlflow_oidc_auth.hooks import before_request
+from mlflow_oidc_auth.middleware.route_path import is_unprotected_route
 from mlflow_oidc_auth.store import store
 from mlflow_oidc_auth.utils.prompt_kind import effective_registry_permission
 from mlflow_oidc_auth.utils.workspace_cache import get_workspace_permission_cached
 
 from mlflow_deploy_plugin.ui.logins.login import HEADERS_VARIABLE, Login, ModelPermission
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_FETCH_SECONDS = 60
+
 
 class OidcAuth(Login):
+    """The plugin validates a token of the issuer on the event loop, and fetches the
+    issuer's keys again for each false signature. A token is therefore validated in a
+    thread before, and keys are fetched at most once a minute.
+    """
+
+    def install(self, app: Flask, served: "Flask | FastAPI") -> None:
+        oidc._load_jwks = _once_a_minute(oidc._load_jwks)
+
+    def is_open(self, path: str) -> bool:
+        return bool(is_unprotected_route(path))
+
+    def refusal(self) -> Response | None:
+        header = request.authorization
+        if header is None or header.type != "bearer":
+            return None  # The plugin does not use the event loop, or asks only its database.
+        try:
+            oidc.validate_token(header.token)
+        except Exception:  # noqa: BLE001 - The plugin answers every error in this way.
+            return make_response(jsonify(detail="Authentication required"), 401)
+        return None
+
     def allow_page(self, path: str, method: str) -> None:
         before_request.BEFORE_REQUEST_VALIDATORS[path, method] = lambda user: True
 
@@ -65,3 +97,34 @@ class OidcAuth(Login):
         cookies = request.headers.get("Cookie", "")
         session = {HEADERS_VARIABLE: json.dumps({"Cookie": cookies})} if cookies else {}
         return super().credentials() or session
+
+
+def _once_a_minute(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the plugin's function that loads the keys of an issuer, without a fetch
+    within a minute of the last one. During a fetch, the known keys are valid.
+    """
+    fetching = threading.Lock()
+    fetched: dict[Any, tuple[float, Any]] = {}
+
+    def load_keys(
+        url: str, *, cache: Any, lock: Any, cache_key: Any, force_refresh: bool, **more: Any
+    ) -> Any:
+        with lock:
+            keys = cache.get(cache_key)
+        if keys is not None and (not force_refresh or fetching.locked()):
+            return keys
+        with fetching:
+            fetched_at, newest = fetched.get(cache_key, (-math.inf, None))
+            now = time.monotonic()
+            if now > fetched_at + _FETCH_SECONDS:
+                fetched[cache_key] = now, keys
+                names = {"lock": lock, "cache_key": cache_key, "force_refresh": False}
+                newest = load(url, cache={}, **names, **more)
+                fetched[cache_key] = now, newest
+        if newest is None:
+            raise ValueError("the keys of the issuer are fetched again in a minute")
+        with lock:
+            cache[cache_key] = newest
+        return newest
+
+    return load_keys

@@ -8,7 +8,7 @@ ONNXSERVE_EDIT_GROUPS names the groups of the editors.
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,8 +22,7 @@ from mlflow_deploy_plugin.core.store.people import name_refusal
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI, Request
-    from starlette.responses import Response as FastApiResponse
+    from fastapi import FastAPI
 
 _JOB_SECONDS = 2 * 3600  # A job runs for an hour at most.
 _READING_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -76,40 +75,10 @@ class ProxyHeader(Login):
 
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
         self._tokens = URLSafeTimedSerializer(app.secret_key or "", salt="onnxserve job")
-        app.before_request_funcs.setdefault(None, []).insert(0, self._authenticate)
-        if served is app:
-            return
-        # FastAPI answers some requests without Flask, and WSGI cannot tell some headers
-        # apart, so the requests are also checked before Flask.
-        from starlette.responses import JSONResponse
+        app.before_request_funcs.setdefault(None, []).insert(0, self.refusal)
 
-        names = {name.lower() for name in (self._header, self._groups_header) if name}
-
-        @served.middleware("http")  # type: ignore[union-attr, untyped-decorator]
-        async def authenticate(
-            request: "Request",
-            call_next: "Callable[[Request], Awaitable[FastApiResponse]]",
-        ) -> "FastApiResponse":
-            """Refuse a caller without an identity, except for health checks, and a
-            change by a caller who may only read.
-            """
-            address = request.client.host if request.client else ""
-            identity = self._identify(request.headers.get, address)
-            sent = [name for name in request.headers if name.replace("_", "-") in names]
-            if len(sent) != len(set(sent)) or not names.issuperset(sent):
-                identity = Refused(
-                    "the request has several headers with the caller's name or groups"
-                )
-            path = request.url.path
-            if isinstance(identity, Refused):
-                if path not in self._open:
-                    return JSONResponse(
-                        {"error_code": "UNAUTHENTICATED", "message": identity.reason},
-                        401,
-                    )
-            elif refusal := self._refusal_of_change(request.method, path, identity):
-                return JSONResponse({"error_code": "PERMISSION_DENIED", "message": refusal}, 403)
-            return await call_next(request)
+    def is_open(self, path: str) -> bool:
+        return path in self._open
 
     def user(self) -> str:
         return str(g.onnxserve_identity.user)
@@ -133,13 +102,20 @@ class ProxyHeader(Login):
         )
         return {"MLFLOW_TRACKING_TOKEN": token}
 
-    def _authenticate(self) -> Response | None:
+    def refusal(self) -> Response | None:
         """Keep the identity of the caller for this request. Return a refusal, or None
         if the request may pass.
         """
-        if request.path in self._open:
+        if self.is_open(request.path):
             return None
         identity = self._identify(request.headers.get, request.remote_addr or "")
+        # WSGI cannot tell some headers apart.
+        names = {name.lower() for name in (self._header, self._groups_header) if name}
+        raw = request.environ.get("asgi.scope", {"headers": ()})["headers"]
+        received = [name.decode("latin-1") for name, _ in raw]
+        sent = [name for name in received if name.replace("_", "-") in names]
+        if len(sent) != len(set(sent)) or not names.issuperset(sent):
+            identity = Refused("the request has several headers with the caller's name or groups")
         if isinstance(identity, Refused):
             return make_response(
                 jsonify(error_code="UNAUTHENTICATED", message=identity.reason),

@@ -78,7 +78,7 @@ class MlflowServer:
         environment = {
             **os.environ,
             # MLflow reads this variable when it is imported.
-            "MLFLOW_SERVER_ALLOWED_HOSTS": f"{self.host}:{self.port}",
+            "MLFLOW_SERVER_ALLOWED_HOSTS": f"{self.host}:{self.port},localhost",
             # The job executor is not used here, and it starts slowly.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             **self.variables,

@@ -61,6 +61,7 @@ class OidcIssuer:
         default_factory=lambda: rsa.generate_private_key(65537, 2048), repr=False
     )
     _codes: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
     _server: BaseWSGIServer | None = None
     _thread: threading.Thread | None = None
 
@@ -110,6 +111,7 @@ class OidcIssuer:
 
     def _app(self):
         app = Flask("issuer")
+        app.before_request(lambda: self.asked.append(request.path))
         app.add_url_rule("/.well-known/openid-configuration", view_func=self._discovery)
         app.add_url_rule("/jwks", view_func=self._keys)
         app.add_url_rule("/authorize", view_func=self._authorize, methods=["GET", "POST"])

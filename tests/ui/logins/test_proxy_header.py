@@ -10,6 +10,7 @@ from flask import Flask, jsonify
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_act_on, set_login
+from mlflow_deploy_plugin.ui.logins import front
 from mlflow_deploy_plugin.ui.logins.proxy_header import ProxyHeader
 from tests.support.refusals import mentions, refused
 
@@ -33,6 +34,7 @@ def with_login(login, served=None, **options):
     app.secret_key = "a key of sixteen bytes or more"
     set_login(app, login)
     login.install(app, served or app)
+    front.install(served or app, app, login, "/observed/")
     return app
 
 

@@ -1,0 +1,168 @@
+"""The layer in front of an ASGI app of MLflow, the same for every login.
+
+The head of a request decides: the login is asked before the body is read, in threads of
+its own. An address that has sent wrong logins is refused for a minute, except with
+credentials that were accepted before. A body has limits of size and time.
+"""
+
+import asyncio
+import math
+from collections.abc import MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from cachetools import LRUCache, TTLCache
+from flask import Flask
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    OnnxserveError,
+    RequestTimeout,
+    TooManyRequests,
+)
+from mlflow_deploy_plugin.serve.messages import error_reply
+from mlflow_deploy_plugin.ui.logins.login import Login
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_CREDENTIALS = (b"authorization", b"x-mlflow-authorization", b"x-forwarded-access-token")
+_REMEMBERED = 10_000
+_MOST_FAILURES = 10
+_FAILURE_SECONDS = 60
+_LOGIN_THREADS = 16
+OPEN_BYTES = 64 * 1024
+_OPEN_SECONDS = 10.0
+"""The limits of a body that is read without a login."""
+_CALLER_BYTES = 64 * 1024**2
+_CALLER_SECONDS = 60.0
+"""The limits of a caller's body, and of each pause in it. Artifacts have any size."""
+_ARTIFACTS = "/mlflow-artifacts/artifacts/"
+_TOO_LARGE = "the body is larger than the limit of this path"
+
+
+def install(served: "Flask | FastAPI", app: Flask, adapter: Login, machines: str) -> None:
+    """Put the layer in front of an ASGI app, which contains `app`. Requests below the
+    path `machines` have keys instead of a login.
+    """
+    if not isinstance(served, Flask):
+        served.add_middleware(partial(_Front, app, adapter, machines))
+
+
+class _Front:
+    def __init__(self, app: Flask, adapter: Login, machines: str, inner: "ASGIApp") -> None:
+        self._app = app
+        self._adapter = adapter
+        self._machines = machines
+        self._inner = inner
+        self._threads = ThreadPoolExecutor(_LOGIN_THREADS, "onnxserve-login")
+        self._failures: MutableMapping[str, int] = TTLCache(_REMEMBERED, _FAILURE_SECONDS)
+        self._accepted: MutableMapping[bytes, bool] = LRUCache(_REMEMBERED)
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        # Browsers ask without a login if a page of another site may send a request.
+        is_open = scope["method"] == "OPTIONS" or self._adapter.is_open(scope["path"])
+        has_login = not is_open and not scope["path"].startswith(self._machines)
+        body = _Body(scope, receive, is_open=is_open)
+        address = scope["client"][0] if scope["client"] else ""
+        sent = [pair for pair in scope["headers"] if pair[0] in _CREDENTIALS]
+        digest = sha256(repr(sent).encode()).digest()
+        length = int(dict(scope["headers"]).get(b"content-length", 0))
+        failures = self._failures.get(address, 0)
+        status = 0
+
+        async def answer(message: "Message") -> None:
+            nonlocal status
+            if body.error is None:
+                status = message.get("status", status)
+                await send(message)
+
+        app = self._inner
+        try:
+            if sent and failures >= _MOST_FAILURES and digest not in self._accepted:
+                reason = f"{address} has sent {failures} wrong logins: wait for a minute"
+                raise TooManyRequests(reason, _FAILURE_SECONDS)
+            if length > body.bytes_left:
+                raise BodyTooLarge(_TOO_LARGE)
+            if has_login:
+                loop = asyncio.get_running_loop()
+                app = await loop.run_in_executor(self._threads, self._ask, scope)
+            await app(scope, body.receive, answer)
+        except Exception as error:
+            if isinstance(error, OnnxserveError):
+                body.error = error
+            if body.error is None:
+                raise
+        if body.error is not None and not status:
+            await _response(body.error)(scope, receive, send)
+        elif sent and status in (401, 302):  # The login redirects a browser.
+            self._failures[address] = self._failures.get(address, 0) + 1
+        elif sent and status < 300 and not is_open:
+            self._accepted[digest] = True
+
+    def _ask(self, scope: "Scope") -> "ASGIApp":
+        """Return the app, or the login's refusal of a request by its head."""
+        # A WSGI server does not need Starlette.
+        from starlette.middleware.wsgi import build_environ
+        from starlette.responses import Response
+
+        with self._app.request_context({**build_environ(scope, b""), "asgi.scope": scope}):
+            try:
+                refused: WerkzeugResponse | None = self._adapter.refusal()
+            except HTTPException as error:
+                refused = error.get_response()
+            if refused is None:
+                return self._inner
+            return Response(refused.get_data(), refused.status_code, dict(refused.headers))
+
+
+class _Body:
+    """The body of a request.
+
+    Attributes:
+        error: the limit that the body has exceeded. The response of the app is then not
+            sent, because apps hide the error.
+    """
+
+    def __init__(self, scope: "Scope", receive: "Receive", *, is_open: bool) -> None:
+        self._receive = receive
+        self._is_open = is_open
+        self.bytes_left: float = OPEN_BYTES if is_open else _CALLER_BYTES
+        if not is_open and _ARTIFACTS in scope["path"]:
+            self.bytes_left = math.inf
+        self._seconds = _OPEN_SECONDS if is_open else _CALLER_SECONDS
+        self._ends_at: float | None = asyncio.get_running_loop().time() + self._seconds
+        self.error: OnnxserveError | None = None
+
+    async def receive(self) -> "Message":
+        """Return the next piece. Raises BodyTooLarge and RequestTimeout."""
+        try:
+            async with asyncio.timeout_at(self._ends_at):
+                message = await self._receive()
+        except TimeoutError:
+            self.error = RequestTimeout("the body did not arrive in time: send it again")
+            raise self.error from None
+        if not message.get("more_body", False):
+            self._ends_at = None
+        elif not self._is_open:
+            self._ends_at = asyncio.get_running_loop().time() + self._seconds
+        self.bytes_left -= len(message.get("body", b""))
+        if self.bytes_left < 0:
+            self.error = BodyTooLarge(_TOO_LARGE)
+            raise self.error
+        return message
+
+
+def _response(error: OnnxserveError) -> "ASGIApp":
+    from starlette.responses import JSONResponse  # A WSGI server does not need Starlette.
+
+    document = {"error_code": error.error_code, "message": error.message}
+    return JSONResponse(document, error.http_status, error_reply(error).headers)
