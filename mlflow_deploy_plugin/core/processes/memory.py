@@ -18,7 +18,7 @@ if sys.platform != "win32":
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
-_OWN_STATUS = Path("/proc/self/status")
+_OWN_MEMORY = Path("/proc/self/statm")
 
 
 def limit_growth(size: int | None = None) -> None:
@@ -30,9 +30,8 @@ def limit_growth(size: int | None = None) -> None:
     if size is None:
         size = memory_limit() // 2
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    lines = _OWN_STATUS.read_text().splitlines()
-    # RLIMIT_DATA limits VmData (getrlimit(2), proc_pid_status(5)), which is in kB.
-    data_bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+    # RLIMIT_DATA limits the pages of data (getrlimit(2), proc_pid_statm(5)).
+    data_bytes = int(_OWN_MEMORY.read_bytes().split()[5]) * PAGESIZE
     limit = data_bytes + size
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)

@@ -44,7 +44,6 @@ def test_claimed_bytes_are_refused_by_a_living_worker(tmp_path):
         [still] = read_workers(tmp_path)
         peak = peak_bytes(worker.pid)
     assert [answer.status_code for answer in answers] == [200, 503, 503, 503, 200]
-    assert {answer.json()["error_code"] for answer in answers[1:4]} == {"TEMPORARILY_UNAVAILABLE"}
     assert {*traffic.answers} == {("1", 200)}
     assert still.pid == worker.pid
     assert peak < LIMIT + TOLERATED
