@@ -188,7 +188,7 @@ class NotReady(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILA
 
 
 class DeviceMemoryFull(NotReady):
-    """The GPU, or the arena of ONNX Runtime, lacks memory for the rows of a run."""
+    """The device, or the worker's limit, lacks memory for the rows of a run."""
 
 
 class TooManyRequests(OnnxserveError, http_status=429, error_code="REQUEST_LIMIT_EXCEEDED"):

@@ -65,14 +65,14 @@ def open_worker(state_dir: str) -> Server:
     configure_logging(load_settings().log_format, "worker")
     gc.freeze()
     bytes(_KEPT_BYTES)  # Freeing this block raises glibc's mmap threshold.
-    server = open_server(Path(state_dir))
+    server = open_server(Path(state_dir), is_worker=True)
     atexit.register(server.close)
     return server
 
 
-def open_server(state_dir: Path) -> Server:
-    """Open the server, which loads its models in a thread. Raises InvalidConfig if
-    spec.yaml is invalid.
+def open_server(state_dir: Path, is_worker: bool = False) -> Server:
+    """Open the server, which loads its models in a thread. `is_worker` is True if the
+    process only serves. Raises InvalidConfig if spec.yaml is invalid.
     """
     specs = read_specs(state_dir)
     spec = specs[0].server if specs else ServerSpec()
@@ -84,10 +84,15 @@ def open_server(state_dir: Path) -> Server:
     # changes.
     threads = spec.intra_op_num_threads or available_cores(spec.workers)
     device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
-    placement = Placement(spec.device, device_id, spec.provider_options, spec.providers)
+    options = spec.provider_options
+    if spec.device == "cuda" and options.gpu_mem_limit is None:
+        options = options.model_copy(update={"gpu_mem_limit": spec.max_worker_memory_bytes})
+    placement = Placement(spec.device, device_id, options, spec.providers)
     worker_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(worker_bytes, spec.workers)
-    loader = _Loader(spec, threads, placement, MemoryLimit(worker_bytes))
+    is_limited = is_worker and not spec.is_on_nvidia
+    memory = MemoryLimit(worker_bytes, spec.threads if is_limited else None)
+    loader = _Loader(spec, threads, placement, memory)
     names = load_names(spec.v2_names)
     repository = Repository(state_dir, loader.load)
     repository.version_of = names.version

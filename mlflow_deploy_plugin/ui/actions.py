@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.core.errors import (
     RegistryUnavailable,
 )
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.processes.memory import limit_growth
 from mlflow_deploy_plugin.core.registry import transitions
 from mlflow_deploy_plugin.core.registry.connection import own_process, redact_addresses
 from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
@@ -228,6 +229,7 @@ def main(path: Path) -> int:
     job = read_state(path, Job)
     if job is None:
         return 2
+    limit_growth()  # The gate opens models.
     job = job.model_copy(update={"pid": os.getpid()})
     write_state(path, job)
     own_process()

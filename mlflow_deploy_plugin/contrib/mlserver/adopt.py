@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.contrib.mlserver.original import Original
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import JOBLIB, MLMODEL, PYTHON_FUNCTION
+from mlflow_deploy_plugin.core.processes.memory import limit_conversion
 from mlflow_deploy_plugin.serve.pyfunc.process import error_summary
 from mlflow_deploy_plugin.wrap.flavor.example_rows import known_columns, made_up_rows
 from mlflow_deploy_plugin.wrap.flavor.registered import load_file
@@ -40,6 +41,7 @@ _CLASS_LOSSES = ("Logloss", "CrossEntropy", "MultiClass", "MultiClassOneVsAll")
 def main() -> int:
     file = Path(sys.argv[1])
     kind = sys.argv[2]
+    limit_conversion(file.stat().st_size)
     logging.disable(logging.WARNING)
     try:
         adopt(file, kind)

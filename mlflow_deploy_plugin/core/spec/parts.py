@@ -231,8 +231,8 @@ class ServerSpec(SpecPart):
     Default: the available cores divided by the workers.
     """
     max_worker_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
-    """Memory limit of a worker. A version that would exceed it is refused. Default: the
-    worker's share of its container's or unit's limit.
+    """Memory limit of a worker. A version or a request that would exceed it is refused.
+    Default: the worker's share of its container's or unit's limit.
     """
     model_memory: Memory | None = None
     """Memory of the loaded models of a server of all registered models, e.g. 4GiB. Each

@@ -20,7 +20,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import duckdb
@@ -28,6 +27,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import did_you_mean
+from mlflow_deploy_plugin.core.processes.memory import limit_growth
 from mlflow_deploy_plugin.serve.inference_log.log_reader import (
     InferenceLog,
     View,
@@ -344,15 +344,9 @@ def limit_memory(size: int) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    # RLIMIT_DATA limits VmData (getrlimit(2), proc_pid_status(5)), which is in kB.
-    data_bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
-    limit = data_bytes + size
-    if soft != resource.RLIM_INFINITY:
-        limit = min(limit, soft)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    limit_growth(size)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, limits)

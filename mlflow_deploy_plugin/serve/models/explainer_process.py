@@ -21,10 +21,10 @@ from mlflow_deploy_plugin.core.errors import (
     TooManyRequests,
 )
 from mlflow_deploy_plugin.core.logs import configure_logging
+from mlflow_deploy_plugin.core.processes.memory import limit_growth
 from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.serve.runtime.explained import Explanation
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
-from mlflow_deploy_plugin.serve.runtime.session import memory_limit
 
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
@@ -130,15 +130,12 @@ class ExplainerClient:
 
 def _prepare() -> None:
     """Limit the process, and load the explainer."""
-    from resource import RLIMIT_DATA, setrlimit  # Windows has no such module.
-
     configure_logging(os.environ.get("ONNXSERVE_LOG_FORMAT", "text"), "explainer")
     os.nice(_NICENESS)
     # A model may ask for any memory. The worker, which has the same models, must
     # survive.
-    limit = memory_limit() // 2
-    with suppress(OSError, ValueError):  # macOS has no /proc, and `ulimit -d` may be lower.
-        setrlimit(RLIMIT_DATA, (limit, limit))
+    limit_growth()
+    with suppress(OSError):  # macOS has no /proc.
         Path("/proc/self/oom_score_adj").write_text("1000")
     # Not within the time limit of the first request.
     from mlflow_deploy_plugin.serve.models import explainer  # noqa: F401

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.core.mlmodel import (
     folder_bytes,
     hash_files,
 )
+from mlflow_deploy_plugin.core.processes.memory import limit_growth, memory_limit, physical_memory
 from mlflow_deploy_plugin.core.statedir.files import mark_loading
 from mlflow_deploy_plugin.core.statedir.models import WantedVariant
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
@@ -52,10 +53,8 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artif
 from mlflow_deploy_plugin.serve.runtime.session import (
     ON_CPU,
     Placement,
-    memory_limit,
     must_end,
     open_session,
-    physical_memory,
     time_limit,
 )
 from mlflow_deploy_plugin.serve.spool.captured_model import STREAM_OUTPUT, CapturedModel
@@ -89,6 +88,8 @@ the largest value.
 """
 _MIN_FACTOR = 1.0
 _MAX_FACTOR = 4.0
+_LEAST_FREE_BYTES = 64 * 2**20
+_STACK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,10 +300,20 @@ class MemoryLimit:
     has measured (2 without a measurement). The first version is refused only if its
     files exceed the limit. Loads wait for each other, because the memory of a current
     load is unknown.
+
+    An allocation that would exceed the limit fails, so that a graph cannot take what
+    its file claims.
+
+    Args:
+        limit: the limit.
+        threads: the number of threads whose stacks count as allocated, but are hardly
+            used; None if the process has no limit, because it is not only a worker, or
+            uses a GPU, whose driver allocates more than it uses.
     """
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, threads: int | None = None) -> None:
         self._limit = limit
+        self._threads = threads
         self._factor = _MIN_FACTOR
         self._turn = threading.Lock()
 
@@ -326,11 +337,18 @@ class MemoryLimit:
                     f"{_mebibytes(used_bytes)} of this worker, and the worker's limit is "
                     f"{_mebibytes(self._limit)} (server.max_worker_memory_bytes)"
                 )
+            self._limit_growth()
             yield
+            self._limit_growth()
             factor = _DEFAULT_FACTOR
             if file_bytes >= _MEASURABLE_BYTES:
                 factor = (self.used() - used_bytes) / file_bytes
             self._factor = min(max(factor, _MIN_FACTOR), _MAX_FACTOR)
+
+    def _limit_growth(self) -> None:
+        if self._limit is not None and self._threads is not None:
+            free = max(self._limit - self.used(), _LEAST_FREE_BYTES)
+            limit_growth(free + self._threads * _STACK_BYTES)
 
     def used(self) -> int:
         """Return the memory of this process and its children in bytes."""

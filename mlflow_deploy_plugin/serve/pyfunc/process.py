@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.processes.child import die_with_parent, requests_of_parent
+from mlflow_deploy_plugin.core.processes.memory import limit_growth, memory_limit
 from mlflow_deploy_plugin.serve.protocols.side_messages import (
     FAILED_MESSAGE,
     SideMessage,
@@ -62,6 +63,7 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
     die_with_parent()  # This also ends code that never releases the GIL.
+    limit_growth(memory_limit())  # It has inherited the worker's limit.
     connections = requests_of_parent(lambda: receive_connection(control), _END_SECONDS)
     # The worker has checked its settings, whose module needs pydantic.
     configure_logging(os.environ.get("ONNXSERVE_LOG_FORMAT", "text"), name)

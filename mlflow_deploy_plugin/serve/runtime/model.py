@@ -81,6 +81,7 @@ faster per row.
 """
 _LACKS_MEMORY = re.compile(
     r"Failed to allocate memory|Available memory of \d+ is smaller|out of memory|ALLOC_FAILED"
+    r"|bad_alloc"
 )
 _LOST_DEVICE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d+")
 """ONNX Runtime's messages of a run without memory (of its arena, CUDA, cuBLAS and
@@ -391,7 +392,7 @@ class OnnxModel:
         if isinstance(error, BodyTooLarge | DeadlineExceeded):
             return error
         reason = describe_error(error)
-        if _LACKS_MEMORY.search(reason):
+        if isinstance(error, MemoryError) or _LACKS_MEMORY.search(reason):
             logger.warning("the device lacks memory for a run: %s", reason)
             return DeviceMemoryFull("the device lacks memory for these rows; send fewer rows", 1)
         if self._is_on_nvidia and _LOST_DEVICE.search(reason):

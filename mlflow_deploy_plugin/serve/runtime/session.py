@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.core.errors import (
     RuntimeMissing,
 )
 from mlflow_deploy_plugin.core.messages import one_line
+from mlflow_deploy_plugin.core.processes.memory import cgroup_folders, memory_limit
 from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions
 from mlflow_deploy_plugin.serve.runtime.tree_operator import add_tree_operator
 
@@ -52,8 +53,6 @@ _BUILDS = {_PROVIDERS["cuda"]: "GPU", _TENSORRT: "GPU", OPENVINO: "OpenVINO"}
 name in lower case.
 """
 _DRIVER = "libcuda.so.1"
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
 _OWN_MEMORY = Path("/proc/self/statm")
 _KEEP_SECONDS = 1.0
 """The memory of a large run remains allocated for this time, so that the next run can
@@ -207,21 +206,6 @@ def available_cores(processes: int = 1) -> int:
             if quota not in ("max", "-1"):
                 cores = min(cores, int(quota) // int(period))
     return max(1, cores // processes)
-
-
-def cgroup_folders(controller: str) -> Iterator[Path]:
-    """Yield the cgroup folders that limit this process: its own and the parents
-    (cgroups(7)). Some may not exist.
-    """
-    with contextlib.suppress(OSError):
-        for line in _OWN_CGROUPS.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            # In cgroups 2, the line has no controllers.
-            if controllers == "" or controller in controllers.split(","):
-                top = _CGROUPS / controller if controllers else _CGROUPS
-                folder = top / path.lstrip("/")
-                yield folder
-                yield from (above for above in folder.parents if above.is_relative_to(top))
 
 
 def open_session(
@@ -551,27 +535,6 @@ def limit_memory(limit: int | None, processes: int = 1) -> None:
     the number of `processes`.
     """
     _keeper.limit = (limit or memory_limit() // processes) // 2
-
-
-def memory_limit() -> int:
-    """Return the memory of the machine in bytes, or the smallest limit of a cgroup that
-    contains this process.
-    """
-    limits = [physical_memory()]
-    for folder in cgroup_folders("memory"):
-        # The files of cgroups 2 and cgroups 1.
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            with contextlib.suppress(OSError, ValueError):  # A file may be absent or contain "max".
-                limits.append(int((folder / name).read_text()))
-    return min(limits)
-
-
-def physical_memory() -> int:
-    if sys.platform == "win32":
-        import psutil  # Servers need it later, and start faster without it.
-
-        return psutil.virtual_memory().total
-    return os.sysconf("SC_PHYS_PAGES") * PAGESIZE
 
 
 _keeper = _ArenaKeeper()

@@ -2,6 +2,7 @@
 generated from its signature.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -32,6 +33,8 @@ from mlflow_deploy_plugin.wrap.convert.converted import BoundaryValues, TrainedM
 from mlflow_deploy_plugin.wrap.convert.converters import converter_for
 
 MADE_UP_ROWS = 500
+_MOST_CELLS = 20_000_000
+"""The limit of generated rows and columns, whatever a signature claims."""
 _FREE_SIZE = 4
 _TENSOR_ROWS = 16
 """The size of a generated tensor along axes that are free in the signature."""
@@ -163,9 +166,8 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
         tensors = {}
         for spec in signature.inputs.inputs:
             random = np.random.default_rng(0)
-            sizes = [_TENSOR_ROWS]
-            for size in spec.shape[1:]:
-                sizes.append(size if size > 0 else _FREE_SIZE)
+            sizes = [size if size > 0 else _FREE_SIZE for size in spec.shape[1:]]
+            sizes.insert(0, _count_rows(_TENSOR_ROWS, math.prod(sizes)))
             is_float = np.dtype(spec.type).kind == "f"
             if is_float and len(spec.shape) == 2 and len(signature.inputs.inputs) == 1:
                 kinds = dict.fromkeys(map(str, range(sizes[1])), str(np.dtype(spec.type)))
@@ -230,11 +232,24 @@ def _made_up_table(kinds: Mapping[str, str], model: TrainedModel) -> pd.DataFram
     columns.
     """
     random = np.random.default_rng(0)
+    count = _count_rows(MADE_UP_ROWS, len(kinds))
     boundary = _known_values(model, [*kinds])
     edges = _fitted_ranges(model, [*kinds]) | dict(boundary.edges)
     known = replace(boundary, edges=edges)
-    columns = {name: _made_up_column(kinds[name], name, known, random) for name in kinds}
+    columns = {name: _made_up_column(kinds[name], name, known, random, count) for name in kinds}
     return pd.DataFrame(columns)
+
+
+def _count_rows(usual: int, cells: int) -> int:
+    """Return the number of rows of so many cells. Raises InvalidConfig if a row is too
+    large.
+    """
+    if cells > _MOST_CELLS:
+        raise InvalidConfig(
+            f"its signature has rows of {cells:,} values, and generated rows at most "
+            f"{_MOST_CELLS:,}; pass rows with --data FILE (data=)"
+        )
+    return min(usual, _MOST_CELLS // max(cells, 1))
 
 
 def _fitted_ranges(model: TrainedModel, names: list[str]) -> dict[str, Array]:
@@ -266,7 +281,7 @@ def _only_column(rows: pd.DataFrame) -> Array:
 
 
 def _made_up_column(
-    dtype: str, name: str, boundary: BoundaryValues, random: np.random.Generator
+    dtype: str, name: str, boundary: BoundaryValues, random: np.random.Generator, count: int
 ) -> Array:
     """Return random values of a column: its categories if they are known, otherwise
     texts of its terms, or numbers around its thresholds.
@@ -277,10 +292,10 @@ def _made_up_column(
     ]
     if categories:
         choices = np.asarray(categories, dtype=object if dtype == "str" else dtype)
-        return choices[random.integers(0, len(categories), MADE_UP_ROWS)]
+        return choices[random.integers(0, len(categories), count)]
     if dtype == "str":
         terms = np.asarray(boundary.texts.get(name, ("a", "b", "c")), dtype=object)
-        texts = [" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)]
+        texts = [" ".join(random.choice(terms, 3)) for _ in range(count)]
         return np.array(texts, dtype=object)
     low = -3.0
     high = 3.0
@@ -299,7 +314,7 @@ def _made_up_column(
         reach = (high - low) / 4 or 1.0
         low -= reach
         high += reach
-    numbers = random.uniform(low, high, MADE_UP_ROWS)
+    numbers = random.uniform(low, high, count)
     if dtype in ("bool", "int32", "int64"):
         numbers = np.round(numbers)
     return numbers.astype(dtype)

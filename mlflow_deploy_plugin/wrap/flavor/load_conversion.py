@@ -24,7 +24,14 @@ from onnx import ModelProto
 
 from mlflow_deploy_plugin.core.errors import ConversionError, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names, one_line
-from mlflow_deploy_plugin.core.mlmodel import FLAVOR, JOBLIB, MLMODEL, read_mlmodel
+from mlflow_deploy_plugin.core.mlmodel import (
+    FLAVOR,
+    JOBLIB,
+    MLMODEL,
+    folder_bytes,
+    read_mlmodel,
+)
+from mlflow_deploy_plugin.core.processes.memory import limit_conversion
 from mlflow_deploy_plugin.serve.pyfunc.process import error_summary
 from mlflow_deploy_plugin.serve.pyfunc.scorer import NotRepresentable, to_outputs
 from mlflow_deploy_plugin.serve.runtime.agreement import compare
@@ -57,6 +64,7 @@ def main() -> int:
     options = parser.parse_args()
     if sys.platform != "win32":
         os.nice(max(0, _NICE - os.nice(0)))
+    limit_conversion(folder_bytes(options.folder))
     logging.disable(logging.WARNING)
     try:
         proof = convert_folder(options.folder, options.target, options.label, options.made_rows)

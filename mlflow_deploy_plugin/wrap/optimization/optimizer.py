@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.core.errors import (
     ParityError,
 )
 from mlflow_deploy_plugin.core.logs import ProgressCallback
+from mlflow_deploy_plugin.core.processes.memory import limit_growth
 from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
@@ -315,7 +316,7 @@ class _FormMaker:
     halves: _Halves
     metric: MetricName | None
     drafts: Path
-    trial: Worker = field(default_factory=partial(Worker, stderr=subprocess.DEVNULL))
+    trial: Worker = field(default_factory=partial(Worker, limit_growth, stderr=subprocess.DEVNULL))
 
     @cached_property
     def answers(self) -> dict[str, Array]:

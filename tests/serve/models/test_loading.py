@@ -11,13 +11,13 @@ import requests
 import yaml
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, ModelError
+from mlflow_deploy_plugin.core.processes import memory
 from mlflow_deploy_plugin.serve.models.loading import (
     MemoryLimit,
     has_random_nodes,
     load_warm,
     worker_memory_limit,
 )
-from mlflow_deploy_plugin.serve.runtime import session
 from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.serve.runtime.feeds import row_count
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -258,6 +258,6 @@ def test_memory_is_predicted_from_the_last_load(model):
 def test_worker_has_its_share_of_the_container(tmp_path, monkeypatch, content, limit):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "memory.max").write_text(content)
-    monkeypatch.setattr(session, "cgroup_folders", {"memory": [tmp_path / "own", tmp_path]}.get)
+    monkeypatch.setattr(memory, "cgroup_folders", {"memory": [tmp_path / "own", tmp_path]}.get)
     assert worker_memory_limit(None, 2) == limit
     assert worker_memory_limit(300, 2) == 300

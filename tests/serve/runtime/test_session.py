@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
     RuntimeMissing,
 )
+from mlflow_deploy_plugin.core.processes import memory
 from mlflow_deploy_plugin.core.spec.parts import ProviderOptions
 from mlflow_deploy_plugin.serve.runtime import session
 from mlflow_deploy_plugin.serve.runtime.session import (
@@ -89,8 +90,8 @@ def test_telemetry_of_an_imported_runtime_is_disabled(given, calls, monkeypatch)
 )
 def test_cores_are_limited_by_all_cgroups(tmp_path, monkeypatch, own, files, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(session, "_CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(session, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "own")
     if own is not None:
         (tmp_path / "own").write_text(own)
     for name, text in files.items():

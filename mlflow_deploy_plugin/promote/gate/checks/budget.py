@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, OnnxserveError
+from mlflow_deploy_plugin.core.processes.memory import limit_growth
 from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.core.registry.policy import BudgetPolicy
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable, state_of
@@ -185,7 +186,7 @@ def measure_costs(
     cannot be measured.
     """
     sample = {name: array[:batch] for name, array in rows.items()}
-    workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
+    workers = [Worker(limit_growth, stderr=subprocess.DEVNULL) for _ in folders]
     try:
         # The versions load concurrently, because this step only measures the memory of
         # each process.

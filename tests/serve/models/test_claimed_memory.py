@@ -1,0 +1,49 @@
+"""Rows and files of a few bytes that claim gigabytes: a process allocates at most its
+limit, and a worker refuses the request and lives.
+"""
+
+from pathlib import Path
+
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
+from mlflow_deploy_plugin.core.statedir.files import read_workers
+from tests.support.models import IDENTITY, write_model
+from tests.support.servers import gunicorn, variant
+from tests.support.traffic import Traffic
+
+LIMIT = 2**29
+TOLERATED = 100 * 2**20
+CLAIM = """claims (float[N,1] x) => (float[N,1] y) <int64[1] flat = {-1}> {
+  sizes = Cast<to = 7>(x)
+  size = Reshape(sizes, flat)
+  cells = ConstantOfShape(size)
+  sum = ReduceSum<keepdims = 0>(cells)
+  y = Add(x, sum)
+}"""
+
+
+def peak_bytes(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def test_claimed_bytes_are_refused_by_a_living_worker(tmp_path):
+    endpoints = {
+        "e": {"v": variant(write_model(tmp_path / "honest", IDENTITY))},
+        "claims": {"v": variant(write_model(tmp_path / "claims", CLAIM), "2")},
+    }
+    spec = ServerSpec(max_worker_memory_bytes=LIMIT)
+    with gunicorn(tmp_path, endpoints, spec) as running:
+        [worker] = read_workers(tmp_path)
+        traffic = Traffic(f"{running.url}/endpoints/e")
+        traffic.start()
+        answers = []
+        for cells in (1e6, 1.3e8, 2.5e8, 4e8, 1e6):
+            body = {"inputs": [[cells]]}
+            answers.append(running.post("/endpoints/claims/invocations", json=body))
+        traffic.stop()
+        [still] = read_workers(tmp_path)
+        peak = peak_bytes(worker.pid)
+    assert [answer.status_code for answer in answers] == [200, 503, 503, 503, 200]
+    assert {*traffic.answers} == {("1", 200)}
+    assert still.pid == worker.pid
+    assert peak < LIMIT + TOLERATED
