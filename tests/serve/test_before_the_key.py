@@ -188,7 +188,7 @@ def health(channel):
 @pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("port", ["http", "https", "grpc"])
-def test_caller_beside_strangers_before_the_key(ports, port, way):
+def test_caller_during_attacks_before_the_key(ports, port, way):
     plain, encrypted, grpc_address = ports
     is_tls = port == "https"
     running = encrypted if is_tls else plain

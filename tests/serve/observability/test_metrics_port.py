@@ -105,7 +105,7 @@ def test_silent_connections_before_the_key_close_no_scrape(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
-def test_scrape_beside_strangers_before_the_key(tmp_path, way):
+def test_scrape_during_attacks_before_the_key(tmp_path, way):
     with metrics_process(tmp_path) as address:
 
         def scrape():
