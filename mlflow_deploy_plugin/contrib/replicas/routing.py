@@ -41,8 +41,6 @@ _POINTS = 160
 _NEXT_POINTS = 20
 """The points that nginx tries before it ignores the ring."""
 _TRIED_KEYS = 20_000
-_MOST_PER_ADDRESS = 512
-"""The requests of an address that nginx handles at the same time."""
 
 Addresses = Mapping[str, str]
 """`http`, and `grpc` if the server has it → HOST:PORT."""
@@ -79,7 +77,7 @@ def nginx_conf(
         upstreams=upstreams,
         shares=shares(len(replicas)),
         timeout=timeout,
-        per_address=0 if is_balanced else _MOST_PER_ADDRESS,
+        is_balanced=is_balanced,
     )
 
 

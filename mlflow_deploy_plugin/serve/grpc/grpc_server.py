@@ -4,19 +4,18 @@ with the HTTP server.
 
 import threading
 from pathlib import Path
-from typing import get_args
 
 import grpc
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.serve.certificates import follow_files, open_tls
-from mlflow_deploy_plugin.serve.grpc.service import OpenCalls, StreamKind, handlers
+from mlflow_deploy_plugin.serve.grpc.service import OpenCalls, handlers
 from mlflow_deploy_plugin.serve.inference.limits import RequestThreads, request_threads
 from mlflow_deploy_plugin.serve.inference.server import Server
 
 _MAX_STREAMS = 32
-"""The maximum number of streams of each kind per worker; each stream has its own
-thread.
+"""The maximum number of streams per worker, and separately of public streams; each
+stream has its own thread.
 """
 
 _MAX_WAITING = 128
@@ -69,7 +68,7 @@ class GrpcServer:
             spec.graceful_timeout_seconds - 1.0,
         )
         self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
-        threads = request_threads(spec) + len(get_args(StreamKind)) * _MAX_STREAMS
+        threads = request_threads(spec) + 2 * _MAX_STREAMS
         most_calls = threads + _MAX_WAITING
         options = {
             **_OPTIONS,

@@ -14,11 +14,9 @@ wait is then bounded, and ends when the server drains.
 import math
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Literal
 from urllib.parse import unquote
 
 import grpc
@@ -85,15 +83,13 @@ ManagementMethod = Callable[..., dict[str, object]]
 """
 
 
-StreamKind = Literal["infer", "watch", "strangers"]
-
-
 class OpenCalls:
     """The open calls of one worker. A call is open until its response is on the way to
     the client.
 
     Args:
-        max_streams: the maximum number of concurrent streams of each kind.
+        max_streams: the maximum number of concurrent streams, and of concurrent public
+            streams (which need no key).
         message_seconds: the time limit for receiving the complete message of a unary
             call.
     """
@@ -108,7 +104,8 @@ class OpenCalls:
         self._message_seconds = message_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._streams: dict[StreamKind, set[grpc.ServicerContext]] = defaultdict(set)
+        self._streams: set[grpc.ServicerContext] = set()
+        self._public_streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
         self._arriving: dict[grpc.ServicerContext, float] = {}  # the deadlines
         self.open = 0
@@ -138,13 +135,13 @@ class OpenCalls:
     def stream(
         self,
         context: grpc.ServicerContext,
-        kind: StreamKind,
+        is_public: bool = False,
     ) -> Iterator[None]:
         """Reserve a slot for a stream. If all slots are taken, end the call with
         RESOURCE_EXHAUSTED.
         """
         self._open_call(context)
-        streams = self._streams[kind]
+        streams = self._public_streams if is_public else self._streams
         with self._lock:
             is_full = len(streams) >= self._max_streams
             if not is_full:
@@ -229,7 +226,7 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
         if _is_stranger(server, context):
             request = _raw_request(server, "ModelStreamInfer", b"", context)
             _finish(context, _infer(server, request, None))
-        with calls.stream(context, "infer"):
+        with calls.stream(context):
             for body in calls.receive_each(context, bodies):
                 request = _raw_request(server, "ModelStreamInfer", body, context)
                 reply = _infer(server, request, context.time_remaining())
@@ -497,7 +494,8 @@ def watch_health(
     """
     is_stranger = _is_stranger(server, context)
     ends_at = time.monotonic() + _STRANGER_SECONDS if is_stranger else math.inf
-    with calls.stream(context, "strangers" if is_stranger else "watch"):
+    # Strangers do not take the places of callers with a key.
+    with calls.stream(context, is_stranger or not server.auth.is_required):
         try:
             body = None if is_stranger else calls.receive_one(context, bodies)
             service = messages.HealthCheckRequest.FromString(body or b"").service

@@ -86,9 +86,8 @@ class RequestHead:
     is_http_1_1: bool
 
 
-def parse_head(data: bytes, checked: int = 0) -> tuple[RequestHead | None, bytes]:
+def parse_head(data: bytes) -> tuple[RequestHead | None, bytes]:
     """Return the head and the data after it; None and all data if the head is
-    incomplete. `checked` is the length of the data of the last call, if its head was
     incomplete.
 
     Raises TargetTooLong or HeadersTooLarge above a limit, and InvalidRequest,
@@ -96,10 +95,10 @@ def parse_head(data: bytes, checked: int = 0) -> tuple[RequestHead | None, bytes
     possible; the result does not depend on how the data is split.
     """
     begin = 2 if data.startswith(EMPTY_LINE) else 0
-    end = data.find(b"\r\n\r\n", max(begin, checked - 3))
+    end = data.find(b"\r\n\r\n", begin)
     if end >= 0:
         return read_head(data[begin:end]), data[end + 4 :]
-    _check_beginning(data[begin:], max(0, checked - begin))
+    _check_beginning(data[begin:])
     return None, data
 
 
@@ -157,10 +156,9 @@ def _read(head: bytes) -> RequestHead:
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)
 
 
-def _check_beginning(head: bytes, checked: int = 0) -> None:
-    """Check the limits and the line ends of a head that may be incomplete, of which
-    `checked` bytes have valid line ends. Raises TargetTooLong, HeadersTooLarge or
-    InvalidRequest.
+def _check_beginning(head: bytes) -> None:
+    """Check the limits and the line ends of a head that may be incomplete. Raises
+    TargetTooLong, HeadersTooLarge or InvalidRequest.
     """
     if len(head) > REQUEST_LINE_BYTES + 1 and b"\r\n" not in head[: REQUEST_LINE_BYTES + 2]:
         if b"\n" not in head[:REQUEST_LINE_BYTES]:
@@ -173,7 +171,7 @@ def _check_beginning(head: bytes, checked: int = 0) -> None:
         raise HeadersTooLarge(
             f"the header fields together exceed this server's limit of {HEAD_BYTES} bytes",
         )
-    if head.count(b"\n", checked) != head.count(b"\r\n", max(0, checked - 1)):
+    if head.count(b"\n") != head.count(b"\r\n"):
         raise InvalidRequest(
             "a line of the request's head ends without CR; HTTP/1.1 requires CR LF",
         )

@@ -31,10 +31,8 @@ HANDSHAKES = 128
 replaces the oldest.
 """
 LINGER_SECONDS = 5.0
-LINGERING_STRANGERS = 32
-LINGER_BYTES = 64 * 1024 * 1024
-"""The limits for discarding the bytes that a client still sends before its connection
-is closed.
+"""The limit for discarding the bytes that a client still sends before its connection is
+closed.
 """
 
 
@@ -49,15 +47,20 @@ class ConnectionLimits:
         connections: `--worker-connections`: an additional connection replaces an idle
             connection, or is refused.
         body_bytes: the limit of all incomplete or unanswered bodies together.
+        linger_bytes: the limit of the bytes that are discarded before the end.
     """
 
     request_seconds: float
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS
     connections: int = MAX_CONNECTIONS
     body_bytes: int = 256 * 1024 * 1024
+    linger_bytes: int = 64 * 1024 * 1024
 
     def of_strangers(self) -> "ConnectionLimits":
         """Return the limits for a client that has not sent a valid key."""
-        request_seconds = min(self.request_seconds, STRANGER_SECONDS)
-        keep_alive_seconds = min(self.keep_alive_seconds, STRANGER_SECONDS)
-        return replace(self, request_seconds=request_seconds, keep_alive_seconds=keep_alive_seconds)
+        return replace(
+            self,
+            request_seconds=min(self.request_seconds, STRANGER_SECONDS),
+            keep_alive_seconds=STRANGER_SECONDS,
+            linger_bytes=2 * 1024 * 1024,
+        )

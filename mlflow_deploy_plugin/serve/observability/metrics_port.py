@@ -9,6 +9,7 @@ it ends. Scrapes do not depend on the workers.
 import asyncio
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.statedir.files import METRICS
@@ -18,7 +19,6 @@ from mlflow_deploy_plugin.serve.observability.gauges import (
     workers_page,
 )
 
-_HEAD_SECONDS = 3.0
 _MOST_SECONDS = 10.0
 _MOST_CONNECTIONS = 256
 """The limits of the time and the number of connections. Prometheus waits for 10 s by
@@ -28,23 +28,21 @@ default. The loop accepts 100 connections at once, before it reads their request
 
 async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None:
     """Answer one request per connection. A connection above the limit of connections
-    closes the one that has waited longest for its head, otherwise for its reader.
+    closes the oldest one.
     """
-    # False until the request has arrived; the oldest first
-    connections: dict[asyncio.StreamWriter, bool] = {}
+    connections: dict[asyncio.StreamWriter, None] = {}  # the oldest first
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the request of a connection, and close it."""
-        connections[writer] = False
+        connections[writer] = None
         if len(connections) > _MOST_CONNECTIONS:
-            longest = min(connections, key=connections.__getitem__)
-            del connections[longest]
-            longest.transport.abort()
-        try:
+            oldest = next(iter(connections))
+            del connections[oldest]
+            oldest.transport.abort()
+        # The client may be gone or too slow, or may not send HTTP.
+        with suppress(OSError, EOFError, asyncio.LimitOverrunError):
             async with asyncio.timeout(_MOST_SECONDS):
-                async with asyncio.timeout(_HEAD_SECONDS):
-                    request = await reader.readuntil(b"\r\n\r\n")
-                connections[writer] = True
+                request = await reader.readuntil(b"\r\n\r\n")
                 status = "404 Not Found"
                 page = b""
                 if request.startswith((b"GET /metrics ", b"GET /metrics?")):
@@ -60,11 +58,8 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
                 writer.transport.set_write_buffer_limits(0)
                 writer.write(f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page)
                 await writer.drain()
-        except (OSError, EOFError, asyncio.LimitOverrunError):
-            pass  # The client is gone or too slow, or does not send HTTP.
-        finally:
-            connections.pop(writer, None)
-            writer.transport.abort()
+        connections.pop(writer, None)
+        writer.transport.abort()
 
     await (await asyncio.start_server(answer, sock=listener)).serve_forever()
 

@@ -227,7 +227,7 @@ class Observer:
 
     tracer: Tracer | None = None
     log_fraction: float | None = None
-    is_stranger: Callable[[Mapping[str, str], str], bool] = lambda headers, certificate: False
+    is_stranger: Callable[..., bool] = lambda headers, certificate: False
 
     @property
     def is_on(self) -> bool:

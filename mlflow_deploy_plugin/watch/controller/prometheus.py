@@ -91,37 +91,29 @@ def start_metrics_server(
     server: Any = started  # Types do not allow other methods.
     connections: dict[socket.socket, float] = {}  # and the time of their end, in this order
 
-    def end(connection: socket.socket) -> None:
-        """End the reads and writes of a connection in its thread."""
-        connections.pop(connection, None)
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-
     def admit(connection: socket.socket, _: object) -> bool:
-        """End the oldest connection above the limit. Its thread may still wait for the
-        store.
-        """
-        if len(connections) >= _MOST_CONNECTIONS:
-            end(next(iter(connections)))
         connections[connection] = time.monotonic() + request_seconds
         return threading.active_count() <= _MOST_THREADS
 
-    def end_late() -> None:
+    def end_surplus() -> None:
+        """End late connections, and the oldest ones above the limit. Their threads may
+        still wait for the store.
+        """
         for connection, until in list(connections.items()):
-            if until < time.monotonic():
-                end(connection)
+            if until < time.monotonic() or len(connections) > _MOST_CONNECTIONS:
+                connections.pop(connection, None)
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
-    class Handler(server.RequestHandlerClass):  # type: ignore[misc]
-        def handle(self) -> None:
-            try:
-                with suppress(OSError):  # The client is gone.
-                    super().handle()
-            finally:
-                connections.pop(self.connection, None)
+    def forget(connection: socket.socket) -> None:
+        connections.pop(connection, None)
+        connection.close()
 
-    server.RequestHandlerClass = Handler
+    server.close_request = forget
+    # The client is gone: wsgiref itself logs the errors of the metrics.
+    server.handle_error = lambda connection, address: None
     server.verify_request = admit
-    server.service_actions = end_late
+    server.service_actions = end_surplus
     return started
 
 

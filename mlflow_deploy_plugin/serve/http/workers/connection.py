@@ -49,11 +49,11 @@ _UNDERWAY_SECONDS = 1.0
 connection.
 """
 _IDLE_CANDIDATES = 16
-_HEAD_PIECES = 8
+_HEAD_PIECES = 4
 """The number of pieces of a head that are read when they arrive; later pieces are read
 together every `_DRIP_SECONDS`.
 """
-_DRIP_SECONDS = 1.0
+_DRIP_SECONDS = 2.0
 _KNOWN_BYTES = 2048
 """The longest head that a connection remembers, because the next request usually has
 the same head. The cache of `parser.read_head` alone would make a small prediction 8 %
@@ -107,7 +107,6 @@ class HttpConnection(asyncio.Protocol):
         self._buffered_bytes = 0  # the body's share of `WorkerApp.buffered_bytes`
         self._discarded_bytes = 0
         self._head_pieces = 0
-        self._checked_bytes = 0  # of an incomplete head
         self._phase = _NEW
         self._is_blocked = False  # The client does not read the response.
         self._is_paused = False  # Reading is paused.
@@ -159,7 +158,7 @@ class HttpConnection(asyncio.Protocol):
         phase = self._phase
         if phase is _LINGERING:
             self._discarded_bytes += len(data)
-            if self._discarded_bytes > request_limits.LINGER_BYTES:
+            if self._discarded_bytes > self._limits.linger_bytes:
                 self._transport.abort()
             return
         if phase is _NEW:
@@ -196,7 +195,6 @@ class HttpConnection(asyncio.Protocol):
         """
         self._connections.discard(self)
         self._app.blocked_connections.pop(self, None)
-        self._app.lingering_strangers.pop(self, None)
         # Without this cycle, the buffers of TLS are freed now.
         del self._write_bytes
         if self._exchange is not None:
@@ -213,7 +211,7 @@ class HttpConnection(asyncio.Protocol):
         """
         self._is_blocked = True
         self._unsent_bytes = self._transport.get_write_buffer_size()
-        self._deadline = self._app.now + self._limits.request_seconds
+        self._await_client()
         blocked = self._app.blocked_connections
         blocked[self] = None
         while (
@@ -235,7 +233,7 @@ class HttpConnection(asyncio.Protocol):
             if self._exchange.is_whole:
                 self._deadline = math.inf
             else:
-                self._deadline = self._app.now + self._limits.request_seconds
+                self._await_client()
             self._exchange.resume_sending()
         if self._phase is _IDLE:
             self._wait_for_next()
@@ -250,11 +248,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_ending = True
         if self._phase in (_NEW, _IDLE) and not self._is_blocked:
             now = self._app.now
-            if self._phase is _NEW:
-                used_at = now
-            else:
-                used_at = self._deadline - self._limits.keep_alive_seconds
-            self._deadline = max(now, min(used_at, now) + _UNDERWAY_SECONDS)
+            self._deadline = max(now, min(self.idle_since, now) + _UNDERWAY_SECONDS)
 
     # The deadlines, and the actions after them.
 
@@ -268,11 +262,11 @@ class HttpConnection(asyncio.Protocol):
             if unsent >= self._unsent_bytes:
                 self._transport.abort()
             self._unsent_bytes = unsent
-            self._deadline = now + self._limits.request_seconds
+            self._await_client()
         elif self._phase is _LINGERING or self._transport.is_closing():
             self._transport.abort()
         elif self._exchange is not None and not self._exchange.awaits_client:
-            self._deadline = now + self._limits.request_seconds  # The model may take any time.
+            self._await_client()  # The model may take any time.
         elif self._phase is _ANSWERING and self._exchange is None:
             self._deadline = now + _STEP_SECONDS
             if steps.is_late(self._thread):
@@ -344,16 +338,12 @@ class HttpConnection(asyncio.Protocol):
 
     def evict(self) -> None:
         """Close immediately, to make room for a new connection."""
-        if self._is_blocked or self._phase is not _RECEIVING or self._exchange is not None:
+        if self._is_blocked or self._phase is not _RECEIVING:
             self._transport.abort()  # Closing TLS would wait for the client.
             return
-        late = RequestTimeout(
-            "the request arrived too slowly, and other clients need the connection",
+        self._refuse(
+            RequestTimeout("the request arrived too slowly, and other clients need the connection")
         )
-        path = self._head.path if self._head else ""
-        response = responses.exception_response(path, late)
-        self._transport.write(serialize_response(response, keep_alive=False))
-        self._deadline = self._app.now + request_limits.LINGER_SECONDS
         self._transport.close()
 
     # Reading requests.
@@ -390,11 +380,9 @@ class HttpConnection(asyncio.Protocol):
         """
         try:
             if self._head is None:
-                self._head, self._buffer = parser.parse_head(self._buffer, self._checked_bytes)
-                self._checked_bytes = 0
+                self._head, self._buffer = parser.parse_head(self._buffer)
                 if self._head is None and self._buffer != parser.EMPTY_LINE:
                     self._begin()
-                    self._checked_bytes = len(self._buffer)
                     self._head_pieces += 1
                     if self._head_pieces > _HEAD_PIECES and not self._is_paused:
                         self._is_paused = True
@@ -511,7 +499,7 @@ class HttpConnection(asyncio.Protocol):
             self._phase = _RECEIVING
             self._head_pieces = 0
             if self._is_caller:  # Otherwise, the time began with the wait for the head.
-                self._deadline = self._app.now + self._limits.request_seconds
+                self._await_client()
 
     def _trust(self) -> None:
         """Apply the limits of callers, because a request had a valid key."""
@@ -546,7 +534,7 @@ class HttpConnection(asyncio.Protocol):
         self._phase = _ANSWERING
         self._deadline = math.inf
         if self._app.server.repository.has_steps:
-            self._deadline = self._app.now + self._limits.request_seconds
+            self._await_client()
         self._body = None
 
         def send_from_batch(response: RawResponse) -> None:
@@ -632,12 +620,15 @@ class HttpConnection(asyncio.Protocol):
             self._unsent_bytes += len(data)
         self._write_bytes(data)
 
+    def _await_client(self) -> None:
+        self._deadline = self._app.now + self._limits.request_seconds
+
     def _wait_for_response(self) -> None:
         """Set the deadline of a complete request: the model may take any time, but the
         client must read.
         """
         if self._is_blocked:
-            self._deadline = self._app.now + self._limits.request_seconds
+            self._await_client()
         else:
             self._deadline = math.inf
 
@@ -732,7 +723,7 @@ class HttpConnection(asyncio.Protocol):
             self._body = None
             self._wait_for_response()
             return
-        self._deadline = self._app.now + self._limits.request_seconds
+        self._await_client()
         if 0 < len(self._buffer) < bytes_before:
             self._loop.call_soon(self._feed_stream)
         elif self._has_eof:
@@ -763,7 +754,7 @@ class HttpConnection(asyncio.Protocol):
         """
         if not (self._reads_on or self._buffer or self._is_paused):
             self._transport.close()
-            self._deadline = self._app.now + self._limits.request_seconds
+            self._await_client()
             return
         self._phase = _LINGERING
         self._count_buffered(0)
@@ -771,11 +762,6 @@ class HttpConnection(asyncio.Protocol):
         self._head = None
         self._body = None
         self._deadline = self._app.now + request_limits.LINGER_SECONDS
-        if not self._is_caller:
-            lingering = self._app.lingering_strangers
-            lingering[self] = None
-            if len(lingering) > request_limits.LINGERING_STRANGERS:
-                next(iter(lingering))._transport.abort()
         self._resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()

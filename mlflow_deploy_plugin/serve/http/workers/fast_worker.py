@@ -26,62 +26,6 @@ from mlflow_deploy_plugin.serve.runtime.session import must_end
 _CHECK_SECONDS = 0.1
 
 
-class _Handshakes:
-    """The accepted connections of a worker whose TLS handshake is not over.
-
-    Args:
-        make: makes a connection.
-        count_refused: called with the reason of each refusal.
-
-    Attributes:
-        tls: the arguments of the handshake; empty without TLS.
-        is_draining: True if connections are shut down after the handshake.
-    """
-
-    def __init__(
-        self, make: Callable[[], HttpConnection], count_refused: Callable[[str], None]
-    ) -> None:
-        self._make = make
-        self._count_refused = count_refused
-        self._loop = asyncio.get_running_loop()
-        self.tasks: dict[asyncio.Task[None], None] = {}  # the oldest first
-        self.tls: dict[str, Any] = {}
-        self.is_draining = False
-
-    async def accept(self, listener: socket.socket) -> None:
-        """Accept connections with TLS, because the loop's own server would count them
-        only after the handshake. Above the limit, cancel the oldest handshake.
-        """
-        while True:
-            try:
-                accepted, _ = await self._loop.sock_accept(listener)
-            except OSError:  # The client has closed, or the limit of files is reached.
-                await asyncio.sleep(_CHECK_SECONDS)
-                continue
-            if len(self.tasks) >= request_limits.HANDSHAKES:
-                oldest = next(iter(self.tasks))
-                del self.tasks[oldest]
-                oldest.cancel()
-                self._count_refused("handshake")
-            self.begin(accepted)
-
-    def begin(self, accepted: socket.socket) -> None:
-        task = self._loop.create_task(self._adopt(accepted))
-        self.tasks[task] = None
-        task.add_done_callback(lambda task: self.tasks.pop(task, None))
-
-    async def _adopt(self, accepted: socket.socket) -> None:
-        try:
-            _, connection = await self._loop.connect_accepted_socket(
-                self._make, accepted, **self.tls
-            )
-        except OSError:  # The client has closed, or its handshake fails.
-            self._count_refused("handshake")
-            return
-        if self.is_draining:
-            connection.shutdown()
-
-
 class FastWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's worker process around the loop. `serve/gunicorn_conf.py` sets `grpc`,
     the worker's gRPC server.
@@ -105,6 +49,33 @@ class FastWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             with contextlib.suppress(asyncio.CancelledError):  # SIGQUIT
                 uvloop.run(self._serve())
 
+    async def _accept(self, listener: socket.socket) -> None:
+        """Accept connections with TLS, because the loop's own server would count them
+        only after the handshake. Above the limit, cancel the oldest handshake.
+        """
+        while True:
+            try:
+                accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
+            except OSError:  # The client has closed, or the limit of files is reached.
+                await asyncio.sleep(_CHECK_SECONDS)
+                continue
+            self._connect(accepted)
+            if len(self._handshakes) > request_limits.HANDSHAKES:
+                oldest = next(iter(self._handshakes))
+                del self._handshakes[oldest]
+                oldest.cancel()
+
+    def _connect(self, accepted: socket.socket) -> None:
+        """Make a connection, with TLS after its handshake."""
+        task = asyncio.create_task(self._connected(accepted))
+        self._handshakes[task] = None
+        task.add_done_callback(self._end_handshake)
+
+    def _end_handshake(self, task: asyncio.Task[Any]) -> None:
+        self._handshakes.pop(task, None)
+        if task.cancelled() or task.exception():  # The client has closed, or is too slow.
+            self.wsgi.server.metrics.count_refused("handshake")
+
     async def _serve(self) -> None:
         """Serve until SIGTERM. Then answer all clients that have connected, including
         connections that are still in the kernel's queue.
@@ -119,33 +90,35 @@ class FastWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         loop.add_signal_handler(signal.SIGQUIT, task.cancel)  # Exit without waiting.
         connections: set[HttpConnection] = set()
         make = partial(HttpConnection, app, connections)
-        handshakes = _Handshakes(make, app.server.metrics.count_refused)
+        self._connected = partial(loop.connect_accepted_socket, make)
+        self._handshakes: dict[asyncio.Task[Any], None] = {}  # the oldest first
         if cfg.is_ssl:
-            handshakes.tls = {
-                "ssl": open_following_tls(cfg),
-                "ssl_handshake_timeout": request_limits.HANDSHAKE_SECONDS,
-                "ssl_shutdown_timeout": request_limits.LINGER_SECONDS,
-            }
-        closers: list[Callable[[], object]] = []
+            self._connected = partial(
+                self._connected,
+                ssl=open_following_tls(cfg),
+                ssl_handshake_timeout=request_limits.HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=request_limits.LINGER_SECONDS,
+            )
+        closers = contextlib.ExitStack()
         for listener in self.sockets:
+            closers.callback(listener.close)
             if cfg.is_ssl:
-                closers.append(loop.create_task(handshakes.accept(listener.sock)).cancel)
+                closers.callback(loop.create_task(self._accept(listener.sock)).cancel)
             else:
                 server = await loop.create_server(make, sock=listener, backlog=cfg.backlog)
-                closers.append(server.close)
+                closers.callback(server.close)
         await self._check_while(lambda: self.alive, connections)
         if self.grpc is not None:
             self.grpc.drain()
-        handshakes.is_draining = True
-        for close, listener in zip(closers, self.sockets, strict=True):
+        for listener in self.sockets:
             for accepted in self._queued(listener):
-                handshakes.begin(accepted)
-            close()
-            listener.close()
+                self._connect(accepted)
+        closers.close()
+        await self._check_while(lambda: self._handshakes, connections)
         for connection in list(connections):
             connection.shutdown()
         await asyncio.sleep(_CHECK_SECONDS)
-        await self._check_while(lambda: connections or handshakes.tasks, connections)
+        await self._check_while(lambda: connections, connections)
 
     def _queued(self, listener: socket.socket) -> Iterator[socket.socket]:
         """Accept the connections that are in the kernel's queue."""

@@ -104,7 +104,6 @@ class WorkerApp:
         buffered_bytes: see `ConnectionLimits.body_bytes`.
         blocked_connections: the connections whose clients do not read, the longest
             blocked first.
-        lingering_strangers: the connections whose body is not read, the oldest first.
         idle_connections: the connections to close first for new connections, with their
             `idle_since` (`connection.py`).
     """
@@ -132,7 +131,6 @@ class WorkerApp:
         self.streams = 0
         # The module of `HttpConnection` imports this module.
         self.blocked_connections: dict[Any, None] = {}
-        self.lingering_strangers: dict[Any, None] = {}
         self.idle_connections: list[tuple[float, Any]] = []
         self._plans = PlanTable(server)
         self._flask = ServerApp(server)
