@@ -166,3 +166,11 @@ def test_claimed_bytes_of_files_stay_within_limits(kind, tmp_path):
         shutil.rmtree(folder.parent)
     assert faults == []
     assert results[""] < COUNT
+
+
+@pytest.mark.long
+def test_claimed_bytes_of_a_graph_fail_at_the_limit(tmp_path):
+    write_model(tmp_path / "m", GRAPH.replace("{9, 9}", "{40000, 20000}"))
+    excess, result = excess_of(tmp_path / "m", tmp_path / "converted")
+    assert excess <= TOLERATED
+    assert result == "DeviceMemoryFull"
