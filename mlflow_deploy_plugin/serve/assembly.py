@@ -3,6 +3,7 @@
 import atexit
 import gc
 import math
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,8 @@ def open_worker(state_dir: str) -> Server:
     configure_logging(load_settings().log_format, "worker")
     gc.freeze()
     bytes(_KEPT_BYTES)  # Freeing this block raises glibc's mmap threshold.
+    # Arrow's own allocator reserves 128 MiB, which the limit of memory would count.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     server = open_server(Path(state_dir), is_worker=True)
     atexit.register(server.close)
     return server

@@ -30,12 +30,23 @@ def limit_growth(size: int | None = None) -> None:
     if size is None:
         size = memory_limit() // 2
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    # RLIMIT_DATA limits the pages of data (getrlimit(2), proc_pid_statm(5)).
-    data_bytes = int(_OWN_MEMORY.read_bytes().split()[5]) * PAGESIZE
-    limit = data_bytes + size
+    limit = _data_bytes() + size
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def is_near_limit() -> bool:
+    """Return True if this process has allocated three quarters of its limit."""
+    if sys.platform != "linux":
+        return False
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return limit != resource.RLIM_INFINITY and _data_bytes() > limit * 3 // 4
+
+
+def _data_bytes() -> int:
+    """Return what RLIMIT_DATA limits (getrlimit(2), proc_pid_statm(5))."""
+    return int(_OWN_MEMORY.read_bytes().split()[5]) * PAGESIZE
 
 
 def limit_conversion(files: int) -> None:

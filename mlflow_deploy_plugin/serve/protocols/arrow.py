@@ -88,13 +88,14 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
         table = reader.read_all()
         table.validate()
         return table_feeds(table, schema, limit, names)
+    except MemoryError:  # It is also an ArrowException, but no fault of the body.
+        raise
     except (
         pa.ArrowException,
         OSError,
         ValueError,
         TypeError,
         KeyError,
-        MemoryError,
         NotImplementedError,
     ) as error:
         raise InvalidRequest(f"the body is not a valid Arrow stream: {first_line(error)}") from None

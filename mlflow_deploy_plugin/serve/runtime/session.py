@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.errors import (
     RuntimeMissing,
 )
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.processes.memory import cgroup_folders, memory_limit
+from mlflow_deploy_plugin.core.processes.memory import cgroup_folders, is_near_limit, memory_limit
 from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions
 from mlflow_deploy_plugin.serve.runtime.tree_operator import add_tree_operator
 
@@ -451,7 +451,8 @@ class Arena:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._terminated.terminate = True
         self._last_run = 0.0
-        self._reference = weakref.ref(self)
+        self._reference = weakref.ref(self, _keeper.arenas.discard)
+        _keeper.arenas.add(self._reference)
 
     def run(
         self,
@@ -486,7 +487,8 @@ class _ArenaKeeper:
 
     def __init__(self) -> None:
         self.limit = memory_limit() // 2
-        # No lock: each operation on the set is atomic.
+        # No lock: each operation on the sets is atomic.
+        self.arenas: set[weakref.ref[Arena]] = set()
         self._grown: set[weakref.ref[Arena]] = set()
         self._starting = threading.Lock()
         self._thread = threading.Thread()
@@ -504,7 +506,10 @@ class _ArenaKeeper:
     def watch(self, arena: "weakref.ref[Arena]") -> None:
         """Shrink the arena as soon as it is idle."""
         self._grown.add(arena)
-        # After a fork, the thread does not exist in the child process.
+        self.start()
+
+    def start(self) -> None:
+        """Start the thread, which does not exist after a fork."""
         if not self._thread.is_alive():
             with self._starting:
                 if not self._thread.is_alive():
@@ -517,7 +522,10 @@ class _ArenaKeeper:
         """Shrink each watched arena once it is idle or memory is short."""
         while True:
             time.sleep(_KEEP_SECONDS / 4)
-            for reference in list(self._grown):
+            is_near = is_near_limit()
+            # Small runs may also have taken much memory.
+            watched = list(self.arenas if is_near else self._grown)
+            for reference in watched:
                 arena = reference()
                 if arena is None or arena.is_idle() or self.is_memory_short():
                     # Discard the arena before it shrinks, so that a run that ends
@@ -528,6 +536,8 @@ class _ArenaKeeper:
                 # Without the reference, a replaced version is freed during the next
                 # sleep.
                 del arena
+            if is_near:
+                ctypes.CDLL(None).malloc_trim(0)
 
 
 def limit_memory(limit: int | None, processes: int = 1) -> None:
@@ -535,6 +545,7 @@ def limit_memory(limit: int | None, processes: int = 1) -> None:
     the number of `processes`.
     """
     _keeper.limit = (limit or memory_limit() // processes) // 2
+    _keeper.start()  # A process at its limit cannot start threads.
 
 
 _keeper = _ArenaKeeper()

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import zipfile
+from collections import Counter
 from contextlib import suppress
 from io import BytesIO
 
@@ -119,23 +120,31 @@ def add_claim(random, file):
 
 def excess_of(folder, target):
     """Return the bytes by which a process that loads or converts a model exceeds its
-    limit.
+    limit, and its result: "converted", or the class of its error ("" if it has ended).
     """
     size = folder_bytes(folder)
     limit = 2 * 2**30 + 64 * size
+    reading, writing = os.pipe()
     if not (child := os.fork()):
         faulthandler.disable()  # LightGBM ends the process without memory.
         signal.alarm(40)
+        result = "converted"
         try:
             memory.limit_conversion(size)
             if (folder / "model.onnx").exists():
                 load_warm(folder, ON_CPU, 1)
             else:
                 convert_folder(folder, target, "m", makes_rows=True)
+        except BaseException as error:  # noqa: BLE001 - libraries raise many classes
+            result = type(error).__name__
         finally:
+            os.write(writing, result.encode())
             os._exit(0)
     own = psutil.Process().memory_info().rss
-    return os.wait4(child, 0)[2].ru_maxrss * 1024 - own - limit
+    os.close(writing)
+    with open(reading) as results:
+        result = results.read()
+    return os.wait4(child, 0)[2].ru_maxrss * 1024 - own - limit, result
 
 
 @pytest.mark.long
@@ -143,11 +152,25 @@ def excess_of(folder, target):
 @pytest.mark.parametrize("kind", ["xgboost", "lightgbm", "skops", "catboost", "signature", "onnx"])
 def test_claimed_bytes_of_files_stay_within_limits(kind, tmp_path):
     honest = save_trained(kind, tmp_path / "honest")
+    excess, result = excess_of(honest.parent, tmp_path / "converted")
+    assert (result, excess < 0) == ("converted", True)
     faults = []
+    results = Counter()
     for seed in range(SEED, SEED + COUNT):
         folder = shutil.copytree(honest.parent, tmp_path / str(seed) / "m")
         add_claim(np.random.default_rng(seed), folder / honest.name)
-        if (excess := excess_of(folder, folder.with_name("converted"))) > TOLERATED:
+        excess, result = excess_of(folder, folder.with_name("converted"))
+        results[result] += 1
+        if excess > TOLERATED:
             faults.append((seed, excess))
         shutil.rmtree(folder.parent)
     assert faults == []
+    assert results[""] < COUNT
+
+
+@pytest.mark.long
+def test_claimed_bytes_of_a_graph_fail_at_the_limit(tmp_path):
+    write_model(tmp_path / "m", GRAPH.replace("{9, 9}", "{40000, 20000}"))
+    excess, result = excess_of(tmp_path / "m", tmp_path / "converted")
+    assert excess <= TOLERATED
+    assert result == "DeviceMemoryFull"

@@ -2,7 +2,10 @@
 limit, and a worker refuses the request and lives.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
@@ -24,6 +27,26 @@ CLAIM = """claims (float[N,1] x) => (float[N,1] y) <int64[1] flat = {-1}> {
 def peak_bytes(pid):
     status = Path(f"/proc/{pid}/status").read_text()
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+@pytest.mark.long
+def test_claimed_bytes_leave_memory_for_other_callers(tmp_path):
+    endpoints = {
+        "e": {"v": variant(write_model(tmp_path / "honest", IDENTITY))},
+        "claims": {"v": variant(write_model(tmp_path / "claims", CLAIM), "2")},
+    }
+    with gunicorn(tmp_path, endpoints, ServerSpec(max_worker_memory_bytes=LIMIT)) as running:
+
+        def claim(cells):
+            body = {"inputs": [[cells]]}
+            return running.post("/endpoints/claims/invocations", json=body).status_code
+
+        with ThreadPoolExecutor(16) as callers:
+            statuses = {*callers.map(claim, 100 * [2e7, 1e8, 4e7])}
+        honest = {"inputs": [[1.0]] * 50_000}
+        answers = [running.post("/endpoints/e/invocations", json=honest) for _ in range(3)]
+    assert statuses == {200, 503}
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
 
 
 def test_claimed_bytes_are_refused_by_a_living_worker(tmp_path):

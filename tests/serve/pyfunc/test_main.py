@@ -49,7 +49,7 @@ def test_missing_package_names_the_installation(tmp_path, monkeypatch):
 
 OWN_MODULES = """
 core core.column_names core.errors core.logs core.messages core.mlmodel core.model_code
-core.processes core.processes.child core.version core.yaml_text
+core.processes core.processes.child core.processes.memory core.version core.yaml_text
 serve serve.protocols serve.protocols.invocation_tables serve.protocols.side_messages
 serve.pyfunc serve.pyfunc.__main__ serve.pyfunc.process serve.pyfunc.scorer
 serve.runtime serve.runtime.artifact serve.runtime.feeds serve.runtime.log_columns

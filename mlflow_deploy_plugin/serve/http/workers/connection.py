@@ -405,6 +405,8 @@ class HttpConnection(asyncio.Protocol):
                 raise InvalidRequest(body.missing())
         except OnnxserveError as error:
             self._refuse(error)
+        except MemoryError:
+            self._refuse(NotReady("the worker lacks memory for this body; retry in a moment", 1))
 
     def _advance_later(self) -> None:
         """Continue with the next request in the loop's next step, so that other
