@@ -590,7 +590,9 @@ class HttpConnection(asyncio.Protocol):
             head.query,
             self._caller,
         )
-        if not self._is_caller and self._app.server.auth.known(request):
+        if not self._is_caller and not self._app.server.auth.is_stranger(
+            head.headers, self._caller
+        ):
             self._trust()
         return request
 
