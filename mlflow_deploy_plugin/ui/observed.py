@@ -160,10 +160,10 @@ def _open_inbox(trail: AuditTrail, name: str, digest: str) -> Store:
     events.
     """
     store = trail.store()
-    key = ApiKeys(store).find(digest)
-    if key is None:
+    keys = ApiKeys(store).valid(digest=digest)
+    if not keys:
         raise Unauthenticated(UNKNOWN_KEY)
-    require_scope(key, "observe", name)
+    require_scope(keys[0].entry, "observe", name)
     observe = store.require_endpoint(name).spec.observe
     if observe is None or observe.source != PUSH:
         raise NotFound(f"endpoint {name!r} is not observed by pushed events")
