@@ -58,6 +58,7 @@ from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.logins import front
 from mlflow_deploy_plugin.ui.logins.login import Login
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
+from mlflow_deploy_plugin.ui.observed import ROUTE as OBSERVED
 from mlflow_deploy_plugin.ui.observed import install as install_observed
 from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
@@ -163,7 +164,7 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     app.extensions[_EXTENSION] = trail
     install_observed(served, trail)
     # The layer is the last one, so that it is in front of all others.
-    front.install(served, app, adapter, f"{access.static_prefix()}/observed/")
+    front.install(served, app, adapter, f"{access.static_prefix()}{OBSERVED}")
     trail.open_in_background()
 
 

@@ -36,7 +36,6 @@ from mlflow_deploy_plugin.core.errors import (
     NotFound,
     OnnxserveError,
     StoreUnavailable,
-    TooManyRequests,
     Unauthenticated,
 )
 from mlflow_deploy_plugin.core.spec.document import field_problem
@@ -57,13 +56,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+ROUTE = "/observed/"
 MOST_BODY_BYTES = 4 * 1024**2
 _MOST_EVENTS = 1000
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 _CALLER_THREADS = 8
 _STRANGER_THREADS = 2
-_MOST_STRANGERS = 32
-_AGAIN_SECONDS = 1
 _Id = Annotated[str, Field(pattern="^[!-~]{1,200}$")]
 
 
@@ -109,10 +107,9 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
 
-    base = f"{static_prefix()}/observed/"
+    base = f"{static_prefix()}{ROUTE}"
     callers = ThreadPoolExecutor(_CALLER_THREADS)
     strangers = ThreadPoolExecutor(_STRANGER_THREADS)
-    waiting = set[asyncio.Future[Store]]()
     known = set[str]()  # the digests of keys that have been valid
 
     def enclose(inner: "ASGIApp") -> "ASGIApp":
@@ -128,16 +125,8 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
             run = asyncio.get_running_loop().run_in_executor
             try:
                 digest = hashlib.sha256(sent_key(headers)).hexdigest()
-                is_known = digest in known
-                if len(waiting) >= _MOST_STRANGERS and not is_known:
-                    message = "many requests with unknown keys are waiting: repeat the request"
-                    raise TooManyRequests(message, _AGAIN_SECONDS)
-                threads = callers if is_known else strangers
-                look_up = run(threads, _open_inbox, trail, name, digest)
-                if not is_known:
-                    waiting.add(look_up)
-                    look_up.add_done_callback(waiting.discard)
-                store = await look_up
+                threads = callers if digest in known else strangers
+                store = await run(threads, _open_inbox, trail, name, digest)
                 known.add(digest)
                 # The body of a caller without a key is not read. Its Content-Length may
                 # be wrong: h11 ignores it for a chunked body.
@@ -171,10 +160,10 @@ def _open_inbox(trail: AuditTrail, name: str, digest: str) -> Store:
     events.
     """
     store = trail.store()
-    key = ApiKeys(store).find(digest)
-    if key is None:
+    keys = ApiKeys(store).valid(digest=digest)
+    if not keys:
         raise Unauthenticated(UNKNOWN_KEY)
-    require_scope(key, "observe", name)
+    require_scope(keys[0].entry, "observe", name)
     observe = store.require_endpoint(name).spec.observe
     if observe is None or observe.source != PUSH:
         raise NotFound(f"endpoint {name!r} is not observed by pushed events")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -14,15 +14,11 @@ from mlflow_deploy_plugin.core.errors import AlreadyExists
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope, ValidKeys
 from mlflow_deploy_plugin.core.store.audit import save_row
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import ApiKeyRow, from_row, storable_text
+from mlflow_deploy_plugin.core.store.tables import ApiKeyRow, storable_text
 
 _PREFIX = "onnxserve_"
 """The prefix lets secret scanners recognize a key in source code."""
 _RANDOM_BYTES = 32
-_IS_UNEXPIRED = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > bindparam("now"))
-_VALID = select(ApiKeyRow).where(ApiKeyRow.revoked_at.is_(None), _IS_UNEXPIRED)
-_BY_DIGEST = _VALID.where(ApiKeyRow.digest == bindparam("digest"))
-"""It is built once, because that takes more time than the query."""
 _UNREVOKED = select(ApiKeyRow).where(ApiKeyRow.revoked_at.is_(None)).with_for_update()
 
 
@@ -145,17 +141,13 @@ class ApiKeys:
             ApiKey,
         )
 
-    def valid(self) -> list[ApiKey]:
-        query = _VALID.params(now=self.store.now())
-        return self.store.read(query.order_by(ApiKeyRow.name), ApiKey)
-
-    def find(self, digest: str) -> KeyEntry | None:
-        """Return the valid key with this digest, which has an index; None without
-        one.
+    def valid(self, **only: str) -> list[ApiKey]:
+        """Return the valid keys, or only those with the value of a column. The digest
+        has an index.
         """
-        with self.store.reading() as session:
-            row = session.scalar(_BY_DIGEST, {"digest": digest, "now": self.store.now()})
-            return None if row is None else from_row(row, ApiKey).entry
+        unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > self.store.now())
+        query = select(ApiKeyRow).filter_by(revoked_at=None, **only).where(unexpired)
+        return self.store.read(query.order_by(ApiKeyRow.name), ApiKey)
 
     def valid_entries(self) -> ValidKeys:
         return ValidKeys(keys={key.digest: key.entry for key in self.valid()})

@@ -6,6 +6,7 @@ import hmac
 import secrets
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
@@ -44,16 +45,17 @@ class BasicAuth(Login):
 
     def __init__(self) -> None:
         self._accepted: set[bytes] = set()
-        self._hashing = threading.Lock()
-        self._waiting = threading.BoundedSemaphore(_MOST_WAITING)
+        self._hasher = ThreadPoolExecutor(1, "onnxserve-password")
+        self._lock = threading.Lock()
+        self._waiting: dict[bytes, Future[bool]] = {}
         self._of_nobody = generate_password_hash(secrets.token_hex())
 
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
         auth.store.authenticate_user = self._is_password
 
     def _is_password(self, username: str, password: str) -> bool:
-        """Return True if it is the user's password. Raises MlflowException (429) if too
-        many passwords wait.
+        """Return True if it is the user's password. Requests with the same password
+        wait for one hash. Raises MlflowException (429) if too many passwords wait.
         """
         try:
             stored = auth.store.get_user(username).password_hash
@@ -61,15 +63,20 @@ class BasicAuth(Login):
             stored = self._of_nobody
         sent = repr((stored, username, password)).encode()
         digest = hmac.digest(_KEY, sent, "sha256")
-        if digest in self._accepted:
-            return True
-        if not self._waiting.acquire(blocking=False):
-            raise MlflowException(_BUSY, RESOURCE_EXHAUSTED)
+        with self._lock:
+            if digest in self._accepted:
+                return True
+            waiting = self._waiting.get(digest)
+            if waiting is None:
+                if len(self._waiting) >= _MOST_WAITING:
+                    raise MlflowException(_BUSY, RESOURCE_EXHAUSTED)
+                waiting = self._hasher.submit(check_password_hash, stored, password)
+                self._waiting[digest] = waiting
         try:
-            with self._hashing:
-                is_right = check_password_hash(stored, password)
+            is_right = waiting.result()
         finally:
-            self._waiting.release()
+            with self._lock:
+                self._waiting.pop(digest, None)
         if is_right:
             if len(self._accepted) >= _REMEMBERED:
                 self._accepted.clear()

@@ -1,8 +1,9 @@
 """The layer in front of an ASGI app of MLflow, the same for every login.
 
 The head of a request decides: the login is asked before the body is read, in threads of
-its own. An address that has sent wrong logins is refused for a minute, except with
-credentials that were accepted before. A body has limits of size and time.
+its own. An address that has sent wrong logins, or wrong keys of machines, is refused
+for a minute, except with credentials that were accepted last. A body has limits of size
+and time.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.core.errors import (
     TooManyRequests,
 )
 from mlflow_deploy_plugin.serve.messages import error_reply
+from mlflow_deploy_plugin.ui.access import static_prefix
 from mlflow_deploy_plugin.ui.logins.login import Login
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ _OPEN_SECONDS = 10.0
 _CALLER_BYTES = 64 * 1024**2
 _CALLER_SECONDS = 60.0
 """The limits of a caller's body, and of each pause in it. Artifacts have any size."""
-_ARTIFACTS = "/mlflow-artifacts/artifacts/"
+_ARTIFACTS = ("/api/2.0/mlflow-artifacts/artifacts/", "/ajax-api/2.0/mlflow-artifacts/artifacts/")
+_GATEWAY = "/gateway/"
 _TOO_LARGE = "the body is larger than the limit of this path"
 
 
@@ -61,22 +64,26 @@ class _Front:
         self._machines = machines
         self._inner = inner
         self._threads = ThreadPoolExecutor(_LOGIN_THREADS, "onnxserve-login")
-        self._failures: MutableMapping[str, int] = TTLCache(_REMEMBERED, _FAILURE_SECONDS)
+        # A list grows in its place, so that the minute begins with the first failure.
+        self._failures: MutableMapping[tuple[str, bool], list[bytes]]
+        self._failures = TTLCache(_REMEMBERED, _FAILURE_SECONDS)
         self._accepted: MutableMapping[bytes, bool] = LRUCache(_REMEMBERED)
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
+        path = scope["path"].removeprefix(static_prefix())
         # Browsers ask without a login if a page of another site may send a request.
         is_open = scope["method"] == "OPTIONS" or self._adapter.is_open(scope["path"])
-        has_login = not is_open and not scope["path"].startswith(self._machines)
-        body = _Body(scope, receive, is_open=is_open)
+        is_machine = scope["path"].startswith(self._machines)
+        body = _Body(receive, is_open, scope["method"] == "PUT" and path.startswith(_ARTIFACTS))
         address = scope["client"][0] if scope["client"] else ""
         sent = [pair for pair in scope["headers"] if pair[0] in _CREDENTIALS]
         digest = sha256(repr(sent).encode()).digest()
         length = int(dict(scope["headers"]).get(b"content-length", 0))
-        failures = self._failures.get(address, 0)
+        is_counted = self._adapter.counts_failures and sent and not is_open
+        failures = self._failures.get((address, is_machine), [])
         status = 0
 
         async def answer(message: "Message") -> None:
@@ -87,15 +94,17 @@ class _Front:
 
         app = self._inner
         try:
-            if sent and failures >= _MOST_FAILURES and digest not in self._accepted:
-                reason = f"{address} has sent {failures} wrong logins: wait for a minute"
+            if is_counted and len(failures) >= _MOST_FAILURES and digest not in self._accepted:
+                reason = f"{address} has sent {len(failures)} wrong logins: wait for a minute"
                 raise TooManyRequests(reason, _FAILURE_SECONDS)
             if length > body.bytes_left:
                 raise BodyTooLarge(_TOO_LARGE)
-            if has_login:
+            if not is_open and not is_machine:
                 loop = asyncio.get_running_loop()
                 app = await loop.run_in_executor(self._threads, self._ask, scope)
-            await app(scope, body.receive, answer)
+            # WSGI cannot tell X_Name from X-Name, which only a proxy may set.
+            headers = [pair for pair in scope["headers"] if b"_" not in pair[0]]
+            await app({**scope, "headers": headers}, body.receive, answer)
         except Exception as error:
             if isinstance(error, OnnxserveError):
                 body.error = error
@@ -103,9 +112,10 @@ class _Front:
                 raise
         if body.error is not None and not status:
             await _response(body.error)(scope, receive, send)
-        elif sent and status in (401, 302):  # The login redirects a browser.
-            self._failures[address] = self._failures.get(address, 0) + 1
-        elif sent and status < 300 and not is_open:
+        elif is_counted and status == 401 and not path.startswith(_GATEWAY):
+            self._accepted.pop(digest, None)
+            self._failures.setdefault((address, is_machine), []).append(digest)
+        elif is_counted and status < 300:
             self._accepted[digest] = True
 
     def _ask(self, scope: "Scope") -> "ASGIApp":
@@ -132,11 +142,11 @@ class _Body:
             sent, because apps hide the error.
     """
 
-    def __init__(self, scope: "Scope", receive: "Receive", *, is_open: bool) -> None:
+    def __init__(self, receive: "Receive", is_open: bool, is_artifact: bool) -> None:
         self._receive = receive
         self._is_open = is_open
         self.bytes_left: float = OPEN_BYTES if is_open else _CALLER_BYTES
-        if not is_open and _ARTIFACTS in scope["path"]:
+        if is_artifact and not is_open:
             self.bytes_left = math.inf
         self._seconds = _OPEN_SECONDS if is_open else _CALLER_SECONDS
         self._ends_at: float | None = asyncio.get_running_loop().time() + self._seconds

@@ -41,7 +41,13 @@ class Login:
 
     All methods except the first three are called within a Flask request, and all except
     `refusal` after the login's own checks.
+
+    Attributes:
+        counts_failures: False if all callers have the address of a proxy, so that one
+            caller's wrong logins must not refuse the others.
     """
+
+    counts_failures = True
 
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
         """Prepare the app. `served` is the app for the WSGI or ASGI server, which

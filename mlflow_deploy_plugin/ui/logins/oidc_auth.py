@@ -7,14 +7,13 @@ plugin's database contains groups and permissions.
 """
 
 import json
-import math
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlflow_oidc_auth.auth as oidc
+from cachetools import TTLCache
 from flask import Flask, Response, jsonify, make_response, request
 from mlflow.exceptions import MlflowException
 from mlflow_oidc_auth.bridge import get_fastapi_admin_status, get_fastapi_username
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _FETCH_SECONDS = 60
+_KNOWN_SECONDS = 300  # if the issuer does not answer
+_MOST_ISSUERS = 32
 
 
 class OidcAuth(Login):
@@ -100,31 +101,20 @@ class OidcAuth(Login):
 
 
 def _once_a_minute(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the plugin's function that loads the keys of an issuer, without a fetch
-    within a minute of the last one. During a fetch, the known keys are valid.
+    """Return the plugin's function that loads the keys of an issuer, with at most one
+    fetch a minute. During a fetch, the known keys are valid.
     """
     fetching = threading.Lock()
-    fetched: dict[Any, tuple[float, Any]] = {}
+    tried = TTLCache[Any, bool](_MOST_ISSUERS, _FETCH_SECONDS)
+    known = TTLCache[Any, Any](_MOST_ISSUERS, _KNOWN_SECONDS)
 
-    def load_keys(
-        url: str, *, cache: Any, lock: Any, cache_key: Any, force_refresh: bool, **more: Any
-    ) -> Any:
-        with lock:
-            keys = cache.get(cache_key)
-        if keys is not None and (not force_refresh or fetching.locked()):
-            return keys
-        with fetching:
-            fetched_at, newest = fetched.get(cache_key, (-math.inf, None))
-            now = time.monotonic()
-            if now > fetched_at + _FETCH_SECONDS:
-                fetched[cache_key] = now, keys
-                names = {"lock": lock, "cache_key": cache_key, "force_refresh": False}
-                newest = load(url, cache={}, **names, **more)
-                fetched[cache_key] = now, newest
-        if newest is None:
-            raise ValueError("the keys of the issuer are fetched again in a minute")
-        with lock:
-            cache[cache_key] = newest
-        return newest
+    def load_keys(url: str, *, cache_key: Any, **given: Any) -> Any:
+        if cache_key not in known or not fetching.locked():
+            with fetching:
+                if cache_key not in tried:
+                    tried[cache_key] = True
+                    given |= {"cache": {}, "force_refresh": False}
+                    known[cache_key] = load(url, cache_key=cache_key, **given)
+        return known[cache_key]
 
     return load_keys

@@ -49,6 +49,8 @@ class ProxyHeader(Login):
     names the caller of a job.
     """
 
+    counts_failures = False
+
     def __init__(self, settings: Settings, prefix: str) -> None:
         self._header = settings.user_header
         self._groups_header = settings.groups_header

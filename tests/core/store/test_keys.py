@@ -32,12 +32,12 @@ def test_key_is_valid_until_expired_or_revoked(store, clock):
     keys = ApiKeys(store)
     lifetimes = {"a": None, "b": timedelta(hours=1), "c": timedelta(days=1)}
     made = [keys.create(name, ["infer"], (), length)[0] for name, length in lifetimes.items()]
-    assert [keys.find(key.digest) for key in made] == [key.entry for key in made]
+    assert [keys.valid(digest=key.digest) for key in made] == [[key] for key in made]
     assert [key.name for key in keys.valid()] == ["a", "b", "c"]
     clock.now += timedelta(hours=2)
     keys.revoke("c")
     assert [key.name for key in keys.valid()] == ["a"]
-    assert [keys.find(key.digest) for key in made] == [made[0].entry, None, None]
+    assert [keys.valid(digest=key.digest) for key in made] == [[made[0]], [], []]
     assert [key.name for key in keys.created()] == ["a", "b", "c"]
     assert keys.revoke("c") is None
     with pytest.raises(AlreadyExists):

@@ -128,11 +128,19 @@ def test_stalled_body_ends_before_the_key(served, monkeypatch):
     assert status_of(served, "/health", method="POST", pieces=[b"a"]) == 408
 
 
-@pytest.mark.parametrize(("path", "status"), [("/version", 413), (ARTIFACT, 200)])
-def test_only_artifacts_of_callers_have_any_size(served, monkeypatch, path, status):
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("PUT", "/version", 413),
+        ("PUT", f"/nowhere{ARTIFACT}", 413),
+        ("POST", ARTIFACT, 413),
+        ("PUT", ARTIFACT, 200),
+    ],
+)
+def test_only_artifacts_of_callers_have_any_size(served, monkeypatch, method, path, status):
     monkeypatch.setattr(front, "_CALLER_BYTES", len(PIECE))
     pieces = [PIECE] * 4 + [b""]
-    assert status_of(served, path, ADMIN, method="PUT", pieces=pieces) == status
+    assert status_of(served, path, ADMIN, method=method, pieces=pieces) == status
 
 
 def test_accepted_password_ends_with_its_hash(served):
@@ -177,6 +185,41 @@ def test_wrong_passwords_before_the_key_are_counted(served, hashed, monkeypatch,
     assert len(hashed) == 3
     assert status_of(served, "/version", ADMIN, client=client) == 200
     assert status_of(served, "/version", basic(user, "other"), client="198.51.100.1") == 401
+
+
+def test_failures_before_the_key_refuse_no_others(served, monkeypatch):
+    """Wrong keys of machines are no wrong logins, and health checks need no login."""
+    monkeypatch.setattr(front, "_MOST_FAILURES", 2)
+    client = "198.51.100.2"
+    wrong = [status_of(served, "/observed/e", WRONG, method="POST", client=client) for _ in "abc"]
+    assert wrong == [401, 401, 429]
+    assert status_of(served, "/version", WRONG, client=client) == 401
+    assert status_of(served, "/version", WRONG, client=client) == 401
+    assert status_of(served, "/version", WRONG, client=client) == 429
+    assert status_of(served, "/health", WRONG, client=client) == 200
+
+
+def test_accepted_login_is_forgotten_with_its_password(served, monkeypatch):
+    monkeypatch.setattr(front, "_MOST_FAILURES", 2)
+    auth.store.create_user("ben", "password-of-ben")
+    old = basic("ben", "password-of-ben")
+    client = "198.51.100.3"
+    assert status_of(served, "/version", old, client=client) == 200
+    auth.store.update_user("ben", password="another-password")
+    stale = [status_of(served, "/version", old, client=client) for _ in "abc"]
+    assert stale == [401, 401, 429]
+
+
+def test_requests_with_one_password_wait_for_one_hash(served, hashed):
+    auth.store.create_user("bob", "password-of-bob")
+    headers = [basic("bob", "password-of-bob")]
+
+    async def ask_together():
+        asked = [ask(served[1], "/version", "GET", headers, iter([b""])) for _ in range(24)]
+        return {status for status, _ in await asyncio.gather(*asked)}
+
+    assert asyncio.run(ask_together()) == {200}
+    assert len(hashed) == 1
 
 
 def test_one_password_is_hashed_before_the_key(served, hashed):
