@@ -49,7 +49,7 @@ def version_approval(trail: AuditTrail, model: str, version: str) -> Approval:
     verdict = moves.last_verdict(store.counted_events(model, MOVES), entry)
     judged = ""
     if verdict is not None and verdict.after in PASSED_STATES:
-        judged = verdict.detail["files"]
+        judged = verdict.detail.get("files", "")
     files = approved_files(store, policy, entry) if policy is not None else ()
     if policy is None or policy.approvals is None:
         return Approval(files=tuple(filter(None, (judged, *files))), judged=judged)

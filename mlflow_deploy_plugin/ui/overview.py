@@ -635,7 +635,7 @@ def _version_rows(
                 number,
                 stage,
                 tuple(sorted(aliases)),
-                standing=gate_status_of(entry.tags, entry.creation_timestamp),
+                standing=gate_status_of(entry.tags),
                 rolled_back=entry.tags.get(ROLLED_BACK_TAG, ""),
                 targets=tuple(targets),
             )

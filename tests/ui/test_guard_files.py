@@ -3,10 +3,12 @@ size with the same time: in a folder, in S3, and behind MLflow's artifact proxy.
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from mlflow.server import handlers
 
+from mlflow_deploy_plugin.core.errors import RegistryUnavailable
 from mlflow_deploy_plugin.ui import approved_files
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
@@ -106,6 +108,25 @@ def test_slow_files_are_503_with_their_size(mlflow_app, monkeypatch):
     assert mentions(answer.json["message"], *named)
     (model.files("1") / "weights.bin").unlink()
     assert model.enter("1") == 200
+
+
+def test_large_files_of_a_model_leave_readers_to_others(mlflow_app, monkeypatch):
+    large = mlflow_app.model()
+    other = mlflow_app.model()
+    other.passed("1")
+    with (large.files("1") / "weights.bin").open("wb") as sparse:
+        sparse.truncate(2**40)
+    monkeypatch.setenv("MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT", "1")
+
+    def read():
+        with mlflow_app.app.test_request_context(), pytest.raises(RegistryUnavailable):
+            mlflow_stores.files_digest(large, "1")
+
+    with ThreadPoolExecutor(2 * mlflow_stores._READERS) as threads:
+        reads = [threads.submit(read) for _ in range(2 * mlflow_stores._READERS)]
+        assert other.enter("1") == 200
+        for each in reads:
+            each.result()
 
 
 def test_pipe_between_the_files_is_refused(mlflow_app):

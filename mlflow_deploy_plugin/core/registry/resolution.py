@@ -228,7 +228,7 @@ def _resolve_registered(model_uri: str, uri: ModelURI, client: "MlflowClient") -
         parity=info.tags.get(PARITY_TAG),
         git_commit=info.tags.get(GIT_COMMIT_TAG),
     )
-    status = gate_status_of(info.tags, info.creation_timestamp or 0)
+    status = gate_status_of(info.tags)
     if status.state == PASSED_WITHOUT_EVALUATION:
         with registry_errors(f"model {uri.name}"):
             policy = client.get_registered_model(uri.name).tags.get(GATE_POLICY_TAG, "")

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 import yaml
@@ -143,12 +142,10 @@ class GateStatus:
         return GateStatus(reason=reason, report=self.report)
 
 
-def gate_status_of(tags: Mapping[str, str], registered_at: int = 0) -> GateStatus:
-    """Return the gate's status of a version with these tags, which was registered
-    `registered_at` milliseconds after 1970.
+def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
+    """Return the gate's status of a version with these tags.
 
-    A passed verdict without the digest of the judged files does not count, nor does an
-    earlier one: MLflow's `copy_model_version` copies the tags.
+    A passed verdict without the digest of the judged files does not count.
     """
     state = tags.get(GATE_TAG, "")
     reason = tags.get(GATE_REASON_TAG, "")
@@ -156,12 +153,6 @@ def gate_status_of(tags: Mapping[str, str], registered_at: int = 0) -> GateStatu
     if not state:
         return GateStatus(reason="it has not been through the gate")
     digest = tags.get(GATE_DIGEST_TAG, "")
-    registered = datetime.fromtimestamp(registered_at // 1000, UTC).isoformat()
-    if (tags.get(GATE_AT_TAG) or registered) < registered:
-        reason = (
-            f"its verdict ({state}) is on the version that it was copied from; run `onnxserve gate`"
-        )
-        return GateStatus(reason=reason, report=report)
     if state in PASSED_STATES and not digest:
         command = "promote --force --why" if state == "forced" else "gate"
         reason = (

@@ -228,7 +228,7 @@ class _Request:
         """The verdict from the tags, which is void if the version's files have
         changed.
         """
-        status = tags.gate_status_of(self.entry.tags, self.entry.creation_timestamp)
+        status = tags.gate_status_of(self.entry.tags)
         if status.state:
             return status.on_files(version_digest(self.candidate.source))
         return status
@@ -387,7 +387,6 @@ class _Request:
             state="forced",
             reason=reason,
             files=status.digest,
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
             actor=self.actor,
         )
         write_verdict(forced, self.trail)

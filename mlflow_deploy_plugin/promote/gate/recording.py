@@ -68,14 +68,12 @@ class VerdictRecord(BaseModel):
         last one makes it valid.
         """
         verdict = {tags.GATE_TAG: self.state, tags.GATE_DIGEST_TAG: self.files}
-        reason = {
-            tags.GATE_REASON_TAG: self.reason[: tags.MAX_TAG_LENGTH],
-            tags.GATE_AT_TAG: self.at,
-        }
+        reason = {tags.GATE_REASON_TAG: self.reason[: tags.MAX_TAG_LENGTH]}
         if self.state == "forced":
             return reason | verdict
         details = {
             tags.GATE_REPORT_TAG: self.report,
+            tags.GATE_AT_TAG: self.at,
             tags.GATE_AGAINST_TAG: self.against,
             tags.GATE_POLICY_DIGEST_TAG: self.policy_digest,
         }

@@ -10,7 +10,9 @@ import hashlib
 import logging
 import posixpath
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, read_mlmodel
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.model_files import is_extra_file
+from mlflow_deploy_plugin.core.settings import active_workspace
 from mlflow_deploy_plugin.ui.access import is_administrator, may_read
 
 if TYPE_CHECKING:
@@ -54,6 +57,10 @@ which a decision no longer waits for the files of a version. MLflow's clients wa
 """
 _CHUNK_BYTES = 2**20
 _readers = ThreadPoolExecutor(_READERS, "onnxserve-files")
+_turns: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+"""The turns of the readers of each model, so that an editor's large files do not occupy
+all readers.
+"""
 
 
 def registry() -> "Registry":
@@ -186,13 +193,16 @@ def files_digest(model: str, version: str) -> str:
     with _reading(f"version {version} of {model}"):
         store, root = artifact_store(registry().get_model_version_download_uri(model, version))
         deadline = time.monotonic() + seconds
-        reading = _readers.submit(
-            copy_context().run, _digest_of_files, store, root, sizes, deadline
-        )
-        try:
-            return reading.result(seconds)
-        except TimeoutError:
-            reading.cancel()
+        turn = _turns[active_workspace(), model]
+        if turn.acquire(timeout=seconds):
+            reading = _readers.submit(
+                copy_context().run, _digest_of_files, store, root, sizes, deadline
+            )
+            reading.add_done_callback(lambda _: turn.release())
+            try:
+                return reading.result(deadline - time.monotonic())
+            except TimeoutError:
+                reading.cancel()
     size = sum([*sizes.values()])
     raise RegistryUnavailable(
         f"MLflow's server did not read the files of version {version} of {model} ({size:,} bytes) "

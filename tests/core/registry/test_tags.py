@@ -4,7 +4,6 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.registry.tags import (
     ERROR_TAG,
-    GATE_AT_TAG,
     GATE_DIGEST_TAG,
     GATE_REASON_TAG,
     GATE_TAG,
@@ -50,16 +49,6 @@ def test_missing_version_error_omits_error_code(mlflow_server):
 )
 def test_gate_status_is_read_from_tags(tags, status):
     assert gate_status_of(tags) == status
-
-
-@pytest.mark.parametrize("state", ["passed", "forced"])
-def test_copied_verdict_does_not_count(state):
-    tags = {GATE_TAG: state, GATE_DIGEST_TAG: "ab", GATE_AT_TAG: "2026-12-01T10:00:00+00:00"}
-    judged_at = 1_796_119_200_000
-    assert gate_status_of(tags, judged_at + 999).passed
-    copied = gate_status_of(tags, judged_at + 1_000)
-    assert (copied.passed, copied.state) == (False, "")
-    assert "onnxserve gate" in copied.reason
 
 
 @pytest.mark.parametrize(
