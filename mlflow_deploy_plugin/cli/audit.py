@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.tabular.row_files import open_output
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.core.store.audit import AuditEvent
+    from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login
 
 _UNSHOWN = ("spec", "act")
 _UNITS = {"every": " s", "seconds": " s"}
@@ -225,15 +225,9 @@ def adopt(why: str, dossier: tuple[Path, ...]) -> None:
     \b
       onnxserve audit adopt --why 'backup of 3 November restored'
     """
-    from sqlalchemy import create_engine, make_url, text
-    from sqlalchemy.exc import DBAPIError
-
-    from mlflow_deploy_plugin.core.registry.connection import find_login
     from mlflow_deploy_plugin.core.settings import load_settings
-    from mlflow_deploy_plugin.core.store.audit import Login
     from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
     from mlflow_deploy_plugin.core.store.database import open_server_store
-    from mlflow_deploy_plugin.core.store.transactions import redacted_url
     from mlflow_deploy_plugin.promote.evidence.proof import included_statements
 
     settings = load_settings()
@@ -243,36 +237,7 @@ def adopt(why: str, dossier: tuple[Path, ...]) -> None:
             "ONNXSERVE_AUDIT_KEY_FILE or ONNXSERVE_HOME"
         )
 
-    def known_person() -> Login:
-        """Return the login. The server that checks it does not start, so its accounts
-        are asked.
-        """
-        login = find_login()
-        name = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
-        if login.user or not name:
-            return login
-        from mlflow.server.auth.config import read_auth_config
-        from werkzeug.security import check_password_hash
-
-        address = make_url(read_auth_config().database_uri)
-        read_only = address
-        if address.get_backend_name() == "sqlite":  # MLflow's own store would make a missing file.
-            file = Path(address.database or "").absolute().as_uri()
-            read_only = address.set(database=file, query={"mode": "ro", "uri": "true"})
-        query = text("SELECT password_hash FROM users WHERE username = :name")
-        stored = None
-        with suppress(DBAPIError), create_engine(read_only).connect() as accounts:
-            stored = accounts.scalar(query, {"name": name})
-        if not check_password_hash(stored or "", os.environ.get("MLFLOW_TRACKING_PASSWORD", "")):
-            raise InvalidConfig(
-                f"the database {redacted_url(address)} has no account {name!r} with "
-                "MLFLOW_TRACKING_PASSWORD: run this command with the server's "
-                "MLFLOW_AUTH_CONFIG_PATH and in its folder, or unset MLFLOW_TRACKING_USERNAME if "
-                "its login is not MLflow's basic auth"
-            )
-        return Login(name)
-
-    with closing(open_server_store(settings, known_person)) as store:
+    with closing(open_server_store(settings, _known_person)) as store:
         person = store.user
         keys = store.keys
         assert keys is not None
@@ -295,6 +260,43 @@ def adopt(why: str, dossier: tuple[Path, ...]) -> None:
             if place in missing:
                 lines.append(f"in {file}: {statement}")
     show_lines(lines)
+
+
+def _known_person() -> "Login":
+    """Return the login. The server that checks it does not start, so its accounts
+    are asked.
+    """
+    from sqlalchemy import create_engine, make_url, text
+    from sqlalchemy.exc import DBAPIError
+
+    from mlflow_deploy_plugin.core.registry.connection import find_login
+    from mlflow_deploy_plugin.core.store.audit import Login
+    from mlflow_deploy_plugin.core.store.transactions import redacted_url
+
+    login = find_login()
+    name = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    if login.user or not name:
+        return login
+    from mlflow.server.auth.config import read_auth_config
+    from werkzeug.security import check_password_hash
+
+    address = make_url(read_auth_config().database_uri)
+    read_only = address
+    if address.get_backend_name() == "sqlite":  # MLflow's own store would make a missing file.
+        file = Path(address.database or "").absolute().as_uri()
+        read_only = address.set(database=file, query={"mode": "ro", "uri": "true"})
+    query = text("SELECT password_hash FROM users WHERE username = :name")
+    stored = None
+    with suppress(DBAPIError), create_engine(read_only).connect() as accounts:
+        stored = accounts.scalar(query, {"name": name})
+    if not check_password_hash(stored or "", os.environ.get("MLFLOW_TRACKING_PASSWORD", "")):
+        raise InvalidConfig(
+            f"the database {redacted_url(address)} has no account {name!r} with "
+            "MLFLOW_TRACKING_PASSWORD: run this command with the server's "
+            "MLFLOW_AUTH_CONFIG_PATH and in its folder, or unset MLFLOW_TRACKING_USERNAME if "
+            "its login is not MLflow's basic auth"
+        )
+    return Login(name)
 
 
 @audit.command()

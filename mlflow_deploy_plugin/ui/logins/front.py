@@ -64,10 +64,8 @@ class _Front:
         self._machines = machines
         self._inner = inner
         self._threads = ThreadPoolExecutor(_LOGIN_THREADS, "onnxserve-login")
-        # A list grows in its place, so that the minute begins with the first failure.
-        self._failures: MutableMapping[tuple[str, bool], list[bytes]]
-        self._failures = TTLCache(_REMEMBERED, _FAILURE_SECONDS)
-        self._accepted: MutableMapping[bytes, bool] = LRUCache(_REMEMBERED)
+        self._logins = _Logins()
+        self._keys = _Logins()
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http":
@@ -78,12 +76,9 @@ class _Front:
         is_open = scope["method"] == "OPTIONS" or self._adapter.is_open(scope["path"])
         is_machine = scope["path"].startswith(self._machines)
         body = _Body(receive, is_open, scope["method"] == "PUT" and path.startswith(_ARTIFACTS))
-        address = scope["client"][0] if scope["client"] else ""
-        sent = [pair for pair in scope["headers"] if pair[0] in _CREDENTIALS]
-        digest = sha256(repr(sent).encode()).digest()
         length = int(dict(scope["headers"]).get(b"content-length", 0))
-        is_counted = self._adapter.counts_failures and sent and not is_open
-        failures = self._failures.get((address, is_machine), [])
+        is_counted = self._adapter.counts_failures and not is_open
+        logins = self._keys if is_machine else self._logins
         status = 0
 
         async def answer(message: "Message") -> None:
@@ -94,9 +89,8 @@ class _Front:
 
         app = self._inner
         try:
-            if is_counted and len(failures) >= _MOST_FAILURES and digest not in self._accepted:
-                reason = f"{address} has sent {len(failures)} wrong logins: wait for a minute"
-                raise TooManyRequests(reason, _FAILURE_SECONDS)
+            if is_counted:
+                logins.check(scope)
             if length > body.bytes_left:
                 raise BodyTooLarge(_TOO_LARGE)
             if not is_open and not is_machine:
@@ -112,11 +106,8 @@ class _Front:
                 raise
         if body.error is not None and not status:
             await _response(body.error)(scope, receive, send)
-        elif is_counted and status == 401 and not path.startswith(_GATEWAY):
-            self._accepted.pop(digest, None)
-            self._failures.setdefault((address, is_machine), []).append(digest)
-        elif is_counted and status < 300:
-            self._accepted[digest] = True
+        elif is_counted and not path.startswith(_GATEWAY):  # A provider's 401 is no wrong login.
+            logins.count(scope, status)
 
     def _ask(self, scope: "Scope") -> "ASGIApp":
         """Return the app, or the login's refusal of a request by its head."""
@@ -134,6 +125,42 @@ class _Front:
             return Response(refused.get_data(), refused.status_code, dict(refused.headers))
 
 
+class _Logins:
+    """The wrong logins of each address, and the credentials that were accepted last."""
+
+    def __init__(self) -> None:
+        # A list grows in its place, so that the minute begins with the first failure.
+        self._failures: MutableMapping[str, list[bytes]] = TTLCache(_REMEMBERED, _FAILURE_SECONDS)
+        self._accepted: MutableMapping[bytes, bool] = LRUCache(_REMEMBERED)
+
+    def check(self, scope: "Scope") -> None:
+        """Raise TooManyRequests if the address has sent too many wrong logins."""
+        address, digest = _sender(scope)
+        failures = len(self._failures.get(address, []))
+        if digest and failures >= _MOST_FAILURES and digest not in self._accepted:
+            reason = f"{address} has sent {failures} wrong logins: wait for a minute"
+            raise TooManyRequests(reason, _FAILURE_SECONDS)
+
+    def count(self, scope: "Scope", status: int) -> None:
+        address, digest = _sender(scope)
+        if digest and status == 401:
+            self._accepted.pop(digest, None)
+            self._failures.setdefault(address, []).append(digest)
+        elif digest and status < 300:
+            self._accepted[digest] = True
+
+
+def _sender(scope: "Scope") -> tuple[str, bytes]:
+    """Return the address of a client, and the digest of its credentials, if it has
+    any.
+    """
+    address, _ = scope["client"] or ("", 0)
+    sent = [pair for pair in scope["headers"] if pair[0] in _CREDENTIALS]
+    if not sent:
+        return address, b""
+    return address, sha256(repr(sent).encode()).digest()
+
+
 class _Body:
     """The body of a request.
 
@@ -145,10 +172,13 @@ class _Body:
     def __init__(self, receive: "Receive", is_open: bool, is_artifact: bool) -> None:
         self._receive = receive
         self._is_open = is_open
-        self.bytes_left: float = OPEN_BYTES if is_open else _CALLER_BYTES
-        if is_artifact and not is_open:
+        self.bytes_left: float = _CALLER_BYTES
+        self._seconds = _CALLER_SECONDS
+        if is_artifact:
             self.bytes_left = math.inf
-        self._seconds = _OPEN_SECONDS if is_open else _CALLER_SECONDS
+        if is_open:
+            self.bytes_left = OPEN_BYTES
+            self._seconds = _OPEN_SECONDS
         self._ends_at: float | None = asyncio.get_running_loop().time() + self._seconds
         self.error: OnnxserveError | None = None
 
