@@ -13,9 +13,6 @@ from collections.abc import Iterator
 from mmap import PAGESIZE
 from pathlib import Path
 
-if sys.platform != "win32":
-    import resource
-
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _OWN_MEMORY = Path("/proc/self/statm")
@@ -27,6 +24,8 @@ def limit_growth(size: int | None = None) -> None:
     """
     if sys.platform != "linux":
         return
+    import resource  # Windows has no such module.
+
     if size is None:
         size = memory_limit() // 2
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -40,6 +39,8 @@ def is_near_limit() -> bool:
     """Return True if this process has allocated three quarters of its limit."""
     if sys.platform != "linux":
         return False
+    import resource
+
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return limit != resource.RLIM_INFINITY and _data_bytes() > limit * 3 // 4
 
