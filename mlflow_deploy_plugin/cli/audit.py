@@ -97,7 +97,7 @@ def history(
     The list contains the events of the endpoint NAME and of its models, oldest first.
     Without NAME, it contains all events. The history of a deleted endpoint is kept. In
     the text format, a promotion or a rollback is one entry. JSON also contains the
-    events that belong to it, with the same `act`: gate, tags, the move in MLflow.
+    events that belong to it, with the same `act`: the gate run, the moves in MLflow.
 
     \b
       onnxserve audit history --verify --keys server-keys.pem

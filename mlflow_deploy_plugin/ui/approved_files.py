@@ -10,7 +10,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
@@ -95,8 +94,9 @@ class ChangedFilesSearch:
                 pause = max(_PAUSE_SECONDS, _PAUSES * took)
                 for model in readable:
                     begun_at = time.monotonic()
-                    if begun_at - self._last[_key(model)].ended_at > pause:
-                        found = [*_changed_files(self._trail, model)]
+                    last = self._last[_key(model)]
+                    if begun_at - last.ended_at > pause:
+                        found = [*_changed_files(self._trail, model, last.changed)]
                         ended_at = time.monotonic()
                         self._last[_key(model)] = _Search(ended_at, ended_at - begun_at, found)
             finally:
@@ -111,14 +111,18 @@ def _key(model: "RegisteredModel") -> tuple[str, str]:
     return active_workspace(), model.name
 
 
-def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[ChangedFiles]:
+def _changed_files(
+    trail: AuditTrail, model: "RegisteredModel", last: Sequence[ChangedFiles]
+) -> Iterator[ChangedFiles]:
     """Yield the versions in gated places that did not move there through this server,
-    and those with recorded files, whose files are missing or others now. A model with
-    an invalid policy is skipped.
+    and those with recorded files, whose files are missing or others now. Files that
+    cannot be read in time have the result of the `last` search. A model with an invalid
+    policy is skipped.
     """
     policy = moves.valid_policy(model)
     if policy is None:
         return
+    known = {(entry.version, entry.place): entry.now for entry in last if not entry.is_outside}
     for place, version, stay in moves.stays(trail.store(), model):
         if not policy.gates(place):
             continue
@@ -128,7 +132,11 @@ def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[Chan
         if not stay.is_counted:
             yield changed.model_copy(update={"recorded": "", "is_outside": True})
         now = ""
-        with suppress(NotFound, RegistryUnavailable):
-            now = stay.files and mlflow_stores.searched_digest(model.name, version)
+        try:
+            now = stay.files and mlflow_stores.files_digest(model.name, version)
+        except NotFound:
+            pass
+        except RegistryUnavailable:
+            now = known.get((version, str(place)), stay.files)
         if now != stay.files:
             yield changed.model_copy(update={"now": now})

@@ -64,7 +64,6 @@ def test_promotion_with_its_act_id_is_one_line(trail):
     trail.record("gate", after="passed", **OF_VERSION_8)
     act = {"act": "0123456789abcdef"}
     trail.record("gate", after="passed", detail=act, **OF_VERSION_8)
-    trail.record("tag", after="passed", detail=act, **OF_VERSION_8)
     trail.record("tag", model="delay", version="6", before="passed", detail={"tag": "x"})
     moved = act | {"moved": {"place": "Production", "before": "7"}}
     trail.record("transition", before="None", after="Production", detail=moved, **OF_VERSION_8)
@@ -85,7 +84,6 @@ def test_promotion_with_its_act_id_is_one_line(trail):
     assert acts == [
         ("gate", None),
         ("gate", number),
-        ("tag", number),
         ("tag", None),
         ("transition", number),
         ("promote", number),

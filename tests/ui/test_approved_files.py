@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mlflow_deploy_plugin.ui import access
+from mlflow_deploy_plugin.ui import access, approved_files
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard import mlflow_stores
@@ -42,14 +42,14 @@ def test_concurrent_search_does_not_wait(mlflow_app, changed_model, monkeypatch)
     search = ChangedFilesSearch(AuditTrail())
     is_reading = threading.Event()
     may_go_on = threading.Event()
-    searched_digest = mlflow_stores.searched_digest
+    files_digest = mlflow_stores.files_digest
 
     def slow_digest(*arguments):
         is_reading.set()
         may_go_on.wait(60)
-        return searched_digest(*arguments)
+        return files_digest(*arguments)
 
-    monkeypatch.setattr(mlflow_stores, "searched_digest", slow_digest)
+    monkeypatch.setattr(mlflow_stores, "files_digest", slow_digest)
     first = threading.Thread(target=find, args=(mlflow_app, search))
     first.start()
     assert is_reading.wait(60)
@@ -57,3 +57,25 @@ def test_concurrent_search_does_not_wait(mlflow_app, changed_model, monkeypatch)
     may_go_on.set()
     first.join(60)
     assert changed_model in {entry.model for entry in find(mlflow_app, search)}
+
+
+@pytest.mark.parametrize("was_changed", [True, False])
+def test_search_keeps_its_result_for_slow_files(mlflow_app, monkeypatch, was_changed):
+    monkeypatch.setattr(approved_files, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(approved_files, "_PAUSES", 0)
+    model = mlflow_app.model(policy=POLICY)
+    model.passed("1")
+    assert model.enter("1") == 200
+    if was_changed:
+        (model.files("1") / "MLmodel").write_text("model_id: replaced")
+    search = ChangedFilesSearch(AuditTrail())
+
+    def found():
+        return [entry for entry in find(mlflow_app, search) if entry.model == model]
+
+    first = found()
+    assert len(first) == was_changed
+    with (model.files("1") / "weights.bin").open("wb") as sparse:
+        sparse.truncate(2**40)
+    monkeypatch.setattr(mlflow_stores, "_READING_SECONDS", 0.2)
+    assert found() == first

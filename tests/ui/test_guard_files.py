@@ -85,10 +85,7 @@ def test_same_size_while_served_is_found(model, place, monkeypatch):
             return [entry for entry in search.find() if entry.model == model]
 
     assert model.enter("1") == 200
-    hits = mlflow_stores._digest_by_etags.cache_info().hits
-    assert (changed(), changed()) == ([], [])
-    hits = mlflow_stores._digest_by_etags.cache_info().hits - hits
-    assert hits == int(place.bucket is not None)
+    assert changed() == []
     place.put(WEIGHTS, b"forged")
     (found,) = changed()
     assert (found.version, found.place) == ("1", "Production")

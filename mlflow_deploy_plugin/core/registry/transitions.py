@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 ACT_HEADER = "X-Onnxserve-Act"
 """The header with the id of the act that a request to MLflow's server belongs to."""
 _ACTS = ("promote", "refused", "rollback")
-_STEPS = ("gate", "tag", "transition", "alias")
+_STEPS = ("gate", "transition", "alias")
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
 """The tag of a version that was rolled back: the endpoint and the reason."""
 
@@ -107,31 +107,38 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     """Remove the steps of a promotion or a rollback, because the promotion or rollback
     has its own event, and the intentions that have a result.
 
-    The steps are the gate run, the tags of its verdict, and the moves to the stage and
-    to the archive. A step has the id of the act, and is by its actor: each caller of
-    MLflow's server may send any id.
+    The steps are the gate run, the move, and the move of the earlier version to the
+    archive. Each caller of MLflow's server may send the id of an act, so a step is the
+    last event of its kind before the act, and has the same result.
     """
     from mlflow_deploy_plugin.core.store.audit import ACT, INTEND, INTENTION
 
-    acts = {event.detail.get(ACT): event for event in events if event.action in _ACTS}
     results = {event.detail.get(INTENTION) for event in events if event.action != INTEND}
-
-    def is_step(event: "AuditEvent") -> bool:
-        """Return True for a step of a promotion or rollback."""
-        if event.action == INTEND:
-            return event.detail[INTENTION] in results
-        act = acts.get(event.detail.get(ACT, ""))
-        if act is None or event.action not in _STEPS or event.at > act.at:
-            return False
-        # A server without accounts does not know the actor of a request.
-        is_own = event.actor == act.actor or event.actor.startswith(ANONYMOUS)
-        moved = act.detail.get("moved", {})
-        places = {None: act.version, moved.get("place"): act.version}
-        places["Archived"] = moved.get("before")
-        version = places.get(event.detail.get("moved", {}).get("place"))
-        return is_own and (event.model, event.version) == (act.model, version)
-
-    return [event for event in events if not is_step(event)]
+    # The last gate run, and the last move to each place, of each model.
+    last = {}
+    steps = set()
+    for event in sorted(events, key=attrgetter("at")):
+        act = event.detail.get(ACT)
+        moved = event.detail.get("moved", {})
+        place = moved.get("place", event.action)
+        before = moved.get("before", event.after)
+        if event.action == INTEND and event.detail[INTENTION] in results:
+            steps.add(id(event))
+        elif event.action in _STEPS:
+            last[event.model, place] = event, (act, event.version, before)
+        elif event.action in _ACTS and act:
+            outcomes = {
+                "gate": (act, event.version, event.detail.get("gate")),
+                place: (act, event.version, before),
+                "Archived": (act, before, ""),
+            }
+            for key, outcome in outcomes.items():
+                step, found = last.get((event.model, key), (event, ()))
+                # A server without accounts does not know the actor of a move.
+                is_unknown = key != "gate" and step.actor.startswith(ANONYMOUS)
+                if found == outcome and (is_unknown or step.actor == event.actor):
+                    steps.add(id(step))
+    return [event for event in events if id(event) not in steps]
 
 
 def event_as_json(event: "AuditEvent") -> str:

@@ -3,12 +3,10 @@ them.
 
 A verdict covers the files of a version. All files of the version are read for each
 decision, because an editor may replace a file by another one of the same size and time.
-Only the search for changed files trusts the ETags of S3.
 """
 
 import hashlib
 import logging
-import posixpath
 import tempfile
 import threading
 import time
@@ -17,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +24,6 @@ from mlflow.prompt.constants import IS_PROMPT_TAG_KEY
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
 from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError, RegistryUnavailable
@@ -204,34 +200,13 @@ def files_digest(model: str, version: str) -> str:
             except TimeoutError:
                 reading.cancel()
     size = sum([*sizes.values()])
-    raise RegistryUnavailable(
+    message = (
         f"MLflow's server did not read the files of version {version} of {model} ({size:,} bytes) "
         f"within {seconds} seconds, with {_READERS} versions at once: try again, or set its "
         "environment variable MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT to more seconds"
     )
-
-
-def searched_digest(model: str, version: str) -> str:
-    """Return the digest of all files of a version for the search for changed files.
-    Files in S3 are read only if their ETags or times have changed. Raises the errors of
-    `files_digest`.
-    """
-    with _reading(f"version {version} of {model}"):
-        store, root = artifact_store(registry().get_model_version_download_uri(model, version))
-        if not isinstance(store, S3ArtifactRepository):
-            return files_digest(model, version)
-        bucket, folder = store.parse_s3_compliant_uri(store.artifact_uri)
-        pages = store._get_s3_client().get_paginator("list_objects_v2")
-        prefix = posixpath.join(folder, root, "")
-        # An ETag may be an MD5, which two files can share. Only S3 sets the time.
-        found = pages.paginate(Bucket=bucket, Prefix=prefix)
-        etags = map(tuple, found.search("Contents[].[Key, ETag, LastModified]"))
-        return _digest_by_etags(model, version, bucket, *etags)
-
-
-@lru_cache(maxsize=4096)
-def _digest_by_etags(model: str, version: str, *_etags: object) -> str:
-    return files_digest(model, version)
+    _log.warning(message)
+    raise RegistryUnavailable(message)
 
 
 def _digest_of_files(
