@@ -10,6 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
@@ -26,11 +27,9 @@ from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
 
-_PAUSE_SECONDS = 60.0
-_PAUSES = 10
+_PAUSE_SECONDS = 600.0
 """The time after which this process reads the files of a model again, so that callers
-cannot keep the artifact store busy: at least ten times as long as the last search took
-for all models.
+cannot keep the artifact store busy.
 """
 
 
@@ -62,10 +61,9 @@ def version_approval(trail: AuditTrail, model: str, version: str) -> Approval:
 
 
 class _Search(NamedTuple):
-    """The result of a search, the monotonic time of its end, and its duration."""
+    """The result of a search, and the monotonic time of its end."""
 
     ended_at: float = -math.inf
-    seconds: float = 0.0
     changed: Sequence[ChangedFiles] = ()
 
 
@@ -82,7 +80,7 @@ class ChangedFilesSearch:
 
     def find(self) -> list[ChangedFiles]:
         """Return the versions of the models that the caller may read. A result is used
-        for minutes.
+        for `_PAUSE_SECONDS`.
 
         During another search, the last results are returned, because a caller must not
         wait for the artifact store.
@@ -90,15 +88,13 @@ class ChangedFilesSearch:
         readable = [model for model in mlflow_stores.gated_models() if access.may_read(model.name)]
         if self._lock.acquire(blocking=False):
             try:
-                took = sum(search.seconds for search in self._last.values())
-                pause = max(_PAUSE_SECONDS, _PAUSES * took)
                 for model in readable:
-                    begun_at = time.monotonic()
                     last = self._last[_key(model)]
-                    if begun_at - last.ended_at > pause:
-                        found = [*_changed_files(self._trail, model, last.changed)]
-                        ended_at = time.monotonic()
-                        self._last[_key(model)] = _Search(ended_at, ended_at - begun_at, found)
+                    if time.monotonic() - last.ended_at > _PAUSE_SECONDS:
+                        found = last.changed
+                        with suppress(RegistryUnavailable):  # Slow files are not missing.
+                            found = [*_changed_files(self._trail, model)]
+                        self._last[_key(model)] = _Search(time.monotonic(), found)
             finally:
                 self._lock.release()
         changed: list[ChangedFiles] = []
@@ -111,18 +107,15 @@ def _key(model: "RegisteredModel") -> tuple[str, str]:
     return active_workspace(), model.name
 
 
-def _changed_files(
-    trail: AuditTrail, model: "RegisteredModel", last: Sequence[ChangedFiles]
-) -> Iterator[ChangedFiles]:
+def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[ChangedFiles]:
     """Yield the versions in gated places that did not move there through this server,
-    and those with recorded files, whose files are missing or others now. Files that
-    cannot be read in time have the result of the `last` search. A model with an invalid
-    policy is skipped.
+    and those with recorded files, whose files are missing or others now. A model with
+    an invalid policy is skipped. Raises RegistryUnavailable for files that are not read
+    in time.
     """
     policy = moves.valid_policy(model)
     if policy is None:
         return
-    known = {(entry.version, entry.place): entry.now for entry in last if not entry.is_outside}
     for place, version, stay in moves.stays(trail.store(), model):
         if not policy.gates(place):
             continue
@@ -132,11 +125,7 @@ def _changed_files(
         if not stay.is_counted:
             yield changed.model_copy(update={"recorded": "", "is_outside": True})
         now = ""
-        try:
+        with suppress(NotFound):
             now = stay.files and mlflow_stores.files_digest(model.name, version)
-        except NotFound:
-            pass
-        except RegistryUnavailable:
-            now = known.get((version, str(place)), stay.files)
         if now != stay.files:
             yield changed.model_copy(update={"now": now})

@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.core.registry.transitions import ACT_HEADER, StageOrAlias, version_at
+from mlflow_deploy_plugin.promote.gate.approvals import promotion_requests
 from mlflow_deploy_plugin.promote.gate.promotion import promote
 from tests.support.accounts import people
 from tests.support.commands import done
@@ -107,19 +108,22 @@ def test_decline_wins_over_a_version_being_moved(server, witness):
         return send(url, "bob", "/onnxserve/requests", **body)
 
     def is_moving():
-        return [entry["is_moving"] for entry in requests_of("bob")] == [True]
+        return [entry.is_moving for entry in promotion_requests(server.store, model)] == [True]
 
     (listed,) = requests_of("bob")
     assert decide("approve", listed["report_digest"]).status_code == 200
     witness.hangs = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         move = pool.submit(point, url, "alice", model, "champion")
+        # The store answers faster than the server, which waits for the witness for 5 s.
         wait_until(is_moving, what="the request is being moved")
+        (moving,) = requests_of("bob")
         declined = decide("decline")
         witness.hangs.set()
         refused = move.result()
     witness.hangs = None
 
+    assert moving["is_moving"]
     assert (declined.status_code, refused.status_code) == (200, 403)
     assert mentions(refused.json()["message"], "bob", "declined", "slower")
     assert requests_of("bob") == []

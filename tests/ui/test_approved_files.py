@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from mlflow_deploy_plugin.ui import access, approved_files
-from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch
+from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch, version_approval
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard import mlflow_stores
 from tests.support.console import POLICY
@@ -62,7 +62,6 @@ def test_concurrent_search_does_not_wait(mlflow_app, changed_model, monkeypatch)
 @pytest.mark.parametrize("was_changed", [True, False])
 def test_search_keeps_its_result_for_slow_files(mlflow_app, monkeypatch, was_changed):
     monkeypatch.setattr(approved_files, "_PAUSE_SECONDS", 0)
-    monkeypatch.setattr(approved_files, "_PAUSES", 0)
     model = mlflow_app.model(policy=POLICY)
     model.passed("1")
     assert model.enter("1") == 200
@@ -75,7 +74,18 @@ def test_search_keeps_its_result_for_slow_files(mlflow_app, monkeypatch, was_cha
 
     first = found()
     assert len(first) == was_changed
-    with (model.files("1") / "weights.bin").open("wb") as sparse:
+    slow = model.files("1") / "weights.bin"
+    with slow.open("wb") as sparse:
         sparse.truncate(2**40)
     monkeypatch.setattr(mlflow_stores, "_READING_SECONDS", 0.2)
     assert found() == first
+    slow.unlink()
+
+
+def test_earlier_verdict_without_files_judges_none(mlflow_app):
+    model = mlflow_app.model(policy=POLICY)
+    trail = AuditTrail()
+    with mlflow_app.app.test_request_context():
+        detail = {"tagged": True}
+        trail.store().record("gate", model=model, version="1", after="passed", detail=detail)
+        assert version_approval(trail, model, "1").judged == ""

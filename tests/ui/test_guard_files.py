@@ -77,7 +77,6 @@ def test_same_size_before_the_move_is_refused(model, place):
 
 def test_same_size_while_served_is_found(model, place, monkeypatch):
     monkeypatch.setattr(approved_files, "_PAUSE_SECONDS", 0)
-    monkeypatch.setattr(approved_files, "_PAUSES", 0)
     search = ChangedFilesSearch(AuditTrail())
 
     def changed():

@@ -95,7 +95,6 @@ def test_same_size_copy_needs_its_own_verdict(judged, copied, tmp_path):
     model, _ = judged
     with tracking_at(model.server.url):
         resolved = resolve(copied)
-        assert mentions(resolved.gate_status.reason, "copied", "onnxserve gate")
         fetched = agent(tmp_path).fetch(resolved)
         assert mentions(fetched.unjudged, "audit trail", f"onnxserve gate {copied}")
         assert model.run("gate", copied).returncode == 0
