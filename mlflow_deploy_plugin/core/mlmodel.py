@@ -175,6 +175,11 @@ def hash_files(folder: Path) -> dict[Path, str]:
     return hashes
 
 
+def hash_folder(folder: Path) -> str:
+    """Return the digest of all files of a folder (`combine_hashes`)."""
+    return combine_hashes(hash_files(folder))
+
+
 def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 

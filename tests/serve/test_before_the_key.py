@@ -1,5 +1,5 @@
-"""Work before the key: what a stranger costs at each route and port, and how long a
-caller waits beside strangers.
+"""Work before the key: the cost of a stranger at each route and port, and the time that
+a caller waits next to strangers.
 
 A route of the table is in the tests without a line here.
 """

@@ -14,7 +14,7 @@ from flask import Flask
 from mlflow.entities.model_registry import ModelVersionTag, RegisteredModelTag
 from werkzeug.serving import make_server
 
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import hash_folder
 from mlflow_deploy_plugin.core.registry.policy import parse_policy
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG as POLICY_TAG
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
@@ -127,7 +127,7 @@ class Mlflow:
         """Record a verdict on a version, and set its tags. `files` is a folder with the
         files of the version.
         """
-        digest = combine_hashes(hash_files(files or self.files(model, version)))
+        digest = hash_folder(files or self.files(model, version))
         model_tags = self.registry.get_registered_model(model).tags
         policy_digest = parse_policy(model_tags.get(POLICY_TAG, "{}"), "the test").digest
         created = self.registry.get_model_version(model, version).creation_timestamp

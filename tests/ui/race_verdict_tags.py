@@ -15,7 +15,7 @@ from pathlib import Path
 
 import requests
 
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import hash_folder
 from tests.support.console import API
 from tests.support.services.mlflow_server import MlflowServer
 
@@ -47,7 +47,7 @@ class Race:
         folder.mkdir(parents=True)
         (folder / "MLmodel").write_text("model_id: never judged")
         verdict = {"onnxserve.gate": "passed", "onnxserve.gate.reason": "all checks passed"}
-        verdict["onnxserve.gate.digest"] = combine_hashes(hash_files(folder))
+        verdict["onnxserve.gate.digest"] = hash_folder(folder)
         tags = {f"onnxserve.gate.z{number}": "" for number in range(_OTHER_TAGS)} | verdict
         version = {
             "name": _MODEL,

@@ -9,7 +9,7 @@ from mlflow.entities.model_registry import RegisteredModelTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import hash_folder
 from mlflow_deploy_plugin.ui.audit_trail import registry_name
 from tests.support.console import AJAX, API, POLICY, events
 from tests.support.refusals import mentions
@@ -58,7 +58,7 @@ def test_passed_version_moves_and_is_recorded(model, gate):
     assert (first.action, first.version) == ("transition", "1")
     assert (first.before, first.after) == ("None", "Production")
     assert mentions(first.why, f"gate {gate}", "all 5 checks passed")
-    files = combine_hashes(hash_files(model.files("2")))
+    files = hash_folder(model.files("2"))
     assert second.detail == {
         "via": "mlflow",
         "address": "127.0.0.1",

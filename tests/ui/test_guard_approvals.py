@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import NotFound
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import hash_folder
 from mlflow_deploy_plugin.core.store.served_files import MOVES, stay_of
 from mlflow_deploy_plugin.promote.gate.approvals import promotion_requests, version_authors
 from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves, readers, views
@@ -84,7 +84,7 @@ def replace_files(model, version):
 
 
 def files_of(model, version):
-    return combine_hashes(hash_files(model.files(version)))
+    return hash_folder(model.files(version))
 
 
 def recorded_files(model, version="1", place="@champion"):

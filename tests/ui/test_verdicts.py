@@ -7,7 +7,7 @@ import json
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_folder
 from mlflow_deploy_plugin.core.registry.policy import parse_policy
 from mlflow_deploy_plugin.promote.gate.recording import PATH
 from mlflow_deploy_plugin.ui.guard import mlflow_stores
@@ -40,7 +40,7 @@ def verdict(model, policy=POLICY, **more):
         "version": "1",
         "state": "passed",
         "reason": "all checks passed",
-        "files": combine_hashes(hash_files(model.files("1"))),
+        "files": hash_folder(model.files("1")),
         "policy_digest": parse_policy(policy, "the test").digest,
         "at": "2026-11-26T10:00:00+00:00",
         "actor": "root@vm",

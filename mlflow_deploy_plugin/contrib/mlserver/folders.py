@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.core.messages import join_names, one_line
-from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files, read_mlmodel
+from mlflow_deploy_plugin.core.mlmodel import MLMODEL, hash_folder, read_mlmodel
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.packages import installed_version
 from mlflow_deploy_plugin.core.processes.child import run_to_end
@@ -404,7 +404,7 @@ def mlflow_folder(folder: Path, settings: _Settings) -> ModelFile:
 
     @cache
     def content() -> str:
-        return combine_hashes(hash_files(folder))
+        return hash_folder(folder)
 
     def identify() -> str:
         return _digest(content(), json.dumps(metadata))
@@ -412,7 +412,7 @@ def mlflow_folder(folder: Path, settings: _Settings) -> ModelFile:
     def adopt(target: Path) -> None:
         shutil.copytree(folder, target, symlinks=True)
         refuse_links(target)  # A link may have been added since.
-        if combine_hashes(hash_files(target)) != content():
+        if hash_folder(target) != content():
             raise OnnxserveError(f"{folder.name} was changed while it was read")
         document = dict(read_mlmodel(target))
         document["metadata"] = {**document.get("metadata", {}), METADATA: metadata}

@@ -45,9 +45,21 @@ def is_near_limit() -> bool:
     return limit != resource.RLIM_INFINITY and _data_bytes() > limit * 3 // 4
 
 
+def resident_bytes() -> int:
+    """Return the resident memory of this process. Raises OSError on other systems than
+    Linux.
+    """
+    return _own_bytes(1)
+
+
 def _data_bytes() -> int:
-    """Return what RLIMIT_DATA limits (getrlimit(2), proc_pid_statm(5))."""
-    return int(_OWN_MEMORY.read_bytes().split()[5]) * PAGESIZE
+    """Return the bytes that RLIMIT_DATA limits (getrlimit(2))."""
+    return _own_bytes(5)
+
+
+def _own_bytes(column: int) -> int:
+    """Return a column of proc_pid_statm(5)."""
+    return int(_OWN_MEMORY.read_bytes().split()[column]) * PAGESIZE
 
 
 def limit_conversion(files: int) -> None:

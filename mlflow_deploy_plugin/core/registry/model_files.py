@@ -181,13 +181,10 @@ def version_digest(source: str) -> str:
     errors of `download`.
     """
     # PyYAML is not needed by most commands.
-    from mlflow_deploy_plugin.core.mlmodel import (
-        combine_hashes,
-        hash_files,
-    )
+    from mlflow_deploy_plugin.core.mlmodel import hash_folder
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-digest-") as temporary:
-        return combine_hashes(hash_files(download(source, Path(temporary))))
+        return hash_folder(download(source, Path(temporary)))
 
 
 def fetch_mlmodel(source: str) -> "Model":

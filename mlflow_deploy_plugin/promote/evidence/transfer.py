@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.core.errors import (
     RegistryRefused,
 )
 from mlflow_deploy_plugin.core.logs import ProgressCallback
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import hash_folder
 from mlflow_deploy_plugin.core.registry import connection, resolution, tags
 from mlflow_deploy_plugin.core.registry.connection import (
     registry_address,
@@ -322,7 +322,7 @@ class _Source:
         registry. It is created if necessary. Raises InvalidArtifact if the files of the
         copy, or of the run for the copy, differ from the source.
         """
-        digest = combine_hashes(hash_files(folder / "model"))
+        digest = hash_folder(folder / "model")
         with suppress(FileNotFoundError):  # Few versions are signed.
             (folder / BUNDLE).rename(folder / "model" / BUNDLE)
         has_report = (folder / "source_gate" / tags.GATE_REPORT_FILE).is_file()

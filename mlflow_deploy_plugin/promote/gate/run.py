@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core import errors
 from mlflow_deploy_plugin.core.logs import ProgressCallback
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import hash_folder
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.connection import (
     find_login,
@@ -412,7 +412,7 @@ def judge(
         compared = f" and version {current.version}" if current else ""
         progress(f"fetching version {candidate.version}{compared}")
         folder = folders.enter_context(downloaded_version(candidate))
-        digest = combine_hashes(hash_files(folder))
+        digest = hash_folder(folder)
         try:
             loaded = load_version(folder, allowed.code)
             checks = _Checks(

@@ -42,6 +42,7 @@ from mlflow_deploy_plugin.core.mlmodel import (
     MLMODEL,
     combine_hashes,
     hash_files,
+    hash_folder,
     read_mlmodel,
 )
 from mlflow_deploy_plugin.core.registry.approved_files import Approval, approval_of
@@ -187,7 +188,7 @@ class ModelCache:
         # Mark the folder as used before the check, because another agent may delete
         # unused models.
         os.utime(folder)
-        if combine_hashes(hash_files(folder)) == folder.name:
+        if hash_folder(folder) == folder.name:
             os.utime(folder)
             return True
         _log.warning("%s was changed on disk and is made again", folder)
@@ -359,7 +360,7 @@ class MlflowRegistry:
         rows = proof_rows(read_mlmodel(folder))
         content = folder.name
         if rows and is_served_in_place:
-            content = combine_hashes(hash_files(folder))
+            content = hash_folder(folder)
         return FetchedVersion(
             model=resolved.name,
             version=resolved.version or artifact.model_id or "unknown",
@@ -404,7 +405,7 @@ class MlflowRegistry:
             "is_file": False,
             "runs_code": artifact.runs_code,
             "rows": rows,
-            "content": combine_hashes(hash_files(folder)),
+            "content": hash_folder(folder),
             "aspects": found.aspects | _known_aspects(artifact),
         }
         return found.model_copy(update=changes)

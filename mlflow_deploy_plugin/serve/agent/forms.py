@@ -27,7 +27,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import CommandFailed, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.mlmodel import FLAVOR, combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import FLAVOR, hash_folder
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.packages import installed_version
 from mlflow_deploy_plugin.core.processes.child import run_to_end
@@ -209,7 +209,7 @@ class Forms:
                 permits = {MODEL_CODE: str(version.runs_code).lower()}
                 environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), **permits}
                 run_to_end(command, _SECONDS, environment=environment)
-                if combine_hashes(hash_files(version.folder)) != version.content:
+                if hash_folder(version.folder) != version.content:
                     reason = "its files were changed while it was converted"
                     return Conversion(reason=reason, attempts=attempt)
                 proof = read_text(target.with_suffix(".proof"), "the proof")

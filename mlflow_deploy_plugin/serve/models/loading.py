@@ -26,9 +26,8 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.mlmodel import (
     INPUT_EXAMPLE,
     PYTHON_FUNCTION,
-    combine_hashes,
     folder_bytes,
-    hash_files,
+    hash_folder,
 )
 from mlflow_deploy_plugin.core.processes.memory import limit_growth, memory_limit, physical_memory
 from mlflow_deploy_plugin.core.statedir.files import mark_loading
@@ -109,7 +108,7 @@ class WarmVersion:
 
 def check_digest(want: WantedVariant) -> None:
     """Raise InvalidArtifact if the files differ from those that the agent checked."""
-    if want.digest and combine_hashes(hash_files(want.folder)) != want.digest:
+    if want.digest and hash_folder(want.folder) != want.digest:
         raise InvalidArtifact(
             "its files were changed after they were checked; restart the server, which fetches "
             "them again"

@@ -17,7 +17,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from mmap import PAGESIZE
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,12 @@ from mlflow_deploy_plugin.core.errors import (
     RuntimeMissing,
 )
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.core.processes.memory import cgroup_folders, is_near_limit, memory_limit
+from mlflow_deploy_plugin.core.processes.memory import (
+    cgroup_folders,
+    is_near_limit,
+    memory_limit,
+    resident_bytes,
+)
 from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions
 from mlflow_deploy_plugin.serve.runtime.tree_operator import add_tree_operator
 
@@ -53,7 +57,6 @@ _BUILDS = {_PROVIDERS["cuda"]: "GPU", _TENSORRT: "GPU", OPENVINO: "OpenVINO"}
 name in lower case.
 """
 _DRIVER = "libcuda.so.1"
-_OWN_MEMORY = Path("/proc/self/statm")
 _KEEP_SECONDS = 1.0
 """The memory of a large run remains allocated for this time, so that the next run can
 reuse it.
@@ -500,7 +503,7 @@ class _ArenaKeeper:
         if sys.platform == "win32" or getrusage(RUSAGE_SELF).ru_maxrss * 1024 <= self.limit:
             return False
         with contextlib.suppress(OSError):
-            return int(_OWN_MEMORY.read_bytes().split()[1]) * PAGESIZE > self.limit
+            return resident_bytes() > self.limit
         return True  # macOS has no /proc/self/statm.
 
     def watch(self, arena: "weakref.ref[Arena]") -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.extensions import BATCH, find_entry
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import hash_folder
 from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker, WorkerPool
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
@@ -127,7 +127,7 @@ def run_batch(
                 "name": resolved.name,
                 "version": resolved.version,
                 "source": resolved.model_uri if served else resolved.source,
-                "digest": f"sha256:{combine_hashes(hash_files(model))}",
+                "digest": f"sha256:{hash_folder(model)}",
             },
             "input": plan.input,
             "input_digest": f"sha256:{hashlib.sha256(states.encode()).hexdigest()}",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from cachetools import LRUCache
 from flask import Flask, Response, g, request
 from mlflow.exceptions import MlflowException
 from mlflow.gateway.constants import MLFLOW_GATEWAY_AUTH_HEADER
@@ -44,7 +45,7 @@ class BasicAuth(Login):
     """
 
     def __init__(self) -> None:
-        self._accepted: set[bytes] = set()
+        self._accepted = LRUCache[bytes, bool](_REMEMBERED)
         self._hasher = ThreadPoolExecutor(1, "onnxserve-password")
         self._lock = threading.Lock()
         self._waiting: dict[bytes, Future[bool]] = {}
@@ -78,9 +79,8 @@ class BasicAuth(Login):
             with self._lock:
                 self._waiting.pop(digest, None)
         if is_right:
-            if len(self._accepted) >= _REMEMBERED:
-                self._accepted.clear()
-            self._accepted.add(digest)
+            with self._lock:
+                self._accepted[digest] = True
         return is_right
 
     def is_open(self, path: str) -> bool:

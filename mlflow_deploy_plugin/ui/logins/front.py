@@ -79,6 +79,7 @@ class _Front:
         length = int(dict(scope["headers"]).get(b"content-length", 0))
         is_counted = self._adapter.counts_failures and not is_open
         logins = self._keys if is_machine else self._logins
+        sender = _sender(scope)
         status = 0
 
         async def answer(message: "Message") -> None:
@@ -90,7 +91,7 @@ class _Front:
         app = self._inner
         try:
             if is_counted:
-                logins.check(scope)
+                logins.check(*sender)
             if length > body.bytes_left:
                 raise BodyTooLarge(_TOO_LARGE)
             if not is_open and not is_machine:
@@ -106,8 +107,8 @@ class _Front:
                 raise
         if body.error is not None and not status:
             await _response(body.error)(scope, receive, send)
-        elif is_counted and not path.startswith(_GATEWAY):  # A provider's 401 is no wrong login.
-            logins.count(scope, status)
+        elif is_counted and not path.startswith(_GATEWAY):  # A provider may answer 401.
+            logins.count(*sender, status)
 
     def _ask(self, scope: "Scope") -> "ASGIApp":
         """Return the app, or the login's refusal of a request by its head."""
@@ -133,16 +134,14 @@ class _Logins:
         self._failures: MutableMapping[str, list[bytes]] = TTLCache(_REMEMBERED, _FAILURE_SECONDS)
         self._accepted: MutableMapping[bytes, bool] = LRUCache(_REMEMBERED)
 
-    def check(self, scope: "Scope") -> None:
+    def check(self, address: str, digest: bytes) -> None:
         """Raise TooManyRequests if the address has sent too many wrong logins."""
-        address, digest = _sender(scope)
         failures = len(self._failures.get(address, []))
         if digest and failures >= _MOST_FAILURES and digest not in self._accepted:
             reason = f"{address} has sent {failures} wrong logins: wait for a minute"
             raise TooManyRequests(reason, _FAILURE_SECONDS)
 
-    def count(self, scope: "Scope", status: int) -> None:
-        address, digest = _sender(scope)
+    def count(self, address: str, digest: bytes, status: int) -> None:
         if digest and status == 401:
             self._accepted.pop(digest, None)
             self._failures.setdefault(address, []).append(digest)

@@ -111,7 +111,7 @@ class ProxyHeader(Login):
         if self.is_open(request.path):
             return None
         identity = self._identify(request.headers.get, request.remote_addr or "")
-        # WSGI cannot tell some headers apart.
+        # WSGI has one name for X-Name and X_Name.
         names = {name.lower() for name in (self._header, self._groups_header) if name}
         raw = request.environ.get("asgi.scope", {"headers": ()})["headers"]
         received = [name.decode("latin-1") for name, _ in raw]

@@ -89,7 +89,8 @@ def start_metrics_server(
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
     server: Any = started  # Types do not allow other methods.
-    connections: dict[socket.socket, float] = {}  # and the time of their end, in this order
+    # The time at which each connection ends, the earliest first.
+    connections: dict[socket.socket, float] = {}
 
     def admit(connection: socket.socket, _: object) -> bool:
         connections[connection] = time.monotonic() + request_seconds

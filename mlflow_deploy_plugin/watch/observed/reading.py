@@ -133,8 +133,8 @@ def reading_lease(store: Store, endpoint: str) -> AbstractContextManager[LeaseKe
 
 
 def empty_inbox(settings: Settings, store: Store, endpoint: Endpoint) -> str:
-    """Wait for the end of a reading, and read the pushed events into the log. Those
-    that lack their other half have no rows yet, and are deleted. Return the reason if
+    """Wait for the end of a reading, and read the pushed events into the log. An
+    event without its other half has no row yet, and is deleted. Return the reason if
     events are left. Raises like `reading_lease`.
     """
     observe = endpoint.spec.observe

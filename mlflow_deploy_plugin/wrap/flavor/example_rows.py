@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.wrap.convert.converters import converter_for
 
 MADE_UP_ROWS = 500
 _MOST_CELLS = 20_000_000
-"""The limit of generated rows and columns, whatever a signature claims."""
+"""The limit of generated rows times columns. A signature may claim any number."""
 _FREE_SIZE = 4
 _TENSOR_ROWS = 16
 """The size of a generated tensor along axes that are free in the signature."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import hash_folder
 from mlflow_deploy_plugin.core.statedir.models import Conversion, FetchedVersion
 from mlflow_deploy_plugin.serve.agent.fetch import ModelCache
 from mlflow_deploy_plugin.serve.agent.forms import Forms
@@ -111,7 +111,7 @@ def test_original_answers_if_its_onnx_form_differs(case, tmp_path):
     mlflow.sklearn.save_model(
         model, original.folder, input_example=rows, serialization_format="cloudpickle"
     )
-    content = combine_hashes(hash_files(original.folder))
+    content = hash_folder(original.folder)
     original = original.model_copy(update={"content": content})
     with ThreadPoolExecutor(1) as case.forms.pool:
         case.forms.best(original, "example")

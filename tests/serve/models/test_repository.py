@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady
-from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, combine_hashes, hash_files
+from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, hash_folder
 from mlflow_deploy_plugin.core.statedir.files import (
     LOADING,
     WANTED,
@@ -233,7 +233,7 @@ def test_failed_load_keeps_the_old_version(
 
 def test_exchanged_signed_files_are_refused(serve, bias_folders, tmp_path):
     folder = servers.single_model(tmp_path / "signed")
-    signed = servers.variant(folder, digest=combine_hashes(hash_files(folder)))
+    signed = servers.variant(folder, digest=hash_folder(folder))
     assert serve(v=signed).endpoints["e"]["v"].version == "1"
     shutil.copytree(bias_folders["2"], folder, dirs_exist_ok=True)
     serve(unsigned=servers.variant(folder))
