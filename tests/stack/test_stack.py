@@ -112,7 +112,7 @@ def test_nginx_stores_no_body_before_the_key(stack, traffic):
 
 def test_errors_of_nginx_are_json(stack, traffic):
     answer = requests.get(
-        stack.door + "/" + "x" * 40_000, verify=str(stack.secrets / "tls.crt"), timeout=10
+        stack.door + "/" + "x" * 9_000, verify=str(stack.secrets / "tls.crt"), timeout=10
     )
     assert (answer.status_code, answer.json()["error_code"]) == (414, "BAD_REQUEST")
 
