@@ -28,7 +28,6 @@ _GROUPS = {
         "sign": ("wrap", "Sign all files of a version."),
         "verify": ("wrap", "Check the signature of a version."),
         "optimize": ("evaluation", "Make a version smaller or faster, and measure the loss."),
-        "profile": ("evaluation", "Show which operators of a version take the most time."),
         "explain": ("evaluation", "Measure how much each column contributes to predictions."),
         "robustness": ("evaluation", "Measure how much the metric drops when rows are disturbed."),
     },

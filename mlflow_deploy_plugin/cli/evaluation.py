@@ -1,6 +1,4 @@
-"""`onnxserve robustness`, `explain`, `optimize` and `profile`: measurements of a
-version.
-"""
+"""`onnxserve robustness`, `explain` and `optimize`: measurements of a version."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -263,37 +261,3 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
         )
     show_result(output, asdict(result), lines)
     result.raise_if_refused()
-
-
-@click.command()
-@model_argument
-@option("--rows ROWS", "Rows per request.", type=int, default=1)
-@option(
-    "--data FILE",
-    "Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN).",
-    default="",
-    show_default="the reference of the model, otherwise zeros",
-)
-@output_option
-def profile(model_uri: str, output: str, **options: Any) -> None:
-    """Show which operators of a version take the most time.
-
-    ONNX Runtime's profiler measures requests to the optimized graph of MODEL in one CPU
-    thread, and writes its profile to the current folder.
-
-    \b
-      onnxserve profile models:/digits-cnn/1
-      onnxserve profile models:/digits-cnn/1 --rows 1000
-    """
-    from mlflow_deploy_plugin.wrap.optimization.profiler import profile as profile_version
-
-    profiled = profile_version(model_uri, **options)
-    table = [("operator", "share", "µs")]
-    for entry in profiled.operators:
-        table.append((entry.operator, f"{entry.share:.1%}", f"{entry.us:,.1f}"))
-    lines = (
-        f"{profiled.model}, {profiled.rows:,} rows, {profiled.runs} runs",
-        *align_columns(table),
-        f"ONNX Runtime's profile is in {profiled.file}: open it at https://ui.perfetto.dev",
-    )
-    show_result(output, asdict(profiled), lines)

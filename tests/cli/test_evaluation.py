@@ -1,18 +1,19 @@
-"""Tests of `onnxserve explain`, `robustness`, `profile` and `optimize`. See
-tests/wrap/evaluation and tests/wrap/optimization for the results.
+"""Tests of `onnxserve explain`, `robustness` and `optimize`, and of the profile in
+docs/examine.md. See tests/wrap/evaluation and tests/wrap/optimization for the results.
 """
 
 import json
-from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.wrap.optimization import measure
 from tests.support.classifiers import labelled, write_classifier, write_rows
-from tests.support.commands import done, onnxserve, told
-from tests.support.networks import network, write_labelled, write_network
+from tests.support.commands import onnxserve, told
+from tests.support.guides import ROOT, blocks, page_reader
+from tests.support.networks import write_labelled, write_network
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
@@ -88,18 +89,13 @@ def test_robustness_has_a_line_per_strength(folder):
     assert (point["disturbance"], point["variant"]) == ("scale", "b")
 
 
-def test_profile_lists_operators(folder):
-    write_network(folder / "small", rows=50, graph=network((16, 8, 3)))
-    shown = done("profile small")
-    lines = shown.splitlines()
-    assert mentions(lines[0], "small", "1 rows")
-    assert lines[1].split() == ["operator", "share", "µs"]
-    assert any(line.startswith("Softmax ") for line in lines[2:])
-
-    document = told("profile small --rows 8")
-    assert document["rows"] == 8
-    assert Path(document["file"]).is_file()
-    assert sum(operator["share"] for operator in document["operators"]) == pytest.approx(1)
+def test_page_profiles_a_version(folder):
+    *_, code = blocks("python", (ROOT / "docs" / "examine.md").read_text())
+    code = code.replace("digits-cnn", "net")
+    file = page_reader(folder, mlflow.get_tracking_uri()).run(code, "python").strip()
+    events = json.loads((folder / file).read_text())
+    assert sum(event["name"] == "model_run" for event in events) == 30
+    assert {"Softmax", "ArgMax"} <= {event["args"].get("op_name") for event in events}
 
 
 @pytest.mark.long

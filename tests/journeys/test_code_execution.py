@@ -103,7 +103,6 @@ def test_logging_needs_no_code_execution(registry, caplog, monkeypatch):
             ("batch", "models:/toy/1", "-i", "rows.csv", "--folder", "out", "--workers", "1")
         ),
         long_case(("explain", "models:/toy/1", "--data", "rows.csv")),
-        ("profile", "models:/toy/1"),
         ("export", "models:/toy/1", "-o", "exported"),
     ],
     ids=lambda arguments: str(arguments[0]),
