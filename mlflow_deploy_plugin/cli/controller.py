@@ -1,5 +1,6 @@
 """Commands of the controller and its retrainings, and the migration of the store."""
 
+import asyncio
 import logging
 import os
 import threading
@@ -73,13 +74,17 @@ def controller(metrics_port: int | None, **options: Any) -> None:
     end_on_signals(ended)  # Handle signals before the imports, which take seconds.
     threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
     from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
-    from mlflow_deploy_plugin.watch.controller.prometheus import start_metrics_server
     from mlflow_deploy_plugin.watch.controller.service import run_controller
 
     with open_deployments(logging.getLogger(__name__).info) as deployments:
         configure_logging(deployments.settings.log_format, "controller")
         if metrics_port is not None:
-            start_metrics_server(deployments.store, metrics_port)
+            from mlflow_deploy_plugin.serve.supervisor import open_listener
+            from mlflow_deploy_plugin.watch.controller.prometheus import serve_metrics
+
+            listener = open_listener(deployments.settings.host, metrics_port, "--metrics-port")
+            serving = serve_metrics(deployments.store, listener)
+            threading.Thread(target=asyncio.run, args=(serving,), daemon=True).start()
         run_controller(deployments, ended, **options)
 
 

@@ -10,7 +10,7 @@ SPEC = """\
 apiVersion: onnxserve/v1
 name: everything
 variants:
-  champion: {model: "models:/flight-delay@champion", weight: 90, allow_pyfunc: true}
+  champion: {model: "models:/flight-delay@champion", weight: 90, allow_pyfunc: true, convert: never}
   challenger: {model: "models:/flight-delay/2", weight: 10}
   candidate: {model: "models:/flight-delay/3", weight: 0, shadow: true}
 server:
@@ -56,6 +56,22 @@ server:
   explain_max_rows: 10
   max_spool_bytes: 67108864
   response_cache_seconds: 60
+  pyfunc_env: uv
+  model_memory: 4GiB
+  model_disk: 20GiB
+  v2_names: mlserver
+  jobs:
+    max_jobs: 4
+    key_share: 0.25
+    workers: 2
+    max_upload_bytes: 1048576
+    max_rows: 1000000
+    max_file_bytes: 67108864
+    max_memory: 4GiB
+    timeout: 30m
+    uris: ["s3://lake/in/"]
+    keep: 2d
+    max_kept_bytes: 268435456
 container:
   image: registry.example/onnxserve:gpu
   cpus: 1.5
@@ -73,6 +89,9 @@ capture:
   mask: [carrier]
   keys: [booking]
   retention: 400d
+  sinks:
+    audit: {url: "https://events.example/rows", authorization: ONNXSERVE_SINK_AUDIT, batch: 10, \
+kserve: true}
 monitors:
   inputs:
     kind: drift
@@ -85,6 +104,7 @@ monitors:
     false_alarm_rate: 0.02
     season: 7d
     columns: [distance, hour]
+    alert_on: change
     segment_by: [carrier]
     consecutive: 2
     alert: [oncall]
@@ -130,11 +150,20 @@ kubernetes:
   allowed_namespaces: [web]
   service_monitor: true
   service_monitor_key: flights/metrics
+  service_monitor_labels: [release=monitoring]
   service_account: flights
   image_pull_secrets: [registry]
   node_selector: [pool=gpu]
   tolerations: [dedicated=ml:NoSchedule]
   force_conflicts: true
+guard: {then: refuse}
+proxy: {replicas: 3, hot: 1, hot_requests_per_second: 50, image: "registry.example/nginx:1.28"}
+serve:
+  steps: |
+    def before(request):
+        return request
+  file: steps.py
+  signature: signed
 require: gate=passed
 ---
 apiVersion: onnxserve/v1
@@ -142,6 +171,22 @@ name: second
 variants: {v: {model: "models:/other/Production"}}
 sticky: {key: customer}
 kubernetes: {host: second.example, gateway: public}
+---
+apiVersion: onnxserve/v1
+name: observed
+variants: {v: {model: "models:/other/Production"}}
+observe:
+  source: postgresql://reader@db/shop
+  format: columns
+  id: booking
+  time: at
+  prediction: answer
+  version: version
+  query: answers
+  position: number
+  password: ONNXSERVE_SOURCE_SHOP
+  since: "2025-11-01"
+  every: 10m
 """
 
 PROVIDERS = """\
@@ -199,6 +244,8 @@ signer: |
   BTRCiEkhsvJQHTYK1sIxFU5EfYMcUVixWohvO7s6ogPzkHJ6EUFVhmq2Gw==
   -----END PUBLIC KEY-----
 judges: [ci-gate]
+witnessed: 1
+steps: [0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef]
 seed: 3
 fresh_hours: 12
 approvals: {count: 2, groups: [risk, owners], not_author: false, evaluation: optional, \

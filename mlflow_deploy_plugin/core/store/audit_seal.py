@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.core.store.audit_verify import (
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, NoteSigner
 from mlflow_deploy_plugin.core.store.merkle import Edge
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import AuditChainRow, AuditRow
+from mlflow_deploy_plugin.core.store.tables import AuditRow
 
 _log = logging.getLogger(__name__)
 
@@ -111,11 +111,7 @@ def _count_rows(session: Session, size: int) -> int:
 def _taken_over(session: Session) -> str:
     """Return what the first leaves of the tree will be, in words."""
     events = session.scalar(select(func.count(AuditRow.id)))
-    chained = session.scalar(select(func.count(AuditChainRow.id)))
-    if not events:
-        return ""
-    migrated = f" ({chained:,} migrated from hash chains)" if chained else ""
-    return f"{events:,} earlier events became the first leaves of the tree{migrated}"
+    return f"{events:,} earlier events became the first leaves of the tree" if events else ""
 
 
 def store_spooled(store: Store) -> int:

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import bindparam, delete, func, insert, inspect, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import StoreUnavailable
-from mlflow_deploy_plugin.core.messages import join_names, one_line
+from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.store.audit import (
     EVENT_FIELDS,
     LOCK,
@@ -26,7 +26,6 @@ from mlflow_deploy_plugin.core.store.audit import (
     event_json,
     row_values,
 )
-from mlflow_deploy_plugin.core.store.audit_chains import chain_signers, lost_chain_ends
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, TreeHead, parse_head
@@ -46,6 +45,10 @@ REMEDY = (
 )
 STREAMED = {"yield_per": 1000}
 """The option of queries whose rows are not held in memory at once."""
+LAST_MIGRATING_COMMIT = "4dff77c38"
+"""The last commit that migrates stores of builds before the first release."""
+_CHAINS = "onnxserve_audit_chains"
+"""The table of those builds whose hash chains their servers turn into a tree."""
 _ROW = 1
 _EVENTS: Any = AuditRow.__table__
 _LEAVES: Any = AuditLeafRow.__table__
@@ -114,8 +117,13 @@ def _record_fault(session: Session, head: TreeHead | None, record: TrailRecord) 
     if head is None:
         if recorded:
             return f"all {recorded.edge.size:,} events of the audit trail are missing"
-        ids = join_names(map(str, lost_chain_ends(session, record.folder)))
-        return f"the events {ids} of the audit trail are missing" if ids else ""
+        has_chains = inspect(session.connection()).has_table(_CHAINS)
+        if has_chains and session.execute(text(f"SELECT id FROM {_CHAINS}")).first():
+            return (
+                "its hash chains were not verified, which MLflow's server does at a start with the "
+                f"commit {LAST_MIGRATING_COMMIT} of onnxserve"
+            )
+        return ""
     if recorded is None:
         record.join(head.log)
         recorded = record.newest()
@@ -167,7 +175,8 @@ def append_events(
     if fault:
         raise StoreUnavailable(f"{fault}; {REMEDY}")
     if head is None:
-        head = new_log(new_tree(session, chain_signers(session, keys, keys.key_id)))
+        earlier = session.scalars(select(_EVENTS.c.id))
+        head = new_log(new_tree(session, dict.fromkeys(earlier, keys.key_id)))
     return add_events(session, head, rows, keys)
 
 

@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.audit import Login
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
+from mlflow_deploy_plugin.core.store.audit_tree import LAST_MIGRATING_COMMIT
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import READS_ONLY, VERSION_TABLE, Base
 from mlflow_deploy_plugin.core.store.transactions import (
@@ -172,8 +173,9 @@ def _migrate(connection: Connection) -> None:
         raise StoreUnavailable(
             f"the store at {redacted_url(connection.engine.url)} has the schema {current}, which "
             f"onnxserve {__version__} does not support: upgrade onnxserve if a newer version "
-            "created the store; if a build before the first release created the store, move its "
-            "tables away and run `onnxserve migrate`",
+            "created the store; if a build before the first release created the store, start "
+            f"MLflow's server once with the commit {LAST_MIGRATING_COMMIT} of onnxserve, which "
+            "migrates it",
         )
     if current != scripts.get_current_head():
         command.upgrade(config, "head")

@@ -278,17 +278,6 @@ class AuditTreeRow(Base):
     edge: Mapped[str]
 
 
-class AuditChainRow(Base):
-    """The hash chain of an event of a store of before the tree (`audit_chains.py`)."""
-
-    __tablename__ = "onnxserve_audit_chains"
-
-    id: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
-    previous: Mapped[Str64]
-    digest: Mapped[Str64]
-    signature: Mapped[Str255]
-
-
 _IS_LIVE = sa.text("ended_at IS NULL")
 
 

@@ -1,15 +1,17 @@
 """`python -m mlflow_deploy_plugin.serve.observability.metrics_port STATE_DIR DESCRIPTOR
-[--gpu]`: the metrics port.
+[--gpu]`: the metrics port, which answers only `GET /metrics`, over plain HTTP and
+without authentication.
 
-This small process answers only `GET /metrics`, over plain HTTP and without
-authentication. The supervisor owns the listening socket, and restarts this process if
-it ends. Scrapes do not depend on the workers.
+For a server, this is a small process. The supervisor owns the listening socket, and
+restarts the process if it ends. Scrapes do not depend on the workers.
 """
 
 import asyncio
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.statedir.files import METRICS
@@ -26,14 +28,17 @@ default. The loop accepts 100 connections at once, before it reads their request
 """
 
 
-async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None:
+async def serve(listener: socket.socket, read_page: Callable[[], bytes]) -> None:
     """Answer one request per connection. A connection above the limit of connections
-    closes the oldest one.
+    closes the oldest one. `read_page` is called in a thread, and returns the metrics in
+    Prometheus' text format; requests that arrive meanwhile get the same page.
     """
     connections: dict[asyncio.StreamWriter, None] = {}  # the oldest first
+    reading: asyncio.Task[bytes] | None = None
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the request of a connection, and close it."""
+        nonlocal reading
         connections[writer] = None
         if len(connections) > _MOST_CONNECTIONS:
             oldest = next(iter(connections))
@@ -46,9 +51,10 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
                 status = "404 Not Found"
                 page = b""
                 if request.startswith((b"GET /metrics ", b"GET /metrics?")):
-                    counted = workers_page(state_dir / METRICS)
                     status = "200 OK"
-                    page = counted + gauges_page(state_dir, has_gpu)
+                    if reading is None or reading.done():
+                        reading = asyncio.create_task(asyncio.to_thread(read_page))
+                    page = await asyncio.shield(reading)
                 headers = (
                     f"Content-Type: {CONTENT_TYPE}\r\n"
                     f"Content-Length: {len(page)}\r\n"
@@ -64,7 +70,10 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
     await (await asyncio.start_server(answer, sock=listener)).serve_forever()
 
 
+def _page(state_dir: Path, has_gpu: bool) -> bytes:
+    return workers_page(state_dir / METRICS) + gauges_page(state_dir, has_gpu)
+
+
 if __name__ == "__main__":
-    asyncio.run(
-        serve(socket.socket(fileno=int(sys.argv[2])), Path(sys.argv[1]), "--gpu" in sys.argv)
-    )
+    page_of_server = partial(_page, Path(sys.argv[1]), "--gpu" in sys.argv)
+    asyncio.run(serve(socket.socket(fileno=int(sys.argv[2])), page_of_server))

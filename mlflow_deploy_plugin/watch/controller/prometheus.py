@@ -10,16 +10,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
-from mlflow_deploy_plugin.core.settings import load_settings
+from mlflow_deploy_plugin.core.errors import StoreUnavailable
 from mlflow_deploy_plugin.core.store.monitor_tables import (
     MonitorKey,
     Monitors,
@@ -28,10 +26,8 @@ from mlflow_deploy_plugin.core.store.monitor_tables import (
 )
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.promote.rollouts.leadership import LEADS
+from mlflow_deploy_plugin.serve.observability.metrics_port import serve
 from mlflow_deploy_plugin.watch.result import ALARMS, UNDECIDED
-
-if TYPE_CHECKING:
-    from wsgiref.simple_server import WSGIServer
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +42,6 @@ _PATIENCE_SECONDS = 3.0
 after 10 seconds.
 """
 _LONGEST_READING_SECONDS = 60.0
-_MOST_CONNECTIONS = 100
-_MOST_THREADS = 200
 _MONITOR = ("endpoint", "monitor")
 _METRICS = {
     "onnxserve_drift_share": ("Share of drifted columns in the last judged window.", _MONITOR),
@@ -70,52 +64,12 @@ _Families = dict[str, CounterMetricFamily | GaugeMetricFamily]
 _COUNTERS = ("onnxserve_monitor_windows", "onnxserve_monitor_failures")
 
 
-def start_metrics_server(
-    store: Store,
-    port: int,
-    host: str = "",
-    request_seconds: float = 10.0,
-) -> "WSGIServer":
-    """Serve metrics at `http://HOST:PORT/metrics` from a daemon thread. Raises
-    InvalidConfig if the port is taken.
-
-    `request_seconds` is the longest time of a connection.
-    """
+async def serve_metrics(store: Store, listener: socket.socket) -> None:
+    """Answer scrapes of the metrics of a store."""
     registry = CollectorRegistry()
     registry.register(StoreMetrics(store))
     registry.register(LEADS)
-    try:
-        started, _ = start_http_server(port, host or load_settings().host, registry)
-    except OSError as error:
-        raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
-    server: Any = started  # Types do not allow other methods.
-    # The time at which each connection ends, the earliest first.
-    connections: dict[socket.socket, float] = {}
-
-    def admit(connection: socket.socket, _: object) -> bool:
-        connections[connection] = time.monotonic() + request_seconds
-        return threading.active_count() <= _MOST_THREADS
-
-    def end_surplus() -> None:
-        """End late connections, and the oldest ones above the limit. Their threads may
-        still wait for the store.
-        """
-        for connection, until in list(connections.items()):
-            if until < time.monotonic() or len(connections) > _MOST_CONNECTIONS:
-                connections.pop(connection, None)
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def forget(connection: socket.socket) -> None:
-        connections.pop(connection, None)
-        connection.close()
-
-    server.close_request = forget
-    # The client is gone: wsgiref itself logs the errors of the metrics.
-    server.handle_error = lambda connection, address: None
-    server.verify_request = admit
-    server.service_actions = end_surplus
-    return started
+    await serve(listener, partial(generate_latest, registry))
 
 
 class _Reading:

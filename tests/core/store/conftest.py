@@ -8,7 +8,6 @@ from sqlalchemy import create_engine, delete
 
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.tables import (
-    AuditChainRow,
     AuditLeafRow,
     AuditRow,
     AuditTreeRow,
@@ -64,7 +63,7 @@ def empty_trail(store_url):
     """Remove the audit events of other tests, which share the PostgreSQL database."""
     open_store(store_url).close()
     with create_engine(store_url).begin() as connection:
-        for table in (AuditRow, AuditLeafRow, AuditTreeRow, AuditChainRow):
+        for table in (AuditRow, AuditLeafRow, AuditTreeRow):
             connection.execute(delete(table))
 
 

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
 from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail, seal, verify_trail
-from mlflow_deploy_plugin.core.store.audit_tree import leaf_entry
+from mlflow_deploy_plugin.core.store.audit_tree import LAST_MIGRATING_COMMIT, leaf_entry
 from mlflow_deploy_plugin.core.store.audit_verify import BROKEN, counted_events
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, encoded, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
@@ -324,6 +324,23 @@ def test_first_start_takes_earlier_events_over(user, start, tamper):
     assert (verify_trail(server).events, verify_trail(server).signed) == (4, 4)
     tamper(set_event(1, actor="forged"))
     assert actors(server) == ["ada", "", "bob"]  # The second is the mark of the fault.
+
+
+def test_unverified_hash_chains_are_refused(user, start, tamper):
+    """A build before the tree has written them. A store without chains may have their
+    empty table.
+    """
+    user.record("approve", model="m", actor="earlier")
+    table = "onnxserve_audit_chains"
+    tamper(lambda old: old.execute(text(f"CREATE TABLE {table} (id BIGINT)")))
+    tamper(lambda old: old.execute(text(f"INSERT INTO {table} VALUES (1)")))
+    try:
+        with refused(InvalidConfig, LAST_MIGRATING_COMMIT, "onnxserve audit adopt"):
+            start()
+        tamper(lambda old: old.execute(text(f"DELETE FROM {table}")))
+        assert [event.actor for event in start().counted_events("m", ("approve",))] == ["earlier"]
+    finally:
+        tamper(lambda old: old.execute(text(f"DROP TABLE {table}")))
 
 
 def test_tampering_ends_earlier_requests(server, tamper):

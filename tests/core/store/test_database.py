@@ -16,6 +16,7 @@ from sqlalchemy import Engine, create_engine, event, make_url, text
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
+from mlflow_deploy_plugin.core.store.audit_tree import LAST_MIGRATING_COMMIT
 from mlflow_deploy_plugin.core.store.database import SCHEMA, migration_config, open_store, utc_now
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import VERSION_TABLE, Base
@@ -91,7 +92,7 @@ def test_store_shares_a_database_with_mlflow(tmp_path):
     store.close()
 
 
-@pytest.mark.parametrize("schema", ["9999", "0014"])
+@pytest.mark.parametrize("schema", ["9999", "0016"])
 def test_unknown_schema_is_left_alone(tmp_path, schema):
     """A newer onnxserve, or a build before the first release, has created the store."""
     url = f"sqlite:///{tmp_path}/store.db"
@@ -101,7 +102,7 @@ def test_unknown_schema_is_left_alone(tmp_path, schema):
         connection.execute(stamp)
 
     with pytest.raises(
-        StoreUnavailable, match=f"{tmp_path}/store.db .*{schema}.*`onnxserve migrate`"
+        StoreUnavailable, match=f"{tmp_path}/store.db .*{schema}.* {LAST_MIGRATING_COMMIT} "
     ) as caught:
         open_store(url)
 

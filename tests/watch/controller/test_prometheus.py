@@ -1,12 +1,10 @@
 """The metrics of a store, read over HTTP with Prometheus's parser."""
 
 import re
-import select
 import socket
 import struct
 import threading
-import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -15,18 +13,18 @@ from typing import Any
 
 import pytest
 import requests
+from anyio.from_thread import start_blocking_portal
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import StoreUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.watch.alerts.record import record_failure
-from mlflow_deploy_plugin.watch.controller.prometheus import StoreMetrics, start_metrics_server
-from tests.support.refusals import refused
+from mlflow_deploy_plugin.watch.controller.prometheus import StoreMetrics, serve_metrics
 from tests.support.services.postgresql import postgresql_server
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import wait_until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST = datetime(2013, 7, 1, tzinfo=UTC)
@@ -59,13 +57,22 @@ def store(store_url):
 
 
 @pytest.fixture
-def read(store):
-    """Return the current values of a metric by its labels."""
-    port = free_port()
-    server = start_metrics_server(store, port, "127.0.0.1")
+def address(store):
+    """The address of the metrics of the store."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, start_blocking_portal() as portal:
+        served = portal.start_task_soon(serve_metrics, store, listener)
+        yield listener.getsockname()
+        served.cancel()
+
+
+@pytest.fixture
+def read(address):
+    """Return a function that returns the current values of all metrics by their
+    labels.
+    """
 
     def ask():
-        text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+        text = requests.get("http://{}:{}/metrics".format(*address), timeout=30).text
         return {
             (
                 sample.name,
@@ -75,9 +82,7 @@ def read(store):
             for sample in family.samples
         }
 
-    yield ask
-    server.shutdown()
-    server.server_close()
+    return ask
 
 
 def test_metrics_show_monitors_windows_and_alerts(store, read):
@@ -199,51 +204,14 @@ def values(gauges):
     }
 
 
-def test_taken_port_is_refused(store, taken_port):
-    with refused(InvalidConfig, f"--metrics-port {taken_port}", "in use"):
-        start_metrics_server(store, taken_port, "127.0.0.1")
-
-
-@pytest.fixture
-def address(store, monkeypatch):
-    """The address of a server with two connections of a second each."""
-    monkeypatch.setattr("mlflow_deploy_plugin.watch.controller.prometheus._MOST_CONNECTIONS", 2)
-    address = "127.0.0.1", free_port()
-    server = start_metrics_server(store, address[1], address[0], request_seconds=1)
-    yield address
-    server.shutdown()
-    server.server_close()
-
-
-def test_slow_clients_are_disconnected_before_the_key(address):
-    began = time.monotonic()
-    with socket.create_connection(address, timeout=20) as dripping, suppress(OSError):
-        while not select.select([dripping], [], [], 0.1)[0]:
-            dripping.sendall(b"G")
-    assert time.monotonic() - began < 10
-
-
-def test_surplus_clients_end_the_oldest_before_the_key(address):
-    with ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection(address, 20)) for _ in range(3)]
-        assert clients[0].recv(1) == b""
-        assert requests.get("http://{}:{}/metrics".format(*address), timeout=20).ok
-
-
 @pytest.mark.parametrize("sent", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\n\r\n"])
-def test_aborted_connection_writes_no_traceback(address, capfd, sent):
-    others = set(threading.enumerate())  # Other tests have servers in this process.
+def test_aborted_connection_writes_no_traceback(address, capfd, caplog, sent):
     for _ in range(5):
         with socket.create_connection(address, 20) as client:
             client.sendall(sent)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert requests.get("http://{}:{}/metrics".format(*address), timeout=20).ok
-    wait_until(
-        lambda: (
-            not any("process_request" in each.name for each in {*threading.enumerate()} - others)
-        )
-    )
-    assert capfd.readouterr().err == ""
+    assert (capfd.readouterr().err, caplog.text) == ("", "")
 
 
 def test_guide_and_rules_match_the_served_metrics(store, read):
