@@ -253,8 +253,9 @@ def adopt(why: str, dossier: tuple[Path, ...]) -> None:
     if adoption.waiting:
         lines.append(f"waiting beside the key: {adoption.waiting:,} events, which are stored next")
     if adoption.log:
-        key = adoption.log.text
-        lines.append(f"log: {key}; a witness answers 404 until its owner accepts this key")
+        lines.append(
+            f"log: {adoption.log.text}; a witness answers 404 until its owner accepts this key"
+        )
     for file, statements in found.items():
         for place, statement in statements.items():
             if place in missing:

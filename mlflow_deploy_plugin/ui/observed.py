@@ -45,10 +45,10 @@ from mlflow_deploy_plugin.core.store.inbox import PushedEvent, add_events
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference.auth import UNKNOWN_KEY, require_scope, sent_key
-from mlflow_deploy_plugin.serve.messages import error_reply
 from mlflow_deploy_plugin.serve.protocols.content import check_depth, load_json, media_name
 from mlflow_deploy_plugin.ui.access import static_prefix
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
+from mlflow_deploy_plugin.ui.logins.front import error_response
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -105,7 +105,7 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
         return
     # A WSGI server does not need Starlette.
     from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import Response
 
     base = f"{static_prefix()}{ROUTE}"
     callers = ThreadPoolExecutor(_CALLER_THREADS)
@@ -146,8 +146,7 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
                 if isinstance(error, InvalidConfig | StoreUnavailable):
                     _log.error("pushed events cannot be stored: %s", error.message)
                     error = StoreUnavailable("events cannot be stored now: see MLflow's log")
-                document = {"error_code": error.error_code, "message": error.message}
-                response = JSONResponse(document, error.http_status, error_reply(error).headers)
+                response = error_response(error)
             await response(scope, receive, send)
 
         return enclosing

@@ -7,6 +7,7 @@ Linux has such a limit (RLIMIT_DATA).
 """
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from pathlib import Path
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _OWN_MEMORY = Path("/proc/self/statm")
+_DATA = 5
+"""The column of the memory that RLIMIT_DATA limits (getrlimit(2))."""
 
 
 def limit_growth(size: int | None = None) -> None:
@@ -29,20 +32,22 @@ def limit_growth(size: int | None = None) -> None:
     if size is None:
         size = memory_limit() // 2
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _data_bytes() + size
+    limit = _own_bytes(_DATA) + size
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-def is_near_limit() -> bool:
-    """Return True if this process has allocated three quarters of its limit."""
+def bytes_left() -> float:
+    """Return how many more bytes this process may allocate; infinite without a
+    limit.
+    """
     if sys.platform != "linux":
-        return False
+        return math.inf
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    return limit != resource.RLIM_INFINITY and _data_bytes() > limit * 3 // 4
+    return math.inf if limit == resource.RLIM_INFINITY else limit - _own_bytes(_DATA)
 
 
 def resident_bytes() -> int:
@@ -50,11 +55,6 @@ def resident_bytes() -> int:
     Linux.
     """
     return _own_bytes(1)
-
-
-def _data_bytes() -> int:
-    """Return the bytes that RLIMIT_DATA limits (getrlimit(2))."""
-    return _own_bytes(5)
 
 
 def _own_bytes(column: int) -> int:

@@ -68,11 +68,13 @@ def one_act() -> Iterator[None]:
 @cache  # The cache registers the header only once.
 def _send_acts() -> None:
     """Let MLflow's client send the id of the current act."""
-    provider = SimpleNamespace(
-        in_context=CURRENT_ACT.get,
-        request_headers=lambda: {ACT_HEADER: CURRENT_ACT.get()},
+    mlflow_private._request_header_provider_registry.register(
+        partial(
+            SimpleNamespace,
+            in_context=CURRENT_ACT.get,
+            request_headers=lambda: {ACT_HEADER: CURRENT_ACT.get()},
+        )
     )
-    mlflow_private._request_header_provider_registry.register(lambda: provider)
 
 
 def event_history(

@@ -5,7 +5,7 @@ the reason and the figures.
 import getpass
 import json
 import socket
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -111,17 +111,15 @@ def canonical_json(document: object) -> str:
     return json.dumps(stored, sort_keys=True, separators=(",", ":"))
 
 
-def row_values(event: Any, further: Iterable[str] = ()) -> Json:
-    """Return the fields of an event and `further` columns of its row by their names."""
-    return {name: getattr(event, name) for name in (*EVENT_FIELDS, *further)}
+def row_values(event: Any) -> Json:
+    """Return the fields of an event by their names."""
+    return {name: getattr(event, name) for name in EVENT_FIELDS}
 
 
-def event_json(event: Any, further: Iterable[str] = ()) -> str:
-    """Return the text of a stored event, and of `further` columns of its row, that is
-    hashed. The format never changes.
-    """
+def event_json(event: Any) -> str:
+    """Return the text of a stored event that is hashed. The format never changes."""
     at = event.at.astimezone(UTC).isoformat(timespec="microseconds")
-    return canonical_json(row_values(event, further) | {"at": at})
+    return canonical_json(row_values(event) | {"at": at})
 
 
 def settle(events: Sequence[AuditEvent]) -> Iterator[AuditEvent]:

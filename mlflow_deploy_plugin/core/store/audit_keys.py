@@ -41,13 +41,13 @@ class Keys:
     key_id: str = ""
     file: Path | None = field(default=None, repr=False)
 
-    def sign(self, purpose: str, text: str) -> str:
-        """Return the signature of the text in Base64; empty without a private key."""
+    def sign(self, text: str) -> str:
+        """Return the signature of a dossier in Base64; empty without a private key."""
         if self.private is None:
             return ""
-        return base64.b64encode(key_types.sign(self.private, _message(purpose, text))).decode()
+        return base64.b64encode(key_types.sign(self.private, _message(text))).decode()
 
-    def is_signed(self, purpose: str, text: str, key_id: str, signature: str) -> bool:
+    def is_signed(self, text: str, key_id: str, signature: str) -> bool:
         """Return True for a valid signature by one of the keys."""
         if key_id not in self.public:
             return False
@@ -55,7 +55,7 @@ class Keys:
 
         try:
             content = base64.b64decode(signature, validate=True)
-            key_types.verify(self.public[key_id], content, _message(purpose, text))
+            key_types.verify(self.public[key_id], content, _message(text))
         except (InvalidSignature, ValueError):
             return False
         return True
@@ -158,8 +158,8 @@ def read_key_file(path: Path) -> Keys:
     return replace(keys, file=path)
 
 
-def _message(purpose: str, text: str) -> bytes:
-    """Return the signed bytes. The purpose keeps a signature from being used for
+def _message(text: str) -> bytes:
+    """Return the signed bytes. The first line keeps a signature from being used for
     another kind of text.
     """
-    return f"onnxserve {purpose}\n{text}".encode()
+    return f"onnxserve audit dossier\n{text}".encode()

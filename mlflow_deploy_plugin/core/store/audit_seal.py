@@ -73,13 +73,14 @@ def seal(store: Store) -> None:
             )
         written = select(AuditRow.id).where(AuditRow.signed_by == keys.key_id).limit(1)
         if session.scalar(written) is None or head is None:
-            why = "" if head else _taken_over(session)
+            earlier = 0 if head else session.scalar(select(func.count(AuditRow.id)))
+            taken = f"{earlier:,} earlier events became the first leaves of the tree"
             event = AuditEvent(
                 store.now(),
                 current_actor(),
                 SEAL,
                 after=keys.key_id,
-                why=why,
+                why=taken if earlier else "",
                 detail={_PUBLIC_KEYS: keys.public_pem()},
             )
             write_event(session, event)
@@ -106,12 +107,6 @@ def _count_rows(session: Session, size: int) -> int:
     """Return the number of places of a tree of this size that have an event."""
     is_placed = AuditRow.place.between(0, size - 1)
     return session.scalar(select(func.count(AuditRow.place.distinct())).where(is_placed)) or 0
-
-
-def _taken_over(session: Session) -> str:
-    """Return what the first leaves of the tree will be, in words."""
-    events = session.scalar(select(func.count(AuditRow.id)))
-    return f"{events:,} earlier events became the first leaves of the tree" if events else ""
 
 
 def store_spooled(store: Store) -> int:

@@ -45,7 +45,6 @@ from mlflow_deploy_plugin.promote.evidence.statements import (
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 
 _SECONDS = 60
-_PURPOSE = "audit dossier"
 _SENT = ("versions", "requests", "signatures", "trail_state")
 """The sections with statements that only the caller knows."""
 _STATEMENTS = TypeAdapter(dict[str, list[Statement]])
@@ -177,7 +176,7 @@ def make_proof(
     )
     # The JSON is signed, so that later fields of these classes change no signature.
     content = proof.model_dump(mode="json", exclude={"signature"})
-    return {**content, "signature": keys.sign(_PURPOSE, canonical_json(content))}
+    return {**content, "signature": keys.sign(canonical_json(content))}
 
 
 def obtain_proof(store: Store, dossier: Dossier) -> Json:
@@ -266,7 +265,7 @@ def check_dossier(
         faults.insert(0, "the statements are not those that were signed")
     if not proof.signed_by:
         faults.insert(0, "MLflow's server has not signed this dossier")
-    elif not keys.is_signed(_PURPOSE, canonical_json(content), proof.signed_by, proof.signature):
+    elif not keys.is_signed(canonical_json(content), proof.signed_by, proof.signature):
         faults.insert(0, f"the dossier has no valid signature of the key {proof.signed_by}")
     seen = []
     for witness in witnesses:

@@ -11,7 +11,6 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.statedir.files import METRICS
@@ -70,10 +69,12 @@ async def serve(listener: socket.socket, read_page: Callable[[], bytes]) -> None
     await (await asyncio.start_server(answer, sock=listener)).serve_forever()
 
 
-def _page(state_dir: Path, has_gpu: bool) -> bytes:
-    return workers_page(state_dir / METRICS) + gauges_page(state_dir, has_gpu)
-
-
 if __name__ == "__main__":
-    page_of_server = partial(_page, Path(sys.argv[1]), "--gpu" in sys.argv)
-    asyncio.run(serve(socket.socket(fileno=int(sys.argv[2])), page_of_server))
+    state_dir = Path(sys.argv[1])
+    has_gpu = "--gpu" in sys.argv
+    asyncio.run(
+        serve(
+            socket.socket(fileno=int(sys.argv[2])),
+            lambda: workers_page(state_dir / METRICS) + gauges_page(state_dir, has_gpu),
+        )
+    )

@@ -30,8 +30,8 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.processes.memory import (
+    bytes_left,
     cgroup_folders,
-    is_near_limit,
     memory_limit,
     resident_bytes,
 )
@@ -60,6 +60,11 @@ _DRIVER = "libcuda.so.1"
 _KEEP_SECONDS = 1.0
 """The memory of a large run remains allocated for this time, so that the next run can
 reuse it.
+"""
+_LEAST_BYTES = 4 * 2**20
+_MOST_USED_UP = 20
+"""The memory with which a worker can go on, and the number of checks, four per second,
+without it.
 """
 
 _CPP = re.compile(
@@ -153,8 +158,8 @@ class Placement:
 ON_CPU = Placement()
 
 must_end = threading.Event()
-"""Set after the GPU of this process has failed, or if a model is loaded without end.
-The worker then ends, and gunicorn starts a new one.
+"""Set after the GPU of this process has failed, if a model is loaded without end, or if
+memory stays used up. The worker then ends, and gunicorn starts a new one.
 """
 
 OLDEST_ONNXRUNTIME = (1, 29)
@@ -522,13 +527,16 @@ class _ArenaKeeper:
                     self._thread.start()
 
     def _follow(self) -> None:
-        """Shrink each watched arena once it is idle or memory is short."""
+        """Shrink each watched arena once it is idle or memory is short. End the worker
+        if its memory stays used up: ONNX Runtime loses the memory of an arena that
+        grows, if it cannot allocate the entry in its list.
+        """
+        used_up = 0
         while True:
             time.sleep(_KEEP_SECONDS / 4)
-            is_near = is_near_limit()
+            is_near = bytes_left() < self.limit / 2
             # Small runs may also have taken much memory.
-            watched = list(self.arenas if is_near else self._grown)
-            for reference in watched:
+            for reference in list(self.arenas if is_near else self._grown):
                 arena = reference()
                 if arena is None or arena.is_idle() or self.is_memory_short():
                     # Discard the arena before it shrinks, so that a run that ends
@@ -541,6 +549,10 @@ class _ArenaKeeper:
                 del arena
             if is_near:
                 ctypes.CDLL(None).malloc_trim(0)
+            used_up = used_up + 1 if bytes_left() < _LEAST_BYTES else 0
+            if used_up == _MOST_USED_UP:
+                must_end.set()
+                logger.error("the memory of this worker stays used up: it starts again")
 
 
 def limit_memory(limit: int | None, processes: int = 1) -> None:

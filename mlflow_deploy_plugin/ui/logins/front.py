@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.ui.logins.login import Login
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _CREDENTIALS = (b"authorization", b"x-mlflow-authorization", b"x-forwarded-access-token")
@@ -106,7 +107,7 @@ class _Front:
             if body.error is None:
                 raise
         if body.error is not None and not status:
-            await _response(body.error)(scope, receive, send)
+            await error_response(body.error)(scope, receive, send)
         elif is_counted and not path.startswith(_GATEWAY):  # A provider may answer 401.
             logins.count(*sender, status)
 
@@ -200,7 +201,8 @@ class _Body:
         return message
 
 
-def _response(error: OnnxserveError) -> "ASGIApp":
+def error_response(error: OnnxserveError) -> "Response":
+    """Return the response of an ASGI app to an error."""
     from starlette.responses import JSONResponse  # A WSGI server does not need Starlette.
 
     document = {"error_code": error.error_code, "message": error.message}

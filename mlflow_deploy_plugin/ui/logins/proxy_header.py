@@ -13,12 +13,13 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
-from flask import Flask, Response, g, jsonify, make_response, request
+from flask import Flask, Response, g, request
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
+from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused, Unauthenticated
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.people import name_refusal
+from mlflow_deploy_plugin.ui.access import refusal
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 
 if TYPE_CHECKING:
@@ -119,13 +120,10 @@ class ProxyHeader(Login):
         if len(sent) != len(set(sent)) or not names.issuperset(sent):
             identity = Refused("the request has several headers with the caller's name or groups")
         if isinstance(identity, Refused):
-            return make_response(
-                jsonify(error_code="UNAUTHENTICATED", message=identity.reason),
-                401,
-            )
+            return refusal(Unauthenticated.error_code, identity.reason, 401)
         g.onnxserve_identity = identity
-        if refusal := self._refusal_of_change(request.method, request.path, identity):
-            return make_response(jsonify(error_code="PERMISSION_DENIED", message=refusal), 403)
+        if reason := self._refusal_of_change(request.method, request.path, identity):
+            return refusal("PERMISSION_DENIED", reason, 403)
         if request.headers.get("X-Forwarded-Proto") == "https":
             # uvicorn reads this header only from the addresses in FORWARDED_ALLOW_IPS.
             request.scheme = "https"
@@ -177,9 +175,9 @@ class ProxyHeader(Login):
         if not user or "," in user:
             names = "several names" if user else "no name"
             return Refused(f"the proxy at {address} sent {names} in {self._header}")
-        if refusal := name_refusal(user):
+        if reason := name_refusal(user):
             return Refused(
-                f"the proxy at {address} sent an unusable name in {self._header}: {refusal}"
+                f"the proxy at {address} sent an unusable name in {self._header}: {reason}"
             )
         groups = _decode_header(header(self._groups_header, ""))
         return _Identity(user, frozenset(_split_entries(groups)))

@@ -201,5 +201,5 @@ def test_fips_provider_without_ed25519_signs_checkpoint_with_p256(tmp_path, monk
     assert (signer.kind, signer.key_id) == (NoteSigner.ECDSA_LOG, hashlib.sha256(der).digest()[:4])
     assert parse_signer(signer.text, "--log").signed_at(checkpoint)
     assert public.signer_of(replace(checkpoint, size=1)) is None
-    assert public.is_signed("dossier", "text", keys.key_id, keys.sign("dossier", "text"))
+    assert public.is_signed("text", keys.key_id, keys.sign("text"))
     assert Keys({}).signer_of(checkpoint) is None

@@ -86,7 +86,7 @@ def sign(folder):
         del proof["signature"]
         proof["document"] = sha256(canonical_json(document).encode()).hexdigest()
         keys = read_key_file(folder / "audit.key")
-        proof["signature"] = keys.sign("audit dossier", canonical_json(proof))
+        proof["signature"] = keys.sign(canonical_json(proof))
         document["proof"] = proof
 
     change(folder, add)
