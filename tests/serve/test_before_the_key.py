@@ -40,7 +40,10 @@ REQUESTS = {
     "unknown encoding": ({"content-encoding": "odd"}, ROW),
 }
 KEY = {"authorization": "Bearer infer"}
-ENTRIES = {"infer": KeyEntry(name="infer", scopes=("infer",))}
+ENTRIES = {
+    "infer": KeyEntry(name="infer", scopes=("infer",)),
+    "expired": KeyEntry(name="expired", scopes=("infer",), expires_at=1.0),
+}
 PLACES = 10
 PING = b"GET /ping HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer infer\r\n\r\n"
 PONG = b"\r\n\r\n\n"
@@ -138,6 +141,25 @@ def test_strangers_before_the_key_leave_callers_their_places(server):
         assert await opened.read(silent[0]) == b""
         opened.tick(11)
         assert [await opened.read(client) for client in silent] == [b""] * len(silent)
+        await opened.send(caller, PING)
+        assert (await opened.read(caller, PONG)).startswith(b"HTTP/1.1 200")
+
+    play(app, talk)
+
+
+def test_connection_of_an_expired_key_before_the_key_gives_way(server):
+    app = worker_app(server)
+    app.limits = ConnectionLimits(60.0, connections=2)
+
+    async def talk(opened):
+        opened.tick(-20)  # The caller has been idle for longer.
+        caller = await opened.connect(PING)
+        assert (await opened.read(caller, PONG)).startswith(b"HTTP/1.1 200")
+        opened.tick(10)
+        expired = await opened.connect(PING.replace(b"infer", b"expired"))
+        assert (await opened.read(expired, PONG)).startswith(b"HTTP/1.1 200")
+        await opened.connect(b"")
+        assert await opened.read(expired) == b""
         await opened.send(caller, PING)
         assert (await opened.read(caller, PONG)).startswith(b"HTTP/1.1 200")
 
