@@ -213,8 +213,12 @@ def health(channel):
 def test_caller_during_attacks_before_the_key(ports, port, way):
     plain, encrypted, grpc_address = ports
     is_tls = port == "https"
-    running = encrypted if is_tls else plain
-    address = grpc_address if port == "grpc" else running.address
+    running = plain
+    if is_tls:
+        running = encrypted
+    address = running.address
+    if port == "grpc":
+        address = grpc_address
     worker = worker_of(running)
     with (
         requests.Session() as session,

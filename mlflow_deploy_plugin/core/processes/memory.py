@@ -47,7 +47,9 @@ def bytes_left() -> float:
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    return math.inf if limit == resource.RLIM_INFINITY else limit - _own_bytes(_DATA)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    return limit - _own_bytes(_DATA)
 
 
 def resident_bytes() -> int:

@@ -73,14 +73,15 @@ def seal(store: Store) -> None:
             )
         written = select(AuditRow.id).where(AuditRow.signed_by == keys.key_id).limit(1)
         if session.scalar(written) is None or head is None:
-            earlier = 0 if head else session.scalar(select(func.count(AuditRow.id)))
-            taken = f"{earlier:,} earlier events became the first leaves of the tree"
+            why = ""
+            if head is None and (earlier := session.scalar(select(func.count(AuditRow.id)))):
+                why = f"{earlier:,} earlier events became the first leaves of the tree"
             event = AuditEvent(
                 store.now(),
                 current_actor(),
                 SEAL,
                 after=keys.key_id,
-                why=taken if earlier else "",
+                why=why,
                 detail={_PUBLIC_KEYS: keys.public_pem()},
             )
             write_event(session, event)

@@ -549,7 +549,9 @@ class _ArenaKeeper:
                 del arena
             if is_near:
                 ctypes.CDLL(None).malloc_trim(0)
-            used_up = used_up + 1 if bytes_left() < _LEAST_BYTES else 0
+            used_up += 1
+            if bytes_left() > _LEAST_BYTES:
+                used_up = 0
             if used_up == _MOST_USED_UP:
                 must_end.set()
                 logger.error("the memory of this worker stays used up: it starts again")
