@@ -82,9 +82,11 @@ def controller(metrics_port: int | None, **options: Any) -> None:
             from mlflow_deploy_plugin.serve.supervisor import open_listener
             from mlflow_deploy_plugin.watch.controller.prometheus import serve_metrics
 
-            listener = open_listener(deployments.settings.host, metrics_port, "--metrics-port")
-            served = [serve_metrics(deployments.store, listener)]
-            threading.Thread(target=asyncio.run, args=served, daemon=True).start()
+            served = serve_metrics(
+                deployments.store,
+                open_listener(deployments.settings.host, metrics_port, "--metrics-port"),
+            )
+            threading.Thread(target=asyncio.run, args=[served], daemon=True).start()
         run_controller(deployments, ended, **options)
 
 

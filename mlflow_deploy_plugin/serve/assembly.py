@@ -4,6 +4,7 @@ import atexit
 import gc
 import math
 import os
+import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.serve.inference.limits import (
     RequestLimits,
     max_batch_rows,
     open_rate_limiter,
+    request_threads,
 )
 from mlflow_deploy_plugin.serve.inference.response_cache import open_cache
 from mlflow_deploy_plugin.serve.inference.server import Server
@@ -32,6 +34,7 @@ from mlflow_deploy_plugin.serve.inference.shadow import Shadows
 from mlflow_deploy_plugin.serve.models.explainer_process import ExplainerClient
 from mlflow_deploy_plugin.serve.models.lazy_models import LazyModels
 from mlflow_deploy_plugin.serve.models.loading import (
+    STACK_BYTES,
     MemoryLimit,
     WarmVersion,
     load_warm,
@@ -93,8 +96,10 @@ def open_server(state_dir: Path, is_worker: bool = False) -> Server:
     placement = Placement(spec.device, device_id, options, spec.providers)
     worker_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(worker_bytes, spec.workers)
-    is_limited = is_worker and not spec.is_on_nvidia
-    memory = MemoryLimit(worker_bytes, spec.threads if is_limited else None)
+    memory = MemoryLimit(worker_bytes)
+    if is_worker and not spec.is_on_nvidia:
+        threading.stack_size(STACK_BYTES)
+        memory = MemoryLimit(worker_bytes, request_threads(spec))
     loader = _Loader(spec, threads, placement, memory)
     names = load_names(spec.v2_names)
     repository = Repository(state_dir, loader.load)

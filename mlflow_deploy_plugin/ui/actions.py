@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import (
     InvalidConfig,
     NotFound,
@@ -33,7 +32,11 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.processes.memory import limit_growth
 from mlflow_deploy_plugin.core.registry import transitions
-from mlflow_deploy_plugin.core.registry.connection import own_process, redact_addresses
+from mlflow_deploy_plugin.core.registry.connection import (
+    own_process,
+    redact_addresses,
+    send_headers,
+)
 from mlflow_deploy_plugin.core.registry.model_uri import registered_model_names
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, require_mlflow_data
 from mlflow_deploy_plugin.core.registry.transitions import PreviousVersion
@@ -222,10 +225,6 @@ def main(path: Path) -> int:
     Return the exit status: 0 if it is done, 1 if onnxserve or MLflow refused it, 2
     without a readable job. Any other exception is raised.
     """
-    from mlflow.tracking.request_header.abstract_request_header_provider import (
-        RequestHeaderProvider,
-    )
-
     job = read_state(path, Job)
     if job is None:
         return 2
@@ -233,20 +232,9 @@ def main(path: Path) -> int:
     job = job.model_copy(update={"pid": os.getpid()})
     write_state(path, job)
     own_process()
+    # Those of a caller without a password or a token, such as session cookies.
     headers: dict[str, str] = json.loads(os.environ.pop(HEADERS_VARIABLE, "{}"))
-
-    class CallerHeaders(RequestHeaderProvider):  # type: ignore[misc]
-        """The headers of a caller without a password or a token, such as session
-        cookies.
-        """
-
-        def in_context(self) -> bool:
-            return bool(headers)
-
-        def request_headers(self) -> dict[str, str]:
-            return headers
-
-    mlflow_private._request_header_provider_registry.register(CallerHeaders)
+    send_headers(lambda: headers)
     try:
         # Use the first URL at which this MLflow accepts our requests, because MLflow
         # may refuse unknown host names.

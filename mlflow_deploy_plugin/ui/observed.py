@@ -5,8 +5,7 @@ Callers are machines with a key of the scope `observe`. The route is in front of
 other apps, so that no login, session or form token is needed. It answers 202 when all
 events of a request are stored; otherwise none of them is stored.
 
-A request without a valid key takes one look-up of the key, in threads that callers with
-a key do not need. The body is read after the look-up.
+A request without a valid key takes one look-up of the key, before its body is read.
 
 - https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
 - https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
@@ -60,8 +59,7 @@ ROUTE = "/observed/"
 MOST_BODY_BYTES = 4 * 1024**2
 _MOST_EVENTS = 1000
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
-_CALLER_THREADS = 8
-_STRANGER_THREADS = 2
+_THREADS = 8
 _Id = Annotated[str, Field(pattern="^[!-~]{1,200}$")]
 
 
@@ -108,9 +106,8 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
     from starlette.responses import Response
 
     base = f"{static_prefix()}{ROUTE}"
-    callers = ThreadPoolExecutor(_CALLER_THREADS)
-    strangers = ThreadPoolExecutor(_STRANGER_THREADS)
-    known = set[str]()  # the digests of keys that have been valid
+    # Requests without a key must not occupy the threads of MLflow's app.
+    threads = ThreadPoolExecutor(_THREADS, "onnxserve-observed")
 
     def enclose(inner: "ASGIApp") -> "ASGIApp":
         async def enclosing(scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -121,13 +118,9 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
             headers = request.headers
             response = Response(status_code=202)
             name = scope["path"].removeprefix(base)
-            digest = ""
-            run = asyncio.get_running_loop().run_in_executor
+            run = partial(asyncio.get_running_loop().run_in_executor, threads)
             try:
-                digest = hashlib.sha256(sent_key(headers)).hexdigest()
-                threads = callers if digest in known else strangers
-                store = await run(threads, _open_inbox, trail, name, digest)
-                known.add(digest)
+                store = await run(_open_inbox, trail, name, headers)
                 # The body of a caller without a key is not read. Its Content-Length may
                 # be wrong: h11 ignores it for a chunked body.
                 body = bytearray()
@@ -135,12 +128,10 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
                     body += piece
                     if len(body) > MOST_BODY_BYTES:
                         raise BodyTooLarge(f"a body has at most {MOST_BODY_BYTES} bytes")
-                await run(callers, _store_events, store, name, headers, bytes(body))
+                await run(_store_events, store, name, headers, bytes(body))
             except ClientDisconnect:
                 return
             except OnnxserveError as error:
-                if isinstance(error, Unauthenticated):
-                    known.discard(digest)
                 # The reason has addresses, and is not the fault of the caller, who must
                 # try again.
                 if isinstance(error, InvalidConfig | StoreUnavailable):
@@ -154,10 +145,9 @@ def install(served: "Flask | FastAPI", trail: AuditTrail) -> None:
     served.add_middleware(enclose)
 
 
-def _open_inbox(trail: AuditTrail, name: str, digest: str) -> Store:
-    """Return the store of an endpoint to which the key with a digest may push
-    events.
-    """
+def _open_inbox(trail: AuditTrail, name: str, headers: Mapping[str, str]) -> Store:
+    """Return the store of an endpoint to which the key of a request may push events."""
+    digest = hashlib.sha256(sent_key(headers)).hexdigest()
     store = trail.store()
     keys = ApiKeys(store).valid(digest=digest)
     if not keys:

@@ -1,10 +1,9 @@
-"""Tests of `onnxserve explain`, `robustness` and `optimize`, and of the profile in
-docs/examine.md. See tests/wrap/evaluation and tests/wrap/optimization for the results.
+"""Tests of `onnxserve explain`, `robustness` and `optimize`. See tests/wrap/evaluation
+and tests/wrap/optimization for the results.
 """
 
 import json
 
-import mlflow
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
@@ -12,7 +11,6 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.wrap.optimization import measure
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.commands import onnxserve, told
-from tests.support.guides import ROOT, blocks, page_reader
 from tests.support.networks import write_labelled, write_network
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
@@ -87,15 +85,6 @@ def test_robustness_has_a_line_per_strength(folder):
     assert report["metric"] == "roc_auc"
     (point,) = report["points"]
     assert (point["disturbance"], point["variant"]) == ("scale", "b")
-
-
-def test_page_profiles_a_version(folder):
-    *_, code = blocks("python", (ROOT / "docs" / "examine.md").read_text())
-    code = code.replace("digits-cnn", "net")
-    file = page_reader(folder, mlflow.get_tracking_uri()).run(code, "python").strip()
-    events = json.loads((folder / file).read_text())
-    assert sum(event["name"] == "model_run" for event in events) == 30
-    assert {"Softmax", "ArgMax"} <= {event["args"].get("op_name") for event in events}
 
 
 @pytest.mark.long

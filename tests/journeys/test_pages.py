@@ -39,9 +39,10 @@ PAGES = {
     "observe.md": [r"^onnxserve_agent_up 1"],
     "examine.md": [
         r"^noise +1 +0\.9711 +\+0\.0228$",
-        r"^scale +10 +0\.6900 +\+0\.3039 +mean symmetry$",
+        r"^scale +10 +0\.8628 +\+0\.1310 +compactness error$",
         r'^\{"columns": \["carrier"',
         r"^worst concave points +1\.013 +\+0\.0030 ± 0\.0017$",
+        r"^onnxruntime_profile_.*\.json$",
     ],
     "gate.md": [
         r"^gated-cancer version 2: passed, compared with models:/gated-cancer/1$",

@@ -9,13 +9,13 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -472,6 +472,13 @@ def _limit_mlflow_client() -> None:
     data_lake.__init__ = open_own
     artifact_repo.ArtifactRepository._iter_artifacts_recursive = list_files
     mlflow_private.replace("_get_http_response_with_retries", send_bounded)
+
+
+def send_headers(read: Callable[[], dict[str, str]]) -> None:
+    """Let MLflow's client send more headers, if `read` returns any."""
+    mlflow_private._request_header_provider_registry.register(
+        partial(SimpleNamespace, in_context=read, request_headers=read)
+    )
 
 
 def app_answer(

@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from heapq import merge
 from operator import attrgetter
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.core import mlflow_private
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.registry.connection import (
@@ -21,6 +19,7 @@ from mlflow_deploy_plugin.core.registry.connection import (
     registry_address,
     registry_client,
     registry_errors,
+    send_headers,
 )
 from mlflow_deploy_plugin.core.registry.model_uri import (
     STAGES,
@@ -68,13 +67,12 @@ def one_act() -> Iterator[None]:
 @cache  # The cache registers the header only once.
 def _send_acts() -> None:
     """Let MLflow's client send the id of the current act."""
-    mlflow_private._request_header_provider_registry.register(
-        partial(
-            SimpleNamespace,
-            in_context=CURRENT_ACT.get,
-            request_headers=lambda: {ACT_HEADER: CURRENT_ACT.get()},
-        )
-    )
+
+    def read() -> dict[str, str]:
+        act = CURRENT_ACT.get()
+        return {ACT_HEADER: act} if act else {}
+
+    send_headers(read)
 
 
 def event_history(
@@ -115,16 +113,18 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     """
     from mlflow_deploy_plugin.core.store.audit import ACT, INTEND, INTENTION
 
-    results = {event.detail.get(INTENTION) for event in events if event.action != INTEND}
+    results = {str(event.detail.get(INTENTION)) for event in events if event.action != INTEND}
     # The last gate run, and the last move to each place, of each model.
     last = {}
     steps = set()
     for event in sorted(events, key=attrgetter("at")):
         act = event.detail.get(ACT)
-        moved = event.detail.get("moved", {})
-        place = moved.get("place", event.action)
+        moved = event.detail.get("moved")
+        if not isinstance(moved, dict):  # Other writers of the store may write any document.
+            moved = {}
+        place = str(moved.get("place", event.action))
         before = moved.get("before", event.after)
-        if event.action == INTEND and event.detail[INTENTION] in results:
+        if event.action == INTEND and str(event.detail.get(INTENTION, "")) in results:
             steps.add(id(event))
         elif event.action in _STEPS:
             last[event.model, place] = event, (act, event.version, before)

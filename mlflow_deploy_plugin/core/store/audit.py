@@ -99,8 +99,13 @@ EVENT_FIELDS = tuple(field.name for field in fields(AuditEvent))
 
 
 def event_of(row: Any) -> AuditEvent:
-    """Return the event of a row, or of an event with further fields."""
-    return AuditEvent(*(getattr(row, name) for name in EVENT_FIELDS))
+    """Return the event of a row, or of an event with further fields. Its detail is
+    empty if another writer of the store has written no object.
+    """
+    values = row_values(row)
+    if not isinstance(row.detail, dict):
+        values["detail"] = {}
+    return AuditEvent(**values)
 
 
 def canonical_json(document: object) -> str:

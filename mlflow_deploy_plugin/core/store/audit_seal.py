@@ -63,9 +63,7 @@ def seal(store: Store) -> None:
         head, fault = checked_head(session, keys, record)
         fault = fault or rows_fault
         if fault:
-            raise InvalidConfig(
-                f"this is not the audit trail that this server has recorded: {fault}; {REMEDY}"
-            )
+            raise InvalidConfig(f"this audit trail is not known to this server: {fault}; {REMEDY}")
         if head is None and record.has_others:
             _log.warning(
                 "this key has the record of another store; if this store has been in use before, "

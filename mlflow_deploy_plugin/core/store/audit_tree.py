@@ -117,8 +117,9 @@ def _record_fault(session: Session, head: TreeHead | None, record: TrailRecord) 
     if head is None:
         if recorded:
             return f"all {recorded.edge.size:,} events of the audit trail are missing"
-        has_chains = inspect(session.connection()).has_table(_CHAINS)
-        if has_chains and session.scalar(text(f"SELECT id FROM {_CHAINS} LIMIT 1")):
+        if inspect(session.connection()).has_table(_CHAINS) and session.scalar(
+            text(f"SELECT id FROM {_CHAINS} LIMIT 1")
+        ):
             return (
                 "its hash chains were not verified, which MLflow's server does at a start with the "
                 f"commit {LAST_MIGRATING_COMMIT} of onnxserve"

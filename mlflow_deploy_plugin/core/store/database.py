@@ -161,13 +161,11 @@ def _migrate(connection: Connection) -> None:
         connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES ('{SCHEMA}')"))
         return
     from alembic import command
-    from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
     config = migration_config(connection)
     scripts = ScriptDirectory.from_config(config)
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    current = context.get_current_revision()
+    current = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))
     revisions = {script.revision for script in scripts.walk_revisions()}
     if current not in revisions:
         raise StoreUnavailable(
@@ -175,10 +173,9 @@ def _migrate(connection: Connection) -> None:
             f"onnxserve {__version__} does not support: upgrade onnxserve if a newer version "
             "created the store; if a build before the first release created the store, start "
             f"MLflow's server once with the commit {LAST_MIGRATING_COMMIT} of onnxserve, which "
-            "migrates it",
+            "migrates the schemas 0015 and 0016, or move the store's tables away",
         )
-    if current != scripts.get_current_head():
-        command.upgrade(config, "head")
+    command.upgrade(config, "head")
 
 
 def _read_json(text: str | bytes) -> object:

@@ -88,7 +88,10 @@ the largest value.
 _MIN_FACTOR = 1.0
 _MAX_FACTOR = 4.0
 _LEAST_FREE_BYTES = 64 * 2**20
-_STACK_BYTES = 8 * 2**20
+STACK_BYTES = 2**21
+"""The stack of each further thread of a worker that has a limit of memory, instead of 8
+MiB (`ulimit -s`), because all of it counts.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,7 +350,7 @@ class MemoryLimit:
     def _limit_growth(self) -> None:
         if self._limit is not None and self._threads is not None:
             free = max(self._limit - self.used(), _LEAST_FREE_BYTES)
-            limit_growth(free + self._threads * _STACK_BYTES)
+            limit_growth(free + self._threads * STACK_BYTES)
 
     def used(self) -> int:
         """Return the memory of this process and its children in bytes."""

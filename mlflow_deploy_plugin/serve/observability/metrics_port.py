@@ -10,7 +10,6 @@ import asyncio
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.statedir.files import METRICS
@@ -28,25 +27,28 @@ default. The loop accepts 100 connections at once, before it reads their request
 
 
 async def serve(listener: socket.socket, read_page: Callable[[], bytes]) -> None:
-    """Answer one request per connection. A connection above the limit of connections
-    closes the oldest one. `read_page` is called in a thread, and returns the metrics in
-    Prometheus' text format; requests that arrive meanwhile get the same page.
+    """Answer one request per connection. At the limit of connections, a further one
+    closes the oldest without a request, or else the oldest.
+
+    `read_page` is called in a thread, and returns the metrics in Prometheus' text
+    format; requests that arrive meanwhile get the same page.
     """
-    connections: dict[asyncio.StreamWriter, None] = {}  # the oldest first
+    # The oldest first; True for one that has sent its request.
+    connections: dict[asyncio.StreamWriter, bool] = {}
     reading: asyncio.Task[bytes] | None = None
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the request of a connection, and close it."""
         nonlocal reading
-        connections[writer] = None
-        if len(connections) > _MOST_CONNECTIONS:
-            oldest = next(iter(connections))
+        if len(connections) == _MOST_CONNECTIONS:
+            oldest = min(connections, key=connections.__getitem__)
             del connections[oldest]
             oldest.transport.abort()
-        # The client may be gone or too slow, or may not send HTTP.
-        with suppress(OSError, EOFError, asyncio.LimitOverrunError):
+        connections[writer] = False
+        try:
             async with asyncio.timeout(_MOST_SECONDS):
                 request = await reader.readuntil(b"\r\n\r\n")
+                connections[writer] = True
                 status = "404 Not Found"
                 page = b""
                 if request.startswith((b"GET /metrics ", b"GET /metrics?")):
@@ -63,18 +65,20 @@ async def serve(listener: socket.socket, read_page: Callable[[], bytes]) -> None
                 writer.transport.set_write_buffer_limits(0)
                 writer.write(f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page)
                 await writer.drain()
-        connections.pop(writer, None)
-        writer.transport.abort()
+        except (OSError, EOFError, asyncio.LimitOverrunError):
+            pass  # The client is gone or too slow, or does not send HTTP.
+        finally:
+            connections.pop(writer, None)
+            writer.transport.abort()
 
     await (await asyncio.start_server(answer, sock=listener)).serve_forever()
 
 
 if __name__ == "__main__":
     state_dir = Path(sys.argv[1])
-    has_gpu = "--gpu" in sys.argv
     asyncio.run(
         serve(
             socket.socket(fileno=int(sys.argv[2])),
-            lambda: workers_page(state_dir / METRICS) + gauges_page(state_dir, has_gpu),
+            lambda: workers_page(state_dir / METRICS) + gauges_page(state_dir, "--gpu" in sys.argv),
         )
     )

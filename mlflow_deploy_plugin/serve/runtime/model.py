@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
     pass_exit,
 )
+from mlflow_deploy_plugin.core.processes.memory import bytes_left
 from mlflow_deploy_plugin.serve.runtime import session as sessions
 from mlflow_deploy_plugin.serve.runtime.artifact import (
     INTEGERS,
@@ -87,6 +88,11 @@ _LOST_DEVICE = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure \d+")
 """ONNX Runtime's messages of a run without memory (of its arena, CUDA, cuBLAS and
 cuDNN), and of a GPU that failed. After such a failure, CUDA computes nothing in this
 process.
+"""
+_MANY_VALUES = 10_000
+_VALUE_BYTES = 64
+"""The least number of values before whose encoding the memory is checked, and the bytes
+for each.
 """
 _VALUES_OF_ONE = {"str": 4, "map": 16}
 """The number of numeric values that take as much memory as one text, or as one mapping
@@ -328,6 +334,8 @@ class OnnxModel:
         count = already + sum(output.size for output in outputs)
         if count > self._most_values:
             raise BodyTooLarge(too_many_values(self._most_values))
+        if count > _MANY_VALUES and count * _VALUE_BYTES > bytes_left():
+            raise MemoryError  # orjson would end the process.
         return count
 
     def run(

@@ -61,7 +61,7 @@ _KEEP_SECONDS = 1.0
 """The memory of a large run remains allocated for this time, so that the next run can
 reuse it.
 """
-_LEAST_BYTES = 4 * 2**20
+_LEAST_BYTES = 2**22
 _MOST_USED_UP = 20
 """The memory with which a worker can go on, and the number of checks, four per second,
 without it.
@@ -532,29 +532,31 @@ class _ArenaKeeper:
         grows, if it cannot allocate the entry in its list.
         """
         used_up = 0
-        while True:
+        while used_up < _MOST_USED_UP:
             time.sleep(_KEEP_SECONDS / 4)
-            is_near = bytes_left() < self.limit / 2
-            # Small runs may also have taken much memory.
-            for reference in list(self.arenas if is_near else self._grown):
-                arena = reference()
-                if arena is None or arena.is_idle() or self.is_memory_short():
-                    # Discard the arena before it shrinks, so that a run that ends
-                    # meanwhile adds the arena again.
-                    self._grown.discard(reference)
-                    if arena is not None:
-                        arena.shrink()
-                # Without the reference, a replaced version is freed during the next
-                # sleep.
-                del arena
-            if is_near:
-                ctypes.CDLL(None).malloc_trim(0)
             used_up += 1
-            if bytes_left() > _LEAST_BYTES:
-                used_up = 0
-            if used_up == _MOST_USED_UP:
-                must_end.set()
-                logger.error("the memory of this worker stays used up: it starts again")
+            with contextlib.suppress(OSError, MemoryError):
+                self._shrink_idle()
+                if bytes_left() > _LEAST_BYTES:
+                    used_up = 0
+        must_end.set()
+        logger.error("the memory of this worker stays used up: it starts again")
+
+    def _shrink_idle(self) -> None:
+        is_near = bytes_left() < self.limit / 2
+        # Small runs may also have taken much memory.
+        for reference in list(self.arenas if is_near else self._grown):
+            arena = reference()
+            if arena is None or arena.is_idle() or self.is_memory_short():
+                # Discard the arena before it shrinks, so that a run that ends meanwhile
+                # adds the arena again.
+                self._grown.discard(reference)
+                if arena is not None:
+                    arena.shrink()
+            # Without the reference, a replaced version is freed during the next sleep.
+            del arena
+        if is_near:
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def limit_memory(limit: int | None, processes: int = 1) -> None:

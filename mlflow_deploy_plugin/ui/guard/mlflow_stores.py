@@ -12,9 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import copy_context
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +50,7 @@ which a decision no longer waits for the files of a version. MLflow's clients wa
 120 seconds.
 """
 _CHUNK_BYTES = 2**20
-_readers = ThreadPoolExecutor(_READERS, "onnxserve-files")
+_readers = threading.BoundedSemaphore(_READERS)
 _turns: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
 """The turns of the readers of each model, so that an editor's large files do not occupy
 all readers.
@@ -185,28 +183,41 @@ def files_digest(model: str, version: str) -> str:
     cannot be read, and RegistryUnavailable if this takes too long.
     """
     seconds = MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT.get() or _READING_SECONDS
+    deadline = time.monotonic() + seconds
     sizes: dict[str, int] = {}
-    with _reading(f"version {version} of {model}"):
+    with (
+        _reading(f"version {version} of {model}"),
+        suppress(TimeoutError),
+        _turn(model, deadline),
+    ):
         store, root = artifact_store(registry().get_model_version_download_uri(model, version))
-        deadline = time.monotonic() + seconds
-        turn = _turns[active_workspace(), model]
-        if turn.acquire(timeout=seconds):
-            reading = _readers.submit(
-                copy_context().run, _digest_of_files, store, root, sizes, deadline
-            )
-            reading.add_done_callback(lambda _: turn.release())
-            try:
-                return reading.result(deadline - time.monotonic())
-            except TimeoutError:
-                reading.cancel()
-    size = sum([*sizes.values()])
+        return _digest_of_files(store, root, sizes, deadline)
     message = (
-        f"MLflow's server did not read the files of version {version} of {model} ({size:,} bytes) "
-        f"within {seconds} seconds, with {_READERS} versions at once: try again, or set its "
-        "environment variable MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT to more seconds"
+        f"MLflow's server did not read the files of version {version} of {model} "
+        f"({sum(sizes.values()):,} bytes) within {seconds} seconds, with {_READERS} versions at "
+        "once: try again, or set its environment variable "
+        "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT to more seconds"
     )
     _log.warning(message)
     raise RegistryUnavailable(message)
+
+
+@contextmanager
+def _turn(model: str, deadline: float) -> Iterator[None]:
+    """Wait for the turn of a reader of this model, and for one of all readers. Raises
+    TimeoutError after the `deadline`.
+    """
+    with ExitStack() as taken:
+        for lock in (_turns[active_workspace(), model], _readers):
+            if not lock.acquire(timeout=max(0, deadline - time.monotonic())):
+                raise TimeoutError
+            taken.callback(lock.release)
+        yield
+
+
+def _require_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise TimeoutError
 
 
 def _digest_of_files(
@@ -217,6 +228,7 @@ def _digest_of_files(
     """
     folders = [root]
     while folders:
+        _require_time(deadline)
         for entry in store.list_artifacts(folders.pop() or None):
             if entry.is_dir:
                 folders.append(entry.path)
@@ -224,6 +236,7 @@ def _digest_of_files(
                 sizes[entry.path] = entry.file_size
     hashes = {}
     for path in sizes:
+        _require_time(deadline)
         with tempfile.TemporaryDirectory(prefix="onnxserve-guard-") as folder:
             # A local file is read in its place.
             copies_to = None if isinstance(store, LocalArtifactRepository) else folder
@@ -234,8 +247,7 @@ def _digest_of_files(
             with file.open("rb") as stream:
                 while chunk := stream.read(_CHUNK_BYTES):
                     digest.update(chunk)
-                    if time.monotonic() > deadline:
-                        raise TimeoutError
+                    _require_time(deadline)
             hashes[Path(path).relative_to(root)] = digest.hexdigest()
     if Path(MLMODEL) not in hashes:
         raise FileNotFoundError(MLMODEL)

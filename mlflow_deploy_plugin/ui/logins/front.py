@@ -8,8 +8,10 @@ and time.
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -58,27 +60,31 @@ def install(served: "Flask | FastAPI", app: Flask, adapter: Login, machines: str
         served.add_middleware(partial(_Front, app, adapter, machines))
 
 
+@dataclass
 class _Front:
-    def __init__(self, app: Flask, adapter: Login, machines: str, inner: "ASGIApp") -> None:
-        self._app = app
-        self._adapter = adapter
-        self._machines = machines
-        self._inner = inner
+    app: Flask
+    adapter: Login
+    machines: str
+    inner: "ASGIApp"
+
+    def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(_LOGIN_THREADS, "onnxserve-login")
         self._logins = _Logins()
         self._keys = _Logins()
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http":
-            await self._inner(scope, receive, send)
+            await self.inner(scope, receive, send)
             return
+        # WSGI cannot tell X_Name from X-Name, which only a proxy may set.
+        scope["headers"] = [pair for pair in scope["headers"] if b"_" not in pair[0]]
         path = scope["path"].removeprefix(static_prefix())
         # Browsers ask without a login if a page of another site may send a request.
-        is_open = scope["method"] == "OPTIONS" or self._adapter.is_open(scope["path"])
-        is_machine = scope["path"].startswith(self._machines)
+        is_open = scope["method"] == "OPTIONS" or self.adapter.is_open(scope["path"])
+        is_machine = scope["path"].startswith(self.machines)
         body = _Body(receive, is_open, scope["method"] == "PUT" and path.startswith(_ARTIFACTS))
         length = int(dict(scope["headers"]).get(b"content-length", 0))
-        is_counted = self._adapter.counts_failures and not is_open
+        is_counted = self.adapter.counts_failures and not is_open
         logins = self._keys if is_machine else self._logins
         sender = _sender(scope)
         status = 0
@@ -89,7 +95,7 @@ class _Front:
                 status = message.get("status", status)
                 await send(message)
 
-        app = self._inner
+        app = self.inner
         try:
             if is_counted:
                 logins.check(*sender)
@@ -98,9 +104,7 @@ class _Front:
             if not is_open and not is_machine:
                 loop = asyncio.get_running_loop()
                 app = await loop.run_in_executor(self._threads, self._ask, scope)
-            # WSGI cannot tell X_Name from X-Name, which only a proxy may set.
-            headers = [pair for pair in scope["headers"] if b"_" not in pair[0]]
-            await app({**scope, "headers": headers}, body.receive, answer)
+            await app(scope, body.receive, answer)
         except Exception as error:
             if isinstance(error, OnnxserveError):
                 body.error = error
@@ -117,13 +121,13 @@ class _Front:
         from starlette.middleware.wsgi import build_environ
         from starlette.responses import Response
 
-        with self._app.request_context({**build_environ(scope, b""), "asgi.scope": scope}):
+        with self.app.request_context({**build_environ(scope, b""), "asgi.scope": scope}):
             try:
-                refused: WerkzeugResponse | None = self._adapter.refusal()
+                refused: WerkzeugResponse | None = self.adapter.refusal()
             except HTTPException as error:
                 refused = error.get_response()
             if refused is None:
-                return self._inner
+                return self.inner
             return Response(refused.get_data(), refused.status_code, dict(refused.headers))
 
 
@@ -131,22 +135,27 @@ class _Logins:
     """The wrong logins of each address, and the credentials that were accepted last."""
 
     def __init__(self) -> None:
-        # A list grows in its place, so that the minute begins with the first failure.
-        self._failures: MutableMapping[str, list[bytes]] = TTLCache(_REMEMBERED, _FAILURE_SECONDS)
+        # A counter grows in place, so that the minute begins with the first failure.
+        self._failures: MutableMapping[str, Counter[bytes]] = TTLCache(
+            _REMEMBERED, _FAILURE_SECONDS
+        )
         self._accepted: MutableMapping[bytes, bool] = LRUCache(_REMEMBERED)
 
     def check(self, address: str, digest: bytes) -> None:
-        """Raise TooManyRequests if the address has sent too many wrong logins."""
-        failures = len(self._failures.get(address, []))
-        if digest and failures >= _MOST_FAILURES and digest not in self._accepted:
-            reason = f"{address} has sent {failures} wrong logins: wait for a minute"
+        """Raise TooManyRequests if the address has sent too many wrong logins, or this
+        one too often: a client that repeats an old one does not refuse the others.
+        """
+        failures = self._failures.get(address, Counter())
+        most = max(len(failures), failures[digest])
+        if digest and most >= _MOST_FAILURES and digest not in self._accepted:
+            reason = f"{address} has sent {most} wrong logins: wait for a minute"
             raise TooManyRequests(reason, _FAILURE_SECONDS)
 
     def count(self, address: str, digest: bytes, status: int) -> None:
         if digest and status == 401:
             self._accepted.pop(digest, None)
-            self._failures.setdefault(address, []).append(digest)
-        elif digest and status < 300:
+            self._failures.setdefault(address, Counter())[digest] += 1
+        elif digest and 200 <= status < 300:
             self._accepted[digest] = True
 
 

@@ -112,12 +112,10 @@ class ProxyHeader(Login):
         if self.is_open(request.path):
             return None
         identity = self._identify(request.headers.get, request.remote_addr or "")
-        # WSGI has one name for X-Name and X_Name.
-        names = {name.lower() for name in (self._header, self._groups_header) if name}
+        names = {name.lower().encode() for name in (self._header, self._groups_header) if name}
         raw = request.environ.get("asgi.scope", {"headers": ()})["headers"]
-        received = [name.decode("latin-1") for name, _ in raw]
-        sent = [name for name in received if name.replace("_", "-") in names]
-        if len(sent) != len(set(sent)) or not names.issuperset(sent):
+        sent = [name for name, _ in raw if name in names]
+        if len(sent) != len(set(sent)):
             identity = Refused("the request has several headers with the caller's name or groups")
         if isinstance(identity, Refused):
             return refusal(Unauthenticated.error_code, identity.reason, 401)

@@ -107,7 +107,6 @@ class StoreMetrics(Collector):
     def __init__(self, store: Store, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._store = store
         self._patience_seconds = patience_seconds
-        self._lock = threading.Lock()
         self._reading: _Reading | None = None
         self._metrics: Sequence[Metric] = ()
         self._logged = ""
@@ -116,13 +115,12 @@ class StoreMetrics(Collector):
         return []  # The store is not read at registration, but by the first scrape.
 
     def collect(self) -> Iterator[Metric]:
-        with self._lock:
-            if self._reading is None or self._reading.ended.is_set():
-                self._reading = _Reading()
-                threading.Thread(
-                    target=self._read, args=(self._reading,), name="gauges", daemon=True
-                ).start()
-            reading = self._reading
+        if self._reading is None or self._reading.ended.is_set():
+            self._reading = _Reading()
+            threading.Thread(
+                target=self._read, args=(self._reading,), name="gauges", daemon=True
+            ).start()
+        reading = self._reading
         reading.ended.wait(self._patience_seconds)
         yield GaugeMetricFamily("onnxserve_store_up", "1 while the store answers.", reading.is_up)
         yield from self._metrics

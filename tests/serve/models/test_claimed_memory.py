@@ -25,6 +25,11 @@ CLAIM = """claims (float[N,1] x) => (float[N,1] y) <int64[1] flat = {-1}> {
   sum = ReduceSum<keepdims = 0>(cells)
   y = Add(x, sum)
 }"""
+ANSWER = """claims (float[N,1] x) => (float[M] y) <int64[1] flat = {-1}> {
+  sizes = Cast<to = 7>(x)
+  size = Reshape(sizes, flat)
+  y = ConstantOfShape(size)
+}"""
 USED_UP = """
 from mlflow_deploy_plugin.core.processes.memory import limit_growth
 from mlflow_deploy_plugin.serve.runtime.session import limit_memory, must_end
@@ -91,6 +96,32 @@ def test_claimed_bytes_are_refused_by_a_living_worker(tmp_path):
     assert {*traffic.answers} == {("1", 200)}
     assert still.pid == worker.pid
     assert peak < LIMIT + TOLERATED
+
+
+def test_claimed_bytes_of_an_answer_are_refused_before_it_is_encoded(tmp_path):
+    endpoints = {"claims": {"v": variant(write_model(tmp_path / "claims", ANSWER))}}
+    with gunicorn(tmp_path, endpoints, ServerSpec(max_worker_memory_bytes=LIMIT)) as running:
+        [worker] = read_workers(tmp_path)
+        bodies = [{"inputs": [[cells]]} for cells in (1e6, 1.5e7, 1e6)]
+        answers = [running.post(json=body).status_code for body in bodies]
+        [still] = read_workers(tmp_path)
+    assert answers == [200, 503, 200]
+    assert still.pid == worker.pid
+
+
+@pytest.mark.long
+def test_stacks_of_many_threads_are_no_claimed_bytes(tmp_path):
+    endpoints = {"e": {"v": variant(write_model(tmp_path / "honest", IDENTITY))}}
+    spec = ServerSpec(max_worker_memory_bytes=LIMIT // 2, max_concurrent_requests=100)
+    body = {"inputs": [[1.0]] * 3000}
+    with gunicorn(tmp_path, endpoints, spec) as running, ThreadPoolExecutor(64) as callers:
+        answers = {*callers.map(lambda _: running.post(json=body).status_code, range(200))}
+        [worker] = read_workers(tmp_path)
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        limits = Path(f"/proc/{worker.pid}/limits").read_text()
+    allocated = 1024 * int(status.partition("VmData:")[2].split()[0])
+    assert allocated < int(limits.partition("Max data size")[2].split()[0]) - LIMIT // 4
+    assert answers == {200}
 
 
 @pytest.mark.long
