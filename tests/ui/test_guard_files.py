@@ -106,6 +106,15 @@ def test_slow_files_are_503_with_their_size(mlflow_app, monkeypatch):
     assert model.enter("1") == 200
 
 
+def test_many_small_files_are_503_after_the_deadline(mlflow_app, monkeypatch):
+    model = mlflow_app.model()
+    model.passed("1")
+    monkeypatch.setattr(mlflow_stores, "_READING_SECONDS", -1)
+    assert model.ask("1").status_code == 503
+    monkeypatch.undo()
+    assert model.enter("1") == 200
+
+
 def test_large_files_of_a_model_leave_readers_to_others(mlflow_app, monkeypatch):
     large = mlflow_app.model()
     other = mlflow_app.model()

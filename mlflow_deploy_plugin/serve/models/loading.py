@@ -89,8 +89,8 @@ _MIN_FACTOR = 1.0
 _MAX_FACTOR = 4.0
 _LEAST_FREE_BYTES = 64 * 2**20
 STACK_BYTES = 2**21
-"""The stack of each further thread of a worker that has a limit of memory, instead of 8
-MiB (`ulimit -s`), because all of it counts.
+"""The stack of each further thread of a worker on the CPU, instead of 8 MiB (`ulimit
+-s`), because all of it counts as allocated.
 """
 
 

@@ -365,6 +365,11 @@ def test_steps_with_the_act_id_are_omitted(step):
         of_act("transition", 3, "Staging"),
         of_act("transition", 4, "Archived", version="3"),
         of_act("register", 1),
+        # Another writer of the store may write any document.
+        event("transition", 3, detail={"moved": "x"}),
+        event("transition", 3, detail={"moved": {"place": ["Production"]}}),
+        event("intend", 3),
+        event("intend", 3, detail={"intention": ["a"]}),
     ],
 )
 def test_other_events_stay_next_to_an_act_id(other):

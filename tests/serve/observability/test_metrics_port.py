@@ -4,7 +4,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -12,12 +14,14 @@ import psutil
 import pytest
 import requests
 import yaml
+from anyio.from_thread import start_blocking_portal
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.core.statedir.metric_files import make_metrics_folder, remove_metrics
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
+from mlflow_deploy_plugin.serve.observability.metrics_port import serve as serve_port
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.served import Place
 from tests.support.commands import done
@@ -97,6 +101,31 @@ def test_silent_connections_before_the_key_close_no_scrape(tmp_path):
         assert get(address, "/metrics").startswith(b"HTTP/1.1 200")
         # The limit is 256 connections.
         assert [connection.recv(1) for connection in connections[:9]] == [b""] * 9
+
+
+def test_scrape_that_waits_stays_before_silent_connections(tmp_path):
+    answered = threading.Event()
+
+    def page():
+        answered.wait(30)
+        return b"up 1"
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        start_blocking_portal() as portal,
+        ExitStack() as silent,
+    ):
+        served = portal.start_task_soon(serve_port, listener, page)
+        address = listener.getsockname()
+        with ThreadPoolExecutor(2) as scrapers:
+            scrape = scrapers.submit(get, address, "/metrics")
+            connections = [
+                silent.enter_context(socket.create_connection(address, 30)) for _ in range(300)
+            ]
+            assert [client.recv(1) for client in connections[:40]] == [b""] * 40
+            answered.set()
+            assert scrape.result().endswith(b"up 1")
+        served.cancel()
 
 
 @pytest.mark.long

@@ -201,6 +201,15 @@ def test_failures_before_the_key_refuse_no_others(served, monkeypatch):
     assert status_of(served, "/health", WRONG, client=client) == 200
 
 
+def test_repeated_wrong_login_refuses_no_other_one(served, monkeypatch):
+    monkeypatch.setattr(front, "_MOST_FAILURES", 2)
+    client = "198.51.100.7"
+    repeated = [status_of(served, "/version", WRONG, client=client) for _ in "abc"]
+    assert repeated == [401, 401, 429]
+    assert status_of(served, "/version", basic("nobody", 1), client=client) == 401
+    assert status_of(served, "/version", basic("nobody", 2), client=client) == 429
+
+
 def test_accepted_login_is_forgotten_with_its_password(served, monkeypatch):
     monkeypatch.setattr(front, "_MOST_FAILURES", 2)
     auth.store.create_user("ben", "password-of-ben")
