@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -34,7 +35,10 @@ def build(index, tmp_path):
     def build(requirements="tiny==1.0", python_env=PYTHON):
         (tmp_path / "model").mkdir(exist_ok=True)
         for name, text in (("requirements.txt", requirements), ("python_env.yaml", python_env)):
-            (tmp_path / "model" / name).write_text(text)
+            # Another thread may read the file.
+            written = tmp_path / f"{name}-{threading.get_ident()}"
+            written.write_text(text)
+            written.replace(tmp_path / "model" / name)
         return environment_python(tmp_path / "model", tmp_path / "environments")
 
     return build
