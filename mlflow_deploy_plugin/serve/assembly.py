@@ -96,10 +96,11 @@ def open_server(state_dir: Path, is_worker: bool = False) -> Server:
     placement = Placement(spec.device, device_id, options, spec.providers)
     worker_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(worker_bytes, spec.workers)
-    memory = MemoryLimit(worker_bytes)
+    stacks = None
     if is_worker and not spec.is_on_nvidia:
         threading.stack_size(STACK_BYTES)
-        memory = MemoryLimit(worker_bytes, request_threads(spec))
+        stacks = request_threads(spec)
+    memory = MemoryLimit(worker_bytes, stacks)
     loader = _Loader(spec, threads, placement, memory)
     names = load_names(spec.v2_names)
     repository = Repository(state_dir, loader.load)

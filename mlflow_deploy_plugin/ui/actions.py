@@ -232,7 +232,7 @@ def main(path: Path) -> int:
     job = job.model_copy(update={"pid": os.getpid()})
     write_state(path, job)
     own_process()
-    # Those of a caller without a password or a token, such as session cookies.
+    # A caller without a password or a token has headers, such as session cookies.
     headers: dict[str, str] = json.loads(os.environ.pop(HEADERS_VARIABLE, "{}"))
     send_headers(lambda: headers)
     try:

@@ -30,7 +30,12 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, TreeHead, parse_head
 from mlflow_deploy_plugin.core.store.merkle import Edge, leaf_hash
-from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow, AuditTreeRow
+from mlflow_deploy_plugin.core.store.tables import (
+    LAST_MIGRATING_COMMIT,
+    AuditLeafRow,
+    AuditRow,
+    AuditTreeRow,
+)
 
 ADOPT = "adopt"
 """The action of the event that an administrator has accepted a trail with faults. No
@@ -45,8 +50,6 @@ REMEDY = (
 )
 STREAMED = {"yield_per": 1000}
 """The option of queries whose rows are not held in memory at once."""
-LAST_MIGRATING_COMMIT = "4dff77c38"
-"""The last commit that migrates stores of builds before the first release."""
 _CHAINS = "onnxserve_audit_chains"
 """The table of those builds whose hash chains their servers turn into a tree."""
 _ROW = 1

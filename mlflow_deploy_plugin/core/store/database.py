@@ -23,9 +23,13 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.audit import Login
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
-from mlflow_deploy_plugin.core.store.audit_tree import LAST_MIGRATING_COMMIT
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import READS_ONLY, VERSION_TABLE, Base
+from mlflow_deploy_plugin.core.store.tables import (
+    LAST_MIGRATING_COMMIT,
+    READS_ONLY,
+    VERSION_TABLE,
+    Base,
+)
 from mlflow_deploy_plugin.core.store.transactions import (
     LOCK_SECONDS,
     redacted_url,
@@ -41,6 +45,7 @@ SCHEMA = max(script.name[:4] for script in (MIGRATIONS / "versions").glob("0*"))
 """The newest Alembic revision, read from the script names, because the import of
 Alembic takes 0.2 s.
 """
+_STORED_SCHEMA = text(f"SELECT version_num FROM {VERSION_TABLE}")
 _ADVISORY_LOCK = 0x6F6E6E78  # the letters "onnx": any number, but the same in all processes
 _CONNECT_SECONDS = 10
 _SERVER_LOCK_SECONDS = 5
@@ -88,9 +93,8 @@ def open_store(
     engine = _engine(parsed, lock_seconds)
     try:
         with engine.begin() as connection:
-            versions = text(f"SELECT version_num FROM {VERSION_TABLE}")
             is_made = inspect(connection).has_table(VERSION_TABLE)
-            if not is_made or connection.scalars(versions).all() != [SCHEMA]:
+            if not is_made or connection.scalars(_STORED_SCHEMA).all() != [SCHEMA]:
                 if connection.dialect.name == "postgresql":
                     connection.execute(
                         text("SELECT pg_advisory_xact_lock(:key)"),
@@ -165,7 +169,7 @@ def _migrate(connection: Connection) -> None:
 
     config = migration_config(connection)
     scripts = ScriptDirectory.from_config(config)
-    current = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))
+    current = connection.scalar(_STORED_SCHEMA)
     revisions = {script.revision for script in scripts.walk_revisions()}
     if current not in revisions:
         raise StoreUnavailable(

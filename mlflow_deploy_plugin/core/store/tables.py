@@ -20,6 +20,8 @@ ValueT = TypeVar("ValueT", bound="DataclassInstance")
 Json = dict[str, Any]
 """A JSON object in a column."""
 VERSION_TABLE = "onnxserve_alembic_version"
+LAST_MIGRATING_COMMIT = "4dff77c38"
+"""The last commit that migrates stores of builds before the first release."""
 READS_ONLY = "onnxserve_reads_only"
 """The name of the execution option that marks a connection whose transactions only
 read.

@@ -33,7 +33,7 @@ async def serve(listener: socket.socket, read_page: Callable[[], bytes]) -> None
     `read_page` is called in a thread, and returns the metrics in Prometheus' text
     format; requests that arrive meanwhile get the same page.
     """
-    # The oldest first; True for one that has sent its request.
+    # Each connection, the oldest first, and True if it has sent its request.
     connections: dict[asyncio.StreamWriter, bool] = {}
     reading: asyncio.Task[bytes] | None = None
 

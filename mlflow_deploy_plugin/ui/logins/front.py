@@ -84,9 +84,10 @@ class _Front:
         is_machine = scope["path"].startswith(self.machines)
         body = _Body(receive, is_open, scope["method"] == "PUT" and path.startswith(_ARTIFACTS))
         length = int(dict(scope["headers"]).get(b"content-length", 0))
-        is_counted = self.adapter.counts_failures and not is_open
         logins = self._keys if is_machine else self._logins
-        sender = _sender(scope)
+        sender = ("", b"")  # not counted
+        if self.adapter.counts_failures and not is_open:
+            sender = _sender(scope)
         status = 0
 
         async def answer(message: "Message") -> None:
@@ -97,8 +98,7 @@ class _Front:
 
         app = self.inner
         try:
-            if is_counted:
-                logins.check(*sender)
+            logins.check(*sender)
             if length > body.bytes_left:
                 raise BodyTooLarge(_TOO_LARGE)
             if not is_open and not is_machine:
@@ -112,7 +112,7 @@ class _Front:
                 raise
         if body.error is not None and not status:
             await error_response(body.error)(scope, receive, send)
-        elif is_counted and not path.startswith(_GATEWAY):  # A provider may answer 401.
+        elif not path.startswith(_GATEWAY):  # A provider may answer 401.
             logins.count(*sender, status)
 
     def _ask(self, scope: "Scope") -> "ASGIApp":

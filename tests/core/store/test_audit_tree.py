@@ -29,12 +29,17 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
 from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail, seal, verify_trail
-from mlflow_deploy_plugin.core.store.audit_tree import LAST_MIGRATING_COMMIT, leaf_entry
+from mlflow_deploy_plugin.core.store.audit_tree import leaf_entry
 from mlflow_deploy_plugin.core.store.audit_verify import BROKEN, counted_events
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, encoded, parse_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.merkle import Edge, leaf_hash
-from mlflow_deploy_plugin.core.store.tables import AuditLeafRow, AuditRow, AuditTreeRow
+from mlflow_deploy_plugin.core.store.tables import (
+    LAST_MIGRATING_COMMIT,
+    AuditLeafRow,
+    AuditRow,
+    AuditTreeRow,
+)
 from tests.support.disk import tiny_disk
 from tests.support.refusals import mentions, refused
 

@@ -16,10 +16,9 @@ from sqlalchemy import Engine, create_engine, event, make_url, text
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
-from mlflow_deploy_plugin.core.store.audit_tree import LAST_MIGRATING_COMMIT
 from mlflow_deploy_plugin.core.store.database import SCHEMA, migration_config, open_store, utc_now
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import VERSION_TABLE, Base
+from mlflow_deploy_plugin.core.store.tables import LAST_MIGRATING_COMMIT, VERSION_TABLE, Base
 from mlflow_deploy_plugin.core.store.transactions import store_unavailable
 from tests.support.refusals import mentions, refused
 
